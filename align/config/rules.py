@@ -1,0 +1,119 @@
+"""The declarative rules of a scorer: what a recipe may say about a reply without training anything."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Literal
+
+import regex
+from pydantic import AfterValidator, Field, model_validator
+
+from align.config.base import StrictModel
+
+
+def _compiles(pattern: str) -> str:
+    """The pattern itself, if it is a regular expression; else an error that shows it."""
+    try:
+        regex.compile(unicodedata.normalize("NFC", pattern))
+    except regex.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
+
+
+class RuleBase(StrictModel):
+    """What every rule has."""
+
+    name: str = Field(min_length=1)
+    """How the rule is called in the scores; unique within its rule set."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the score, relative to the other rules' weights."""
+
+
+class MatchesRule(RuleBase):
+    """1 if the completion contains any of the patterns, else 0."""
+
+    type: Literal["matches"]
+    any_of: list[Pattern] = Field(min_length=1)
+    """Regular expressions, searched anywhere in the NFC form of the completion."""
+    ignore_case: bool = True
+    """Whether upper and lower case are the same."""
+
+
+class AvoidsRule(RuleBase):
+    """1 if the completion contains none of the patterns, else 0."""
+
+    type: Literal["avoids"]
+    none_of: list[Pattern] = Field(min_length=1)
+    """Regular expressions, searched anywhere in the NFC form of the completion."""
+    ignore_case: bool = True
+    """Whether upper and lower case are the same."""
+
+
+class ContainsReferenceRule(RuleBase):
+    """1 if the prompt's `reference` occurs in the completion (whatever the case), else 0."""
+
+    type: Literal["contains_reference"]
+
+
+class LengthRule(RuleBase):
+    """1 if the completion's length lies inside every bound given (ends included), else 0."""
+
+    type: Literal["length"]
+    min_characters: int | None = Field(default=None, ge=0)
+    """Fewest characters (Unicode code points of the NFC form, outer white space not counted)."""
+    max_characters: int | None = Field(default=None, ge=0)
+    """Most characters."""
+    min_words: int | None = Field(default=None, ge=0)
+    """Fewest words (separated by white space)."""
+    max_words: int | None = Field(default=None, ge=0)
+    """Most words."""
+
+    @model_validator(mode="after")
+    def _bounds_make_a_window(self) -> LengthRule:
+        windows = {"characters": (self.min_characters, self.max_characters), "words": (self.min_words, self.max_words)}
+        if all(bound is None for window in windows.values() for bound in window):
+            raise ValueError("a length rule needs at least one of min_characters, max_characters, min_words, max_words")
+        for unit, (least, most) in windows.items():
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"min_{unit} ({least}) is greater than max_{unit} ({most}): nothing could pass")
+        return self
+
+
+class RepetitionRule(RuleBase):
+    """1 if the completion repeats itself no more than allowed, else 0."""
+
+    type: Literal["repetition"]
+    ngram_words: int = Field(default=3, ge=1)
+    """Length of the word n-grams that are compared."""
+    max_repeated_share: float = Field(ge=0, le=1)
+    """Largest share allowed, of n-grams seen earlier in the completion and of sentences seen earlier in it."""
+
+
+class NumericAnswerRule(RuleBase):
+    """1 if the last number in the completion equals the last number in the prompt's `reference`, else 0."""
+
+    type: Literal["numeric_answer"]
+
+
+Rule = Annotated[
+    MatchesRule | AvoidsRule | ContainsReferenceRule | LengthRule | RepetitionRule | NumericAnswerRule,
+    Field(discriminator="type"),
+]
+
+
+class RuleSet(StrictModel):
+    """Rules whose weighted mean is a completion's score, from 0 to 1."""
+
+    rules: list[Rule] = Field(min_length=1)
+    """The rules; each gives 0 or 1."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> RuleSet:
+        names = [rule.name for rule in self.rules]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rule names must be unique; given more than once: {', '.join(twice)}")
+        return self

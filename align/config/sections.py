@@ -1,0 +1,83 @@
+"""Groups of fields that several stages share. A default lives here once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from align.config.base import StrictModel
+from align.config.reference import RewardModelReference
+from align.config.rules import RuleSet
+
+OnInvalid = Literal["error", "drop"]
+EngineName = Literal["auto", "vllm", "transformers"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class RulesScorer(StrictModel):
+    """A scorer made of declarative rules."""
+
+    rules: RuleSet
+    """A list of rules, or the path of a YAML file (relative to the recipe) that holds one under `rules:`."""
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _bare_list(cls, value: Any) -> Any:
+        return {"rules": value} if isinstance(value, list) else value
+
+
+Scorer = RewardModelReference | RulesScorer
+
+
+class Optimization(StrictModel):
+    """How weights are updated."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay after warm-up; cosine and linear end at zero."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    num_epochs: int = Field(default=1, ge=1)
+    """Passes over the data."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences (or pairs) per optimizer step, over all accumulation steps."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 where the machine has it."""
+    checkpoint_steps: int = Field(default=200, ge=1)
+    """Optimizer steps between checkpoints to resume from."""
+
+
+class Sampling(StrictModel):
+    """How text is sampled."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus: the smallest set of tokens whose probability reaches this."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep only this many most likely tokens."""
+    max_completion_tokens: int = Field(default=256, ge=1)
+    """A completion is cut here (finish_reason length)."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """A longer prompt is an error, or a counted drop."""
+
+
+class GenerationEngine(StrictModel):
+    """Which engine samples, and how its work is cut."""
+
+    engine: EngineName = "auto"
+    """vllm, transformers, or auto: vLLM where it is installed. The manifest names the one really used."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
+    shard_prompts: int = Field(default=256, ge=1)
+    """Prompts per shard; a shard is the unit that an interruption repeats."""
+    num_workers: int = Field(default=1, ge=1)
+    """Processes that share the shards, each with an engine of its own."""

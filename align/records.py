@@ -1,0 +1,128 @@
+"""The rows that flow between stages, and the kinds of artifact that hold them.
+
+A row file is JSON Lines in UTF-8, one record a line, keys in the order of the fields below. Rows are joined by `id`
+(`prompt_id` for candidates), never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from align.config.base import StrictModel
+
+DATA_KINDS = ("instructions", "preferences", "prompts", "text", "candidates", "scored_candidates")
+ARTIFACT_KINDS = ("model", "reward_model", *DATA_KINDS, "comparison")
+
+FinishReason = Literal["stop", "length"]
+
+
+class Message(StrictModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said."""
+
+
+class Record(StrictModel):
+    """A row that came from a user's file or was made from one."""
+
+    id: str = Field(min_length=1)
+    """Unique within the file; rows are joined by it."""
+    line: int | None = None
+    """1-based line (or row) in the source file, for error messages; none for rows a stage made."""
+
+
+class Instruction(Record):
+    """A prompt and the completion to imitate."""
+
+    prompt: list[Message] = Field(min_length=1)
+    """The conversation up to the completion; the last message is not the assistant's."""
+    completion: str = Field(min_length=1)
+    """The assistant's answer."""
+
+
+class Preference(Record):
+    """A prompt and two completions, of which a judge preferred one."""
+
+    prompt: list[Message] = Field(min_length=1)
+    """The conversation up to the completions."""
+    chosen: str = Field(min_length=1)
+    """The preferred completion."""
+    rejected: str = Field(min_length=1)
+    """The dispreferred completion."""
+    chosen_score: float | None = None
+    """Score of the chosen completion, where a scorer made the pair."""
+    rejected_score: float | None = None
+    """Score of the rejected completion, where a scorer made the pair."""
+
+
+class Prompt(Record):
+    """A conversation to be continued."""
+
+    prompt: list[Message] = Field(min_length=1)
+    """The conversation up to the completion."""
+    reference: str | None = None
+    """What a rule compares the completion with: a topic, a number, an answer."""
+
+
+class TextRow(Record):
+    """A piece of plain text, used to measure forgetting."""
+
+    text: str = Field(min_length=1)
+    """The text."""
+
+
+class Candidate(StrictModel):
+    """One completion of one prompt, before selection."""
+
+    prompt_id: str
+    """`id` of the prompt."""
+    candidate_index: int = Field(ge=0)
+    """0-based number among the candidates of this prompt."""
+    prompt: list[Message]
+    """The conversation up to the completion."""
+    reference: str | None
+    """The prompt's reference, carried along for rules."""
+    completion: str
+    """The model's text, without the end-of-sequence token."""
+    completion_token_ids: list[int]
+    """The sampled tokens, with the end-of-sequence token where there is one."""
+    completion_tokens: int = Field(ge=0)
+    """Number of sampled tokens."""
+    finish_reason: FinishReason
+    """`stop`: the model ended by itself. `length`: it was cut at the limit."""
+    seed: int
+    """Seed of the request that sampled it."""
+
+
+class ScoredCandidate(Candidate):
+    """A candidate with one raw number per scorer."""
+
+    scores: dict[str, float | None]
+    """Score by scorer; null where the scorer gave no finite number."""
+
+
+class Drop(StrictModel):
+    """A row that left, and why."""
+
+    id: str
+    """`id` (or `prompt_id`) of the row that left."""
+    drop_reason: str
+    """Why it left: `tie`, `identical`, `truncated`, …"""
+    detail: str = ""
+    """The values that decided it."""
+
+
+RECORD_TYPES: Mapping[str, type[StrictModel]] = {
+    "instructions": Instruction,
+    "preferences": Preference,
+    "prompts": Prompt,
+    "text": TextRow,
+    "candidates": Candidate,
+    "scored_candidates": ScoredCandidate,
+}

@@ -1,0 +1,40 @@
+"""Direct Preference Optimization: make the chosen completions likelier than the rejected ones, near a reference.
+
+-log sigmoid(beta * (policy margin - reference margin)), Rafailov et al. 2023, eq. 7. The reference is the model that training
+starts from; its log-probabilities are computed once, before training, and the loss at step 0 is ln 2.
+In: a model, preferences. Out: a model. Metrics: loss, rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins,
+logps/chosen, logps/rejected.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from align.config.reference import ModelReference, PreferencesReference
+from align.config.sections import OnInvalid, Optimization
+from align.stages.protocol import StageConfig
+
+VERSION = 1
+
+
+class Config(Optimization, StageConfig):
+    """DPO on preferences."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
+
+    model: ModelReference
+    """Model to start from; it is the reference as well."""
+    pairs: PreferencesReference
+    """Pairs of a chosen and a rejected completion."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull towards the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Assumed share of flipped labels (conservative DPO)."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+    max_tokens: int = Field(default=1024, ge=8)
+    """A prompt and completion longer than this together is an error, or a counted drop."""
+    on_invalid: OnInvalid = "error"
+    """What to do with a pair that is too long."""

@@ -1,0 +1,111 @@
+"""What a stage is, and what it is handed when it runs.
+
+A stage is a file with a `Config`, a `run` function and a `STAGE` line that names them. It never imports another stage and
+finds its inputs through the context only, never by a guessed path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from align.config.base import StrictModel
+from align.store.artifact import Artifact
+
+
+class StageConfig(StrictModel):
+    """Fields common to every stage's configuration.
+
+    A field listed in `execution_fields` says how the work is done (batch size of scoring, number of workers) and cannot change
+    a byte of the result; it stays out of the fingerprint. `labels_matter` says that the names the references carry are part of
+    the result, as the row names of the comparison are.
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset()
+    labels_matter: ClassVar[bool] = False
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+@dataclass
+class StageOutcome:
+    """What a stage reports about its result; it goes into the manifest."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Numbers a reader wants to see, by name."""
+    rows_in: int | None = None
+    """Rows read."""
+    rows_out: int | None = None
+    """Rows written."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows that left, by `drop_reason`."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Engines and libraries that decided the bytes, with the version really used."""
+
+
+class Progress:
+    """Progress of a long stage, sent to whoever shows it. `total` may be unknown (None)."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        self._send = send
+
+    def update(self, task: str, done: float, total: float | None, unit: str, **numbers: float) -> None:
+        """Say that `done` of `total` `unit`s of `task` are finished; `numbers` are shown beside it (loss, tokens/s)."""
+        self._send({"event": "progress", "task": task, "done": done, "total": total, "unit": unit, "numbers": numbers})
+
+    def note(self, text: str) -> None:
+        """Say one line that a person should read."""
+        self._send({"event": "note", "text": text})
+
+
+@dataclass
+class StageContext(Generic[ConfigT]):
+    """Everything a running stage may use.
+
+    `output` is the stage's store entry: what is written there is committed when `run` returns. `work` survives interruptions
+    and is removed at the commit; unfinished shards and checkpoints live there.
+    """
+
+    name: str
+    config: ConfigT
+    artifacts: Mapping[str, Artifact]
+    output: Path
+    work: Path
+    seed: int
+    progress: Progress
+    stop_requested: Callable[[], int | None]
+    """The number of the signal that asked the stage to stop, or None."""
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("align"))
+
+    def artifact(self, reference: str) -> Artifact:
+        """The artifact that a reference of the configuration names."""
+        return self.artifacts[reference]
+
+
+@dataclass(frozen=True)
+class StageType:
+    """One entry of the registry."""
+
+    name: str
+    module: str
+    produces: str
+
+    def load(self) -> Any:
+        return importlib.import_module(self.module)
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the same configuration and inputs would give other bytes than before."""
+        return int(self.load().VERSION)
+
+    @property
+    def config_type(self) -> type[StageConfig]:
+        return self.load().Config  # type: ignore[no-any-return]
+
+    def run(self, context: StageContext[Any]) -> StageOutcome:
+        return self.load().run(context)  # type: ignore[no-any-return]

@@ -1,0 +1,227 @@
+"""Artifacts: what a stage or an input left behind, with the manifest that proves it is whole.
+
+    <store>/<type>-<fingerprint>/
+        …files…
+        manifest.json     written last: no manifest, not done
+        work/             unfinished shards and checkpoints; gone once the manifest is there
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from align.errors import EnvironmentProblem
+from align.records import RECORD_TYPES
+from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
+from align.store.fingerprint import FileHashes, sha256_of_file
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_SCHEMA_VERSION = 1
+WORK_NAME = "work"
+ROWS_NAME = "rows.jsonl"
+DROPS_NAME = "drops.jsonl"
+MODEL_FOLDER = "model"
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+class FileEntry(BaseModel):
+    """Size and hash of one file of an artifact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What was made, from what, by which versions, and the hash of every file of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = MANIFEST_SCHEMA_VERSION
+    kind: str
+    """Kind of the artifact: model, preferences, …"""
+    stage: str
+    """Type of the stage that made it, or `input`."""
+    stage_version: int
+    """Version of that stage's code."""
+    fingerprint: str
+    """Names the result by everything it depends on."""
+    config: dict[str, Any]
+    """Resolved configuration."""
+    inputs: dict[str, str]
+    """Fingerprint of every input, by the name it had."""
+    seed: int | None
+    """Seed of the run."""
+    source: str | None = None
+    """For inputs: the file, folder or hub id (with commit) it was read from."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Libraries and engines really used."""
+    rows_in: int | None = None
+    rows_out: int | None = None
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Rows that left, by reason."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    """Wall time, over all interrupted attempts."""
+    peak_memory_bytes: int = 0
+    """Largest resident set of the process that made it."""
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    """Every file, by its path inside the artifact."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk. `name` is what the recipe calls it."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def model_path(self) -> Path:
+        """Folder of weights, configuration and tokenizer."""
+        return Path(self.manifest.source) if self.manifest.stage == "input" and self.manifest.source else self.path / MODEL_FOLDER
+
+    def rows(self, record_type: type[RecordT]) -> list[RecordT]:
+        """All rows, in file order. `record_type` must be the type of this artifact's kind."""
+        expected = RECORD_TYPES[self.kind]
+        if record_type is not expected:
+            raise TypeError(f"{self.name} holds {expected.__name__}, not {record_type.__name__}")
+        return list(read_rows(self.path / ROWS_NAME, record_type))
+
+    def where(self, line: int | None) -> str:
+        """`file:line` of a row's origin, for messages."""
+        source = self.manifest.source or self.name
+        return source if line is None else f"{source}:{line}"
+
+
+def read_rows(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
+    """Rows of a file that `write_rows` wrote."""
+    with path.open("rb") as stream:
+        for line in stream:
+            yield record_type.model_validate_json(line)
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    """Write records as JSON Lines, atomically."""
+    with atomic_writer(path) as stream:
+        for row in rows:
+            stream.write((row.model_dump_json() + "\n").encode())
+
+
+EntryState = Literal["done", "missing", "damaged"]
+
+
+@dataclass
+class Entry:
+    """The place of one result in the store, finished or not."""
+
+    path: Path
+
+    @property
+    def work(self) -> Path:
+        return self.path / WORK_NAME
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.lock")
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest, or None when there is none or it cannot be understood."""
+        try:
+            return Manifest.model_validate_json((self.path / MANIFEST_NAME).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def check(self, hashes: FileHashes) -> tuple[EntryState, str]:
+        """Whether the entry is whole, and when it is damaged, what is wrong with it."""
+        if not (self.path / MANIFEST_NAME).exists():
+            return "missing", ""
+        manifest = self.read_manifest()
+        if manifest is None:
+            return "damaged", f"{MANIFEST_NAME} cannot be read"
+        for name, entry in manifest.files.items():
+            path = self.path / name
+            if not path.is_file():
+                return "damaged", f"{name} is missing"
+            if path.stat().st_size != entry.size_bytes:
+                return "damaged", f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}"
+            if hashes.of(path) != entry.sha256:
+                return "damaged", f"{name} does not have the content it was written with"
+        return "done", ""
+
+    def quarantine(self) -> Path:
+        """Move a damaged entry aside, where nothing uses it and a person can look at it."""
+        target = self.path.with_name(f"quarantine-{self.path.name}-{time.time_ns()}")
+        os.replace(self.path, target)
+        fsync_folder(self.path.parent)
+        return target
+
+    def begin(self) -> None:
+        """Make the entry ready for work: its work folder is kept, half-written outputs are removed."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.name == WORK_NAME:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Hash every output, write the manifest last, then remove the work folder."""
+        files = {}
+        for path in sorted(self.path.rglob("*")):
+            relative = path.relative_to(self.path)
+            if path.is_file() and relative.parts[0] != WORK_NAME and relative.name != MANIFEST_NAME:
+                files[relative.as_posix()] = FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+        for child in self.path.iterdir():
+            if child.is_dir() and child.name != WORK_NAME:
+                sync_tree(child)
+        manifest = manifest.model_copy(update={"files": files})
+        write_json(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json()))
+        shutil.rmtree(self.work, ignore_errors=True)
+        return manifest
+
+
+class Store:
+    """The folder that every run of a project shares."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"{root}: cannot make the folder for results ({error.strerror})", hint="Choose another place with --out."
+            ) from error
+        self.hashes = FileHashes(root / "hashes.json")
+
+    def entry(self, stage_type: str, fingerprint: str) -> Entry:
+        return Entry(self.root / f"{stage_type}-{fingerprint}")
+
+    def load(self, name: str, entry: Entry) -> Artifact:
+        """The finished artifact in `entry`; it must have been checked before."""
+        manifest = entry.read_manifest()
+        if manifest is None:
+            raise EnvironmentProblem(f"{entry.path}: the result was removed while it was needed", hint="Run the command again.")
+        return Artifact(name, entry.path, manifest)

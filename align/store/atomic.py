@@ -1,0 +1,69 @@
+"""Files that are whole or absent: temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from align.errors import EnvironmentProblem
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` only when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentProblem(
+                f"{path}: the disk is full; the file was not written",
+                hint="Free some space and run the same command again; what was finished is kept.",
+            ) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic_writer(path) as stream:
+        stream.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline; refuses NaN and infinities."""
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below `folder`, for files that a library wrote by itself."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_folder(Path(parent))

@@ -1,0 +1,64 @@
+"""Hashes of content: what a result depends on, never what it is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from align.store.atomic import write_json
+
+FINGERPRINT_LENGTH = 16
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces, exact floats."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits that name a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class FileHashes:
+    """sha256 of files, remembered by path, size, modification time and inode.
+
+    A model of many gigabytes is read once, not at every command. The memory is a convenience: it may be deleted at any time,
+    and a file that changed in any of the four is read again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        try:
+            loaded = json.loads(path.read_text())
+            self._known = loaded if isinstance(loaded, dict) else {}
+        except (OSError, ValueError):
+            pass
+
+    def of(self, path: Path) -> str:
+        """sha256 of the file at `path`."""
+        status = path.stat()
+        key = str(path.resolve())
+        state = [status.st_size, status.st_mtime_ns, status.st_ino]
+        known = self._known.get(key)
+        if isinstance(known, list) and known[:3] == state:
+            return str(known[3])
+        digest = sha256_of_file(path)
+        self._known[key] = [*state, digest]
+        self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write the memory down, without what no longer exists."""
+        if self._changed:
+            write_json(self._path, {key: value for key, value in sorted(self._known.items()) if Path(key).exists()})
+            self._changed = False

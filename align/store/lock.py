@@ -1,0 +1,62 @@
+"""One writer at a time. The holder's name is beside the lock, so that whoever waits can say for whom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+POLL_SECONDS = 0.1
+
+
+def describe_holder(path: Path) -> str:
+    """Who holds the lock at `path`, as far as is known."""
+    try:
+        holder = json.loads(path.with_suffix(".holder").read_text())
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold the lock at `path`; the operating system frees it when the process dies, however it dies.
+
+    Args:
+        path: lock file; made when absent.
+        on_wait: called once with the holder's description when the lock is not free.
+        give_up: asked while waiting; True ends the wait.
+    Yields:
+        True when the lock is held, False when the wait was given up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    held = False
+    told = False
+    while not held:
+        try:
+            lock.acquire(timeout=0)
+            held = True
+        except Timeout:
+            if not told:
+                on_wait(describe_holder(path))
+                told = True
+            if give_up():
+                break
+            time.sleep(POLL_SECONDS)
+    holder_path = path.with_suffix(".holder")
+    try:
+        if held:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder_path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
+        yield held
+    finally:
+        if held:
+            holder_path.unlink(missing_ok=True)
+            lock.release()
