@@ -11,6 +11,9 @@ from align.config.sections import OnInvalid
 
 ModelKind = Literal["model", "reward_model"]
 DataKind = Literal["instructions", "preferences", "prompts", "text"]
+ArtifactKind = Literal[
+    "model", "reward_model", "instructions", "preferences", "prompts", "text", "candidates", "scored_candidates", "comparison"
+]
 
 
 class ModelInput(StrictModel):
@@ -65,4 +68,13 @@ class DataInput(StrictModel):
         return self
 
 
-InputSpec = Annotated[ModelInput | DataInput, Field(union_mode="smart")]
+class ArtifactInput(StrictModel):
+    """What a stage of another run made."""
+
+    kind: ArtifactKind
+    """What the folder holds."""
+    artifact: str = Field(min_length=1)
+    """Folder with a manifest.json that align wrote, relative to the recipe: runs/<recipe>/stages/<stage>."""
+
+
+InputSpec = Annotated[ModelInput | DataInput | ArtifactInput, Field(union_mode="smart")]

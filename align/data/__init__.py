@@ -1,0 +1,1 @@
+"""Users' data: readers, validation, chat templates. Loads no torch."""

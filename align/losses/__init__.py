@@ -1,0 +1,31 @@
+"""Loss functions: pure, on tensors, not reduced. Importing this loads torch."""
+
+from align.losses.logps import sequence_logps
+from align.losses.ppo import (
+    Advantages,
+    PolicyLoss,
+    generalized_advantages,
+    kl_penalized_rewards,
+    masked_whiten,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
+from align.losses.preference import DpoVariant, OrpoLoss, PreferenceLoss, dpo_loss, orpo_loss
+from align.losses.reward import reward_model_loss
+
+__all__ = [
+    "Advantages",
+    "DpoVariant",
+    "OrpoLoss",
+    "PolicyLoss",
+    "PreferenceLoss",
+    "dpo_loss",
+    "generalized_advantages",
+    "kl_penalized_rewards",
+    "masked_whiten",
+    "orpo_loss",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "reward_model_loss",
+    "sequence_logps",
+]

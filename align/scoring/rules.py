@@ -132,7 +132,8 @@ def repeated_share(text: str, *, ngram_words: int) -> float:
 
 def _bare(text: str) -> str:
     """Without case and outer punctuation, which do not make a repetition new."""
-    return regex.sub(r"^[\p{P}\p{Z}]+|[\p{P}\p{Z}]+$", "", text.casefold())
+    bare: str = regex.sub(r"^[\p{P}\p{Z}]+|[\p{P}\p{Z}]+$", "", text.casefold())
+    return bare
 
 
 def _share_seen_before(items: Sequence[Hashable]) -> float:

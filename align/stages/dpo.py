@@ -14,7 +14,11 @@ from pydantic import Field
 
 from align.config.reference import ModelReference, PreferencesReference
 from align.config.sections import OnInvalid, Optimization
-from align.stages.protocol import StageConfig
+from align.data.encoding import encode_preferences
+from align.data.template import ChatFormat
+from align.records import Preference
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
 VERSION = 1
 
@@ -38,3 +42,30 @@ class Config(Optimization, StageConfig):
     """A prompt and completion longer than this together is an error, or a counted drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a pair that is too long."""
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Encode the pairs, compute the reference once, check that the loss starts at ln 2, train."""
+    from align.models.load import load_tokenizer
+    from align.training.dpo import train_dpo
+
+    config = context.config
+    source, data = context.artifact(config.model), context.artifact(config.pairs)
+    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    records = data.rows(Preference)
+    encoded = encode_preferences(
+        records, chat_format, max_tokens=config.max_tokens, on_invalid=config.on_invalid, where=data.where
+    )
+    history, metrics = train_dpo(
+        encoded.rows,
+        context,
+        config,
+        source=source.model_path,
+        output=context.output / MODEL_FOLDER,
+        chat_format=chat_format,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+    )
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    history.write(context.output / METRICS_NAME)
+    return StageOutcome(metrics=metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())

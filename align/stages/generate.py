@@ -7,13 +7,19 @@ In: a model, prompts. Out: candidates. Metrics: tokens, tokens per second, finis
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from align.config.reference import ModelReference, PromptsReference
 from align.config.sections import GenerationEngine, OnInvalid, Sampling
-from align.stages.protocol import StageConfig
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.records import Candidate, Prompt
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
 VERSION = 1
 
@@ -31,3 +37,62 @@ class Config(Sampling, GenerationEngine, StageConfig):
     """Completions per prompt."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Encode the prompts, sample the shards that are not there yet, put them together."""
+    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.models.load import load_tokenizer
+
+    config = context.config
+    source, data = context.artifact(config.model), context.artifact(config.prompts)
+    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    records = data.rows(Prompt)
+    encoded = encode_prompts(
+        records, chat_format, max_prompt_tokens=config.max_prompt_tokens, on_invalid=config.on_invalid, where=data.where
+    )
+    by_id = {record.id: record for record in records}
+    task = SamplingTask(
+        model_folder=source.model_path,
+        prompts=[by_id[row.id] for row in encoded.rows],
+        prompt_token_ids=[row.prompt_ids for row in encoded.rows],
+        stop_token_ids=(chat_format.eos_token_id,),
+        sampling=config,
+        num_candidates=config.num_candidates,
+        engine=config,
+        seed=context.seed,
+    )
+    report = sample(
+        task,
+        context.work / "shards",
+        holder=EngineHolder(config),
+        stop_requested=context.stop_requested,
+        report=lambda done, total: context.progress.update("generate", done, total, "shards"),
+    )
+    write_rows(context.output / ROWS_NAME, report.candidates)
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    return StageOutcome(
+        metrics={
+            **describe(report.candidates),
+            "new_tokens": report.new_tokens,
+            "engine_seconds": round(report.engine_seconds, 3),
+            "tokens_per_second": round(report.new_tokens / max(report.engine_seconds, 1e-9), 1),
+        },
+        rows_in=len(records),
+        rows_out=len(report.candidates),
+        dropped=encoded.dropped(),
+        versions={report.engine: report.engine_version},
+    )
+
+
+def describe(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Finish reasons, lengths and the share of completions that are different texts of their prompt."""
+    lengths = sorted(candidate.completion_tokens for candidate in candidates)
+    texts = {(candidate.prompt_id, candidate.completion) for candidate in candidates}
+    return {
+        "finish_reasons": dict(Counter(candidate.finish_reason for candidate in candidates)),
+        "completion_tokens_mean": sum(lengths) / len(lengths),
+        "completion_tokens_p50": lengths[len(lengths) // 2],
+        "completion_tokens_p95": lengths[int(len(lengths) * 0.95)],
+        "distinct_share": len(texts) / len(candidates),
+    }

@@ -7,12 +7,12 @@ finds its inputs through the context only, never by a guessed path.
 from __future__ import annotations
 
 import importlib
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from align.attempt import Attempt
 from align.config.base import StrictModel
 from align.store.artifact import Artifact
 
@@ -48,39 +48,15 @@ class StageOutcome:
     """Engines and libraries that decided the bytes, with the version really used."""
 
 
-class Progress:
-    """Progress of a long stage, sent to whoever shows it. `total` may be unknown (None)."""
+@dataclass(kw_only=True)
+class StageContext(Attempt, Generic[ConfigT]):
+    """Everything a running stage may use."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
-        self._send = send
-
-    def update(self, task: str, done: float, total: float | None, unit: str, **numbers: float) -> None:
-        """Say that `done` of `total` `unit`s of `task` are finished; `numbers` are shown beside it (loss, tokens/s)."""
-        self._send({"event": "progress", "task": task, "done": done, "total": total, "unit": unit, "numbers": numbers})
-
-    def note(self, text: str) -> None:
-        """Say one line that a person should read."""
-        self._send({"event": "note", "text": text})
-
-
-@dataclass
-class StageContext(Generic[ConfigT]):
-    """Everything a running stage may use.
-
-    `output` is the stage's store entry: what is written there is committed when `run` returns. `work` survives interruptions
-    and is removed at the commit; unfinished shards and checkpoints live there.
-    """
-
-    name: str
     config: ConfigT
     artifacts: Mapping[str, Artifact]
+    """Inputs, by the name the configuration refers to them by."""
     output: Path
-    work: Path
-    seed: int
-    progress: Progress
-    stop_requested: Callable[[], int | None]
-    """The number of the signal that asked the stage to stop, or None."""
-    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("align"))
+    """The stage's store entry: what is written here is committed when `run` returns."""
 
     def artifact(self, reference: str) -> Artifact:
         """The artifact that a reference of the configuration names."""

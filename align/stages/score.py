@@ -6,13 +6,17 @@ as null and counted, never replaced. Metrics: mean, spread and share of non-fini
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from align.config.reference import CandidatesReference
 from align.config.sections import Scorer
-from align.stages.protocol import StageConfig
+from align.records import Candidate, ScoredCandidate
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import ROWS_NAME, write_rows
 
 VERSION = 1
 
@@ -28,3 +32,33 @@ class Config(StageConfig):
     """Scorer by name: the name of a reward model stage, or {rules: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores do not depend on it."""
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Load each scorer once, score every candidate, say how the scores are spread."""
+    from align.scoring.scorers import ScorerSet, reward_model_folders
+
+    config = context.config
+    candidates = context.artifact(config.candidates).rows(Candidate)
+    folders = reward_model_folders(config.scorers, context.artifacts)
+    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
+    scored = scorers.score(
+        candidates, lambda name, done, total: context.progress.update(f"score with {name}", done, total, "candidates")
+    )
+    write_rows(context.output / ROWS_NAME, scored)
+    metrics = {name: describe_scores(scored, name) for name in scorers.names}
+    return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
+
+
+def describe_scores(scored: Sequence[ScoredCandidate], scorer: str) -> dict[str, float | int | None]:
+    """Mean, spread (standard deviation), bounds, and the number of candidates without a finite score."""
+    values = [value for value in (candidate.scores[scorer] for candidate in scored) if value is not None]
+    if not values:
+        return {"mean": None, "spread": None, "min": None, "max": None, "nonfinite": len(scored)}
+    return {
+        "mean": statistics.fmean(values),
+        "spread": statistics.pstdev(values),
+        "min": min(values),
+        "max": max(values),
+        "nonfinite": len(scored) - len(values),
+    }

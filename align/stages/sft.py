@@ -13,7 +13,11 @@ from pydantic import Field
 
 from align.config.reference import InstructionsReference, ModelReference
 from align.config.sections import OnInvalid, Optimization
-from align.stages.protocol import StageConfig
+from align.data.encoding import encode_instructions
+from align.data.template import ChatFormat
+from align.records import Instruction
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
 VERSION = 1
 
@@ -35,3 +39,36 @@ class Config(Optimization, StageConfig):
     """Several short samples share a row of max_tokens; they do not see each other."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout set on every dropout field of the model's configuration while training."""
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Encode and check every row, train on packed rows, keep the model and one checkpoint per epoch."""
+    from align.models.load import load_tokenizer
+    from align.training.sft import EPOCHS_NAME, train_sft
+
+    config = context.config
+    source, data = context.artifact(config.model), context.artifact(config.data)
+    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    records = data.rows(Instruction)
+    encoded = encode_instructions(
+        records, chat_format, max_tokens=config.max_tokens, on_invalid=config.on_invalid, where=data.where
+    )
+    completions = {record.id: record.completion for record in records}
+    result = train_sft(
+        encoded.rows,
+        [completions[row.id] for row in encoded.rows],
+        context,
+        config,
+        source=source.model_path,
+        output=context.output / MODEL_FOLDER,
+        chat_format=chat_format,
+        max_tokens=config.max_tokens,
+        packing=config.packing,
+        dropout=config.dropout,
+    )
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    result.history.write(context.output / METRICS_NAME)
+    (context.work / EPOCHS_NAME).rename(context.output / EPOCHS_NAME)
+    return StageOutcome(
+        metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped()
+    )

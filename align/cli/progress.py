@@ -1,0 +1,213 @@
+"""Progress on stderr: a live bar per running stage on a terminal, few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+Event = Mapping[str, Any]
+
+PLAIN_INTERVAL_SECONDS = 5.0
+MOST_METRICS = 4
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 10 s`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 6000:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min"
+
+
+def number(value: float) -> str:
+    """A number in four significant digits, whole numbers in full."""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+@dataclass
+class TaskState:
+    """What is known of a running task. The rate is over what was done since it was first heard of, so that a resumed task,
+    which begins at 300 of 400, does not look fast."""
+
+    task: str
+    unit: str
+    first_done: float
+    first_seconds: float
+    done: float = 0.0
+    total: float | None = None
+    seconds: float = 0.0
+    numbers: Mapping[str, float] | None = None
+
+    def update(self, event: Event, now: float) -> None:
+        self.done, self.total, self.seconds = event["done"], event["total"], now
+        self.numbers = event.get("numbers")
+
+    @property
+    def rate(self) -> float | None:
+        """Units per second, or None while it cannot be told."""
+        elapsed = self.seconds - self.first_seconds
+        return (self.done - self.first_done) / elapsed if elapsed > 0 and self.done > self.first_done else None
+
+    def describe(self) -> str:
+        """`340/980 steps, 12.1 steps/s, 53 s left, loss 1.23`."""
+        of_total = "" if self.total is None else f"/{number(self.total)}"
+        parts = [f"{number(self.done)}{of_total} {self.unit}"]
+        if self.rate is not None:
+            parts.append(f"{number(self.rate) if self.rate < 1000 else f'{self.rate:,.0f}'} {self.unit}/s")
+            if self.total is not None and self.total > self.done:
+                parts.append(f"{duration((self.total - self.done) / self.rate)} left")
+        parts += [f"{name} {number(value)}" for name, value in (self.numbers or {}).items()]
+        return ", ".join(parts)
+
+
+class Display(Protocol):
+    """One way of showing progress."""
+
+    def line(self, text: str) -> None:
+        """Show a line that stays."""
+
+    def progress(self, stage: str, state: TaskState) -> None:
+        """Show how far a stage is."""
+
+    def end(self, stage: str) -> None:
+        """A stage shows no progress any more."""
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
+
+class PlainDisplay:
+    """Lines only, and of progress at most one per stage in 5 seconds."""
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._shown: dict[str, float] = {}
+
+    def line(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def progress(self, stage: str, state: TaskState) -> None:
+        now = self._clock()
+        if now - self._shown.setdefault(stage, now) >= PLAIN_INTERVAL_SECONDS:
+            self._shown[stage] = now
+            self.line(f"{_label(stage, state)}: {state.describe()}")
+
+    def end(self, stage: str) -> None:
+        self._shown.pop(stage, None)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveDisplay:
+    """A bar per running stage at the bottom of a terminal; lines scroll above."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(file=stream, highlight=False, markup=False)
+        name, detail = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
+        columns = (name, BarColumn(bar_width=24), detail)
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress.start()
+        self._bars: dict[str, TaskID] = {}
+
+    def line(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, soft_wrap=True)
+
+    def progress(self, stage: str, state: TaskState) -> None:
+        label = _label(stage, state)
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(label, total=state.total, detail="")
+        self._progress.update(
+            self._bars[stage], description=label, completed=state.done, total=state.total, detail=state.describe()
+        )
+
+    def end(self, stage: str) -> None:
+        bar = self._bars.pop(stage, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _label(stage: str, state: TaskState) -> str:
+    return stage if state.task == "train" else f"{stage} ({state.task})"
+
+
+class ProgressDisplay:
+    """Shows the events of a run; call it with each. Safe to call from several threads."""
+
+    def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._display: Display = PlainDisplay(self._stream, clock)
+        self._states: dict[str, TaskState] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._stream.isatty():
+            self._display = LiveDisplay(self._stream)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._display.close()
+
+    def __call__(self, event: Event) -> None:
+        stage = str(event.get("stage", ""))
+        with self._lock:
+            if event["event"] == "progress":
+                self._display.progress(stage, self._state(stage, event))
+                return
+            if event["event"] == "stage_finished":
+                self._states.pop(stage, None)
+                self._display.end(stage)
+            text = _sentence(event)
+            if text is not None:
+                self._display.line(f"{stage}: {text}" if stage else text)
+
+    def _state(self, stage: str, event: Event) -> TaskState:
+        now = self._clock()
+        state = self._states.get(stage)
+        if state is None or state.task != event["task"]:
+            state = self._states[stage] = TaskState(event["task"], event["unit"], event["done"], now)
+        state.update(event, now)
+        return state
+
+
+def _sentence(event: Event) -> str | None:
+    """The line for an event that is not progress; None for events of a newer sender."""
+    kind = event["event"]
+    if kind == "stage_started":
+        return f"started ({event['reason']})" if event.get("reason") else "started"
+    if kind == "stage_cached":
+        return "done before"
+    if kind == "note":
+        return str(event["text"])
+    if kind == "waiting":
+        return f"waiting for {event['holder']}"
+    if kind == "quarantined":
+        return f"damaged result set aside in {event['path']}: {event['problem']}"
+    if kind == "stage_finished":
+        numbers = {name: value for name, value in (event.get("metrics") or {}).items() if _is_number(value)}
+        shown = [f"{name} {number(value)}" for name, value in list(numbers.items())[:MOST_METRICS]]
+        return ", ".join([f"done in {duration(event['seconds'])}", *shown])
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

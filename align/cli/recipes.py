@@ -1,0 +1,82 @@
+"""`align recipes`: the recipes that come with align."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.cli.options import JsonOption, print_json
+from align.errors import RecipeError
+
+app = typer.Typer(help="List, show and copy the recipes that come with align.", no_args_is_help=True, rich_markup_mode=None)
+
+RECIPE_NAME = "recipe.yaml"
+SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+
+FolderOption = Annotated[Path | None, typer.Option("--folder", metavar="DIR", help="Look here instead of beside the package.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, as `align recipes list` prints it.")]
+
+
+def _recipes(folder: Path | None) -> dict[str, Path]:
+    """Folder of every recipe, by name."""
+    place = folder or SHIPPED_FOLDER
+    found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{RECIPE_NAME}"))}
+    if not found:
+        raise RecipeError(f"{place}: no recipes here", hint="Give the recipes folder of a checkout of align with --folder.")
+    return found
+
+
+def _find(name: str, folder: Path | None) -> Path:
+    from align.config.explain import unknown
+
+    found = _recipes(folder)
+    if name not in found:
+        raise RecipeError(f"{name}: {unknown(name, list(found), what='recipe')}")
+    return found[name]
+
+
+def _summary(folder: Path) -> str:
+    """The first line of prose in the recipe's README."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in lines if line.strip() and not line.startswith(("#", "|", "`", "!", "<"))), "")
+
+
+@app.command("list")
+def list_(folder: FolderOption = None, json: JsonOption = False) -> None:
+    """List the recipes, each with what it is for."""
+    rows: list[dict[str, Any]] = [
+        {"name": name, "path": str(path / RECIPE_NAME), "summary": _summary(path)} for name, path in _recipes(folder).items()
+    ]
+    if json:
+        print_json(rows)
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+
+
+@app.command()
+def show(name: NameArgument, folder: FolderOption = None) -> None:
+    """Print a recipe."""
+    print((_find(name, folder) / RECIPE_NAME).read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def copy(
+    name: NameArgument,
+    target: Annotated[Path | None, typer.Argument(metavar="DIR", help="New folder. Default: the recipe's name.")] = None,
+    folder: FolderOption = None,
+) -> None:
+    """Copy a recipe with its data, to change it."""
+    source = _find(name, folder)
+    place = target or Path(name)
+    if place.exists():
+        raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
+    shutil.copytree(source, place)
+    print(place / RECIPE_NAME)

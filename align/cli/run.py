@@ -1,0 +1,123 @@
+"""`align run` and `align plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from align.cli.options import (
+    FromOption,
+    JsonOption,
+    OnlyOption,
+    OutOption,
+    RecipeArgument,
+    SetOption,
+    UntilOption,
+    output_console,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from align.config.recipe import Recipe
+    from align.pipeline.plan import Plan
+    from align.pipeline.run import RunResult
+
+DEFAULT_OUT = Path("runs")
+STATUS_WORDS = {"cached": "done before", "run": "to run", "skipped": "left out"}
+
+
+def run(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    out: OutOption = DEFAULT_OUT,
+    set_: SetOption = None,
+    only: OnlyOption = None,
+    from_: FromOption = None,
+    until: UntilOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a recipe: what is done already is not done again.
+
+    Ends with the comparison of the models on stdout. Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from align.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or ())
+    run_and_print(loaded, out, command=context.obj, json=json, only=only, start=from_, until=until)
+
+
+def plan(
+    recipe: RecipeArgument,
+    out: OutOption = DEFAULT_OUT,
+    set_: SetOption = None,
+    only: OnlyOption = None,
+    from_: FromOption = None,
+    until: UntilOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what `align run` would do, and why, without doing it."""
+    from align.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or ())  # before the next import, which takes longer: mistakes show at once
+
+    from align.pipeline.plan import make_plan
+
+    planned = make_plan(loaded, out, only=only, start=from_, until=until)
+    if json:
+        print_json(planned.to_json())
+    else:
+        _print_plan(planned)
+
+
+def run_and_print(
+    recipe: Recipe,
+    out: Path,
+    *,
+    command: list[str],
+    json: bool,
+    only: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+) -> None:
+    """Run a recipe with progress on stderr and the result on stdout."""
+    from align.cli.progress import ProgressDisplay
+    from align.pipeline.run import run_recipe
+
+    with ProgressDisplay() as display:
+        result = run_recipe(recipe, out, only=only, start=start, until=until, report=display, command=command)
+    if json:
+        print_json(result.to_json())
+    else:
+        _print_result(result)
+
+
+def _print_result(result: RunResult) -> None:
+    console = output_console()
+    if result.results is not None:
+        from align.report.table import render_table
+
+        console.print(render_table(result.results))
+        console.print()
+    else:
+        for stage in result.stages:
+            seconds = stage.get("seconds")
+            console.print(f"{stage['name']}: {stage['status']}" + (f", {seconds:.1f} s" if seconds is not None else ""))
+    report = result.folder / "report.html"
+    console.print(f"Report: {report}" if report.exists() else f"Results: {result.folder}", soft_wrap=True)
+
+
+def _print_plan(planned: Plan) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from align.cli.progress import duration
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("stage", "type", "status", "why", "took"):
+        table.add_column(header, overflow="fold")
+    for stage in planned.stages:
+        took = "" if stage.seconds is None else duration(stage.seconds)
+        table.add_row(stage.name, stage.stage_type, STATUS_WORDS.get(stage.status, stage.status), stage.reason, took)
+    output_console().print(table)

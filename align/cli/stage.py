@@ -1,0 +1,141 @@
+"""`align stage NAME`: one stage, without a recipe.
+
+The options are made from the stage's configuration; what they say becomes a recipe of one stage, which is read like any other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from align.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    # Typer has no public name for these two, which the methods of its groups take and give.
+    from typer._click import Command, Context
+
+    from align.stages.protocol import StageConfig
+
+MODEL_KINDS = ("model", "reward_model")
+
+
+class StageGroup(TyperGroup):
+    """A command per stage type, each made when it is asked for."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        from align.stages.registry import STAGES
+
+        return list(STAGES)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        from align.stages.registry import STAGES
+
+        # For the "did you mean" of an unknown name.
+        self.commands = dict.fromkeys(STAGES)  # type: ignore[arg-type]
+        return _command(cmd_name, STAGES[cmd_name].config_type) if cmd_name in STAGES else None
+
+
+app = typer.Typer(cls=StageGroup, help="Run one stage, without a recipe.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _stage() -> None:
+    """Run one stage, without a recipe."""
+
+
+def _command(name: str, config_type: type[StageConfig]) -> Command:
+    """The command of one stage type."""
+    single = typer.Typer(rich_markup_mode=None, add_completion=False)
+    single.command(name, help=f"{inspect.getdoc(config_type)}")(_function(name, config_type))
+    return get_command(single)
+
+
+def _function(name: str, config_type: type[StageConfig]) -> Callable[..., None]:
+    """A function whose signature, which Typer reads, has a parameter per field of the configuration."""
+
+    def command(context: typer.Context, **given: Any) -> None:
+        _run_stage(name, config_type, given, context.obj)
+
+    required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
+    fields = {field: _option(field, info) for field, info in required_first}
+    common: dict[str, tuple[Any, Any]] = {
+        "out": (Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")], ...),
+        "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
+        "columns": (
+            Annotated[
+                list[str] | None,
+                typer.Option(
+                    "--columns", metavar="FIELD=COLUMN", help="Where a column of a data file has another name. Repeatable."
+                ),
+            ],
+            None,
+        ),
+        "json": (JsonOption, False),
+    }
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter, (annotation, default) in {**fields, **common}.items():
+        default = inspect.Parameter.empty if default is ... else default
+        parameters.append(inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
+    """Annotation and default of a field's option; `...` stands for required.
+
+    Values are taken as text and read as in a recipe, so that a wrong one gives the same message.
+    """
+    from align.config.shape import is_list, is_mapping, is_reference, members
+
+    alternatives = members(info.annotation)
+    flag = f"--{field.replace('_', '-')}"
+    repeated = any(is_list(alternative) or is_mapping(alternative) for alternative in alternatives)
+    help_text = _help(info, repeated=repeated)
+    if alternatives == (bool,):
+        option = typer.Option(f"{flag}/--no-{field.replace('_', '-')}", help=help_text, show_default=False)
+        return Annotated[bool | None, option], None
+    if repeated:
+        metavar = "NAME=PATH"
+    elif is_reference(alternatives[0]):
+        metavar = "FILE" if not set(alternatives[0].kinds) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
+    elif get_origin(alternatives[0]) is Literal:
+        metavar = "|".join(str(choice) for choice in get_args(alternatives[0]))
+    else:
+        metavar = {int: "INTEGER", float: "NUMBER"}.get(alternatives[0], "TEXT")
+    option = typer.Option(flag, metavar=metavar, help=help_text, show_default=False)
+    if info.is_required():
+        return Annotated[list[str] if repeated else str, option], ...
+    return Annotated[list[str] | None if repeated else str | None, option], None
+
+
+def _help(info: FieldInfo, *, repeated: bool) -> str:
+    """The docstring under the field, with its default as a recipe would write it."""
+    default = info.default
+    if isinstance(default, bool):
+        default = "true" if default else "false"
+    shown = "" if info.is_required() or default is None else f"  [default: {default}]"
+    return f"{info.description or ''}{' Repeatable.' if repeated else ''}{shown}"
+
+
+def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, Any], command: list[str]) -> None:
+    from align.cli.run import run_and_print
+    from align.cli.stage_recipe import StageRequest
+    from align.config.recipe import parse_document
+    from align.stages.registry import STAGES
+
+    out: Path = given["out"]
+    request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or ())
+    for field in config_type.model_fields:
+        if given[field] is not None and given[field] != []:
+            request.set_field(field, given[field])
+    recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
+    run_and_print(recipe, out.parent, command=command, json=given["json"])

@@ -1,0 +1,129 @@
+"""The recipe of one stage that a command line stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.config.base import StrictModel
+from align.config.checks import MANIFEST_NAME, artifact_kind
+from align.config.reference import FieldPath
+from align.config.shape import is_list, is_mapping, is_reference, members
+from align.config.source import Document, Position, parse_text
+from align.data.row import FIELDS
+from align.errors import RecipeError
+
+RULE_SUFFIXES = (".yaml", ".yml")
+DIRECT_KINDS = ("model", "reward_model", *FIELDS)
+"""Kinds that can be given as they are; the others exist only as results of align."""
+
+
+class StageRequest:
+    """Builds the document of a recipe with one stage; every value in it is located at the option that gave it."""
+
+    def __init__(self, stage: str, config_type: type[StrictModel], *, out: Path, seed: int, columns: Sequence[str]) -> None:
+        self._stage = stage
+        self._config_type = config_type
+        self._columns = columns
+        self._columns_used: set[str] = set()
+        top = Position(0, 0, 0, f"align stage {stage}")
+        self._document = Document({}, values={(): top})
+        self._put(("name",), out.resolve().name, f"--out {out}")
+        self._put(("seed",), seed, f"--seed {seed}")
+        self._put(("inputs",), {}, str(top))
+        self._put(("stages",), {stage: {"stage": stage}}, str(top))
+
+    def _put(self, path: FieldPath, value: Any, label: str) -> None:
+        self._document.put(path, value, Position(0, 0, 0, label))
+
+    def set_field(self, field: str, given: str | bool | list[str]) -> None:
+        """Say what one option was given. References become inputs, everything else is read as in a recipe."""
+        alternatives = members(self._config_type.model_fields[field].annotation)
+        flag = f"--{field.replace('_', '-')}"
+        path = ("stages", self._stage, field)
+        if isinstance(given, bool):
+            self._put(path, given, flag if given else f"--no-{flag[2:]}")
+        elif isinstance(given, list) and any(is_mapping(alternative) for alternative in alternatives):
+            self._put(path, {}, flag)
+            for text in given:
+                self._set_scorer(path, text, f"{flag} {text}")
+        elif isinstance(given, list):
+            (entry_type,) = members(next(alternative for alternative in alternatives if is_list(alternative)).__args__[0])
+            names = [self._named(text, entry_type.kinds, f"{flag} {text}") for text in given]
+            self._put(path, names, f"{flag} {' '.join(given)}")
+        elif is_reference(alternatives[0]):
+            label = f"{flag} {given}"
+            known = given in self._document.value["inputs"]
+            self._put(path, given if known else self._add_input(field, given, alternatives[0].kinds, label), label)
+        else:
+            label = f"{flag} {given}"
+            # An option of text takes it as it is: --scorer 5 means the scorer called 5.
+            value = given if alternatives == (str,) else parse_text(given, label=label, show_lines=False).value
+            self._put(path, value, label)
+
+    def _set_scorer(self, path: FieldPath, text: str, label: str) -> None:
+        name, place = self._split(text, label)
+        is_rules = place.endswith(RULE_SUFFIXES)
+        value = {"rules": place} if is_rules else self._add_input(name, place, ("reward_model",), label)
+        self._put((*path, name), value, label)
+
+    def _named(self, text: str, kinds: Sequence[str], label: str) -> str:
+        """The name of an input given as NAME=PATH, or as a path alone, which is then called like its folder."""
+        name, place = self._split(text, label) if "=" in text else (Path(text).resolve().name, text)
+        return self._add_input(name, place, kinds, label)
+
+    @staticmethod
+    def _split(text: str, label: str) -> tuple[str, str]:
+        name, equals, place = text.partition("=")
+        if not equals or not name or not place:
+            raise RecipeError(f"{label}: expected NAME=PATH")
+        return name, place
+
+    def _add_input(self, name: str, place: str, kinds: Sequence[str], label: str) -> str:
+        """Make an input of a path; the name it got, which is that of an earlier input of the same path if there is one."""
+        spec = self._input_spec(place, kinds)
+        inputs = self._document.value["inputs"]
+        for known, other in inputs.items():
+            if other == spec:
+                return str(known)
+        if name in inputs:
+            raise RecipeError(f"{label}: '{name}' is given twice, with different paths")
+        self._put(("inputs", name), spec, label)
+        return name
+
+    def _input_spec(self, place: str, kinds: Sequence[str]) -> dict[str, Any]:
+        folder = Path(place).expanduser()
+        if (folder / MANIFEST_NAME).is_file():
+            return {"kind": artifact_kind(folder) or kinds[0], "artifact": place}
+        if kinds[0] not in DIRECT_KINDS:
+            return {"kind": kinds[0], "artifact": place}
+        spec: dict[str, Any] = {"kind": kinds[0], "path": place}
+        if columns := self._columns_of(kinds[0]):
+            spec["columns"] = columns
+        return spec
+
+    def _columns_of(self, kind: str) -> dict[str, str]:
+        """The --columns that rename a field of this kind of row."""
+        columns = {}
+        for text in self._columns:
+            field, equals, column = text.partition("=")
+            if not equals or not column:
+                raise RecipeError(f"--columns {text}: expected FIELD=COLUMN, such as prompt=Question")
+            if field in FIELDS.get(kind, ()):
+                columns[field] = column
+                self._columns_used.add(text)
+        return columns
+
+    def finish(self) -> Document:
+        """The document, once every option has been set."""
+        unused = [text for text in self._columns if text not in self._columns_used]
+        if unused:
+            kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
+            fields = sorted({field for kind in kinds for field in FIELDS.get(kind, ())})
+            raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
+        on_invalid = self._document.value["stages"][self._stage].get("on_invalid")
+        for spec in self._document.value["inputs"].values():
+            if on_invalid is not None and spec["kind"] in FIELDS and "path" in spec:
+                spec["on_invalid"] = on_invalid
+        return self._document

@@ -1,0 +1,229 @@
+"""Mistakes in plain words: what was expected, what is there, and the nearest thing that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from align.config.reference import FieldPath
+from align.config.rules import RuleSet
+from align.config.shape import Members, fitting_model, follow, is_list, is_model, is_reference, members
+from align.config.source import resolve_scalar
+
+LISTED_CHARACTERS = 110
+"""A list of names in a message is cut near this length."""
+YES_NO = dict.fromkeys(("yes", "on", "y"), "true") | dict.fromkeys(("no", "off", "n"), "false")
+
+ARTICLES = {"model": "a model", "reward_model": "a reward model", "comparison": "a comparison"}
+_LIMITS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def show_path(path: FieldPath) -> str:
+    """A path as people write it: `stages.compare.models.0`."""
+    return ".".join(str(part) for part in path)
+
+
+def kind_phrase(kind: str) -> str:
+    """`a reward model`, `scored candidates`."""
+    return ARTICLES.get(kind, kind.replace("_", " "))
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name that a person most likely meant, or None."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names joined by commas, cut where a line would become too long."""
+    shown = ""
+    for name in names:
+        if len(shown) + len(name) > LISTED_CHARACTERS:
+            return f"{shown}, …"
+        shown += f", {name}" if shown else name
+    return shown
+
+
+def unknown(given: str, known: Sequence[str], *, what: str = "key") -> str:
+    """The message for a name that does not exist."""
+    near = nearest(given, known)
+    if near is not None:
+        return f"unknown {what}; did you mean '{near}'?"
+    return f"unknown {what}; valid: {listing(known)}" if known else f"unknown {what}; there is none to name"
+
+
+def show_value(value: Any) -> str:
+    """A value of a document, in a few words."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return f"the number {value}" if len(str(value)) <= 40 else "a huge number"
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:59] + '…'}'"
+    return "an empty list" if value == [] else "a list" if isinstance(value, list) else "a mapping"
+
+
+def describe(alternatives: Members) -> str:
+    """What a value may be, for people."""
+    return ", or ".join(dict.fromkeys(_describe_one(alternative) for alternative in alternatives)) or "something else"
+
+
+def _describe_one(alternative: Any) -> str:
+    simple = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    origin: Any = get_origin(alternative)
+    arguments = get_args(alternative)
+    if alternative in simple:
+        return simple[alternative]
+    if is_reference(alternative):
+        return f"the name of {' or '.join(kind_phrase(kind) for kind in alternative.kinds)}"
+    if alternative is RuleSet:
+        return "a list of rules, or the path of a YAML file that holds one"
+    if is_model(alternative):
+        required = [name for name, info in alternative.model_fields.items() if info.is_required()]
+        return f"{{{', '.join(f'{name}: …' for name in required)}}}" if required else "a mapping"
+    if origin is Literal:
+        return f"one of {', '.join(str(argument) for argument in arguments)}" if len(arguments) > 1 else f"'{arguments[0]}'"
+    if origin is list:
+        return f"a list, each entry {describe(members(arguments[0]))}"
+    return f"a mapping of names, each to {describe(members(arguments[1]))}" if origin is dict else "something else"
+
+
+def expected(alternatives: Members, value: Any) -> str:
+    """`expected a number, got the text '1e-5' (remove the quotes)`."""
+    shown = "an empty text" if value == "" else show_value(value)
+    return f"expected {describe(alternatives)}, got {shown}{_advice(alternatives, value)}"
+
+
+def _advice(alternatives: Members, value: Any) -> str:
+    """How to write what was probably meant, in parentheses, or nothing."""
+    if isinstance(value, (list, dict, bool)) or value in (None, ""):
+        return ""
+    if any(is_list(alternative) for alternative in alternatives):
+        return f" (write [{value}])"
+    if not isinstance(value, str):
+        takes_text = any(alternative is str or is_reference(alternative) for alternative in alternatives)
+        return " (put quotes around it)" if takes_text else ""
+    if bool in alternatives and value.lower() in YES_NO:
+        return f" (write {YES_NO[value.lower()]})"
+    plain = resolve_scalar(value)
+    fitting = {float: (int, float), int: (int,), bool: (bool,)}
+    return " (remove the quotes)" if any(type(plain) in fitting.get(alternative, ()) for alternative in alternatives) else ""
+
+
+Branch = tuple[FieldPath, str]
+"""Where in the document a union is read, and the alternative that was tried."""
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong with a value of a document."""
+
+    path: FieldPath
+    text: str
+    at_key: bool = False
+    """Whether the key is meant rather than its value."""
+    missing_key: bool = False
+    instead_of: str | None = None
+    """For an unknown key: the key that was probably meant."""
+
+
+def mistakes_of(
+    error: ValidationError, config_type: type[BaseModel], document: Any, *, extra_keys: Sequence[str] = ()
+) -> Iterator[Mistake]:
+    """The mistakes that a failed validation of `document` stands for, each once, without the validator's own words.
+
+    Args:
+        error: what `config_type.model_validate(document)` raised.
+        config_type: the type that was asked for.
+        document: the plain value that was given.
+        extra_keys: keys at the top that are valid though the type does not have them.
+    """
+    located = [(*_locate(details["loc"], document, details["type"]), details) for details in error.errors(include_url=False)]
+    meant = _without_other_branches(located)
+    found = [_translate(path, details, (config_type,), document, extra_keys) for path, details in meant]
+    misspelt = {(*mistake.path[:-1], mistake.instead_of) for mistake in found if mistake.instead_of}
+    yield from dict.fromkeys(mistake for mistake in found if not (mistake.missing_key and mistake.path in misspelt))
+
+
+def _locate(location: FieldPath, document: Any, kind: str) -> tuple[FieldPath, Branch | None]:
+    """The path in the document, and the union (its path, the branch tried) that the error belongs to, if any.
+
+    The validator's locations also hold the names of union branches; those are not keys of the document.
+    """
+    path: list[str | int] = []
+    branch: Branch | None = None
+    value = document
+    for index, part in enumerate(location):
+        is_key = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if is_key:
+            value = value[part]
+            path.append(part)
+        elif kind == "missing" and index == len(location) - 1:
+            path.append(part)
+        elif branch is None and isinstance(part, str):
+            branch = (tuple(path), part)
+    return tuple(path), branch
+
+
+def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, Any]]) -> Iterator[tuple[FieldPath, Any]]:
+    """Of each union keep the branches that the value was meant for: those that did not fail at the very first look."""
+    tried: dict[FieldPath, set[str]] = {}
+    failed_at_once: dict[FieldPath, set[str]] = {}
+    for path, branch, details in located:
+        if branch:
+            tried.setdefault(branch[0], set()).add(branch[1])
+            if path == branch[0] and details["type"].endswith("_type"):
+                failed_at_once.setdefault(branch[0], set()).add(branch[1])
+    for path, branch, details in located:
+        meant = tried[branch[0]] - failed_at_once.get(branch[0], set()) if branch else set()
+        if branch is None or not meant or branch[1] in meant:
+            yield path, details
+
+
+def _translate(path: FieldPath, details: Any, top: Members, document: Any, extra_keys: Sequence[str]) -> Mistake:
+    kind, context = details["type"], details.get("ctx", {})
+    alternatives, value = follow(top, document, path)
+    if kind == "extra_forbidden":
+        model = fitting_model(*follow(top, document, path[:-1]))
+        known = [*(extra_keys if len(path) == 1 else ()), *(model.model_fields if model else ())]
+        key = str(path[-1])
+        return Mistake(path, unknown(key, known), at_key=True, instead_of=nearest(key, known))
+    if kind == "missing":
+        return Mistake(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
+    if kind in _LIMITS:
+        words, limit = _LIMITS[kind]
+        return Mistake(path, f"must be {words} {context[limit]:g}, got {value}")
+    if kind == "finite_number":
+        return Mistake(path, f"must be a finite number, got {value}")
+    if kind in ("too_short", "string_too_short"):
+        least = context["min_length"]
+        return Mistake(path, "must not be empty" if least == 1 else f"must have at least {least} entries")
+    if kind == "literal_error":
+        near = nearest(value, [str(choice) for choice in get_args(alternatives[0])]) if isinstance(value, str) else None
+        return Mistake(path, expected(alternatives, value) + (f"; did you mean '{near}'?" if near else ""))
+    if kind == "union_tag_not_found":
+        tag = context["discriminator"].strip("'")
+        return Mistake(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}")
+    if kind == "union_tag_invalid":
+        tag = context["discriminator"].strip("'")
+        return Mistake((*path, tag), unknown(context["tag"], _tags(alternatives, tag), what=tag))
+    if kind in ("value_error", "assertion_error"):
+        return Mistake(path, str(context["error"]))
+    if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of"):
+        return Mistake(path, expected(alternatives, value))
+    return Mistake(path, details["msg"].replace("Input should", "must").rstrip("."))
+
+
+def _tags(alternatives: Members, tag: str) -> list[str]:
+    """The values that a discriminating key can have."""
+    return [str(get_args(model.model_fields[tag].annotation)[0]) for model in alternatives if is_model(model)]

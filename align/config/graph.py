@@ -1,0 +1,144 @@
+"""The graph of a recipe: which stage needs which, whether the kinds fit, and an order to run them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from align.config.base import StrictModel
+from align.config.explain import Mistake, kind_phrase, listing, nearest
+from align.config.reference import FieldPath, Reference
+from align.config.shape import reference_kinds, references_in
+
+LONGEST_ADVICE = 2
+"""More stages than this between two kinds are not proposed."""
+
+
+class StageTypeLike(Protocol):
+    """What the reader of recipes must know of a stage type; the registry's entries are such."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def produces(self) -> str: ...
+
+    @property
+    def config_type(self) -> type[StrictModel]: ...
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A stage as it was written: its type, if that exists, and its fields, valid or not."""
+
+    stage_type: StageTypeLike
+    fields: Mapping[str, Any]
+
+    def references(self) -> Iterator[tuple[FieldPath, type[Reference], str]]:
+        yield from references_in(self.stage_type.config_type, self.fields)
+
+
+def check_references(
+    drafts: Mapping[str, Draft], inputs: Sequence[str], kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]
+) -> Iterator[Mistake]:
+    """References to nothing, to the stage itself, and to the wrong kind of thing.
+
+    Args:
+        drafts: the stages whose type is known.
+        inputs: names of the inputs.
+        kinds: kind by name, of all inputs and stages that have one. A name without a kind (its own entry is wrong) fits all.
+        stage_types: every stage type there is.
+    """
+    for stage, draft in drafts.items():
+        for field_path, wanted, name in draft.references():
+            path = ("stages", stage, *field_path)
+            if name == stage:
+                yield Mistake(path, "a stage cannot use its own result")
+            elif name not in kinds:
+                yield Mistake(path, _unknown_name(name, wanted, stage, kinds))
+            elif kinds[name] and kinds[name] not in wanted.kinds:
+                verb = "holds" if name in inputs else "makes"
+                advice = _advice(kinds[name], wanted, stage, kinds, stage_types)
+                phrase = " or ".join(kind_phrase(kind) for kind in wanted.kinds)
+                yield Mistake(path, f"wants {phrase}, but '{name}' {verb} {kind_phrase(kinds[name])}; {advice}")
+
+
+def _fitting(wanted: type[Reference], stage: str, kinds: Mapping[str, str]) -> list[str]:
+    return [name for name, kind in kinds.items() if kind in wanted.kinds and name != stage]
+
+
+def _unknown_name(name: str, wanted: type[Reference], stage: str, kinds: Mapping[str, str]) -> str:
+    fitting = _fitting(wanted, stage, kinds)
+    near = nearest(name, fitting) or nearest(name, [other for other in kinds if other != stage])
+    if near:
+        return f"no input or stage is called '{name}'; did you mean '{near}'?"
+    phrase = " or ".join(kind_phrase(kind) for kind in wanted.kinds)
+    there = f"; of this kind there is: {listing(fitting)}" if fitting else f"; nothing in the recipe is {phrase}"
+    return f"no input or stage is called '{name}'{there}"
+
+
+def _advice(
+    made: str, wanted: type[Reference], stage: str, kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]
+) -> str:
+    """What to put between a result of one kind and a field that wants another, or what to name instead."""
+    ways = [way for kind in wanted.kinds if (way := way_between(made, kind, stage_types))]
+    proposals = []
+    if ways:
+        way = min(ways, key=len)
+        proposals.append(f"put a {' and a '.join(way)} stage between them")
+    if fitting := _fitting(wanted, stage, kinds):
+        quoted = [f"'{name}'" for name in fitting]
+        proposals.append(f"name {listing(quoted)}")
+    if not proposals:
+        makers = [stage_type.name for stage_type in stage_types.values() if stage_type.produces in wanted.kinds]
+        proposals.append(f"give an input of kind {' or '.join(wanted.kinds)}")
+        proposals += [f"add a stage that makes it ({listing(makers)})"] if makers else []
+    return ", or ".join(proposals)
+
+
+def way_between(made: str, wanted: str, stage_types: Mapping[str, StageTypeLike]) -> list[str] | None:
+    """The shortest chain of stage types that turns one kind into another, if it is short enough to propose."""
+    ways: dict[str, list[str]] = {made: []}
+    for _ in range(LONGEST_ADVICE):
+        for kind, way in list(ways.items()):
+            for stage_type in stage_types.values():
+                if stage_type.produces not in ways and kind in reference_kinds(stage_type.config_type):
+                    ways[stage_type.produces] = [*way, stage_type.name]
+        if wanted in ways:
+            return ways[wanted]
+    return None
+
+
+def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Mistake]]:
+    """Names of the stages, each after all it needs and otherwise as written, and a mistake for every circle."""
+    needs: dict[str, dict[str, FieldPath]] = {
+        stage: {name: path for path, _, name in draft.references() if name in drafts and name != stage}
+        for stage, draft in drafts.items()
+    }
+    order: list[str] = []
+    mistakes: list[Mistake] = []
+    waiting = list(drafts)
+    while waiting:
+        ready = next((stage for stage in waiting if not any(need in waiting for need in needs[stage])), None)
+        if ready is not None:
+            waiting.remove(ready)
+            order.append(ready)
+            continue
+        circle = _circle(waiting, needs)
+        first, second = circle[0], circle[1]
+        path = ("stages", first, *needs[first].pop(second))
+        mistakes.append(Mistake(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
+    return order, mistakes
+
+
+def _circle(waiting: Sequence[str], needs: Mapping[str, Mapping[str, FieldPath]]) -> list[str]:
+    """A circle among stages of which each needs another one: a, b, …, a, from the stage that is written first."""
+    walked = [waiting[0]]
+    while True:
+        following = next(need for need in needs[walked[-1]] if need in waiting)
+        if following in walked:
+            circle = walked[walked.index(following) :]
+            start = circle.index(min(circle, key=list(waiting).index))
+            return [*circle[start:], *circle[:start], circle[start]]
+        walked.append(following)

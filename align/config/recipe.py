@@ -1,0 +1,277 @@
+"""The recipe: inputs and a graph of stages, read from YAML and checked in full before anything is started.
+
+Every mistake is reported, all at once and in the order of the file, each with its line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from align.config.base import StrictModel
+from align.config.checks import check_input_path, check_stage
+from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
+from align.config.graph import Draft, StageTypeLike, check_references, order_stages
+from align.config.inputs import ArtifactInput, ArtifactKind, DataInput, DataKind, ModelInput, ModelKind
+from align.config.override import apply_override
+from align.config.reference import FieldPath, iterate_references
+from align.config.sections import RulesScorer
+from align.config.shape import walk
+from align.config.source import Document, Position, read_document
+from align.errors import RecipeError, several
+
+RECIPE_NAME = "recipe.yaml"
+DEFAULT_SEED = 17
+SEED_LIMIT = 2**32
+"""Seeds are below this, as NumPy wants them."""
+TOP_KEYS = ("name", "seed", "inputs", "stages")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+AnyInput = ModelInput | DataInput | ArtifactInput
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of a recipe."""
+
+    name: str
+    type: str
+    config: StrictModel
+    references: tuple[tuple[FieldPath, str], ...]
+    """Every field of the configuration that names an input or a stage, with the name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe without mistakes. Stages come after what they need, otherwise in the order of the file."""
+
+    name: str
+    seed: int
+    path: Path
+    """The file it was read from."""
+    folder: Path
+    """Where relative paths of inputs start."""
+    inputs: Mapping[str, AnyInput]
+    stages: Mapping[str, StageNode]
+    kinds: Mapping[str, str]
+    """Kind of artifact by name of input or stage."""
+    document: Document = field(repr=False, compare=False)
+
+    def where(self, path: FieldPath) -> str:
+        """`recipe.yaml:12:9`, the place of a value such as `("stages", "dpo", "beta")`."""
+        return str(self.document.value_position(path))
+
+    def locate(self, written: str) -> Path:
+        """A path as the recipe writes it, made usable from the current folder."""
+        return self.folder / Path(written).expanduser()
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain JSON: overrides applied, rule files put in place, defaults filled in."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "inputs": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.inputs.items()},
+            "stages": {name: {"stage": node.type, **node.config.model_dump(mode="json")} for name, node in self.stages.items()},
+        }
+
+
+def parse_recipe(path: str | Path, *, overrides: Sequence[str] = (), stage_types: Mapping[str, StageTypeLike]) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file, or a folder with a `recipe.yaml`.
+        overrides: `KEY=VALUE` texts that win over the file, such as `stages.dpo.beta=0.2`.
+        stage_types: every stage type there is, by name.
+    Raises:
+        RecipeError: with every mistake on a line of its own, in the order of the file.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if not (path / RECIPE_NAME).is_file():
+            hint = "Give the recipe's file, or the folder that holds it."
+            raise RecipeError(f"{path}: this folder has no {RECIPE_NAME}", hint=hint)
+        path = path / RECIPE_NAME
+    document = read_document(path)
+    return parse_document(document, path=path, folder=path.parent, overrides=overrides, stage_types=stage_types)
+
+
+def parse_document(
+    document: Document, *, path: Path, folder: Path, overrides: Sequence[str] = (), stage_types: Mapping[str, StageTypeLike]
+) -> Recipe:
+    """Check a document that need not come from a file; `path` is what the recipe calls its source."""
+    return _Parser(document, folder, stage_types).parse(path, overrides)
+
+
+class _Parser:
+    """Collects what is right into a recipe and what is wrong into one error."""
+
+    def __init__(self, document: Document, folder: Path, stage_types: Mapping[str, StageTypeLike]) -> None:
+        self.document = document
+        self.folder = folder
+        self.stage_types = stage_types
+        self.problems: list[tuple[Position, str]] = []
+        self.ranks = 0
+        """Files and options read so far; they order the problems."""
+
+    def parse(self, path: Path, overrides: Sequence[str]) -> Recipe:
+        if not isinstance(self.document.value, dict):
+            raise RecipeError(
+                f"{self.document.value_position(())}: expected a mapping, got {show_value(self.document.value)}",
+                hint=f"A recipe has the keys {listing(TOP_KEYS)}.",
+            )
+        for rank, text in enumerate(overrides):
+            if problem := apply_override(self.document, text, rank=len(overrides) * 1000 + rank):
+                self.problems.append(problem)
+        name, seed = self.top()
+        written_inputs, written_stages = self.section("inputs"), self.section("stages")
+        for twice in [key for key in written_stages if key in written_inputs]:
+            self.add(Mistake(("stages", twice), "an input has this name too; names are used once", at_key=True))
+        inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
+        drafts = {key: draft for key, value in written_stages.items() if (draft := self.draft(key, value))}
+        configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft))}
+        # A name whose own entry is wrong has no kind, and is not complained about where it is used.
+        kinds = dict.fromkeys((*written_inputs, *written_stages), "")
+        kinds |= {key: spec.kind for key, spec in inputs.items()}
+        kinds |= {key: draft.stage_type.produces for key, draft in drafts.items()}
+        for mistake in check_references(drafts, list(written_inputs), kinds, self.stage_types):
+            self.add(mistake)
+        order, circles = order_stages(drafts)
+        for mistake in circles:
+            self.add(mistake)
+        for key, draft in drafts.items():
+            for mistake in check_stage(key, draft, drafts):
+                self.add(mistake)
+        self.raise_problems(path)
+        nodes = {key: self.node(key, drafts[key], configs[key]) for key in order}
+        return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document)
+
+    def add(self, mistake: Mistake) -> None:
+        find = self.document.key_position if mistake.at_key else self.document.value_position
+        self.problems.append((find(mistake.path), f"{show_path(mistake.path)}: {mistake.text}"))
+
+    def raise_problems(self, path: Path) -> None:
+        if self.problems:
+            lines = [f"{position}: {text}" for position, text in sorted(set(self.problems))]
+            raise RecipeError(several(lines, f"mistakes in {path}"))
+
+    def top(self) -> tuple[str, int]:
+        """Check the keys at the top; what is wrong comes back as a harmless stand-in."""
+        recipe = self.document.value
+        for key in recipe:
+            if key not in TOP_KEYS:
+                self.add(Mistake((key,), unknown(key, TOP_KEYS), at_key=True))
+        name, seed = recipe.get("name"), recipe.get("seed", DEFAULT_SEED)
+        if "name" not in recipe:
+            self.add(Mistake(("name",), "this key is missing; expected a text that can be a file name", at_key=True))
+        elif not isinstance(name, str):
+            self.add(Mistake(("name",), expected((str,), name)))
+        elif not FILE_NAME.fullmatch(name):
+            self.add(Mistake(("name",), f"expected letters, digits, '.', '_' and '-', at most 100, got {show_value(name)}"))
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            self.add(Mistake(("seed",), expected((int,), seed)))
+        elif not 0 <= seed < SEED_LIMIT:
+            self.add(Mistake(("seed",), f"must be from 0 to {SEED_LIMIT - 1}, got {seed}"))
+        return str(name), seed if isinstance(seed, int) else DEFAULT_SEED
+
+    def section(self, key: str) -> dict[str, Any]:
+        """The entries of `inputs` or `stages` that have a usable name and are mappings."""
+        value = self.document.value.get(key)
+        if value is None and key == "inputs":
+            return {}
+        if key not in self.document.value or value in (None, {}):
+            self.add(Mistake((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))
+            return {}
+        if not isinstance(value, dict):
+            self.add(Mistake((key,), f"expected a mapping of names to {key}, got {show_value(value)}"))
+            return {}
+        for name, entry in value.items():
+            if not NODE_NAME.fullmatch(name):
+                text = "a name starts with a letter and has only letters, digits, '_' and '-', at most 64"
+                self.add(Mistake((key, name), text, at_key=True))
+            if not isinstance(entry, dict):
+                self.add(Mistake((key, name), f"expected a mapping, got {show_value(entry)}"))
+        return value
+
+    def input(self, name: str, value: Any) -> AnyInput | None:
+        """The input if it is right. Which class reads it follows from its kind and, for results of align, the key `artifact`."""
+        path = ("inputs", name)
+        if not isinstance(value, dict):
+            return None
+        kind = self.choice((*path, "kind"), value, get_args(ArtifactKind), what="kind")
+        if kind is None:
+            return None
+        reader: type[AnyInput] = ArtifactInput
+        if "artifact" not in value and kind in get_args(ModelKind):
+            reader = ModelInput
+        elif "artifact" not in value and kind in get_args(DataKind):
+            reader = DataInput
+        spec = self.validated(reader, value, path)
+        for mistake in check_input_path(spec, self.folder, path) if spec else ():
+            self.add(mistake)
+        return spec
+
+    def draft(self, name: str, value: Any) -> Draft | None:
+        """The stage as it is written, if its type exists. Rule files are put in place here."""
+        path = ("stages", name)
+        if not isinstance(value, dict):
+            return None
+        example = f" (add stage: {name})" if name in self.stage_types else ""
+        written = self.choice((*path, "stage"), value, list(self.stage_types), what="stage type", example=example)
+        if written is None:
+            return None
+        stage_type = self.stage_types[written]
+        self.read_rule_files(stage_type.config_type, value, path)
+        return Draft(stage_type, {key: field for key, field in value.items() if key != "stage"})
+
+    def choice(
+        self, path: FieldPath, fields: dict[str, Any], choices: Sequence[str], *, what: str, example: str = ""
+    ) -> str | None:
+        """The value of a key that must be there and be one of a few texts."""
+        key = path[-1]
+        if key not in fields:
+            self.add(Mistake(path, f"this key is missing; expected one of {listing(choices)}{example}", at_key=True))
+        elif not isinstance(value := fields[str(key)], str):
+            self.add(Mistake(path, f"expected one of {listing(choices)}, got {show_value(value)}"))
+        elif value not in choices:
+            self.add(Mistake(path, f"'{value}': {unknown(value, choices, what=what)}"))
+        else:
+            return value
+        return None
+
+    def read_rule_files(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
+        """Put the content of every `{rules: file.yaml}` in its place, so that the content is checked and fingerprinted."""
+        for inner, alternatives, part in list(walk((config_type,), fields)):
+            if RulesScorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get("rules"), str):
+                continue
+            where = (*path, *inner, "rules")
+            file = self.folder / Path(part["rules"]).expanduser()
+            self.ranks += 1
+            try:
+                self.document.graft(where, read_document(file, rank=self.ranks))
+            except RecipeError as error:
+                self.add(Mistake(where, error.message))
+                part["rules"] = [{"type": "numeric_answer", "name": "unreadable"}]  # said once is enough
+
+    def config(self, name: str, draft: Draft) -> StrictModel | None:
+        return self.validated(draft.stage_type.config_type, draft.fields, ("stages", name), extra_keys=("stage",))
+
+    def validated(
+        self, reader: type[ModelT], value: Mapping[str, Any], path: FieldPath, extra_keys: Sequence[str] = ()
+    ) -> ModelT | None:
+        try:
+            return reader.model_validate(value)
+        except ValidationError as error:
+            for mistake in mistakes_of(error, reader, value, extra_keys=extra_keys):
+                self.add(mistake._replace(path=(*path, *mistake.path)))
+        return None
+
+    def node(self, name: str, draft: Draft, config: StrictModel) -> StageNode:
+        references = tuple((path, str(reference)) for path, reference in iterate_references(config))
+        return StageNode(name, draft.stage_type.name, config, references)

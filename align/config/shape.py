@@ -1,0 +1,112 @@
+"""Walks a plain value along the types that will read it, so that a document can be talked about before it is valid."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from align.config.reference import FieldPath, Reference
+
+Members = tuple[Any, ...]
+"""The types that a value may have, without None: one, or those of a union."""
+
+
+def members(annotation: Any) -> Members:
+    """The alternatives of a type, with `Annotated`, unions and None taken away."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return tuple(inner for part in get_args(annotation) for inner in members(part))
+    return () if annotation is type(None) else (annotation,)
+
+
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def is_reference(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Reference)
+
+
+def is_list(annotation: Any) -> bool:
+    origin: Any = get_origin(annotation)
+    return origin is list
+
+
+def is_mapping(annotation: Any) -> bool:
+    origin: Any = get_origin(annotation)
+    return origin is dict
+
+
+def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
+    """The model that a mapping is meant for: the one whose literal fields (`type: length`) have the mapping's values."""
+    models = [alternative for alternative in alternatives if is_model(alternative)]
+    if not isinstance(value, dict):
+        return None
+    for model in models:
+        fields = {name: info.annotation for name, info in model.model_fields.items() if name in value}
+        if all(value[name] in get_args(annotation) for name, annotation in fields.items() if get_origin(annotation) is Literal):
+            return model  # type: ignore[no-any-return]
+    return models[0] if models else None
+
+
+def below(alternatives: Members, value: Any, key: str | int) -> Members:
+    """The types of the entry `key` of `value`, whether or not it is there; empty when nothing is known of it."""
+    model = fitting_model(alternatives, value)
+    if model is not None:
+        info = model.model_fields.get(str(key))
+        return members(info.annotation) if info else ()
+    for alternative in alternatives:
+        if (is_list(alternative) and isinstance(value, list)) or (is_mapping(alternative) and isinstance(value, dict)):
+            return members(get_args(alternative)[-1])
+        # A model that also takes a bare list (a rule set) is walked as if the list were its only field.
+        if is_model(alternative) and isinstance(value, list) and len(alternative.model_fields) == 1:
+            return below(members(next(iter(alternative.model_fields.values())).annotation), value, key)
+    return ()
+
+
+def follow(alternatives: Members, value: Any, path: FieldPath) -> tuple[Members, Any]:
+    """The types and the value at `path`; the value is None where there is none."""
+    for key in path:
+        alternatives = below(alternatives, value, key)
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        else:
+            value = None
+    return alternatives, value
+
+
+def walk(alternatives: Members, value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Members, Any]]:
+    """Every part of a value with its path and the types it may have."""
+    yield path, alternatives, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield from walk(below(alternatives, value, key), inner, (*path, key))
+
+
+def references_in(config_type: type[BaseModel], value: Any) -> Iterator[tuple[FieldPath, type[Reference], str]]:
+    """Every text of a document that stands where a reference is read: path, type of the reference, name."""
+    for path, alternatives, part in walk((config_type,), value):
+        for alternative in alternatives:
+            if is_reference(alternative) and isinstance(part, str) and part:
+                yield path, alternative, part
+                break
+
+
+def reference_kinds(config_type: type[BaseModel]) -> frozenset[str]:
+    """Every kind of artifact that some field of a configuration can name."""
+    kinds: set[str] = set()
+    pending = [info.annotation for info in config_type.model_fields.values()]
+    while pending:
+        for alternative in members(pending.pop()):
+            if is_reference(alternative):
+                kinds.update(alternative.kinds)
+            elif arguments := get_args(alternative):  # a list or a mapping
+                pending.append(arguments[-1])
+    return frozenset(kinds)

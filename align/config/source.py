@@ -1,0 +1,295 @@
+"""YAML as plain Python, with the line and column of every key and value.
+
+Recipes are YAML 1.2 (core schema): `1e-5` is a number, `yes` and `2024-01-01` are text. Anchors, aliases, tags and several
+documents in a file are refused: a recipe from a stranger must not grow in memory, and means what it shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
+from ruamel.yaml.reader import ReaderError
+
+from align.config.reference import FieldPath
+from align.errors import RecipeError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_DIGITS = 300
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_CONSTANTS: Mapping[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place to point at. `rank` orders the files of one recipe; line 0 means the label alone says where."""
+
+    rank: int
+    line: int
+    column: int
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.label}:{self.line}:{self.column}" if self.line else self.label
+
+
+@dataclass
+class Document:
+    """A plain value and where each part of it was written.
+
+    `keys` holds the position of a mapping's key, `values` that of its value or of a list's entry; the top is at `()`.
+    """
+
+    value: Any
+    keys: dict[FieldPath, Position] = field(default_factory=dict)
+    values: dict[FieldPath, Position] = field(default_factory=dict)
+
+    def key_position(self, path: FieldPath) -> Position:
+        """Where the key is; where there is none, the value or the nearest thing around it."""
+        return self._nearest(path, lambda part: self.keys.get(part) or self.values.get(part))
+
+    def value_position(self, path: FieldPath) -> Position:
+        """Where the value is; where there is none, the nearest thing around it."""
+        if path in self.values:
+            return self.values[path]
+        return self.key_position(path[:-1])
+
+    def _nearest(self, path: FieldPath, find: Callable[[FieldPath], Position | None]) -> Position:
+        for length in range(len(path), -1, -1):
+            if found := find(path[:length]):
+                return found
+        return Position(0, 1, 1, "recipe")
+
+    def get(self, path: FieldPath) -> Any:
+        """The value at `path`, which must exist."""
+        value = self.value
+        for part in path:
+            value = value[part]
+        return value
+
+    def graft(self, path: FieldPath, other: Document) -> None:
+        """Put the content of `other` in place of the value at `path`, with its positions."""
+        self.forget_below(path)
+        self.get(path[:-1])[path[-1]] = other.value
+        self.keys.update({(*path, *inner): position for inner, position in other.keys.items()})
+        self.values.update({(*path, *inner): position for inner, position in other.values.items()})
+
+    def put(self, path: FieldPath, value: Any, position: Position) -> None:
+        """Put a value at `path`, whose parent must exist; everything in it is at `position`."""
+        self.forget_below(path)
+        self.get(path[:-1])[path[-1]] = value
+        self.keys[path] = self.values[path] = position
+
+    def forget_below(self, path: FieldPath) -> None:
+        """Drop the positions of what was inside `path`."""
+        for positions in (self.keys, self.values):
+            for known in [known for known in positions if known[: len(path)] == path and len(known) > len(path)]:
+                del positions[known]
+
+
+def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Document:
+    """The content of a YAML file.
+
+    Raises:
+        RecipeError: the file cannot be read, is too large, or is not the plain YAML that recipes are made of.
+    """
+    label = label or str(path)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{label}: there is no such file", hint="Check the path; relative paths start where you are.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{label}: this is a folder, not a YAML file") from None
+    except OSError as error:
+        raise RecipeError(f"{label}: cannot be read ({error.strerror})") from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{label}: larger than {MAX_BYTES >> 20} MiB, so it is not a recipe", hint="Is this the right file?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        raise RecipeError(
+            f"{label}:{line}:{column}: byte 0x{content[error.start]:02x} is not UTF-8", hint="Save the file as UTF-8."
+        ) from None
+    return parse_text(text, label=label, rank=rank)
+
+
+def parse_text(text: str, *, label: str, rank: int = 0, show_lines: bool = True) -> Document:
+    """A YAML text as a document. Without `show_lines` every position is the label alone, as for text on the command line."""
+    reader = _Reader(label, rank, show_lines)
+    try:
+        return reader.read(text)
+    except ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+        raise RecipeError(
+            f"{reader.position(line, column)}: the character U+{_code(error.character):04X} is not allowed in YAML",
+            hint="Remove it; an editor that shows invisible characters helps.",
+        ) from None
+    except MarkedYAMLError as error:
+        raise _syntax_error(error, text, reader) from None
+    except YAMLError as error:
+        raise RecipeError(f"{label}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _code(character: int | str) -> int:
+    return character if isinstance(character, int) else ord(character)
+
+
+def resolve_scalar(text: str) -> Any:
+    """The value of an unquoted scalar by the core schema of YAML 1.2; a number of more than MAX_DIGITS stays text."""
+    if len(text) > MAX_DIGITS:
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _OCTAL.fullmatch(text):
+        return int(text[2:], 8)
+    if _HEXADECIMAL.fullmatch(text):
+        return int(text[2:], 16)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Reader:
+    """Builds a document from the parser's events."""
+
+    def __init__(self, label: str, rank: int, show_lines: bool) -> None:
+        self.label = label
+        self.rank = rank
+        self.show_lines = show_lines
+        self.document = Document(None)
+
+    def position(self, line: int, column: int) -> Position:
+        """`line` and `column` are 1-based."""
+        return Position(self.rank, line, column, self.label) if self.show_lines else Position(self.rank, 0, 0, self.label)
+
+    def of(self, event: Event) -> Position:
+        return self.position(event.start_mark.line + 1, event.start_mark.column + 1)
+
+    def read(self, text: str) -> Document:
+        events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
+        documents = 0
+        for event in events:
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise RecipeError(f"{self.of(event)}: a second document starts here ('---'); a file holds one")
+            elif not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentEndEvent)):
+                self.document.value = self.node(event, events, ())
+        self.document.values.setdefault((), self.position(1, 1))
+        return self.document
+
+    def node(self, event: Event, events: Iterator[Event], path: FieldPath) -> Any:
+        position = self.of(event)
+        self.refuse_indirection(event, position)
+        if len(path) > MAX_DEPTH:
+            raise RecipeError(f"{position}: nested deeper than {MAX_DEPTH} levels")
+        self.document.values[path] = position
+        if isinstance(event, ScalarEvent):
+            return self.scalar(event)
+        if isinstance(event, MappingStartEvent):
+            return self.mapping(events, path)
+        entries: list[Any] = []
+        for inner in events:
+            if isinstance(inner, SequenceEndEvent):
+                break
+            entries.append(self.node(inner, events, (*path, len(entries))))
+        return entries
+
+    def mapping(self, events: Iterator[Event], path: FieldPath) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for event in events:
+            if isinstance(event, MappingEndEvent):
+                break
+            position = self.of(event)
+            self.refuse_indirection(event, position)
+            key = self.scalar(event) if isinstance(event, ScalarEvent) else None
+            if not isinstance(key, str):
+                shown = f"'{event.value}'" if isinstance(event, ScalarEvent) else "a list or mapping"
+                raise RecipeError(f"{position}: a key must be text, got {shown}", hint="Put quotes around the key.")
+            inner = (*path, key)
+            if key in mapping:
+                first = self.document.keys[inner]
+                hint = "Remove one of them."
+                raise RecipeError(f"{position}: the key '{key}' is here twice; the first is at {first}", hint=hint)
+            self.document.keys[inner] = position
+            mapping[key] = self.node(next(events), events, inner)
+        return mapping
+
+    def scalar(self, event: ScalarEvent) -> Any:
+        # Quoted and block text is text, whatever it looks like.
+        return event.value if event.style else resolve_scalar(event.value)
+
+    def refuse_indirection(self, event: Event, position: Position) -> None:
+        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor is not None):
+            sign = "*" if isinstance(event, AliasEvent) else "&"
+            raise RecipeError(
+                f"{position}: anchors and aliases ({sign}{event.anchor}) are not used in recipes",
+                hint=f"Write the value out; put quotes around a text that starts with {sign}.",
+            )
+        if isinstance(event, (ScalarEvent, MappingStartEvent, SequenceStartEvent)) and event.tag is not None:
+            raise RecipeError(
+                f"{position}: tags ({event.tag}) are not used in recipes", hint="Put quotes around a text that starts with '!'."
+            )
+
+
+def _syntax_error(error: MarkedYAMLError, text: str, reader: _Reader) -> RecipeError:
+    """The parser's complaint in plain words, at the place it gave up."""
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    lines = text.split("\n")
+    shown = lines[line - 1] if line <= len(lines) else ""
+    position = reader.position(line, column)
+    if "\t" in shown[: len(shown) - len(shown.lstrip())] or shown[column - 1 : column] == "\t":
+        return RecipeError(f"{position}: a tab; YAML is indented with spaces", hint="Replace the tab by spaces.")
+    problem = (error.problem or "this is not YAML").strip()
+    started = ""
+    if error.context and error.context_mark and (error.context_mark.line, error.context_mark.column) != (line - 1, column - 1):
+        started = f" ({error.context.strip()} that started at line {error.context_mark.line + 1})"
+    return RecipeError(f"{position}: {problem}{started}", hint=_advice(f"{error.context} {problem}"))
+
+
+def _advice(problem: str) -> str:
+    if "mapping values are not allowed" in problem:
+        return "Put quotes around a text that holds ': ', or check the indentation of this line and the one above."
+    if "cannot start any token" in problem:
+        return "Put quotes around a text that starts with %, @ or `."
+    if "expected ',' or" in problem:
+        return "A bracket or comma is missing; put quotes around texts that hold brackets or commas."
+    if "quoted scalar" in problem:
+        return "A closing quote is missing."
+    return "Check indentation, brackets and quotes here and in the line above."

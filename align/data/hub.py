@@ -1,0 +1,76 @@
+"""Rows of a dataset on the Hugging Face hub: the one place that imports `datasets`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from align.data.reader import RawRow
+from align.errors import EnvironmentProblem, RecipeError
+
+_LOCAL_HINT = "Use a local file instead (path: data/rows.jsonl), or run where the hub can be reached."
+TRUE_VALUES = frozenset({"1", "ON", "YES", "TRUE"})
+"""What the hub's libraries take for yes in their environment variables."""
+
+
+def hub_is_offline() -> bool:
+    """Whether the user asked the hub's libraries to stay offline."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in TRUE_VALUES for name in names)
+
+
+def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) -> tuple[str | None, Iterator[RawRow]]:
+    """The rows of one split, numbered from 1, and the commit they are of.
+
+    Offline, a copy in the local cache is used, whose commit is not known (None) unless `revision` is one.
+
+    Raises:
+        EnvironmentProblem: if the dataset can neither be fetched nor found in the cache, or `datasets` is not installed.
+        RecipeError: if the dataset has no such split.
+    """
+    try:
+        import datasets
+        import httpx
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"{dataset}: the library datasets cannot be imported ({error})", hint="pip install datasets, or use a local file."
+        ) from error
+    commit = _commit_of(dataset, revision)
+    try:
+        loaded = datasets.load_dataset(dataset, split=split, revision=commit or revision)
+    except DatasetNotFoundError as error:
+        reason = "the hub is set to offline (HF_HUB_OFFLINE) and the cache has no copy" if hub_is_offline() else first_line(error)
+        raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {reason}", hint=_LOCAL_HINT) from error
+    except ValueError as error:
+        if "split" in str(error):
+            raise RecipeError(f"dataset {dataset}: no split {split!r}: {first_line(error)}", hint="Correct split:.") from error
+        raise EnvironmentProblem(f"dataset {dataset}: cannot be loaded: {first_line(error)}", hint=_LOCAL_HINT) from error
+    except (OSError, httpx.HTTPError) as error:
+        raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {first_line(error)}", hint=_LOCAL_HINT) from error
+    return commit, _numbered(loaded)
+
+
+def _numbered(rows: Any) -> Iterator[RawRow]:
+    for number, row in enumerate(rows, start=1):
+        yield number, dict(row)
+
+
+def _commit_of(dataset: str, revision: str | None) -> str | None:
+    """The commit that `revision` names now; None where the hub cannot say."""
+    if hub_is_offline():
+        return None
+    import httpx
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(dataset, revision=revision, timeout=20).sha
+    except (httpx.HTTPError, OSError):
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,252 @@
+"""Chat templates and token spans: what the model is shown, and exactly which tokens the loss is taken on.
+
+A prompt is rendered as text and tokenized without special tokens, so that a template that writes its own BOS never gets a second
+one. A completion is tokenized apart from its prompt, as it is when a model samples it: training and sampling see the same ids.
+
+Duck-typed on a transformers tokenizer; loads neither torch nor transformers. transformers renders templates in Jinja's immutable
+sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/test_template.py); size and time are limited here.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from align.data.time_limit import TimeLimitExceeded, time_limit
+from align.errors import RecipeError, StageError
+from align.records import Message
+
+MAX_TEMPLATE_BYTES = 64 * 1024
+RENDER_SECONDS = 10.0
+"""Longest time one conversation may take to render; a template of a stranger could loop."""
+
+IGNORED_LABEL = -100
+"""Label of a token that the loss is not taken on."""
+
+_PROBE = "Probe"
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used here."""
+
+    chat_template: Any
+    eos_token: Any
+    eos_token_id: Any
+    pad_token_id: Any
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
+
+
+class TemplateProblem(ValueError):
+    """The template cannot show one conversation as it is. `reason` is the row's `drop_reason`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ChatFormat:
+    """How one model is shown conversations.
+
+    Args:
+        tokenizer: a transformers tokenizer, or anything shaped like one.
+        where: how messages call the model, usually its folder.
+    Raises:
+        RecipeError: if the tokenizer lacks a chat template, an end-of-sequence or a padding token, if padding and
+            end-of-sequence are the same token, or if the template does not end a completion with the end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, where: str = "the model") -> None:
+        self.tokenizer = tokenizer
+        self.where = where
+        self._check_tokenizer()
+        self.eos_token = str(tokenizer.eos_token)
+        self.eos_token_id = int(tokenizer.eos_token_id)
+        self.pad_token_id = int(tokenizer.pad_token_id)
+        self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
+        self._template_closes = True
+        self.closing = self._find_closing()
+        """What follows every completion and is trained on with it: the end-of-sequence token, perhaps after white space."""
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt as the model sees it, up to where its completion begins.
+
+        Raises:
+            TemplateProblem: if the template refuses the conversation.
+        """
+        key = tuple((message.role, message.content) for message in messages)
+        if key not in self._prompt_texts:
+            self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
+        return self._prompt_texts[key]
+
+    def completion_text(self, messages: Sequence[Message], completion: str) -> str:
+        """The completion and what the template closes it with, up to and with the end-of-sequence token.
+
+        Raises:
+            TemplateProblem: if the template refuses the conversation, or would show the completion otherwise than it is.
+        """
+        if self.eos_token in completion:
+            raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {self.eos_token!r}")
+        prompt = self.prompt_text(messages)
+        whole = self._render([*messages, Message(role="assistant", content=completion)], add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise TemplateProblem(
+                "template_rewrites",
+                f"the chat template shows the prompt otherwise once a completion follows: {_difference(prompt, whole)}",
+            )
+        tail = whole[len(prompt) :]
+        rest = tail.removeprefix(completion)
+        closed = rest.startswith(self.closing) if self._template_closes else not rest.strip()
+        if not tail.startswith(completion) or not closed:
+            told = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
+            difference = _difference(completion + self.closing, tail)
+            raise TemplateProblem(
+                "template_rewrites", f"the chat template does not show the completion as it is{told}: {difference}"
+            )
+        return completion + self.closing
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the prompt; a sampler must be given these, never the text."""
+        return self.tokenize([self.prompt_text(messages)])[0]
+
+    def encode_completion(self, messages: Sequence[Message], completion: str) -> list[int]:
+        """Token ids of the completion that follow those of `encode_prompt`, the end-of-sequence token last."""
+        return self.tokenize([self.completion_text(messages, completion)])[0]
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of rendered texts; nothing is added."""
+        if not texts:
+            return []
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            with time_limit(RENDER_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+        except TimeLimitExceeded:
+            raise RecipeError(
+                f"{self.where}: its chat template took more than {RENDER_SECONDS:.0f} seconds for one conversation",
+                hint="Look at chat_template.jinja of that model; it may not end.",
+            ) from None
+        except Exception as error:
+            # Whatever a template does wrong (jinja2's errors, its own raise_exception, a TypeError) concerns this row.
+            raise TemplateProblem("template_error", f"the chat template refuses this conversation: {error}") from error
+        return str(text)
+
+    def _check_tokenizer(self) -> None:
+        template = self.tokenizer.chat_template
+        if not template:
+            raise RecipeError(
+                f"{self.where}: the tokenizer has no chat template",
+                hint="Add chat_template.jinja to that folder, or start from an instruction-tuned model.",
+            )
+        text = template if isinstance(template, str) else json.dumps(template)
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
+            raise RecipeError(
+                f"{self.where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
+                hint="Look at chat_template.jinja of that model.",
+            )
+        for name in ("eos", "pad"):
+            if getattr(self.tokenizer, f"{name}_token_id") is None:
+                raise RecipeError(
+                    f"{self.where}: the tokenizer has no {name} token",
+                    hint=f"Set {name}_token in tokenizer_config.json of that folder.",
+                )
+        if self.tokenizer.eos_token_id == self.tokenizer.pad_token_id:
+            raise RecipeError(
+                f"{self.where}: padding and end of sequence are the same token, {self.tokenizer.eos_token!r}: "
+                "a model trained so never learns to stop",
+                hint="Set pad_token in tokenizer_config.json to another token of the vocabulary.",
+            )
+
+    def _find_closing(self) -> str:
+        """What the template writes after a completion, up to its end-of-sequence token; learnt from a short conversation."""
+        messages = [Message(role="user", content=_PROBE)]
+        try:
+            prompt = self._render(messages, add_generation_prompt=True)
+            whole = self._render([*messages, Message(role="assistant", content=_PROBE)], add_generation_prompt=False)
+        except TemplateProblem as problem:
+            raise RecipeError(f"{self.where}: the chat template cannot show one question and its answer: {problem}") from problem
+        begins = whole.startswith(prompt) and whole[len(prompt) :].startswith(_PROBE)
+        if not begins:
+            raise RecipeError(
+                f"{self.where}: the chat template does not show a completion right after the generation prompt: "
+                f"{_difference(prompt + _PROBE, whole)}",
+                hint="Sampling would differ from training. Mend the template: the generation prompt ends where the completion starts.",
+            )
+        rest = whole[len(prompt) + len(_PROBE) :]
+        before, found, _ = rest.partition(self.eos_token)
+        if before.strip():
+            raise RecipeError(
+                f"{self.where}: the chat template ends a completion with {rest.strip()!r}, but the end-of-sequence token is "
+                f"{self.eos_token!r}: the model would never stop",
+                hint="Set eos_token in tokenizer_config.json to the token that ends a turn.",
+            )
+        self._template_closes = bool(found)
+        return before + self.eos_token if found else self.eos_token
+
+
+def _difference(expected: str, found: str) -> str:
+    """The two texts around the first place where they differ."""
+    place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
+    start = max(0, place - 20)
+    return f"expected {expected[start : place + 30]!r}, found {found[start : place + 30]!r}"
+
+
+def spans_of(labels: Sequence[int]) -> list[list[int]]:
+    """The runs of labels that the loss is taken on, in order; a run ends at the next ignored label (-100)."""
+    spans: list[list[int]] = []
+    inside = False
+    for label in labels:
+        if label == IGNORED_LABEL:
+            inside = False
+            continue
+        if not inside:
+            spans.append([])
+            inside = True
+        spans[-1].append(label)
+    return spans
+
+
+def check_label_spans(
+    batch_labels: Sequence[Sequence[int]], expected_completions: Sequence[str], chat_format: ChatFormat
+) -> None:
+    """Refuse to train unless the loss is taken on exactly the completions and what closes them.
+
+    Every span of every row is decoded and compared, in order, in Unicode's NFC form (some tokenizers normalise so).
+
+    Args:
+        batch_labels: rows of labels, -100 where no loss is taken; packed rows hold several spans.
+        expected_completions: the completions in the order of the spans, without the end-of-sequence token.
+    Raises:
+        StageError: on the first span that differs, with both texts.
+    """
+    spans = [span for labels in batch_labels for span in spans_of(labels)]
+    if len(spans) != len(expected_completions):
+        raise StageError(
+            f"the loss would be taken on {len(spans)} spans of tokens, but there are {len(expected_completions)} completions"
+        )
+    for number, (span, completion) in enumerate(zip(spans, expected_completions, strict=True), start=1):
+        decode = chat_format.tokenizer.decode
+        found = str(decode(span, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        expected = completion + chat_format.closing
+        if unicodedata.normalize("NFC", found) != unicodedata.normalize("NFC", expected):
+            raise StageError(
+                f"the loss would be taken on other tokens than the completion (span {number} of {len(spans)})\n"
+                f"  completion: {_shortened(expected)}\n  loss on:    {_shortened(found)}",
+                hint="The tokenizer does not give the text back, or the labels are shifted. Nothing was trained.",
+            )
+
+
+def _shortened(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 400 else f"{shown[:200]} … {shown[-180:]}"

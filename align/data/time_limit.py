@@ -1,0 +1,37 @@
+"""A wall-clock limit on a piece of Python that a stranger wrote (a chat template)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class TimeLimitExceeded(BaseException):
+    """The limit passed. Not an Exception, so that a broad handler inside the limited code cannot swallow it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeLimitExceeded in the block when it takes longer than `seconds`.
+
+    Only the main thread of a POSIX process can be interrupted so; elsewhere the block runs without a limit. A timer that was
+    already running is left alone, and then there is no limit either.
+    """
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeLimitExceeded
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

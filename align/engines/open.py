@@ -1,0 +1,53 @@
+"""Choose and start an engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from align.engines.protocol import TextEngine
+from align.errors import EnvironmentProblem
+
+# Keys of config.json that do not change what weights fit into a running engine.
+NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
+
+
+def resolve_engine(name: str) -> str:
+    """The engine that `auto` means on this machine; raises EnvironmentProblem when the named one is not installed."""
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if name == "auto":
+        return "vllm" if has_vllm else "transformers"
+    if name == "vllm" and not has_vllm:
+        raise EnvironmentProblem(
+            "engine: vllm is not installed in this environment",
+            hint="Install it with `make setup`, or set engine: transformers (slower).",
+        )
+    return name
+
+
+def resolve_dtype(name: str) -> str:
+    """bfloat16 on a GPU, float32 on a CPU, unless the recipe says otherwise."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def open_engine(name: str, model_folder: Path, *, dtype: str, max_model_tokens: int) -> TextEngine:
+    """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`."""
+    resolved = resolve_engine(name)
+    if resolved == "vllm":
+        from align.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
+    from align.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
+
+
+def architecture_of(model_folder: Path) -> str:
+    """What must be equal for one model's weights to fit into an engine started with another's."""
+    config = json.loads((model_folder / "config.json").read_text())
+    return json.dumps({key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}, sort_keys=True)

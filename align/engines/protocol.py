@@ -1,0 +1,60 @@
+"""What a text generation engine does. There are two: vLLM, and transformers for machines without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from align.records import FinishReason
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt, as token ids, with the seed of its candidates (candidate i is sampled with seed + i)."""
+
+    prompt_token_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` None means all."""
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    max_completion_tokens: int
+    num_candidates: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampledCompletion:
+    """Sampled tokens, with the stop token where there is one."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+class TextEngine(Protocol):
+    """A loaded model that continues prompts."""
+
+    name: str
+    version: str
+
+    def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
+        """`settings.num_candidates` completions for every request, in the order of the requests.
+
+        The same requests in the same order give the same tokens, whatever was generated before.
+        """
+        ...
+
+    def load_weights(self, model_folder: Path) -> None:
+        """Put the weights of another model of the same architecture and vocabulary into the running engine."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...

@@ -1,0 +1,286 @@
+"""Sampling in shards that survive interruptions.
+
+A shard is a fixed slice of the prompts, sampled in one engine call and written as one file with its hash beside it. What is in
+a shard, and every seed in it, follows from the prompts and the configuration alone: neither an interruption, nor the order of
+the shards, nor the number of workers that share them changes a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.attempt import end_with_parent
+from align.config.sections import GenerationEngine, Sampling
+from align.engines.open import architecture_of, open_engine
+from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
+from align.errors import Interrupted, StageError
+from align.records import Candidate, Prompt
+from align.store.artifact import read_rows, write_rows
+from align.store.atomic import write_json
+from align.store.fingerprint import sha256_of_file
+
+WORKER_POLL_SECONDS = 0.2
+SEED_BITS = 31
+
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """Everything that decides the candidates of one model.
+
+    `prompt_token_ids[i]` are the tokens of `prompts[i]`; `stop_token_ids` end a completion.
+    """
+
+    model_folder: Path
+    prompts: Sequence[Prompt]
+    prompt_token_ids: Sequence[list[int]]
+    stop_token_ids: tuple[int, ...]
+    sampling: Sampling
+    num_candidates: int
+    engine: GenerationEngine
+    seed: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.prompts) // self.engine.shard_prompts)
+
+    @property
+    def max_model_tokens(self) -> int:
+        return self.sampling.max_prompt_tokens + self.sampling.max_completion_tokens
+
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings(
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            top_k=self.sampling.top_k,
+            max_completion_tokens=self.sampling.max_completion_tokens,
+            num_candidates=self.num_candidates,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+
+@dataclass(frozen=True)
+class SamplingReport:
+    """What sampling did: the candidates in prompt order, the engine really used, tokens and seconds spent inside it."""
+
+    candidates: list[Candidate]
+    engine: str
+    engine_version: str
+    new_tokens: int
+    engine_seconds: float
+
+
+class EngineHolder:
+    """Keeps one engine alive from model to model, and only exchanges the weights where the architecture is the same."""
+
+    def __init__(self, config: GenerationEngine) -> None:
+        self._config = config
+        self._engine: TextEngine | None = None
+        self._architecture = ""
+        self._model_folder: Path | None = None
+        self._max_model_tokens = 0
+
+    def engine_for(self, model_folder: Path, max_model_tokens: int) -> TextEngine:
+        if self._engine is not None and (
+            self._architecture != architecture_of(model_folder) or self._max_model_tokens < max_model_tokens
+        ):
+            self.close()
+        if self._engine is None:
+            self._engine = open_engine(
+                self._config.engine, model_folder, dtype=self._config.dtype, max_model_tokens=max_model_tokens
+            )
+            self._architecture, self._max_model_tokens = architecture_of(model_folder), max_model_tokens
+        elif self._model_folder != model_folder:
+            self._engine.load_weights(model_folder)
+        self._model_folder = model_folder
+        return self._engine
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            self._model_folder = None
+
+
+def prompt_seed(seed: int, prompt_id: str) -> int:
+    """Seed of a prompt's request: depends on the run's seed and the prompt's id, not on its place in the file."""
+    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.jsonl"
+
+
+def _seal_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def shard_is_whole(path: Path) -> bool:
+    """Whether a shard was finished and has not changed since."""
+    try:
+        seal = _seal_path(path).read_text()
+        return f'"{sha256_of_file(path)}"' in seal
+    except OSError:
+        return False
+
+
+def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: Callable[[list[int]], str], folder: Path) -> None:
+    """Sample one shard and write it; its seal (hash, engine, tokens, seconds) comes last."""
+    chosen = slice(index * task.engine.shard_prompts, (index + 1) * task.engine.shard_prompts)
+    prompts, token_ids = task.prompts[chosen], task.prompt_token_ids[chosen]
+    engine = holder.engine_for(task.model_folder, task.max_model_tokens)
+    requests = [
+        GenerationRequest(list(ids), prompt_seed(task.seed, prompt.id)) for prompt, ids in zip(prompts, token_ids, strict=True)
+    ]
+    started = time.perf_counter()
+    outputs = engine.generate(requests, task.settings())
+    seconds = time.perf_counter() - started
+    rows = [
+        _candidate(prompt, candidate_index, completion, request.seed, decode, task.stop_token_ids)
+        for prompt, request, completions in zip(prompts, requests, outputs, strict=True)
+        for candidate_index, completion in enumerate(completions)
+    ]
+    path = shard_path(folder, index)
+    write_rows(path, rows)
+    seal = {"sha256": sha256_of_file(path), "engine": engine.name, "version": engine.version}
+    write_json(_seal_path(path), {**seal, "tokens": sum(row.completion_tokens for row in rows), "seconds": seconds})
+
+
+def _candidate(
+    prompt: Prompt, index: int, sampled: SampledCompletion, seed: int, decode: Callable[[list[int]], str], stops: tuple[int, ...]
+) -> Candidate:
+    ids = sampled.token_ids
+    text_ids = ids[:-1] if ids and ids[-1] in stops else ids
+    return Candidate(
+        prompt_id=prompt.id,
+        candidate_index=index,
+        prompt=prompt.prompt,
+        reference=prompt.reference,
+        completion=decode(text_ids),
+        completion_token_ids=ids,
+        completion_tokens=len(ids),
+        finish_reason=sampled.finish_reason,
+        seed=seed + index,
+    )
+
+
+def _decoder(model_folder: Path) -> Callable[[list[int]], str]:
+    from align.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model_folder)
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def sample(
+    task: SamplingTask,
+    folder: Path,
+    *,
+    holder: EngineHolder,
+    stop_requested: Callable[[], int | None],
+    report: Callable[[int, int], None],
+) -> SamplingReport:
+    """Sample every shard that is not there yet, then return the candidates of all.
+
+    Args:
+        folder: where shards are kept between attempts.
+        stop_requested: asked between shards; a signal's number stops with `Interrupted`.
+        report: called with (finished shards, all shards).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [index for index in range(task.num_shards) if not shard_is_whole(shard_path(folder, index))]
+    finished = task.num_shards - len(missing)
+    report(finished, task.num_shards)
+    workers = min(task.engine.num_workers, len(missing))
+    if workers > 1:
+        holder.close()
+        _sample_in_processes(task, missing, workers, folder, stop_requested, lambda done: report(finished + done, task.num_shards))
+    elif missing:
+        decode = _decoder(task.model_folder)
+        for done, index in enumerate(missing, start=1):
+            _check_stop(stop_requested)
+            sample_shard(task, index, holder, decode, folder)
+            report(finished + done, task.num_shards)
+    return _collect(task, folder)
+
+
+def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
+    import json
+
+    candidates: list[Candidate] = []
+    engines: dict[tuple[str, str], None] = {}
+    tokens, seconds = 0, 0.0
+    for index in range(task.num_shards):
+        path = shard_path(folder, index)
+        candidates.extend(read_rows(path, Candidate))
+        seal: dict[str, Any] = json.loads(_seal_path(path).read_text())
+        engines[seal["engine"], seal["version"]] = None
+        tokens, seconds = tokens + seal["tokens"], seconds + seal["seconds"]
+    expected = {(prompt.id, index) for prompt in task.prompts for index in range(task.num_candidates)}
+    found = [(candidate.prompt_id, candidate.candidate_index) for candidate in candidates]
+    if len(found) != len(expected) or set(found) != expected:
+        raise StageError(
+            f"{folder}: {len(found)} candidates were sampled where {len(expected)} are needed, or under other ids",
+            hint="Remove this folder and run the command again.",
+        )
+    names = sorted(engines)
+    return SamplingReport(candidates, "+".join(name for name, _ in names), "+".join(v for _, v in names), tokens, seconds)
+
+
+def _check_stop(stop_requested: Callable[[], int | None]) -> None:
+    signal_number = stop_requested()
+    if signal_number is not None:
+        raise Interrupted("Stopped between two shards; the finished ones are kept.", signal_number=signal_number)
+
+
+def _sample_in_processes(
+    task: SamplingTask,
+    missing: Sequence[int],
+    workers: int,
+    folder: Path,
+    stop_requested: Callable[[], int | None],
+    report: Callable[[int], None],
+) -> None:
+    """Share the missing shards among processes, each with an engine of its own (and a GPU of its own where there are several)."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_shard_worker, args=(task, list(missing[number::workers]), folder, number), daemon=True)
+        for number in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            _check_stop(stop_requested)
+            report(sum(_seal_path(shard_path(folder, index)).exists() for index in missing))
+            failed = [process for process in processes if process.exitcode not in (None, 0)]
+            if failed:
+                raise StageError(f"A sampling process ended with code {failed[0].exitcode}", hint="The log says why.")
+            time.sleep(WORKER_POLL_SECONDS)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+    if any(process.exitcode != 0 for process in processes):
+        raise StageError("A sampling process failed", hint="The log says why.")
+
+
+def _shard_worker(task: SamplingTask, indices: Sequence[int], folder: Path, number: int) -> None:
+    end_with_parent()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    torch = importlib.import_module("torch")
+    devices = torch.cuda.device_count() if os.path.exists("/dev/nvidia0") else 0
+    if devices > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % devices] if visible[0] else str(number % devices)
+    holder = EngineHolder(task.engine)
+    decode = _decoder(task.model_folder)
+    for index in indices:
+        sample_shard(task, index, holder, decode, folder)

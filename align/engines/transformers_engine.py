@@ -1,0 +1,105 @@
+"""Sampling with transformers alone, for machines without vLLM. Slower; same protocol, same guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.models.load import load_causal_lm
+
+ROWS_PER_BATCH = 64
+
+
+def filter_logits(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """[rows, vocabulary] log-probabilities after temperature, top-k and top-p; excluded tokens are -inf."""
+    logits = logits.float() / settings.temperature
+    if settings.top_k is not None and settings.top_k < logits.shape[-1]:
+        smallest_kept = logits.topk(settings.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    logps = logits.log_softmax(-1)
+    if settings.top_p < 1:
+        ordered, order = logps.sort(dim=-1, descending=True)
+        # A token stays when the mass before it is below top_p; the most likely one always stays.
+        excluded = ordered.exp().cumsum(-1) - ordered.exp() >= settings.top_p
+        logps = logps.masked_fill(excluded.scatter(1, order, excluded), -torch.inf)
+    return logps
+
+
+class TransformersEngine:
+    """A causal language model with its own sampling loop: one generator per candidate, so rows do not disturb each other."""
+
+    name = "transformers"
+    version = transformers.__version__
+
+    def __init__(self, model_folder: Path, *, dtype: str, max_model_tokens: int) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._dtype = dtype
+        self._max_model_tokens = max_model_tokens
+        self.load_weights(model_folder)
+
+    def load_weights(self, model_folder: Path) -> None:
+        self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
+
+    def close(self) -> None:
+        del self._model
+
+    def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
+        rows = [
+            (request.prompt_token_ids, request.seed + index) for request in requests for index in range(settings.num_candidates)
+        ]
+        # Sorted by length so that a batch has little padding; the sort is stable, so the batches are a function of the requests.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+        sampled: list[SampledCompletion | None] = [None] * len(rows)
+        for start in range(0, len(order), ROWS_PER_BATCH):
+            batch = order[start : start + ROWS_PER_BATCH]
+            for index, completion in zip(batch, self._sample_batch([rows[index] for index in batch], settings), strict=True):
+                sampled[index] = completion
+        finished = [completion for completion in sampled if completion is not None]
+        return [
+            finished[start : start + settings.num_candidates] for start in range(0, len(finished), settings.num_candidates)
+        ]
+
+    @torch.inference_mode()
+    def _sample_batch(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> Iterator[SampledCompletion]:
+        longest = max(len(prompt) for prompt, _ in rows)
+        limit = min(settings.max_completion_tokens, self._max_model_tokens - longest)
+        input_ids = torch.zeros(len(rows), longest, dtype=torch.long, device=self._device)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, (prompt, _) in enumerate(rows):
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=self._device)
+            attention_mask[row, longest - len(prompt) :] = 1
+        generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
+        stops = set(settings.stop_token_ids)
+        tokens: list[list[int]] = [[] for _ in rows]
+        open_rows = set(range(len(rows)))
+        cache = None
+        for _ in range(limit):
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            output = self._model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            drawn = self._draw(output.logits[:, -1], generators, settings)
+            for row in list(open_rows):
+                tokens[row].append(drawn[row])
+                if drawn[row] in stops:
+                    open_rows.remove(row)
+            if not open_rows:
+                break
+            input_ids = torch.tensor(drawn, device=self._device)[:, None]
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
+        return (SampledCompletion(ids, "length" if row in open_rows else "stop") for row, ids in enumerate(tokens))
+
+    @staticmethod
+    def _draw(logits: Tensor, generators: Sequence[torch.Generator], settings: SamplingSettings) -> list[int]:
+        if settings.temperature == 0:
+            return [int(token) for token in logits.argmax(-1)]
+        logps = filter_logits(logits, settings).cpu()
+        # Exponential race: argmax of p / Exp(1) noise is a draw from p (equivalent to the Gumbel-max trick).
+        noise = torch.stack([torch.empty(logps.shape[1]).exponential_(generator=generator) for generator in generators])
+        return [int(token) for token in (logps - noise.log()).argmax(-1)]

@@ -1,0 +1,38 @@
+"""Log-probabilities of the tokens that a loss is taken on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+
+def sequence_logps(logits: Tensor, labels: Tensor, *, average: bool = False) -> Tensor:
+    """Log-probability of every row's labelled tokens, given what comes before each.
+
+    Position t of the logits predicts label t + 1; the shift is made here. Softmax and sum are in float32 (float64 for float64
+    logits), whatever the logits are in. Differentiable in `logits`.
+
+    Args:
+        logits: [batch, seq, vocabulary], not shifted.
+        labels: [batch, seq], token ids; -100 where a token is not counted. The first label has no logits and is never counted.
+        average: divide by the number of counted tokens.
+    Returns:
+        [batch], nats; 0 for a row without a counted token.
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"labels must be [batch, seq] of the logits; got logits {list(logits.shape)}, labels {list(labels.shape)}"
+        )
+    targets = labels[:, 1:]
+    mask = targets != IGNORED_LABEL
+    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    safe_targets = targets.masked_fill(~mask, 0)
+    chosen_logits = wide.gather(-1, safe_targets.unsqueeze(-1)).squeeze(-1)
+    per_token_logps = chosen_logits - wide.logsumexp(-1)
+    # where, not a product: an infinite logit at a position that does not count must not make the sum NaN
+    sums = torch.where(mask, per_token_logps, 0.0).sum(-1)
+    return sums / mask.sum(-1).clamp(min=1) if average else sums

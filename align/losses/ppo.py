@@ -1,0 +1,200 @@
+"""Proximal Policy Optimization on completions: rewards, advantages, and the two clipped losses.
+
+Every mask is a completion_mask: [batch, seq], 1 (or True) on the completion's tokens, 0 on prompt and padding. What stands at a
+masked-out position, NaN included, never reaches a result; results are 0 there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""The log of the probability ratio is held within ± this, so that its exponential stays finite."""
+
+
+class Advantages(NamedTuple):
+    """[batch, seq] each, 0 outside the mask, detached."""
+
+    advantages: Tensor
+    """Generalized advantage estimate of every token; not whitened."""
+    returns: Tensor
+    """advantages + values: what the value model should have said."""
+
+
+class PolicyLoss(NamedTuple):
+    """[batch, seq] each, 0 outside the mask; `losses` carries the gradient, the others are detached."""
+
+    losses: Tensor
+    """Clipped surrogate, negated."""
+    ratio: Tensor
+    """Probability under the policy over that under the policy that sampled."""
+    clipped: Tensor
+    """1 where the clipped term decided the loss, and so no gradient flows."""
+    approx_kl: Tensor
+    """ratio - 1 - log ratio ≥ 0, nats; its mean over tokens estimates KL(sampling policy ‖ policy)."""
+
+
+def kl_penalized_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+    """Reward of every token: the pull towards the reference, and the score on the last token.
+
+    -kl_coef * (logps - reference_logps), the estimator k1 (Schulman 2020), plus the score on the last position where the mask
+    is 1. Stiennon et al. 2020, §3.4; Ziegler et al. 2019, eq. 2.
+
+    Args:
+        scores: [batch], of whole completions.
+        logps: [batch, seq], nats per token, of the policy that sampled.
+        reference_logps: [batch, seq], nats per token, of the reference.
+        mask: [batch, seq], completion_mask; it need not be contiguous nor end at the last position.
+        kl_coef: weight of the penalty, 0 or more.
+    Returns:
+        [batch, seq], 0 outside the mask, detached. A row without any masked token gets no reward at all.
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    _check_shapes(mask, logps, reference_logps)
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(f"scores must be [batch] of the mask {list(mask.shape)}, not {list(scores.shape)}")
+    inside = mask.bool()
+    rewards = torch.where(inside, -kl_coef * (logps.detach() - reference_logps.detach()), 0.0)
+    is_last = inside & (inside.flip(-1).cumsum(-1).flip(-1) == 1)
+    return rewards + torch.where(is_last, scores.detach().unsqueeze(-1), 0.0)
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> Advantages:
+    """Generalized advantage estimation over the completion's tokens.
+
+    A_t = delta_t + gamma * gae_lambda * A_next, delta_t = r_t + gamma * V_next - V_t, where next is the next position inside the
+    mask and nothing follows the last one. Schulman et al. 2015, eqs. 11, 12, 16.
+
+    Args:
+        rewards: [batch, seq].
+        values: [batch, seq], of the value model at the time of sampling.
+        mask: [batch, seq], completion_mask; gaps are passed over.
+        gamma: discount per token, in [0, 1].
+        gae_lambda: 0 is one-step, 1 the whole return; in [0, 1].
+    Returns:
+        advantages and returns; rows do not influence each other.
+    Raises:
+        ValueError: if the shapes do not fit, or gamma or gae_lambda is outside [0, 1].
+    """
+    _check_shapes(mask, rewards, values)
+    for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must be in [0, 1], not {number}")
+    inside = mask.bool()
+    rewards = torch.where(inside, rewards.detach(), 0.0)
+    values = torch.where(inside, values.detach(), 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_value = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(-1)
+    next_advantage = torch.zeros_like(next_value)
+    for position in range(rewards.shape[1] - 1, -1, -1):
+        here = inside[:, position]
+        value = values[:, position]
+        delta = rewards[:, position] + gamma * next_value - value
+        advantage = delta + gamma * gae_lambda * next_advantage
+        advantages[:, position] = torch.where(here, advantage, 0.0)
+        next_value = torch.where(here, value, next_value)
+        next_advantage = torch.where(here, advantage, next_advantage)
+    return Advantages(advantages, advantages + values)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """Scale what the mask shows to variance 1, over the whole tensor.
+
+    (values - mean) / sqrt(variance + 1e-8), with the population variance (divided by the count) of the masked values. Give it the
+    whole batch, never a micro-batch, or the loss depends on how the batch is cut.
+
+    Args:
+        values: any shape.
+        mask: the same shape.
+        shift_mean: False scales, but keeps the mean.
+    Returns:
+        The shape of `values`, 0 outside the mask. A single value (or equal ones) becomes 0, or its own with `shift_mean` False;
+        an empty mask gives zeros.
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_shapes(mask, values)
+    inside = mask.bool()
+    kept = torch.where(inside, values, 0.0)
+    count = inside.sum().clamp(min=1)
+    mean = kept.sum() / count
+    centred = torch.where(inside, values - mean, 0.0)
+    scaled = centred * torch.rsqrt(centred.square().sum() / count + 1e-8)
+    return scaled if shift_mean else torch.where(inside, scaled + mean, 0.0)
+
+
+def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float) -> PolicyLoss:
+    """Clipped surrogate loss, one value per token.
+
+    max(-A * ratio, -A * clip(ratio, 1 - cliprange, 1 + cliprange)), ratio = exp(logps - old_logps). Schulman et al. 2017, eq. 7,
+    negated. The log ratio is clamped to ±20.
+
+    Args:
+        logps: [batch, seq], nats, of the policy. Carries the gradient.
+        old_logps: [batch, seq], nats, of the policy that sampled.
+        advantages: [batch, seq].
+        mask: [batch, seq], completion_mask.
+        cliprange: > 0.
+    Returns:
+        losses and diagnostics, not reduced: divide the sum by the number of completion tokens of the whole batch.
+    Raises:
+        ValueError: if the shapes do not fit or cliprange is not positive.
+    """
+    _check_shapes(mask, logps, old_logps, advantages)
+    _check_cliprange("cliprange", cliprange)
+    inside = mask.bool()
+    log_ratio = torch.where(inside, logps - old_logps.detach(), 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    advantages = torch.where(inside, advantages.detach(), 0.0)
+    ratio = torch.exp(log_ratio)
+    plain = -advantages * ratio
+    held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    ratios = ratio.detach()
+    return PolicyLoss(
+        losses=torch.where(inside, torch.maximum(plain, held), 0.0),
+        ratio=torch.where(inside, ratios, 0.0),
+        clipped=(inside & (held > plain)).to(ratios.dtype),
+        # expm1 keeps the digits that ratio - 1 loses when the policy has hardly moved
+        approx_kl=(torch.expm1(log_ratio) - log_ratio).detach(),
+    )
+
+
+def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange_value: float) -> Tensor:
+    """Clipped squared error of the value model, one value per token.
+
+    0.5 * max((V - R)², (V_clipped - R)²), V_clipped = V held within old_values ± cliprange_value. As in OpenAI's baselines
+    (ppo2); Schulman et al. 2017 has the square alone, eq. 9.
+
+    Args:
+        values: [batch, seq], of the value model. Carries the gradient.
+        old_values: [batch, seq], of the value model at the time of sampling.
+        returns: [batch, seq], see `generalized_advantages`.
+        mask: [batch, seq], completion_mask.
+        cliprange_value: > 0.
+    Returns:
+        [batch, seq], 0 outside the mask, not reduced.
+    Raises:
+        ValueError: if the shapes do not fit or cliprange_value is not positive.
+    """
+    _check_shapes(mask, values, old_values, returns)
+    _check_cliprange("cliprange_value", cliprange_value)
+    inside = mask.bool()
+    values = torch.where(inside, values, 0.0)
+    old_values = torch.where(inside, old_values.detach(), 0.0)
+    returns = torch.where(inside, returns.detach(), 0.0)
+    held = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    return 0.5 * torch.maximum((values - returns) ** 2, (held - returns) ** 2)
+
+
+def _check_shapes(mask: Tensor, *tensors: Tensor) -> None:
+    shapes = [list(tensor.shape) for tensor in (mask, *tensors)]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"the mask and what it masks must have one shape, not {shapes}")
+
+
+def _check_cliprange(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be greater than 0, not {value}")

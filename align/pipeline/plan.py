@@ -1,0 +1,203 @@
+"""The plan: every stage of a recipe, in order, each cached or to be run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from align.config.recipe import Recipe, StageNode
+from align.config.reference import iterate_references
+from align.errors import RecipeError
+from align.pipeline.inputs import ResolvedInput, resolve_inputs
+from align.stages.protocol import StageConfig
+from align.stages.registry import STAGES
+from align.store.artifact import Entry, Manifest, Store
+from align.store.fingerprint import fingerprint
+
+STORE_NAME = ".store"
+LINKS_NAME = "stages"
+
+Status = Literal["cached", "run", "skipped"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What will happen to one stage."""
+
+    name: str
+    stage_type: str
+    fingerprint: str
+    status: Status
+    reason: str
+    seconds: float | None
+    """What it took when it was made, for cached stages."""
+    entry: Entry
+    node: StageNode
+    inputs: Mapping[str, str]
+    """Fingerprint of everything it reads, by name."""
+    damage: str = ""
+    """What is wrong with the result that is there, when it is damaged."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "stage": self.stage_type,
+            "fingerprint": self.fingerprint,
+            "status": self.status,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "path": str(self.entry.path),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in the order they run."""
+
+    recipe: Recipe
+    store: Store
+    run_folder: Path
+    inputs: Mapping[str, ResolvedInput]
+    stages: list[PlannedStage] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.name,
+            "folder": str(self.run_folder),
+            "inputs": {name: value.fingerprint for name, value in self.inputs.items()},
+            "stages": [stage.to_json() for stage in self.stages],
+        }
+
+
+def semantic_config(config: StageConfig) -> dict[str, Any]:
+    """The part of a stage's configuration that can change a byte of its result."""
+    return config.model_dump(mode="json", exclude=set(config.execution_fields))
+
+
+def stage_fingerprint(node: StageNode, seed: int, inputs: Mapping[str, str]) -> str:
+    """Stage type and code version, semantic configuration, seed, and the content of every input in place of its name."""
+    stage, config = STAGES[node.type], node.config
+    assert isinstance(config, StageConfig)
+    references = {"/".join(map(str, path)): inputs[name] for path, name in iterate_references(config)}
+    names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)} if config.labels_matter else {}
+    plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
+    return fingerprint(
+        {"stage": stage.name, "version": stage.version, "seed": seed, "config": plain, "inputs": references, "names": names}
+    )
+
+
+def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | int, ...] = ()) -> Any:
+    """`value` with every reference blanked: what it is called must not matter."""
+    if here in paths:
+        return None
+    if isinstance(value, dict):
+        return {key: _without(item, paths, (*here, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, paths, (*here, index)) for index, item in enumerate(value)]
+    return value
+
+
+def make_plan(
+    recipe: Recipe, out: Path, *, only: str | None = None, start: str | None = None, until: str | None = None
+) -> Plan:
+    """Decide for every stage whether its result is there. Reads and hashes files; writes nothing but remembered hashes.
+
+    Args:
+        out: folder of all runs; this recipe's is `out/<name>`.
+        only: run this stage alone.
+        start: run this stage and what needs it.
+        until: run this stage and what it needs.
+    Raises:
+        RecipeError: if an input cannot be used, a named stage does not exist, or something needed is neither there nor chosen.
+    """
+    store = Store(out / STORE_NAME)
+    run_folder = out / recipe.name
+    resolved = resolve_inputs(recipe, store)
+    known = {name: value.fingerprint for name, value in resolved.items()}
+    chosen = _chosen(recipe, only=only, start=start, until=until)
+    plan = Plan(recipe, store, run_folder, resolved)
+    running: set[str] = set()
+    for name, node in recipe.stages.items():
+        inputs = {reference: known[reference] for _, reference in node.references}
+        digest = stage_fingerprint(node, recipe.seed, inputs)
+        known[name] = digest
+        entry = store.entry(node.type, digest)
+        state, problem = entry.check(store.hashes)
+        manifest = entry.read_manifest() if state == "done" else None
+        status: Status = "cached" if state == "done" else ("run" if name in chosen else "skipped")
+        if status == "cached":
+            reason = "the result is there"
+        else:
+            running.add(name)
+            previous = Entry(run_folder / LINKS_NAME / name).read_manifest()
+            changed = [reference for reference in inputs if reference in running]
+            reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed)
+        seconds = manifest.seconds if manifest else None
+        plan.stages.append(PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, problem))
+    store.hashes.save()
+    _check_complete(plan, chosen)
+    return plan
+
+
+def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | None, changed: list[str]) -> str:
+    """In a few words, what differs from the result this stage had in the run before."""
+    if previous is None:
+        return "no result yet"
+    assert isinstance(node.config, StageConfig)
+    differences = []
+    if previous.stage_version != STAGES[node.type].version:
+        differences.append("the code of this stage changed")
+    differences += list(_differences(previous.config, semantic_config(node.config)))
+    differences += [f"{name} changes" for name in inputs if name in changed]
+    differences += [
+        f"{name} changed" for name, digest in inputs.items() if name not in changed and previous.inputs.get(name) != digest
+    ]
+    return ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "") or "no result yet"
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        short = len(str(old)) + len(str(new)) <= 60
+        yield f"{path}: {old} → {new}" if short else f"{path} changed"
+
+
+def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str | None) -> set[str]:
+    for name in (only, start, until):
+        if name is not None and name not in recipe.stages:
+            raise RecipeError(f"{name}: the recipe has no such stage", hint=f"Its stages are {', '.join(recipe.stages)}.")
+    names = set(recipe.stages)
+    if only is not None:
+        names &= {only}
+    if until is not None:
+        names &= _needed_by(recipe, until)
+    if start is not None:
+        names &= {name for name in recipe.stages if start in _needed_by(recipe, name)}
+    return names
+
+
+def _needed_by(recipe: Recipe, name: str) -> set[str]:
+    """A stage and everything it needs, directly or not."""
+    found, open_names = set(), [name]
+    while open_names:
+        current = open_names.pop()
+        if current in recipe.stages and current not in found:
+            found.add(current)
+            open_names += [reference for _, reference in recipe.stages[current].references]
+    return found
+
+
+def _check_complete(plan: Plan, chosen: set[str]) -> None:
+    """A chosen stage can only run when what it needs is there, or is chosen too."""
+    missing = {stage.name for stage in plan.stages if stage.status == "skipped"}
+    for stage in plan.stages:
+        lacking = [name for name in stage.inputs if name in missing]
+        if stage.status == "run" and lacking:
+            raise RecipeError(
+                f"{stage.name} needs {', '.join(lacking)}, which has no result yet and is not among the chosen stages",
+                hint=f"Run it first: --until {lacking[0]}, or leave the choice out.",
+            )

@@ -1,0 +1,284 @@
+"""Run a recipe: make the plan, run what is not there, one process per stage, and publish the comparison."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from align.config.recipe import Recipe
+from align.engines.open import resolve_engine
+from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
+from align.pipeline import worker
+from align.pipeline.inputs import import_inputs
+from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.stages.protocol import StageConfig
+from align.store.artifact import Artifact
+from align.store.atomic import fsync_folder, write_bytes, write_json
+from align.store.lock import hold
+
+LOG_NAME = "run.log"
+RECIPE_NAME = "recipe.json"
+PUBLISHED = ("results.json", "report.html")
+LOG_TAIL_LINES = 8
+POLL_SECONDS = 0.2
+# How long a stage may take to write its checkpoint after it was asked to stop.
+GRACE_SECONDS = 60.0
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class StageBug(RuntimeError):
+    """An error in align itself, in a worker process; carries that process's traceback."""
+
+    exit_code = EXIT_BUG
+
+
+@dataclass
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "stages": self.stages, "results": self.results}
+
+
+class _Signals:
+    """While active, SIGINT and SIGTERM are remembered instead of raised, so that a stage can finish its checkpoint."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, _: Any) -> None:
+        self.received.append(number)
+
+    def check(self) -> None:
+        if self.received:
+            raise Interrupted("Stopped between two stages.", signal_number=self.received[0])
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+    report: Report = lambda event: None,
+    command: list[str] | None = None,
+) -> RunResult:
+    """Run every stage whose result is not in the store, and publish `results.json` and `report.html` beside the run.
+
+    Args:
+        recipe: what to run.
+        out: folder of all runs; this one goes to `out/<recipe name>`, its artifacts to `out/.store`.
+        only, start, until: run a part, see `make_plan`.
+        report: called with every event, from this thread.
+        command: what the user typed, written into the comparison.
+    Raises:
+        AlignError: see `align.errors` for what each kind means.
+        StageBug: if a stage failed for a reason that is ours.
+    """
+    signals = _Signals()
+    with signals.active():
+        plan = make_plan(recipe, out, only=only, start=start, until=until)
+        plan.run_folder.mkdir(parents=True, exist_ok=True)
+        on_wait = lambda holder: report({"event": "waiting", "stage": recipe.name, "holder": holder})  # noqa: E731
+        lock_path = plan.store.root / f"run-{recipe.name}.lock"
+        with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
+            signals.check()
+            # What another run of this recipe finished while we waited need not be made again.
+            plan = make_plan(recipe, out, only=only, start=start, until=until)
+            return _Runner(plan, signals, report, command or []).run()
+
+
+class _Runner:
+    def __init__(self, plan: Plan, signals: _Signals, report: Report, command: list[str]) -> None:
+        self._plan = plan
+        self._signals = signals
+        self._report = report
+        self._command = command
+        self._log_path = plan.run_folder / LOG_NAME
+        self._result = RunResult(plan.run_folder)
+
+    def run(self) -> RunResult:
+        plan = self._plan
+        resolved = {**plan.recipe.resolved(), "command": self._command}
+        write_json(plan.run_folder / RECIPE_NAME, resolved)
+        to_run = [stage for stage in plan.stages if stage.status == "run"]
+        self._check_environment(to_run)
+        artifacts = import_inputs(plan.inputs, plan.store, self._report)
+        context = self._start_server() if to_run else None
+        for stage in plan.stages:
+            self._signals.check()
+            if stage.status == "skipped":
+                self._result.stages.append({"name": stage.name, "status": "skipped", "seconds": None})
+                continue
+            if stage.status == "cached":
+                self._report({"event": "stage_cached", "stage": stage.name})
+            else:
+                assert context is not None
+                self._run_stage(context, stage, artifacts)
+            artifacts[stage.name] = plan.store.load(stage.name, stage.entry)
+            self._link(stage)
+            seconds = artifacts[stage.name].manifest.seconds
+            self._result.stages.append({"name": stage.name, "status": stage.status, "seconds": seconds})
+        self._publish(artifacts)
+        return self._result
+
+    @staticmethod
+    def _check_environment(to_run: list[PlannedStage]) -> None:
+        for stage in to_run:
+            engine = getattr(stage.node.config, "engine", None)
+            if engine is not None:
+                resolve_engine(engine)
+
+    @staticmethod
+    def _start_server() -> ForkServerContext:
+        """A process with the trainers imported, from which every stage's process is forked in milliseconds."""
+        os.environ.update(worker.ENVIRONMENT)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(worker.PRELOAD)
+        return context
+
+    def _run_stage(self, context: ForkServerContext, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
+        assert isinstance(stage.node.config, StageConfig)
+        self._report({"event": "stage_started", "stage": stage.name, "reason": stage.reason})
+        with self._log_path.open("a", encoding="utf-8") as log:
+            log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
+        job = worker.Job(
+            name=stage.name,
+            stage_type=stage.stage_type,
+            fingerprint=stage.fingerprint,
+            config=stage.node.config,
+            seed=self._plan.recipe.seed,
+            entry=stage.entry,
+            artifacts={name: artifacts[name] for name in stage.inputs},
+            inputs=stage.inputs,
+            log_path=self._log_path.resolve(),
+        )
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=worker.work, args=(sender, job), name=f"align-{stage.name}")
+        process.start()
+        sender.close()
+        try:
+            self._supervise(process, receiver, stage)
+        finally:
+            if process.is_alive():
+                process.kill()
+            process.join()
+            receiver.close()
+
+    def _supervise(self, process: ForkServerProcess, receiver: Any, stage: PlannedStage) -> None:
+        """Pass events on until the stage is committed; turn signals into a request to stop, and death into an error."""
+        asked_at: float | None = None
+        while True:
+            ready = wait([receiver, process.sentinel], timeout=POLL_SECONDS)
+            if receiver in ready:
+                try:
+                    event = receiver.recv()
+                except EOFError:
+                    event = None
+                if event is not None and self._handle(event, stage):
+                    return
+                if event is not None:
+                    continue
+            if process.sentinel in ready:
+                process.join()
+                raise self._death(process, stage)
+            if self._signals.received and asked_at is None:
+                asked_at = time.monotonic()
+                self._report({"event": "note", "stage": stage.name, "text": "stopping; a checkpoint is being written"})
+                process.terminate()
+            waited_too_long = asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS
+            if len(self._signals.received) > 1 or waited_too_long:
+                process.kill()
+
+    def _handle(self, event: dict[str, Any], stage: PlannedStage) -> bool:
+        """True when the stage is done. Raises what the stage failed with."""
+        if event["event"] == "committed":
+            finished = {"event": "stage_finished", "stage": stage.name, "seconds": event["seconds"], "metrics": event["metrics"]}
+            self._report(finished)
+            return True
+        if event["event"] != "failed":
+            self._report(event)
+            return False
+        error = event["error"]
+        if isinstance(error, Interrupted) and self._signals.received:
+            raise Interrupted(f"{stage.name}: {error.message}", signal_number=self._signals.received[0])
+        if isinstance(error, AlignError):
+            raise error
+        raise StageBug(f"{stage.name} failed:\n{event['traceback']}")
+
+    def _death(self, process: ForkServerProcess, stage: PlannedStage) -> AlignError:
+        if self._signals.received:
+            number = self._signals.received[0]
+            return Interrupted(f"{stage.name}: stopped at once; it goes on from its last checkpoint.", signal_number=number)
+        code = process.exitcode or 0
+        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+        tail = "\n".join(f"  {line}" for line in _last_lines(self._log_path))
+        memory = " Signal 9 often means that the machine ran out of memory." if code == -signal.SIGKILL else ""
+        return StageError(
+            f"{stage.name}: its process {how} before it was done. The log ends with:\n{tail}",
+            hint=f"Run the same command again to go on from here.{memory} Log: {self._log_path}",
+        )
+
+    def _link(self, stage: PlannedStage) -> None:
+        """Point `stages/<name>` at the stage's store entry, replacing an older link in one step."""
+        folder = self._plan.run_folder / LINKS_NAME
+        folder.mkdir(exist_ok=True)
+        link, temporary = folder / stage.name, folder / f".{stage.name}.new"
+        target = os.path.relpath(stage.entry.path, folder)
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+        fsync_folder(folder)
+
+    def _publish(self, artifacts: dict[str, Artifact]) -> None:
+        """Copy the files of the last comparison to where a person looks for them."""
+        comparisons = [artifacts[stage.name] for stage in self._plan.stages if stage.status != "skipped"]
+        comparisons = [artifact for artifact in comparisons if artifact.kind == "comparison"]
+        if not comparisons:
+            return
+        for name in PUBLISHED:
+            source, target = comparisons[-1].path / name, self._plan.run_folder / name
+            if not target.exists() or target.read_bytes() != source.read_bytes():
+                write_bytes(target, source.read_bytes())
+        self._result.results = json.loads((self._plan.run_folder / PUBLISHED[0]).read_text())
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes()[-8192:].decode(errors="replace")
+    except OSError:
+        return []
+    width = shutil.get_terminal_size((120, 24)).columns - 4
+    return [line[:width] for line in text.splitlines() if line.strip()][-LOG_TAIL_LINES:]

@@ -1,0 +1,214 @@
+"""The process that runs one stage.
+
+It is forked from a server that has the trainers imported already, works in the stage's store entry under the entry's lock, and
+commits. Everything it prints goes to the run's log; what a person should see goes through the pipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from align.attempt import Progress, end_with_parent
+from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stages.registry import STAGES
+from align.store.artifact import Artifact, Entry, Manifest
+from align.store.fingerprint import FileHashes
+from align.store.lock import hold
+
+# Nothing leaves the machine unless asked: models were fetched, if at all, before the worker started.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+PRELOAD = ["align.training.trl_trainers", "align.scoring.reward_model", "align.models.load"]
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "safetensors")
+HEARTBEAT_SECONDS = 1.0
+SECONDS_NAME = "seconds"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run, with everything it reads."""
+
+    name: str
+    stage_type: str
+    fingerprint: str
+    config: StageConfig
+    seed: int
+    entry: Entry
+    artifacts: Mapping[str, Artifact]
+    inputs: Mapping[str, str]
+    log_path: Path
+
+
+class _StopSignal:
+    """Remembers the first signal that asked to stop; work looks at it between steps and shards."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the runner decides
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, number: int, _: Any) -> None:
+        self.number = number
+
+    def __call__(self) -> int | None:
+        return self.number
+
+
+class _WorkSeconds:
+    """Wall time of a stage over all attempts, written down every second so that a killed attempt counts too."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._path = entry.work / SECONDS_NAME
+        self._started = time.monotonic()
+        try:
+            self._before = float(self._path.read_text())
+        except (OSError, ValueError):
+            self._before = 0.0
+        self._stop = threading.Event()
+        threading.Thread(target=self._beat, name="work-seconds", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self._path.write_text(f"{self.total():.3f}")
+            except OSError:
+                return  # the folder went away or the disk is full; the stage itself will say so
+
+    def total(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def stop(self) -> float:
+        self._stop.set()
+        return self.total()
+
+
+def work(connection: Connection, job: Job) -> None:
+    """Entry point of the process: run the stage, commit it, report how it went. Never raises."""
+    end_with_parent()
+    os.environ.update(ENVIRONMENT)
+    _send_output_to(job.log_path)
+    stop = _StopSignal()
+
+    def send(event: dict[str, Any]) -> None:
+        try:
+            connection.send({"stage": job.name, **event})
+        except (BrokenPipeError, OSError):
+            os._exit(1)  # the runner is gone
+
+    try:
+        manifest = _run_under_lock(job, Progress(send), stop, send)
+        if manifest is not None:
+            send({"event": "committed", "seconds": manifest.seconds, "metrics": manifest.metrics})
+    except BaseException as error:  # everything is told to the runner, which decides what a person sees
+        traceback.print_exc()
+        send({"event": "failed", "error": _as_align_error(error, job), "traceback": traceback.format_exc()})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # vLLM and torch may hang in their own exit handlers; everything of ours is on disk
+
+
+def _send_output_to(log_path: Path) -> None:
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
+
+
+def _run_under_lock(job: Job, progress: Progress, stop: _StopSignal, send: Any) -> Manifest | None:
+    """The committed manifest, or None when the wait for the lock was given up."""
+    on_wait = lambda holder: send({"event": "waiting", "holder": holder})  # noqa: E731
+    with hold(job.entry.lock_path, on_wait=on_wait, give_up=lambda: stop() is not None) as held:
+        if not held:
+            raise Interrupted("Stopped while waiting for another run.", signal_number=stop() or signal.SIGTERM)
+        state, problem = job.entry.check(FileHashes(job.entry.path / "no-memory"))
+        if state == "done":  # the run we waited for made it
+            return job.entry.read_manifest()
+        if state == "damaged":
+            send({"event": "quarantined", "path": str(job.entry.quarantine()), "problem": problem})
+        return _run_and_commit(job, progress, stop)
+
+
+def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest:
+    stage = STAGES[job.stage_type]
+    job.entry.begin()
+    seconds = _WorkSeconds(job.entry)
+    context = StageContext(
+        name=job.name,
+        config=job.config,
+        artifacts=job.artifacts,
+        output=job.entry.path,
+        work=job.entry.work,
+        seed=job.seed,
+        progress=progress,
+        stop_requested=stop,
+    )
+    outcome = stage.run(context)
+    return job.entry.commit(_manifest(job, stage.produces, stage.version, outcome, seconds.stop()))
+
+
+def _manifest(job: Job, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:
+    usage = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return Manifest(
+        kind=kind,
+        stage=job.stage_type,
+        stage_version=version,
+        fingerprint=job.fingerprint,
+        config=job.config.model_dump(mode="json"),
+        inputs=dict(job.inputs),
+        seed=job.seed,
+        versions={"python": platform.python_version(), **_library_versions(), **outcome.versions},
+        rows_in=outcome.rows_in,
+        rows_out=outcome.rows_out,
+        dropped=outcome.dropped,
+        metrics=outcome.metrics,
+        seconds=round(seconds, 3),
+        peak_memory_bytes=max(u.ru_maxrss for u in usage) * 1024,
+    )
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _as_align_error(error: BaseException, job: Job) -> AlignError | None:
+    """The error as a person should see it; None for a bug."""
+    if isinstance(error, AlignError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = f"{job.name}: the disk is full ({error.filename or job.entry.path})"
+        return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in str(error):
+        hint = "Lower micro_batch_size (it changes no result), batch_tokens or max_tokens."
+        return StageError(f"{job.name}: out of memory ({error})", hint=hint)
+    return None

@@ -1,0 +1,142 @@
+"""Turning a matplotlib figure into SVG that lives inside an HTML page.
+
+Colours become CSS variables, so that one drawing serves light and dark mode. Texts of users (names of models and scorers) never
+reach matplotlib, whose fonts lack Korean: it places short tokens, and the real text is put in their place afterwards, for the
+browser's fonts to draw.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+NUM_MODEL_COLORS = 8
+
+# Colours that stand for CSS variables; unlikely enough that nothing else in a drawing has them.
+INK, MUTED, GRID, PANEL = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PANEL: "--panel"}
+_VARIABLES |= {f"#0a0c{index:02x}": f"--model-{index}" for index in range(NUM_MODEL_COLORS)}
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+
+
+def model_color(index: int) -> str:
+    """Stand-in of a model's colour, for matplotlib; the first is the baseline's."""
+    return f"#0a0c{index % NUM_MODEL_COLORS:02x}"
+
+
+def model_variable(index: int) -> str:
+    """CSS variable of a model's colour, for HTML."""
+    return f"--model-{index % NUM_MODEL_COLORS}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One entry of a legend that the page draws itself."""
+
+    label: str
+    variable: str
+    """CSS variable of its colour."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A finished drawing."""
+
+    title: str
+    description: str
+    """What it shows, in a sentence: the caption, and what a screen reader says."""
+    svg: str
+    """Safe markup: an <svg> element."""
+    legend: list[Series] = field(default_factory=list)
+
+
+class Labels:
+    """Texts that are put into the drawing after matplotlib is done with it."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def token(self, text: str) -> str:
+        """A short stand-in for `text`."""
+        token = f"label{len(self._texts):03d}q"
+        self._texts[token] = text
+        return token
+
+    def fill(self, svg: str) -> str:
+        """`svg` with the real texts, escaped."""
+        return re.sub(r"label\d{3,}q", lambda match: html.escape(self._texts[match.group()]), svg)
+
+
+@contextmanager
+def drawing_style(salt: str) -> Iterator[None]:
+    """matplotlib's settings for one drawing. `salt` keeps the ids of two drawings on a page apart, and the bytes the same."""
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.family": ["DejaVu Sans"],  # ships with matplotlib; the page replaces it by its own fonts
+        "font.size": 8.5,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": GRID,
+        "axes.facecolor": "none",
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.unicode_minus": False,
+        "axes.formatter.useoffset": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "xtick.color": GRID,
+        "ytick.color": GRID,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "figure.facecolor": "none",
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's matplotlibrc says
+        mpl.rcParams.update(settings)
+        yield
+
+
+def new_axes(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` × `height` inches with `rows` plots above each other that share the x axis."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def to_svg(figure: Figure, labels: Labels, description: str) -> str:
+    """The figure as an <svg> element: same bytes every time, no date, no links, no fonts, colours as CSS variables."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # matplotlib's style sheet would apply to the whole page.
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sid="[a-z]+[a-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)
+    svg = svg.replace("'DejaVu Sans'", "var(--sans, sans-serif)").replace("xlink:href", "href")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    view_box = re.search(r'viewBox="([^"]+)"', svg)
+    box = view_box.group(1) if view_box else ""
+    head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(description)}" style="stroke-linejoin: round">'
+    body = svg[svg.index(">") + 1 :]
+    return head + labels.fill(re.sub(r"\n\s*", "\n", body))

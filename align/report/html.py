@@ -1,0 +1,111 @@
+"""report.html: the whole comparison in one file that opens from disk, without a network and without scripts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from align.report import plots, view, wording
+from align.report.answers import align_answers
+from align.report.results import Answers, Results
+from align.report.view import StageSummary
+from align.store.atomic import write_bytes
+
+TEMPLATE_NAME = "report.html.jinja"
+
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def write_report(
+    path: Path,
+    *,
+    results: Results,
+    answers: Answers,
+    curves: Curves,
+    stages: Sequence[StageSummary | Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    primary_scorer: str | None = None,
+    generated: str | None = None,
+) -> None:
+    """Write report.html, atomically. The arguments are those of `render_report`."""
+    page = render_report(
+        results=results,
+        answers=answers,
+        curves=curves,
+        stages=stages,
+        recipe=recipe,
+        primary_scorer=primary_scorer,
+        generated=generated,
+    )
+    write_bytes(path, page.encode("utf-8", errors="replace"))
+
+
+def render_report(
+    *,
+    results: Results,
+    answers: Answers,
+    curves: Curves,
+    stages: Sequence[StageSummary | Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    primary_scorer: str | None = None,
+    generated: str | None = None,
+) -> str:
+    """The report as a page. The same arguments give the same text: it holds no time but `generated`.
+
+    Args:
+        results: the numbers, made from the same answers.
+        answers: model → its scored candidates. Their texts come from models and prompts and are escaped.
+        curves: stage → the log of its trainer, dicts with `step` and any metrics.
+        stages: what each stage did, in the order of the recipe.
+        recipe: the resolved recipe.
+        primary_scorer: whose best answer is highlighted for each prompt; the first scorer when not given.
+        generated: when the report was made, in words; left out when not given.
+    """
+    table = align_answers(answers)
+    primary = primary_scorer or results.scorers[0]
+    drawings = [
+        *plots.score_scatters(results, table),
+        *plots.score_histograms(results, table),
+        plots.length_histogram(results, table),
+    ]
+    stage_curves = {stage: plots.training_curves(stage, curve) for stage, curve in curves.items()}
+    return _environment().get_template(TEMPLATE_NAME).render(
+        results=results,
+        verdicts=wording.verdicts(results),
+        cautions=wording.cautions(results),
+        rows=view.model_rows(results),
+        behaviour_headers=view.behaviour_headers(results),
+        plots=drawings,
+        curves={stage: drawn for stage, drawn in stage_curves.items() if drawn},
+        stages=[StageSummary.model_validate(stage) for stage in stages],
+        prompts=view.prompt_views(results, table, primary_scorer=primary),
+        primary_scorer=primary,
+        score_text=view.score_text,
+        command=shlex.join(results.command),
+        recipe=json.dumps(recipe, ensure_ascii=False, indent=2),
+        generated=generated,
+        better=wording.BETTER,
+        worse=wording.WORSE,
+    )  # fmt: skip
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
+    environment.filters["svg"] = lambda plot: Markup(plot.svg)  # noqa: S704
+    environment.filters["minus"] = lambda text: str(text).replace("-", "−")
+    environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
+    return environment

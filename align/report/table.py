@@ -1,0 +1,159 @@
+"""The comparison as a table in the terminal: one row a model, as wide as the terminal allows and no wider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from align.report.results import ModelResult, Results
+from align.report.wording import (
+    BETTER,
+    MARKS_LEGEND,
+    WORSE,
+    conclusions,
+    estimate_text,
+    mark_of,
+    number,
+    percent_text,
+    score_decimals,
+    seconds_text,
+)
+
+NOTHING = "–"
+MODEL_MAX_WIDTH = 28
+STYLES = {BETTER: "bold green", WORSE: "bold red"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header and one cell per model, baseline first. A cell may have several lines."""
+
+    header: str
+    cells: list[Text]
+
+
+def render_table(results: Results | Mapping[str, Any]) -> ComparisonTable:
+    """The table of a comparison, for `rich.console.Console.print`.
+
+    Args:
+        results: `Results`, or a parsed results.json.
+    """
+    return ComparisonTable(results if isinstance(results, Results) else Results.from_json(results))
+
+
+class ComparisonTable:
+    """Renders at any width without losing a number: one table where all columns fit side by side; else each scorer's numbers are
+    stacked in one column; and what still does not fit goes into a further table below, one row a model again."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        results = self.results
+        behaviour = behaviour_columns(results)
+        side_by_side = [column for scorer in results.scorers for column in _scorer_columns(results, scorer)]
+        stacked = [_stacked_scorer_column(results, scorer) for scorer in results.scorers]
+        for columns in ([*side_by_side, *behaviour], [*stacked, *behaviour]):
+            if self._fits(columns, console, options):
+                yield self._table(columns)
+                break
+        else:
+            # Scores and behaviour are not mixed in a table that holds only a part of either.
+            scores = side_by_side if self._fits(side_by_side, console, options) else stacked
+            tables = [columns for group in (scores, behaviour) for columns in self._split(group, console, options)]
+            for index, columns in enumerate(tables):
+                yield from ([Text("")] if index else [])
+                yield self._table(columns)
+        yield Text("")
+        for sentence in conclusions(results):
+            yield Text(sentence)
+        yield Text(MARKS_LEGEND, style="dim")
+
+    def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
+        unlimited = options.update(width=10_000)
+        return Measurement.get(console, unlimited, self._table(columns)).maximum <= options.max_width
+
+    def _split(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[list[Column]]:
+        tables: list[list[Column]] = []
+        for column in columns:
+            if tables and self._fits([*tables[-1], column], console, options):
+                tables[-1].append(column)
+            else:
+                tables.append([column])
+        return tables
+
+    def _table(self, columns: Sequence[Column]) -> Table:
+        multiline = any("\n" in cell.plain for column in columns for cell in column.cells)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+            collapse_padding=True,
+            pad_edge=False,
+            show_edge=False,
+            leading=int(multiline),
+        )
+        table.add_column("model", max_width=MODEL_MAX_WIDTH, overflow="fold")
+        for column in columns:
+            table.add_column(Text(column.header), justify="left" if multiline else "right", overflow="fold")
+        for index, name in enumerate(self.results.models_baseline_first):
+            # Text, not markup: a model may be called "[red]".
+            label = Text(name, style="bold")
+            if name == self.results.baseline:
+                label.append("\nbaseline" if multiline else " (baseline)", style="dim")
+            table.add_row(label, *(column.cells[index] for column in columns))
+        return table
+
+
+def _scorer_columns(results: Results, scorer: str) -> list[Column]:
+    lines = [_scorer_lines(results, name, scorer) for name in results.models_baseline_first]
+    if len(results.models) == 1:
+        return [Column(scorer, [cells[0] for cells in lines])]
+    headers = (scorer, f"Δ {scorer}", f"{scorer} wins")
+    return [Column(header, [cells[index] for cells in lines]) for index, header in enumerate(headers)]
+
+
+def _stacked_scorer_column(results: Results, scorer: str) -> Column:
+    lines = [_scorer_lines(results, name, scorer) for name in results.models_baseline_first]
+    cells = []
+    for score, delta, wins in lines:
+        is_baseline = delta.plain == NOTHING
+        cells.append(score if is_baseline else Text("\n").join([score, delta, Text.assemble("wins ", wins)]))
+    return Column(scorer, cells)
+
+
+def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text, Text]:
+    """Score, difference to the baseline and win rate of one model."""
+    model = results.models[name]
+    decimals = score_decimals(results, scorer)
+    score = model.scores[scorer]
+    delta = Text(NOTHING, style="dim")
+    if score.delta is not None:
+        mark = mark_of(score.delta)
+        delta = Text(f"{estimate_text(score.delta, decimals, signed=True)} {mark}", style=STYLES.get(mark, ""))
+    wins = Text(NOTHING, style="dim") if model.win_rate is None else Text(percent_text(model.win_rate[scorer]))
+    return Text(estimate_text(score, decimals)), delta, wins
+
+
+def behaviour_columns(results: Results) -> list[Column]:
+    """What the models do, besides their scores. A column that no model has a number for is left out."""
+    cells: dict[str, Callable[[ModelResult], str | None]] = {
+        "KL\n(nats)": lambda model: None if model.kl_to_baseline is None else number(model.kl_to_baseline.mean, 2),
+        "tokens": lambda model: number(model.completion_tokens.mean, 1),
+        "EOS": lambda model: f"{100 * model.eos_share:.0f} %",
+        "distinct-2": lambda model: None if model.distinct_2 is None else number(model.distinct_2, 2),
+        "retention\nppl": lambda model: None if model.retention_perplexity is None else number(model.retention_perplexity, 2),
+        "training": lambda model: None if model.train_seconds is None else seconds_text(model.train_seconds),
+    }
+    columns = []
+    for header, cell in cells.items():
+        texts = [cell(results.models[name]) for name in results.models_baseline_first]
+        if any(text is not None for text in texts):
+            columns.append(Column(header, [Text(NOTHING if text is None else text) for text in texts]))
+    return columns

@@ -1,0 +1,71 @@
+"""Log-probabilities that a causal language model gives to completions.
+
+Logits are made for completion tokens only and a few thousand at a time, so no [batch, sequence, vocabulary] tensor exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.scoring.batching import length_sorted_batches, pad_right
+
+CHUNK_TOKENS = 2048
+
+
+def _logps_of_tokens(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """[tokens] log-probabilities of `tokens` given the hidden states that predict them, in float32."""
+    head = model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    pieces = []
+    for states, targets in zip(hidden.split(CHUNK_TOKENS), tokens.split(CHUNK_TOKENS), strict=True):
+        logits = head(states).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        pieces.append(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    return torch.cat(pieces)
+
+
+@torch.inference_mode()
+def completion_logps(
+    model: Any,
+    rows: Sequence[tuple[list[int], list[int]]],
+    *,
+    pad_token_id: int,
+    batch_tokens: int,
+    autocast: torch.dtype | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Log-probability of each completion given its prompt, summed over the completion's tokens, in nats.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        rows: (prompt ids, completion ids). With an empty prompt the first completion token is not counted: nothing predicts it.
+        batch_tokens: most padded tokens per forward pass; the result does not depend on it beyond rounding.
+        autocast: arithmetic of the forward pass; None is that of the weights.
+        report: called with the number of rows done.
+    Returns:
+        One number per row, in the order given; 0.0 for an empty completion.
+    """
+    device = next(model.parameters()).device
+    totals = [0.0] * len(rows)
+    done = 0
+    for batch in length_sorted_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens):
+        sequences = [rows[index][0] + rows[index][1] for index in batch]
+        input_ids, attention_mask = (tensor.to(device) for tensor in pad_right(sequences, pad_token_id))
+        predicted = torch.zeros_like(attention_mask, dtype=torch.bool)
+        for row, index in enumerate(batch):
+            predicted[row, max(len(rows[index][0]), 1) : len(sequences[row])] = True
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            logps = _logps_of_tokens(model, hidden[:, :-1][predicted[:, 1:]], input_ids[predicted])
+        sums = torch.zeros(len(batch), dtype=torch.float64, device=device)
+        sums.index_add_(0, predicted.nonzero()[:, 0], logps.double())
+        for index, value in zip(batch, sums.tolist(), strict=True):
+            totals[index] = value
+        done += len(batch)
+        report(done)
+    return totals

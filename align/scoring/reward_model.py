@@ -1,0 +1,71 @@
+"""Scores of a reward model, in float32 and in batches of similar length.
+
+A score does not depend on what else is in its batch: rows are padded on the right, padding is masked, and the score is read at
+the last real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from align.data.template import ChatFormat, TemplateProblem
+from align.models.load import load_reward_model, load_tokenizer
+from align.records import Candidate
+from align.scoring.batching import length_sorted_batches, pad_right
+
+
+class RewardModelScorer:
+    """A reward model, loaded once."""
+
+    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_reward_model(folder, dtype="float32").to(self._device).eval()
+        self._format = ChatFormat(load_tokenizer(folder), where=str(folder))
+        self._batch_tokens = batch_tokens
+
+    @torch.inference_mode()
+    def score_token_ids(
+        self, sequences: Sequence[list[int]], *, report: Callable[[int], None] = lambda done: None
+    ) -> list[float]:
+        """One raw score per sequence, in the order given; may be non-finite if the model is broken.
+
+        Args:
+            sequences: token ids of prompt and completion together; none may be empty.
+            report: called with the number of sequences done.
+        """
+        scores = [0.0] * len(sequences)
+        done = 0
+        for batch in length_sorted_batches([len(sequence) for sequence in sequences], self._batch_tokens):
+            input_ids, attention_mask = pad_right([sequences[index] for index in batch], self._format.pad_token_id)
+            output = self._model(
+                input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device), use_cache=False
+            )
+            for index, score in zip(batch, output.logits[:, 0].float().tolist(), strict=True):
+                scores[index] = score
+            done += len(batch)
+            report(done)
+        return scores
+
+    def score_candidates(
+        self, candidates: Sequence[Candidate], *, report: Callable[[int], None] = lambda done: None
+    ) -> list[float | None]:
+        """One score per candidate; None where the reward model's template cannot show it.
+
+        A completion that ended by itself is closed as in training; one that was cut is not.
+        """
+        texts: list[tuple[str, str] | None] = []
+        for candidate in candidates:
+            try:
+                closed = self._format.completion_text(candidate.prompt, candidate.completion)
+                tail = closed if candidate.finish_reason == "stop" else candidate.completion
+                texts.append((self._format.prompt_text(candidate.prompt), tail))
+            except TemplateProblem:
+                texts.append(None)
+        unique = list(dict.fromkeys(text for pair in texts if pair is not None for text in pair))
+        ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
+        sequences = [ids[pair[0]] + ids[pair[1]] for pair in texts if pair is not None]
+        scores = iter(self.score_token_ids(sequences, report=report))
+        return [None if pair is None else next(scores) for pair in texts]

@@ -1,0 +1,87 @@
+"""Llama models of a few thousand parameters with a byte-level tokenizer, written to a folder as a real model would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {"pad_token": "<|pad|>", "eos_token": "<|im_end|>"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(texts: Iterable[str] = (), *, vocabulary: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that can spell any string; merges are learnt from `texts`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS, clean_up_tokenization_spaces=False)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _llama_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
+    from transformers import LlamaConfig
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+    }
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **{**shape, **changes},
+    )
+
+
+def tiny_causal_lm(folder: Path, *, texts: Iterable[str] = (), seed: int = 0, **changes: Any) -> Path:
+    """Write a random causal language model with its tokenizer to `folder`; `changes` override its LlamaConfig."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer(texts)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_llama_config(tokenizer, changes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_reward_model(folder: Path, *, texts: Iterable[str] = (), seed: int = 0, **changes: Any) -> Path:
+    """Write a random reward model (one score per sequence) with its tokenizer to `folder`."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    tokenizer = tiny_tokenizer(texts)
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(_llama_config(tokenizer, {"num_labels": 1, **changes}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

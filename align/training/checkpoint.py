@@ -1,0 +1,76 @@
+"""Training checkpoints that are whole or not used.
+
+transformers writes a checkpoint file by file; one that was interrupted, or damaged later, may load without complaint and give
+other weights. So a seal with every file's hash is written last, and only a checkpoint that equals its seal is resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from align.store.atomic import fsync_folder, sync_tree, write_json
+from align.store.fingerprint import sha256_of_file
+
+SEAL_NAME = "checkpoint.json"
+PREFIX = "checkpoint-"
+KEEP = 2
+
+
+def seal(checkpoint: Path) -> None:
+    """Declare a checkpoint whole: its files are on disk and their hashes are written down."""
+    sync_tree(checkpoint)
+    files = {
+        path.relative_to(checkpoint).as_posix(): sha256_of_file(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != SEAL_NAME
+    }
+    write_json(checkpoint / SEAL_NAME, {"files": files})
+
+
+def problem_with(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when it is whole."""
+    try:
+        files = json.loads((checkpoint / SEAL_NAME).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was not finished"
+    for name, digest in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_of_file(path) != digest:
+            return f"{name} does not have the content it was written with"
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, newest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest_valid(folder: Path, *, on_damage: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; damaged ones before it are moved aside and named."""
+    for checkpoint in all_checkpoints(folder):
+        problem = problem_with(checkpoint)
+        if problem is None:
+            return checkpoint
+        target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(checkpoint, target)
+        fsync_folder(folder)
+        on_damage(f"{checkpoint.name} is not used ({problem}); going on from an earlier one")
+    return None
+
+
+def remove_old(folder: Path) -> None:
+    """Keep the newest checkpoints only."""
+    for checkpoint in all_checkpoints(folder)[KEEP:]:
+        shutil.rmtree(checkpoint)

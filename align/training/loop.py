@@ -1,0 +1,180 @@
+"""The part of training that no algorithm owns: resume, progress, a stop on request, and a stop at the first non-finite number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.attempt import Attempt
+from align.config.sections import Optimization
+from align.errors import Interrupted, RecipeError, StageError
+from align.store.atomic import write_bytes
+from align.training import checkpoint
+
+CHECKPOINTS_NAME = "checkpoints"
+# The share of all steps between two log lines: fifty points make a curve.
+LOGGING_RATIO = 0.02
+# Timings differ from run to run; a curve must not.
+NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
+def resolve_precision(name: str) -> str:
+    """The arithmetic that `auto` means here: bfloat16 where the machine computes it natively."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def training_arguments(config: Optimization, attempt: Attempt, *, num_rows: int) -> dict[str, Any]:
+    """Keyword arguments for `TrainingArguments` and its subclasses.
+
+    Raises:
+        RecipeError: if batch_size is not a multiple of micro_batch_size.
+    """
+    micro = config.micro_batch_size or config.batch_size
+    if config.batch_size % micro:
+        raise RecipeError(f"{attempt.name}: batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
+    steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
+    return {
+        "output_dir": str(attempt.work / CHECKPOINTS_NAME),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": config.batch_size // micro,
+        "num_train_epochs": float(config.num_epochs),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": math.ceil(steps * config.warmup_ratio),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": resolve_precision(config.precision) == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": False,
+        "seed": attempt.seed,
+        "data_seed": attempt.seed,
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_steps,
+        "logging_strategy": "steps",
+        "logging_steps": max(1, round(steps * LOGGING_RATIO)),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "push_to_hub": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }
+
+
+class GuardedTraining:
+    """Mixed into a trainer: stops before a non-finite loss or gradient can reach a weight, and sends nothing anywhere."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss).all():
+            state: TrainerState = self.state  # type: ignore[attr-defined]
+            raise StageError(
+                f"The loss is {loss.item()} at step {state.global_step + 1} of {state.max_steps}; nothing of this step was kept",
+                hint="Lower learning_rate, raise warmup_ratio, set precision: float32, or look for odd rows in the data.",
+            )
+        return loss
+
+    def _send_telemetry(self) -> None:
+        """TRL reports every trainer to its makers by default; nothing leaves the machine unless asked."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card in a checkpoint: it is there to resume from, not to be published."""
+
+
+class _StageCallback(TrainerCallback):
+    """Tells the attempt where training is, seals checkpoints and obeys a request to stop."""
+
+    def __init__(self, attempt: Attempt, folder: Path) -> None:
+        self._attempt = attempt
+        self._folder = folder
+        self._loss: dict[str, float] = {}
+        self.stopped_by: int | None = None
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        self._loss = {"loss": logs["loss"]} if logs and "loss" in logs else self._loss
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        sums = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
+        if not torch.isfinite(torch.stack(sums)).all():
+            raise StageError(
+                f"A gradient is not finite at step {state.global_step + 1} of {state.max_steps}; the weights were not changed by it",
+                hint="Lower learning_rate, set precision: float32, or look for odd rows in the data.",
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._attempt.progress.update("train", state.global_step, state.max_steps, "steps", **self._loss)
+        self.stopped_by = self._attempt.stop_requested()
+        if self.stopped_by is not None:
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        checkpoint.seal(self._folder / f"{checkpoint.PREFIX}{state.global_step}")
+        checkpoint.remove_old(self._folder)
+
+
+class _EpochCallback(TrainerCallback):
+    """Calls `keep` with the number of every finished epoch."""
+
+    def __init__(self, keep: Callable[[int], None]) -> None:
+        self._keep = keep
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.epoch is not None and not control.should_training_stop or state.global_step >= state.max_steps:
+            self._keep(round(state.epoch or 0))
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """What training logged: one dict per logging step, with TRL's keys."""
+
+    rows: list[dict[str, float]]
+
+    def write(self, path: Path) -> None:
+        write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+    def last(self, key: str) -> float | None:
+        values = [row[key] for row in self.rows if key in row]
+        return values[-1] if values else None
+
+
+def train(trainer: Trainer, attempt: Attempt, *, keep_epoch: Callable[[int], None] | None = None) -> TrainingHistory:
+    """Train to the end, from the newest whole checkpoint where there is one.
+
+    Raises:
+        Interrupted: if a stop was requested; a checkpoint of that very step was written before.
+        StageError: if a loss or gradient is not finite.
+    """
+    folder = Path(trainer.args.output_dir or "")
+    callback = _StageCallback(attempt, folder)
+    trainer.add_callback(callback)
+    if keep_epoch is not None:
+        trainer.add_callback(_EpochCallback(keep_epoch))
+    start = checkpoint.newest_valid(folder, on_damage=attempt.progress.note)
+    if start is not None:
+        attempt.progress.note(f"resuming from step {checkpoint.step_of(start)}")
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if callback.stopped_by is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is kept.",
+            signal_number=callback.stopped_by,
+        )
+    rows = [{key: value for key, value in row.items() if key not in NOT_CURVES} for row in trainer.state.log_history]
+    return TrainingHistory([row for row in rows if len(row) > 2])

@@ -1,0 +1,77 @@
+"""Several short samples in one row, exact: positions restart with every sample, and attention stays inside it.
+
+First-fit decreasing: the longest sample goes first into the first row with room (Johnson 1973: at most 11/9 of the optimum).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """Tokens of one sample; the loss is taken on the completion only."""
+
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_token_ids) + len(self.completion_token_ids)
+
+
+def pack_first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of the samples in each row. Every index is in exactly one row; no row holds more than `capacity` tokens.
+
+    Raises:
+        ValueError: if one sample is longer than a row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    first_with_room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[index] > capacity:
+            raise ValueError(f"sample {index} has {lengths[index]} tokens, a row holds {capacity}")
+        target = next((row for row in range(first_with_room, len(rows)) if room[row] >= lengths[index]), None)
+        if target is None:
+            rows.append([index])
+            room.append(capacity - lengths[index])
+        else:
+            rows[target].append(index)
+            room[target] -= lengths[index]
+        while first_with_room < len(rows) and room[first_with_room] <= 0:
+            first_with_room += 1
+    return rows
+
+
+def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
+    """`input_ids`, `labels` (-100 outside completions) and `position_ids` of samples laid end to end."""
+    row: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for sample in samples:
+        row["input_ids"] += sample.prompt_token_ids + sample.completion_token_ids
+        # The first token of a sample is predicted from the sample before it; it is never a label.
+        completion_labels = sample.completion_token_ids if sample.prompt_token_ids else [IGNORED, *sample.completion_token_ids[1:]]
+        row["labels"] += [IGNORED] * len(sample.prompt_token_ids) + completion_labels
+        row["position_ids"] += range(len(sample))
+    return row
+
+
+class PackedCollator:
+    """Pads rows on the right. No attention mask is passed: where positions restart, transformers keeps samples apart by itself.
+
+    Padding gets position 0 each, so every padding token is a sample of its own that no real token sees.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._fill = {"input_ids": pad_token_id, "labels": IGNORED, "position_ids": 0}
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        return {
+            key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows]) for key, fill in self._fill.items()
+        }

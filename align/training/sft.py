@@ -1,0 +1,121 @@
+"""Supervised fine-tuning on packed rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.attempt import Attempt
+from align.config.sections import Optimization
+from align.data.encoding import EncodedInstruction
+from align.data.template import ChatFormat, check_label_spans
+from align.models.load import load_causal_lm, save_model
+from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
+from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
+
+EPOCHS_NAME = "epochs"
+GUARD_ROWS = 64
+DROPOUT_FIELDS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "dropout")
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """What training left: the final model is saved, the epochs are in the work folder."""
+
+    history: TrainingHistory
+    metrics: dict[str, Any]
+
+
+def train_sft(
+    encoded: Sequence[EncodedInstruction],
+    completions: Sequence[str],
+    attempt: Attempt,
+    config: Optimization,
+    *,
+    source: Path,
+    output: Path,
+    chat_format: ChatFormat,
+    max_tokens: int,
+    packing: bool,
+    dropout: float,
+) -> SftResult:
+    """Train a copy of the model in `source` and save it to `output`.
+
+    Args:
+        encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
+        completions: the text of each sample's completion, to check the labels against.
+        source: folder of the model to start from.
+        output: folder for the trained model; every epoch's model goes to `attempt.work/epochs/epoch-N`.
+        max_tokens: tokens of a packed row.
+        dropout: set on every dropout field of the model's configuration while training.
+    Raises:
+        StageError: if a sample of the labels does not decode to its completion, or training diverges.
+        Interrupted: if a stop was requested.
+    """
+    from align.training.trl_trainers import sft_trainer
+
+    samples = [TrainingSample(row.prompt_ids, row.completion_ids) for row in encoded]
+    rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
+    built = [build_row([samples[index] for index in row]) for row in rows]
+    _guard_labels(rows, built, completions, chat_format)
+    model = load_causal_lm(source, dtype="float32")
+    undo_dropout = _set_dropout(model, dropout)
+    arguments = training_arguments(config, attempt, num_rows=len(built))
+    trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
+    history = train(trainer, attempt, keep_epoch=lambda epoch: _keep_epoch(trainer, chat_format, attempt.work, epoch))
+    undo_dropout()
+    save_model(trainer.model, chat_format.tokenizer, output)
+    tokens = sum(len(sample) for sample in samples)
+    metrics = {
+        "train_loss": history.last("loss"),
+        "steps": trainer.state.global_step,
+        "packed_rows": len(rows),
+        "tokens": tokens,
+        "row_fill": tokens / sum(max(len(row["input_ids"]), 1) for row in built) if not packing else tokens / (len(rows) * max_tokens),
+        "precision": resolve_precision(config.precision),
+    }
+    return SftResult(history, metrics)
+
+
+def _guard_labels(
+    rows: Sequence[Sequence[int]], built: Sequence[dict[str, list[int]]], completions: Sequence[str], chat_format: ChatFormat
+) -> None:
+    """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
+    step = max(1, len(rows) // GUARD_ROWS)
+    chosen = list(range(0, len(rows), step))
+    labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
+    check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
+
+
+def _set_dropout(model: Any, dropout: float) -> Any:
+    """Set every dropout of a loaded model; the returned function puts the configuration back as it was."""
+    import torch
+
+    config = model.config
+    before = {name: getattr(config, name) for name in DROPOUT_FIELDS if hasattr(config, name)}
+    for name in before:
+        setattr(config, name, dropout)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = dropout
+
+    def undo() -> None:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+    return undo
+
+
+def _keep_epoch(trainer: Any, chat_format: ChatFormat, work: Path, epoch: int) -> None:
+    folder = work / EPOCHS_NAME / f"epoch-{epoch}"
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    for path in (temporary, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    save_model(trainer.model, chat_format.tokenizer, temporary)
+    os.replace(temporary, folder)

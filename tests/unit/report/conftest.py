@@ -1,0 +1,121 @@
+"""Made-up answers of three models to Korean and English prompts, for the tests of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.records import Message, ScoredCandidate
+from align.report.results import Results, build_results
+
+SHIFTS = {"sft": 0.0, "rs-거절표집": 0.5, "dpo": 0.45, "ppo_long_name": 0.9}
+TOPICS = ("김치찌개 끓이는 법", "서울에서 부산까지 가는 길", "photosynthesis", "한국의 사계절", "why the sky is blue")
+
+
+def candidate(
+    prompt_id: str, *, scores: dict[str, float | None], index: int = 0, completion: str = "a b c", finish: str = "stop"
+) -> ScoredCandidate:
+    """One scored candidate whose prompt follows from its id."""
+    tokens = len(completion.split()) + 1
+    return ScoredCandidate(
+        prompt_id=prompt_id,
+        candidate_index=index,
+        prompt=[Message(role="user", content=f"Tell me about {prompt_id}.")],
+        reference=None,
+        completion=completion,
+        completion_token_ids=[0] * tokens,
+        completion_tokens=tokens,
+        finish_reason="length" if finish == "length" else "stop",
+        seed=0,
+        scores=scores,
+    )
+
+
+def demo_answers(prompts: int = 60, num_candidates: int = 1, seed: int = 0) -> dict[str, list[ScoredCandidate]]:
+    """Four models: two that gain on both scorers, one that gains on `rm` and loses on `gold`."""
+    random = np.random.default_rng(seed)
+    answers: dict[str, list[ScoredCandidate]] = {name: [] for name in SHIFTS}
+    for number in range(prompts):
+        difficulty = random.normal()
+        for name, shift in SHIFTS.items():
+            for index in range(num_candidates):
+                topic = TOPICS[number % len(TOPICS)]
+                words = int(random.integers(8, 30) * (1 + shift))
+                rm = difficulty + 1.5 * shift + random.normal() * 0.6
+                gold = 1 / (1 + math.exp(-(difficulty + (shift if shift < 0.8 else -0.6) + random.normal() * 0.5)))
+                row = candidate(
+                    f"prompt-{number:03d}",
+                    scores={"rm": float(rm), "gold": float(gold)},
+                    index=index,
+                    completion=" ".join(
+                        [f"{topic}에 대해 알려 드릴게요.", *(f"단어{random.integers(200)}" for _ in range(words))]
+                    ),
+                    finish="length" if random.random() < 0.1 + 0.3 * (shift > 0.8) else "stop",
+                )
+                message = Message(role="user", content=f"{topic}에 대해 설명해 주세요. ({number})")
+                answers[name].append(row.model_copy(update={"prompt": [message]}))
+    return answers
+
+
+def demo_results(answers: dict[str, list[ScoredCandidate]], resamples: int = 500) -> Results:
+    """results.json of the demo, with every optional number present."""
+    random = np.random.default_rng(1)
+    prompt_ids = {row.prompt_id for row in answers["sft"]}
+    return build_results(
+        answers,
+        baseline="sft",
+        recipe="demo",
+        command=["align", "run", "recipes/demo/recipe.yaml", "--out", "runs/demo"],
+        seed=17,
+        engine_name="fake",
+        engine_version="1.0",
+        bootstrap_resamples=resamples,
+        kl_to_baseline={
+            name: {prompt_id: float(random.gamma(4, shift)) for prompt_id in sorted(prompt_ids)}
+            for name, shift in SHIFTS.items()
+            if name != "sft"
+        },
+        retention_perplexity={name: 12.0 + 3 * shift for name, shift in SHIFTS.items()},
+        train_seconds={"sft": 41.2, "rs-거절표집": 65.0, "dpo": 184.4, "ppo_long_name": 7300.0},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_candidate() -> Callable[..., ScoredCandidate]:
+    """`candidate`."""
+    return candidate
+
+
+@pytest.fixture(scope="session")
+def make_results() -> Callable[..., Results]:
+    """`build_results` with the fields that a test does not care about filled in."""
+
+    def make(answers: dict[str, list[ScoredCandidate]], **fields: Any) -> Results:
+        defaults: dict[str, Any] = {
+            "baseline": "sft",
+            "recipe": "test",
+            "command": ["align", "run", "recipe.yaml"],
+            "seed": 17,
+            "engine_name": "fake",
+            "engine_version": "1.0",
+            "bootstrap_resamples": 500,
+        }
+        return build_results(answers, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answers() -> dict[str, list[ScoredCandidate]]:
+    """Sixty prompts answered by four models."""
+    return demo_answers()
+
+
+@pytest.fixture(scope="session")
+def results(answers: dict[str, list[ScoredCandidate]]) -> Results:
+    """The results of `answers`."""
+    return demo_results(answers)

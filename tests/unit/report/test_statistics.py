@@ -1,0 +1,129 @@
+"""The statistics against arithmetic done by hand, scipy, and simulation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from align.report.statistics import distinct_n, mean_interval, paired_bootstrap, perplexity, prompt_means, win_rate
+
+NAN = math.nan
+
+
+def test_the_interval_is_scipys_bca_interval_with_our_seed() -> None:
+    values = np.random.default_rng(3).exponential(size=40)
+    ours = paired_bootstrap(values, seed=5, resamples=2000)
+    theirs = bootstrap((values,), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(5)).confidence_interval
+    assert ours.mean == pytest.approx(values.mean(), abs=1e-15)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_large_samples_agree_with_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(2.0, 3.0, size=4000)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(4000)
+    interval = mean_interval(values, seed=1, resamples=4000)
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_the_interval_covers_the_true_mean_95_percent_of_the_time() -> None:
+    # 400 studies of 50 prompts whose differences are skewed (log-normal, true mean 1). The share that covers has a standard
+    # error of about 1.1 points; a one-sided or a halved interval would cover 50 to 80 %.
+    random = np.random.default_rng(11)
+    covered, below, above = 0, 0, 0
+    for study in range(400):
+        differences = random.lognormal(-0.125, 0.5, size=50)
+        interval = paired_bootstrap(differences, seed=study, resamples=600)
+        covered += interval.low <= 1.0 <= interval.high
+        below += interval.high < 1.0
+        above += interval.low > 1.0
+    assert 0.92 <= covered / 400 <= 0.975
+    assert below <= 20
+    assert above <= 20
+
+
+def test_pairing_cancels_what_makes_a_prompt_hard() -> None:
+    random = np.random.default_rng(2)
+    difficulty = random.normal(0, 10, size=100)
+    model, baseline = difficulty + 0.5 + random.normal(0, 0.1, size=100), difficulty + random.normal(0, 0.1, size=100)
+    paired = paired_bootstrap(model - baseline, seed=0, resamples=1000)
+    assert paired.low > 0.4
+    assert paired.high < 0.6
+    unpaired = mean_interval(model, seed=0, resamples=1000)
+    assert unpaired.high - unpaired.low > 2.0
+
+
+def test_the_sign_is_model_minus_baseline() -> None:
+    differences = np.array([1.0, 2.0, 3.0, 2.0, 1.5])
+    assert paired_bootstrap(differences, seed=0, resamples=500).low > 0
+    assert paired_bootstrap(-differences, seed=0, resamples=500).high < 0
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert paired_bootstrap(values, seed=4, resamples=500) == paired_bootstrap(values, seed=4, resamples=500)
+    assert paired_bootstrap(values, seed=4, resamples=500) != paired_bootstrap(values, seed=5, resamples=500)
+
+
+@pytest.mark.parametrize("values", [[0.0] * 20, [0.3] * 7, [0.1 + 0.2, 0.3, 0.3], [4.0]])
+def test_equal_values_have_an_interval_of_zero_width_and_no_warning(values: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval = paired_bootstrap(np.array(values), seed=0, resamples=500)
+    assert interval.low == interval.high == interval.mean == pytest.approx(values[0])
+
+
+def test_one_prompt_that_differs_gives_a_finite_interval_and_no_warning() -> None:
+    values = np.zeros(50)
+    values[7] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval = paired_bootstrap(values, seed=0, resamples=1000)
+    assert 0.0 <= interval.low <= 0.02 <= interval.high < 0.2
+
+
+@pytest.mark.parametrize("values", [np.array([]), np.array([1.0, NAN]), np.array([1.0, math.inf]), np.ones((2, 2))])
+def test_values_that_have_no_mean_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"values"):
+        paired_bootstrap(values, seed=0, resamples=100)
+
+
+def test_prompt_means_leave_out_what_is_not_finite() -> None:
+    means = prompt_means(np.array([[1.0, 3.0], [5.0, NAN], [NAN, NAN]]))
+    assert means[:2].tolist() == [2.0, 5.0]
+    assert math.isnan(means[2])
+
+
+def test_win_rate_by_hand() -> None:
+    # Prompt 1: pairs (1,0) won, (1,2) lost, (2,0) won, (2,2) tie -> 2.5 of 4. Prompt 2: all four tie -> 0.5.
+    # Prompt 3: only (3,1) is left, won -> 1. Prompt 4: no pair is left.
+    model = np.array([[1.0, 2.0], [1.0, 1.0], [3.0, NAN], [NAN, NAN]])
+    baseline = np.array([[0.0, 2.0], [1.0, 1.0], [1.0, NAN], [1.0, 1.0]])
+    rates = win_rate(model, baseline)
+    assert rates[:3].tolist() == [0.625, 0.5, 1.0]
+    assert math.isnan(rates[3])
+    assert win_rate(baseline, model)[:3].tolist() == [0.375, 0.5, 0.0]
+
+
+def test_win_rate_wants_the_same_prompts() -> None:
+    with pytest.raises(ValueError, match="2 prompts of the model, 3 of the baseline"):
+        win_rate(np.ones((2, 1)), np.ones((3, 1)))
+
+
+def test_distinct_2_by_hand() -> None:
+    # "a b a b": ab, ba, ab; "a b": ab. Two distinct of four. No pair spans two completions.
+    assert distinct_n(["a b a b", "a b"]) == 0.5
+    assert distinct_n(["a b", "c d"]) == 1.0
+    assert distinct_n(["나는 밥을 먹었다", "나는 밥을 샀다"]) == 0.75
+    assert distinct_n(["a a a"], n=1) == pytest.approx(1 / 3)
+    assert distinct_n(["", "word"]) is None
+
+
+def test_perplexity_of_a_uniform_choice_is_the_number_of_choices() -> None:
+    assert perplexity(10 * math.log(8), 10) == pytest.approx(8.0)
+    with pytest.raises(ValueError, match="at least one token"):
+        perplexity(0.0, 0)

@@ -1,0 +1,142 @@
+"""The table in the terminal: its numbers, its sentences, and how it fits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from align.records import ScoredCandidate
+from align.report.results import Results
+from align.report.table import render_table
+from align.report.wording import conclusions, number, seconds_text
+
+Make = Callable[..., ScoredCandidate]
+MakeResults = Callable[..., Results]
+
+
+def printed(results: Results, width: int, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None).print(
+        render_table(results.to_json())
+    )
+    return stream.getvalue()
+
+
+def of_scores(make: Make, make_results: MakeResults, **gold: Sequence[float | None]) -> Results:
+    def rows(scores: Sequence[float | None]) -> list[ScoredCandidate]:
+        return [make(f"p{number}", scores={"gold": score}) for number, score in enumerate(scores)]
+
+    return make_results({name: rows(scores) for name, scores in gold.items()})
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_every_number_is_shown_at_every_width(results: Results, width: int) -> None:
+    text = printed(results, width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    for header in ("rm", "gold", "KL", "tokens", "EOS", "distinct-2", "retention", "training"):
+        assert header in text
+    assert "2 h 01 min" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_columns_stay_aligned_beside_korean_names(results: Results, width: int) -> None:
+    lines = printed(results, width).splitlines()
+    first = next(line for line in lines if line.lstrip().startswith("model"))
+    start = first.index("rm")
+    for name in results.models:
+        line = next(line for line in lines if line.startswith(name))
+        # Counted in terminal cells, where a Korean letter takes two.
+        cells_before = cell_len(line[: line.index(f"{results.models[name].scores['rm'].mean:.2f}")])
+        assert cells_before == start
+
+
+def test_at_120_columns_a_model_is_one_row_of_one_table(results: Results) -> None:
+    lines = printed(results, 120).splitlines()
+    assert sum(line.startswith("model ") for line in lines) == 1
+    assert sum(line.startswith("dpo ") for line in lines) == 1
+
+
+GOLDEN = [
+    "model                          gold                  Δ gold         gold wins  tokens    EOS  distinct-2",
+    "────────────────────────────────────────────────────────────────────────────────────────────────────────",
+    "sft (baseline)    0.00 [0.00, 0.00]                       –                 –     4.0  100 %        0.25",
+    "개선              0.50 [0.50, 0.50]  +0.50 [+0.50, +0.50] ▲  100 % [100, 100]     4.0  100 %        0.25",
+    "dpo             -0.25 [-0.75, 0.00]  -0.25 [-0.75, +0.00] ~     38 % [12, 50]     4.0  100 %        0.25",
+]
+
+
+def test_the_golden_table_of_one_scorer(make_candidate: Make, make_results: MakeResults) -> None:
+    results = of_scores(make_candidate, make_results, sft=[0.0] * 4, 개선=[0.5] * 4, dpo=[0.0, 0.0, 0.0, -1.0])
+    assert [line.rstrip() for line in printed(results, 110).splitlines()][:5] == GOLDEN
+
+
+def test_colour_marks_what_is_separated_and_only_in_a_terminal(results: Results) -> None:
+    text = printed(results, 120, terminal=True)
+    assert "\x1b[1;32m+" in text
+    assert "\x1b[1;31m-" in text
+
+
+def test_a_model_called_like_markup_is_shown_as_it_is(make_candidate: Make, make_results: MakeResults) -> None:
+    results = of_scores(make_candidate, make_results, **{"sft": [0.0, 1.0], "[red]dpo[/red]": [1.0, 2.0]})
+    assert "[red]dpo[/red]" in printed(results, 100)
+
+
+def test_sentences_say_who_beats_whom(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    up = [score + 1.0 for score in wave]
+    unsure = [score + 1.0 + (0.2 if number % 2 else -0.25) for number, score in enumerate(wave)]
+    results = of_scores(make_candidate, make_results, sft=[*wave], rs=[*up], dpo=[*unsure])
+    (sentence,) = conclusions(results)
+    assert sentence.startswith("On gold, rs beats sft by 1.00 [1.00, 1.00] (40 prompts, 95 % paired bootstrap); best: rs; ")
+    assert sentence.endswith("not separated.")
+    assert "rs and dpo differ by 0.0" in sentence
+
+
+def test_sentences_do_not_call_a_baseline_that_is_best_beaten(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    results = of_scores(make_candidate, make_results, sft=[*wave], dpo=[score - 1.0 for score in wave])
+    assert conclusions(results) == [
+        "On gold, no model beats sft (40 prompts, 95 % paired bootstrap); sft and dpo differ by 1.00 [1.00, 1.00]: separated."
+    ]
+
+
+def test_sentences_name_a_highest_mean_that_is_not_separated(make_candidate: Make, make_results: MakeResults) -> None:
+    results = of_scores(
+        make_candidate,
+        make_results,
+        sft=[0.0] * 40,
+        rs=[10.0 if number % 2 else -9.0 for number in range(40)],
+        dpo=[0.1] * 40,
+    )
+    (sentence,) = conclusions(results)
+    assert sentence.startswith("On gold, rs has the highest mean but is not separated from sft: +0.50 [")
+    assert "; dpo beats it by 0.10 [0.10, 0.10]; best: rs; " in sentence
+
+
+def test_sentences_warn_of_disagreement_few_prompts_and_prompts_left_out(
+    results: Results, make_candidate: Make, make_results: MakeResults
+) -> None:
+    assert "ppo_long_name rises on rm and falls on gold" in conclusions(results)[2]
+    few = conclusions(of_scores(make_candidate, make_results, sft=[0.0, None, 0.0], dpo=[1.0, 1.0, 1.0]))
+    assert "(2 of 3 prompts, 95 % paired bootstrap)" in few[0]
+    assert few[1].startswith("Only 3 prompts")
+
+
+def test_one_model_alone_is_described_and_not_compared(make_candidate: Make, make_results: MakeResults) -> None:
+    results = of_scores(make_candidate, make_results, sft=[1.0] * 40)
+    assert conclusions(results) == [
+        "On gold, sft scores 1.00 [1.00, 1.00] (40 prompts, 95 % paired bootstrap); no other model was compared."
+    ]
+    assert "Δ" not in printed(results, 100)
+
+
+def test_numbers_and_durations() -> None:
+    assert number(-0.0004, 2) == "0.00"
+    assert number(-0.0004, 2, signed=True) == "+0.00"
+    assert number(-1.5, 1, signed=True) == "-1.5"
+    assert [seconds_text(seconds) for seconds in (8.24, 185.0, 7800.0)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
