@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -34,20 +33,24 @@ class Check:
 
 
 def check_python() -> Check:
-    wanted = metadata.metadata("align")["Requires-Python"] or ""
+    from importlib.metadata import metadata
+
+    wanted = metadata("align")["Requires-Python"] or ""
     return _compared("python", platform.python_version(), wanted, "Make the environment with a Python of that version.")
 
 
 def check_packages() -> list[Check]:
     """Every package align needs, and vLLM, against the versions it was tested with."""
+    from importlib.metadata import requires
+
     from packaging.requirements import Requirement
 
     checks = []
-    for line in metadata.requires("align") or []:
+    for line in requires("align") or []:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             checks.append(_package(requirement.name, str(requirement.specifier)))
-    engines = [Check(name, "ok", version) for name in OPTIONAL_PACKAGES if (version := _version(name))]
+    engines = [Check(name, "ok", found) for name in OPTIONAL_PACKAGES if (found := _version(name))]
     nothing = Check("vllm", "info", "not installed", advice="Text is sampled with transformers, which is slower.")
     return [*checks, *(engines or [nothing])]
 
@@ -61,9 +64,11 @@ def _package(name: str, wanted: str) -> Check:
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
+        return version(name)
+    except PackageNotFoundError:
         return None
 
 

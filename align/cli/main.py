@@ -5,6 +5,7 @@ stdout carries the result, stderr everything else. What a person can mend ends w
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -53,6 +54,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `align.errors` for what each means."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _write_utf8()
     try:
         code = _invoke(arguments)
         sys.stdout.flush()
@@ -61,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     return code
+
+
+def _write_utf8() -> None:
+    """Files and pipes get UTF-8 whatever the locale; a terminal keeps its encoding, and no character stops a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def _invoke(arguments: Sequence[str]) -> int:

@@ -22,7 +22,9 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.dpo.beta=0.2. Repeatable."),
 ]
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage and nothing else.")]
-FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage again, and all that use it.")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what uses it, leave out the rest.")
+]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage and what it needs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -38,9 +38,11 @@ class StageGroup(TyperGroup):
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         from align.stages.registry import STAGES
 
-        # For the "did you mean" of an unknown name.
-        self.commands = dict.fromkeys(STAGES)  # type: ignore[arg-type]
-        return _command(cmd_name, STAGES[cmd_name].config_type) if cmd_name in STAGES else None
+        if cmd_name not in STAGES:
+            # The "did you mean" looks at the commands there are.
+            self.commands = {name: _command(name, stage_type.config_type) for name, stage_type in STAGES.items()}
+            return None
+        return _command(cmd_name, STAGES[cmd_name].config_type)
 
 
 app = typer.Typer(cls=StageGroup, help="Run one stage, without a recipe.", no_args_is_help=True, rich_markup_mode=None)
@@ -107,8 +109,8 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
         metavar = "NAME=PATH"
     elif is_reference(alternatives[0]):
         metavar = "FILE" if not set(alternatives[0].kinds) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
-    elif get_origin(alternatives[0]) is Literal:
-        metavar = "|".join(str(choice) for choice in get_args(alternatives[0]))
+    elif choices := get_args(alternatives[0]):
+        metavar = "|".join(str(choice) for choice in choices)
     else:
         metavar = {int: "INTEGER", float: "NUMBER"}.get(alternatives[0], "TEXT")
     option = typer.Option(flag, metavar=metavar, help=help_text, show_default=False)

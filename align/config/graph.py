@@ -126,8 +126,9 @@ def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Mistake]]
             order.append(ready)
             continue
         circle = _circle(waiting, needs)
-        first, second = circle[0], circle[1]
-        path = ("stages", first, *needs[first].pop(second))
+        # Without these the others may be in order; what else is circular through them is mended with them.
+        waiting = [stage for stage in waiting if stage not in circle]
+        path = ("stages", circle[0], *needs[circle[0]][circle[1]])
         mistakes.append(Mistake(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
     return order, mistakes
 

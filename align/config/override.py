@@ -7,8 +7,8 @@ from align.config.reference import FieldPath
 from align.config.source import Document, Position, parse_text
 from align.errors import RecipeError
 
-NAMED_LEVEL = 2
-"""Length of the paths that name an input or a stage, such as `stages.dpo`."""
+SECTIONS = ("inputs", "stages")
+"""Keys at the top whose entries are named by the recipe."""
 
 
 def apply_override(document: Document, text: str, *, rank: int) -> tuple[Position, str] | None:
@@ -40,7 +40,7 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
             return position, f"{show_path(path)}: {_no_such_part(here, part)}"
         path = (*path, step)
         if len(path) < len(parts) and isinstance(here, dict) and part not in here:
-            if len(path) == NAMED_LEVEL:
+            if len(path) == 2 and path[0] in SECTIONS:
                 return position, f"{show_path(path)}: {unknown(part, list(here), what='name')}"
             document.put(path, {}, position)
     document.put(path, replacement.value, position)

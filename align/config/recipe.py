@@ -131,8 +131,9 @@ class _Parser:
                 self.problems.append(problem)
         name, seed = self.top()
         written_inputs, written_stages = self.section("inputs"), self.section("stages")
-        for twice in [key for key in written_stages if key in written_inputs]:
-            self.add(Mistake(("stages", twice), "an input has this name too; names are used once", at_key=True))
+        ambiguous = [key for key in written_stages if key in written_inputs]
+        for key in ambiguous:
+            self.add(Mistake(("stages", key), "an input has this name too; names are used once", at_key=True))
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
         drafts = {key: draft for key, value in written_stages.items() if (draft := self.draft(key, value))}
         configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft))}
@@ -140,6 +141,9 @@ class _Parser:
         kinds = dict.fromkeys((*written_inputs, *written_stages), "")
         kinds |= {key: spec.kind for key, spec in inputs.items()}
         kinds |= {key: draft.stage_type.produces for key, draft in drafts.items()}
+        for key in ambiguous:
+            kinds[key] = ""
+            drafts.pop(key, None)
         for mistake in check_references(drafts, list(written_inputs), kinds, self.stage_types):
             self.add(mistake)
         order, circles = order_stages(drafts)

@@ -25,7 +25,6 @@ class Reference(str):
         return core_schema.no_info_after_validator_function(
             cls,
             core_schema.str_schema(strict=True, min_length=1),
-            serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="always"),
         )
 
     @classmethod

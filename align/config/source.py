@@ -251,8 +251,14 @@ class _Reader:
         return mapping
 
     def scalar(self, event: ScalarEvent) -> Any:
-        # Quoted and block text is text, whatever it looks like.
-        return event.value if event.style else resolve_scalar(event.value)
+        if not event.style:
+            return resolve_scalar(event.value)
+        # Quoted and block text is text, whatever it looks like. JSON writes characters beyond U+FFFF as two escapes.
+        try:
+            return event.value if event.value.isascii() else event.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            problem = "this text has half a character: an escape from \\ud800 to \\udfff without its other half"
+            raise RecipeError(f"{self.of(event)}: {problem}") from None
 
     def refuse_indirection(self, event: Event, position: Position) -> None:
         if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor is not None):

@@ -15,7 +15,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-class Fault(ValueError):
+class FieldError(ValueError):
     """Why a value of a row cannot be used. `reason` is the row's `drop_reason`."""
 
     def __init__(self, field: str, reason: str, message: str) -> None:
@@ -35,14 +35,14 @@ def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -
     """`value` itself, if it is a text that can be used.
 
     Raises:
-        Fault: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing but white space.
+        FieldError: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing but white space.
     """
     if not isinstance(value, str):
-        raise Fault(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
+        raise FieldError(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
     if not value.strip():
-        raise Fault(field, empty_reason, "is empty" if not value else f"is only white space: {shown(value)}")
+        raise FieldError(field, empty_reason, "is empty" if not value else f"is only white space: {shown(value)}")
     if len(value) > max_characters:
-        raise Fault(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
+        raise FieldError(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
     check_encodable(field, value)
     return value
 
@@ -55,27 +55,27 @@ def check_encodable(field: str, value: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         where = f"character {error.start + 1} (\\u{ord(value[error.start]):04x})"
-        raise Fault(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
+        raise FieldError(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
 
 
 def messages_of(field: str, value: Any) -> list[Message]:
     """Messages of a list of {role, content}; roles are known, their order is not looked at.
 
     Raises:
-        Fault: wrong_type for another shape, bad_roles for an unknown role.
+        FieldError: wrong_type for another shape, bad_roles for an unknown role.
     """
     if not isinstance(value, list) or not value:
-        raise Fault(field, "wrong_type", f"must be text or a list of messages, but is {shown(value)}")
+        raise FieldError(field, "wrong_type", f"must be text or a list of messages, but is {shown(value)}")
     messages = []
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict) or not item.keys() >= MESSAGE_KEYS:
             told = " (ShareGPT's from/value: rename them)" if isinstance(item, dict) and "from" in item else ""
-            raise Fault(field, "wrong_type", f"message {number} must be {{role, content}}, but is {shown(item)}{told}")
+            raise FieldError(field, "wrong_type", f"message {number} must be {{role, content}}, but is {shown(item)}{told}")
         role, content = item["role"], item["content"]
         if role not in ROLES:
-            raise Fault(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(ROLES)}")
+            raise FieldError(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise Fault(field, "wrong_type", f"the content of message {number} must be text, but is {shown(content)}")
+            raise FieldError(field, "wrong_type", f"the content of message {number} must be text, but is {shown(content)}")
         messages.append(Message(role=role, content=content))
     return messages
 
@@ -84,7 +84,7 @@ def prompt_of(field: str, value: Any, *, max_characters: int) -> list[Message]:
     """The prompt that `value` holds: a text is one user message.
 
     Raises:
-        Fault: what `messages_of` raises, empty_prompt, too_long (all messages together), lone_surrogate, or bad_roles.
+        FieldError: what `messages_of` raises, empty_prompt, too_long (all messages together), lone_surrogate, or bad_roles.
     """
     messages = [Message(role="user", content=value)] if isinstance(value, str) else messages_of(field, value)
     return checked_prompt(field, messages, max_characters=max_characters)
@@ -94,19 +94,19 @@ def checked_prompt(field: str, messages: list[Message], *, max_characters: int) 
     """`messages` themselves, if a completion can follow them: [system] user (assistant user)*."""
     roles = [message.role for message in messages]
     if not roles:
-        raise Fault(field, "empty_prompt", "there is nothing before the completion")
+        raise FieldError(field, "empty_prompt", "there is nothing before the completion")
     for number, message in enumerate(messages, start=1):
         label = field if len(messages) == 1 else f"{field} message {number}"
         text_of(label, message.content, empty_reason="empty_prompt", max_characters=max_characters)
     if sum(len(message.content) for message in messages) > max_characters:
-        raise Fault(field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}")
+        raise FieldError(field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}")
     if roles[-1] != "user":
-        raise Fault(field, "bad_roles", f"must end with a user message, but ends with the {roles[-1]}'s")
+        raise FieldError(field, "bad_roles", f"must end with a user message, but ends with the {roles[-1]}'s")
     for number in range(1, len(roles)):
         if roles[number] == "system":
-            raise Fault(field, "bad_roles", f"message {number + 1} is a system message; only the first may be one")
+            raise FieldError(field, "bad_roles", f"message {number + 1} is a system message; only the first may be one")
         if roles[number] == roles[number - 1]:
-            raise Fault(field, "bad_roles", f"messages {number} and {number + 1} are both the {roles[number]}'s")
+            raise FieldError(field, "bad_roles", f"messages {number} and {number + 1} are both the {roles[number]}'s")
     return messages
 
 
@@ -114,10 +114,10 @@ def split_completion(field: str, messages: Sequence[Message]) -> tuple[list[Mess
     """The messages before the last, and the text of the last, which must be the assistant's.
 
     Raises:
-        Fault: bad_roles.
+        FieldError: bad_roles.
     """
     if messages[-1].role != "assistant":
-        raise Fault(field, "bad_roles", f"must end with an assistant message, but ends with the {messages[-1].role}'s")
+        raise FieldError(field, "bad_roles", f"must end with an assistant message, but ends with the {messages[-1].role}'s")
     return list(messages[:-1]), messages[-1].content
 
 

@@ -122,16 +122,19 @@ class _Intake(Generic[RecordT]):
 
         All texts go to the tokenizer in one call, which is many times faster than one call a row; equal prompts go once.
         """
-        rendered: list[tuple[RecordT, list[str]]] = []
-        for record in self._records:
-            try:
-                tails = [self._format.completion_text(record.prompt, text) for text in self._completions(record)]
-                rendered.append((record, [self._format.prompt_text(record.prompt), *tails]))
-            except TemplateProblem as problem:
-                self.refuse(record, problem.reason, str(problem))
+        with self._format.time_limit(conversations=len(self._records)):
+            rendered = [(record, texts) for record in self._records if (texts := self._render(record)) is not None]
         unique = list(dict.fromkeys(text for _, texts in rendered for text in texts))
         ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
         return [(record, [ids[text] for text in texts]) for record, texts in rendered]
+
+    def _render(self, record: RecordT) -> list[str] | None:
+        try:
+            tails = [self._format.completion_text(record.prompt, text) for text in self._completions(record)]
+            return [self._format.prompt_text(record.prompt), *tails]
+        except TemplateProblem as problem:
+            self.refuse(record, problem.reason, str(problem))
+            return None
 
     def refuse(self, record: RecordT, reason: str, message: str) -> None:
         self._refused.append((record, reason, message))

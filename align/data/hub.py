@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from align.data.reader import RawRow
 from align.errors import EnvironmentProblem, RecipeError
 
-_LOCAL_HINT = "Use a local file instead (path: data/rows.jsonl), or run where the hub can be reached."
-TRUE_VALUES = frozenset({"1", "ON", "YES", "TRUE"})
-"""What the hub's libraries take for yes in their environment variables."""
-
-
-def hub_is_offline() -> bool:
-    """Whether the user asked the hub's libraries to stay offline."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    return any(os.environ.get(name, "").upper() in TRUE_VALUES for name in names)
+_LOCAL_HINT = "Use a local file instead (path: data/rows.jsonl), or where the hub can be reached, run without HF_HUB_OFFLINE."
 
 
 def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) -> tuple[str | None, Iterator[RawRow]]:
@@ -41,8 +32,7 @@ def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) ->
     try:
         loaded = datasets.load_dataset(dataset, split=split, revision=commit or revision)
     except DatasetNotFoundError as error:
-        reason = "the hub is set to offline (HF_HUB_OFFLINE) and the cache has no copy" if hub_is_offline() else first_line(error)
-        raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {reason}", hint=_LOCAL_HINT) from error
+        raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {first_line(error)}", hint=_LOCAL_HINT) from error
     except ValueError as error:
         if "split" in str(error):
             raise RecipeError(f"dataset {dataset}: no split {split!r}: {first_line(error)}", hint="Correct split:.") from error
@@ -59,15 +49,16 @@ def _numbered(rows: Any) -> Iterator[RawRow]:
 
 def _commit_of(dataset: str, revision: str | None) -> str | None:
     """The commit that `revision` names now; None where the hub cannot say."""
-    if hub_is_offline():
-        return None
     import httpx
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    if constants.HF_HUB_OFFLINE:
+        return None
     try:
-        return HfApi().dataset_info(dataset, revision=revision, timeout=20).sha
+        commit: str | None = HfApi().dataset_info(dataset, revision=revision, timeout=20).sha
     except (httpx.HTTPError, OSError):
         return None
+    return commit
 
 
 def first_line(error: BaseException) -> str:

@@ -14,10 +14,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from align.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader  # the csv module has no public name for it
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is reported and skipped, never held in memory."""
@@ -182,6 +186,11 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _characters(stream: IO[bytes]) -> IO[str]:
+    """The text of a file with its line breaks as they are; bytes that are not UTF-8 can be told afterwards."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _CHUNK_CHARACTERS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -190,8 +199,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 class _JsonText:
     """Text of a JSON file, read in chunks, with the line number of the current place."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._reader = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    def __init__(self, characters: IO[str]) -> None:
+        self._reader = characters
         self.buffer = ""
         self.position = 0
         self.line = 1
@@ -224,7 +233,11 @@ class _JsonText:
 
 def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
     """Objects of one JSON list."""
-    text = _JsonText(stream)
+    with _characters(stream) as characters:
+        yield from _read_json_list(_JsonText(characters))
+
+
+def _read_json_list(text: _JsonText) -> Iterator[RawRow]:
     first = text.next_character()
     if not first:
         return
@@ -285,8 +298,11 @@ def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
     """Rows of a CSV file with a header, quoted as RFC 4180 says."""
     # A process-wide limit of the csv module; an unclosed quote would otherwise swallow the whole file.
     csv.field_size_limit(MAX_LINE_BYTES)
-    source = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    with _characters(stream) as characters:
+        yield from _read_csv_rows(csv.reader(characters, delimiter=delimiter, strict=True))
+
+
+def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -323,14 +339,10 @@ def _header_problem(header: list[str]) -> tuple[str, str] | None:
     return ("wrong_columns", f"the header names {', '.join(map(repr, twice))} more than once") if twice else None
 
 
-def _read_tsv(stream: IO[bytes]) -> Iterator[RawRow]:
-    return _read_csv(stream, delimiter="\t")
-
-
 _PARSERS: dict[str, Callable[[IO[bytes]], Iterator[RawRow]]] = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".txt": _read_text,
 }

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from align.data.conversation import (
     MESSAGE_KEYS,
-    Fault,
+    FieldError,
     check_encodable,
     checked_prompt,
     is_transcript,
@@ -48,7 +48,7 @@ class RowReader:
         self._row = row
         self._columns = columns
         self._max = max_characters
-        self.faults: list[Fault] = []
+        self.faults: list[FieldError] = []
         self.used: set[str] = set()
         self.extra_message_keys: set[str] = set()
         self.from_transcripts = False
@@ -72,7 +72,7 @@ class RowReader:
         if value is None or value == "":
             return None
         if not isinstance(value, str):
-            self.faults.append(Fault("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))
+            self.faults.append(FieldError("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))
             return None
         return self._try(lambda: _encodable("id", value))
 
@@ -88,15 +88,15 @@ class RowReader:
         if value is None:
             column = self._columns.get(field, field)
             if column in self._row:
-                raise Fault(field, "missing_field", "is null")
+                raise FieldError(field, "missing_field", "is null")
             named = f"is missing (column {column!r})" if column != field else "is missing"
-            raise Fault(field, "missing_field", f"{named}; the row has: {', '.join(map(str, self._row)) or 'nothing'}")
+            raise FieldError(field, "missing_field", f"{named}; the row has: {', '.join(map(str, self._row)) or 'nothing'}")
         return value
 
     def _try(self, parse: Callable[[], T]) -> T | None:
         try:
             return parse()
-        except Fault as fault:
+        except FieldError as fault:
             self.faults.append(fault)
             return None
 
@@ -147,14 +147,14 @@ class RowReader:
             return self._completion(field, value)
         before, text = split_completion(field, self._messages(field, value))
         if before and prompt is not None and before != prompt:
-            raise Fault(field, "prompt_differs", "the messages before its last are not the prompt")
+            raise FieldError(field, "prompt_differs", "the messages before its last are not the prompt")
         return self._completion(field, text)
 
     def _preference(self) -> dict[str, Any]:
         fields = self._pair_with_prompt() if self._value("prompt") is not None else self._pair_with_prompt_inside()
         chosen, rejected = fields.get("chosen"), fields.get("rejected")
         if chosen is not None and chosen == rejected:
-            self.faults.append(Fault("chosen", "identical", "equals rejected; the two of a pair must differ"))
+            self.faults.append(FieldError("chosen", "identical", "equals rejected; the two of a pair must differ"))
         for field in ("chosen_score", "rejected_score"):
             fields[field] = self._try(lambda field=field: _score(field, self._value(field)))  # type: ignore[misc]
         return fields
@@ -174,7 +174,7 @@ class RowReader:
         if chosen is None or rejected is None:
             return {}
         if chosen[0] != rejected[0]:
-            self.faults.append(Fault("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
+            self.faults.append(FieldError("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
         return {
             "prompt": self._try(lambda: checked_prompt("prompt", chosen[0], max_characters=self._max)),
             "chosen": self._try(lambda: self._completion("chosen", chosen[1])),
@@ -207,5 +207,5 @@ def _score(field: str, value: Any) -> float | None:
         if not math.isfinite(number):
             raise ValueError
     except (ValueError, OverflowError):
-        raise Fault(field, "wrong_type", f"must be a finite number, but is {shown(value)}") from None
+        raise FieldError(field, "wrong_type", f"must be a finite number, but is {shown(value)}") from None
     return number

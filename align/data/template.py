@@ -9,9 +9,10 @@ sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/te
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from align.data.time_limit import TimeLimitExceeded, time_limit
@@ -20,7 +21,8 @@ from align.records import Message
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 RENDER_SECONDS = 10.0
-"""Longest time one conversation may take to render; a template of a stranger could loop."""
+SECONDS_PER_CONVERSATION = 0.02
+"""Longest time that rendering may take, to begin with and for each conversation; a template of a stranger could loop."""
 
 IGNORED_LABEL = -100
 """Label of a token that the loss is not taken on."""
@@ -43,7 +45,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
 
 
-class TemplateProblem(ValueError):
+class TemplateProblem(ValueError):  # noqa: N818
     """The template cannot show one conversation as it is. `reason` is the row's `drop_reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -125,18 +127,32 @@ class ChatFormat:
             return []
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
+    @contextlib.contextmanager
+    def time_limit(self, *, conversations: int) -> Iterator[None]:
+        """Limit the time in which this many conversations are rendered. Within such a limit, inner ones do nothing and cost less.
+
+        Raises:
+            RecipeError: when the time has passed.
+        """
+        seconds = RENDER_SECONDS + conversations * SECONDS_PER_CONVERSATION
+        try:
+            with time_limit(seconds):
+                yield
+        except TimeLimitExceeded:
+            raise RecipeError(
+                f"{self.where}: its chat template took more than {seconds:.0f} seconds for {conversations:,} conversations",
+                hint="Look at chat_template.jinja of that model; it may not end.",
+            ) from None
+
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            with time_limit(RENDER_SECONDS):
+            with self.time_limit(conversations=1):
                 text = self.tokenizer.apply_chat_template(
                     conversation, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
-        except TimeLimitExceeded:
-            raise RecipeError(
-                f"{self.where}: its chat template took more than {RENDER_SECONDS:.0f} seconds for one conversation",
-                hint="Look at chat_template.jinja of that model; it may not end.",
-            ) from None
+        except RecipeError:
+            raise
         except Exception as error:
             # Whatever a template does wrong (jinja2's errors, its own raise_exception, a TypeError) concerns this row.
             raise TemplateProblem("template_error", f"the chat template refuses this conversation: {error}") from error
@@ -181,7 +197,7 @@ class ChatFormat:
             raise RecipeError(
                 f"{self.where}: the chat template does not show a completion right after the generation prompt: "
                 f"{_difference(prompt + _PROBE, whole)}",
-                hint="Sampling would differ from training. Mend the template: the generation prompt ends where the completion starts.",
+                hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
             )
         rest = whole[len(prompt) + len(_PROBE) :]
         before, found, _ = rest.partition(self.eos_token)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from align.data.conversation import Fault
+from align.data.conversation import FieldError
 from align.data.finding import Findings
 from align.data.reader import RawProblem, RawRow
 from align.data.row import FIELDS, OWN_COLUMNS, RowReader
@@ -153,12 +153,12 @@ class _Validation:
         self._unused.update(dict.fromkeys([*unused, *sorted(reader.extra_message_keys)]))
         self._findings.add(record, unused)
 
-    def _duplicate_id(self, row_id: str, line: int) -> list[Fault]:
+    def _duplicate_id(self, row_id: str, line: int) -> list[FieldError]:
         """An id belongs to the first row that has it, whether or not that row can be used."""
         if row_id not in self._line_of_id:
             self._line_of_id[row_id] = line
             return []
-        return [Fault("id", "duplicate_id", f"{row_id!r} is also the id of line {self._line_of_id[row_id]}")]
+        return [FieldError("id", "duplicate_id", f"{row_id!r} is also the id of line {self._line_of_id[row_id]}")]
 
     def finish(self) -> Validated:
         result = self._result

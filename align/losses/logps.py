@@ -29,10 +29,11 @@ def sequence_logps(logits: Tensor, labels: Tensor, *, average: bool = False) -> 
         )
     targets = labels[:, 1:]
     mask = targets != IGNORED_LABEL
-    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    safe_targets = targets.masked_fill(~mask, 0)
-    chosen_logits = wide.gather(-1, safe_targets.unsqueeze(-1)).squeeze(-1)
-    per_token_logps = chosen_logits - wide.logsumexp(-1)
-    # where, not a product: an infinite logit at a position that does not count must not make the sum NaN
-    sums = torch.where(mask, per_token_logps, 0.0).sum(-1)
+    # Only counted positions are taken: prompts and padding cost no float32 copy of the vocabulary, and what stands there, an
+    # infinity even, reaches neither the value nor the gradient.
+    counted_logits = logits[:, :-1][mask]
+    counted_logits = counted_logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen_logits = counted_logits.gather(-1, targets[mask].unsqueeze(-1)).squeeze(-1)
+    counted_logps = chosen_logits - counted_logits.logsumexp(-1)
+    sums = counted_logps.new_zeros(mask.shape).masked_scatter(mask, counted_logps).sum(-1)
     return sums / mask.sum(-1).clamp(min=1) if average else sums

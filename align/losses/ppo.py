@@ -85,8 +85,9 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must be in [0, 1], not {number}")
     inside = mask.bool()
-    rewards = torch.where(inside, rewards.detach(), 0.0)
-    values = torch.where(inside, values.detach(), 0.0)
+    wide = torch.promote_types(values.dtype, torch.float32)  # sums over a thousand tokens need the digits
+    rewards = torch.where(inside, rewards.detach().to(wide), 0.0)
+    values = torch.where(inside, values.detach().to(wide), 0.0)
     advantages = torch.zeros_like(rewards)
     next_value = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(-1)
     next_advantage = torch.zeros_like(next_value)
@@ -104,8 +105,8 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
 def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale what the mask shows to variance 1, over the whole tensor.
 
-    (values - mean) / sqrt(variance + 1e-8), with the population variance (divided by the count) of the masked values. Give it the
-    whole batch, never a micro-batch, or the loss depends on how the batch is cut.
+    (values - mean) / sqrt(variance + 1e-8), with the sample variance (divided by the count less one, as TRL's PPO did) of the
+    masked values. Give it the whole batch, never a micro-batch, or the loss depends on how the batch is cut.
 
     Args:
         values: any shape.
@@ -123,7 +124,8 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
     count = inside.sum().clamp(min=1)
     mean = kept.sum() / count
     centred = torch.where(inside, values - mean, 0.0)
-    scaled = centred * torch.rsqrt(centred.square().sum() / count + 1e-8)
+    variance = centred.square().sum() / (count - 1).clamp(min=1)
+    scaled = centred * torch.rsqrt(variance + 1e-8)
     return scaled if shift_mean else torch.where(inside, scaled + mean, 0.0)
 
 

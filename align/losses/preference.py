@@ -52,7 +52,7 @@ def dpo_loss(
         label_smoothing: in [0, 0.5); only for sigmoid.
         variant: sigmoid, hinge or ipo.
     Returns:
-        `losses`, and the detached implicit rewards. Nothing is reduced. Non-finite inputs give non-finite losses in their row only.
+        `losses` and the detached implicit rewards, in float32 or wider, not reduced. A non-finite input spoils its own row only.
     Raises:
         ValueError: if the batches differ in shape, or beta, label_smoothing or variant is not as described.
     """
@@ -63,8 +63,9 @@ def dpo_loss(
         raise ValueError(f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
     if label_smoothing and variant != "sigmoid":
         raise ValueError(f"label_smoothing is defined for the variant sigmoid only, not for {variant}")
-    chosen_log_ratios = policy_chosen_logps - reference_chosen_logps
-    rejected_log_ratios = policy_rejected_logps - reference_rejected_logps
+    wide = torch.promote_types(policy_chosen_logps.dtype, torch.float32)
+    chosen_log_ratios = policy_chosen_logps.to(wide) - reference_chosen_logps.to(wide)
+    rejected_log_ratios = policy_rejected_logps.to(wide) - reference_rejected_logps.to(wide)
     margins = chosen_log_ratios - rejected_log_ratios
     if variant == "sigmoid":
         losses = -logsigmoid(beta * margins) * (1 - label_smoothing) - logsigmoid(-beta * margins) * label_smoothing
@@ -121,14 +122,10 @@ def _log_odds(logps: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(logps), without cancellation at either end."""
     wide = logps.to(torch.promote_types(logps.dtype, torch.float32))
     wide = wide.clamp(max=-torch.finfo(wide.dtype).eps)
-    # log(1 - exp(x)): log1p loses all digits near x = 0, log(-expm1) loses them for very negative x (Mächler 2012).
-    # Each branch gets an input it can bear, as the gradient of the one not taken would otherwise be NaN.
+    # log(1 - exp(x)): log1p loses all digits near x = 0, log(-expm1) loses them for very negative x (Mächler 2012). After the
+    # clamp neither is infinite anywhere, so that the branch not taken does no harm to the gradient.
     near_zero = wide > -0.6931471805599453
-    log_of_rest = torch.where(
-        near_zero,
-        torch.log(-torch.expm1(torch.where(near_zero, wide, -1.0))),
-        torch.log1p(-torch.exp(torch.where(near_zero, -1.0, wide))),
-    )
+    log_of_rest = torch.where(near_zero, torch.log(-torch.expm1(wide)), torch.log1p(-torch.exp(wide)))
     return wide - log_of_rest
 
 

@@ -13,7 +13,7 @@ from align.config.recipe import Recipe
 from align.data.ingest import ingest
 from align.errors import AlignError, DataError, RecipeError
 from align.models.hub import fetch_model
-from align.models.safety import check_model_folder
+from align.models.folder import check_model_folder
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold

@@ -76,15 +76,16 @@ def semantic_config(config: StageConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(config.execution_fields))
 
 
-def stage_fingerprint(node: StageNode, seed: int, inputs: Mapping[str, str]) -> str:
+def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]) -> str:
     """Stage type and code version, semantic configuration, seed, and the content of every input in place of its name."""
     stage, config = STAGES[node.type], node.config
     assert isinstance(config, StageConfig)
     references = {"/".join(map(str, path)): inputs[name] for path, name in iterate_references(config)}
-    names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)} if config.labels_matter else {}
+    names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)}
+    labels = {"recipe": recipe.name, **names} if config.labels_matter else {}
     plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
     return fingerprint(
-        {"stage": stage.name, "version": stage.version, "seed": seed, "config": plain, "inputs": references, "names": names}
+        {"stage": stage.name, "version": stage.version, "seed": recipe.seed, "config": plain, "inputs": references, "labels": labels}
     )
 
 
@@ -121,7 +122,7 @@ def make_plan(
     running: set[str] = set()
     for name, node in recipe.stages.items():
         inputs = {reference: known[reference] for _, reference in node.references}
-        digest = stage_fingerprint(node, recipe.seed, inputs)
+        digest = stage_fingerprint(node, recipe, inputs)
         known[name] = digest
         entry = store.entry(node.type, digest)
         state, problem = entry.check(store.hashes)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -133,8 +134,8 @@ class _Runner:
         write_json(plan.run_folder / RECIPE_NAME, resolved)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
-        artifacts = import_inputs(plan.inputs, plan.store, self._report)
         context = self._start_server() if to_run else None
+        artifacts = import_inputs(plan.inputs, plan.store, self._report)
         for stage in plan.stages:
             self._signals.check()
             if stage.status == "skipped":
@@ -161,10 +162,22 @@ class _Runner:
 
     @staticmethod
     def _start_server() -> ForkServerContext:
-        """A process with the trainers imported, from which every stage's process is forked in milliseconds."""
-        os.environ.update(worker.ENVIRONMENT)
+        """A process with the trainers imported, from which every stage's process is forked in milliseconds.
+
+        It starts importing at once, while the inputs are read. Its environment is set around the start and put back after it.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(worker.PRELOAD)
+        before = {key: os.environ.get(key) for key in worker.ENVIRONMENT}
+        os.environ.update(worker.ENVIRONMENT)
+        try:
+            forkserver.ensure_running()
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
         return context
 
     def _run_stage(self, context: ForkServerContext, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
@@ -179,9 +192,11 @@ class _Runner:
             config=stage.node.config,
             seed=self._plan.recipe.seed,
             entry=stage.entry,
-            artifacts={name: artifacts[name] for name in stage.inputs},
+            artifacts={name: artifacts[name] for name in artifacts if name in self._ancestors(stage)},
             inputs=stage.inputs,
             log_path=self._log_path.resolve(),
+            recipe=self._plan.recipe.resolved(),
+            command=self._command,
         )
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=worker.work, args=(sender, job), name=f"align-{stage.name}")
@@ -194,6 +209,18 @@ class _Runner:
                 process.kill()
             process.join()
             receiver.close()
+
+    def _ancestors(self, stage: PlannedStage) -> set[str]:
+        """Everything a stage was made from, directly or not."""
+        inputs = {planned.name: planned.inputs for planned in self._plan.stages}
+        found: set[str] = set()
+        open_names = list(stage.inputs)
+        while open_names:
+            name = open_names.pop()
+            if name not in found:
+                found.add(name)
+                open_names += inputs.get(name, {})
+        return found
 
     def _supervise(self, process: ForkServerProcess, receiver: Any, stage: PlannedStage) -> None:
         """Pass events on until the stage is committed; turn signals into a request to stop, and death into an error."""

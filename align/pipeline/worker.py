@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import multiprocessing.util
 import os
 import platform
 import resource
@@ -39,6 +40,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # A killed worker leaves semaphores to the resource tracker, which removes them; that it did is no news for a person.
+    "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
 PRELOAD = ["align.training.trl_trainers", "align.scoring.reward_model", "align.models.load"]
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "safetensors")
@@ -59,6 +62,8 @@ class Job:
     artifacts: Mapping[str, Artifact]
     inputs: Mapping[str, str]
     log_path: Path
+    recipe: Mapping[str, Any]
+    command: list[str]
 
 
 class _StopSignal:
@@ -124,6 +129,7 @@ def work(connection: Connection, job: Job) -> None:
     except BaseException as error:  # everything is told to the runner, which decides what a person sees
         traceback.print_exc()
         send({"event": "failed", "error": _as_align_error(error, job), "traceback": traceback.format_exc()})
+    multiprocessing.util._run_finalizers()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # vLLM and torch may hang in their own exit handlers; everything of ours is on disk
@@ -165,6 +171,8 @@ def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest
         seed=job.seed,
         progress=progress,
         stop_requested=stop,
+        recipe=job.recipe,
+        command=job.command,
     )
     outcome = stage.run(context)
     return job.entry.commit(_manifest(job, stage.produces, stage.version, outcome, seconds.stop()))

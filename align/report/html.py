@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,12 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
-    environment.filters["svg"] = lambda plot: Markup(plot.svg)  # noqa: S704
-    environment.filters["minus"] = lambda text: str(text).replace("-", "−")
+    environment.filters["svg"] = lambda plot: Markup(plot.svg)
+    environment.filters["typeset"] = _typeset
     environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
     return environment
+
+
+def _typeset(text: str) -> str:
+    """Real minus signs before digits, and no line break before a percent sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text).replace(" %", "\u00a0%")

@@ -32,7 +32,7 @@ from align.report.statistics import FloatArray, prompt_means
 MAX_POINTS_PER_MODEL = 250
 MAX_POINTS_PER_CURVE = 400
 HISTOGRAM_BINS = 32
-WIDTH_INCHES = 5.4
+WIDTH_INCHES = 4.3  # small, so that the text stays readable when a phone shrinks the drawing
 
 Curve = Sequence[Mapping[str, Any]]
 Points = dict[str, tuple[FloatArray, FloatArray]]
@@ -59,7 +59,7 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
     )
     labels = Labels()
     with drawing_style(f"scatter {x_scorer} {y_scorer}"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, 3.7)
+        figure, (axes,) = new_axes(WIDTH_INCHES, 3.0)
         order = results.models_baseline_first
         for index, name in enumerate(order):
             x, y = (prompt_means(table.scores[name][scorer]) for scorer in (x_scorer, y_scorer))
@@ -75,7 +75,7 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
                 fmt=MARKERS[index % len(MARKERS)],
                 color=model_color(index),
                 markeredgecolor=PANEL,
-                markersize=9,
+                markersize=5.5,
                 elinewidth=1.6,
                 zorder=10,
             )
@@ -103,7 +103,7 @@ def score_histograms(results: Results, table: AnswerTable) -> list[Plot]:
 def length_histogram(results: Results, table: AnswerTable) -> Plot:
     """The lengths of all completions in tokens, one row a model."""
     values = {name: table.tokens[name].ravel() for name in results.models_baseline_first}
-    description = "Share of completions by length in tokens. The line is the mean; a bar at the far right is the token limit."
+    description = "Share of completions by length. The line is the mean; a peak at the right end is what the token limit cut."
     return _histogram("Completion length", description, "tokens", values, whole_numbers=True)
 
 
@@ -114,7 +114,7 @@ def _histogram(
     edges = _bin_edges(np.concatenate(list(finite.values())), whole_numbers)
     labels = Labels()
     with drawing_style(title):
-        figure, rows = new_axes(WIDTH_INCHES, 0.55 + 0.78 * len(values), len(values))
+        figure, rows = new_axes(WIDTH_INCHES, 0.5 + 0.66 * len(values), len(values))
         for index, (name, array) in enumerate(finite.items()):
             axes = rows[index]
             shares = np.histogram(array, edges)[0] / max(1, len(array))
@@ -123,7 +123,7 @@ def _histogram(
             if len(array):
                 axes.axvline(float(array.mean()), color=INK, linewidth=1.1)
             axes.text(0.0, 1.02, labels.token(name), transform=axes.transAxes, color=INK, fontsize=8.5)
-            axes.yaxis.set_major_locator(MaxNLocator(2))
+            axes.yaxis.set_major_locator(MaxNLocator(2, prune="lower"))
             axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
             axes.set_ylim(bottom=0)
             axes.spines["left"].set_visible(False)
@@ -154,14 +154,11 @@ def training_curves(stage: str, curve: Curve) -> list[Plot]:
     groups: dict[str, list[str]] = {}
     for metric in points:
         groups.setdefault(_group(metric), []).append(metric)
-    order = [name for name in CURVES_FIRST if name in groups] + [name for name in groups if name not in CURVES_FIRST]
-    return [
-        _curve_plot(stage, name, {metric: points[metric] for metric in sorted(groups[name], key=_eval_last)}) for name in order
-    ]
-
-
-def _eval_last(metric: str) -> tuple[bool, str]:
-    return metric.startswith("eval_"), metric
+    plots = []
+    for name in sorted(groups, key=lambda name: CURVES_FIRST.index(name) if name in CURVES_FIRST else len(CURVES_FIRST)):
+        metrics = sorted(groups[name], key=lambda metric: (metric.startswith("eval_"), metric))
+        plots.append(_curve_plot(stage, name, {metric: points[metric] for metric in metrics}))
+    return plots
 
 
 def _group(metric: str) -> str:
@@ -204,7 +201,7 @@ def _curve_plot(stage: str, group: str, points: Points) -> Plot:
         axes.margins(x=0.01)
         axes.tick_params(labelcolor=MUTED, color=GRID)
         svg = to_svg(figure, labels, description)
-    return Plot(group, description, svg, legend)
+    return Plot(group, description, svg, [] if list(points) == [group] else legend)
 
 
 def _evenly(indices: Any, count: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -179,6 +179,14 @@ class _Bootstrap:
         return Estimate.of(paired_bootstrap(first - second, seed=self.seed, resamples=self.resamples))
 
 
+class _Measured(NamedTuple):
+    """What was measured outside of the answers, by model; a model that is absent was not measured."""
+
+    kl_to_baseline: Mapping[str, Mapping[str, float]]
+    retention_perplexity: Mapping[str, float | None]
+    train_seconds: Mapping[str, float | None]
+
+
 def build_results(
     answers: Answers,
     *,
@@ -210,18 +218,8 @@ def build_results(
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = _Bootstrap(seed, bootstrap_resamples)
     usable = {scorer: _usable_prompts(table, scorer) for scorer in table.scorers}
-    models = {}
-    for model in table.models:
-        models[model] = ModelResult(
-            scores={scorer: _score_result(table, model, baseline, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
-            win_rate=None if model == baseline else _win_rates(table, model, baseline, usable, bootstrap),
-            kl_to_baseline=_kl(table, model, baseline, kl_to_baseline or {}, bootstrap),
-            completion_tokens=_tokens(table.tokens[model], bootstrap),
-            eos_share=float(np.mean([row.finish_reason == "stop" for row in answers[model]])),
-            distinct_2=distinct_n(row.completion for row in answers[model]),
-            retention_perplexity=(retention_perplexity or {}).get(model),
-            train_seconds=(train_seconds or {}).get(model),
-        )
+    measured = _Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {})
+    models = {model: _model_result(table, model, baseline, usable, measured, bootstrap) for model in table.models}
     return Results(
         recipe=recipe,
         command=list(command),
@@ -233,6 +231,27 @@ def build_results(
         engine=EngineResult(name=engine_name, version=engine_version),
         models=models,
         ranking={scorer: _ranking(table, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+    )
+
+
+def _model_result(
+    table: AnswerTable,
+    model: str,
+    baseline: str,
+    usable: Mapping[str, BoolArray],
+    measured: _Measured,
+    bootstrap: _Bootstrap,
+) -> ModelResult:
+    rows = [row for candidates in table.rows[model].values() for row in candidates]
+    return ModelResult(
+        scores={scorer: _score_result(table, model, baseline, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        win_rate=None if model == baseline else _win_rates(table, model, baseline, usable, bootstrap),
+        kl_to_baseline=_kl(table, model, baseline, measured.kl_to_baseline, bootstrap),
+        completion_tokens=_tokens(table.tokens[model], bootstrap),
+        eos_share=float(np.mean([row.finish_reason == "stop" for row in rows])),
+        distinct_2=distinct_n(row.completion for row in rows),
+        retention_perplexity=measured.retention_perplexity.get(model),
+        train_seconds=measured.train_seconds.get(model),
     )
 
 

@@ -109,6 +109,7 @@ def _verdict(results: Results, scorer: str) -> str:
 
 def _closest(ranking: Ranking, difference: Estimate, decimals: int) -> str:
     verdict = "separated" if ranking.separated else "not separated"
+    decimals = max(decimals, decimals_of([difference]))  # close models differ by less than the scores' decimals show
     return f"{ranking.best} and {ranking.runner_up} differ by {estimate_text(difference, decimals)}: {verdict}."
 
 

@@ -5,12 +5,15 @@ Logits are made for completion tokens only and a few thousand at a time, so no [
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.models.load import load_causal_lm, load_tokenizer
 from align.scoring.batching import length_sorted_batches, pad_right
 
 CHUNK_TOKENS = 2048
@@ -69,3 +72,40 @@ def completion_logps(
         done += len(batch)
         report(done)
     return totals
+
+
+class LikelihoodModel:
+    """A causal language model in float32, loaded to read log-probabilities from."""
+
+    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_causal_lm(folder, dtype="float32").to(device).eval()
+        self._tokenizer = load_tokenizer(folder)
+        self._batch_tokens = batch_tokens
+
+    def completion_logps(
+        self, rows: Sequence[tuple[list[int], list[int]]], *, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[float]:
+        """See `completion_logps`; `report` is called with (rows done, all rows)."""
+        return completion_logps(
+            self._model,
+            rows,
+            pad_token_id=int(self._tokenizer.pad_token_id),
+            batch_tokens=self._batch_tokens,
+            report=lambda done: report(done, len(rows)),
+        )
+
+    def perplexity(
+        self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> float | None:
+        """exp of the mean negative log-probability per token of plain texts; None where no text has two tokens.
+
+        The first token of a text is not predicted by anything and is not counted.
+        """
+        limit = self._model.config.get_text_config().max_position_embeddings
+        encoded = [ids[:limit] for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        rows: list[tuple[list[int], list[int]]] = [([], list(ids)) for ids in encoded if len(ids) > 1]
+        tokens = sum(len(ids) - 1 for _, ids in rows)
+        if tokens == 0:
+            return None
+        return math.exp(-sum(self.completion_logps(rows, report=report)) / tokens)

@@ -1,19 +1,29 @@
 """Compare models: the same held-out prompts, the same engine and seeds, the same scorers, paired statistics.
 
-In: models, prompts, scorers. Out: a comparison (`results.json`, `report.html`, every answer in `rows.jsonl`).
+In: models, prompts, scorers. Out: a comparison (`results.json`, `report.html`, every answer in `answers/<model>.jsonl`).
 Metrics: those of results.json: score means and paired differences with 95 % intervals, win rates, KL to the baseline,
 completion length, share of completions that end by themselves, distinct-2, perplexity on retention text, training seconds.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from align.config.reference import ModelReference, PromptsReference, TextReference
 from align.config.sections import GenerationEngine, OnInvalid, Sampling, Scorer
-from align.stages.protocol import StageConfig
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.errors import DataError
+from align.records import Candidate, Instruction, Preference, Prompt, ScoredCandidate, TextRow
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import METRICS_NAME, Artifact, write_rows
+from align.store.atomic import write_json
 
 VERSION = 1
 
@@ -42,3 +52,231 @@ class Config(Sampling, GenerationEngine, StageConfig):
     """Padded tokens per forward pass of a reward model; scores do not depend on it."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
+
+
+RESULTS_NAME = "results.json"
+REPORT_NAME = "report.html"
+ANSWERS_NAME = "answers"
+TRAINED_ON = {"instructions": Instruction, "preferences": Preference, "prompts": Prompt}
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
+    from align.report.html import write_report
+    from align.report.results import build_results
+
+    config = context.config
+    prompts = context.artifact(config.prompts).rows(Prompt)
+    seen = _seen_in_training(context, prompts)
+    sampled = _sample_all(context, prompts)
+    scored = _score_all(context, sampled.answers)
+    likelihoods = _measure_likelihoods(context, sampled)
+    results = build_results(
+        scored,
+        baseline=config.baseline,
+        recipe=str(context.recipe.get("name", context.name)),
+        command=context.command,
+        seed=context.seed,
+        engine_name=sampled.engine,
+        engine_version=sampled.engine_version,
+        bootstrap_resamples=config.bootstrap_resamples,
+        kl_to_baseline=likelihoods.kl,
+        retention_perplexity=likelihoods.perplexity,
+        train_seconds={name: _train_seconds(context.artifact(name)) for name in config.models},
+    )
+    write_json(context.output / RESULTS_NAME, results.to_json())
+    for name, rows in scored.items():
+        write_rows(context.output / ANSWERS_NAME / f"{name}.jsonl", rows)
+    write_report(
+        context.output / REPORT_NAME,
+        results=results,
+        answers=scored,
+        curves=_curves(context.artifacts),
+        stages=[_summary(artifact) for artifact in context.artifacts.values()],
+        recipe=context.recipe,
+        primary_scorer=list(config.scorers)[-1],
+    )
+    return StageOutcome(
+        metrics={"prompts_seen_in_training": seen, "new_tokens": sampled.new_tokens, "engine_seconds": sampled.engine_seconds},
+        rows_in=len(prompts),
+        rows_out=sum(len(rows) for rows in scored.values()),
+        versions={sampled.engine: sampled.engine_version},
+    )
+
+
+@dataclass
+class _Sampled:
+    """Every model's answers, and what they were sampled with."""
+
+    answers: dict[str, list[Candidate]] = field(default_factory=dict)
+    prompt_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Model → prompt id → token ids."""
+    pad_token_id: dict[str, int] = field(default_factory=dict)
+    engine: str = ""
+    engine_version: str = ""
+    new_tokens: int = 0
+    engine_seconds: float = 0.0
+
+
+@dataclass
+class _Likelihoods:
+    """What only a forward pass can tell."""
+
+    kl: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Model → prompt id → nats."""
+    perplexity: dict[str, float | None] = field(default_factory=dict)
+
+
+def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> int:
+    """How many held-out prompts occur in the data the models were made from; a person is told when there are any."""
+    held_out = {_key(prompt) for prompt in prompts}
+    seen: set[str] = set()
+    for name, artifact in context.artifacts.items():
+        if artifact.kind in TRAINED_ON and name != context.config.prompts:
+            seen |= held_out & {_key(row) for row in artifact.rows(TRAINED_ON[artifact.kind])}
+    if seen:
+        context.progress.note(f"{len(seen)} of {len(held_out)} held-out prompts occur in the training data; scores may flatter")
+    return len(seen)
+
+
+def _key(row: Any) -> str:
+    return json.dumps([[message.role, message.content] for message in row.prompt], ensure_ascii=False)
+
+
+def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
+    """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
+    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.models.load import load_tokenizer
+
+    config = context.config
+    result, holder = _Sampled(), EngineHolder(config)
+    for name in config.models:
+        artifact = context.artifact(name)
+        chat_format = ChatFormat(load_tokenizer(artifact.model_path), where=artifact.where(None))
+        where = context.artifact(config.prompts).where
+        encoded = encode_prompts(
+            prompts, chat_format, max_prompt_tokens=config.max_prompt_tokens, on_invalid=config.on_invalid, where=where
+        )
+        by_id = {prompt.id: prompt for prompt in prompts}
+        task = SamplingTask(
+            model_folder=artifact.model_path,
+            prompts=[by_id[row.id] for row in encoded.rows],
+            prompt_token_ids=[row.prompt_ids for row in encoded.rows],
+            stop_token_ids=(chat_format.eos_token_id,),
+            sampling=config,
+            num_candidates=config.num_candidates,
+            engine=config,
+            seed=context.seed,
+        )
+        report = sample(
+            task,
+            context.work / name,
+            holder=holder,
+            stop_requested=context.stop_requested,
+            report=lambda done, total, name=name: context.progress.update(f"answers of {name}", done, total, "shards"),
+        )
+        result.answers[name] = report.candidates
+        result.prompt_ids[name] = {row.id: row.prompt_ids for row in encoded.rows}
+        result.pad_token_id[name] = chat_format.pad_token_id
+        result.engine, result.engine_version = report.engine, report.engine_version
+        result.new_tokens += report.new_tokens
+        result.engine_seconds += report.engine_seconds
+    holder.close()
+    _require_same_prompts(result)
+    return result
+
+
+def _require_same_prompts(sampled: _Sampled) -> None:
+    """Templates differ, so a prompt may fit one model and not another; only prompts that all answered can be compared."""
+    common = set.intersection(*(set(ids) for ids in sampled.prompt_ids.values()))
+    if not common:
+        raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
+    for name, candidates in sampled.answers.items():
+        sampled.answers[name] = [candidate for candidate in candidates if candidate.prompt_id in common]
+
+
+def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candidate]]) -> dict[str, list[ScoredCandidate]]:
+    from align.scoring.scorers import ScorerSet, reward_model_folders
+
+    config = context.config
+    folders = reward_model_folders(config.scorers, context.artifacts)
+    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
+    return {
+        name: scorers.score(
+            rows,
+            lambda scorer, done, total, name=name: context.progress.update(f"score {name} with {scorer}", done, total, "answers"),
+        )
+        for name, rows in answers.items()
+    }
+
+
+def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
+    """KL to the baseline on each model's own answers, and perplexity on the retention text; each model is loaded once."""
+    from align.scoring.likelihood import LikelihoodModel
+
+    config = context.config
+    texts = [row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else []
+    result = _Likelihoods()
+    rows = {
+        name: [(sampled.prompt_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
+        for name, answers in sampled.answers.items()
+    }
+    comparable = {name for name in config.models if _same_tokenizer(context.artifact(name), context.artifact(config.baseline))}
+    own: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
+    for name in config.models:
+        model = LikelihoodModel(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
+        report = lambda done, total, name=name: context.progress.update(f"likelihoods of {name}", done, total, "texts")  # noqa: E731
+        result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
+        if name in comparable and name != config.baseline:
+            own[name] = model.completion_logps(rows[name], report=report)
+        if name == config.baseline:
+            for other in sorted(comparable - {name}):
+                others[other] = model.completion_logps(rows[other], report=report)
+    for name in own:
+        differences: dict[str, list[float]] = {}
+        for row, mine, theirs in zip(sampled.answers[name], own[name], others[name], strict=True):
+            differences.setdefault(row.prompt_id, []).append(mine - theirs)
+        result.kl[name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
+    return result
+
+
+def _same_tokenizer(first: Artifact, second: Artifact) -> bool:
+    """Log-probabilities are of tokens; they can be subtracted only where both models have the same ones."""
+    return _tokenizer_bytes(first.model_path) == _tokenizer_bytes(second.model_path)
+
+
+def _tokenizer_bytes(folder: Path) -> bytes:
+    path = folder / "tokenizer.json"
+    return path.read_bytes() if path.exists() else b""
+
+
+def _train_seconds(artifact: Artifact) -> float | None:
+    return artifact.manifest.seconds if artifact.manifest.stage != "input" else None
+
+
+def _curves(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:
+    """What every training stage logged, by stage."""
+    curves = {}
+    for name, artifact in artifacts.items():
+        path = artifact.path / METRICS_NAME
+        if artifact.manifest.stage != "input" and path.exists():
+            curves[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    return curves
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "name": artifact.name,
+        "type": manifest.stage,
+        "seconds": manifest.seconds,
+        "rows_in": manifest.rows_in,
+        "rows_out": manifest.rows_out,
+        "dropped": manifest.dropped,
+        "metrics": manifest.metrics,
+        "versions": manifest.versions,
+        "fingerprint": manifest.fingerprint,
+        "peak_memory_bytes": manifest.peak_memory_bytes or None,
+        "seed": manifest.seed,
+    }

@@ -54,9 +54,13 @@ class StageContext(Attempt, Generic[ConfigT]):
 
     config: ConfigT
     artifacts: Mapping[str, Artifact]
-    """Inputs, by the name the configuration refers to them by."""
+    """Inputs by the name the configuration refers to them by, and everything they were made from, in the recipe's order."""
     output: Path
     """The stage's store entry: what is written here is committed when `run` returns."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe, for reports; it must not decide a number."""
+    command: list[str] = field(default_factory=list)
+    """What the user typed, for reports."""
 
     def artifact(self, reference: str) -> Artifact:
         """The artifact that a reference of the configuration names."""
@@ -70,6 +74,7 @@ class StageType:
     name: str
     module: str
     produces: str
+    """Kind of the artifact it makes."""
 
     def load(self) -> Any:
         return importlib.import_module(self.module)

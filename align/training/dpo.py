@@ -14,7 +14,8 @@ from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
 from align.errors import StageError
-from align.models.load import load_causal_lm, save_model
+from align.models.load import load_causal_lm
+from align.models.save import save_model
 from align.scoring.likelihood import completion_logps
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 

@@ -14,7 +14,8 @@ from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
-from align.models.load import load_reward_model, save_model
+from align.models.load import load_reward_model
+from align.models.save import save_model
 from align.records import Preference
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 
@@ -61,7 +62,7 @@ def train_reward_model(
     from align.training.trl_trainers import reward_trainer
 
     torch.manual_seed(attempt.seed)  # the new score head is drawn from it
-    model = load_reward_model(source, dtype="float32")
+    model = load_reward_model(source, new_head=True, pad_token_id=chat_format.pad_token_id)
     rows = [{"chosen_ids": row.prompt_ids + row.chosen_ids, "rejected_ids": row.prompt_ids + row.rejected_ids} for row in pairs]
     arguments = training_arguments(config, attempt, num_rows=len(rows))
     trainer = reward_trainer(model, chat_format.tokenizer, rows, arguments, center_coef=center_coef)

@@ -13,7 +13,8 @@ from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat, check_label_spans
-from align.models.load import load_causal_lm, save_model
+from align.models.load import load_causal_lm
+from align.models.save import save_model
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 

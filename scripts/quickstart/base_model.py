@@ -13,14 +13,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-MAX_VOCABULARY = 4096
+# Small enough that a Korean noun and its particle stay apart: the model can then take up a noun with another particle.
+MAX_VOCABULARY = 2048
 PAD, START, END, DOCUMENT_END = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CONTEXT_TOKENS = 512
 
-WINDOW_TOKENS = 256
+WINDOW_TOKENS = 128
 """Length of one packed training sequence."""
 BATCH_WINDOWS = 16
-PEAK_LEARNING_RATE = 3e-3
+PEAK_LEARNING_RATE = 2.5e-3
 WARMUP_SHARE = 0.06
 
 # The answer and the token that ends it lie between the generation markers: they are what training learns from.

@@ -11,8 +11,10 @@ from quickstart.situations import LANGUAGES, ByLanguage, situations
 
 CHAT_SHARE = 0.4
 """Share of documents that are chats in the model's chat format."""
-SCENE_SHARE = 0.15
+SCENE_SHARE = 0.12
 """Share of the other documents that are plain narration without a talk."""
+ECHO_SHARE = 0.24
+"""Share of the other documents that take up what was said."""
 
 
 def chat_text(prompt: str, reply: str) -> str:
@@ -24,13 +26,17 @@ def plain_document(situation: Situation, rng: random.Random) -> str:
     """A story or talk on one line, in the language of the situation."""
     language = LANGUAGES[situation.combination.language]
     first, second = rng.sample(language.names, 2)
-    if rng.random() < SCENE_SHARE:
+    shape = rng.random()
+    if shape < SCENE_SHARE:
         scenes = language.scenes[situation.combination.kind]
         sentences = rng.sample(scenes, 2)
         return " ".join(ended(language.fill(scene, situation, rng, a=first)) for scene in sentences)
+    said = ended(situation.prompt)
+    if shape < SCENE_SHARE + ECHO_SHARE:
+        return rng.choice(language.echoes).format(a=Noun(first), b=Noun(second), said=said, t=Noun(situation.combination.topic))
     reply = reply_from_mix(INSTRUCTION_MIX, language, situation, rng)
     frame = rng.choice(language.frames)
-    return frame.format(a=Noun(first), b=Noun(second), said=ended(situation.prompt), reply=reply.text)
+    return frame.format(a=Noun(first), b=Noun(second), said=said, reply=reply.text)
 
 
 def documents(trained: ByLanguage, kept_back: Collection[str], *, seed: int, count: int) -> Iterator[str]:

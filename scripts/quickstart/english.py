@@ -433,6 +433,13 @@ ENGLISH = Language(
         "{a}: {said} {b}: {reply}",
         "My friend {a} told me, “{said}” I answered, “{reply}”",
     ),
+    echoes=(
+        "{a}: {said} {b}: Your {t}? {a}: Yes, my {t}.",
+        "{a} said to {b}, “{said}” {b} asked, “Do you mean your {t}?”",
+        "{a} said, “{said}” {b} wrote it down word for word: “{said}”",
+        "{a}: {said} {b}: Pardon? {a}: {said}",
+        "{said} {a} wrote this down and thought about the {t}.",
+    ),
     scenes={
         "gadget": ("{a} cleaned the {t} every morning", "the {t} lay on the desk", "{a} bought the {t} at the market"),
         "belonging": ("the {t} hung by the door", "{a} left the house with the {t}", "the {t} of {a} {was} old but strong"),

@@ -94,6 +94,9 @@ class Language:
     names: tuple[str, ...]
     frames: tuple[str, ...]
     """Stories around a talk; slots {a} {b} names, {said}, {reply}."""
+    echoes: tuple[str, ...]
+    """Talks in which one takes up the other's words, neither kind nor unkind; slots {a} {b} {said} {t}. They are what
+    teaches a model this small to speak of the thing that it was told of."""
     scenes: dict[str, tuple[str, ...]]
     """Kind → plain narrative sentences about a topic; slots {a}, {t}."""
     plural: frozenset[str] = field(default_factory=frozenset)

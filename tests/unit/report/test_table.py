@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 from rich.cells import cell_len
@@ -20,7 +21,9 @@ MakeResults = Callable[..., Results]
 
 def printed(results: Results, width: int, *, terminal: bool = False) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None).print(
+    # The colour is decided here and not by NO_COLOR, which another test may have set.
+    color_system: Literal["standard"] | None = "standard" if terminal else None
+    Console(file=stream, width=width, force_terminal=terminal, color_system=color_system, no_color=not terminal).print(
         render_table(results.to_json())
     )
     return stream.getvalue()

@@ -1,0 +1,34 @@
+# `make quickstart` and `make test` are all a newcomer needs; both set everything up first, and a second call installs nothing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check clean
+
+help:
+	@echo "make quickstart  set everything up, run recipes/quickstart end to end, print the table"
+	@echo "make test        set everything up, run the tests"
+	@echo "make check       lint, types, layers, schema drift"
+	@echo "make setup       make .venv and install align with vLLM"
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+setup: $(BIN)/python
+	@$(BIN)/python scripts/setup_environment.py
+
+quickstart: setup
+	$(BIN)/align run recipes/quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/build_schemas.py --check
+
+clean:
+	rm -rf runs build

@@ -1,0 +1,202 @@
+"""Is a model folder safe and whole? Answered from its files alone, before anything of it is loaded; loads no torch.
+
+The rules were written by real vulnerabilities: safetensors only (CVE-2025-32434: pickles run code even with weights_only), no
+code or kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outside the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.errors import EnvironmentProblem, RecipeError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+
+MAX_HEADER_BYTES = 100 * 1024 * 1024
+"""Largest safetensors header; the format's own limit."""
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
+# These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
+_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"})
+_BUILT_IN_KERNELS = frozenset(
+    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm"}
+)
+
+
+def check_model_folder(path: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model folder that is unsafe, incomplete or damaged.
+
+    Weights are not read beyond their headers, so it takes milliseconds whatever the size.
+
+    Args:
+        path: folder with config.json, tokenizer.json and weights in safetensors.
+        trust_remote_code: let the folder's configuration name code. It never makes pickled weights acceptable.
+    Raises:
+        RecipeError: if the folder is absent or holds something that is refused.
+        EnvironmentProblem: if a file is damaged or cut short.
+    """
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "there is no such folder"
+        raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
+    _check_adapter(path)
+    _check_configuration(path, trust_remote_code=trust_remote_code)
+    if not (path / TOKENIZER_NAME).is_file():
+        raise RecipeError(
+            f"{path}: there is no {TOKENIZER_NAME}",
+            hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
+        )
+    _read_json_object(path, TOKENIZER_NAME)
+    for weights in _weight_files(path):
+        _check_safetensors(path, weights)
+
+
+def _check_adapter(path: Path) -> None:
+    if (path / "adapter_config.json").exists():
+        # transformers would follow its base_model_name_or_path, wherever that points
+        raise RecipeError(
+            f"{path}: it holds an adapter (adapter_config.json), not a whole model",
+            hint="Merge it into its base model first: PeftModel.merge_and_unload().save_pretrained(…)",
+        )
+
+
+def _check_configuration(path: Path, *, trust_remote_code: bool) -> None:
+    if not (path / CONFIG_NAME).exists():
+        raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, "generation_config.json"):
+        if not (path / name).exists():
+            continue
+        content = _read_json_object(path, name)
+        named = sorted(set(_forbidden(content)))
+        if named and not trust_remote_code:
+            raise RecipeError(
+                f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
+                hint="Remove it, or set trust_remote_code: true on this input if you trust whoever made the model.",
+            )
+
+
+def _forbidden(value: Any) -> Iterator[str]:
+    """Names of the entries, at any depth, that could make loading run code."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _forbidden(item)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        if key in _CODE_KEYS:
+            yield key
+        elif key in _KERNEL_KEYS and not _is_built_in(item):
+            yield f"{key}: {item!r}"
+        else:
+            yield from _forbidden(item)
+
+
+def _is_built_in(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(item is None or (isinstance(item, str) and item in _BUILT_IN_KERNELS) for item in values)
+
+
+def _read_json_object(path: Path, name: str) -> dict[str, Any]:
+    file = _inside(path, name)
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.") from error
+    if not isinstance(content, dict):
+        raise EnvironmentProblem(f"{path / name}: must hold a JSON object, but holds {type(content).__name__}")
+    return content
+
+
+def _inside(path: Path, name: Any) -> Path:
+    """The file `name` of the folder.
+
+    Raises:
+        RecipeError: if the name, or the link it is, leads out of the folder.
+    """
+    refusal = RecipeError(
+        f"{path}: names the file {name!r}, which is not inside the folder",
+        hint="Do not use this model: whoever made it reaches for other files of this machine.",
+    )
+    if (
+        not isinstance(name, str)
+        or not name
+        or "\\" in name
+        or "\0" in name
+        or Path(name).is_absolute()
+        or ".." in Path(name).parts
+    ):
+        raise refusal
+    real = Path(os.path.realpath(path / name))
+    if not any(real.is_relative_to(root) for root in _allowed_roots(path)):
+        raise refusal
+    return path / name
+
+
+def _allowed_roots(path: Path) -> list[Path]:
+    """The folder itself and, for a snapshot in the hub's cache, the folder its links lead to by design."""
+    real = Path(os.path.realpath(path))
+    roots = [real]
+    if real.parent.name == "snapshots":
+        roots.append(real.parent.parent / "blobs")
+    return roots
+
+
+def _weight_files(path: Path) -> list[str]:
+    """Names of the weight files, each inside the folder."""
+    if (path / INDEX_NAME).exists():
+        weight_map = _read_json_object(path, INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise EnvironmentProblem(f"{path / INDEX_NAME}: has no weight_map", hint="Get the model again.")
+        names = list(dict.fromkeys(weight_map.values()))
+        for name in names:
+            _inside(path, name)
+            if not str(name).endswith(".safetensors"):
+                raise RecipeError(f"{path / INDEX_NAME}: names {name!r}, which is not a safetensors file", hint=_CONVERT)
+        return names
+    if (path / WEIGHTS_NAME).exists():
+        _inside(path, WEIGHTS_NAME)
+        return [WEIGHTS_NAME]
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise RecipeError(
+            f"{path}: the weights are pickled ({', '.join(pickles[:3])}); loading a pickle can run any code", hint=_CONVERT
+        )
+    raise RecipeError(f"{path}: there are no weights ({WEIGHTS_NAME} or {INDEX_NAME})", hint="Get the model again.")
+
+
+_CONVERT = (
+    "Use the model's safetensors version. To convert weights you trust: "
+    'AutoModelForCausalLM.from_pretrained("…", use_safetensors=False).save_pretrained("…")'
+)
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    """Check that a weight file is there, and as long as its header says.
+
+    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
+    """
+    file = path / name
+    again = "The download was probably cut short; get this file again."
+    if not file.is_file():
+        raise EnvironmentProblem(f"{file}: the index names this file, but it is missing", hint=again)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
+        try:
+            header = json.loads(stream.read(length))
+            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)

@@ -1,0 +1,48 @@
+"""Save a model: safetensors only, and never with a number that is not one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.errors import StageError
+from align.models.folder import check_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights, configuration, tokenizer and chat template into `folder`, which is made.
+
+    The folder is checked afterwards as any model of a stranger is, so that what is written can be read back.
+
+    Raises:
+        StageError: if a weight is NaN or infinite; nothing is written then.
+    """
+    check_finite(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder), push_to_hub=False)
+    tokenizer.save_pretrained(str(folder), push_to_hub=False)
+    check_model_folder(folder)
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Refuse a model with a weight or buffer that is NaN or infinite.
+
+    Raises:
+        StageError: with the names of the first such tensors.
+    """
+    import torch
+
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if torch.is_floating_point(tensor) and not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise StageError(
+            f"the model has numbers that are not finite in {', '.join(broken[:3])}{more}; it was not saved",
+            hint="Training diverged: lower learning_rate, or set precision: float32.",
+        )

@@ -1,0 +1,199 @@
+"""Write data_schemas/ from the code: recipes, the rows users write, the rows stages write, manifests, results.
+
+    python scripts/build_schemas.py            write
+    python scripts/build_schemas.py --check    exit 1 and name what differs from the code
+
+The schemas are JSON Schema 2020-12. Descriptions are the docstrings under the fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from align.config.inputs import InputSpec
+from align.config.recipe import DEFAULT_SEED, FILE_NAME, NODE_NAME, SEED_LIMIT
+from align.data.row import FIELDS
+from align.records import RECORD_TYPES
+from align.report.results import Results
+from align.stages.registry import STAGES
+from align.store.artifact import Manifest
+
+FOLDER = Path(__file__).resolve().parent.parent / "data_schemas"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DEFINITIONS = "#/$defs/{model}"
+
+Schema = dict[str, Any]
+
+
+def without_titles(value: Any) -> Any:
+    """The schema without the titles that pydantic makes of names; a property that is called title stays."""
+    if isinstance(value, list):
+        return [without_titles(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_titles(item) for key, item in value.items() if not (key == "title" and isinstance(item, str))}
+
+
+def schema_of(annotation: Any, definitions: Schema) -> Schema:
+    """The schema of a type, its definitions moved into `definitions`."""
+    schema = TypeAdapter(annotation).json_schema(ref_template=DEFINITIONS)
+    definitions.update(schema.pop("$defs", {}))
+    return schema
+
+
+def of_model(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema(ref_template=DEFINITIONS)
+
+
+def named(pattern: str, entry: Schema, description: str) -> Schema:
+    """A mapping of names, all written like `pattern`, to `entry`."""
+    return {
+        "type": "object",
+        "description": description,
+        "propertyNames": {"pattern": f"^{pattern}$"},
+        "additionalProperties": entry,
+    }
+
+
+def recipe_schema() -> Schema:
+    definitions: Schema = {}
+    choices: list[Schema] = []
+    for name, stage_type in STAGES.items():
+        stage = schema_of(stage_type.config_type, definitions)
+        stage["properties"] = {"stage": {"const": name, "description": stage["description"]}, **stage["properties"]}
+        stage["required"] = ["stage", *stage.get("required", [])]
+        definitions[f"stage_{name}"] = stage
+        # Of if-then an editor reports only what is wrong with the stage that is meant; of oneOf, what is wrong with all.
+        choices.append(
+            {"if": {"properties": {"stage": {"const": name}}, "required": ["stage"]}, "then": {"$ref": f"#/$defs/stage_{name}"}}
+        )
+    _allow_rule_files(definitions)
+    stage_entry = {"type": "object", "required": ["stage"], "properties": {"stage": {"enum": list(STAGES)}}, "allOf": choices}
+    properties = {
+        "name": {
+            "type": "string",
+            "pattern": f"^{FILE_NAME.pattern}$",
+            "description": "Name of the recipe and of its folder of results.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "exclusiveMaximum": SEED_LIMIT,
+            "default": DEFAULT_SEED,
+            "description": "Everything random follows from it.",
+        },
+        "inputs": named(NODE_NAME.pattern, schema_of(InputSpec, definitions), "Models and data, by the name stages call them."),
+        "stages": {
+            **named(NODE_NAME.pattern, stage_entry, "Stages, by name; a field of a stage names an input or another stage."),
+            "minProperties": 1,
+        },
+    }
+    return {
+        "description": "A recipe of align.",
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "stages"],
+        "additionalProperties": False,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _allow_rule_files(definitions: Schema) -> None:
+    """A recipe may write a rule set as a list or as the path of a file, which the model reads in other ways than its fields."""
+    rules = definitions["RulesScorer"]["properties"]["rules"]
+    definitions["RulesScorer"]["properties"]["rules"] = {
+        "description": rules.get("description", ""),
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            definitions["RuleSet"]["properties"]["rules"],
+            {"$ref": "#/$defs/RuleSet"},
+        ],
+    }
+
+
+def user_row_schema(kind: str) -> Schema:
+    """A row of a user's file: like the record, but a prompt may be text, and the id may be left out."""
+    schema = of_model(RECORD_TYPES[kind])
+    properties = {name: schema["properties"][name] for name in FIELDS[kind] if name in schema["properties"]}
+    properties["id"] = {
+        "description": "Unique within the file. Left out, it is made from the row's content.",
+        "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}],
+    }
+    messages = {"type": "array", "items": {"$ref": "#/$defs/Message"}, "minItems": 1}
+    text = {"type": "string", "minLength": 1}
+    if "prompt" in properties:
+        properties["prompt"] = {
+            "description": "A text, which is one user message, or the conversation up to the completion.",
+            "anyOf": [text, messages],
+        }
+    for field in {"completion", "chosen", "rejected"} & properties.keys():
+        described = f"{properties[field]['description']} As text, or as messages that end with it."
+        properties[field] = {"description": described, "anyOf": [text, messages]}
+    required = [name for name in FIELDS[kind] if name in schema.get("required", []) and name != "id"]
+    rows: Schema = {
+        "description": f"{schema['description']} One row of a user's file.",
+        "type": "object",
+        "properties": properties,
+    }
+    if "messages" in FIELDS[kind]:
+        properties["messages"] = {
+            **messages,
+            "description": "Instead of prompt and completion: a conversation that ends with the assistant.",
+        }
+        rows["anyOf"] = [{"required": required}, {"required": ["messages"]}]
+    elif kind == "preferences":
+        # Without a prompt, chosen and rejected are whole conversations that begin alike.
+        rows["required"] = [name for name in required if name != "prompt"]
+    else:
+        rows["required"] = required
+    if "$defs" in schema:
+        message = schema["$defs"]["Message"]
+        rows["$defs"] = {"Message": {**message, "additionalProperties": True}}
+    return rows
+
+
+def all_schemas() -> dict[str, Schema]:
+    """Every schema, by file name."""
+    schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results)}
+    for kind, record in RECORD_TYPES.items():
+        schemas[kind] = user_row_schema(kind) if kind in FIELDS else of_model(record)
+    return {f"{name}.schema.json": {"$schema": DIALECT, **without_titles(schema)} for name, schema in schemas.items()}
+
+
+def render(schema: Mapping[str, Any]) -> str:
+    return json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
+
+
+def drifted(folder: Path) -> list[str]:
+    """Names of the files that are missing, out of date, or not ours."""
+    wanted = {name: render(schema) for name, schema in all_schemas().items()}
+    present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
+    return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write data_schemas/ from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs from the code")
+    check = parser.parse_args().check
+    if check:
+        different = drifted(FOLDER)
+        for name in different:
+            print(f"data_schemas/{name} differs from the code; run python scripts/build_schemas.py", file=sys.stderr)
+        return 1 if different else 0
+    FOLDER.mkdir(exist_ok=True)
+    schemas = all_schemas()
+    for name, schema in schemas.items():
+        (FOLDER / name).write_text(render(schema), encoding="utf-8")
+    print(f"{len(schemas)} schemas in {FOLDER}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What the command line promises: light, documented, and the same exit codes in a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.stages.registry import STAGES
+
+COMMANDS = [["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]]
+HEAVY = ("torch", "transformers", "trl", "vllm", "numpy", "datasets", "scipy", "matplotlib")
+FULL_DEVICE = Path("/dev/full")
+
+
+def python(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, timeout=60)
+
+
+def align(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return python("-m", "align.cli.main", *arguments, folder=folder)
+
+
+def heavy_modules_after(code: str, folder: Path | None = None) -> list[str]:
+    done = python("-c", f"{code}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return eval(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "from align.cli.main import main\nassert main(['--help']) == 0"
+    assert heavy_modules_after(code) == []
+    done = python("-c", f"{code}\nimport sys\nprint([n for n in ('rich', 'pydantic', 'ruamel.yaml') if n in sys.modules])")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_reading_a_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "d.jsonl").write_text("")
+    (tmp_path / "recipe.yaml").write_text(
+        "name: x\ninputs: {m: {kind: model, path: m}, d: {kind: instructions, path: d.jsonl}}\n"
+        "stages: {sft: {stage: sft, model: m, data: d}}\n"
+    )
+    assert heavy_modules_after("from align.pipeline.recipe import load_recipe\nload_recipe('.')", tmp_path) == []
+
+
+def test_help_of_a_stage_loads_nothing_heavy() -> None:
+    assert heavy_modules_after("from align.cli.main import main\nassert main(['stage', 'dpo', '--help']) == 0") == []
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *[["stage", name] for name in STAGES]], ids=" ".join)
+def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from align.cli.main import main
+
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: align {' '.join(command)}" in text
+    assert main([*command, "-h"]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_every_option_of_every_stage_says_what_it_does() -> None:
+    for stage_type in STAGES.values():
+        for name, info in stage_type.config_type.model_fields.items():
+            assert info.description, f"{stage_type.name}.{name} has no docstring"
+
+
+def test_version() -> None:
+    done = align("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "align")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["rnu"], ["run", "x", "--nope"], ["stage", "sft"], ["recipes", "show", "no such"]]
+)
+def test_usage_errors_are_exit_2_and_leave_stdout_empty(arguments: list[str]) -> None:
+    done = align(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_error_is_short_and_has_no_traceback(tmp_path: Path) -> None:
+    keys = "\n".join(f"key{index}: 1" for index in range(40))
+    (tmp_path / "recipe.yaml").write_text(f"name: x\n{keys}\nstages: {{}}\n")
+    done = align("plan", "recipe.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) <= 15
+    assert "recipe.yaml:2:1: key0: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "align.cli.main", "doctor", "--json"]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode != 0
+
+
+def test_output_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    recipe = tmp_path / "shelf" / "a" / "recipe.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("name: a # 한국어\n", encoding="utf-8")
+    command = [sys.executable, "-m", "align.cli.main", "recipes", "show", "a", "--folder", str(recipe.parent.parent)]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert done.stdout.decode("utf-8") == "name: a # 한국어\n"

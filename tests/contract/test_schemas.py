@@ -1,0 +1,101 @@
+"""data_schemas/ says what the code says, and what it says of a recipe or a row is true."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "data_schemas"
+
+MESSAGES = [{"role": "user", "content": "q"}]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_schemas", ROOT / "scripts" / "build_schemas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
+
+
+def test_schemas_do_not_differ_from_the_code(script: ModuleType) -> None:
+    assert script.drifted(SCHEMAS) == [], "run python scripts/build_schemas.py"
+
+
+def test_drift_is_found_and_named(script: ModuleType, tmp_path: Path) -> None:
+    for path in SCHEMAS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "recipe.schema.json").write_text("{}\n")
+    (tmp_path / "text.schema.json").unlink()
+    (tmp_path / "old.schema.json").write_text("{}\n")
+    assert script.drifted(tmp_path) == ["old.schema.json", "recipe.schema.json", "text.schema.json"]
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.name)
+def test_schemas_are_schemas(path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text(encoding="utf-8")))
+
+
+def recipe(**stage: Any) -> dict[str, Any]:
+    return {"name": "x", "inputs": {"m": {"kind": "model", "path": "m"}}, "stages": {"s": stage}}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"stage": "dpo", "model": "m", "pairs": "p", "beta": 0.2},
+        {"stage": "score", "candidates": "c", "scorers": {"rm": "reward", "gold": {"rules": "gold.yaml"}}},
+        {"stage": "score", "candidates": "c", "scorers": {"gold": {"rules": [{"type": "length", "name": "l", "max_words": 3}]}}},
+    ],
+)
+def test_right_stages_fit_the_schema(stage: dict[str, Any]) -> None:
+    validator("recipe").validate(recipe(**stage))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"stage": "dpo", "model": "m", "pairs": "p", "betta": 0.2},
+        {"stage": "dpo", "model": "m", "pairs": "p", "beta": 0},
+        {"stage": "dpo", "model": "m"},
+        {"stage": "dop", "model": "m", "pairs": "p"},
+        {"model": "m", "pairs": "p"},
+        {"stage": "score", "candidates": "c", "scorers": {"gold": {"rules": [{"type": "lenght", "name": "l"}]}}},
+    ],
+)
+def test_wrong_stages_do_not(stage: dict[str, Any]) -> None:
+    assert not validator("recipe").is_valid(recipe(**stage))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "fits"),
+    [
+        ("instructions", {"prompt": "q", "completion": "a"}, True),
+        ("instructions", {"prompt": MESSAGES, "completion": "a", "id": "1", "source": "web"}, True),
+        ("instructions", {"messages": [*MESSAGES, {"role": "assistant", "content": "a"}]}, True),
+        ("instructions", {"prompt": "q"}, False),
+        ("instructions", {"prompt": 3, "completion": "a"}, False),
+        ("preferences", {"prompt": "q", "chosen": "a", "rejected": "b"}, True),
+        ("preferences", {"chosen": MESSAGES, "rejected": MESSAGES}, True),
+        ("preferences", {"prompt": "q", "chosen": "a"}, False),
+        ("prompts", {"prompt": "q", "reference": "r"}, True),
+        ("prompts", {"prompt": [{"role": "robot", "content": "q"}]}, False),
+        ("text", {"text": "t"}, True),
+        ("text", {"text": ""}, False),
+    ],
+)
+def test_rows_that_users_write(kind: str, row: dict[str, Any], fits: bool) -> None:
+    assert validator(kind).is_valid(row) == fits

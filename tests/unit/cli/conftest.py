@@ -1,0 +1,88 @@
+"""A command line in this process, with a pipeline that does nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.cli.main import main
+from align.config.recipe import Recipe
+
+RECIPE = """\
+name: small
+inputs:
+  base: {kind: model, path: base}
+  lessons: {kind: instructions, path: lessons.jsonl}
+stages:
+  sft: {stage: sft, model: base, data: lessons}
+"""
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class FakePipeline:
+    """Remembers what it was asked to run, and answers what a test puts into it."""
+
+    recipe: Recipe | None = None
+    out: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] | None = None
+    error: BaseException | None = None
+
+    def run_recipe(self, recipe: Recipe, out: Path, **options: Any) -> Any:
+        self.recipe, self.out, self.options = recipe, out, options
+        options["report"]({"event": "stage_started", "stage": "sft", "reason": "no result yet"})
+        if self.error is not None:
+            raise self.error
+        options["report"]({"event": "stage_finished", "stage": "sft", "seconds": 2.0, "metrics": {"loss": 1.23456}})
+        stages = [{"name": "sft", "status": "done", "seconds": 2.0}]
+        folder = out / recipe.name
+        return SimpleNamespace(folder=folder, results=self.results, stages=stages, to_json=lambda: {"folder": str(folder)})
+
+    def make_plan(self, recipe: Recipe, out: Path, **options: Any) -> Any:
+        self.recipe, self.out, self.options = recipe, out, options
+        stage = SimpleNamespace(
+            name="sft", stage_type="sft", fingerprint="f", status="run", reason="beta: 0.1 → 0.3", seconds=None
+        )
+        return SimpleNamespace(stages=[stage], to_json=lambda: {"stages": [{"name": "sft"}]})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "lessons.jsonl").write_text("")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake = FakePipeline()
+    for name, function in (("run", fake.run_recipe), ("plan", fake.make_plan)):
+        module = ModuleType(f"align.pipeline.{name}")
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return fake
+
+
+@pytest.fixture
+def align(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    def call(*arguments: str) -> Answer:
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return call

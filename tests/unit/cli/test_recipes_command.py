@@ -1,0 +1,51 @@
+"""`align recipes`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "shelf" / "first"
+    (recipe / "data").mkdir(parents=True)
+    (recipe / "recipe.yaml").write_text("name: first # 첫째\n", encoding="utf-8")
+    (recipe / "README.md").write_text("# First\n\nA recipe to begin with.\nMore.\n")
+    (recipe / "data" / "rows.jsonl").write_text("")
+    (tmp_path / "shelf" / "no_recipe").mkdir()
+    return tmp_path / "shelf"
+
+
+def test_list(align: Any, shelf: Path) -> None:
+    assert align("recipes", "list", "--folder", str(shelf)).out == "first  A recipe to begin with.\n"
+    (row,) = json.loads(align("recipes", "list", "--folder", str(shelf), "--json").out)
+    assert row["name"] == "first"
+
+
+def test_show_is_the_file(align: Any, shelf: Path) -> None:
+    assert align("recipes", "show", "first", "--folder", str(shelf)).out == "name: first # 첫째\n"
+
+
+def test_copy_never_writes_over_anything(align: Any, shelf: Path, tmp_path: Path) -> None:
+    assert align("recipes", "copy", "first", "mine", "--folder", str(shelf)).out == "mine/recipe.yaml\n"
+    assert (tmp_path / "mine" / "data" / "rows.jsonl").exists()
+    answer = align("recipes", "copy", "first", "mine", "--folder", str(shelf))
+    assert answer.code == 2
+    assert "mine: exists already" in answer.err
+
+
+def test_an_unknown_recipe_has_a_suggestion(align: Any, shelf: Path) -> None:
+    answer = align("recipes", "show", "frist", "--folder", str(shelf))
+    assert answer.code == 2
+    assert answer.err == "error: frist: unknown recipe; did you mean 'first'?\n"
+
+
+def test_a_folder_without_recipes(align: Any, tmp_path: Path) -> None:
+    answer = align("recipes", "list", "--folder", str(tmp_path))
+    assert answer.code == 2
+    assert "--folder" in answer.err

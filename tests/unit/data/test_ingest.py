@@ -1,0 +1,88 @@
+"""From a recipe's data input to rows and drops in the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.inputs import DataInput
+from align.data.ingest import Ingested, ingest
+from align.errors import DataError, EnvironmentProblem
+from align.records import Drop, Instruction
+from align.store.artifact import read_rows
+
+GOOD = {"prompt": "a", "completion": "b"}
+BAD = {"prompt": "a", "completion": ""}
+
+
+def _ingest(folder: Path, rows: list[Any] | str, name: str = "x.jsonl", **options: Any) -> Ingested:
+    path = folder / name
+    path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
+    spec = DataInput(kind=options.pop("kind", "instructions"), path=name, **options)
+    output = folder / "entry"
+    output.mkdir()
+    return ingest(spec, path, f"data/{name}", output)
+
+
+def test_rows_are_written_with_their_line(tmp_path: Path) -> None:
+    result = _ingest(tmp_path, [GOOD, GOOD])
+    rows = list(read_rows(tmp_path / "entry" / "rows.jsonl", Instruction))
+    assert [(row.id, row.line) for row in rows] == [("row-00001", 1), ("row-00002", 2)]
+    assert (tmp_path / "entry" / "drops.jsonl").read_text() == ""
+    assert (result.rows_in, result.rows_out, result.dropped, result.source) == (2, 2, {}, "data/x.jsonl")
+    assert result.findings == {"repeated_prompts": 1, "repeated_rows": 1}
+
+
+def test_an_unusable_row_stops_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _ingest(tmp_path, [GOOD, BAD, {"prompt": "x"}])
+    lines = caught.value.render().splitlines()
+    assert lines[0] == "data/x.jsonl: 2 of 3 rows cannot be used (empty_completion 1, missing_field 1)"
+    assert lines[1] == "data/x.jsonl:2: completion: is empty"
+    assert lines[-1].startswith("→ ")
+    assert list((tmp_path / "entry").iterdir()) == []
+    assert caught.value.exit_code == 3
+
+
+def test_a_thousand_unusable_rows_fit_in_fifteen_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _ingest(tmp_path, [BAD] * 1000)
+    lines = caught.value.render().splitlines()
+    assert len(lines) == 15
+    assert "1,000 of 1,000" in lines[0]
+
+
+def test_dropped_rows_are_written_with_their_reason(tmp_path: Path) -> None:
+    result = _ingest(tmp_path, [BAD, GOOD], on_invalid="drop")
+    (drop,) = read_rows(tmp_path / "entry" / "drops.jsonl", Drop)
+    assert (drop.id, drop.drop_reason, drop.detail) == ("row-00001", "empty_completion", "data/x.jsonl:1: completion: is empty")
+    assert (result.rows_in, result.rows_out, result.dropped) == (2, 1, {"empty_completion": 1})
+
+
+@pytest.mark.parametrize(("rows", "told"), [([], "no row"), ([BAD], "1 of 1")])
+def test_without_a_usable_row_dropping_is_no_way_out(tmp_path: Path, rows: list[Any], told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        _ingest(tmp_path, rows, on_invalid="drop")
+    assert told in str(caught.value)
+
+
+def test_nor_is_it_when_the_file_ends_early(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _ingest(tmp_path, 'prompt,completion\na,b\n"open,c\nd,e\n', name="x.csv", on_invalid="drop")
+    assert "data/x.csv:3" in str(caught.value)
+    assert "to its end" in str(caught.value.hint)
+
+
+def test_lines_of_a_text_file_are_prompts_where_prompts_are_wanted(tmp_path: Path) -> None:
+    assert _ingest(tmp_path, "one\n\ntwo\n", name="x.txt", kind="prompts").rows_out == 2
+
+
+def test_a_hub_dataset_without_a_hub(tmp_path: Path) -> None:
+    """The suite runs with HF_HUB_OFFLINE=1."""
+    with pytest.raises(EnvironmentProblem) as caught:
+        ingest(DataInput(kind="text", dataset="owner/absent", split="train"), None, "owner/absent", tmp_path)
+    assert "owner/absent" in str(caught.value)
+    assert "local file" in str(caught.value)

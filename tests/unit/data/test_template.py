@@ -1,0 +1,155 @@
+"""The model is shown exactly what the rows say, and the loss is taken on exactly the completion and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from align.data import template as template_module
+from align.data.template import ChatFormat, TemplateProblem, check_label_spans, spans_of
+from align.errors import RecipeError, StageError
+from align.records import Message
+from align.testing.tiny import CHAT_TEMPLATE
+
+MakeTokenizer = Callable[..., Any]
+HELLO = [Message(role="user", content="Hello, 세상")]
+
+
+@pytest.fixture
+def chat_format(tokenizer: Any) -> ChatFormat:
+    return ChatFormat(tokenizer, where="models/tiny")
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+class TestEncoding:
+    def test_prompt(self, chat_format: ChatFormat, tokenizer: Any) -> None:
+        ids = chat_format.encode_prompt(HELLO)
+        assert _decode(tokenizer, ids) == "<|im_start|>user\nHello, 세상<|im_end|>\n<|im_start|>assistant\n"
+
+    def test_there_is_no_second_beginning_of_sequence(self, make_tokenizer: MakeTokenizer) -> None:
+        tokenizer = make_tokenizer("{{ bos_token }}" + CHAT_TEMPLATE)
+        assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+        assert ChatFormat(tokenizer).encode_prompt(HELLO).count(tokenizer.bos_token_id) == 1
+
+    @pytest.mark.parametrize("completion", ["Hi", " two  spaces ", "\n", "끝\n\n", "a<pad>b"])
+    def test_a_completion_ends_with_one_end_of_sequence(self, chat_format: ChatFormat, tokenizer: Any, completion: str) -> None:
+        ids = chat_format.encode_completion(HELLO, completion)
+        assert _decode(tokenizer, ids) == completion + "<|im_end|>"
+        assert ids.count(tokenizer.eos_token_id) == 1
+
+    def test_prompt_and_completion_together_are_the_template_s_own_rendering(
+        self, chat_format: ChatFormat, tokenizer: Any
+    ) -> None:
+        messages = [Message(role="system", content="s"), *HELLO]
+        whole = tokenizer.apply_chat_template(
+            [*(message.model_dump() for message in messages), {"role": "assistant", "content": "Hi"}], tokenize=False
+        )
+        assert chat_format.prompt_text(messages) + chat_format.completion_text(messages, "Hi") == whole.removesuffix("\n")
+
+    @pytest.mark.parametrize(("closing", "trained"), [("", "<|im_end|>"), ("\n", "<|im_end|>"), (" <|im_end|>x", " <|im_end|>")])
+    def test_what_follows_the_completion(self, make_tokenizer: MakeTokenizer, closing: str, trained: str) -> None:
+        source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}" + closing + "{% endfor %}"
+        source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+        chat_format = ChatFormat(make_tokenizer(source))
+        assert chat_format.closing == trained
+        assert chat_format.completion_text(HELLO, "Hi") == "Hi" + trained
+
+    def test_a_completion_that_contains_the_end(self, chat_format: ChatFormat) -> None:
+        with pytest.raises(TemplateProblem) as caught:
+            chat_format.encode_completion(HELLO, "stop<|im_end|>go on")
+        assert caught.value.reason == "contains_eos"
+
+    @pytest.mark.parametrize("completion", [" Hi", "Hi\n"])
+    def test_a_template_that_strips(self, make_tokenizer: MakeTokenizer, completion: str) -> None:
+        chat_format = ChatFormat(make_tokenizer(CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")))
+        assert chat_format.completion_text(HELLO, "Hi") == "Hi<|im_end|>"
+        with pytest.raises(TemplateProblem, match="strips outer white space") as caught:
+            chat_format.completion_text(HELLO, completion)
+        assert caught.value.reason == "template_rewrites"
+
+    def test_a_template_that_shows_the_prompt_otherwise_later(self, make_tokenizer: MakeTokenizer) -> None:
+        source = CHAT_TEMPLATE.replace(
+            "message['content'] }}", "message['content'] }}{% if loop.first and messages|length > 3 %}!{% endif %}"
+        )
+        messages = [*HELLO, Message(role="assistant", content="a"), *HELLO]
+        with pytest.raises(TemplateProblem, match="shows the prompt otherwise"):
+            ChatFormat(make_tokenizer(source)).completion_text(messages, "b")
+
+    def test_a_conversation_that_the_template_refuses(self, make_tokenizer: MakeTokenizer) -> None:
+        source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system, please') }}{% endif %}" + CHAT_TEMPLATE
+        with pytest.raises(TemplateProblem, match="no system, please") as caught:
+            ChatFormat(make_tokenizer(source)).encode_prompt([Message(role="system", content="x"), *HELLO])
+        assert caught.value.reason == "template_error"
+
+
+class TestRefusedTokenizers:
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"template": None}, "no chat template"),
+            ({"eos": None}, "no eos token"),
+            ({"pad": None}, "no pad token"),
+            ({"pad": "<|im_end|>"}, "never learns to stop"),
+            ({"eos": "<s>"}, "would never stop"),
+            ({"template": CHAT_TEMPLATE + " " * 70_000}, "64 KiB"),
+            ({"template": "{{ messages[0].content }"}, "cannot show"),
+            (
+                {"template": CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")},
+                "right after the generation prompt",
+            ),
+        ],
+    )
+    def test_the_model_and_the_fault_are_named(self, make_tokenizer: MakeTokenizer, options: dict[str, Any], told: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            ChatFormat(make_tokenizer(**options), where="models/tiny")
+        assert str(caught.value).startswith("models/tiny: ")
+        assert told in str(caught.value)
+
+    def test_a_template_cannot_leave_jinja_s_sandbox(self, make_tokenizer: MakeTokenizer) -> None:
+        """That transformers renders in the immutable sandbox is what makes a stranger's template safe."""
+        for attack in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ messages.__init__.__globals__ }}"):
+            with pytest.raises(RecipeError, match=r"(?i)unsafe|safely"):
+                ChatFormat(make_tokenizer(attack + "{{ '' }}" + CHAT_TEMPLATE))
+
+    def test_a_template_without_end_is_stopped(self, make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.2)
+        loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        with pytest.raises(RecipeError, match="seconds for 1 conversations"):
+            ChatFormat(make_tokenizer(loops + CHAT_TEMPLATE))
+
+
+class TestSpans:
+    def test_spans_are_the_runs_that_are_not_ignored(self) -> None:
+        assert spans_of([-100, 1, 2, -100, -100, 3]) == [[1, 2], [3]]
+        assert spans_of([-100, -100]) == []
+        assert spans_of([]) == []
+
+    def test_labels_that_are_right(self, chat_format: ChatFormat) -> None:
+        first, second = (chat_format.encode_completion(HELLO, text) for text in ("하나", "two"))
+        check_label_spans([[-100, *first, -100, *second], [-100, *second]], ["하나", "two", "two"], chat_format)
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda ids: ids[:-1],  # the end of sequence is masked
+            lambda ids: ids[1:],  # shifted by one
+            lambda ids: [7, *ids],  # one token of the prompt
+            lambda ids: [*ids[:2], -100, *ids[3:]],  # a hole
+            lambda ids: [-100] * len(ids),  # nothing at all
+        ],
+    )
+    def test_labels_that_are_wrong(self, chat_format: ChatFormat, spoil: Callable[[list[int]], list[int]]) -> None:
+        ids = chat_format.encode_completion(HELLO, "Hello")
+        with pytest.raises(StageError):
+            check_label_spans([[-100, *spoil(ids)]], ["Hello"], chat_format)
+
+    def test_both_texts_are_shown(self, chat_format: ChatFormat) -> None:
+        with pytest.raises(StageError) as caught:
+            check_label_spans([chat_format.encode_completion(HELLO, "other")], ["Hello"], chat_format)
+        assert "'Hello<|im_end|>'" in str(caught.value)
+        assert "'other<|im_end|>'" in str(caught.value)

@@ -1,0 +1,182 @@
+"""Model folders of strangers: what is refused before anything is loaded. No torch here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import AlignError, EnvironmentProblem, RecipeError
+from align.models import check_model_folder, fetch_model
+
+
+def _safetensors(length: int = 4) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [length], "data_offsets": [0, 4 * length]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4 * length)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder as small as one can be."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama", "sub": {"attn_implementation": "sdpa"}}')
+    (model / "tokenizer.json").write_text("{}")
+    (model / "tokenizer_config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(_safetensors())
+    return model
+
+
+def _shard(folder: Path, *names: Any) -> None:
+    (folder / "model.safetensors").rename(folder / "part-1.safetensors")
+    index = {"metadata": {}, "weight_map": {f"w{number}": name for number, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_whole_folder_is_accepted(folder: Path) -> None:
+    check_model_folder(folder)
+    _shard(folder, "part-1.safetensors")
+    check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", '{"auto_map": {"AutoModel": "evil.Model"}}', "auto_map"),
+        ("config.json", '{"text_config": [{"_attn_implementation_internal": "owner/kernel"}]}', "_attn_implementation_internal"),
+        ("config.json", '{"attn_implementation": "owner/kernel"}', "attn_implementation: 'owner/kernel'"),
+        ("config.json", '{"attn_implementation": {"text": "owner/kernel"}}', "attn_implementation"),
+        ("config.json", '{"trust_remote_code": true}', "trust_remote_code"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}', "auto_map"),
+        ("generation_config.json", '{"trust_remote_code": true}', "trust_remote_code"),
+    ],
+)
+def test_what_could_run_code_is_refused_unless_trusted(folder: Path, file: str, content: str, told: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(RecipeError) as caught:
+        check_model_folder(folder)
+    assert str(folder / file) in str(caught.value)
+    assert told in str(caught.value)
+    check_model_folder(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_pickles_are_refused_even_if_trusted(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(RecipeError, match="pickle") as caught:
+        check_model_folder(folder, trust_remote_code=True)
+    assert "save_pretrained" in str(caught.value.hint)
+
+
+def test_pickles_beside_safetensors_do_no_harm(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "/etc/other.safetensors", "a/../../x.safetensors", "..\\x.safetensors", "", 7, "a\0b"]
+)
+def test_an_index_that_reaches_out_of_the_folder(folder: Path, name: Any) -> None:
+    (folder.parent / "other.safetensors").write_bytes(_safetensors())
+    _shard(folder, "part-1.safetensors", name)
+    with pytest.raises(RecipeError, match="not inside the folder"):
+        check_model_folder(folder)
+
+
+def test_a_link_that_reaches_out_of_the_folder(folder: Path) -> None:
+    secret = folder.parent / "secret.safetensors"
+    (folder / "model.safetensors").rename(secret)
+    (folder / "model.safetensors").symlink_to(secret)
+    with pytest.raises(RecipeError, match="not inside the folder"):
+        check_model_folder(folder)
+
+
+def test_links_of_the_hub_s_cache_are_its_own(folder: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0123abcd"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    check_model_folder(snapshot)
+
+
+def test_an_index_of_pickles(folder: Path) -> None:
+    _shard(folder, "part-1.bin")
+    with pytest.raises(RecipeError, match="not a safetensors file"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        _safetensors()[:-1],
+        _safetensors() + b"\0",
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 3) + b"{}}",
+        struct.pack("<Q", 2) + b"[]" + b"\0" * 8,
+        struct.pack("<Q", 9) + b'{"w": {}}',
+    ],
+)
+def test_damaged_weights_are_named(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_model_folder(folder)
+    assert str(folder / "model.safetensors") in str(caught.value)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    _shard(folder, "part-1.safetensors", "part-2.safetensors")
+    with pytest.raises(EnvironmentProblem, match=r"part-2\.safetensors: the index names this file"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer.json"), ("model.safetensors", "no weights")],
+)
+def test_missing_files(folder: Path, missing: str, told: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(RecipeError, match=told):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": ', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_unreadable_configuration(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_model_folder(folder)
+    assert str(folder / name) in str(caught.value)
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/anything"}')
+    with pytest.raises(RecipeError, match="adapter"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_no_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RecipeError, match=name):
+        check_model_folder(tmp_path / name)
+
+
+def test_the_hub_without_a_hub() -> None:
+    """The suite runs with HF_HUB_OFFLINE=1."""
+    with pytest.raises(EnvironmentProblem, match="owner/absent") as caught:
+        fetch_model("owner/absent", "main")
+    assert "path:" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("hub_id", ["not a hub id", "a/b/c", "../x"])
+def test_an_id_that_cannot_be_one(hub_id: str) -> None:
+    with pytest.raises(AlignError, match="model ") as caught:
+        fetch_model(hub_id, "main")
+    assert caught.value.exit_code == 2

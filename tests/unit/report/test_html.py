@@ -1,0 +1,150 @@
+"""report.html: one safe, self-contained file, the same bytes every time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.records import Message, ScoredCandidate
+from align.report.answers import align_answers
+from align.report.html import write_report
+from align.report.results import Results
+from align.report.view import StageSummary, prompt_views
+
+ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+STAGES: list[dict[str, Any]] = [
+    {"name": "sft", "type": "sft", "seconds": 41.0, "rows_in": 1200, "rows_out": 1190, "dropped": {"truncated": 10}},
+    {
+        "name": "pairs",
+        "type": "pairs",
+        "metrics": {"score": {"mean": 0.25}},
+        "versions": {"trl": "1.16.0"},
+        "fingerprint": "abc123",
+    },
+]
+LOADING = {"src", "href", "srcset", "action", "data", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """Elements and attributes of a page, as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def with_class(self, name: str) -> int:
+        return sum(name in (attributes.get("class") or "").split() for _, attributes in self.elements)
+
+
+@pytest.fixture(scope="module")
+def hostile(answers: dict[str, list[ScoredCandidate]]) -> dict[str, list[ScoredCandidate]]:
+    """The answers, with markup in the first prompt and in its completions."""
+
+    def poison(row: ScoredCandidate) -> ScoredCandidate:
+        return row.model_copy(update={"completion": ATTACK, "prompt": [Message(role="user", content=ATTACK)]})
+
+    return {name: [poison(rows[0]), *rows[1:]] for name, rows in answers.items()}
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory, results: Results, hostile: dict[str, list[ScoredCandidate]]) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write(path, results, hostile)
+    return path
+
+
+def write(path: Path, results: Results, answers: dict[str, list[ScoredCandidate]]) -> None:
+    curves = {"dpo": [{"step": step, "loss": 1.0 / step} for step in range(1, 9)]}
+    write_report(path, results=results, answers=answers, curves=curves, stages=STAGES, recipe={"name": "데모", "x": "</pre>"})
+
+
+def test_texts_of_models_stay_text(page_path: Path) -> None:
+    text = page_path.read_text()
+    tags = {tag for tag, _ in Page(text).elements}
+    assert not tags & {"script", "img", "iframe", "object", "link", "base", "form"}
+    assert text.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 5  # the prompt and four completions
+    assert not any(name.startswith("on") for _, attributes in Page(text).elements for name in attributes)
+
+
+def test_the_file_is_complete_in_itself(page_path: Path) -> None:
+    text = page_path.read_text()
+    for tag, attributes in Page(text).elements:
+        for name in LOADING & set(attributes):
+            assert (attributes[name] or "").startswith("#"), (tag, name, attributes[name])
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    policy = next(attributes["content"] for tag, attributes in Page(text).elements if attributes.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_every_link_within_the_page_has_a_target(page_path: Path) -> None:
+    elements = Page(page_path.read_text()).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {attributes["href"] for _, attributes in elements if attributes.get("href")}
+    assert links <= {f"#{name}" for name in ids}
+
+
+def test_twenty_prompts_or_more_with_every_models_answer(page_path: Path, results: Results) -> None:
+    page = Page(page_path.read_text())
+    assert page.with_class("prompt") >= 20
+    assert page.with_class("answer") == page.with_class("prompt") * len(results.models)
+
+
+def test_the_page_answers_the_question_and_says_where_it_comes_from(page_path: Path) -> None:
+    text = page_path.read_text()
+    assert "On rm, ppo_long_name beats sft by" in text
+    assert "align run recipes/demo/recipe.yaml --out runs/demo" in text
+    for fact in ("truncated 10", "score.mean", "abc123", "trl 1.16.0", "데모", "41.0 s", "&lt;/pre&gt;"):
+        assert fact in text
+
+
+def test_the_same_arguments_give_the_same_bytes(
+    page_path: Path, results: Results, hostile: dict[str, Any], tmp_path: Path
+) -> None:
+    shuffled = {name: rows[:1] + rows[:0:-1] if name == "dpo" else rows for name, rows in hostile.items()}
+    write(tmp_path / "again.html", results, shuffled)
+    assert (tmp_path / "again.html").read_bytes() == page_path.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_the_best_answer_is_highlighted_unless_it_is_shared(
+    make_candidate: Callable[..., ScoredCandidate], make_results: Callable[..., Results]
+) -> None:
+    def rows(*gold: float | None) -> list[ScoredCandidate]:
+        return [make_candidate(f"p{number}", scores={"gold": score}) for number, score in enumerate(gold)]
+
+    answers = {"sft": rows(0.0, 1.0, None, 2.0), "dpo": rows(1.0, 1.0, 0.5, None)}
+    views = prompt_views(make_results(answers), align_answers(answers), primary_scorer="gold")
+    assert [[answer.is_best for answer in prompt.answers] for prompt in views] == [
+        [False, True],
+        [False, False],
+        [False, True],
+        [True, False],
+    ]
+    assert views[2].answers[0].scores == [("gold", "none", False)]
+
+
+def test_one_model_and_nothing_optional(
+    make_candidate: Callable[..., ScoredCandidate], make_results: Callable[..., Results], tmp_path: Path
+) -> None:
+    answers = {"sft": [make_candidate("p", scores={"gold": 1.0}, completion="")]}
+    write_report(tmp_path / "r.html", results=make_results(answers), answers=answers, curves={}, stages=[], recipe={})
+    assert "no other model was compared" in (tmp_path / "r.html").read_text()
+
+
+def test_stage_summaries_are_checked() -> None:
+    with pytest.raises(ValueError, match="rows_inn"):
+        StageSummary.model_validate({"name": "a", "type": "sft", "rows_inn": 1})

@@ -1,0 +1,152 @@
+"""Best of n and pairs on groups small enough to rank by eye."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.errors import StageError
+from align.records import FinishReason, Message, ScoredCandidate
+from align.selection import Group, PairPolicy, best_of_n, build_pairs, group_candidates
+from align.selection.candidate import require_rows
+
+Shown = tuple[str, float | None] | tuple[str, float | None, FinishReason]
+
+
+def _group(*candidates: Shown, prompt_id: str = "p", text: str = "x") -> Group:
+    """Candidates as (completion, score) or (completion, score, finish_reason)."""
+    return [
+        ScoredCandidate(
+            prompt_id=prompt_id,
+            candidate_index=index,
+            prompt=[Message(role="user", content=text)],
+            reference=None,
+            completion=candidate[0],
+            completion_token_ids=[],
+            completion_tokens=0,
+            finish_reason=candidate[2] if len(candidate) == 3 else "stop",
+            seed=0,
+            scores={"rm": candidate[1], "other": 0.0},
+        )
+        for index, candidate in enumerate(candidates)
+    ]
+
+
+class TestGroups:
+    def test_prompts_with_the_same_text_stay_two(self) -> None:
+        first, second = _group(("a", 1), prompt_id="p1"), _group(("b", 2), prompt_id="p2")
+        assert group_candidates([*second, *first]) == [second, first]
+
+    def test_a_candidate_that_is_there_twice(self) -> None:
+        with pytest.raises(StageError, match="'p' has candidate 0 twice"):
+            group_candidates([*_group(("a", 1)), *_group(("b", 1))])
+
+    def test_two_prompts_under_one_id(self) -> None:
+        other = _group(("a", 1), ("b", 1), text="y")[1]
+        with pytest.raises(StageError, match="two different prompts have the id 'p'"):
+            group_candidates([*_group(("a", 1)), other])
+
+    def test_nothing_kept_says_why(self) -> None:
+        _, drops = build_pairs([_group(("a", 1), ("b", 1)), _group(("a", 1))], scorer="rm")
+        with pytest.raises(StageError, match=r"pairs: none of the 2 prompts gave a row \(tie 1, too_few_candidates 1\)"):
+            require_rows([], drops, "pairs")
+
+
+class TestBestOfN:
+    def test_the_best_is_kept(self) -> None:
+        (row,), drops = best_of_n([_group(("a", 1), ("b", 3), ("c", 2))], scorer="rm")
+        assert (row.id, row.completion, row.prompt[0].content, row.line) == ("p", "b", "x", None)
+        assert drops == []
+
+    def test_equal_scores_go_by_candidate_index(self) -> None:
+        assert best_of_n([_group(("a", 1), ("b", 3), ("c", 3))], scorer="rm")[0][0].completion == "b"
+
+    def test_several_are_kept_in_order_and_equal_texts_once(self) -> None:
+        group = _group(("a", 1), ("b", 3), ("b", 2.5), ("c", 2))
+        assert [(row.id, row.completion) for row in best_of_n([group], scorer="rm", keep=3)[0]] == [
+            ("p/1", "b"),
+            ("p/3", "c"),
+            ("p/0", "a"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("group", "reason"),
+        [
+            (_group(("a", 1), ("b", 1.9)), "below_min_score"),
+            (_group(("a", 3, "length"), ("b", 4, "length")), "truncated"),
+            (_group(("a", None), ("b", None)), "nonfinite_score"),
+            (_group(("", 3), (" ", 3)), "too_few_candidates"),
+        ],
+    )
+    def test_drops(self, group: Group, reason: str) -> None:
+        kept, drops = best_of_n([group], scorer="rm", min_score=2)
+        assert (kept, [(drop.id, drop.drop_reason) for drop in drops]) == ([], [("p", reason)])
+
+    def test_the_bound_itself_is_good_enough(self) -> None:
+        assert best_of_n([_group(("a", 2))], scorer="rm", min_score=2)[0]
+
+    def test_truncated_candidates_on_request(self) -> None:
+        group = _group(("a", 3, "length"), ("b", 1))
+        assert best_of_n([group], scorer="rm")[0][0].completion == "b"
+        assert best_of_n([group], scorer="rm", keep_truncated=True)[0][0].completion == "a"
+
+    def test_keep_must_be_positive(self) -> None:
+        with pytest.raises(ValueError, match="keep must be at least 1"):
+            best_of_n([], scorer="rm", keep=0)
+
+
+class TestPairs:
+    @pytest.mark.parametrize(("policy", "rejected"), [("max_min", "a"), ("best_vs_second", "c")])
+    def test_policies(self, policy: PairPolicy, rejected: str) -> None:
+        (pair,), _ = build_pairs([_group(("a", 1), ("b", 3), ("c", 2.5), ("d", 1))], scorer="rm", policy=policy)
+        assert (pair.id, pair.chosen, pair.rejected, pair.chosen_score) == ("p", "b", rejected, 3)
+        assert pair.rejected_score == (1 if rejected == "a" else 2.5)
+
+    def test_a_random_rejected_one_depends_on_seed_and_prompt_only(self) -> None:
+        groups = [_group(*((text, score) for score, text in enumerate("abcdefgh")), prompt_id=f"p{n}") for n in range(20)]
+        pairs, _ = build_pairs(groups, scorer="rm", policy="max_random", seed=1)
+        assert all(pair.chosen == "h" for pair in pairs)
+        assert len({pair.rejected for pair in pairs}) > 3
+        assert build_pairs(groups[::-1], scorer="rm", policy="max_random", seed=1)[0] == pairs[::-1]
+        assert build_pairs(groups, scorer="rm", policy="max_random", seed=2)[0] != pairs
+
+    @pytest.mark.parametrize(
+        ("group", "reason", "detail"),
+        [
+            (_group(("a", 1), ("b", 1)), "tie", "all 2 candidates score 1"),
+            (_group(("a", 1), ("a", 1)), "identical", "all 2 candidates are the same text"),
+            (_group(("a", 1), ("a", 2)), "identical", "all 2 candidates are the same text"),
+            (_group(("a", 2), ("b", 2), ("a", 1)), "identical", "same text as the best"),
+            (_group(("a", 1), ("b", 1.4)), "margin_below_min", "1.4 - 1 = 0.4, min_margin 0.5"),
+            (_group(("a", 1)), "too_few_candidates", "1 of 1 candidates can be used"),
+            (_group(("a", 1), ("b", 2, "length")), "truncated", "1 of 2 candidates can be used (1 cut at the token limit)"),
+            (_group(("a", 1), ("b", None), ("c", None), ("d", 2, "length")), "nonfinite_score", "2 without a finite score"),
+        ],
+    )
+    def test_drops(self, group: Group, reason: str, detail: str) -> None:
+        pairs, (drop,) = build_pairs([group], scorer="rm", min_margin=0.5)
+        assert (pairs, drop.id, drop.drop_reason) == ([], "p", reason)
+        assert detail in drop.detail
+
+    def test_the_margin_itself_is_enough(self) -> None:
+        assert build_pairs([_group(("a", 1), ("b", 1.5))], scorer="rm", min_margin=0.5)[0]
+
+    def test_the_least_difference_is_no_tie(self) -> None:
+        assert build_pairs([_group(("a", 0), ("b", 5e-324))], scorer="rm")[0]
+
+    def test_the_chosen_text_is_never_rejected_though_it_was_sampled_again(self) -> None:
+        (pair,), _ = build_pairs([_group(("a", 3), ("a", 1), ("b", 2))], scorer="rm")
+        assert (pair.chosen, pair.rejected) == ("a", "b")
+
+    def test_a_scorer_that_did_not_score(self) -> None:
+        with pytest.raises(StageError, match="no score by 'judge'; it has rm, other"):
+            build_pairs([_group(("a", 1), ("b", 2))], scorer="judge")
+
+    @pytest.mark.parametrize("options", [{"min_margin": -1}, {"min_margin": float("nan")}, {"policy": "best"}])
+    def test_options_that_make_no_sense(self, options: dict[str, object]) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            build_pairs([], scorer="rm", **options)  # type: ignore[arg-type]
+
+    def test_a_group_of_two_prompts(self) -> None:
+        mixed = [*_group(("a", 1), prompt_id="p"), *_group(("b", 2), prompt_id="q")]
+        with pytest.raises(ValueError, match="exactly one prompt"):
+            build_pairs([mixed], scorer="rm")
