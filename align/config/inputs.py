@@ -27,8 +27,6 @@ class ModelInput(StrictModel):
     """Repository on the hub; fetched once and pinned by commit hash."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
-    trust_remote_code: bool = False
-    """Allow the model folder to run code of its own. Leave it off for models of strangers."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelInput:

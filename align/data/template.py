@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
 
 
-class TemplateProblem(ValueError):  # noqa: N818
+class TemplateProblem(ValueError):
     """The template cannot show one conversation as it is. `reason` is the row's `drop_reason`."""
 
     def __init__(self, reason: str, message: str) -> None:

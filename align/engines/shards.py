@@ -201,7 +201,9 @@ def sample(
     workers = min(task.engine.num_workers, len(missing))
     if workers > 1:
         holder.close()
-        _sample_in_processes(task, missing, workers, folder, stop_requested, lambda done: report(finished + done, task.num_shards))
+        _sample_in_processes(
+            task, missing, workers, folder, stop_requested, lambda done: report(finished + done, task.num_shards)
+        )
     elif missing:
         decode = _decoder(task.model_folder)
         for done, index in enumerate(missing, start=1):
@@ -248,7 +250,7 @@ def _sample_in_processes(
     stop_requested: Callable[[], int | None],
     report: Callable[[int], None],
 ) -> None:
-    """Share the missing shards among processes, each with an engine of its own (and a GPU of its own where there are several)."""
+    """Share the missing shards among processes, each with its own engine (and its own GPU where there are several)."""
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_shard_worker, args=(task, list(missing[number::workers]), folder, number), daemon=True)

@@ -60,9 +60,7 @@ class TransformersEngine:
             for index, completion in zip(batch, self._sample_batch([rows[index] for index in batch], settings), strict=True):
                 sampled[index] = completion
         finished = [completion for completion in sampled if completion is not None]
-        return [
-            finished[start : start + settings.num_candidates] for start in range(0, len(finished), settings.num_candidates)
-        ]
+        return [finished[start : start + settings.num_candidates] for start in range(0, len(finished), settings.num_candidates)]
 
     @torch.inference_mode()
     def _sample_batch(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> Iterator[SampledCompletion]:

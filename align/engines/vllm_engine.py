@@ -87,7 +87,7 @@ class VllmEngine:
     def load_weights(self, model_folder: Path) -> None:
         from safetensors import safe_open
 
-        weights = []
+        weights: list[tuple[str, Any]] = []
         for path in sorted(model_folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as tensors:
                 weights.extend((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118 (not a dict)

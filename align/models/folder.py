@@ -32,14 +32,13 @@ _BUILT_IN_KERNELS = frozenset(
 )
 
 
-def check_model_folder(path: Path, *, trust_remote_code: bool = False) -> None:
+def check_model_folder(path: Path) -> None:
     """Refuse a model folder that is unsafe, incomplete or damaged.
 
     Weights are not read beyond their headers, so it takes milliseconds whatever the size.
 
     Args:
         path: folder with config.json, tokenizer.json and weights in safetensors.
-        trust_remote_code: let the folder's configuration name code. It never makes pickled weights acceptable.
     Raises:
         RecipeError: if the folder is absent or holds something that is refused.
         EnvironmentProblem: if a file is damaged or cut short.
@@ -48,7 +47,7 @@ def check_model_folder(path: Path, *, trust_remote_code: bool = False) -> None:
         what = "is a file, not a folder" if path.exists() else "there is no such folder"
         raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
     _check_adapter(path)
-    _check_configuration(path, trust_remote_code=trust_remote_code)
+    _check_configuration(path)
     if not (path / TOKENIZER_NAME).is_file():
         raise RecipeError(
             f"{path}: there is no {TOKENIZER_NAME}",
@@ -68,7 +67,7 @@ def _check_adapter(path: Path) -> None:
         )
 
 
-def _check_configuration(path: Path, *, trust_remote_code: bool) -> None:
+def _check_configuration(path: Path) -> None:
     if not (path / CONFIG_NAME).exists():
         raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
     for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, "generation_config.json"):
@@ -76,10 +75,10 @@ def _check_configuration(path: Path, *, trust_remote_code: bool) -> None:
             continue
         content = _read_json_object(path, name)
         named = sorted(set(_forbidden(content)))
-        if named and not trust_remote_code:
+        if named:
             raise RecipeError(
                 f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
-                hint="Remove it, or set trust_remote_code: true on this input if you trust whoever made the model.",
+                hint="align runs no code from model folders. Use a model whose architecture transformers has built in.",
             )
 
 

@@ -16,22 +16,20 @@ HEAD_NAME = "score.weight"
 """Weight of the head that gives a reward model's score."""
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. Never goes to the network.
 
     Raises:
         RecipeError, EnvironmentProblem: see `check_model_folder`.
     """
-    check_model_folder(path, trust_remote_code=trust_remote_code)
+    check_model_folder(path)
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     return tokenizer
 
 
-def load_causal_lm(path: Path, *, dtype: Any = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_causal_lm(path: Path, *, dtype: Any = "float32") -> PreTrainedModel:
     """A language model, in eval mode, on the CPU. Never goes to the network.
 
     Args:
@@ -41,10 +39,10 @@ def load_causal_lm(path: Path, *, dtype: Any = "float32", trust_remote_code: boo
             which transformers would fill with random numbers.
         EnvironmentProblem: see `check_model_folder`.
     """
-    check_model_folder(path, trust_remote_code=trust_remote_code)
+    check_model_folder(path)
     from transformers import AutoModelForCausalLM
 
-    model, missing = _load(AutoModelForCausalLM, path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model, missing = _load(AutoModelForCausalLM, path, dtype=dtype)
     _refuse_missing(path, missing, "a language model")
     return model
 
@@ -56,7 +54,6 @@ def load_reward_model(
     num_labels: int = 1,
     new_head: bool | None = None,
     pad_token_id: int | None = None,
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A model with a scalar score head, in eval mode, on the CPU. Never goes to the network.
 
@@ -70,17 +67,15 @@ def load_reward_model(
     Raises:
         RecipeError, EnvironmentProblem: as `load_causal_lm`.
     """
-    check_model_folder(path, trust_remote_code=trust_remote_code)
+    check_model_folder(path)
     from transformers import AutoModelForSequenceClassification
 
-    model, missing = _load(
-        AutoModelForSequenceClassification, path, dtype=dtype, trust_remote_code=trust_remote_code, num_labels=num_labels
-    )
+    model, missing = _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=num_labels)
     if new_head is None:
         new_head = not _names_reward_model(path)
     _refuse_missing(path, missing - {HEAD_NAME} if new_head else missing, "a reward model")
     if pad_token_id is None:
-        pad_token_id = load_tokenizer(path, trust_remote_code=trust_remote_code).pad_token_id
+        pad_token_id = load_tokenizer(path).pad_token_id
     model.config.pad_token_id = pad_token_id
     return model
 
@@ -90,16 +85,14 @@ def _names_reward_model(path: Path) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
-def _load(
-    auto_class: Any, path: Path, *, dtype: Any, trust_remote_code: bool, **options: Any
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of weights that the folder does not have."""
     try:
         model, info = auto_class.from_pretrained(
             str(path),
             dtype=dtype,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             **options,

@@ -12,8 +12,8 @@ from align.config.inputs import ArtifactInput, DataInput, ModelInput
 from align.config.recipe import Recipe
 from align.data.ingest import ingest
 from align.errors import AlignError, DataError, RecipeError
-from align.models.hub import fetch_model
 from align.models.folder import check_model_folder
+from align.models.hub import fetch_model
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
@@ -79,7 +79,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     else:
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
-    check_model_folder(folder, trust_remote_code=spec.trust_remote_code)
+    check_model_folder(folder)
     files = {
         path.name: store.hashes.of(path)
         for path in sorted(folder.iterdir())

@@ -84,9 +84,8 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
     names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)}
     labels = {"recipe": recipe.name, **names} if config.labels_matter else {}
     plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
-    return fingerprint(
-        {"stage": stage.name, "version": stage.version, "seed": recipe.seed, "config": plain, "inputs": references, "labels": labels}
-    )
+    code = {"stage": stage.name, "version": stage.version}
+    return fingerprint({**code, "seed": recipe.seed, "config": plain, "inputs": references, "labels": labels})
 
 
 def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | int, ...] = ()) -> Any:
@@ -100,9 +99,7 @@ def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | in
     return value
 
 
-def make_plan(
-    recipe: Recipe, out: Path, *, only: str | None = None, start: str | None = None, until: str | None = None
-) -> Plan:
+def make_plan(recipe: Recipe, out: Path, *, only: str | None = None, start: str | None = None, until: str | None = None) -> Plan:
     """Decide for every stage whether its result is there. Reads and hashes files; writes nothing but remembered hashes.
 
     Args:
@@ -150,7 +147,8 @@ def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | Non
     differences = []
     if previous.stage_version != STAGES[node.type].version:
         differences.append("the code of this stage changed")
-    differences += list(_differences(previous.config, semantic_config(node.config)))
+    before = {key: value for key, value in previous.config.items() if key not in node.config.execution_fields}
+    differences += list(_differences(before, semantic_config(node.config)))
     differences += [f"{name} changes" for name in inputs if name in changed]
     differences += [
         f"{name} changed" for name, digest in inputs.items() if name not in changed and previous.inputs.get(name) != digest

@@ -76,6 +76,19 @@ class _Signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @staticmethod
+    @contextmanager
+    def ignored(number: int) -> Iterator[None]:
+        """Processes started inside inherit that `number` is ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(number, before)
+
     def _remember(self, number: int, _: Any) -> None:
         self.received.append(number)
 
@@ -160,8 +173,7 @@ class _Runner:
             if engine is not None:
                 resolve_engine(engine)
 
-    @staticmethod
-    def _start_server() -> ForkServerContext:
+    def _start_server(self) -> ForkServerContext:
         """A process with the trainers imported, from which every stage's process is forked in milliseconds.
 
         It starts importing at once, while the inputs are read. Its environment is set around the start and put back after it.
@@ -171,7 +183,9 @@ class _Runner:
         before = {key: os.environ.get(key) for key in worker.ENVIRONMENT}
         os.environ.update(worker.ENVIRONMENT)
         try:
-            forkserver.ensure_running()
+            # A terminal sends Ctrl-C to the server too, and it would die of it in the middle of its imports.
+            with self._signals.ignored(signal.SIGINT):
+                forkserver.ensure_running()
         finally:
             for key, value in before.items():
                 if value is None:
@@ -200,7 +214,12 @@ class _Runner:
         )
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=worker.work, args=(sender, job), name=f"align-{stage.name}")
-        process.start()
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:  # the fork server is gone
+            self._signals.check()
+            hint = f"Run the same command again. Log: {self._log_path}"
+            raise StageError(f"{stage.name}: the process that starts stages died", hint=hint) from error
         sender.close()
         try:
             self._supervise(process, receiver, stage)

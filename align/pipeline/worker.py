@@ -129,7 +129,7 @@ def work(connection: Connection, job: Job) -> None:
     except BaseException as error:  # everything is told to the runner, which decides what a person sees
         traceback.print_exc()
         send({"event": "failed", "error": _as_align_error(error, job), "traceback": traceback.format_exc()})
-    multiprocessing.util._run_finalizers()
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # vLLM and torch may hang in their own exit handlers; everything of ours is on disk

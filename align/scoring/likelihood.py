@@ -95,9 +95,7 @@ class LikelihoodModel:
             report=lambda done: report(done, len(rows)),
         )
 
-    def perplexity(
-        self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None
-    ) -> float | None:
+    def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
         """exp of the mean negative log-probability per token of plain texts; None where no text has two tokens.
 
         The first token of a text is not predicted by anything and is not counted.

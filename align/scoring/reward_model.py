@@ -22,7 +22,7 @@ class RewardModelScorer:
 
     def __init__(self, folder: Path, *, batch_tokens: int) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_reward_model(folder, dtype="float32").to(self._device).eval()
+        self._model = load_reward_model(folder, new_head=False).to(self._device).eval()
         self._format = ChatFormat(load_tokenizer(folder), where=str(folder))
         self._batch_tokens = batch_tokens
 

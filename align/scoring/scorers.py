@@ -11,9 +11,6 @@ from align.records import Candidate, ScoredCandidate
 from align.scoring.rules import score_with_rules
 from align.store.artifact import Artifact
 
-ReportScores = Callable[[str, int, int], None]
-"""Called with (scorer, candidates done, all candidates)."""
-
 
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
     """Model folder by reference, for the scorers that are reward models."""
@@ -35,16 +32,22 @@ class ScorerSet:
         self._batch_tokens = batch_tokens
         self._loaded: dict[str, object] = {}
 
-    def score(self, candidates: Sequence[Candidate], report: ReportScores) -> list[ScoredCandidate]:
-        """The candidates in the order given, with a number per scorer; None where it is not finite."""
-        columns = {name: self._column(name, candidates, report) for name in self.names}
+    def score(self, candidates: Sequence[Candidate], report: Callable[[int, int], None]) -> list[ScoredCandidate]:
+        """The candidates in the order given, with a number per scorer; None where it is not finite.
+
+        `report` is called with (scores done, scores to be made).
+        """
+        total = len(candidates) * len(self.names)
+        columns: dict[str, list[float | None]] = {}
+        for name in self.names:
+            columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates), total))
         scored = []
         for index, candidate in enumerate(candidates):
             scores = {name: column[index] for name, column in columns.items()}
             scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores))
         return scored
 
-    def _column(self, name: str, candidates: Sequence[Candidate], report: ReportScores) -> list[float | None]:
+    def _column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[float | None]:
         scorer = self._scorers[name]
         if isinstance(scorer, RulesScorer):
             values: list[float | None] = [
@@ -56,11 +59,9 @@ class ScorerSet:
                 ).score
                 for candidate in candidates
             ]
-            report(name, len(candidates), len(candidates))
+            report(len(candidates))
         else:
-            values = self._reward_model(scorer).score_candidates(
-                candidates, report=lambda done: report(name, done, len(candidates))
-            )
+            values = self._reward_model(scorer).score_candidates(candidates, report=report)
         return [value if value is not None and math.isfinite(value) else None for value in values]
 
     def _reward_model(self, reference: str):  # type: ignore[no-untyped-def]
@@ -70,3 +71,7 @@ class ScorerSet:
         if reference not in self._loaded:
             self._loaded[reference] = RewardModelScorer(self._folders[reference], batch_tokens=self._batch_tokens)
         return self._loaded[reference]
+
+
+def _shifted(report: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
+    return lambda done: report(before + done, total)

@@ -47,10 +47,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
     require_rows(kept, drops, context.name)
     write_rows(context.output / ROWS_NAME, kept)
     write_rows(context.output / DROPS_NAME, drops)
-    score_of = {(row.prompt_id, row.completion): row.scores[config.scorer] for row in rows}
-    ids = {row.id: row.id.rsplit("/", 1)[0] if config.keep > 1 else row.id for row in kept}
-    kept_scores = [score for score in (score_of[ids[row.id], row.completion] for row in kept) if score is not None]
-    all_scores = [score for score in score_of.values() if score is not None]
+    kept_texts = {(row.id.rsplit("/", 1)[0] if config.keep > 1 else row.id, row.completion) for row in kept}
+    scores = [(row.scores[config.scorer], (row.prompt_id, row.completion) in kept_texts) for row in rows]
+    all_scores = [score for score, _ in scores if score is not None]
+    kept_scores = [score for score, is_kept in scores if score is not None and is_kept]
     return StageOutcome(
         metrics={"score_mean_kept": statistics.fmean(kept_scores), "score_mean_all": statistics.fmean(all_scores)},
         rows_in=len(groups),

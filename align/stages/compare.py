@@ -57,7 +57,11 @@ class Config(Sampling, GenerationEngine, StageConfig):
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 ANSWERS_NAME = "answers"
-TRAINED_ON = {"instructions": Instruction, "preferences": Preference, "prompts": Prompt}
+TRAINED_ON: dict[str, type[Instruction | Preference | Prompt]] = {
+    "instructions": Instruction,
+    "preferences": Preference,
+    "prompts": Prompt,
+}
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -173,7 +177,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
             context.work / name,
             holder=holder,
             stop_requested=context.stop_requested,
-            report=lambda done, total, name=name: context.progress.update(f"answers of {name}", done, total, "shards"),
+            report=context.counter(f"answers of {name}", "shards"),
         )
         result.answers[name] = report.candidates
         result.prompt_ids[name] = {row.id: row.prompt_ids for row in encoded.rows}
@@ -201,13 +205,7 @@ def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candida
     config = context.config
     folders = reward_model_folders(config.scorers, context.artifacts)
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
-    return {
-        name: scorers.score(
-            rows,
-            lambda scorer, done, total, name=name: context.progress.update(f"score {name} with {scorer}", done, total, "answers"),
-        )
-        for name, rows in answers.items()
-    }
+    return {name: scorers.score(rows, context.counter(f"score {name}", "scores")) for name, rows in answers.items()}
 
 
 def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
@@ -226,18 +224,18 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
     others: dict[str, list[float]] = {}
     for name in config.models:
         model = LikelihoodModel(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
-        report = lambda done, total, name=name: context.progress.update(f"likelihoods of {name}", done, total, "texts")  # noqa: E731
+        report = context.counter(f"likelihoods of {name}", "texts")
         result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
         if name in comparable and name != config.baseline:
             own[name] = model.completion_logps(rows[name], report=report)
         if name == config.baseline:
             for other in sorted(comparable - {name}):
                 others[other] = model.completion_logps(rows[other], report=report)
-    for name in own:
+    for model_name, logps in own.items():
         differences: dict[str, list[float]] = {}
-        for row, mine, theirs in zip(sampled.answers[name], own[name], others[name], strict=True):
+        for row, mine, theirs in zip(sampled.answers[model_name], logps, others[model_name], strict=True):
             differences.setdefault(row.prompt_id, []).append(mine - theirs)
-        result.kl[name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
+        result.kl[model_name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
     return result
 
 

@@ -67,7 +67,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         context.work / "shards",
         holder=EngineHolder(config),
         stop_requested=context.stop_requested,
-        report=lambda done, total: context.progress.update("generate", done, total, "shards"),
+        report=context.counter("generate", "shards"),
     )
     write_rows(context.output / ROWS_NAME, report.candidates)
     write_rows(context.output / DROPS_NAME, encoded.drops)

@@ -63,7 +63,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
 def describe_pairs(pairs: Sequence[Preference]) -> dict[str, Any]:
     """Margins, lengths in characters, and how often the longer side was chosen: a share far from 0.5 teaches length."""
-    margins = [pair.chosen_score - pair.rejected_score for pair in pairs if pair.chosen_score is not None and pair.rejected_score is not None]
+    scores = [(pair.chosen_score, pair.rejected_score) for pair in pairs]
+    margins = [chosen - rejected for chosen, rejected in scores if chosen is not None and rejected is not None]
     longer = [1.0 if len(p.chosen) > len(p.rejected) else 0.5 if len(p.chosen) == len(p.rejected) else 0.0 for p in pairs]
     return {
         "margin_mean": statistics.fmean(margins),

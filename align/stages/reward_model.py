@@ -37,7 +37,7 @@ class Config(Optimization, StageConfig):
     on_invalid: OnInvalid = "error"
     """What to do with a pair that is too long."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the pairs kept out of training to measure accuracy; chosen by a hash of the prompt, so one prompt is on one side."""
+    """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
     center_coef: float = Field(default=0.01, ge=0)
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 

@@ -42,9 +42,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     candidates = context.artifact(config.candidates).rows(Candidate)
     folders = reward_model_folders(config.scorers, context.artifacts)
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
-    scored = scorers.score(
-        candidates, lambda name, done, total: context.progress.update(f"score with {name}", done, total, "candidates")
-    )
+    scored = scorers.score(candidates, context.counter("score", "scores"))
     write_rows(context.output / ROWS_NAME, scored)
     metrics = {name: describe_scores(scored, name) for name in scorers.names}
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))

@@ -69,6 +69,4 @@ def run(context: StageContext[Config]) -> StageOutcome:
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     (context.work / EPOCHS_NAME).rename(context.output / EPOCHS_NAME)
-    return StageOutcome(
-        metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped()
-    )
+    return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())

@@ -1,9 +1,9 @@
 """Artifacts: what a stage or an input left behind, with the manifest that proves it is whole.
 
-    <store>/<type>-<fingerprint>/
-        …files…
-        manifest.json     written last: no manifest, not done
-        work/             unfinished shards and checkpoints; gone once the manifest is there
+<store>/<type>-<fingerprint>/
+    …files…
+    manifest.json     written last: no manifest, not done
+    work/             unfinished shards and checkpoints; gone once the manifest is there
 """
 
 from __future__ import annotations

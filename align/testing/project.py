@@ -41,7 +41,8 @@ stages:
   best:    {{stage: best_of_n, scored: scored, scorer: rm, keep_truncated: true}}
   rs:      {{stage: sft, model: sft, data: best, learning_rate: 1e-3, batch_size: 2, max_tokens: 128}}
   pairs:   {{stage: pairs, scored: scored, scorer: rm, keep_truncated: true}}
-  dpo:     {{stage: dpo, model: sft, pairs: pairs, learning_rate: 1e-3, batch_size: 4, max_tokens: 128, checkpoint_steps: 2}}
+  dpo:     {{stage: dpo, model: sft, pairs: pairs, num_epochs: 3, learning_rate: 1e-3, batch_size: 4, max_tokens: 128,
+            checkpoint_steps: 2}}
   compare: {{stage: compare, models: [sft, rs, dpo], baseline: sft, prompts: held_out, retention: retention,
             max_completion_tokens: 8, max_prompt_tokens: 96, engine: {engine}, shard_prompts: 4, bootstrap_resamples: 200,
             scorers: {{rm: reward, length: {{rules: [{{type: length, name: short, max_characters: 12}}]}}}}}}

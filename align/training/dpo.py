@@ -88,7 +88,8 @@ def train_dpo(
 def _check_step_zero(trainer: Any, precision: str) -> float:
     """The loss of the first pairs before any update; where policy and reference are the same model it is ln 2 exactly."""
     trainer.model.eval()
-    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(min(CHECKED_PAIRS, len(trainer.train_dataset)))]))
+    count = min(CHECKED_PAIRS, len(trainer.train_dataset))
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[index] for index in range(count)]))
     with trainer.compute_loss_context_manager():
         loss = float(trainer.compute_loss(trainer.model, inputs))
     for collected in trainer._metrics.values():

@@ -21,8 +21,8 @@ from align.training import checkpoint
 CHECKPOINTS_NAME = "checkpoints"
 # The share of all steps between two log lines: fifty points make a curve.
 LOGGING_RATIO = 0.02
-# Timings differ from run to run; a curve must not.
-NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+# Timings differ from run to run, and TRL counts tokens from zero again after an interruption; a curve must do neither.
+NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "num_tokens")
 
 
 def resolve_precision(name: str) -> str:
@@ -103,18 +103,16 @@ class _StageCallback(TrainerCallback):
         self._loss: dict[str, float] = {}
         self.stopped_by: int | None = None
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        self._loss = {"loss": logs["loss"]} if logs and "loss" in logs else self._loss
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        logs = more.get("logs") or {}
+        self._loss = {"loss": logs["loss"]} if "loss" in logs else self._loss
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        sums = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        sums = [parameter.grad.sum() for parameter in more["model"].parameters() if parameter.grad is not None]
         if not torch.isfinite(torch.stack(sums)).all():
+            step = f"step {state.global_step + 1} of {state.max_steps}"
             raise StageError(
-                f"A gradient is not finite at step {state.global_step + 1} of {state.max_steps}; the weights were not changed by it",
+                f"A gradient is not finite at {step}; the weights were not changed by it",
                 hint="Lower learning_rate, set precision: float32, or look for odd rows in the data.",
             )
 
@@ -137,8 +135,9 @@ class _EpochCallback(TrainerCallback):
         self._keep = keep
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.epoch is not None and not control.should_training_stop or state.global_step >= state.max_steps:
-            self._keep(round(state.epoch or 0))
+        stopped_early = control.should_training_stop and state.global_step < state.max_steps
+        if state.epoch is not None and not stopped_early:
+            self._keep(round(state.epoch))
 
 
 @dataclass(frozen=True)

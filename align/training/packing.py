@@ -55,8 +55,8 @@ def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
     for sample in samples:
         row["input_ids"] += sample.prompt_token_ids + sample.completion_token_ids
         # The first token of a sample is predicted from the sample before it; it is never a label.
-        completion_labels = sample.completion_token_ids if sample.prompt_token_ids else [IGNORED, *sample.completion_token_ids[1:]]
-        row["labels"] += [IGNORED] * len(sample.prompt_token_ids) + completion_labels
+        ignored = max(len(sample.prompt_token_ids), 1)
+        row["labels"] += [IGNORED] * ignored + row["input_ids"][-len(sample) :][ignored:]
         row["position_ids"] += range(len(sample))
     return row
 

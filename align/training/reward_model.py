@@ -106,8 +106,8 @@ def length_only_accuracy(split: Split) -> float:
     """Held-out accuracy of the rule "the longer wins" or its opposite, whichever was better on the training pairs."""
 
     def longer_wins(rows: Sequence[EncodedPreference]) -> float:
-        points = (1.0 if len(r.chosen_ids) > len(r.rejected_ids) else 0.5 * (len(r.chosen_ids) == len(r.rejected_ids)) for r in rows)
-        return sum(points) / max(len(rows), 1)
+        differences = [len(row.chosen_ids) - len(row.rejected_ids) for row in rows]
+        return sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences) / max(len(rows), 1)
 
     accuracy = longer_wins(split.held_out)
     return accuracy if longer_wins(split.train) >= 0.5 else 1 - accuracy
@@ -116,9 +116,7 @@ def length_only_accuracy(split: Split) -> float:
 def _by_length(differences: Sequence[int], won: Sequence[float]) -> dict[str, dict[str, float]]:
     buckets = {}
     for low, high in LENGTH_BUCKETS:
-        inside = [
-            w for d, w in zip(differences, won, strict=True) if (low is None or d >= low) and (high is None or d < high)
-        ]
+        inside = [w for d, w in zip(differences, won, strict=True) if (low is None or d >= low) and (high is None or d < high)]
         name = f"chosen longer by {low} or more" if high is None else f"below {high}" if low is None else f"{low} to {high - 1}"
         if inside:
             buckets[name] = {"pairs": len(inside), "accuracy": sum(inside) / len(inside)}

@@ -20,7 +20,9 @@ from align.training.packing import PackedCollator, TrainingSample, build_row, pa
 
 EPOCHS_NAME = "epochs"
 GUARD_ROWS = 64
-DROPOUT_FIELDS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "dropout")
+DROPOUT_FIELDS = (
+    "attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "dropout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,13 @@ def train_sft(
     undo_dropout()
     save_model(trainer.model, chat_format.tokenizer, output)
     tokens = sum(len(sample) for sample in samples)
+    room = len(rows) * max_tokens if packing else tokens
     metrics = {
         "train_loss": history.last("loss"),
         "steps": trainer.state.global_step,
         "packed_rows": len(rows),
         "tokens": tokens,
-        "row_fill": tokens / sum(max(len(row["input_ids"]), 1) for row in built) if not packing else tokens / (len(rows) * max_tokens),
+        "row_fill": tokens / room,
         "precision": resolve_precision(config.precision),
     }
     return SftResult(history, metrics)

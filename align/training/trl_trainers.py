@@ -75,6 +75,11 @@ def dpo_trainer(
 ) -> DPOTrainer:
     """DPO (sigmoid), mean over pairs; `rows` hold `ref_chosen_logps` and `ref_rejected_logps` (nats, summed)."""
     config = DPOConfig(
-        **arguments, max_length=None, beta=beta, label_smoothing=label_smoothing, precompute_ref_log_probs=True, loss_type=["sigmoid"]
+        **arguments,
+        max_length=None,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        precompute_ref_log_probs=True,
+        loss_type=["sigmoid"],
     )
     return GuardedDPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

@@ -54,20 +54,19 @@ def test_a_whole_folder_is_accepted(folder: Path) -> None:
         ("generation_config.json", '{"trust_remote_code": true}', "trust_remote_code"),
     ],
 )
-def test_what_could_run_code_is_refused_unless_trusted(folder: Path, file: str, content: str, told: str) -> None:
+def test_what_could_run_code_is_refused(folder: Path, file: str, content: str, told: str) -> None:
     (folder / file).write_text(content)
     with pytest.raises(RecipeError) as caught:
         check_model_folder(folder)
     assert str(folder / file) in str(caught.value)
     assert told in str(caught.value)
-    check_model_folder(folder, trust_remote_code=True)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_pickles_are_refused_even_if_trusted(folder: Path, name: str) -> None:
+def test_pickles_are_refused(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(RecipeError, match="pickle") as caught:
-        check_model_folder(folder, trust_remote_code=True)
+        check_model_folder(folder)
     assert "save_pretrained" in str(caught.value.hint)
 
 

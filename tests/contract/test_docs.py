@@ -1,0 +1,221 @@
+"""What the documentation says exists: links, names of functions, commands, options, make targets, fields, recipes, reasons."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+from typer.main import get_command
+
+from align.cli.main import app, main
+from align.config.inputs import InputSpec
+from align.config.sections import Scorer
+from align.config.source import parse_text
+from align.data.finding import _SENTENCES
+from align.stages.registry import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/README.md"), *ROOT.glob("data_schemas/*.md")])
+MAX_COLUMNS = 130
+NOT_OURS = ("http://", "https://", "mailto:")
+
+LINK = re.compile(r"\[(?P<text>[^\]\n]*(?:\n[^\]\n]*)?)\]\((?P<target>[^)\s]+)\)")
+FENCE = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+REASON = re.compile(
+    r'(?:drop_reason=|RawProblem\(\s*|TemplateProblem\(\s*|empty_reason=|refuse\(record, |FieldError\([^,()]+, )"(\w+)"'
+)
+
+name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    return (match["body"] for match in FENCE.finditer(page.read_text(encoding="utf-8")) if match["language"] == language)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Command lines of the bash blocks, as arguments; lines that end in a backslash are joined."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if arguments := shlex.split(line, comments=True):
+                yield arguments
+
+
+def align_commands() -> list[list[str]]:
+    every = [arguments[1:] for page in PAGES for arguments in commands(page) if arguments[0] == "align"]
+    return [list(arguments) for arguments in dict.fromkeys(map(tuple, every))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@name_of
+def test_links_resolve(page: Path) -> None:
+    for match in LINK.finditer(prose(page)):
+        target, _, anchor = match["target"].partition("#")
+        if match["target"].startswith(NOT_OURS):
+            continue
+        place = (page.parent / target).resolve() if target else page
+        assert place.exists(), f"{page.name}: {match['target']}"
+        assert place.is_relative_to(ROOT), f"{page.name}: {match['target']} leaves the repository"
+        if anchor:
+            assert anchor in anchors(place), f"{page.name}: {match['target']} has no such heading"
+
+
+@name_of
+def test_names_in_links_to_code_exist(page: Path) -> None:
+    for match in LINK.finditer(prose(page)):
+        name = re.fullmatch(r"`(\w+)`", match["text"])
+        if name and match["target"].endswith(".py") and not match["target"].startswith(NOT_OURS):
+            code = (page.parent / match["target"]).read_text(encoding="utf-8")
+            defined = rf"^\s*(?:def|class) {name[1]}\b|^{name[1]}\b\s*[:=]"
+            assert re.search(defined, code, re.MULTILINE), f"{page.name}: {name[1]} is not in {match['target']}"
+
+
+@name_of
+def test_lines_are_short(page: Path) -> None:
+    long = [
+        number
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > MAX_COLUMNS and not line.startswith("|")
+    ]
+    assert long == [], f"{page.name}: longer than {MAX_COLUMNS} columns"
+
+
+@name_of
+def test_code_blocks_are_closed(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").count("\n```") % 2 == 0
+
+
+@pytest.mark.parametrize("arguments", align_commands(), ids=" ".join)
+def test_command_lines_parse(arguments: list[str]) -> None:
+    """Commands, options and what must be given are right. Nothing is run."""
+    command: Any = get_command(app)
+    context, rest = command.make_context("align", [], resilient_parsing=True), list(arguments)
+    while hasattr(command, "get_command"):
+        command = command.get_command(context, rest.pop(0))
+        assert command is not None, f"align {' '.join(arguments)}: no such command"
+    if "--help" not in rest:
+        command.make_context(command.name, rest, parent=context)
+
+
+RUNNABLE = [a for a in align_commands() if a[0] in ("run", "plan") and (ROOT / a[1]).exists()]
+
+
+@pytest.mark.parametrize("arguments", RUNNABLE, ids=" ".join)
+def test_runs_can_be_planned(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert "--out" not in arguments
+    code = main(["plan", *arguments[1:], "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    if "--only" in arguments or "--from" in arguments:
+        assert code == 0 or "has no result yet and is not among the chosen stages" in error
+    else:
+        assert (code, error) == (0, "")
+
+
+def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    assert "quickstart" in capsys.readouterr().out
+    assert main(["doctor"]) in (0, 4)
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "quickstart", "mine"]) == 0
+    assert main(["plan", "mine"]) == 0
+
+
+def test_every_recipe_has_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line.split()) > 3, f"recipes/{line.split()[0]}/README.md does not begin with a sentence"
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        named = [arguments[1:] for arguments in commands(page) if arguments[0] == "make"]
+        named += [[target] for target in re.findall(r"`make (\w+)`", prose(page))]
+        for target in (target for targets in named for target in targets):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+
+
+def test_scripts_exist() -> None:
+    for page in PAGES:
+        for arguments in commands(page):
+            if arguments[0] == "python":
+                assert (ROOT / arguments[1]).is_file(), f"{page.name}: {arguments[1]}"
+
+
+@name_of
+def test_recipe_snippets_are_valid(page: Path) -> None:
+    """Every stage, input and scorer of the yaml blocks, against the models that read recipes."""
+    for number, text in enumerate(blocks(page, "yaml"), start=1):
+        value = parse_text(text, label=f"{page.name}, yaml block {number}").value
+        for stage in (value.get("stages") or {}).values():
+            fields = {key: field for key, field in stage.items() if key != "stage"}
+            STAGES[stage["stage"]].config_type.model_validate(_with_rules(fields))
+        for spec in (value.get("inputs") or {}).values():
+            TypeAdapter(InputSpec).validate_python(spec)
+        for scorer in (value.get("scorers") or {}).values():
+            TypeAdapter(Scorer).validate_python(_with_rules(scorer))
+
+
+def _with_rules(value: Any) -> Any:
+    """The value with a rule in place of every path of a rule file."""
+    if isinstance(value, dict) and isinstance(value.get("rules"), str):
+        return {"rules": [{"type": "numeric_answer", "name": "any"}]}
+    return {key: _with_rules(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def test_the_field_tables_are_those_of_the_code() -> None:
+    script = load_script("build_docs")
+    assert script.drifted(ROOT / "docs") == [], "run python scripts/build_docs.py"
+
+
+def test_drift_of_the_field_tables_is_found(tmp_path: Path) -> None:
+    script = load_script("build_docs")
+    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    (tmp_path / "recipe.md").write_text(text.replace("| `beta` |", "| `betta` |"), encoding="utf-8")
+    assert "docs/recipe.md differs from the code" in script.drifted(tmp_path)
+    assert "no page has <!-- fields: rule matches -->" in script.drifted(tmp_path)
+
+
+def test_every_drop_reason_and_finding_is_explained() -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    sources = [*ROOT.glob("align/data/*.py"), *ROOT.glob("align/selection/*.py")]
+    reasons = {reason for path in sources for reason in REASON.findall(path.read_text(encoding="utf-8"))}
+    assert len(reasons) > 20, "the pattern that finds the reasons no longer fits the code"
+    assert sorted(reason for reason in {*reasons, *_SENTENCES} if f"`{reason}`" not in text) == []
+
+
+def test_every_stage_has_a_page() -> None:
+    for name in STAGES:
+        page = ROOT / "docs" / f"{name}.md"
+        assert page.exists(), f"docs/{name}.md"
+        assert any(arguments[:3] == ["align", "stage", name] for arguments in commands(page))
+        for section in ("## Formula", "## Implementation", "## Inputs, outputs, files", "## Metrics", "## Known limits"):
+            assert section in page.read_text(encoding="utf-8") or name == "score", f"docs/{name}.md: {section}"

@@ -1,0 +1,182 @@
+"""Killed at any moment, then the same command: it goes on, and every weight and text is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import load_recipe, run_recipe
+from align.errors import Interrupted, StageError
+from align.store.artifact import Manifest
+
+ALIGN = [sys.executable, "-m", "align.cli.main"]
+
+
+def content(run: Path) -> dict[str, str]:
+    """sha256 of every weight, tokenizer and row file of a run, by stage and path."""
+    hashes = {}
+    for stage in sorted((run / "stages").iterdir()):
+        manifest = Manifest.model_validate_json((stage / "manifest.json").read_bytes())
+        for name, entry in manifest.files.items():
+            # Curves are averages over the steps since the last log line, which an interruption may split.
+            if name.endswith((".safetensors", ".jsonl")) and name != "metrics.jsonl":
+                hashes[f"{stage.name}/{name}"] = entry.sha256
+    return hashes
+
+
+def worker_of(stage_events: list[dict[str, Any]]) -> int:
+    """The process that runs the stage: the newest child of the fork server."""
+    server = subprocess.run(["pgrep", "-f", "multiprocessing.forkserver"], capture_output=True, text=True, check=True)
+    children = subprocess.run(["pgrep", "-P", ",".join(server.stdout.split())], capture_output=True, text=True, check=False)
+    return max(map(int, children.stdout.split()))
+
+
+@pytest.mark.parametrize(("stage", "moment"), [("sft", 3), ("sampled", 1), ("dpo", 1)])
+def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(
+    project: Path, tmp_path: Path, finished_run: Path, stage: str, moment: int
+) -> None:
+    recipe, out = load_recipe(project / "recipe.yaml"), tmp_path / "runs"
+    events: list[dict[str, Any]] = []
+
+    def kill_at_moment(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "progress" and event["stage"] == stage and event["done"] == moment and event["task"] != "reference":
+            os.kill(worker_of(events), signal.SIGKILL)
+
+    with pytest.raises(StageError, match=rf"{stage}: its process was killed by signal 9 \(SIGKILL\)") as caught:
+        run_recipe(recipe, out, report=kill_at_moment, until=stage)
+    assert "Run the same command again" in str(caught.value)
+    assert len(caught.value.render().splitlines()) <= 15
+
+    run = run_recipe(recipe, out, until=stage).folder
+    expected = content(finished_run)
+    assert content(run) == {name: expected[name] for name in content(run)}
+
+
+def start(project: Path, out: Path) -> subprocess.Popen[str]:
+    command = [*ALIGN, "run", str(project / "recipe.yaml"), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def alive_in_session(session: int) -> list[str]:
+    """Processes of a session that have not ended."""
+    listing = subprocess.run(["ps", "-o", "pid=,stat=,args=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return [line for line in listing.stdout.splitlines() if line.split()[1][0] != "Z"]
+
+
+def wait_until_none_is_left(session: int, *, seconds: float = 20) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and alive_in_session(session):
+        time.sleep(0.1)
+    return alive_in_session(session)
+
+
+def test_a_runner_killed_at_random_moments_ends_with_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
+    out, chance = tmp_path / "runs", random.Random(11)
+    for _ in range(3):
+        process = start(project, out)
+        # Past the imports, so that every attempt gets some work done before it dies.
+        time.sleep(chance.uniform(7, 16))
+        process.kill()
+        process.communicate()
+        assert wait_until_none_is_left(process.pid) == []
+    process = start(project, out)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert content(out / "tiny") == content(finished_run)
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_orphan_and_a_resumable_run(
+    project: Path, tmp_path: Path, finished_run: Path, signal_number: int, code: int
+) -> None:
+    out = tmp_path / "runs"
+    process = start(project, out)
+    assert process.stderr is not None
+    seen = ""
+    while "sft: done" not in seen and process.poll() is None:
+        seen += process.stderr.readline()
+    os.killpg(process.pid, signal_number)  # as a terminal does: to every process of the group
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, seen + errors
+    assert "Run the same command again" in errors
+    assert "Traceback" not in errors
+    assert wait_until_none_is_left(process.pid) == []
+    assert (out / "tiny" / "stages" / "sft" / "manifest.json").exists()
+    run = run_recipe(load_recipe(project / "recipe.yaml"), out, until="reward").folder
+    expected = content(finished_run)
+    assert content(run) == {name: expected[name] for name in content(run)}
+
+
+def test_damage_is_quarantined_and_made_again(project: Path, tmp_path: Path, finished_run: Path) -> None:
+    recipe, out = load_recipe(project / "recipe.yaml"), tmp_path / "runs"
+    run = run_recipe(recipe, out, until="sampled").folder
+    rows = (run / "stages" / "sampled").resolve() / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("p3", "p4"))
+    events: list[dict[str, Any]] = []
+    run = run_recipe(recipe, out, until="sampled", report=events.append).folder
+    quarantined = [event for event in events if event["event"] == "quarantined"]
+    assert [event["stage"] for event in quarantined] == ["sampled"]
+    assert "rows.jsonl does not have the content" in quarantined[0]["problem"]
+    assert Path(quarantined[0]["path"]).is_dir()
+    expected = content(finished_run)
+    assert content(run) == {name: expected[name] for name in content(run)}
+
+
+def test_a_second_run_waits_for_the_first_and_says_for_whom(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    first = start(project, out)
+    assert first.stderr is not None
+    while "sft: started" not in first.stderr.readline():
+        assert first.poll() is None
+    second = start(project, out)
+    assert second.stderr is not None
+    line = ""
+    while "waiting" not in line and second.poll() is None:
+        line = second.stderr.readline()
+    assert f"process {first.pid}" in line
+    os.killpg(second.pid, signal.SIGINT)
+    second.communicate(timeout=30)
+    assert second.returncode == 130
+    os.killpg(first.pid, signal.SIGINT)
+    first.communicate(timeout=60)
+    assert first.returncode == 130
+
+
+def test_a_stop_between_shards_is_not_an_error_of_the_stage(project: Path, tmp_path: Path) -> None:
+    """In one process, so that the request can come at an exact moment."""
+    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.records import Message, Prompt
+    from align.stages.generate import Config
+
+    config = Config.model_validate(
+        {
+            "model": "m",
+            "prompts": "p",
+            "engine": "transformers",
+            "shard_prompts": 1,
+            "max_completion_tokens": 2,
+            "num_candidates": 1,
+        }
+    )
+    prompts = [Prompt(id=str(i), prompt=[Message(role="user", content="a")]) for i in range(3)]
+    task = SamplingTask(project / "base", prompts, [[5, 6], [7], [8, 9]], (2,), config, 1, config, seed=1)
+    done: list[int] = []
+    with pytest.raises(Interrupted) as caught:
+        sample(
+            task,
+            tmp_path / "shards",
+            holder=EngineHolder(config),
+            stop_requested=lambda: signal.SIGTERM if done[-1:] == [1] else None,
+            report=lambda finished, total: done.append(finished),
+        )
+    assert caught.value.exit_code == 143
+    assert sorted(path.name for path in (tmp_path / "shards").glob("*.jsonl")) == ["shard-00000.jsonl"]

@@ -1,0 +1,135 @@
+"""A whole run of the tiny project: what it leaves behind, and that every piece of it can be trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import load_recipe, run_recipe
+from align.errors import DataError, StageError
+from align.report.results import Results
+from align.store.artifact import Manifest
+
+STAGES = ["sft", "reward", "sampled", "scored", "best", "rs", "pairs", "dpo", "compare"]
+
+
+def manifest_of(run: Path, stage: str) -> Manifest:
+    return Manifest.model_validate_json((run / "stages" / stage / "manifest.json").read_bytes())
+
+
+def rows_of(run: Path, stage: str, name: str = "rows.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stages" / stage / name).read_text().splitlines()]
+
+
+def test_every_stage_leaves_a_manifest_with_what_it_came_from(finished_run: Path) -> None:
+    manifests = {stage: manifest_of(finished_run, stage) for stage in STAGES}
+    assert all(manifest.files for manifest in manifests.values())
+    assert manifests["dpo"].inputs["sft"] == manifests["sft"].fingerprint
+    assert manifests["dpo"].inputs["pairs"] == manifests["pairs"].fingerprint
+    assert manifests["sampled"].versions["transformers"]
+    assert manifests["sft"].seed == 5
+    assert manifests["sft"].peak_memory_bytes > 10**8
+    assert manifests["sft"].seconds > 0
+
+
+def test_results_and_report_are_published(finished_run: Path) -> None:
+    results = Results.from_json(json.loads((finished_run / "results.json").read_text()))
+    assert list(results.models) == ["sft", "rs", "dpo"]
+    assert results.baseline == "sft"
+    assert results.prompts == 6
+    assert results.seed == 5
+    assert results.command == ["align", "run"]
+    assert results.models["dpo"].retention_perplexity > 1  # type: ignore[operator]
+    assert results.models["dpo"].train_seconds > 0  # type: ignore[operator]
+    assert results.models["rs"].kl_to_baseline is not None
+    page = (finished_run / "report.html").read_text()
+    assert "열쇠를 잃어버렸어" in page
+
+
+def test_sft_keeps_one_checkpoint_per_epoch(finished_run: Path) -> None:
+    sft = finished_run / "stages" / "sft"
+    assert sorted(path.name for path in (sft / "epochs").iterdir()) == ["epoch-1", "epoch-2", "epoch-3"]
+    weights = [(sft / "epochs" / f"epoch-{n}" / "model.safetensors").read_bytes() for n in (1, 2, 3)]
+    assert len(set(weights)) == 3
+    assert weights[2] == (sft / "model" / "model.safetensors").read_bytes()
+
+
+def test_every_prompt_is_accounted_for(finished_run: Path) -> None:
+    sampled, scored = rows_of(finished_run, "sampled"), rows_of(finished_run, "scored")
+    assert len(sampled) == len(scored) == 12 * 3
+    assert [(row["prompt_id"], row["candidate_index"]) for row in sampled] == [(f"p{i}", k) for i in range(12) for k in range(3)]
+    for stage in ("best", "pairs"):
+        ids = {row["id"] for row in rows_of(finished_run, stage)} | {
+            row["id"] for row in rows_of(finished_run, stage, "drops.jsonl")
+        }
+        assert ids == {f"p{i}" for i in range(12)}
+    chosen = {row["id"]: row for row in rows_of(finished_run, "pairs")}
+    by_id = {(row["prompt_id"], row["completion"]): row["scores"]["rm"] for row in scored}
+    for row in chosen.values():
+        assert by_id[row["id"], row["chosen"]] == row["chosen_score"] > row["rejected_score"] == by_id[row["id"], row["rejected"]]
+
+
+def test_dpo_starts_at_ln_2(finished_run: Path) -> None:
+    metrics = manifest_of(finished_run, "dpo").metrics
+    assert metrics["loss_at_step_0"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["loss"] < math.log(2)
+
+
+def test_the_reward_model_reports_its_accuracy_and_that_of_length(finished_run: Path) -> None:
+    metrics = manifest_of(finished_run, "reward").metrics
+    assert metrics["pairs_train"] + metrics["pairs_held_out"] == 24
+    assert 0 <= metrics["accuracy_ci95"][0] <= metrics["accuracy"] <= metrics["accuracy_ci95"][1] <= 1
+    assert 0 <= metrics["length_only_accuracy"] <= 1
+
+
+def test_nothing_unpickled_or_secret_is_left(finished_run: Path) -> None:
+    files = [path for path in finished_run.parent.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    assert not [path for path in files if "work" in path.parts]
+
+
+def test_bad_rows_stop_the_run_before_any_stage(project: Path, tmp_path: Path) -> None:
+    with (project / "preferences.jsonl").open("a") as stream:
+        stream.write('{"prompt": "a", "chosen": "b", "rejected": "b"}\nnot json\n')
+    events: list[dict[str, Any]] = []
+    with pytest.raises(DataError) as caught:
+        run_recipe(load_recipe(project / "recipe.yaml"), tmp_path / "runs", report=events.append)
+    assert "preferences.jsonl:25: " in str(caught.value)
+    assert "preferences.jsonl:26: " in str(caught.value)
+    assert "stage_started" not in {event["event"] for event in events}
+
+
+def test_dropped_rows_are_counted_and_explained(project: Path, tmp_path: Path) -> None:
+    with (project / "instructions.jsonl").open("a") as stream:
+        stream.write('{"id": "empty", "prompt": "a", "completion": " "}\n')
+    recipe = load_recipe(project / "recipe.yaml", ["inputs.instructions.on_invalid=drop"])
+    run = run_recipe(recipe, tmp_path / "runs", only="sft").folder
+    assert manifest_of(run, "sft").rows_in == 24
+    entries = list((tmp_path / "runs" / ".store").glob("input-*/drops.jsonl"))
+    drops = [json.loads(line) for path in entries for line in path.read_text().splitlines()]
+    assert [(drop["id"], drop["drop_reason"]) for drop in drops] == [("empty", "empty_completion")]
+
+
+def test_a_row_longer_than_the_limit_is_named_with_its_line(project: Path, tmp_path: Path) -> None:
+    with (project / "instructions.jsonl").open("a") as stream:
+        stream.write(json.dumps({"prompt": "long", "completion": "열쇠 " * 200}) + "\n")
+    recipe_path, out = project / "recipe.yaml", tmp_path / "runs"
+    with pytest.raises(DataError, match=r"instructions.jsonl:25: .* tokens; max_tokens is 128"):
+        run_recipe(load_recipe(recipe_path), out, only="sft")
+    run = run_recipe(load_recipe(recipe_path, ["stages.sft.on_invalid=drop"]), out, only="sft").folder
+    assert manifest_of(run, "sft").dropped == {"too_long": 1}
+    assert manifest_of(run, "sft").rows_out == 24
+
+
+def test_divergence_stops_the_stage_and_saves_nothing(project: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(project / "recipe.yaml", ["stages.sft.learning_rate=1e30", "stages.sft.warmup_ratio=0.0"])
+    with pytest.raises(StageError, match="not finite|loss is nan|loss is inf") as caught:
+        run_recipe(recipe, tmp_path / "runs", only="sft")
+    assert caught.value.exit_code == 5
+    entry = next((tmp_path / "runs" / ".store").glob("sft-*/"))
+    assert not (entry / "manifest.json").exists()
+    assert not (entry / "model").exists()

@@ -1,0 +1,114 @@
+"""Entries of the store: done only with a manifest, damage always named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.records import Drop
+from align.store.artifact import Artifact, Entry, Manifest, Store, write_rows
+from align.store.atomic import atomic_writer, write_json
+
+
+def manifest(**changes: object) -> Manifest:
+    fields = {"kind": "prompts", "stage": "generate", "stage_version": 1, "fingerprint": "f" * 16, "config": {}, "inputs": {}}
+    return Manifest.model_validate({**fields, "seed": 1, **changes})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / ".store")
+
+
+@pytest.fixture
+def entry(store: Store) -> Entry:
+    entry = store.entry("generate", "f" * 16)
+    entry.begin()
+    write_rows(entry.path / "rows.jsonl", [Drop(id="a", drop_reason="tie")])
+    (entry.path / "model").mkdir()
+    (entry.path / "model" / "weights").write_bytes(b"12345")
+    (entry.work / "shard").write_bytes(b"unfinished")
+    entry.commit(manifest())
+    return entry
+
+
+def test_without_a_manifest_an_entry_is_missing(store: Store) -> None:
+    entry = store.entry("sft", "0" * 16)
+    assert entry.check(store.hashes) == ("missing", "")
+    entry.begin()
+    (entry.path / "rows.jsonl").write_text("{}")
+    assert entry.check(store.hashes) == ("missing", "")
+
+
+def test_a_commit_hashes_every_file_and_removes_the_work(store: Store, entry: Entry) -> None:
+    assert entry.check(store.hashes) == ("done", "")
+    written = entry.read_manifest()
+    assert written is not None
+    assert sorted(written.files) == ["model/weights", "rows.jsonl"]
+    assert written.files["model/weights"].size_bytes == 5
+    assert not entry.work.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: (path / "model" / "weights").write_bytes(b"12346"), "model/weights does not have the content"),
+        (lambda path: (path / "model" / "weights").write_bytes(b"123"), "model/weights has 3 bytes, not 5"),
+        (lambda path: (path / "rows.jsonl").unlink(), "rows.jsonl is missing"),
+        (lambda path: (path / "manifest.json").write_text('{"kind":'), "manifest.json cannot be read"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json cannot be read"),
+    ],
+)
+def test_damage_is_found_and_named(store: Store, entry: Entry, damage, told: str) -> None:  # type: ignore[no-untyped-def]
+    damage(entry.path)
+    state, problem = entry.check(store.hashes)
+    assert state == "damaged"
+    assert told in problem
+
+
+def test_the_remembered_hash_does_not_hide_a_change(store: Store, entry: Entry) -> None:
+    assert entry.check(store.hashes)[0] == "done"
+    store.hashes.save()
+    (entry.path / "model" / "weights").write_bytes(b"54321")
+    assert Store(store.root).entry("generate", "f" * 16).check(Store(store.root).hashes)[0] == "damaged"
+
+
+def test_quarantine_keeps_the_files_where_nothing_uses_them(store: Store, entry: Entry) -> None:
+    target = entry.quarantine()
+    assert (target / "model" / "weights").exists()
+    assert entry.check(store.hashes)[0] == "missing"
+
+
+def test_begin_keeps_the_work_and_removes_half_written_outputs(store: Store) -> None:
+    entry = store.entry("sft", "1" * 16)
+    entry.begin()
+    (entry.work / "checkpoint").write_text("kept")
+    (entry.path / "model").mkdir()
+    (entry.path / "rows.jsonl").write_text("half")
+    entry.begin()
+    assert [path.name for path in entry.path.iterdir()] == ["work"]
+    assert (entry.work / "checkpoint").exists()
+
+
+def test_rows_must_be_read_as_what_they_are(entry: Entry) -> None:
+    written = entry.read_manifest()
+    assert written is not None
+    with pytest.raises(TypeError, match="holds Prompt, not Drop"):
+        Artifact("p", entry.path, written).rows(Drop)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_writer(path) as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_not_a_number_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
