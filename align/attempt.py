@@ -12,6 +12,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from align.errors import Interrupted
+
 
 class Progress:
     """Progress of long work, sent to whoever shows it."""
@@ -42,9 +44,20 @@ class Attempt:
     stop_requested: Callable[[], int | None]
     """The number of the signal that asked to stop, or None."""
 
+    def check_stop(self) -> None:
+        """Raise Interrupted when a stop was requested; called where stopping loses nothing that is finished."""
+        number = self.stop_requested()
+        if number is not None:
+            raise Interrupted("Stopped; what is finished is kept.", signal_number=number)
+
     def counter(self, task: str, unit: str) -> Callable[[int, int], None]:
-        """A function to be called with (done, total) of `task`."""
-        return lambda done, total: self.progress.update(task, done, total, unit)
+        """A function to be called with (done, total) of `task`, between pieces of work: it is where a stop takes effect."""
+
+        def count(done: int, total: int) -> None:
+            self.progress.update(task, done, total, unit)
+            self.check_stop()
+
+        return count
 
 
 def end_with_parent() -> None:

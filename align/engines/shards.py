@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from align.attempt import end_with_parent
 from align.config.sections import GenerationEngine, Sampling
 from align.engines.open import architecture_of, open_engine
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
-from align.errors import Interrupted, StageError
+from align.errors import Interrupted, RecipeError, StageError
+from align.models.folder import context_tokens
 from align.records import Candidate, Prompt
-from align.store.artifact import read_rows, write_rows
-from align.store.atomic import write_json
-from align.store.fingerprint import sha256_of_file
+from align.store.artifact import read_rows
+from align.store.shard import read_seal, shard_path, write_shard
 
 WORKER_POLL_SECONDS = 0.2
 SEED_BITS = 31
@@ -53,7 +52,8 @@ class SamplingTask:
 
     @property
     def max_model_tokens(self) -> int:
-        return self.sampling.max_prompt_tokens + self.sampling.max_completion_tokens
+        """Tokens of the longest prompt and completion together; never more than the model can see."""
+        return prompt_room(self.model_folder, self.sampling) + self.sampling.max_completion_tokens
 
     def settings(self) -> SamplingSettings:
         return SamplingSettings(
@@ -109,27 +109,27 @@ class EngineHolder:
             self._model_folder = None
 
 
+def prompt_room(model_folder: Path, sampling: Sampling) -> int:
+    """Most tokens a prompt may have, so that it and its completion fit into what the model can see.
+
+    Raises:
+        RecipeError: if max_completion_tokens alone fills it.
+    """
+    context = context_tokens(model_folder)
+    room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)
+    if room < 1:
+        raise RecipeError(
+            f"{model_folder}: the model sees {context} tokens, max_completion_tokens is {sampling.max_completion_tokens}: "
+            "there is no room for a prompt",
+            hint="Lower max_completion_tokens.",
+        )
+    return room
+
+
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """Seed of a prompt's request: depends on the run's seed and the prompt's id, not on its place in the file."""
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
-
-
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.jsonl"
-
-
-def _seal_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def shard_is_whole(path: Path) -> bool:
-    """Whether a shard was finished and has not changed since."""
-    try:
-        seal = _seal_path(path).read_text()
-        return f'"{sha256_of_file(path)}"' in seal
-    except OSError:
-        return False
 
 
 def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: Callable[[list[int]], str], folder: Path) -> None:
@@ -148,10 +148,8 @@ def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: C
         for prompt, request, completions in zip(prompts, requests, outputs, strict=True)
         for candidate_index, completion in enumerate(completions)
     ]
-    path = shard_path(folder, index)
-    write_rows(path, rows)
-    seal = {"sha256": sha256_of_file(path), "engine": engine.name, "version": engine.version}
-    write_json(_seal_path(path), {**seal, "tokens": sum(row.completion_tokens for row in rows), "seconds": seconds})
+    tokens = sum(row.completion_tokens for row in rows)
+    write_shard(shard_path(folder, index), rows, engine=engine.name, version=engine.version, tokens=tokens, seconds=seconds)
 
 
 def _candidate(
@@ -195,7 +193,7 @@ def sample(
         report: called with (finished shards, all shards).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(task.num_shards) if not shard_is_whole(shard_path(folder, index))]
+    missing = [index for index in range(task.num_shards) if read_seal(shard_path(folder, index)) is None]
     finished = task.num_shards - len(missing)
     report(finished, task.num_shards)
     workers = min(task.engine.num_workers, len(missing))
@@ -214,15 +212,15 @@ def sample(
 
 
 def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
-    import json
-
     candidates: list[Candidate] = []
     engines: dict[tuple[str, str], None] = {}
     tokens, seconds = 0, 0.0
     for index in range(task.num_shards):
         path = shard_path(folder, index)
+        seal = read_seal(path)
+        if seal is None:
+            raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
         candidates.extend(read_rows(path, Candidate))
-        seal: dict[str, Any] = json.loads(_seal_path(path).read_text())
         engines[seal["engine"], seal["version"]] = None
         tokens, seconds = tokens + seal["tokens"], seconds + seal["seconds"]
     expected = {(prompt.id, index) for prompt in task.prompts for index in range(task.num_candidates)}
@@ -261,7 +259,7 @@ def _sample_in_processes(
             process.start()
         while any(process.is_alive() for process in processes):
             _check_stop(stop_requested)
-            report(sum(_seal_path(shard_path(folder, index)).exists() for index in missing))
+            report(sum(read_seal(shard_path(folder, index)) is not None for index in missing))
             failed = [process for process in processes if process.exitcode not in (None, 0)]
             if failed:
                 raise StageError(f"A sampling process ended with code {failed[0].exitcode}", hint="The log says why.")

@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_NO_BOUND = 1_000_000
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"})
@@ -199,3 +200,14 @@ def _check_safetensors(path: Path, name: str) -> None:
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
+
+
+def context_tokens(path: Path) -> int:
+    """How many tokens the model of a checked folder can see; a large number where its configuration sets no bound."""
+    config = _read_json_object(path, CONFIG_NAME)
+    text_config = config.get("text_config")
+    for source in (config, text_config if isinstance(text_config, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(source.get(key), int):
+                return int(source[key])
+    return _NO_BOUND

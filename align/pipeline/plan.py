@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,8 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
     labels = {"recipe": recipe.name, **names} if config.labels_matter else {}
     plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
     code = {"stage": stage.name, "version": stage.version}
+    # As text, because the order of scorers is the order of columns, and canonical JSON would sort it away.
+    plain = json.dumps(plain, ensure_ascii=False)
     return fingerprint({**code, "seed": recipe.seed, "config": plain, "inputs": references, "labels": labels})
 
 

@@ -30,6 +30,7 @@ from align.store.atomic import fsync_folder, write_bytes, write_json
 from align.store.lock import hold
 
 LOG_NAME = "run.log"
+INPUT_LINKS_NAME = "inputs"
 RECIPE_NAME = "recipe.json"
 PUBLISHED = ("results.json", "report.html")
 LOG_TAIL_LINES = 8
@@ -149,6 +150,8 @@ class _Runner:
         self._check_environment(to_run)
         context = self._start_server() if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._report)
+        for artifact in artifacts.values():
+            self._link(INPUT_LINKS_NAME, artifact.name, artifact.path)
         for stage in plan.stages:
             self._signals.check()
             if stage.status == "skipped":
@@ -160,7 +163,7 @@ class _Runner:
                 assert context is not None
                 self._run_stage(context, stage, artifacts)
             artifacts[stage.name] = plan.store.load(stage.name, stage.entry)
-            self._link(stage)
+            self._link(LINKS_NAME, stage.name, stage.entry.path)
             seconds = artifacts[stage.name].manifest.seconds
             self._result.stages.append({"name": stage.name, "status": stage.status, "seconds": seconds})
         self._publish(artifacts)
@@ -260,7 +263,7 @@ class _Runner:
                 raise self._death(process, stage)
             if self._signals.received and asked_at is None:
                 asked_at = time.monotonic()
-                self._report({"event": "note", "stage": stage.name, "text": "stopping; a checkpoint is being written"})
+                self._report({"event": "note", "stage": stage.name, "text": "stopping; what is finished is being kept"})
                 process.terminate()
             waited_too_long = asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS
             if len(self._signals.received) > 1 or waited_too_long:
@@ -295,12 +298,12 @@ class _Runner:
             hint=f"Run the same command again to go on from here.{memory} Log: {self._log_path}",
         )
 
-    def _link(self, stage: PlannedStage) -> None:
-        """Point `stages/<name>` at the stage's store entry, replacing an older link in one step."""
-        folder = self._plan.run_folder / LINKS_NAME
+    def _link(self, folder_name: str, name: str, path: Path) -> None:
+        """Point `<run>/<folder_name>/<name>` at what is in the store, replacing an older link in one step."""
+        folder = self._plan.run_folder / folder_name
         folder.mkdir(exist_ok=True)
-        link, temporary = folder / stage.name, folder / f".{stage.name}.new"
-        target = os.path.relpath(stage.entry.path, folder)
+        link, temporary = folder / name, folder / f".{name}.new"
+        target = os.path.relpath(path, folder)
         if link.is_symlink() and os.readlink(link) == target:
             return
         temporary.unlink(missing_ok=True)

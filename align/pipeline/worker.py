@@ -217,6 +217,6 @@ def _as_align_error(error: BaseException, job: Job) -> AlignError | None:
         return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):
-        hint = "Lower micro_batch_size (it changes no result), batch_tokens or max_tokens."
+        hint = "Lower micro_batch_size (batch_size, and so the optimizer step, stays what it is), batch_tokens or max_tokens."
         return StageError(f"{job.name}: out of memory ({error})", hint=hint)
     return None

@@ -261,7 +261,7 @@ def _usable_prompts(table: AnswerTable, scorer: str) -> BoolArray:
     if not finite.any():
         raise DataError(
             f"scorer {scorer!r}: on none of the {len(table.prompt_ids)} prompts did every model get a finite score",
-            hint="Look at the scores in the comparison's rows.jsonl, and mend or remove this scorer.",
+            hint="Look at the scores in the comparison's answers, and mend or remove this scorer.",
         )
     return np.asarray(finite)
 

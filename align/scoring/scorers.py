@@ -32,15 +32,14 @@ class ScorerSet:
         self._batch_tokens = batch_tokens
         self._loaded: dict[str, object] = {}
 
-    def score(self, candidates: Sequence[Candidate], report: Callable[[int, int], None]) -> list[ScoredCandidate]:
+    def score(self, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[ScoredCandidate]:
         """The candidates in the order given, with a number per scorer; None where it is not finite.
 
-        `report` is called with (scores done, scores to be made).
+        `report` is called with the number of scores done; there will be one per candidate and scorer.
         """
-        total = len(candidates) * len(self.names)
         columns: dict[str, list[float | None]] = {}
         for name in self.names:
-            columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates), total))
+            columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates)))
         scored = []
         for index, candidate in enumerate(candidates):
             scores = {name: column[index] for name, column in columns.items()}
@@ -73,5 +72,5 @@ class ScorerSet:
         return self._loaded[reference]
 
 
-def _shifted(report: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
-    return lambda done: report(before + done, total)
+def _shifted(report: Callable[[int], None], before: int) -> Callable[[int], None]:
+    return lambda done: report(before + done)

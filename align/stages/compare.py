@@ -8,8 +8,10 @@ completion length, share of completions that end by themselves, distinct-2, perp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +22,9 @@ from align.config.sections import GenerationEngine, OnInvalid, Sampling, Scorer
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
 from align.errors import DataError
-from align.records import Candidate, Instruction, Preference, Prompt, ScoredCandidate, TextRow
+from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
-from align.store.artifact import METRICS_NAME, Artifact, write_rows
+from align.store.artifact import DROPS_NAME, INPUT_STAGE, METRICS_NAME, Artifact, write_rows
 from align.store.atomic import write_json
 
 VERSION = 1
@@ -31,7 +33,7 @@ VERSION = 1
 class Config(Sampling, GenerationEngine, StageConfig):
     """Compare models on held-out prompts."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers", "batch_tokens"})
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
     labels_matter: ClassVar[bool] = True
 
     models: list[ModelReference] = Field(min_length=1)
@@ -49,7 +51,7 @@ class Config(Sampling, GenerationEngine, StageConfig):
     bootstrap_resamples: int = Field(default=10_000, ge=100)
     """Resamples of the paired bootstrap over prompts."""
     batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens per forward pass of a reward model; scores do not depend on it."""
+    """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
 
@@ -68,6 +70,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
     from align.report.html import write_report
     from align.report.results import build_results
+    from align.report.view import StageSummary
 
     config = context.config
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -91,19 +94,21 @@ def run(context: StageContext[Config]) -> StageOutcome:
     write_json(context.output / RESULTS_NAME, results.to_json())
     for name, rows in scored.items():
         write_rows(context.output / ANSWERS_NAME / f"{name}.jsonl", rows)
+    write_rows(context.output / DROPS_NAME, list(sampled.drops.values()))
     write_report(
         context.output / REPORT_NAME,
         results=results,
         answers=scored,
         curves=_curves(context.artifacts),
-        stages=[_summary(artifact) for artifact in context.artifacts.values()],
+        stages=[StageSummary.of(artifact) for artifact in context.artifacts.values()],
         recipe=context.recipe,
         primary_scorer=list(config.scorers)[-1],
     )
     return StageOutcome(
         metrics={"prompts_seen_in_training": seen, "new_tokens": sampled.new_tokens, "engine_seconds": sampled.engine_seconds},
         rows_in=len(prompts),
-        rows_out=sum(len(rows) for rows in scored.values()),
+        rows_out=len(prompts) - len(sampled.drops),
+        dropped=dict(Counter(drop.drop_reason for drop in sampled.drops.values())),
         versions={sampled.engine: sampled.engine_version},
     )
 
@@ -120,6 +125,8 @@ class _Sampled:
     engine_version: str = ""
     new_tokens: int = 0
     engine_seconds: float = 0.0
+    drops: dict[str, Drop] = field(default_factory=dict)
+    """Prompts that at least one model could not be shown, by id."""
 
 
 @dataclass
@@ -149,7 +156,7 @@ def _key(row: Any) -> str:
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.engines.shards import EngineHolder, SamplingTask, prompt_room, sample
     from align.models.load import load_tokenizer
 
     config = context.config
@@ -158,9 +165,8 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         artifact = context.artifact(name)
         chat_format = ChatFormat(load_tokenizer(artifact.model_path), where=artifact.where(None))
         where = context.artifact(config.prompts).where
-        encoded = encode_prompts(
-            prompts, chat_format, max_prompt_tokens=config.max_prompt_tokens, on_invalid=config.on_invalid, where=where
-        )
+        room = prompt_room(artifact.model_path, config)
+        encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=where)
         by_id = {prompt.id: prompt for prompt in prompts}
         task = SamplingTask(
             model_folder=artifact.model_path,
@@ -174,11 +180,12 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         )
         report = sample(
             task,
-            context.work / name,
+            context.work / ANSWERS_NAME / name,
             holder=holder,
             stop_requested=context.stop_requested,
             report=context.counter(f"answers of {name}", "shards"),
         )
+        result.drops.update((drop.id, drop) for drop in encoded.drops)
         result.answers[name] = report.candidates
         result.prompt_ids[name] = {row.id: row.prompt_ids for row in encoded.rows}
         result.pad_token_id[name] = chat_format.pad_token_id
@@ -192,11 +199,10 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
 
 def _require_same_prompts(sampled: _Sampled) -> None:
     """Templates differ, so a prompt may fit one model and not another; only prompts that all answered can be compared."""
-    common = set.intersection(*(set(ids) for ids in sampled.prompt_ids.values()))
-    if not common:
-        raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
     for name, candidates in sampled.answers.items():
-        sampled.answers[name] = [candidate for candidate in candidates if candidate.prompt_id in common]
+        sampled.answers[name] = [candidate for candidate in candidates if candidate.prompt_id not in sampled.drops]
+        if not sampled.answers[name]:
+            raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
 
 
 def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candidate]]) -> dict[str, list[ScoredCandidate]]:
@@ -205,7 +211,15 @@ def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candida
     config = context.config
     folders = reward_model_folders(config.scorers, context.artifacts)
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
-    return {name: scorers.score(rows, context.counter(f"score {name}", "scores")) for name, rows in answers.items()}
+    scored = {}
+    for name, rows in answers.items():
+        count = context.counter(f"score {name}", "scores")
+        scored[name] = scorers.score(rows, partial(_count_of, count, len(rows) * len(config.scorers)))
+    return scored
+
+
+def _count_of(count: Callable[[int, int], None], total: int, done: int) -> None:
+    count(done, total)
 
 
 def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
@@ -250,7 +264,7 @@ def _tokenizer_bytes(folder: Path) -> bytes:
 
 
 def _train_seconds(artifact: Artifact) -> float | None:
-    return artifact.manifest.seconds if artifact.manifest.stage != "input" else None
+    return artifact.manifest.seconds if artifact.manifest.stage != INPUT_STAGE else None
 
 
 def _curves(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:
@@ -258,23 +272,6 @@ def _curves(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]
     curves = {}
     for name, artifact in artifacts.items():
         path = artifact.path / METRICS_NAME
-        if artifact.manifest.stage != "input" and path.exists():
+        if artifact.manifest.stage != INPUT_STAGE and path.exists():
             curves[name] = [json.loads(line) for line in path.read_text().splitlines()]
     return curves
-
-
-def _summary(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest
-    return {
-        "name": artifact.name,
-        "type": manifest.stage,
-        "seconds": manifest.seconds,
-        "rows_in": manifest.rows_in,
-        "rows_out": manifest.rows_out,
-        "dropped": manifest.dropped,
-        "metrics": manifest.metrics,
-        "versions": manifest.versions,
-        "fingerprint": manifest.fingerprint,
-        "peak_memory_bytes": manifest.peak_memory_bytes or None,
-        "seed": manifest.seed,
-    }

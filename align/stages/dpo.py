@@ -16,6 +16,7 @@ from align.config.reference import ModelReference, PreferencesReference
 from align.config.sections import OnInvalid, Optimization
 from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
+from align.models.folder import context_tokens
 from align.records import Preference
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -39,7 +40,7 @@ class Config(Optimization, StageConfig):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     max_tokens: int = Field(default=1024, ge=8)
-    """A prompt and completion longer than this together is an error, or a counted drop."""
+    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a pair that is too long."""
 
@@ -52,10 +53,9 @@ def run(context: StageContext[Config]) -> StageOutcome:
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.pairs)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    limit = min(config.max_tokens, context_tokens(source.model_path))
     records = data.rows(Preference)
-    encoded = encode_preferences(
-        records, chat_format, max_tokens=config.max_tokens, on_invalid=config.on_invalid, where=data.where
-    )
+    encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
     history, metrics = train_dpo(
         encoded.rows,
         context,

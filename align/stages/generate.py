@@ -41,16 +41,15 @@ class Config(Sampling, GenerationEngine, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode the prompts, sample the shards that are not there yet, put them together."""
-    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.engines.shards import EngineHolder, SamplingTask, prompt_room, sample
     from align.models.load import load_tokenizer
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
     records = data.rows(Prompt)
-    encoded = encode_prompts(
-        records, chat_format, max_prompt_tokens=config.max_prompt_tokens, on_invalid=config.on_invalid, where=data.where
-    )
+    room = prompt_room(source.model_path, config)
+    encoded = encode_prompts(records, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=data.where)
     by_id = {record.id: record for record in records}
     task = SamplingTask(
         model_folder=source.model_path,

@@ -1,7 +1,7 @@
 """What a stage is, and what it is handed when it runs.
 
-A stage is a file with a `Config`, a `run` function and a `STAGE` line that names them. It never imports another stage and
-finds its inputs through the context only, never by a guessed path.
+A stage is a file with a `Config`, a `VERSION` and a `run` function, and a line in `registry.py` that names it. It never imports
+another stage and finds its inputs through the context only, never by a guessed path.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from align.store.artifact import Artifact
 class StageConfig(StrictModel):
     """Fields common to every stage's configuration.
 
-    A field listed in `execution_fields` says how the work is done (batch size of scoring, number of workers) and cannot change
-    a byte of the result; it stays out of the fingerprint. `labels_matter` says that the names the references carry are part of
+    A field listed in `execution_fields` says how the work is done (number of workers, steps between checkpoints) and cannot
+    change a byte of the result; it stays out of the fingerprint. `labels_matter` says that the names the references carry are part of
     the result, as the row names of the comparison are.
     """
 

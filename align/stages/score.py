@@ -7,8 +7,7 @@ as null and counted, never replaced. Metrics: mean, spread and share of non-fini
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
@@ -16,22 +15,23 @@ from align.config.reference import CandidatesReference
 from align.config.sections import Scorer
 from align.records import Candidate, ScoredCandidate
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
-from align.store.artifact import ROWS_NAME, write_rows
+from align.store.artifact import ROWS_NAME, read_rows, write_rows
+from align.store.shard import read_seal, shard_path, write_shard
 
 VERSION = 1
+SHARD_ROWS = 4096
+"""Candidates that an interruption can cost; what is in a shard follows from their order."""
 
 
 class Config(StageConfig):
     """Score candidates."""
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
     candidates: CandidatesReference
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, or {rules: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens per forward pass of a reward model; scores do not depend on it."""
+    """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -42,10 +42,21 @@ def run(context: StageContext[Config]) -> StageOutcome:
     candidates = context.artifact(config.candidates).rows(Candidate)
     folders = reward_model_folders(config.scorers, context.artifacts)
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
-    scored = scorers.score(candidates, context.counter("score", "scores"))
+    count, total = context.counter("score", "scores"), len(candidates) * len(config.scorers)
+    scored: list[ScoredCandidate] = []
+    for index, start in enumerate(range(0, len(candidates), SHARD_ROWS)):
+        shard = shard_path(context.work / "shards", index)
+        if read_seal(shard) is None:
+            piece = candidates[start : start + SHARD_ROWS]
+            write_shard(shard, scorers.score(piece, _counting_from(start * len(config.scorers), total, count)))
+        scored.extend(read_rows(shard, ScoredCandidate))
     write_rows(context.output / ROWS_NAME, scored)
     metrics = {name: describe_scores(scored, name) for name in scorers.names}
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
+
+
+def _counting_from(before: int, total: int, count: Callable[[int, int], None]) -> Callable[[int], None]:
+    return lambda done: count(before + done, total)
 
 
 def describe_scores(scored: Sequence[ScoredCandidate], scorer: str) -> dict[str, float | int | None]:

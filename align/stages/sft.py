@@ -7,6 +7,7 @@ Metrics: loss, learning rate and gradient norm per logging step.
 
 from __future__ import annotations
 
+import shutil
 from typing import ClassVar
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from align.config.reference import InstructionsReference, ModelReference
 from align.config.sections import OnInvalid, Optimization
 from align.data.encoding import encode_instructions
 from align.data.template import ChatFormat
+from align.models.folder import context_tokens
 from align.records import Instruction
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -32,13 +34,13 @@ class Config(Optimization, StageConfig):
     data: InstructionsReference
     """Prompts and the completions to imitate."""
     max_tokens: int = Field(default=1024, ge=8)
-    """A prompt and completion longer than this together is an error, or a counted drop."""
+    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a row that is too long."""
     packing: bool = True
     """Several short samples share a row of max_tokens; they do not see each other."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout set on every dropout field of the model's configuration while training."""
+    """Dropout of every layer that has one, while training; the saved model keeps its own."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -49,10 +51,9 @@ def run(context: StageContext[Config]) -> StageOutcome:
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.data)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    limit = min(config.max_tokens, context_tokens(source.model_path))
     records = data.rows(Instruction)
-    encoded = encode_instructions(
-        records, chat_format, max_tokens=config.max_tokens, on_invalid=config.on_invalid, where=data.where
-    )
+    encoded = encode_instructions(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
     completions = {record.id: record.completion for record in records}
     result = train_sft(
         encoded.rows,
@@ -62,11 +63,12 @@ def run(context: StageContext[Config]) -> StageOutcome:
         source=source.model_path,
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,
-        max_tokens=config.max_tokens,
+        max_tokens=limit,
         packing=config.packing,
         dropout=config.dropout,
     )
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
-    (context.work / EPOCHS_NAME).rename(context.output / EPOCHS_NAME)
+    # Copied, not moved: a kill before the commit must find them in the work folder again.
+    shutil.copytree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
     return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())

@@ -129,15 +129,19 @@ class _StageCallback(TrainerCallback):
 
 
 class _EpochCallback(TrainerCallback):
-    """Calls `keep` with the number of every finished epoch."""
+    """Calls `keep` with the number of every finished epoch.
+
+    At the epoch's last step and before that step's checkpoint, not at the end of the epoch, which comes after it: a kill between
+    the two would resume behind the epoch and never keep it.
+    """
 
     def __init__(self, keep: Callable[[int], None]) -> None:
         self._keep = keep
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stopped_early = control.should_training_stop and state.global_step < state.max_steps
-        if state.epoch is not None and not stopped_early:
-            self._keep(round(state.epoch))
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        steps_per_epoch = state.max_steps // round(args.num_train_epochs)
+        if state.global_step % steps_per_epoch == 0:
+            self._keep(state.global_step // steps_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,6 @@ from align.training.packing import PackedCollator, TrainingSample, build_row, pa
 
 EPOCHS_NAME = "epochs"
 GUARD_ROWS = 64
-DROPOUT_FIELDS = (
-    "attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "dropout",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def train_sft(
         source: folder of the model to start from.
         output: folder for the trained model; every epoch's model goes to `attempt.work/epochs/epoch-N`.
         max_tokens: tokens of a packed row.
-        dropout: set on every dropout field of the model's configuration while training.
+        dropout: of every layer that has one, while training.
     Raises:
         StageError: if a sample of the labels does not decode to its completion, or training diverges.
         Interrupted: if a stop was requested.
@@ -66,11 +63,10 @@ def train_sft(
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
     model = load_causal_lm(source, dtype="float32")
-    undo_dropout = _set_dropout(model, dropout)
+    _set_dropout(model, dropout)
     arguments = training_arguments(config, attempt, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     history = train(trainer, attempt, keep_epoch=lambda epoch: _keep_epoch(trainer, chat_format, attempt.work, epoch))
-    undo_dropout()
     save_model(trainer.model, chat_format.tokenizer, output)
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
@@ -95,25 +91,15 @@ def _guard_labels(
     check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
 
 
-def _set_dropout(model: Any, dropout: float) -> Any:
-    """Set every dropout of a loaded model; the returned function puts the configuration back as it was."""
+def _set_dropout(model: Any, dropout: float) -> None:
+    """Set every dropout of a loaded model; its configuration, which is saved, stays as it was."""
     import torch
 
-    config = model.config
-    before = {name: getattr(config, name) for name in DROPOUT_FIELDS if hasattr(config, name)}
-    for name in before:
-        setattr(config, name, dropout)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = dropout
-
-    def undo() -> None:
-        for name, value in before.items():
-            setattr(config, name, value)
-
-    return undo
 
 
 def _keep_epoch(trainer: Any, chat_format: ChatFormat, work: Path, epoch: int) -> None:

@@ -47,7 +47,7 @@ def test_a_changed_beta_runs_dpo_and_what_follows(project: Path, out: Path) -> N
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("stages.scored.batch_tokens=64", []),
+        ("stages.scored.batch_tokens=64", ["scored", "best", "rs", "pairs", "dpo", "compare"]),
         ("stages.sampled.num_workers=2", []),
         ("stages.sft.checkpoint_steps=7", []),
         ("stages.compare.bootstrap_resamples=300", ["compare"]),
