@@ -20,7 +20,7 @@ DEFAULT_SEED = 17
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "recipes" / "quickstart"
 CORPUS_DOCUMENTS = 90_000
 TOKENIZER_DOCUMENTS = 40_000
-DEFAULT_PRETRAIN_STEPS = 2_400
+DEFAULT_PRETRAIN_STEPS = 2_000
 
 
 def say(message: str) -> None:

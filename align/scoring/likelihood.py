@@ -1,7 +1,4 @@
-"""Log-probabilities that a causal language model gives to completions.
-
-Logits are made for completion tokens only and a few thousand at a time, so no [batch, sequence, vocabulary] tensor exists.
-"""
+"""Log-probabilities that a causal language model gives to completions and to plain texts."""
 
 from __future__ import annotations
 
@@ -11,25 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from align.models.head import IGNORED, token_logps
 from align.models.load import load_causal_lm, load_tokenizer
 from align.scoring.batching import length_sorted_batches, pad_right
-
-CHUNK_TOKENS = 2048
-
-
-def _logps_of_tokens(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """[tokens] log-probabilities of `tokens` given the hidden states that predict them, in float32."""
-    head = model.get_output_embeddings()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    pieces = []
-    for states, targets in zip(hidden.split(CHUNK_TOKENS), tokens.split(CHUNK_TOKENS), strict=True):
-        logits = head(states).float()
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        pieces.append(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
-    return torch.cat(pieces)
 
 
 @torch.inference_mode()
@@ -59,15 +41,13 @@ def completion_logps(
     for batch in length_sorted_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens):
         sequences = [rows[index][0] + rows[index][1] for index in batch]
         input_ids, attention_mask = (tensor.to(device) for tensor in pad_right(sequences, pad_token_id))
-        predicted = torch.zeros_like(attention_mask, dtype=torch.bool)
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
         for row, index in enumerate(batch):
-            predicted[row, max(len(rows[index][0]), 1) : len(sequences[row])] = True
+            labels[row, : len(rows[index][0])] = IGNORED
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-            logps = _logps_of_tokens(model, hidden[:, :-1][predicted[:, 1:]], input_ids[predicted])
-        sums = torch.zeros(len(batch), dtype=torch.float64, device=device)
-        sums.index_add_(0, predicted.nonzero()[:, 0], logps.double())
-        for index, value in zip(batch, sums.tolist(), strict=True):
+            logps = token_logps(model, hidden[:, :-1], labels[:, 1:])
+        for index, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
             totals[index] = value
         done += len(batch)
         report(done)

@@ -41,7 +41,11 @@ def tiny_tokenizer(texts: Iterable[str] = (), *, vocabulary: int = 400) -> PreTr
 def _llama_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
     from transformers import LlamaConfig
 
-    shape = {
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -52,13 +56,7 @@ def _llama_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
         "tie_word_embeddings": True,
         "initializer_range": 0.1,
     }
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        **{**shape, **changes},
-    )
+    return LlamaConfig(**{**defaults, **changes})
 
 
 def tiny_causal_lm(folder: Path, *, texts: Iterable[str] = (), seed: int = 0, **changes: Any) -> Path:

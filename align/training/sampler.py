@@ -1,0 +1,42 @@
+"""The order of rows: random, yet rows of a batch are of similar length, so that little of it is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+# Batches whose rows are sorted together: more means less padding, fewer means more randomness.
+GROUP_BATCHES = 16
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffles, sorts groups of batches by length, shuffles the batches. The order follows from seed and epoch alone.
+
+    transformers has one too, but draws it from torch's global generator, which is elsewhere after a resume.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self._seed << 20) + self._epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        group_size = GROUP_BATCHES * self._batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), group_size):
+            group = sorted(order[start : start + group_size], key=lambda index: -self._lengths[index])
+            batches += [group[first : first + self._batch_size] for first in range(0, len(group), self._batch_size)]
+        # The one batch that may be short stays last, else every batch after it would be cut differently.
+        places = torch.randperm(max(len(batches) - 1, 0), generator=generator).tolist()
+        return iter([index for batch in [*(batches[place] for place in places), *batches[-1:]] for index in batch])

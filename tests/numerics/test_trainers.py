@@ -1,0 +1,158 @@
+"""The losses that TRL's trainers compute are those of `align.losses`, on tokens that we prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.attempt import Attempt, Progress
+from align.config.sections import Optimization
+from align.losses import dpo_loss, reward_model_loss
+from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.scoring.likelihood import completion_logps
+from align.training.loop import train, training_arguments
+from align.training.packing import TrainingSample, build_row
+from align.training.trl_trainers import dpo_trainer, reward_trainer, sft_trainer
+
+PAIRS = [
+    {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 2], "rejected_ids": [10, 2]},
+    {"prompt_ids": [11, 12], "chosen_ids": [13, 2], "rejected_ids": [14, 15, 16, 2]},
+    {"prompt_ids": [20], "chosen_ids": [21, 22, 2], "rejected_ids": [23, 2]},
+]
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Attempt:
+    return Attempt(name="test", work=tmp_path, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+
+
+def first_loss(trainer: Any, indices: range) -> float:
+    trainer.model.eval()
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[index] for index in indices]))
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        return float(trainer.compute_loss(trainer.model, inputs))
+
+
+@pytest.mark.parametrize(("beta", "label_smoothing"), [(0.1, 0.0), (0.7, 0.0), (0.3, 0.2)])
+def test_dpo(project_template: Path, attempt: Attempt, beta: float, label_smoothing: float) -> None:
+    base = project_template / "base"
+    reference = [(-9.0, -4.0), (-6.5, -12.0), (-8.0, -5.0)]
+    rows = [
+        {**pair, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for pair, (chosen, rejected) in zip(PAIRS, reference, strict=True)
+    ]
+    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
+    trainer = dpo_trainer(load_causal_lm(base), load_tokenizer(base), rows, arguments, beta=beta, label_smoothing=label_smoothing)
+    model = load_causal_lm(base).eval()
+    policy = {
+        side: torch.tensor(
+            completion_logps(model, [(p["prompt_ids"], p[f"{side}_ids"]) for p in PAIRS], pad_token_id=0, batch_tokens=64)
+        )
+        for side in ("chosen", "rejected")
+    }
+    chosen, rejected = (torch.tensor(column) for column in zip(*reference, strict=True))
+    expected = dpo_loss(policy["chosen"], policy["rejected"], chosen, rejected, beta=beta, label_smoothing=label_smoothing)
+    assert first_loss(trainer, range(3)) == pytest.approx(expected.losses.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("center_coef", [0.0, 0.05])
+def test_reward_model(project_template: Path, attempt: Attempt, center_coef: float) -> None:
+    base = project_template / "base"
+    torch.manual_seed(1)
+    model = load_reward_model(base, new_head=True)
+    rows = [
+        {"chosen_ids": pair["prompt_ids"] + pair["chosen_ids"], "rejected_ids": pair["prompt_ids"] + pair["rejected_ids"]}
+        for pair in PAIRS
+    ]
+    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
+    trainer = reward_trainer(model, load_tokenizer(base), rows, arguments, center_coef=center_coef)
+    with torch.no_grad():
+        scores = {
+            side: torch.stack([model(input_ids=torch.tensor([row[f"{side}_ids"]])).logits[0, 0] for row in rows])
+            for side in ("chosen", "rejected")
+        }
+    expected = reward_model_loss(scores["chosen"], scores["rejected"], center_coef=center_coef)
+    assert first_loss(trainer, range(3)) == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_template: Path, attempt: Attempt) -> None:
+    base = project_template / "base"
+    samples = [TrainingSample(pair["prompt_ids"], pair["chosen_ids"]) for pair in PAIRS]
+    rows = [build_row(samples[:2]), build_row(samples[2:])]
+    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=2)
+    trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, arguments)
+    model = load_causal_lm(base).eval()
+    logps = completion_logps(
+        model, [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples], pad_token_id=0, batch_tokens=64
+    )
+    tokens = sum(len(sample.completion_token_ids) for sample in samples)
+    assert first_loss(trainer, range(2)) == pytest.approx(-sum(logps) / tokens, rel=1e-5)
+
+
+def test_accumulation_equals_one_large_batch(project_template: Path, tmp_path: Path) -> None:
+    base = project_template / "base"
+    rows = [
+        build_row([TrainingSample(pair["prompt_ids"], pair[side])]) for pair in PAIRS for side in ("chosen_ids", "rejected_ids")
+    ]
+    weights = []
+    for micro in (None, 1, 3):
+        attempt = Attempt(
+            name="test", work=tmp_path / str(micro), seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None
+        )
+        config = Optimization(precision="float32", batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
+        trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, attempt, num_rows=6))
+        history = train(trainer, attempt)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
+        assert history.last("loss") < history.rows[0]["loss"]
+    for other in weights[1:]:
+        difference = (weights[0] - other).abs()
+        assert difference.max() < 2e-4  # Adam divides tiny gradients by tiny roots; the mean shows that it is rounding
+        assert difference.mean() < 1e-6
+
+
+def test_our_losses_are_those_of_trl(project_template: Path, attempt: Attempt) -> None:
+    """TRL's own compute_loss, on the same trainer and batch."""
+    from trl import DPOTrainer, SFTTrainer
+
+    base, tokenizer = project_template / "base", load_tokenizer(project_template / "base")
+    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
+    rows = [build_row([TrainingSample(pair["prompt_ids"], pair["chosen_ids"])]) for pair in PAIRS]
+    sft = sft_trainer(load_causal_lm(base), tokenizer, rows, arguments)
+    inputs = sft.data_collator([sft.train_dataset[index] for index in range(3)])
+    ours = sft.compute_loss(sft.model, dict(inputs))
+    theirs = SFTTrainer.compute_loss(sft, sft.model, dict(inputs))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+    pairs = [{**pair, "ref_chosen_logps": -9.0, "ref_rejected_logps": -7.5 - index} for index, pair in enumerate(PAIRS)]
+    dpo = dpo_trainer(load_causal_lm(base), tokenizer, pairs, arguments, beta=0.3, label_smoothing=0.0)
+    batch = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[index] for index in range(3)]))
+    ours = dpo._compute_loss(dpo.model, batch, False)
+    mine = {name: values[-1] for name, values in dpo._metrics["eval" if not dpo.model.training else "train"].items()}
+    dpo._metrics["train"].clear(), dpo._metrics["eval"].clear()
+    theirs = DPOTrainer._compute_loss(dpo, dpo.model, batch, False)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    for name, values in dpo._metrics["eval" if not dpo.model.training else "train"].items():
+        if name in mine:
+            assert mine[name] == pytest.approx(values[-1], rel=1e-5), name
+
+
+def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.models import head
+
+    model = load_causal_lm(project_template / "base")
+    head.add_label_logps(model)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 2, 0, 0]])
+    labels = ids.masked_fill(torch.tensor([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1]]).bool(), -100)
+    gradients = []
+    for size in (4096, 2):
+        monkeypatch.setattr(head, "CHUNK_TOKENS", size)
+        model.zero_grad()
+        logps = model(input_ids=ids, logps_of=labels)
+        logps.sum().backward()
+        gradients.append((logps.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    for whole, chunked in zip(gradients[0][1], gradients[1][1], strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
