@@ -1,8 +1,9 @@
 """TRL's trainers, made to fit: the one place that imports TRL.
 
 What TRL would do by itself and we do not want: tokenise again (our tokens are checked and final), write model cards, report to
-its makers, compute the reference a second time, and spend 40 % of a step on the entropy of every position. So the losses of SFT
-and DPO are computed here, from log-probabilities of the completion's tokens only; tests/numerics holds them against TRL's.
+its makers, compute the reference a second time, and at every step the entropy of every position, prompts and padding included.
+So the losses of SFT and DPO are computed here, from log-probabilities of the completion's tokens only; tests/numerics holds
+them against TRL's.
 """
 
 from __future__ import annotations
