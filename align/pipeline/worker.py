@@ -189,6 +189,7 @@ def _manifest(job: Job, kind: str, version: int, outcome: StageOutcome, seconds:
         fingerprint=job.fingerprint,
         config=job.config.model_dump(mode="json"),
         inputs=dict(job.inputs),
+        input_sources={name: source for name in job.inputs if (source := job.artifacts[name].manifest.source) is not None},
         seed=job.seed,
         versions={"python": platform.python_version(), **_library_versions(), **outcome.versions},
         rows_in=outcome.rows_in,

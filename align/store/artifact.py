@@ -64,6 +64,8 @@ class Manifest(BaseModel):
     """Resolved configuration."""
     inputs: dict[str, str]
     """Fingerprint of every input, by the name it had."""
+    input_sources: dict[str, str] = Field(default_factory=dict)
+    """Where the inputs that came from outside were read: file, folder, or hub id with its commit, by name."""
     seed: int | None
     """Seed of the run."""
     source: str | None = None

@@ -32,6 +32,9 @@ def test_every_stage_leaves_a_manifest_with_what_it_came_from(finished_run: Path
     assert manifests["dpo"].inputs["pairs"] == manifests["pairs"].fingerprint
     assert manifests["sampled"].versions["transformers"]
     assert manifests["sft"].seed == 5
+    assert Path(manifests["sft"].input_sources["instructions"]).name == "instructions.jsonl"
+    assert Path(manifests["sft"].input_sources["base"]).name == "base"
+    assert manifests["dpo"].input_sources == {}
     assert manifests["sft"].peak_memory_bytes > 10**8
     assert manifests["sft"].seconds > 0
 

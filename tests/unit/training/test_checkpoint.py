@@ -1,0 +1,63 @@
+"""A checkpoint is resumed from only when it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align.training import checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for step in (2, 10, 9):
+        path = tmp_path / f"checkpoint-{step}"
+        (path / "nested").mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"weights %d" % step)
+        (path / "nested" / "state.json").write_text("{}")
+        checkpoint.seal(path)
+    return tmp_path
+
+
+def test_the_newest_by_step_not_by_name(folder: Path) -> None:
+    found = checkpoint.newest_valid(folder, on_damage=pytest.fail)
+    assert found == folder / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda p: (p / "checkpoint.json").unlink(), "was not finished"),
+        (lambda p: (p / "checkpoint.json").write_text('{"fil'), "was not finished"),
+        (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda p: (p / "model.safetensors").write_bytes(b"weights 11"), "model.safetensors does not have the content"),
+        (lambda p: (p / "nested" / "state.json").write_text(""), "nested/state.json does not have the content"),
+    ],
+)
+def test_a_damaged_one_is_set_aside_and_named(folder: Path, damage: Callable[[Path], object], told: str) -> None:
+    damage(folder / "checkpoint-10")
+    messages: list[str] = []
+    assert checkpoint.newest_valid(folder, on_damage=messages.append) == folder / "checkpoint-9"
+    assert len(messages) == 1
+    assert told in messages[0]
+    assert (folder / "damaged-checkpoint-10").is_dir()
+    assert checkpoint.newest_valid(folder, on_damage=pytest.fail) == folder / "checkpoint-9"
+
+
+def test_none_is_left_when_all_are_damaged(folder: Path) -> None:
+    for path in folder.glob("checkpoint-*"):
+        (path / "checkpoint.json").unlink()
+    assert checkpoint.newest_valid(folder, on_damage=lambda message: None) is None
+
+
+def test_sealing_again_covers_what_changed(folder: Path) -> None:
+    (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"new")
+    checkpoint.seal(folder / "checkpoint-2")
+    assert checkpoint.problem_with(folder / "checkpoint-2") is None
+
+
+def test_old_ones_are_removed(folder: Path) -> None:
+    checkpoint.remove_old(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-9"]
