@@ -81,3 +81,12 @@ class GenerationEngine(StrictModel):
     """Prompts per shard; a shard is the unit that an interruption repeats."""
     num_workers: int = Field(default=1, ge=1)
     """Processes that share the shards, each with an engine of its own."""
+
+
+class Generation(Sampling, GenerationEngine):
+    """Everything that decides which completions prompts get."""
+
+    num_candidates: int = Field(default=8, ge=1)
+    """Completions per prompt."""
+    on_invalid: OnInvalid = "error"
+    """What to do with a prompt that is too long."""

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.attempt import end_with_parent
-from align.config.sections import GenerationEngine, Sampling
+from align.config.sections import Generation, GenerationEngine, Sampling
+from align.data.encoding import Where, encode_prompts
+from align.data.template import ChatFormat
 from align.engines.open import architecture_of, open_engine
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.folder import context_tokens
-from align.records import Candidate, Prompt
+from align.records import Candidate, Drop, Prompt
 from align.store.artifact import read_rows
 from align.store.shard import read_seal, shard_path, write_shard
 
@@ -41,29 +43,49 @@ class SamplingTask:
     prompts: Sequence[Prompt]
     prompt_token_ids: Sequence[list[int]]
     stop_token_ids: tuple[int, ...]
-    sampling: Sampling
-    num_candidates: int
-    engine: GenerationEngine
+    config: Generation
     seed: int
 
     @property
     def num_shards(self) -> int:
-        return -(-len(self.prompts) // self.engine.shard_prompts)
+        return -(-len(self.prompts) // self.config.shard_prompts)
 
     @property
     def max_model_tokens(self) -> int:
         """Tokens of the longest prompt and completion together; never more than the model can see."""
-        return prompt_room(self.model_folder, self.sampling) + self.sampling.max_completion_tokens
+        return prompt_room(self.model_folder, self.config) + self.config.max_completion_tokens
 
     def settings(self) -> SamplingSettings:
         return SamplingSettings(
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            top_k=self.sampling.top_k,
-            max_completion_tokens=self.sampling.max_completion_tokens,
-            num_candidates=self.num_candidates,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            max_completion_tokens=self.config.max_completion_tokens,
+            num_candidates=self.config.num_candidates,
             stop_token_ids=self.stop_token_ids,
         )
+
+
+def prepare_task(
+    prompts: Sequence[Prompt], chat_format: ChatFormat, config: Generation, *, model_folder: Path, seed: int, where: Where
+) -> tuple[SamplingTask, list[Drop]]:
+    """Encode prompts for one model; the task, and the prompts that do not fit it.
+
+    Raises:
+        DataError: if a prompt does not fit and `config.on_invalid` is error, or none fits.
+    """
+    room = prompt_room(model_folder, config)
+    encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=where)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    task = SamplingTask(
+        model_folder=model_folder,
+        prompts=[by_id[row.id] for row in encoded.rows],
+        prompt_token_ids=[row.prompt_ids for row in encoded.rows],
+        stop_token_ids=(chat_format.eos_token_id,),
+        config=config,
+        seed=seed,
+    )
+    return task, encoded.drops
 
 
 @dataclass(frozen=True)
@@ -134,7 +156,7 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
 
 def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: Callable[[list[int]], str], folder: Path) -> None:
     """Sample one shard and write it; its seal (hash, engine, tokens, seconds) comes last."""
-    chosen = slice(index * task.engine.shard_prompts, (index + 1) * task.engine.shard_prompts)
+    chosen = slice(index * task.config.shard_prompts, (index + 1) * task.config.shard_prompts)
     prompts, token_ids = task.prompts[chosen], task.prompt_token_ids[chosen]
     engine = holder.engine_for(task.model_folder, task.max_model_tokens)
     requests = [
@@ -196,7 +218,7 @@ def sample(
     missing = [index for index in range(task.num_shards) if read_seal(shard_path(folder, index)) is None]
     finished = task.num_shards - len(missing)
     report(finished, task.num_shards)
-    workers = min(task.engine.num_workers, len(missing))
+    workers = min(task.config.num_workers, len(missing))
     if workers > 1:
         holder.close()
         _sample_in_processes(
@@ -223,7 +245,7 @@ def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
         candidates.extend(read_rows(path, Candidate))
         engines[seal["engine"], seal["version"]] = None
         tokens, seconds = tokens + seal["tokens"], seconds + seal["seconds"]
-    expected = {(prompt.id, index) for prompt in task.prompts for index in range(task.num_candidates)}
+    expected = {(prompt.id, index) for prompt in task.prompts for index in range(task.config.num_candidates)}
     found = [(candidate.prompt_id, candidate.candidate_index) for candidate in candidates]
     if len(found) != len(expected) or set(found) != expected:
         raise StageError(
@@ -280,7 +302,7 @@ def _shard_worker(task: SamplingTask, indices: Sequence[int], folder: Path, numb
     devices = torch.cuda.device_count() if os.path.exists("/dev/nvidia0") else 0
     if devices > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % devices] if visible[0] else str(number % devices)
-    holder = EngineHolder(task.engine)
+    holder = EngineHolder(task.config)
     decode = _decoder(task.model_folder)
     for index in indices:
         sample_shard(task, index, holder, decode, folder)

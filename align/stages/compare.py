@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from align.config.reference import ModelReference, PromptsReference, TextReference
-from align.config.sections import GenerationEngine, OnInvalid, Sampling, Scorer
-from align.data.encoding import encode_prompts
+from align.config.sections import Generation, Scorer
 from align.data.template import ChatFormat
 from align.errors import DataError
 from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
@@ -30,7 +29,7 @@ from align.store.atomic import write_json
 VERSION = 1
 
 
-class Config(Sampling, GenerationEngine, StageConfig):
+class Config(Generation, StageConfig):
     """Compare models on held-out prompts."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
@@ -52,8 +51,6 @@ class Config(Sampling, GenerationEngine, StageConfig):
     """Resamples of the paired bootstrap over prompts."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
-    on_invalid: OnInvalid = "error"
-    """What to do with a prompt that is too long."""
 
 
 RESULTS_NAME = "results.json"
@@ -120,7 +117,6 @@ class _Sampled:
     answers: dict[str, list[Candidate]] = field(default_factory=dict)
     prompt_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Model → prompt id → token ids."""
-    pad_token_id: dict[str, int] = field(default_factory=dict)
     engine: str = ""
     engine_version: str = ""
     new_tokens: int = 0
@@ -156,7 +152,7 @@ def _key(row: Any) -> str:
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.shards import EngineHolder, SamplingTask, prompt_room, sample
+    from align.engines.shards import EngineHolder, prepare_task, sample
     from align.models.load import load_tokenizer
 
     config = context.config
@@ -165,19 +161,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         artifact = context.artifact(name)
         chat_format = ChatFormat(load_tokenizer(artifact.model_path), where=artifact.where(None))
         where = context.artifact(config.prompts).where
-        room = prompt_room(artifact.model_path, config)
-        encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=where)
-        by_id = {prompt.id: prompt for prompt in prompts}
-        task = SamplingTask(
-            model_folder=artifact.model_path,
-            prompts=[by_id[row.id] for row in encoded.rows],
-            prompt_token_ids=[row.prompt_ids for row in encoded.rows],
-            stop_token_ids=(chat_format.eos_token_id,),
-            sampling=config,
-            num_candidates=config.num_candidates,
-            engine=config,
-            seed=context.seed,
-        )
+        task, drops = prepare_task(prompts, chat_format, config, model_folder=artifact.model_path, seed=context.seed, where=where)
         report = sample(
             task,
             context.work / ANSWERS_NAME / name,
@@ -185,10 +169,9 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
             stop_requested=context.stop_requested,
             report=context.counter(f"answers of {name}", "shards"),
         )
-        result.drops.update((drop.id, drop) for drop in encoded.drops)
+        result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
-        result.prompt_ids[name] = {row.id: row.prompt_ids for row in encoded.rows}
-        result.pad_token_id[name] = chat_format.pad_token_id
+        result.prompt_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
         result.engine, result.engine_version = report.engine, report.engine_version
         result.new_tokens += report.new_tokens
         result.engine_seconds += report.engine_seconds

@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
-
 from align.config.reference import ModelReference, PromptsReference
-from align.config.sections import GenerationEngine, OnInvalid, Sampling
-from align.data.encoding import encode_prompts
+from align.config.sections import Generation
 from align.data.template import ChatFormat
 from align.records import Candidate, Prompt
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
@@ -24,7 +21,7 @@ from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 VERSION = 1
 
 
-class Config(Sampling, GenerationEngine, StageConfig):
+class Config(Generation, StageConfig):
     """Sample candidates from a model."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
@@ -33,34 +30,18 @@ class Config(Sampling, GenerationEngine, StageConfig):
     """Model to sample from."""
     prompts: PromptsReference
     """Prompts to continue."""
-    num_candidates: int = Field(default=8, ge=1)
-    """Completions per prompt."""
-    on_invalid: OnInvalid = "error"
-    """What to do with a prompt that is too long."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode the prompts, sample the shards that are not there yet, put them together."""
-    from align.engines.shards import EngineHolder, SamplingTask, prompt_room, sample
+    from align.engines.shards import EngineHolder, prepare_task, sample
     from align.models.load import load_tokenizer
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
     records = data.rows(Prompt)
-    room = prompt_room(source.model_path, config)
-    encoded = encode_prompts(records, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=data.where)
-    by_id = {record.id: record for record in records}
-    task = SamplingTask(
-        model_folder=source.model_path,
-        prompts=[by_id[row.id] for row in encoded.rows],
-        prompt_token_ids=[row.prompt_ids for row in encoded.rows],
-        stop_token_ids=(chat_format.eos_token_id,),
-        sampling=config,
-        num_candidates=config.num_candidates,
-        engine=config,
-        seed=context.seed,
-    )
+    task, drops = prepare_task(records, chat_format, config, model_folder=source.model_path, seed=context.seed, where=data.where)
     report = sample(
         task,
         context.work / "shards",
@@ -69,7 +50,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         report=context.counter("generate", "shards"),
     )
     write_rows(context.output / ROWS_NAME, report.candidates)
-    write_rows(context.output / DROPS_NAME, encoded.drops)
+    write_rows(context.output / DROPS_NAME, drops)
     return StageOutcome(
         metrics={
             **describe(report.candidates),
@@ -79,7 +60,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         },
         rows_in=len(records),
         rows_out=len(report.candidates),
-        dropped=encoded.dropped(),
+        dropped=dict(Counter(drop.drop_reason for drop in drops)),
         versions={report.engine: report.engine_version},
     )
 

@@ -168,7 +168,7 @@ def test_a_stop_between_shards_is_not_an_error_of_the_stage(project: Path, tmp_p
         }
     )
     prompts = [Prompt(id=str(i), prompt=[Message(role="user", content="a")]) for i in range(3)]
-    task = SamplingTask(project / "base", prompts, [[5, 6], [7], [8, 9]], (2,), config, 1, config, seed=1)
+    task = SamplingTask(project / "base", prompts, [[5, 6], [7], [8, 9]], (2,), config, seed=1)
     done: list[int] = []
     with pytest.raises(Interrupted) as caught:
         sample(

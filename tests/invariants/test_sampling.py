@@ -19,9 +19,8 @@ PROMPTS = [Prompt(id=f"p{i}", prompt=[Message(role="user", content="x" * i)], re
 def task(project: Path, **changes: object) -> SamplingTask:
     fields = {"model": "m", "prompts": "p", "engine": "transformers", "shard_prompts": 3, "max_completion_tokens": 4}
     config = Config.model_validate({**fields, "num_candidates": 2, **changes})
-    return SamplingTask(
-        project / "base", PROMPTS, [[5 + i, 6, 7][: 1 + i % 3] for i in range(7)], (2,), config, 2, config, seed=4
-    )
+    tokens = [[5 + i, 6, 7][: 1 + i % 3] for i in range(7)]
+    return SamplingTask(project / "base", PROMPTS, tokens, (2,), config, seed=4)
 
 
 def run(sampling_task: SamplingTask, folder: Path, stop_after: int | None = None) -> list[Candidate]:
@@ -31,7 +30,7 @@ def run(sampling_task: SamplingTask, folder: Path, stop_after: int | None = None
         done[0] = finished
 
     stop = lambda: signal.SIGTERM if stop_after is not None and done[0] >= stop_after else None  # noqa: E731
-    holder = EngineHolder(sampling_task.engine)
+    holder = EngineHolder(sampling_task.config)
     return sample(sampling_task, folder, holder=holder, stop_requested=stop, report=report).candidates
 
 
@@ -75,7 +74,7 @@ def test_two_workers_give_the_texts_of_one(project_template: Path, tmp_path: Pat
 def test_a_prompt_must_have_room_beside_its_completion(project_template: Path) -> None:
     from align.engines.shards import prompt_room
 
-    config = task(project_template, max_completion_tokens=500, max_prompt_tokens=400).sampling
+    config = task(project_template, max_completion_tokens=500, max_prompt_tokens=400).config
     assert prompt_room(project_template / "base", config) == 12  # the model sees 512
     with pytest.raises(RecipeError, match="sees 512 tokens, max_completion_tokens is 512"):
-        prompt_room(project_template / "base", task(project_template, max_completion_tokens=512).sampling)
+        prompt_room(project_template / "base", task(project_template, max_completion_tokens=512).config)
