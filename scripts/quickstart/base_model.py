@@ -145,13 +145,13 @@ def pretrain(model: LlamaForCausalLM, windows: torch.Tensor, steps: int, seed: i
             recent = sum(losses[-50:]) / len(losses[-50:])
             print(f"step {step + 1}/{steps}  loss {recent:.3f}  {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
+    return float(sum(losses[-50:]) / len(losses[-50:]))
 
 
 @torch.no_grad()
 def perplexity(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
     """Perplexity per token of packed windows [windows, WINDOW_TOKENS]."""
-    losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in windows.split(BATCH_WINDOWS)]
+    losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in torch.split(windows, BATCH_WINDOWS)]
     return math.exp(sum(losses) / len(windows))
 
 
