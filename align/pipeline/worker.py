@@ -40,8 +40,6 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    # Threads that spin while they wait slow each other down wherever cores are shared.
-    "OMP_WAIT_POLICY": "passive",
     # A killed worker leaves semaphores to the resource tracker, which removes them; that it did is no news for a person.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -64,6 +63,8 @@ def mean_interval(values: FloatArray, *, seed: int, resamples: int) -> Interval:
 
 
 def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: int) -> tuple[float, float]:
+    from scipy.stats import bootstrap  # a second of import that who only shows results need not pay
+
     result = bootstrap(
         (values,),
         np.mean,
