@@ -77,7 +77,7 @@ class GenerationEngine(StrictModel):
     """vllm, transformers, or auto: vLLM where it is installed. The manifest names the one really used."""
     dtype: Dtype = "auto"
     """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
-    shard_prompts: int = Field(default=256, ge=1)
+    shard_prompts: int = Field(default=512, ge=1)
     """Prompts per shard; a shard is the unit that an interruption repeats."""
     num_workers: int = Field(default=1, ge=1)
     """Processes that share the shards, each with an engine of its own."""
