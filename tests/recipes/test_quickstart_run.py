@@ -53,7 +53,9 @@ def align(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_from_base_model_to_table(reduced: Path, tmp_path: Path) -> None:
-    first = align("run", str(reduced), "--out", str(tmp_path))
+    # 240 lessons and 140 pairs make a weak reward model; its margins are small.
+    any_margin = ("--set", "stages.pairs.min_margin=0.0")
+    first = align("run", str(reduced), "--out", str(tmp_path), *any_margin)
     assert first.returncode == 0, first.stderr
     run = tmp_path / "quickstart"
     assert "sft" in first.stdout
@@ -72,13 +74,13 @@ def test_from_base_model_to_table(reduced: Path, tmp_path: Path) -> None:
     reward: dict[str, Any] = json.loads((run / "stages" / "reward" / "manifest.json").read_text())
     assert reward["metrics"]["pairs_held_out"] > 0
 
-    second = align("run", str(reduced), "--out", str(tmp_path), "--json")
+    second = align("run", str(reduced), "--out", str(tmp_path), *any_margin, "--json")
     assert second.returncode == 0, second.stderr
     answer = json.loads(second.stdout)
     assert {stage["status"] for stage in answer["stages"]} == {"cached"}
     assert answer["results"]["models"].keys() == {"sft", "rs", "dpo"}
 
-    plan = align("plan", str(reduced), "--out", str(tmp_path), "--set", "stages.dpo.beta=0.3", "--json")
+    plan = align("plan", str(reduced), "--out", str(tmp_path), *any_margin, "--set", "stages.dpo.beta=0.3", "--json")
     assert [stage["name"] for stage in json.loads(plan.stdout)["stages"] if stage["status"] == "run"] == ["dpo", "compare"]
 
 
@@ -89,4 +91,4 @@ def test_one_stage_without_a_recipe(project: Path, tmp_path: Path) -> None:
         "--max-tokens", "128", "--batch-size", "4", "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert list(out.rglob("model.safetensors"))
+    assert (out / "stages" / "sft" / "model" / "model.safetensors").exists()
