@@ -80,13 +80,14 @@ def run_and_print(
     only: str | None = None,
     start: str | None = None,
     until: str | None = None,
+    store: Path | None = None,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
     from align.cli.progress import ProgressDisplay
     from align.pipeline.run import run_recipe
 
     with ProgressDisplay() as display:
-        result = run_recipe(recipe, out, only=only, start=start, until=until, report=display, command=command)
+        result = run_recipe(recipe, out, only=only, start=start, until=until, store=store, report=display, command=command)
     if json:
         print_json(result.to_json())
     else:

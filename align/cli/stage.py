@@ -140,4 +140,5 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
         if given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
     recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
-    run_and_print(recipe, out.parent, command=command, json=given["json"])
+    # One stage keeps everything it makes in its own folder; only the runs of recipes share a store.
+    run_and_print(recipe, out.parent, store=out / ".store", command=command, json=given["json"])

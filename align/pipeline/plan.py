@@ -102,7 +102,15 @@ def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | in
     return value
 
 
-def make_plan(recipe: Recipe, out: Path, *, only: str | None = None, start: str | None = None, until: str | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: Path,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+    store: Path | None = None,
+) -> Plan:
     """Decide for every stage whether its result is there. Reads and hashes files; writes nothing but remembered hashes.
 
     Args:
@@ -110,22 +118,23 @@ def make_plan(recipe: Recipe, out: Path, *, only: str | None = None, start: str 
         only: run this stage alone.
         start: run this stage and what needs it.
         until: run this stage and what it needs.
+        store: folder of the artifacts; `out/.store` when not given.
     Raises:
         RecipeError: if an input cannot be used, a named stage does not exist, or something needed is neither there nor chosen.
     """
-    store = Store(out / STORE_NAME)
+    artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
-    resolved = resolve_inputs(recipe, store)
+    resolved = resolve_inputs(recipe, artifact_store)
     known = {name: value.fingerprint for name, value in resolved.items()}
     chosen = _chosen(recipe, only=only, start=start, until=until)
-    plan = Plan(recipe, store, run_folder, resolved)
+    plan = Plan(recipe, artifact_store, run_folder, resolved)
     running: set[str] = set()
     for name, node in recipe.stages.items():
         inputs = {reference: known[reference] for _, reference in node.references}
         digest = stage_fingerprint(node, recipe, inputs)
         known[name] = digest
-        entry = store.entry(node.type, digest)
-        state, problem = entry.check(store.hashes)
+        entry = artifact_store.entry(node.type, digest)
+        state, problem = entry.check(artifact_store.hashes)
         manifest = entry.read_manifest() if state == "done" else None
         status: Status = "cached" if state == "done" else ("run" if name in chosen else "skipped")
         if status == "cached":
@@ -137,7 +146,7 @@ def make_plan(recipe: Recipe, out: Path, *, only: str | None = None, start: str 
             reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed)
         seconds = manifest.seconds if manifest else None
         plan.stages.append(PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, problem))
-    store.hashes.save()
+    artifact_store.hashes.save()
     _check_complete(plan, chosen)
     return plan
 

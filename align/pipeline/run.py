@@ -105,6 +105,7 @@ def run_recipe(
     only: str | None = None,
     start: str | None = None,
     until: str | None = None,
+    store: Path | None = None,
     report: Report = lambda event: None,
     command: list[str] | None = None,
 ) -> RunResult:
@@ -113,7 +114,7 @@ def run_recipe(
     Args:
         recipe: what to run.
         out: folder of all runs; this one goes to `out/<recipe name>`, its artifacts to `out/.store`.
-        only, start, until: run a part, see `make_plan`.
+        only, start, until, store: see `make_plan`.
         report: called with every event, from this thread.
         command: what the user typed, written into the comparison.
     Raises:
@@ -122,14 +123,14 @@ def run_recipe(
     """
     signals = _Signals()
     with signals.active():
-        plan = make_plan(recipe, out, only=only, start=start, until=until)
+        plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         on_wait = lambda holder: report({"event": "waiting", "stage": recipe.name, "holder": holder})  # noqa: E731
         lock_path = plan.store.root / f"run-{recipe.name}.lock"
         with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
             signals.check()
             # What another run of this recipe finished while we waited need not be made again.
-            plan = make_plan(recipe, out, only=only, start=start, until=until)
+            plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
             return _Runner(plan, signals, report, command or []).run()
 
 

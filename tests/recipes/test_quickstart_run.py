@@ -91,4 +91,6 @@ def test_one_stage_without_a_recipe(project: Path, tmp_path: Path) -> None:
         "--max-tokens", "128", "--batch-size", "4", "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (out / "stages" / "sft" / "model" / "model.safetensors").exists()
+    weights = out / "stages" / "sft" / "model" / "model.safetensors"
+    assert weights.resolve().is_relative_to(out.resolve())
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "project"}

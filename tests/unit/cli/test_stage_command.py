@@ -20,6 +20,7 @@ def test_options_become_a_recipe_of_one_stage(align: Any, pipeline: Any, folder:
     assert answer.code == 0, answer.err
     recipe = pipeline.recipe
     assert (recipe.name, recipe.seed, pipeline.out) == ("mine", 5, Path("made"))
+    assert pipeline.options["store"] == Path("made/mine/.store")
     assert recipe.inputs == {
         "model": ModelInput(kind="model", path="base"),
         "data": DataInput(
