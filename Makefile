@@ -29,6 +29,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_schemas.py --check
+	$(BIN)/python scripts/build_docs.py --check
 
 clean:
 	rm -rf runs build
