@@ -120,7 +120,7 @@ class _Intake(Generic[RecordT]):
     def tokenized(self) -> list[tuple[RecordT, list[list[int]]]]:
         """Every record that can be rendered, with the ids of its prompt and of each completion.
 
-        All texts go to the tokenizer in one call, which is many times faster than one call a row; equal prompts go once.
+        All texts go to the tokenizer in one call, which is faster than one call a row; equal prompts go once.
         """
         with self._format.time_limit(conversations=len(self._records)):
             rendered = [(record, texts) for record in self._records if (texts := self._render(record)) is not None]

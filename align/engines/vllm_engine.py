@@ -1,6 +1,6 @@
 """vLLM, in this process. The one place that imports it.
 
-In-process (no engine subprocess) starts in half the time and leaves nothing behind when the worker is killed.
+In-process (no engine subprocess) starts sooner and leaves nothing behind when the worker is killed.
 """
 
 from __future__ import annotations

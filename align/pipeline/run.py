@@ -125,12 +125,17 @@ def run_recipe(
     with signals.active():
         plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
-        on_wait = lambda holder: report({"event": "waiting", "stage": recipe.name, "holder": holder})  # noqa: E731
+        waited_for: list[str] = []
+
+        def on_wait(holder: str) -> None:
+            waited_for.append(holder)
+            report({"event": "waiting", "stage": recipe.name, "holder": holder})
+
         lock_path = plan.store.root / f"run-{recipe.name}.lock"
         with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
             signals.check()
-            # What another run of this recipe finished while we waited need not be made again.
-            plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
+            if waited_for:  # what the other run finished meanwhile need not be made again
+                plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
             return _Runner(plan, signals, report, command or []).run()
 
 
@@ -178,7 +183,7 @@ class _Runner:
                 resolve_engine(engine)
 
     def _start_server(self) -> ForkServerContext:
-        """A process with the trainers imported, from which every stage's process is forked in milliseconds.
+        """A process with the trainers imported, from which every stage's process is forked.
 
         It starts importing at once, while the inputs are read. Its environment is set around the start and put back after it.
         """
