@@ -7,7 +7,7 @@ exists; with gradients, a chunk's logits are made again in the backward pass whe
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,33 +17,73 @@ IGNORED = -100
 CHUNK_TOKENS = 4096
 
 
-def _chunk_logps(states: Tensor, targets: Tensor, head: Any, softcap: float | None) -> Tensor:
-    logits = head(states).float()
+class TargetLogps(NamedTuple):
+    """[tokens] each, float32, nats."""
+
+    logps: Tensor
+    """Log-probability of every target. Carries the gradient."""
+    entropy: Tensor | None
+    """Entropy of the distribution that each target was drawn from, detached; None unless asked for."""
+
+
+def _chunk_logps(states: Tensor, targets: Tensor, head: Any, softcap: float | None, temperature: float) -> Tensor:
+    return -torch.nn.functional.cross_entropy(_logits(states, head, softcap, temperature), targets, reduction="none")
+
+
+def _logits(states: Tensor, head: Any, softcap: float | None, temperature: float) -> Tensor:
+    logits: Tensor = head(states).float()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return logits if temperature == 1 else logits / temperature
+
+
+@torch.no_grad()
+def _chunk_logps_and_entropy(
+    states: Tensor, targets: Tensor, head: Any, softcap: float | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logps = _logits(states, head, softcap, temperature).log_softmax(-1)
+    return logps.gather(-1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1)
+
+
+def target_logps(
+    model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> TargetLogps:
+    """Log-probability of every target token given the hidden state that predicts it.
+
+    Args:
+        model: a causal language model, for its head and the soft cap of its logits (Gemma 2).
+        states: [tokens, width], hidden states.
+        targets: [tokens], token ids.
+        temperature: logits are divided by it, as the sampler did.
+        with_entropy: also return entropies; without gradient then.
+    """
+    head = model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    chunks = list(zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True))
+    if with_entropy:
+        both = [_chunk_logps_and_entropy(*chunk, head, softcap, temperature) for chunk in chunks]
+        return TargetLogps(torch.cat([logps for logps, _ in both]), torch.cat([entropy for _, entropy in both]))
+    again = len(chunks) > 1 and torch.is_grad_enabled()
+    pieces = [
+        checkpoint(_chunk_logps, *chunk, head, softcap, temperature, use_reentrant=False)
+        if again
+        else _chunk_logps(*chunk, head, softcap, temperature)
+        for chunk in chunks
+    ]
+    return TargetLogps(torch.cat(pieces), None)
 
 
 def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     """[batch, seq] log-probability of every label in nats, float32; zero where the label is -100.
 
     Args:
-        model: a causal language model, for its head and the soft cap of its logits (Gemma 2).
+        model: see `target_logps`.
         hidden: [batch, seq, width], the states that predict `labels` (already shifted).
         labels: [batch, seq], token ids; -100 is ignored.
     """
-    head = model.get_output_embeddings()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     counted = labels != IGNORED
-    states, targets = hidden[counted], labels[counted]
-    chunks = list(zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True))
-    again = len(chunks) > 1 and torch.is_grad_enabled()
-    pieces = [
-        checkpoint(_chunk_logps, *chunk, head, softcap, use_reentrant=False) if again else _chunk_logps(*chunk, head, softcap)
-        for chunk in chunks
-    ]
     logps = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-    return logps.masked_scatter(counted, torch.cat(pieces)) if pieces else logps
+    return logps.masked_scatter(counted, target_logps(model, hidden[counted], labels[counted]).logps)
 
 
 def add_label_logps(model: Any) -> None:
