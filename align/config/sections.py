@@ -70,13 +70,18 @@ class Sampling(StrictModel):
     """A longer prompt is an error, or a counted drop."""
 
 
-class GenerationEngine(StrictModel):
-    """Which engine samples, and how its work is cut."""
+class EngineChoice(StrictModel):
+    """Which engine samples."""
 
     engine: EngineName = "auto"
     """vllm, transformers, or auto: vLLM where it is installed. The manifest names the one really used."""
     dtype: Dtype = "auto"
     """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
+
+
+class GenerationEngine(EngineChoice):
+    """Which engine samples, and how its work is cut."""
+
     shard_prompts: int = Field(default=512, ge=1)
     """Prompts per shard; a shard is the unit that an interruption repeats."""
     num_workers: int = Field(default=1, ge=1)
@@ -90,3 +95,12 @@ class Generation(Sampling, GenerationEngine):
     """Completions per prompt."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
+
+
+class PairwiseOptimization(Optimization):
+    """How weights are updated from pairs, and which pairs can be used."""
+
+    max_tokens: int = Field(default=1024, ge=8)
+    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
+    on_invalid: OnInvalid = "error"
+    """What to do with a pair that is too long."""

@@ -35,13 +35,20 @@ def resolve_dtype(name: str) -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def open_engine(name: str, model_folder: Path, *, dtype: str, max_model_tokens: int) -> TextEngine:
-    """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`."""
+def open_engine(
+    name: str, model_folder: Path, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
+) -> TextEngine:
+    """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
+
+    Args:
+        memory_share: part of a GPU's memory that vLLM may take; default: most of it, nothing else is expected there.
+    """
     resolved = resolve_engine(name)
     if resolved == "vllm":
         from align.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
+        share = {} if memory_share is None else {"memory_share": memory_share}
+        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens, **share)
     from align.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from align.records import FinishReason
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class SamplingSettings:
     max_completion_tokens: int
     num_candidates: int
     stop_token_ids: tuple[int, ...]
+    with_logps: bool = False
+    """Also return the log-probability of every sampled token."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class SampledCompletion:
 
     token_ids: list[int]
     finish_reason: FinishReason
+    logps: list[float] | None = None
+    """Nats per token, under the distribution drawn from (after temperature, top-k and top-p); None if not asked for."""
 
 
 class TextEngine(Protocol):
@@ -53,6 +60,10 @@ class TextEngine(Protocol):
 
     def load_weights(self, model_folder: Path) -> None:
         """Put the weights of another model of the same architecture and vocabulary into the running engine."""
+        ...
+
+    def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
+        """Put these weights, by their names in the model's folder, into the running engine: all of them, tied ones once."""
         ...
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from align.attempt import end_with_parent
-from align.config.sections import Generation, GenerationEngine, Sampling
+from align.config.sections import Generation, GenerationEngine
 from align.data.encoding import Where, encode_prompts
 from align.data.template import ChatFormat
 from align.engines.open import architecture_of, open_engine
@@ -99,6 +100,16 @@ class SamplingReport:
     engine_seconds: float
 
 
+class TokenLimits(Protocol):
+    """What says how long prompts and completions may be."""
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    @property
+    def max_completion_tokens(self) -> int: ...
+
+
 class EngineHolder:
     """Keeps one engine alive from model to model, and only exchanges the weights where the architecture is the same."""
 
@@ -131,7 +142,7 @@ class EngineHolder:
             self._model_folder = None
 
 
-def prompt_room(model_folder: Path, sampling: Sampling) -> int:
+def prompt_room(model_folder: Path, sampling: TokenLimits) -> int:
     """Most tokens a prompt may have, so that it and its completion fit into what the model can see.
 
     Raises:

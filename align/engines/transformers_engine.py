@@ -45,6 +45,15 @@ class TransformersEngine:
     def load_weights(self, model_folder: Path) -> None:
         self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
+    def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
+        own = dict(self._model.named_parameters())  # tied weights once
+        given = dict(weights)
+        if missing := own.keys() - given.keys():
+            raise ValueError(f"no new weights for {', '.join(sorted(missing)[:3])}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(given[name])
+
     def close(self) -> None:
         del self._model
 
@@ -74,6 +83,7 @@ class TransformersEngine:
         generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
         stops = set(settings.stop_token_ids)
         tokens: list[list[int]] = [[] for _ in rows]
+        logps: list[list[float]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
         cache = None
         for _ in range(limit):
@@ -82,22 +92,28 @@ class TransformersEngine:
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
             cache = output.past_key_values
-            drawn = self._draw(output.logits[:, -1], generators, settings)
+            drawn, drawn_logps = self._draw(output.logits[:, -1], generators, settings)
             for row in list(open_rows):
                 tokens[row].append(drawn[row])
+                logps[row].append(drawn_logps[row])
                 if drawn[row] in stops:
                     open_rows.remove(row)
             if not open_rows:
                 break
             input_ids = torch.tensor(drawn, device=self._device)[:, None]
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
-        return (SampledCompletion(ids, "length" if row in open_rows else "stop") for row, ids in enumerate(tokens))
+        return (
+            SampledCompletion(ids, "length" if row in open_rows else "stop", logps[row] if settings.with_logps else None)
+            for row, ids in enumerate(tokens)
+        )
 
     @staticmethod
-    def _draw(logits: Tensor, generators: Sequence[torch.Generator], settings: SamplingSettings) -> list[int]:
+    def _draw(logits: Tensor, generators: Sequence[torch.Generator], settings: SamplingSettings) -> tuple[list[int], list[float]]:
+        """The token of every row, and its log-probability."""
         if settings.temperature == 0:
-            return [int(token) for token in logits.argmax(-1)]
+            return [int(token) for token in logits.argmax(-1)], [0.0] * len(logits)
         logps = filter_logits(logits, settings).cpu()
         # Exponential race: argmax of p / Exp(1) noise is a draw from p (equivalent to the Gumbel-max trick).
         noise = torch.stack([torch.empty(logps.shape[1]).exponential_(generator=generator) for generator in generators])
-        return [int(token) for token in (logps - noise.log()).argmax(-1)]
+        drawn = (logps - noise.log()).argmax(-1)
+        return drawn.tolist(), logps.gather(-1, drawn[:, None])[:, 0].tolist()

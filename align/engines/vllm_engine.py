@@ -32,7 +32,11 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, model_folder: Path, *, dtype: str, max_model_tokens: int, seed: int = 0) -> None:
+    def __init__(self, model_folder: Path, *, dtype: str, max_model_tokens: int, memory_share: float = GPU_MEMORY_SHARE) -> None:
+        """
+        Args:
+            memory_share: part of a GPU's memory that the engine takes; on a CPU it has no effect.
+        """
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         import torch
@@ -43,7 +47,7 @@ class VllmEngine:
         self._torch = torch
         self._vllm = vllm
         on_gpu = torch.cuda.is_available()
-        options: dict[str, Any] = {"gpu_memory_utilization": GPU_MEMORY_SHARE} if on_gpu else {"enforce_eager": True}
+        options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
         self._llm = vllm.LLM(
             str(model_folder),
             dtype=dtype,
@@ -56,7 +60,8 @@ class VllmEngine:
             enable_prefix_caching=True,
             generation_config="vllm",
             disable_log_stats=True,
-            seed=seed,
+            logprobs_mode="processed_logprobs",  # of the distribution that tokens are drawn from, not of the raw logits
+            seed=0,
             **options,
         )
 
@@ -72,6 +77,7 @@ class VllmEngine:
                 max_tokens=settings.max_completion_tokens,
                 stop_token_ids=list(settings.stop_token_ids),
                 seed=request.seed,
+                logprobs=0 if settings.with_logps else None,
                 detokenize=False,
             )
             for request in requests
@@ -82,7 +88,11 @@ class VllmEngine:
 
     @staticmethod
     def _completion(output: Any) -> SampledCompletion:
-        return SampledCompletion(list(output.token_ids), "length" if output.finish_reason == "length" else "stop")
+        ids = list(output.token_ids)
+        logps = None
+        if output.logprobs is not None:
+            logps = [position[token].logprob for token, position in zip(ids, output.logprobs, strict=True)]
+        return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps)
 
     def load_weights(self, model_folder: Path) -> None:
         from safetensors import safe_open
@@ -91,8 +101,11 @@ class VllmEngine:
         for path in sorted(model_folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as tensors:
                 weights.extend((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118 (not a dict)
-        names = {name for name, _ in weights}
-        if "lm_head.weight" not in names:
+        self.update_weights(weights)
+
+    def update_weights(self, weights: Sequence[tuple[str, Any]]) -> None:
+        weights = list(weights)
+        if "lm_head.weight" not in {name for name, _ in weights}:
             # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
             weights.extend(("lm_head.weight", tensor) for name, tensor in list(weights) if name == "model.embed_tokens.weight")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})

@@ -32,7 +32,7 @@ class PolicyLoss(NamedTuple):
     ratio: Tensor
     """Probability under the policy over that under the policy that sampled."""
     clipped: Tensor
-    """1 where the clipped term decided the loss, and so no gradient flows."""
+    """1 where a clipped term or the dual clip's bound decided the loss, and so no gradient flows."""
     approx_kl: Tensor
     """ratio - 1 - log ratio ≥ 0, nats; its mean over tokens estimates KL(sampling policy ‖ policy)."""
 
@@ -129,11 +129,14 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
     return scaled if shift_mean else torch.where(inside, scaled + mean, 0.0)
 
 
-def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float) -> PolicyLoss:
+def ppo_policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float, dual_clip: float | None = None
+) -> PolicyLoss:
     """Clipped surrogate loss, one value per token.
 
     max(-A * ratio, -A * clip(ratio, 1 - cliprange, 1 + cliprange)), ratio = exp(logps - old_logps). Schulman et al. 2017, eq. 7,
-    negated. The log ratio is clamped to ±20.
+    negated. The log ratio is clamped to ±20. With `dual_clip` c, a negative advantage costs at most -A * c (Ye et al. 2020, eq. 5):
+    without it, a token that became many times likelier and should not have is punished without bound.
 
     Args:
         logps: [batch, seq], nats, of the policy. Carries the gradient.
@@ -141,24 +144,32 @@ def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: 
         advantages: [batch, seq].
         mask: [batch, seq], completion_mask.
         cliprange: > 0.
+        dual_clip: > 1; None is no bound.
     Returns:
         losses and diagnostics, not reduced: divide the sum by the number of completion tokens of the whole batch.
     Raises:
-        ValueError: if the shapes do not fit or cliprange is not positive.
+        ValueError: if the shapes do not fit, cliprange is not positive or dual_clip is not above 1.
     """
     _check_shapes(mask, logps, old_logps, advantages)
     _check_cliprange("cliprange", cliprange)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
     inside = mask.bool()
     log_ratio = torch.where(inside, logps - old_logps.detach(), 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = torch.where(inside, advantages.detach(), 0.0)
     ratio = torch.exp(log_ratio)
     plain = -advantages * ratio
     held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    losses, clipped = torch.maximum(plain, held), held > plain
+    if dual_clip is not None:
+        bound = -advantages * dual_clip
+        bounded = (advantages < 0) & (losses > bound)
+        losses, clipped = torch.where(bounded, bound, losses), clipped | bounded
     ratios = ratio.detach()
     return PolicyLoss(
-        losses=torch.where(inside, torch.maximum(plain, held), 0.0),
+        losses=torch.where(inside, losses, 0.0),
         ratio=torch.where(inside, ratios, 0.0),
-        clipped=(inside & (held > plain)).to(ratios.dtype),
+        clipped=(inside & clipped).to(ratios.dtype),
         # expm1 keeps the digits that ratio - 1 loses when the policy has hardly moved
         approx_kl=(torch.expm1(log_ratio) - log_ratio).detach(),
     )

@@ -95,6 +95,7 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
     except (KeyError, ValueError) as error:
@@ -102,6 +103,12 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         raise RecipeError(
             f"{path}: transformers cannot load this model: {reason}", hint="Is its architecture supported?"
         ) from error
+    if info["mismatched_keys"]:
+        name, found, wanted = min(info["mismatched_keys"])
+        raise RecipeError(
+            f"{path}: {name} is {list(found)} in the weights, but {list(wanted)} is needed",
+            hint="config.json must be that of the weights, and a reward model gives one score: its head is [1, width].",
+        )
     return model, set(info["missing_keys"])
 
 

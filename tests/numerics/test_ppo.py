@@ -171,6 +171,22 @@ class TestValueLoss:
         torch.testing.assert_close(values.grad, _t([0.0, 2.0, 0.1, 0.0]))
 
 
+def test_dual_clip_by_hand() -> None:
+    """Ratio 4, advantage -1: the plain loss is 4, clip(4) = 1.2 gives 1.2, their maximum is 4; dual clip 3 bounds it at 3.
+
+    Ratio 2: 2 < 3, untouched. With a positive advantage nothing is bounded: ratio 4 gives max(-4, -1.2) = -1.2.
+    """
+    logps = torch.tensor([[math.log(4), math.log(2), math.log(4)]], dtype=torch.float64, requires_grad=True)
+    advantages = _t([-1.0, -1.0, 1.0])
+    loss = ppo_policy_loss(logps, torch.zeros_like(logps), advantages, _t([1, 1, 1]), cliprange=0.2, dual_clip=3.0)
+    torch.testing.assert_close(loss.losses.detach(), _t([3.0, 2.0, -1.2]))
+    assert loss.clipped.tolist() == [[1, 0, 1]]
+    loss.losses.sum().backward()
+    torch.testing.assert_close(logps.grad, _t([0.0, 2.0, 0.0]))  # -A * ratio where nothing is clipped
+    with pytest.raises(ValueError, match="dual_clip must be greater than 1"):
+        ppo_policy_loss(logps, logps, advantages, _t([1, 1, 1]), cliprange=0.2, dual_clip=1.0)
+
+
 def test_shapes_and_ranges_are_checked() -> None:
     square, row = torch.zeros(2, 3), torch.zeros(1, 3)
     with pytest.raises(ValueError, match="one shape"):

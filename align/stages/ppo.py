@@ -1,0 +1,163 @@
+"""Proximal Policy Optimization: sample from the policy, score, and make what scored above expectation likelier.
+
+Reward per token: -kl_coef * (log-probability - the reference's), and the score on the last one; advantages by GAE against a
+value model that starts as the reward model; clipped updates. Ouyang et al. 2022, appendix C.4; Schulman et al. 2017.
+In: a model (policy and frozen reference), prompts, scorers. Out: a model. Metrics per rollout batch: objective/scores,
+objective/kl, objective/entropy, policy/clipfrac_avg, policy/approxkl_avg, val/explained_var, rollout/eos_share, ….
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from align.config.ppo import Ppo
+from align.config.reference import ModelReference, PromptsReference, RewardModelReference
+from align.config.sections import EngineChoice, OnInvalid, RulesScorer, Scorer
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.errors import RecipeError
+from align.models.folder import context_tokens
+from align.records import Prompt
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
+
+VERSION = 1
+
+
+class Config(Ppo, EngineChoice, StageConfig):
+    """PPO on prompts, with scorers that score completions."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps", "engine_memory_share"})
+
+    model: ModelReference
+    """Model to start from; a frozen copy of it is the reference."""
+    prompts: PromptsReference
+    """Prompts to sample completions for."""
+    scorers: dict[str, Scorer] = Field(min_length=1)
+    """Scorer by name: the name of a reward model stage, or {rules: …}; their weighted sum is optimised."""
+    score_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of a scorer in the sum. Default: 1."""
+    watch: dict[str, Scorer] = Field(default_factory=dict)
+    """Scorers that are logged and never optimised: a second opinion, by which reward hacking is seen."""
+    value_model: RewardModelReference | None = None
+    """Reward model that the value model starts from. Default: the first reward model in scorers, or the policy."""
+    on_invalid: OnInvalid = "error"
+    """What to do with a prompt that is too long."""
+    score_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens per forward pass of a reward model; scores depend on it by rounding only."""
+    engine_memory_share: float = Field(default=0.3, gt=0, lt=1)
+    """Part of a GPU's memory that vLLM may take beside the models that learn; no effect on a CPU."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        if unknown := sorted(self.score_weights.keys() - self.scorers.keys()):
+            raise ValueError(f"score_weights names {unknown[0]!r}, which is not among the scorers ({', '.join(self.scorers)})")
+        if twice := sorted(self.watch.keys() & self.scorers.keys()):
+            raise ValueError(f"{twice[0]!r} is both in scorers and in watch; a scorer that is optimised is logged anyway")
+        return self
+
+    def value_source(self) -> RewardModelReference | None:
+        """The reward model that the value model starts from; None for the policy."""
+        reward_models = [scorer for scorer in self.scorers.values() if not isinstance(scorer, RulesScorer)]
+        return self.value_model or next(iter(reward_models), None)
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Encode the prompts, load the models, train, save the policy."""
+    import torch
+
+    from align.engines.open import open_engine
+    from align.engines.shards import prompt_room
+    from align.models.load import load_tokenizer
+    from align.models.save import save_model
+    from align.scoring.scorers import ScorerSet, reward_model_folders
+    from align.training.loop import resolve_precision
+    from align.training.ppo.models import Arithmetic, load_models
+    from align.training.ppo.rollout import RolloutSampler
+    from align.training.ppo.trainer import PpoTrainer
+
+    config = context.config
+    source, data = context.artifact(config.model), context.artifact(config.prompts)
+    tokenizer = load_tokenizer(source.model_path)
+    chat_format = ChatFormat(tokenizer, where=source.where(None))
+    room = prompt_room(source.model_path, config)
+    records = data.rows(Prompt)
+    encoded = encode_prompts(records, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=data.where)
+    value = None if (name := config.value_source()) is None else context.artifact(name)
+    if value is not None:
+        _check_value_model(value, source, room + config.max_completion_tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = load_models(
+        source.model_path,
+        None if value is None else value.model_path,
+        value_head=config.value_head,
+        device=device,
+        pad_token_id=chat_format.pad_token_id,
+        seed=context.seed,
+    )
+    scorers = {**config.scorers, **config.watch}
+    by_id = {record.id: record for record in records}
+    sampler = RolloutSampler(
+        [by_id[row.id] for row in encoded.rows],
+        encoded.rows,
+        config,
+        scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
+        score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
+        stop_token_id=chat_format.eos_token_id,
+        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)),
+        seed=context.seed,
+    )
+    arithmetic = Arithmetic(
+        device, resolve_precision(config.precision), config.temperature, config.micro_batch_tokens, chat_format.pad_token_id
+    )
+    engine = open_engine(
+        config.engine,
+        source.model_path,
+        dtype=config.dtype,
+        max_model_tokens=room + config.max_completion_tokens,
+        memory_share=config.engine_memory_share,
+    )
+    trainer = PpoTrainer(
+        models,
+        sampler,
+        engine,
+        context,
+        config,
+        arithmetic,
+        num_rollouts=-(-(config.num_episodes or len(encoded.rows)) // config.rollout_batch_size),
+    )
+    result = trainer.train()
+    save_model(models.policy, tokenizer, context.output / MODEL_FOLDER)
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    result.history.write(context.output / METRICS_NAME)
+    return StageOutcome(
+        metrics=result.metrics,
+        rows_in=len(records),
+        rows_out=len(encoded.rows),
+        dropped=encoded.dropped(),
+        versions={engine.name: engine.version},
+    )
+
+
+def _check_value_model(value: Artifact, policy: Artifact, tokens: int) -> None:
+    """The value model reads the policy's tokens, so it must have the same ones, and room for all of them.
+
+    Raises:
+        RecipeError: if it does not.
+    """
+    from align.models.load import load_tokenizer
+
+    theirs, ours = load_tokenizer(value.model_path), load_tokenizer(policy.model_path)
+    if theirs.get_vocab() != ours.get_vocab():
+        raise RecipeError(
+            f"{value.name}: the value model starts from this reward model, but its tokenizer is not that of {policy.name} "
+            f"({len(theirs):,} and {len(ours):,} tokens)",
+            hint="Set value_model to a reward model made from the same base; one with another tokenizer can still be a scorer.",
+        )
+    if (context := context_tokens(value.model_path)) < tokens:
+        raise RecipeError(
+            f"{value.name}: the value model sees {context} tokens, prompt and completion may have {tokens}",
+            hint="Lower max_prompt_tokens or max_completion_tokens.",
+        )

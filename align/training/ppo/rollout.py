@@ -1,0 +1,169 @@
+"""Completions of the current policy, with their scores: what one round of updates learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align.config.ppo import Rollouts
+from align.data.encoding import EncodedPrompt
+from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
+from align.errors import StageError
+from align.records import Candidate, Prompt, ScoredCandidate
+from align.scoring.scorers import ScorerSet
+from align.training.ppo.layout import Episode
+
+SEED_BITS = 31
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions that can be learned from."""
+
+    episodes: list[Episode]
+    sampler_logps: Tensor
+    """[completion tokens], nats, as the engine computed them."""
+    scores: Tensor
+    """[episodes], weighted sums of the scorers' raw scores."""
+    ended: Tensor
+    """[episodes], True where the completion ended by itself."""
+    watched: dict[str, float]
+    """Mean of every single scorer, of those that are only watched too."""
+    nonfinite: int
+    """Completions left out because a score was not finite."""
+
+
+@dataclass(frozen=True)
+class SampledEpisode:
+    """One completion before it is scored: its tokens, and the same as text for the scorers."""
+
+    prompt_ids: list[int]
+    completion: SampledCompletion
+    candidate: Candidate
+
+
+class RolloutSampler:
+    """Draws prompts, samples completions and scores them.
+
+    Which prompts, and every seed, follow from the stage's seed and the number of the rollout batch alone.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[EncodedPrompt],
+        config: Rollouts,
+        *,
+        scorers: ScorerSet,
+        score_weights: Mapping[str, float],
+        stop_token_id: int,
+        decode: Callable[[list[int]], str],
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            prompts: the prompts of `encoded`, in its order.
+            scorers: those that are optimised and those that are watched.
+            score_weights: weight by name, of the scorers that are optimised.
+        """
+        self._prompts = list(zip(prompts, encoded, strict=True))
+        self._config = config
+        self._scorers = scorers
+        self._score_weights = score_weights
+        self._stop_token_id = stop_token_id
+        self._decode = decode
+        self._seed = seed
+
+    @property
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings(
+            temperature=self._config.temperature,
+            top_p=1.0,
+            top_k=None,
+            max_completion_tokens=self._config.max_completion_tokens,
+            num_candidates=1,
+            stop_token_ids=(self._stop_token_id,),
+            with_logps=True,
+        )
+
+    def drawn(self, number: int) -> list[tuple[int, Prompt, EncodedPrompt]]:
+        """The prompts of rollout batch `number` (from 0), each with the number of its episode: a new shuffle for every pass."""
+        size, count = self._config.rollout_batch_size, len(self._prompts)
+        orders: dict[int, list[int]] = {}
+        drawn = []
+        for episode in range(number * size, (number + 1) * size):
+            pass_number = episode // count
+            if pass_number not in orders:
+                generator = torch.Generator().manual_seed((self._seed << 20) + pass_number)
+                orders[pass_number] = torch.randperm(count, generator=generator).tolist()
+            drawn.append((episode, *self._prompts[orders[pass_number][episode % count]]))
+        return drawn
+
+    def sample(self, number: int, engine: TextEngine) -> list[SampledEpisode]:
+        """One completion for every prompt of rollout batch `number`."""
+        drawn = self.drawn(number)
+        requests = [GenerationRequest(row.prompt_ids, _episode_seed(self._seed, episode)) for episode, _, row in drawn]
+        outputs = engine.generate(requests, self.settings)
+        return [
+            SampledEpisode(row.prompt_ids, completions[0], self._candidate(prompt, episode, completions[0], request.seed))
+            for (episode, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True)
+        ]
+
+    def score(self, sampled: Sequence[SampledEpisode]) -> Rollout:
+        """The episodes whose scores are all finite, with those scores.
+
+        Raises:
+            StageError: if not one is left.
+        """
+        scored = self._scorers.score([episode.candidate for episode in sampled], lambda done: None)
+        sums = [self._weighted(candidate) for candidate in scored]
+        kept = [index for index, value in enumerate(sums) if math.isfinite(value)]
+        if not kept:
+            raise StageError(
+                f"None of {len(sampled)} completions got a finite score from {', '.join(self._score_weights)}",
+                hint="Look at the reward model: do its scores on held-out pairs make sense?",
+            )
+        logps = [logp for index in kept for logp in sampled[index].completion.logps or []]
+        return Rollout(
+            episodes=[Episode(sampled[index].prompt_ids, sampled[index].completion.token_ids) for index in kept],
+            sampler_logps=torch.tensor(logps),
+            scores=torch.tensor([sums[index] for index in kept]),
+            ended=torch.tensor([sampled[index].completion.finish_reason == "stop" for index in kept]),
+            watched={name: _finite_mean([candidate.scores[name] for candidate in scored]) for name in self._scorers.names},
+            nonfinite=len(sampled) - len(kept),
+        )
+
+    def _weighted(self, candidate: ScoredCandidate) -> float:
+        """NaN where a score is missing."""
+        scores = {name: candidate.scores[name] for name in self._score_weights}
+        return sum(self._score_weights[name] * (math.nan if score is None else score) for name, score in scores.items())
+
+    def _candidate(self, prompt: Prompt, episode: int, sampled: SampledCompletion, seed: int) -> Candidate:
+        ids = sampled.token_ids
+        return Candidate(
+            prompt_id=prompt.id,
+            candidate_index=episode,
+            prompt=prompt.prompt,
+            reference=prompt.reference,
+            completion=self._decode(ids[:-1] if sampled.finish_reason == "stop" else ids),
+            completion_token_ids=ids,
+            completion_tokens=len(ids),
+            finish_reason=sampled.finish_reason,
+            seed=seed,
+        )
+
+
+def _episode_seed(seed: int, episode: int) -> int:
+    """Seed of one request: no two episodes share it, and nothing else decides it."""
+    digest = hashlib.sha256(f"{seed}:episode:{episode}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
+
+
+def _finite_mean(values: Sequence[float | None]) -> float:
+    finite = [value for value in values if value is not None]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,106 @@
+"""What a PPO training is between two rollout batches, and how it is kept: resuming from it changes no byte of what follows.
+
+Everything is safetensors or JSON. There is no state of a random number generator to keep: every draw is a function of the seed
+and of the number of the rollout batch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from align.store.atomic import write_json
+from align.training.ppo.models import Models
+from align.training.ppo.update import Optimizers
+
+STATE_NAME = "state.json"
+BEFORE_NAME = "policy-before.safetensors"
+
+
+@dataclass
+class Progression:
+    """The numbers that travel from one rollout batch to the next."""
+
+    rollouts: int = 0
+    """Rollout batches learned from."""
+    kl_coef: float = 0.0
+    score_bias: float = 0.0
+    """Mean score of the reference's completions, 0 where scores are not centred."""
+    nonfinite: int = 0
+    """Completions that were left out."""
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """What was logged: one dict per rollout batch."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by kind of work, over all attempts."""
+
+
+def save_state(
+    folder: Path, progression: Progression, models: Models, optimizers: Optimizers, before: Sequence[Tensor] | None
+) -> None:
+    """Write everything into `folder`, which is made anew; it is whole only once it has been sealed.
+
+    Args:
+        before: the policy's parameters before its last update, where they may be wanted back.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if before is not None:
+        save_file({str(number): parameter for number, parameter in enumerate(before)}, folder / BEFORE_NAME)
+    for name, model, optimizer in _learners(models, optimizers):
+        save_file(_parameters(model), folder / f"{name}.safetensors")
+        save_file(_moments(optimizer), folder / f"{name}-optimizer.safetensors")
+    schedules = {"policy": optimizers.policy_schedule.state_dict(), "value": optimizers.value_schedule.state_dict()}
+    write_json(folder / STATE_NAME, {"progression": asdict(progression), "schedules": schedules})
+
+
+def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[Progression, list[Tensor] | None]:
+    """Put everything that `save_state` wrote into fresh models and optimizers; returns the rest."""
+    state = json.loads((folder / STATE_NAME).read_text())
+    for name, model, optimizer in _learners(models, optimizers):
+        kept = load_file(folder / f"{name}.safetensors")
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                parameter.copy_(kept[key])
+        _load_moments(optimizer, load_file(folder / f"{name}-optimizer.safetensors"))
+    for schedule, optimizer, kept_schedule in (
+        (optimizers.policy_schedule, optimizers.policy, state["schedules"]["policy"]),
+        (optimizers.value_schedule, optimizers.value, state["schedules"]["value"]),
+    ):
+        schedule.load_state_dict(kept_schedule)
+        for group, rate in zip(optimizer.param_groups, kept_schedule["_last_lr"], strict=True):
+            group["lr"] = rate
+    before = None
+    if (folder / BEFORE_NAME).exists():
+        tensors = load_file(folder / BEFORE_NAME)
+        before = [tensors[str(number)] for number in range(len(tensors))]
+    return Progression(**state["progression"]), before
+
+
+def _learners(models: Models, optimizers: Optimizers) -> list[tuple[str, Any, torch.optim.Optimizer]]:
+    return [("policy", models.policy, optimizers.policy), ("value", models.value, optimizers.value)]
+
+
+def _parameters(model: Any) -> dict[str, Tensor]:
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, by `<number of the parameter>.<what>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{key}": tensor.contiguous() for number, values in state.items() for key, tensor in values.items()}
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Tensor]) -> None:
+    state = optimizer.state_dict()
+    for name, tensor in kept.items():
+        number, _, key = name.partition(".")
+        state["state"].setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict(state)

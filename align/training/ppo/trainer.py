@@ -1,0 +1,231 @@
+"""PPO from start to end: sample, score, learn, again.
+
+Ouyang et al. 2022 (InstructGPT), appendix C.4; Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.attempt import Attempt
+from align.config.ppo import Ppo
+from align.engines.protocol import TextEngine
+from align.errors import Interrupted, StageError
+from align.training import checkpoint
+from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
+from align.training.ppo.experience import Experience, make_experience, mean_numbers
+from align.training.ppo.kl_controller import adapted_kl_coef
+from align.training.ppo.models import Arithmetic, Models
+from align.training.ppo.rollout import Rollout, RolloutSampler
+from align.training.ppo.state import Progression, load_state, save_state
+from align.training.ppo.update import Optimizers, Updater, num_mini_batches
+
+
+@dataclass(frozen=True)
+class PpoResult:
+    """What training left; the policy is in the models that were given."""
+
+    history: TrainingHistory
+    metrics: dict[str, Any]
+
+
+class PpoTrainer:
+    """Trains `models.policy` and `models.value` in place."""
+
+    def __init__(
+        self,
+        models: Models,
+        sampler: RolloutSampler,
+        engine: TextEngine,
+        attempt: Attempt,
+        config: Ppo,
+        arithmetic: Arithmetic,
+        *,
+        num_rollouts: int,
+    ) -> None:
+        """
+        Args:
+            engine: runs the model that training starts from; it is closed at the end.
+            num_rollouts: rollout batches to learn from.
+        """
+        self._models = models
+        self._sampler = sampler
+        self._engine = engine
+        self._attempt = attempt
+        self._config = config
+        self._arithmetic = arithmetic
+        self._num_rollouts = num_rollouts
+        per_rollout = config.ppo_epochs * num_mini_batches(config.rollout_batch_size, config.mini_batch_size)
+        learning = max(num_rollouts - config.critic_warmup_batches, 0)
+        self._optimizers = Optimizers.of(
+            models, config, policy_updates=learning * per_rollout, value_updates=num_rollouts * per_rollout
+        )
+        self._updater = Updater(models, self._optimizers, arithmetic, config, attempt.seed)
+        self._state = Progression(kl_coef=config.kl_coef)
+        self._before: list[Tensor] | None = None
+        """The policy before its last update, kept where kl_limit may ask for it back."""
+        self._checkpoints = attempt.work / CHECKPOINTS_NAME
+
+    def train(self) -> PpoResult:
+        """To the end, from the newest whole checkpoint where there is one.
+
+        Raises:
+            Interrupted: if a stop was requested; a checkpoint was written before.
+            StageError: if a gradient is not finite, or a rollout batch got no finite score at all.
+        """
+        self._resume()
+        stopped_by_kl = False
+        try:
+            while self._state.rollouts < self._num_rollouts and not stopped_by_kl:
+                rollout, experience, numbers = self._roll_out()
+                stopped_by_kl = self._is_over_limit(numbers)
+                if not stopped_by_kl:
+                    self._learn(rollout, experience, numbers)
+                    self._keep(numbers)
+            if self._config.kl_limit is not None and not stopped_by_kl:
+                _, _, numbers = self._roll_out()  # of the last update nothing is known yet
+                stopped_by_kl = self._is_over_limit(numbers)
+        finally:
+            self._engine.close()
+        if stopped_by_kl:
+            self._take_back(numbers)
+        return PpoResult(TrainingHistory(self._state.rows), self._metrics(stopped_by_kl))
+
+    def _roll_out(self) -> tuple[Rollout, Experience, dict[str, float]]:
+        """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
+        state = self._state
+        self._check_stop()
+        if state.rollouts > 0:
+            with self._timed("sync"):
+                self._engine.update_weights(self._models.policy_weights())
+        with self._timed("rollout"):
+            sampled = self._sampler.sample(state.rollouts, self._engine)
+        self._check_stop()
+        with self._timed("score"):
+            rollout = self._sampler.score(sampled)
+        if state.rollouts == 0 and self._config.center_scores:
+            state.score_bias = float(rollout.scores.mean())
+        with self._timed("experience"):
+            experience, numbers = make_experience(
+                rollout,
+                self._models,
+                self._arithmetic,
+                self._config,
+                kl_coef=state.kl_coef,
+                score_bias=state.score_bias,
+                importance_limit=self._config.importance_limit,
+            )
+        self._check_stop()
+        return rollout, experience, numbers
+
+    def _learn(self, rollout: Rollout, experience: Experience, numbers: dict[str, float]) -> None:
+        """Update the models; the numbers of the updates join those of the rollout batch."""
+        state, config = self._state, self._config
+        if config.kl_limit is not None:
+            self._before = [parameter.detach().clone() for parameter in self._models.policy.parameters()]
+        with self._timed("train"):
+            rows = self._updater.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
+        numbers.update(mean_numbers(rows))
+        numbers["updates"] = len(rows)
+        state.kl_coef = adapted_kl_coef(
+            state.kl_coef,
+            numbers["objective/kl"],
+            target=config.kl_target,
+            horizon=config.kl_horizon,
+            episodes=len(rollout.episodes),
+        )
+        state.nonfinite += rollout.nonfinite
+        state.rollouts += 1
+
+    def _keep(self, numbers: dict[str, float]) -> None:
+        """Log a rollout batch, say where training is, and write a checkpoint when one is due."""
+        state = self._state
+        state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
+        shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
+        self._attempt.progress.update("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
+        if state.rollouts % self._config.checkpoint_steps == 0 and state.rollouts < self._num_rollouts:
+            self._write_checkpoint()
+
+    def _is_over_limit(self, numbers: dict[str, float]) -> bool:
+        limit = self._config.kl_limit
+        return limit is not None and numbers["objective/kl"] > limit
+
+    def _take_back(self, numbers: dict[str, float]) -> None:
+        """Undo the updates that led over the KL limit."""
+        kl, limit = numbers["objective/kl"], self._config.kl_limit
+        if self._before is None:
+            raise StageError(
+                f"The KL to the reference is {kl:.3g} nats per completion before the first update, above kl_limit {limit}",
+                hint="Raise kl_limit: so large a value at the start is the noise of the estimate.",
+            )
+        with torch.no_grad():
+            for parameter, before in zip(self._models.policy.parameters(), self._before, strict=True):
+                parameter.copy_(before)
+        self._attempt.progress.note(
+            f"stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches: KL {kl:.3g} nats is above kl_limit "
+            f"{limit:g}; the policy from before the last updates is kept"
+        )
+
+    def _metrics(self, stopped_by_kl: bool) -> dict[str, Any]:
+        state = self._state
+        work = sum(state.seconds.get(kind, 0.0) for kind in ("rollout", "score", "experience", "train", "sync"))
+        episodes = state.rollouts * self._config.rollout_batch_size
+        names = ("objective/scores", "objective/kl", "val/explained_var", "policy/clipfrac_avg", "rollout/sampler_gap")
+        first, last = state.rows[0], state.rows[-1]
+        return {
+            "rollouts": state.rollouts,
+            "episodes": episodes,
+            "stopped_by_kl_limit": stopped_by_kl,
+            "scores_first": first["objective/scores"],
+            **{name: last[name] for name in names if name in last},
+            "kl_coef": state.kl_coef,
+            "score_bias": state.score_bias,
+            "nonfinite_scores": state.nonfinite,
+            "precision": self._arithmetic.precision,
+            "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
+            "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
+            "episodes_per_second": round(episodes / work, 2),
+        }
+
+    @contextlib.contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._state.seconds[kind] = self._state.seconds.get(kind, 0.0) + time.perf_counter() - started
+
+    def _check_stop(self) -> None:
+        """Obey a request to stop. Only called where the models are as the last rollout batch left them."""
+        number = self._attempt.stop_requested()
+        if number is None:
+            return
+        if self._state.rollouts > 0:
+            self._write_checkpoint()
+        raise Interrupted(
+            f"Stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches; a checkpoint is kept.",
+            signal_number=number,
+        )
+
+    def _write_checkpoint(self) -> None:
+        folder = self._checkpoints / f"{checkpoint.PREFIX}{self._state.rollouts}"
+        if checkpoint.problem_with(folder) is None:
+            return  # written when this rollout batch was done
+        with self._timed("checkpoint"):
+            save_state(folder, self._state, self._models, self._optimizers, self._before)
+            checkpoint.seal(folder)
+            checkpoint.remove_old(self._checkpoints)
+
+    def _resume(self) -> None:
+        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._attempt.progress.note)
+        if start is None:
+            return
+        self._state, self._before = load_state(start, self._models, self._optimizers)
+        self._attempt.progress.note(f"resuming after rollout batch {self._state.rollouts}")

@@ -1,0 +1,180 @@
+"""Episodes per second of the ppo stage against TRL 1.12's PPOTrainer, the last release of TRL with PPO.
+
+Same models (the quickstart's sft and reward model), prompts, batch sizes and epochs, float32, the same threads; the two run one
+after the other, in turns. The first rollout batch of each is left out: it holds what is done once.
+
+    align run recipes/quickstart --until reward
+    python3.11 -m venv build/trl112
+    build/trl112/bin/pip install torch==2.13.0 transformers==5.19.0 trl==1.12.0 accelerate==1.15.0 datasets==5.2.0
+    python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python
+
+Writes scripts/benchmarks/ppo.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.config.reference import ModelReference, PromptsReference, RewardModelReference
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.models.load import load_tokenizer
+from align.pipeline.worker import ENVIRONMENT
+from align.records import Prompt
+from align.stages.ppo import Config
+from align.store.artifact import Artifact, Entry
+from align.store.atomic import write_json
+
+HERE = Path(__file__).parent
+RESULT = HERE / "ppo.json"
+SETTINGS = {
+    "batch": 256,
+    "mini_batch": 64,
+    "epochs": 4,
+    "rollouts": 4,
+    "max_completion_tokens": 64,
+    "max_prompt_tokens": 96,
+    "learning_rate": 1e-5,  # small: completions stay as long as the sft model's on both sides
+    "threads": 2,
+}
+OURS = "--ours"
+
+
+def artifact(run: Path, name: str) -> Artifact:
+    """A finished stage or input of a run."""
+    for folder in ("stages", "inputs"):
+        manifest = Entry(run / folder / name).read_manifest()
+        if manifest is not None:
+            return Artifact(name, (run / folder / name).resolve(), manifest)
+    raise SystemExit(f"{run}: no finished stage or input {name!r}; run `align run recipes/quickstart --until reward` first")
+
+
+def run_ours(run: Path, engine: str) -> None:
+    """Run the stage in this process; prints the end of every rollout batch and the metrics."""
+    import torch
+
+    from align.attempt import Progress
+    from align.stages.ppo import run as run_stage
+    from align.stages.protocol import StageContext
+
+    os.environ.update(ENVIRONMENT)
+    torch.set_num_threads(SETTINGS["threads"])
+    times: list[float] = []
+    config = Config(
+        model=ModelReference("sft"),
+        prompts=PromptsReference("prompts"),
+        scorers={"rm": RewardModelReference("reward")},
+        num_episodes=int(SETTINGS["batch"] * SETTINGS["rollouts"]),
+        rollout_batch_size=int(SETTINGS["batch"]),
+        mini_batch_size=int(SETTINGS["mini_batch"]),
+        ppo_epochs=int(SETTINGS["epochs"]),
+        max_completion_tokens=int(SETTINGS["max_completion_tokens"]),
+        max_prompt_tokens=int(SETTINGS["max_prompt_tokens"]),
+        learning_rate=SETTINGS["learning_rate"],
+        checkpoint_steps=1000,
+        engine=engine,  # type: ignore[arg-type]
+    )
+    with tempfile.TemporaryDirectory() as work:
+        context = StageContext(
+            name="ppo",
+            work=Path(work) / "work",
+            seed=17,
+            progress=Progress(lambda event: times.append(time.perf_counter()) if event["event"] == "progress" else None),
+            stop_requested=lambda: None,
+            config=config,
+            artifacts={name: artifact(run, name) for name in ("sft", "reward", "prompts")},
+            output=Path(work) / "output",
+            **_store_of(run),
+        )
+        context.output.mkdir()
+        outcome = run_stage(context)
+        rows = [json.loads(line) for line in (context.output / "metrics.jsonl").read_text().splitlines()]
+    print("\n" + json.dumps({"times": times, "metrics": outcome.metrics, "log": rows}))
+    sys.stdout.flush()
+    os._exit(0)  # vLLM may hang in its exit handlers
+
+
+def _store_of(run: Path) -> dict[str, Any]:
+    """The context's store, where it has one."""
+    from dataclasses import fields
+
+    from align.stages.protocol import StageContext
+
+    return {"store_root": run.parent / ".store"} if "store_root" in {field.name for field in fields(StageContext)} else {}
+
+
+def last_json(command: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(environment), check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def rate(times: list[float]) -> float:
+    """Episodes per second from the end of the first rollout batch on."""
+    return float(SETTINGS["batch"] * (len(times) - 1) / (times[-1] - times[0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a run with the stages sft and reward")
+    parser.add_argument("--trl-python", type=Path, help="python of an environment with trl 1.12")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument(OURS, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ours:
+        run_ours(options.run, options.engine)
+    sft, prompts = artifact(options.run, "sft"), artifact(options.run, "prompts")
+    chat_format = ChatFormat(load_tokenizer(sft.model_path), where="sft")
+    limit = int(SETTINGS["max_prompt_tokens"])
+    encoded = encode_prompts(prompts.rows(Prompt), chat_format, max_prompt_tokens=limit, on_invalid="error", where=prompts.where)
+    work = Path(tempfile.mkdtemp())
+    settings = SETTINGS | {
+        "policy": str(sft.model_path),
+        "reward_model": str(artifact(options.run, "reward").model_path),
+        "prompts": [row.prompt_ids for row in encoded.rows] * 2,  # TRL's loader wants whole batches
+        "work": str(work / "trl"),
+    }
+    write_json(work / "settings.json", settings)
+    environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(SETTINGS["threads"])}
+    ours_command = [sys.executable, __file__, OURS, "--run", str(options.run), "--engine", options.engine]
+    trl_command = [str(options.trl_python), str(HERE / "trl_ppo.py"), str(work / "settings.json")]
+    ours, trl = [], []
+    for _ in range(options.repeats):
+        ours.append(last_json(ours_command, environment))
+        trl.append(last_json(trl_command, environment))
+    shutil.rmtree(work)
+    ours_rates, trl_rates = [rate(run["times"]) for run in ours], [rate(run["times"]) for run in trl]
+    metrics = ours[0]["metrics"]
+    result = {
+        "command": "python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python",
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
+        "settings": SETTINGS,
+        "completion_tokens_mean": round(statistics.fmean(row["rollout/completion_tokens"] for row in ours[0]["log"]), 1),
+        "episodes_per_second": {
+            "align": [round(value, 2) for value in ours_rates],
+            "trl_1.12": [round(value, 2) for value in trl_rates],
+            "ratio_of_best": round(max(ours_rates) / max(trl_rates), 2),
+        },
+        "seconds": metrics["seconds"],
+        "sync_share": metrics["sync_share"],
+    }
+    write_json(RESULT, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""PPO: what must not change its result, and that it does what it is for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.attempt import Attempt, Progress
+from align.config.ppo import Ppo
+from align.config.rules import RuleSet
+from align.config.sections import RulesScorer
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.engines.transformers_engine import TransformersEngine
+from align.errors import Interrupted, StageError
+from align.models.load import load_tokenizer
+from align.records import Message, Prompt
+from align.scoring.scorers import ScorerSet
+from align.testing import tiny_causal_lm
+from align.training.ppo.experience import make_experience
+from align.training.ppo.models import Arithmetic, Models, load_models
+from align.training.ppo.rollout import RolloutSampler
+from align.training.ppo.trainer import PpoResult, PpoTrainer
+from align.training.ppo.update import Optimizers, Updater
+
+CPU = torch.device("cpu")
+TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
+# Rewards short completions: about half of a random model's are, so that there is something to learn from at once.
+RULES = {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}
+SMALL: dict[str, Any] = {
+    "rollout_batch_size": 16,
+    "mini_batch_size": 8,
+    "ppo_epochs": 2,
+    "max_completion_tokens": 6,
+    "learning_rate": 3e-3,
+    "value_learning_rate": 1e-2,
+    "lr_scheduler": "constant",
+    "missing_eos_penalty": 0.0,
+    "checkpoint_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("ppo") / "base", texts=TEXTS, seed=2)
+
+
+class Training:
+    """A PPO training that can be stopped and started again."""
+
+    def __init__(self, base: Path, work: Path, **changes: Any) -> None:
+        self.base, self.work = base, work
+        self.config = Ppo(**{**SMALL, **changes})
+        self.notes: list[str] = []
+        self.models: Models | None = None
+
+    def parts(self) -> tuple[Models, RolloutSampler, Arithmetic]:
+        tokenizer = load_tokenizer(self.base)
+        chat_format = ChatFormat(tokenizer, where="base")
+        prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
+        encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
+        models = load_models(self.base, None, value_head="zero", device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
+        scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
+        sampler = RolloutSampler(
+            prompts,
+            encoded.rows,
+            self.config,
+            scorers=ScorerSet({"short": scorer}, {}, batch_tokens=100),
+            score_weights={"short": 1.0},
+            stop_token_id=chat_format.eos_token_id,
+            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+            seed=11,
+        )
+        arithmetic = Arithmetic(CPU, "float32", self.config.temperature, self.config.micro_batch_tokens, chat_format.pad_token_id)
+        return models, sampler, arithmetic
+
+    def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> PpoResult:
+        models, sampler, arithmetic = self.parts()
+        self.models = models
+        done = [0]
+
+        def send(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                done[0] = event["done"]
+            else:
+                self.notes.append(event["text"])
+
+        attempt = Attempt(name="ppo", work=self.work, seed=11, progress=Progress(send), stop_requested=lambda: stop(done[0]))
+        engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
+        trainer = PpoTrainer(models, sampler, engine, attempt, self.config, arithmetic, num_rollouts=num_rollouts)
+        return trainer.train()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        assert self.models is not None
+        pairs = [("policy", self.models.policy), ("value", self.models.value)]
+        return {f"{which}.{name}": p.detach().clone() for which, model in pairs for name, p in model.named_parameters()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    training = Training(base, tmp_path_factory.mktemp("undisturbed"))
+    result = training.run(4)
+    return training.weights(), result.history.rows
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_resume_is_bit_identical(base: Path, tmp_path: Path, undisturbed: Any, stopped_after: int) -> None:
+    weights, rows = undisturbed
+    training = Training(base, tmp_path)
+    with pytest.raises(Interrupted, match=f"Stopped after {stopped_after} of 4 rollout batches"):
+        training.run(4, stop=lambda done: signal.SIGINT if done == stopped_after else None)
+    result = training.run(4)
+    assert training.notes == [f"resuming after rollout batch {stopped_after}"]
+    assert_same(training.weights(), weights)
+    assert result.history.rows == rows
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(base: Path, tmp_path: Path, undisturbed: Any) -> None:
+    training = Training(base, tmp_path)
+    with pytest.raises(Interrupted):
+        training.run(4, stop=lambda done: signal.SIGTERM if done == 3 else None)
+    moments = tmp_path / "checkpoints" / "checkpoint-3" / "policy-optimizer.safetensors"
+    content = bytearray(moments.read_bytes())
+    content[-5] ^= 1
+    moments.write_bytes(bytes(content))
+    training.run(4)
+    assert "checkpoint-3 is not used" in training.notes[0]
+    assert training.notes[1] == "resuming after rollout batch 2"
+    assert_same(training.weights(), undisturbed[0])
+
+
+def test_the_same_seed_gives_the_same_bytes(base: Path, tmp_path: Path, undisturbed: Any) -> None:
+    again = Training(base, tmp_path, checkpoint_steps=100)
+    again.run(4)
+    assert_same(again.weights(), undisturbed[0])
+
+
+def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
+    """Gradients of one mini-batch of 16 episodes, not yet applied."""
+    training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
+    models, sampler, arithmetic = training.parts()
+    engine = TransformersEngine(base, dtype="float32", max_model_tokens=128)
+    rollout = sampler.score(sampler.sample(0, engine))
+    # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
+    config = training.config
+    experience, _ = make_experience(
+        rollout, models, arithmetic, config, kl_coef=0.05, score_bias=0.1, importance_limit=config.importance_limit
+    )
+    noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
+    experience = type(experience)(
+        experience.logps + 0.2 * noise,
+        experience.values,
+        experience.advantages,
+        experience.returns,
+        experience.importance + 0.1 * noise,
+    )
+    updater = Updater(models, Optimizers.of(models, config, policy_updates=1, value_updates=1), arithmetic, config, 0)
+    updater._accumulate(arithmetic.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
+    pairs = [("policy", models.policy), ("value", models.value)]
+    return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 60, 150])
+def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path: Path, micro_batch_tokens: int) -> None:
+    whole = gradients(base, tmp_path / "whole", 100_000)
+    cut = gradients(base, tmp_path / "cut", micro_batch_tokens)
+    assert whole.keys() == cut.keys()
+    largest = max(float(grad.abs().max()) for grad in whole.values())
+    assert largest > 1e-4
+    for name, grad in whole.items():
+        assert float((grad - cut[name]).abs().max()) < 2e-6 * max(largest, 1), name
+
+
+def test_at_the_start_policy_and_reference_are_one(undisturbed: Any) -> None:
+    first = undisturbed[1][0]
+    assert first["objective/kl"] == 0.0
+    # Sampler and trainer compute the same log-probabilities, one with a cache and padding on the left, the other packed.
+    assert first["rollout/sampler_gap_max"] < 1e-4
+
+
+def test_it_learns_what_is_rewarded_and_the_kl_penalty_holds_it_back(base: Path, tmp_path: Path) -> None:
+    free = Training(base, tmp_path / "free", rollout_batch_size=32, kl_coef=0.0)
+    scores = [row["objective/scores"] for row in free.run(15).history.rows]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.3
+    held = Training(base, tmp_path / "held", rollout_batch_size=32, kl_coef=1.0)
+    rows = held.run(15).history.rows
+    assert rows[-1]["objective/kl"] < 0.5 * free.run(15).history.rows[-1]["objective/kl"]
+
+
+def test_the_critic_warms_up_alone(base: Path, tmp_path: Path) -> None:
+    training = Training(base, tmp_path, critic_warmup_batches=2)
+    rows = training.run(3).history.rows
+    assert [row["objective/kl"] for row in rows] == [0.0, 0.0, 0.0]  # the third was sampled before the policy's first update
+    assert "lr" not in rows[1] and rows[2]["lr"] > 0
+    assert all(row["loss/value_avg"] > 0 for row in rows)
+
+
+def rising_kl(base: Path, work: Path) -> tuple[int, float]:
+    """A number of updates after which the KL is higher than ever before, and a limit just below it."""
+    kl = [row["objective/kl"] for row in Training(base, work, kl_coef=0.0).run(7).history.rows]
+    updates = next(index for index in range(2, 7) if kl[index] > 1.01 * max(kl[:index]))
+    return updates, (kl[updates] + max(kl[:updates])) / 2
+
+
+def test_the_kl_limit_keeps_the_policy_from_before(base: Path, tmp_path: Path) -> None:
+    updates, limit = rising_kl(base, tmp_path / "free")
+    limited = Training(base, tmp_path / "limited", kl_coef=0.0, kl_limit=limit)
+    result = limited.run(7)
+    assert result.metrics["stopped_by_kl_limit"] and result.metrics["rollouts"] == updates
+    assert "is above kl_limit" in limited.notes[-1]
+    before = Training(base, tmp_path / "before", kl_coef=0.0)
+    before.run(updates - 1)
+    policy = {name: value for name, value in before.weights().items() if name.startswith("policy")}
+    assert_same({name: value for name, value in limited.weights().items() if name.startswith("policy")}, policy)
+
+
+def test_the_last_updates_are_measured_too(base: Path, tmp_path: Path) -> None:
+    updates, limit = rising_kl(base, tmp_path / "free")
+    limited = Training(base, tmp_path / "limited", kl_coef=0.0, kl_limit=limit)
+    assert limited.run(updates).metrics["stopped_by_kl_limit"]  # it was the last round of updates that led over it
+
+
+def test_a_limit_below_the_noise_is_an_error(base: Path, tmp_path: Path) -> None:
+    training = Training(base, tmp_path)
+    training.config = training.config.model_copy(update={"kl_limit": -1.0})
+    with pytest.raises(StageError, match="before the first update, above kl_limit"):
+        training.run(2)
+
+
+def test_updates_end_early_when_the_policy_moved_far(base: Path, tmp_path: Path) -> None:
+    rows = Training(base, tmp_path, update_kl_limit=1e-7, ppo_epochs=4).run(2).history.rows
+    assert rows[0]["updates"] < 8
