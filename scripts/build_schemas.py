@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, Copies, Rounds
 from align.config.inputs import InputSpec
-from align.config.recipe import DEFAULT_SEED, FILE_NAME, NODE_NAME, SEED_LIMIT
+from align.config.recipe import DEFAULT_SEED, FILE_NAME
 from align.data.row import FIELDS
 from align.records import RECORD_TYPES
 from align.report.results import Results
@@ -67,7 +68,13 @@ def recipe_schema() -> Schema:
     choices: list[Schema] = []
     for name, stage_type in STAGES.items():
         stage = schema_of(stage_type.config_type, definitions)
-        stage["properties"] = {"stage": {"const": name, "description": stage["description"]}, **stage["properties"]}
+        if name in FILLED:
+            definitions[f"rounds_{name}"] = _block_of_rounds(name, stage)
+        stage["properties"] = {
+            "stage": {"const": name, "description": stage["description"]},
+            **stage["properties"],
+            **of_model(Copies)["properties"],
+        }
         stage["required"] = ["stage", *stage.get("required", [])]
         definitions[f"stage_{name}"] = stage
         # Of if-then an editor reports only what is wrong with the stage that is meant; of oneOf, what is wrong with all.
@@ -75,7 +82,13 @@ def recipe_schema() -> Schema:
             {"if": {"properties": {"stage": {"const": name}}, "required": ["stage"]}, "then": {"$ref": f"#/$defs/stage_{name}"}}
         )
     _allow_rule_files(definitions)
-    stage_entry = {"type": "object", "required": ["stage"], "properties": {"stage": {"enum": list(STAGES)}}, "allOf": choices}
+    definitions["rounds"] = _rounds_schema()
+    stage_entry = {
+        "type": "object",
+        "if": {"required": ["rounds"]},
+        "then": {"$ref": "#/$defs/rounds"},
+        "else": {"required": ["stage"], "properties": {"stage": {"enum": list(STAGES)}}, "allOf": choices},
+    }
     properties = {
         "name": {
             "type": "string",
@@ -103,6 +116,25 @@ def recipe_schema() -> Schema:
         "additionalProperties": False,
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _block_of_rounds(name: str, stage: Schema) -> Schema:
+    """The fields of a stage that a person writes in rounds; the rest is filled in."""
+    properties = {key: value for key, value in stage["properties"].items() if key not in FILLED[name]}
+    if name == "generate":
+        one = properties["prompts"]
+        description = f"{one.get('description', '')} Or a list with an entry per round."
+        properties["prompts"] = {"description": description, "anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+    required = [key for key in stage.get("required", []) if key not in FILLED[name]]
+    return {**stage, "properties": properties, "required": required}
+
+
+def _rounds_schema() -> Schema:
+    schema = of_model(Rounds)
+    for name in FILLED:
+        description = schema["properties"][name]["description"]
+        schema["properties"][name] = {"$ref": f"#/$defs/rounds_{name}", "description": description}
+    return schema
 
 
 def _allow_rule_files(definitions: Schema) -> None:

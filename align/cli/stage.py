@@ -67,7 +67,8 @@ def _function(name: str, config_type: type[StageConfig]) -> Callable[..., None]:
         _run_stage(name, config_type, given, context.obj)
 
     required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
-    fields = {field: _option(field, info) for field, info in required_first}
+    # The seed of the one stage is the seed of its run, which has an option already.
+    fields = {field: _option(field, info) for field, info in required_first if field != "seed"}
     common: dict[str, tuple[Any, Any]] = {
         "out": (Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")], ...),
         "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
@@ -106,7 +107,7 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
         option = typer.Option(f"{flag}/--no-{field.replace('_', '-')}", help=help_text, show_default=False)
         return Annotated[bool | None, option], None
     if repeated:
-        metavar = "NAME=PATH"
+        metavar = _repeated_metavar(alternatives)
     elif is_reference(alternatives[0]):
         metavar = "FILE" if not set(alternatives[0].kinds) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
     elif choices := get_args(alternatives[0]):
@@ -117,6 +118,17 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
     if info.is_required():
         return Annotated[list[str] if repeated else str, option], ...
     return Annotated[list[str] | None if repeated else str | None, option], None
+
+
+def _repeated_metavar(alternatives: tuple[Any, ...]) -> str:
+    """What one of several values of a list or mapping looks like."""
+    from align.config.shape import is_list, is_mapping, members
+
+    collection = next(alternative for alternative in alternatives if is_list(alternative) or is_mapping(alternative))
+    entries = members(get_args(collection)[-1])
+    if is_mapping(collection) and is_list(entries[0]):
+        return "NAME=MODEL,…"
+    return "INTEGER" if entries == (int,) else "NAME=PATH"
 
 
 def _help(info: FieldInfo, *, repeated: bool) -> str:
@@ -137,7 +149,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
     out: Path = given["out"]
     request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or ())
     for field in config_type.model_fields:
-        if given[field] is not None and given[field] != []:
+        if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
     recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
     # One stage keeps everything it makes in its own folder; only the runs of recipes share a store.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from align.config.base import StrictModel
 from align.config.checks import MANIFEST_NAME, artifact_kind
 from align.config.reference import FieldPath
-from align.config.shape import is_list, is_mapping, is_reference, members
+from align.config.sections import RulesScorer
+from align.config.shape import Members, is_list, is_mapping, is_reference, members
 from align.config.source import Document, Position, parse_text
 from align.data.row import FIELDS
 from align.errors import RecipeError
@@ -46,21 +47,35 @@ class StageRequest:
             self._put(path, given, flag if given else f"--no-{flag[2:]}")
         elif isinstance(given, list) and any(is_mapping(alternative) for alternative in alternatives):
             self._put(path, {}, flag)
+            (*_, entry_type), *_ = (members(get_args(alternative)[-1]) for alternative in alternatives if is_mapping(alternative))
             for text in given:
-                self._set_scorer(path, text, f"{flag} {text}")
+                if is_list(entry_type):
+                    name, names = self._split(text, f"{flag} {text}")
+                    self._put((*path, name), names.split(","), f"{flag} {text}")
+                else:
+                    self._set_scorer(path, text, f"{flag} {text}")
         elif isinstance(given, list):
-            (entry_type,) = members(next(alternative for alternative in alternatives if is_list(alternative)).__args__[0])
-            names = [self._named(text, entry_type.kinds, f"{flag} {text}") for text in given]
-            self._put(path, names, f"{flag} {' '.join(given)}")
+            (entry_type,) = members(get_args(next(alternative for alternative in alternatives if is_list(alternative)))[0])
+            label = f"{flag} {' '.join(given)}"
+            if is_reference(entry_type):
+                self._put(path, [self._named(text, entry_type.kinds, f"{flag} {text}") for text in given], label)
+            else:
+                self._put(path, [parse_text(text, label=f"{flag} {text}", show_lines=False).value for text in given], label)
         elif is_reference(alternatives[0]):
             label = f"{flag} {given}"
-            known = given in self._document.value["inputs"]
-            self._put(path, given if known else self._add_input(field, given, alternatives[0].kinds, label), label)
+            self._put(path, self._single(field, given, alternatives, label), label)
         else:
             label = f"{flag} {given}"
             # An option of text takes it as it is: --scorer 5 means the scorer called 5.
             value = given if alternatives == (str,) else parse_text(given, label=label, show_lines=False).value
             self._put(path, value, label)
+
+    def _single(self, field: str, given: str, alternatives: Members, label: str) -> Any:
+        """What an option that takes one reference stands for: rules, or the name of an input."""
+        if RulesScorer in alternatives and given.endswith(RULE_SUFFIXES):
+            return {"rules": given}
+        known = given in self._document.value["inputs"]
+        return given if known else self._add_input(field, given, alternatives[0].kinds, label)
 
     def _set_scorer(self, path: FieldPath, text: str, label: str) -> None:
         name, place = self._split(text, label)

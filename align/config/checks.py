@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config.explain import Mistake, kind_phrase, nearest, unknown
+from align.config.explain import Mistake, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
 from align.config.inputs import ArtifactInput, DataInput, ModelInput
 from align.config.reference import FieldPath
@@ -15,7 +15,10 @@ from align.config.reference import FieldPath
 MANIFEST_NAME = "manifest.json"
 
 
-def check_input_path(spec: ModelInput | DataInput | ArtifactInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
+AnyInput = ModelInput | DataInput | ArtifactInput
+
+
+def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
     """Whether the file or folder of an input is there and of the right sort. Nothing is looked up on a hub."""
     field, written = ("artifact", spec.artifact) if isinstance(spec, ArtifactInput) else ("path", spec.path)
     if written is None:
@@ -46,11 +49,17 @@ def _beside(place: Path) -> str:
 
 def artifact_kind(folder: Path) -> str | None:
     """The kind that the manifest in `folder` names, or None when there is no readable manifest."""
+    manifest = _manifest(folder)
+    return str(manifest["kind"]) if "kind" in manifest else None
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest in `folder`, unchecked; empty when there is no readable one."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     except (OSError, ValueError):
-        return None
-    return str(manifest["kind"]) if isinstance(manifest, dict) and "kind" in manifest else None
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterator[Mistake]:
@@ -61,10 +70,15 @@ def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterat
         yield Mistake((*path[:-1], "kind"), f"expected '{kind}', which is what {place} holds, got '{spec.kind}'")
 
 
-def check_stage(name: str, draft: Draft, drafts: Mapping[str, Draft]) -> Iterator[Mistake]:
-    """Fields of one stage that must agree with each other or with the stage they name.
+def check_stage(
+    name: str, draft: Draft, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
+) -> Iterator[Mistake]:
+    """Fields of one stage that must agree with each other or with the stage or input they name.
 
     The values may be of any type: what is wrong with a type has been said elsewhere.
+
+    Args:
+        folder: where relative paths of inputs start.
     """
     path = ("stages", name)
     fields = draft.stage_type.config_type.model_fields
@@ -72,11 +86,23 @@ def check_stage(name: str, draft: Draft, drafts: Mapping[str, Draft]) -> Iterato
         yield from _check_models(draft.fields, path)
     if "scorer" in fields and "scored" in fields:
         yield from _check_scorer(draft.fields, path, drafts)
+    if draft.stage_type.name == "select_checkpoint":
+        yield from _check_epochs(draft.fields.get("model"), (*path, "model"), drafts, inputs, folder)
+    if "rso_beta" in fields:
+        yield from _check_policy(draft.fields, path)
+    if "variant" in fields and "label_smoothing" in fields:
+        yield from _check_label_smoothing(draft.fields, path)
     if "micro_batch_size" in fields and "batch_size" in fields:
         whole, part = (draft.fields.get(field, fields[field].default) for field in ("batch_size", "micro_batch_size"))
         if _positive(whole) and _positive(part) and whole % part:
             field = "micro_batch_size" if "micro_batch_size" in draft.fields else "batch_size"
             yield Mistake((*path, field), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
+
+
+def _check_label_smoothing(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
+    variant, smoothing = fields.get("variant", "sigmoid"), fields.get("label_smoothing")
+    if variant != "sigmoid" and isinstance(smoothing, float) and smoothing > 0:
+        yield Mistake((*path, "label_smoothing"), f"is defined for the variant sigmoid only, not for {variant}; leave it out")
 
 
 def _positive(value: Any) -> bool:
@@ -93,6 +119,30 @@ def _check_models(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistak
     if isinstance(baseline, str) and models and baseline not in models:
         names = [model for model in models if isinstance(model, str)]
         yield Mistake((*path, "baseline"), f"'{baseline}' is not one of the models that are compared ({', '.join(names)})")
+
+
+def _check_epochs(
+    model: Any, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
+) -> Iterator[Mistake]:
+    """Whether what a checkpoint is chosen from was made by sft, the one stage that keeps every epoch."""
+    maker: str | None = None
+    if isinstance(model, str) and model in drafts and drafts[model].stage_type.produces == "model":
+        maker = drafts[model].stage_type.name
+    elif isinstance(model, str) and isinstance(spec := inputs.get(model), ArtifactInput):
+        maker = str(_manifest(folder / Path(spec.artifact).expanduser()).get("stage", "sft"))
+    elif isinstance(model, str) and isinstance(inputs.get(model), ModelInput):
+        maker = "no stage"
+    if maker not in (None, "sft"):
+        text = f"wants a model made by an sft stage, which keeps a checkpoint per epoch, but '{model}' was made by {maker}"
+        made = [name for name, draft in drafts.items() if draft.stage_type.name == "sft"]
+        yield Mistake(path, text + (f"; name {listing(made)}" if made else ""))
+
+
+def _check_policy(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
+    policy = fields.get("policy", "max_min")
+    for option in ("rso_beta", "rso_accept"):
+        if policy != "rso" and fields.get(option) is not None:
+            yield Mistake((*path, option), f"goes with policy: rso only; here the policy is {policy}", at_key=True)
 
 
 def _check_scorer(fields: Mapping[str, Any], path: FieldPath, drafts: Mapping[str, Draft]) -> Iterator[Mistake]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -83,6 +83,8 @@ def _describe_one(alternative: Any) -> str:
     simple = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
     origin: Any = get_origin(alternative)
     arguments = get_args(alternative)
+    if origin is dict and arguments[1] is Any:
+        return "a mapping"
     if alternative in simple:
         return simple[alternative]
     if is_reference(alternative):
@@ -138,7 +140,12 @@ class Mistake(NamedTuple):
 
 
 def mistakes_of(
-    error: ValidationError, config_type: type[BaseModel], document: Any, *, extra_keys: Sequence[str] = ()
+    error: ValidationError,
+    config_type: type[BaseModel],
+    document: Any,
+    *,
+    extra_keys: Sequence[str] = (),
+    hidden_keys: Collection[str] = (),
 ) -> Iterator[Mistake]:
     """The mistakes that a failed validation of `document` stands for, each once, without the validator's own words.
 
@@ -147,10 +154,12 @@ def mistakes_of(
         config_type: the type that was asked for.
         document: the plain value that was given.
         extra_keys: keys at the top that are valid though the type does not have them.
+        hidden_keys: keys at the top that the type has, but a person must not write.
     """
     located = [(*_locate(details["loc"], document, details["type"]), details) for details in error.errors(include_url=False)]
     meant = _without_other_branches(located)
-    found = [_translate(path, details, (config_type,), document, extra_keys) for path, details in meant]
+    top = [*extra_keys, *(key for key in config_type.model_fields if key not in hidden_keys)]
+    found = [_translate(path, details, (config_type,), document, top) for path, details in meant]
     misspelt = {(*mistake.path[:-1], mistake.instead_of) for mistake in found if mistake.instead_of}
     yield from dict.fromkeys(mistake for mistake in found if not (mistake.missing_key and mistake.path in misspelt))
 
@@ -190,24 +199,26 @@ def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, An
             yield path, details
 
 
-def _translate(path: FieldPath, details: Any, top: Members, document: Any, extra_keys: Sequence[str]) -> Mistake:
+def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_keys: Sequence[str]) -> Mistake:
     kind, context = details["type"], details.get("ctx", {})
     alternatives, value = follow(top, document, path)
     if kind == "extra_forbidden":
         model = fitting_model(*follow(top, document, path[:-1]))
-        known = [*(extra_keys if len(path) == 1 else ()), *(model.model_fields if model else ())]
+        known = top_keys if len(path) == 1 else list(model.model_fields) if model else []
         key = str(path[-1])
         return Mistake(path, unknown(key, known), at_key=True, instead_of=nearest(key, known))
     if kind == "missing":
         return Mistake(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
-        return Mistake(path, f"must be {words} {context[limit]:g}, got {value}")
+        return Mistake(path, f"must be {words} {_number(context[limit])}, got {value}")
     if kind == "finite_number":
         return Mistake(path, f"must be a finite number, got {value}")
     if kind in ("too_short", "string_too_short"):
         least = context["min_length"]
         return Mistake(path, "must not be empty" if least == 1 else f"must have at least {least} entries")
+    if kind == "too_long":
+        return Mistake(path, f"must have at most {context['max_length']} entries")
     if kind == "literal_error":
         near = nearest(value, [str(choice) for choice in get_args(alternatives[0])]) if isinstance(value, str) else None
         return Mistake(path, expected(alternatives, value) + (f"; did you mean '{near}'?" if near else ""))
@@ -222,6 +233,10 @@ def _translate(path: FieldPath, details: Any, top: Members, document: Any, extra
     if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of"):
         return Mistake(path, expected(alternatives, value))
     return Mistake(path, details["msg"].replace("Input should", "must").rstrip("."))
+
+
+def _number(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def _tags(alternatives: Members, tag: str) -> list[str]:

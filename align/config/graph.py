@@ -100,10 +100,12 @@ def _advice(
 def way_between(made: str, wanted: str, stage_types: Mapping[str, StageTypeLike]) -> list[str] | None:
     """The shortest chain of stage types that turns one kind into another, if it is short enough to propose."""
     ways: dict[str, list[str]] = {made: []}
+    taken = {stage_type: reference_kinds(stage_type.config_type) for stage_type in stage_types.values()}
     for _ in range(LONGEST_ADVICE):
         for kind, way in list(ways.items()):
-            for stage_type in stage_types.values():
-                if stage_type.produces not in ways and kind in reference_kinds(stage_type.config_type):
+            for stage_type, kinds in taken.items():
+                # What takes the kind it makes (a model, to train it) is no way to come by the first one.
+                if stage_type.produces not in ways and kind in kinds and stage_type.produces not in kinds:
                     ways[stage_type.produces] = [*way, stage_type.name]
         if wanted in ways:
             return ways[wanted]

@@ -14,8 +14,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from align.config.base import StrictModel
-from align.config.checks import check_input_path, check_stage
+from align.config.checks import AnyInput, check_input_path, check_stage
+from align.config.expand import Expansion, expand
 from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
+from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
 from align.config.graph import Draft, StageTypeLike, check_references, order_stages
 from align.config.inputs import ArtifactInput, ArtifactKind, DataInput, DataKind, ModelInput, ModelKind
 from align.config.override import apply_override
@@ -27,13 +29,9 @@ from align.errors import RecipeError, several
 
 RECIPE_NAME = "recipe.yaml"
 DEFAULT_SEED = 17
-SEED_LIMIT = 2**32
-"""Seeds are below this, as NumPy wants them."""
 TOP_KEYS = ("name", "seed", "inputs", "stages")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
-AnyInput = ModelInput | DataInput | ArtifactInput
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
 
@@ -63,17 +61,19 @@ class Recipe:
     kinds: Mapping[str, str]
     """Kind of artifact by name of input or stage."""
     document: Document = field(repr=False, compare=False)
+    """What was written; where a form stands for several stages, `expansion` leads there."""
+    expansion: Expansion = field(repr=False, compare=False)
 
     def where(self, path: FieldPath) -> str:
         """`recipe.yaml:12:9`, the place of a value such as `("stages", "dpo", "beta")`."""
-        return str(self.document.value_position(path))
+        return str(self.document.value_position(self.expansion.written(path)))
 
     def locate(self, written: str) -> Path:
         """A path as the recipe writes it, made usable from the current folder."""
         return self.folder / Path(written).expanduser()
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe as plain JSON: overrides applied, rule files put in place, defaults filled in."""
+        """The recipe as plain JSON: overrides applied, rule files put in place, forms written out, defaults filled in."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -117,6 +117,9 @@ class _Parser:
         self.folder = folder
         self.stage_types = stage_types
         self.problems: list[tuple[Position, str]] = []
+        self.expansion = Expansion()
+        self.said: dict[FieldPath, FieldPath | None] = {}
+        """Written path → the path that was complained about first: what is wrong with one copy is wrong with all."""
         self.ranks = 0
         """Files and options read so far; they order the problems."""
 
@@ -135,30 +138,39 @@ class _Parser:
         for key in ambiguous:
             self.add(Mistake(("stages", key), "an input has this name too; names are used once", at_key=True))
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
-        drafts = {key: draft for key, value in written_stages.items() if (draft := self.draft(key, value))}
-        configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft))}
+        self.read_rule_files(written_stages)
+        self.expansion = expand(written_stages, list(written_inputs), self.stage_types)
+        for mistake in self.expansion.mistakes:
+            self.add(mistake, written=True)
+        drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
+        checked = {key: list(check_stage(key, draft, drafts, inputs, self.folder)) for key, draft in drafts.items()}
+        configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft, checked[key]))}
         # A name whose own entry is wrong has no kind, and is not complained about where it is used.
-        kinds = dict.fromkeys((*written_inputs, *written_stages), "")
+        kinds = dict.fromkeys((*written_inputs, *self.expansion.stages), "")
         kinds |= {key: spec.kind for key, spec in inputs.items()}
         kinds |= {key: draft.stage_type.produces for key, draft in drafts.items()}
         for key in ambiguous:
             kinds[key] = ""
             drafts.pop(key, None)
-        for mistake in check_references(drafts, list(written_inputs), kinds, self.stage_types):
+        for mistake in check_references(drafts, list(written_inputs), {**kinds, **self.expansion.kinds}, self.stage_types):
             self.add(mistake)
         order, circles = order_stages(drafts)
         for mistake in circles:
             self.add(mistake)
-        for key, draft in drafts.items():
-            for mistake in check_stage(key, draft, drafts):
-                self.add(mistake)
+        for mistake in (mistake for key in drafts for mistake in checked[key]):
+            self.add(mistake)
         self.raise_problems(path)
         nodes = {key: self.node(key, drafts[key], configs[key]) for key in order}
-        return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document)
+        return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
 
-    def add(self, mistake: Mistake) -> None:
+    def add(self, mistake: Mistake, *, written: bool = False) -> None:
+        """Note a mistake, at the place that a person wrote; `written` says that its path is such a place already."""
+        path = mistake.path if written else self.expansion.written(mistake.path)
+        source = None if written else mistake.path
+        if self.said.setdefault(path, source) != source:
+            return
         find = self.document.key_position if mistake.at_key else self.document.value_position
-        self.problems.append((find(mistake.path), f"{show_path(mistake.path)}: {mistake.text}"))
+        self.problems.append((find(path), f"{show_path(path)}: {mistake.text}"))
 
     def raise_problems(self, path: Path) -> None:
         if self.problems:
@@ -222,7 +234,7 @@ class _Parser:
         return spec
 
     def draft(self, name: str, value: Any) -> Draft | None:
-        """The stage as it is written, if its type exists. Rule files are put in place here."""
+        """The stage as it is written, if its type exists."""
         path = ("stages", name)
         if not isinstance(value, dict):
             return None
@@ -230,9 +242,7 @@ class _Parser:
         written = self.choice((*path, "stage"), value, list(self.stage_types), what="stage type", example=example)
         if written is None:
             return None
-        stage_type = self.stage_types[written]
-        self.read_rule_files(stage_type.config_type, value, path)
-        return Draft(stage_type, {key: field for key, field in value.items() if key != "stage"})
+        return Draft(self.stage_types[written], {key: field for key, field in value.items() if key != "stage"})
 
     def choice(
         self, path: FieldPath, fields: dict[str, Any], choices: Sequence[str], *, what: str, example: str = ""
@@ -249,8 +259,14 @@ class _Parser:
             return value
         return None
 
-    def read_rule_files(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
+    def read_rule_files(self, written_stages: Mapping[str, Any]) -> None:
         """Put the content of every `{rules: file.yaml}` in its place, so that the content is checked and fingerprinted."""
+        for name, entry in written_stages.items():
+            for path, stage, fields in written_blocks(name, entry) if isinstance(entry, dict) else ():
+                if stage in self.stage_types:
+                    self.read_rules_of(self.stage_types[stage].config_type, fields, path)
+
+    def read_rules_of(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
         for inner, alternatives, part in list(walk((config_type,), fields)):
             if RulesScorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get("rules"), str):
                 continue
@@ -263,17 +279,37 @@ class _Parser:
                 self.add(Mistake(where, error.message))
                 part["rules"] = [{"type": "numeric_answer", "name": "unreadable"}]  # said once is enough
 
-    def config(self, name: str, draft: Draft) -> StrictModel | None:
-        return self.validated(draft.stage_type.config_type, draft.fields, ("stages", name), extra_keys=("stage",))
+    def config(self, name: str, draft: Draft, checked: Sequence[Mistake]) -> StrictModel | None:
+        """The stage's configuration if it is right.
+
+        What a validator of the whole stage says is left out where a check found the field: it says the same, less precisely.
+        """
+        block = self.expansion.block.get(name)
+        return self.validated(
+            draft.stage_type.config_type,
+            draft.fields,
+            ("stages", name),
+            extra_keys=() if block else ("stage", "seeds"),
+            hidden_keys=FILLED[block] if block else (),
+            as_a_whole=not checked,
+        )
 
     def validated(
-        self, reader: type[ModelT], value: Mapping[str, Any], path: FieldPath, extra_keys: Sequence[str] = ()
+        self,
+        reader: type[ModelT],
+        value: Mapping[str, Any],
+        path: FieldPath,
+        *,
+        extra_keys: Sequence[str] = (),
+        hidden_keys: Sequence[str] = (),
+        as_a_whole: bool = True,
     ) -> ModelT | None:
         try:
             return reader.model_validate(value)
         except ValidationError as error:
-            for mistake in mistakes_of(error, reader, value, extra_keys=extra_keys):
-                self.add(mistake._replace(path=(*path, *mistake.path)))
+            for mistake in mistakes_of(error, reader, value, extra_keys=extra_keys, hidden_keys=hidden_keys):
+                if mistake.path or as_a_whole:
+                    self.add(mistake._replace(path=(*path, *mistake.path)))
         return None
 
     def node(self, name: str, draft: Draft, config: StrictModel) -> StageNode:

@@ -135,8 +135,8 @@ def ppo_policy_loss(
     """Clipped surrogate loss, one value per token.
 
     max(-A * ratio, -A * clip(ratio, 1 - cliprange, 1 + cliprange)), ratio = exp(logps - old_logps). Schulman et al. 2017, eq. 7,
-    negated. The log ratio is clamped to ±20. With `dual_clip` c, a negative advantage costs at most -A * c (Ye et al. 2020, eq. 5):
-    without it, a token that became many times likelier and should not have is punished without bound.
+    negated. The log ratio is clamped to ±20. With `dual_clip` c, a negative advantage costs at most -A * c (Ye et al. 2020,
+    eq. 5): without it, a token that became many times likelier and should not have is punished without bound.
 
     Args:
         logps: [batch, seq], nats, of the policy. Carries the gradient.

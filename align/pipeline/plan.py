@@ -38,6 +38,8 @@ class PlannedStage:
     node: StageNode
     inputs: Mapping[str, str]
     """Fingerprint of everything it reads, by name."""
+    seed: int
+    """What everything random in it follows from: its own seed, or else the recipe's."""
     damage: str = ""
     """What is wrong with the result that is there, when it is damaged."""
 
@@ -73,8 +75,17 @@ class Plan:
 
 
 def semantic_config(config: StageConfig) -> dict[str, Any]:
-    """The part of a stage's configuration that can change a byte of its result."""
-    return config.model_dump(mode="json", exclude=set(config.execution_fields))
+    """The part of a stage's configuration that can change a byte of its result.
+
+    Without its seed: what counts is the seed it runs with, wherever that was written.
+    """
+    return config.model_dump(mode="json", exclude={*config.execution_fields, "seed"})
+
+
+def effective_seed(node: StageNode, recipe: Recipe) -> int:
+    """The seed that a stage runs with: its own, or else the recipe's."""
+    assert isinstance(node.config, StageConfig)
+    return recipe.seed if node.config.seed is None else node.config.seed
 
 
 def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]) -> str:
@@ -88,7 +99,7 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
     code = {"stage": stage.name, "version": stage.version}
     # As text, because the order of scorers is the order of columns, and canonical JSON would sort it away.
     plain = json.dumps(plain, ensure_ascii=False)
-    return fingerprint({**code, "seed": recipe.seed, "config": plain, "inputs": references, "labels": labels})
+    return fingerprint({**code, "seed": effective_seed(node, recipe), "config": plain, "inputs": references, "labels": labels})
 
 
 def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | int, ...] = ()) -> Any:
@@ -131,7 +142,7 @@ def make_plan(
     running: set[str] = set()
     for name, node in recipe.stages.items():
         inputs = {reference: known[reference] for _, reference in node.references}
-        digest = stage_fingerprint(node, recipe, inputs)
+        digest, seed = stage_fingerprint(node, recipe, inputs), effective_seed(node, recipe)
         known[name] = digest
         entry = artifact_store.entry(node.type, digest)
         state, problem = entry.check(artifact_store.hashes)
@@ -143,15 +154,16 @@ def make_plan(
             running.add(name)
             previous = Entry(run_folder / LINKS_NAME / name).read_manifest()
             changed = [reference for reference in inputs if reference in running]
-            reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed)
+            reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed, seed=seed)
         seconds = manifest.seconds if manifest else None
-        plan.stages.append(PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, problem))
+        planned = PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, seed, problem)
+        plan.stages.append(planned)
     artifact_store.hashes.save()
     _check_complete(plan, chosen)
     return plan
 
 
-def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | None, changed: list[str]) -> str:
+def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | None, changed: list[str], *, seed: int) -> str:
     """In a few words, what differs from the result this stage had in the run before."""
     if previous is None:
         return "no result yet"
@@ -159,8 +171,10 @@ def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | Non
     differences = []
     if previous.stage_version != STAGES[node.type].version:
         differences.append("the code of this stage changed")
-    before = {key: value for key, value in previous.config.items() if key not in node.config.execution_fields}
+    outside = {*node.config.execution_fields, "seed"}
+    before = {key: value for key, value in previous.config.items() if key not in outside}
     differences += list(_differences(before, semantic_config(node.config)))
+    differences += list(_differences({"seed": previous.seed}, {"seed": seed}))
     differences += [f"{name} changes" for name in inputs if name in changed]
     differences += [
         f"{name} changed" for name, digest in inputs.items() if name not in changed and previous.inputs.get(name) != digest

@@ -213,7 +213,7 @@ class _Runner:
             stage_type=stage.stage_type,
             fingerprint=stage.fingerprint,
             config=stage.node.config,
-            seed=self._plan.recipe.seed,
+            seed=stage.seed,
             entry=stage.entry,
             artifacts={name: artifacts[name] for name in artifacts if name in self._ancestors(stage)},
             inputs=stage.inputs,

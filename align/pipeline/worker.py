@@ -43,7 +43,7 @@ ENVIRONMENT = {
     # A killed worker leaves semaphores to the resource tracker, which removes them; that it did is no news for a person.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
-PRELOAD = ["align.training.trl_trainers", "align.scoring.reward_model", "align.models.load"]
+PRELOAD = ["align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load"]
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "safetensors")
 HEARTBEAT_SECONDS = 1.0
 SECONDS_NAME = "seconds"
@@ -167,6 +167,7 @@ def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest
         config=job.config,
         artifacts=job.artifacts,
         output=job.entry.path,
+        store_root=job.entry.path.parent,
         work=job.entry.work,
         seed=job.seed,
         progress=progress,

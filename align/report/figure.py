@@ -16,18 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path
 
-NUM_MODEL_COLORS = 8
+NUM_MODEL_COLORS = 12
 
 # Colours that stand for CSS variables; unlikely enough that nothing else in a drawing has them.
 INK, MUTED, GRID, PANEL = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PANEL: "--panel"}
 _VARIABLES |= {f"#0a0c{index:02x}": f"--model-{index}" for index in range(NUM_MODEL_COLORS)}
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", "*", ">", "p")
 
 
 def model_color(index: int) -> str:
@@ -40,6 +43,18 @@ def model_variable(index: int) -> str:
     return f"--model-{index % NUM_MODEL_COLORS}"
 
 
+def marker_path(marker: str) -> str:
+    """A marker's outline as path data within -0.75 … 0.75, for the legends that the page draws."""
+    style = MarkerStyle(marker)
+    path = style.get_path().transformed(style.get_transform())
+    letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C"}
+    parts = []
+    for points, code in path.iter_segments(simplify=False):
+        flipped = np.reshape(points, (-1, 2)) * (1, -1)  # the y axis of a page points down
+        parts.append(letters[code] + " ".join(f"{value:.3f}" for value in flipped.ravel()) if code in letters else "Z")
+    return "".join(parts)
+
+
 @dataclass(frozen=True)
 class Series:
     """One entry of a legend that the page draws itself."""
@@ -48,6 +63,10 @@ class Series:
     variable: str
     """CSS variable of its colour."""
     dashed: bool = False
+    marker: str | None = None
+    """Its marker, one of `MARKERS`, where the drawing has markers."""
+    hollow: bool = False
+    """Whether the marker is an outline."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +150,7 @@ def to_svg(figure: Figure, labels: Labels, description: str) -> str:
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # matplotlib's style sheet would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sid="[a-z]+[a-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)
+    svg = re.sub(r'\sid="[A-Za-z]+[A-Za-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)
     svg = svg.replace("'DejaVu Sans'", "var(--sans, sans-serif)").replace("xlink:href", "href")
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
@@ -140,3 +159,10 @@ def to_svg(figure: Figure, labels: Labels, description: str) -> str:
     head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(description)}" style="stroke-linejoin: round">'
     body = svg[svg.index(">") + 1 :]
     return head + labels.fill(re.sub(r"\n\s*", "\n", body))
+
+
+def evenly(indices: Any, count: int) -> Any:
+    """At most `count` of the indices, evenly spaced, with the first and the last."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from align.report import plots, view, wording
 from align.report.answers import align_answers
+from align.report.curves import training_curves
+from align.report.figure import marker_path
 from align.report.results import Answers, Results
 from align.report.view import StageSummary
 from align.store.atomic import write_bytes
@@ -72,19 +74,23 @@ def render_report(
     primary = primary_scorer or results.scorers[0]
     drawings = [
         *plots.score_scatters(results, table),
+        *plots.frontiers(results),
         *plots.score_histograms(results, table),
         plots.length_histogram(results, table),
     ]
-    stage_curves = {stage: plots.training_curves(stage, curve) for stage, curve in curves.items()}
+    summaries = [StageSummary.model_validate(stage) for stage in stages]
+    selected = {stage.name: stage.metrics.get("selected_epoch") for stage in summaries}
+    drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
     return _environment().get_template(TEMPLATE_NAME).render(
         results=results,
         verdicts=wording.verdicts(results),
         cautions=wording.cautions(results),
         rows=view.model_rows(results),
+        seeds=view.seed_rows(results),
         behaviour_headers=view.behaviour_headers(results),
         plots=drawings,
-        curves={stage: drawn for stage, drawn in stage_curves.items() if drawn},
-        stages=[StageSummary.model_validate(stage) for stage in stages],
+        curves={stage: drawn for stage, drawn in drawn_curves.items() if drawn},
+        stages=summaries,
         prompts=view.prompt_views(results, table, primary_scorer=primary),
         primary_scorer=primary,
         score_text=view.score_text,
@@ -108,6 +114,9 @@ def _environment() -> Environment:
     # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     environment.filters["typeset"] = _typeset
+    # Long names break at their underscores before they break anywhere else.
+    environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    environment.globals["marker_path"] = marker_path
     environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
     return environment
 

@@ -1,46 +1,24 @@
-"""What the comparison and the training looked like, as drawings for the report."""
+"""What the comparison looked like, as drawings for the report."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report.answers import AnswerTable
-from align.report.figure import (
-    GRID,
-    INK,
-    MARKERS,
-    MUTED,
-    PANEL,
-    Labels,
-    Plot,
-    Series,
-    drawing_style,
-    model_color,
-    model_variable,
-    new_axes,
-    to_svg,
-)
-from align.report.results import Results
+from align.report.figure import INK, PANEL, Labels, Plot, Series, drawing_style, evenly, new_axes, to_svg
+from align.report.results import Estimate, Results, ScoreResult
 from align.report.statistics import FloatArray, prompt_means
+from align.report.style import RowStyle, row_styles
 
-MAX_POINTS_PER_MODEL = 250
-MAX_POINTS_PER_CURVE = 400
+MAX_POINTS_PER_ROW = 250
 HISTOGRAM_BINS = 32
 WIDTH_INCHES = 4.3  # small, so that the text stays readable when a phone shrinks the drawing
-
-Curve = Sequence[Mapping[str, Any]]
-Points = dict[str, tuple[FloatArray, FloatArray]]
-
-# Shown first, in this order; any other metric follows in the order it was logged.
-CURVES_FIRST = ("loss", "rewards/accuracies", "rewards/margins", "rewards", "logps", "learning_rate", "grad_norm")
-# Totals that the trainer logs once at the end, and clocks: no curve of training.
-NOT_A_CURVE = re.compile(r"step|epoch|total_flos|num_input_tokens_seen|num_tokens|train_.*|.*_runtime|.*_per_second")
 
 
 def score_scatters(results: Results, table: AnswerTable) -> list[Plot]:
@@ -54,61 +32,168 @@ def score_scatters(results: Results, table: AnswerTable) -> list[Plot]:
 
 def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str) -> Plot:
     description = (
-        f"{y_scorer} against {x_scorer}. Small: the mean of one prompt. Large: the model's mean with 95 % intervals. "
+        f"{y_scorer} against {x_scorer}. Small: the mean of one prompt. Large: the row's mean with 95 % intervals. "
         "A model that moves right but down gains on one score at the other's cost."
     )
     labels = Labels()
+    styles = row_styles(results)
     with drawing_style(f"scatter {x_scorer} {y_scorer}"):
         figure, (axes,) = new_axes(WIDTH_INCHES, 3.0)
-        order = results.models_baseline_first
-        for index, name in enumerate(order):
-            x, y = (prompt_means(table.scores[name][scorer]) for scorer in (x_scorer, y_scorer))
-            kept = _evenly(np.flatnonzero(np.isfinite(x) & np.isfinite(y)), MAX_POINTS_PER_MODEL)
-            axes.plot(x[kept], y[kept], MARKERS[index % len(MARKERS)], color=model_color(index), ms=2.6, alpha=0.28, mew=0)
-        for index, name in enumerate(order):
+        for name, style in styles.items():
+            for member in results.members(name):
+                x, y = (prompt_means(table.scores[member][scorer]) for scorer in (x_scorer, y_scorer))
+                kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+                kept = evenly(kept, MAX_POINTS_PER_ROW // len(results.members(name)))
+                axes.plot(x[kept], y[kept], style.marker, color=style.color, ms=2.6, alpha=0.28, mew=0)
+        for name, style in styles.items():
             x_score, y_score = (results.models[name].scores[scorer] for scorer in (x_scorer, y_scorer))
-            axes.errorbar(
-                [x_score.mean],
-                [y_score.mean],
-                xerr=[[x_score.mean - x_score.ci95[0]], [x_score.ci95[1] - x_score.mean]],
-                yerr=[[y_score.mean - y_score.ci95[0]], [y_score.ci95[1] - y_score.mean]],
-                fmt=MARKERS[index % len(MARKERS)],
-                color=model_color(index),
-                markeredgecolor=PANEL,
-                markersize=5.5,
-                elinewidth=1.6,
-                zorder=10,
-            )
+            _mean_point(axes, x_score.mean, y_score.mean, style, _ends(x_score), _ends(y_score))
         axes.set_xlabel(labels.token(x_scorer))
         axes.set_ylabel(labels.token(y_scorer))
         svg = to_svg(figure, labels, description)
-    return Plot(f"{y_scorer} against {x_scorer}", description, svg, model_legend(results))
+    return Plot(f"{y_scorer} against {x_scorer}", description, svg, row_legend(results))
 
 
-def model_legend(results: Results) -> list[Series]:
-    """Every model with its colour, the same in every drawing."""
-    return [Series(name, model_variable(index)) for index, name in enumerate(results.models_baseline_first)]
+def _ends(estimate: Estimate | ScoreResult) -> list[list[float]]:
+    """Lengths of an interval's two arms, as matplotlib wants them."""
+    return [[estimate.mean - estimate.ci95[0]], [estimate.ci95[1] - estimate.mean]]
+
+
+def _mean_point(axes: Axes, x: float, y: float, style: RowStyle, xerr: Any, yerr: Any) -> None:
+    axes.errorbar(
+        [x],
+        [y],
+        xerr=xerr,
+        yerr=yerr,
+        fmt=style.marker,
+        color=style.color,
+        markerfacecolor=PANEL if style.hollow else style.color,
+        markeredgecolor=style.color if style.hollow else PANEL,
+        markersize=6.5,
+        elinewidth=1.6,
+        zorder=10,
+    )
+
+
+def row_legend(results: Results) -> list[Series]:
+    """Every model and method with its colour and marker, the same in every drawing; best of n is one entry."""
+    styles = row_styles(results)
+    legend = [Series(name, styles[name].variable, marker=styles[name].marker) for name in styles if not styles[name].hollow]
+    if results.best_of_rows:
+        style = styles[results.best_of_rows[0]]
+        legend.insert(1, Series(f"{results.baseline} best of n", style.variable, marker=style.marker, hollow=True))
+    return legend
+
+
+def frontiers(results: Results) -> list[Plot]:
+    """Score against KL to the baseline, one drawing a scorer; none where no row's KL is known.
+
+    Methods that differ in how far they went from the baseline can be compared only at the same KL: the higher at a given KL is
+    the better. After Gao et al. 2023, "Scaling laws for reward model overoptimization", whose axis is sqrt(KL): on it their
+    gold scores are smooth curves that turn down where the reward model is over-optimised, and best of n and RL can be put side
+    by side.
+    """
+    rows = results.models.values()
+    if all(row.kl_to_baseline is None and row.kl_bound is None for row in rows):
+        return []
+    return [_frontier(results, scorer) for scorer in results.scorers]
+
+
+def _frontier(results: Results, scorer: str) -> Plot:
+    description = (
+        f"{scorer} against the KL to {results.baseline}, in nats on a square-root axis, with 95 % intervals. "
+        "Higher at the same KL is better."
+    )
+    if results.several_seeds:
+        description += " Fainter points are single seeds."
+    if results.best_of_rows:
+        description += " Best of n is at its KL bound, ln n − (n − 1)/n: at most that far."
+    labels, styles = Labels(), row_styles(results)
+    with drawing_style(f"frontier {scorer}"):
+        figure, (axes,) = new_axes(WIDTH_INCHES, 3.0)
+        farthest = 0.0
+        for name, row in results.models.items():
+            score, kl = row.scores[scorer], row.kl_to_baseline
+            for one in (row.replicates or {}).values() if name in results.several_seeds else ():
+                if one.kl_to_baseline is not None:
+                    x, y = _root(one.kl_to_baseline.mean), one.scores[scorer].mean
+                    axes.plot([x], [y], styles[name].marker, color=styles[name].color, ms=3.5, alpha=0.55, mew=0)
+            if kl is not None:
+                arms = [[_root(kl.mean) - _root(kl.ci95[0])], [_root(kl.ci95[1]) - _root(kl.mean)]]
+                _mean_point(axes, _root(kl.mean), score.mean, styles[name], arms, _ends(score))
+                farthest = max(farthest, _root(kl.ci95[1]))
+            elif name == results.baseline:
+                _mean_point(axes, 0.0, score.mean, styles[name], None, _ends(score))
+        farthest = max(farthest, _best_of_line(axes, results, scorer, labels))
+        ticks = sorted({float(f"{root**2:.2g}") for root in np.linspace(0.0, farthest or 1.0, 5)})
+        axes.set_xticks([_root(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel(f"KL to {labels.token(results.baseline)} (nats, square-root axis)")
+        axes.set_ylabel(labels.token(scorer))
+        svg = to_svg(figure, labels, description)
+    return Plot(f"Frontier of {scorer} and KL", description, svg, row_legend(results))
+
+
+def _root(kl: float) -> float:
+    # An estimate of a tiny KL can be below zero; the KL itself cannot.
+    return math.sqrt(max(0.0, kl))
+
+
+def _best_of_line(axes: Axes, results: Results, scorer: str, labels: Labels) -> float:
+    """Best of n at its KL bounds, joined by a line and marked with n; the largest x of it."""
+    farthest, xs, ys = 0.0, [], []
+    for name in results.best_of_rows:
+        row, style = results.models[name], row_styles(results)[name]
+        x, score = _root(row.kl_bound or 0.0), row.scores[scorer]
+        _mean_point(axes, x, score.mean, style, None, _ends(score))
+        n = row.best_of.n if row.best_of else 0
+        axes.annotate(str(n), (x, score.mean), (-5, 3), textcoords="offset points", ha="right", fontsize=7.5)
+        xs.append(x)
+        ys.append(score.mean)
+        farthest = max(farthest, x)
+    if xs:
+        color = row_styles(results)[results.best_of_rows[0]].color
+        axes.plot(xs, ys, linestyle="--", linewidth=1.2, color=color)
+        axes.annotate("KL bound", (xs[-1], ys[-1]), (5, -9), textcoords="offset points", fontsize=7.5, color=color)
+    return farthest
 
 
 def score_histograms(results: Results, table: AnswerTable) -> list[Plot]:
     """The scores of all candidates, one drawing a scorer, one row a model."""
     plots = []
     for scorer in results.scorers:
-        values = {name: table.scores[name][scorer].ravel() for name in results.models_baseline_first}
+        values = {
+            name: _pooled(results, name, {m: of[scorer] for m, of in table.scores.items()}) for name in _drawn_rows(results)
+        }
         description = f"Share of completions by {scorer} score. The line is the mean."
-        plots.append(_histogram(f"Distribution of {scorer}", description, scorer, values))
+        plots.append(_histogram(f"Distribution of {scorer}", description, scorer, values, row_styles(results)))
     return plots
 
 
 def length_histogram(results: Results, table: AnswerTable) -> Plot:
     """The lengths of all completions in tokens, one row a model."""
-    values = {name: table.tokens[name].ravel() for name in results.models_baseline_first}
+    values = {name: _pooled(results, name, table.tokens) for name in _drawn_rows(results)}
     description = "Share of completions by length. The line is the mean; a peak at the right end is what the token limit cut."
-    return _histogram("Completion length", description, "tokens", values, whole_numbers=True)
+    return _histogram("Completion length", description, "tokens", values, row_styles(results), whole_numbers=True)
+
+
+def _drawn_rows(results: Results) -> list[str]:
+    """Models and methods, the baseline first: the rows that have completions of their own."""
+    return [name for name in results.models_baseline_first if results.members(name)]
+
+
+def _pooled(results: Results, name: str, values: Mapping[str, FloatArray]) -> FloatArray:
+    """The values of all completions of a row, over its seeds."""
+    return np.concatenate([values[member].ravel() for member in results.members(name)])
 
 
 def _histogram(
-    title: str, description: str, x_label: str, values: Mapping[str, FloatArray], *, whole_numbers: bool = False
+    title: str,
+    description: str,
+    x_label: str,
+    values: Mapping[str, FloatArray],
+    styles: Mapping[str, RowStyle],
+    *,
+    whole_numbers: bool = False,
 ) -> Plot:
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
     edges = _bin_edges(np.concatenate(list(finite.values())), whole_numbers)
@@ -118,8 +203,8 @@ def _histogram(
         for index, (name, array) in enumerate(finite.items()):
             axes = rows[index]
             shares = np.histogram(array, edges)[0] / max(1, len(array))
-            axes.stairs(shares, edges, fill=True, color=model_color(index), alpha=0.32)
-            axes.stairs(shares, edges, color=model_color(index), linewidth=1.2)
+            axes.stairs(shares, edges, fill=True, color=styles[name].color, alpha=0.32)
+            axes.stairs(shares, edges, color=styles[name].color, linewidth=1.2)
             if len(array):
                 axes.axvline(float(array.mean()), color=INK, linewidth=1.1)
             axes.text(0.0, 1.02, labels.token(name), transform=axes.transAxes, color=INK, fontsize=8.5)
@@ -140,72 +225,3 @@ def _bin_edges(values: FloatArray, whole_numbers: bool) -> FloatArray:
     if high - low <= 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, HISTOGRAM_BINS + 1)
-
-
-def training_curves(stage: str, curve: Curve) -> list[Plot]:
-    """Every metric that a stage's trainer logged at two steps or more.
-
-    Args:
-        stage: name of the stage.
-        curve: the trainer's log: dicts with `step` and any metrics. `eval_x` is drawn into x's plot, and `x/chosen` and
-            `x/rejected` share one.
-    """
-    points = _points_by_metric(curve)
-    groups: dict[str, list[str]] = {}
-    for metric in points:
-        groups.setdefault(_group(metric), []).append(metric)
-    plots = []
-    for name in sorted(groups, key=lambda name: CURVES_FIRST.index(name) if name in CURVES_FIRST else len(CURVES_FIRST)):
-        metrics = sorted(groups[name], key=lambda metric: (metric.startswith("eval_"), metric))
-        plots.append(_curve_plot(stage, name, {metric: points[metric] for metric in metrics}))
-    return plots
-
-
-def _group(metric: str) -> str:
-    base = metric.removeprefix("eval_")
-    return base.removesuffix("/chosen").removesuffix("/rejected")
-
-
-def _points_by_metric(curve: Curve) -> Points:
-    series: dict[str, list[tuple[float, float]]] = {}
-    for number, row in enumerate(curve):
-        step = float(row["step"]) if "step" in row else float(number)
-        for metric, value in row.items():
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if is_number and math.isfinite(value) and not NOT_A_CURVE.fullmatch(metric.removeprefix("eval_")):
-                series.setdefault(metric, []).append((step, float(value)))
-    points: Points = {}
-    for metric, pairs in series.items():
-        if len(pairs) > 1:
-            kept = _evenly(np.arange(len(pairs)), MAX_POINTS_PER_CURVE)
-            steps, values = np.array(pairs, dtype=np.float64)[kept].T
-            points[metric] = (steps, values)
-    return points
-
-
-def _curve_plot(stage: str, group: str, points: Points) -> Plot:
-    description = f"{', '.join(points)} of {stage} by optimizer step."
-    legend = []
-    labels = Labels()
-    with drawing_style(f"{stage} {group}"):
-        figure, (axes,) = new_axes(3.3, 1.75)
-        for metric, (steps, values) in points.items():
-            color = 2 if metric.endswith("/rejected") else 1
-            dashed = metric.startswith("eval_")
-            few = "o" if len(steps) < 12 else ""
-            axes.plot(steps, values, color=model_color(color), linewidth=1.5, linestyle="--" if dashed else "-", marker=few, ms=3)
-            legend.append(Series(metric, model_variable(color), dashed))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.grid(False)
-        axes.margins(x=0.01)
-        axes.tick_params(labelcolor=MUTED, color=GRID)
-        svg = to_svg(figure, labels, description)
-    return Plot(group, description, svg, [] if list(points) == [group] else legend)
-
-
-def _evenly(indices: Any, count: int) -> Any:
-    """At most `count` of the indices, evenly spaced, with the first and the last."""
-    if len(indices) <= count:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,28 +13,21 @@ from pydantic import Field
 from align.config.base import StrictModel
 from align.errors import DataError
 from align.records import ScoredCandidate
-from align.report.answers import AnswerTable, align_answers
-from align.report.statistics import (
-    BoolArray,
-    FloatArray,
-    Interval,
-    distinct_n,
-    mean_interval,
-    paired_bootstrap,
-    prompt_means,
-    win_rate,
-)
+from align.report.answers import align_answers
+from align.report.best_of import BestOfPool
+from align.report.rows import BestOfRow, Measured, Row, make_rows
+from align.report.statistics import BoolArray, FloatArray, Interval, seeded_bootstrap
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
 
 
 class Estimate(StrictModel):
-    """A mean over prompts and how sure we are of it."""
+    """A mean over prompts (of a method: over its seeds and prompts) and how sure we are of it."""
 
     mean: float
     """Mean over prompts."""
     ci95: tuple[float, float]
-    """Ends of the 95 % bootstrap interval over prompts."""
+    """Ends of the 95 % bootstrap interval over prompts, of a method with several seeds over seeds and prompts."""
 
     @classmethod
     def of(cls, interval: Interval) -> Estimate:
@@ -72,8 +65,21 @@ class TokenResult(StrictModel):
     """95th percentile over all completions."""
 
 
+class BestOfResult(StrictModel):
+    """What best of n was taken from. Its numbers are expectations over all subsets of n of the candidates."""
+
+    n: int = Field(ge=1)
+    """Completions drawn per prompt, of which the best is kept."""
+    num_candidates: int = Field(ge=1)
+    """Candidates per prompt that they are drawn from."""
+    scorer: str
+    """The scorer that chooses."""
+    never_chosen: int = Field(ge=0)
+    """Candidates, over all prompts, without a finite score by that scorer: they are never chosen."""
+
+
 class ModelResult(StrictModel):
-    """Everything measured about one model."""
+    """Everything measured about one row: a model, a method (the mean of its seeds), or best of n from the baseline."""
 
     scores: dict[str, ScoreResult]
     """Score by scorer."""
@@ -91,15 +97,24 @@ class ModelResult(StrictModel):
     """Perplexity on the retention text, whose rise means forgetting; null where not measured."""
     train_seconds: float | None
     """Wall time of this model's own training stage; null where it was not trained here."""
+    kl_bound: float | None = None
+    """Of best of n, ln n - (n - 1)/n: at most this is its KL to the baseline, in nats, which is not estimated; else null."""
+    best_of: BestOfResult | None = None
+    """What the row was taken from, if it is best of n."""
+    replicates: dict[str, ModelResult] | None = None
+    """Of a method: every seed's model by itself, with intervals over prompts alone; null for a single model."""
 
 
 class Ranking(StrictModel):
-    """The models in order of one scorer's mean, and whether the first is really ahead of the second."""
+    """Models and methods in order of one scorer's mean, and whether the first is really ahead of the second.
+
+    Best of n is not ranked among them: it needs no training, but n completions for every answer.
+    """
 
     order: list[str] = Field(min_length=1)
-    """Models, best first; ties keep the order in which the models were given."""
+    """Models and methods, best first; ties keep the order in which the models were given."""
     prompts: int = Field(ge=1)
-    """Prompts on which every model has a finite score: what this scorer's numbers are computed on."""
+    """Prompts on which every model and best of n have a finite score: what this scorer's numbers are computed on."""
     best: str
     """The model with the highest mean."""
     runner_up: str | None
@@ -108,6 +123,8 @@ class Ranking(StrictModel):
     """Paired difference, best minus runner-up."""
     separated: bool
     """Whether the interval of that difference excludes zero."""
+    against_best_of: dict[str, Estimate] = Field(default_factory=dict)
+    """Paired difference, best minus each row of best of n; empty without such rows."""
 
 
 class EngineResult(StrictModel):
@@ -141,7 +158,7 @@ class Results(StrictModel):
     engine: EngineResult
     """What sampled the completions."""
     models: dict[str, ModelResult] = Field(min_length=1)
-    """Numbers by model, in the order of the recipe."""
+    """Numbers by row, in the order of the recipe: models, methods under their name, best of n after the baseline."""
     ranking: dict[str, Ranking]
     """Order of the models by scorer."""
 
@@ -152,8 +169,29 @@ class Results(StrictModel):
 
     @property
     def models_baseline_first(self) -> list[str]:
-        """Names of the models, the baseline before the others."""
-        return [self.baseline, *(name for name in self.models if name != self.baseline)]
+        """Names of the rows: the baseline, best of n, the others."""
+        return [self.baseline, *self.best_of_rows, *(name for name in self.trained_rows if name != self.baseline)]
+
+    @property
+    def best_of_rows(self) -> list[str]:
+        """Names of the rows of best of n, by n."""
+        return [name for name, row in self.models.items() if row.best_of is not None]
+
+    @property
+    def trained_rows(self) -> list[str]:
+        """Names of the rows that are models or methods, the baseline's among them."""
+        return [name for name, row in self.models.items() if row.best_of is None]
+
+    @property
+    def several_seeds(self) -> dict[str, int]:
+        """Number of seeds by method, of the methods with more than one."""
+        counts = {name: len(row.replicates or {}) for name, row in self.models.items()}
+        return {name: count for name, count in counts.items() if count > 1}
+
+    def members(self, name: str) -> list[str]:
+        """The compared models that a row is computed from; none for best of n, whose candidates were drawn apart."""
+        row = self.models[name]
+        return [] if row.best_of is not None else list(row.replicates or [name])
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Results:
@@ -173,18 +211,10 @@ class _Bootstrap:
     resamples: int
 
     def mean(self, values: FloatArray) -> Interval:
-        return mean_interval(values, seed=self.seed, resamples=self.resamples)
+        return seeded_bootstrap(values, seed=self.seed, resamples=self.resamples)
 
     def difference(self, first: FloatArray, second: FloatArray) -> Estimate:
-        return Estimate.of(paired_bootstrap(first - second, seed=self.seed, resamples=self.resamples))
-
-
-class _Measured(NamedTuple):
-    """What was measured outside of the answers, by model; a model that is absent was not measured."""
-
-    kl_to_baseline: Mapping[str, Mapping[str, float]]
-    retention_perplexity: Mapping[str, float | None]
-    train_seconds: Mapping[str, float | None]
+        return Estimate.of(seeded_bootstrap(first, second, seed=self.seed, resamples=self.resamples))
 
 
 def build_results(
@@ -200,6 +230,8 @@ def build_results(
     kl_to_baseline: Mapping[str, Mapping[str, float]] | None = None,
     retention_perplexity: Mapping[str, float | None] | None = None,
     train_seconds: Mapping[str, float | None] | None = None,
+    methods: Mapping[str, Sequence[str]] | None = None,
+    best_of: BestOfPool | None = None,
 ) -> Results:
     """Compute results.json from every model's scored candidates.
 
@@ -209,17 +241,19 @@ def build_results(
         kl_to_baseline: model → prompt_id → nats per completion; a model that is absent was not measured.
         retention_perplexity: model → perplexity on the retention text.
         train_seconds: model → wall time of its training stage.
+        methods: method → its models, which differ in the training seed and become one row.
+        best_of: the baseline's candidates that rows of best of n are taken from.
     Raises:
-        DataError: if the models do not have the same prompts, candidates and scorers, or a scorer has no prompt on which
-            every model got a finite score.
+        DataError: if the models do not have the same prompts, candidates and scorers, a scorer has no prompt on which
+            every row got a finite score, or methods or best of n do not fit the answers.
     """
     table = align_answers(answers)
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = _Bootstrap(seed, bootstrap_resamples)
-    usable = {scorer: _usable_prompts(table, scorer) for scorer in table.scorers}
-    measured = _Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {})
-    models = {model: _model_result(table, model, baseline, usable, measured, bootstrap) for model in table.models}
+    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {})
+    rows = make_rows(table, baseline, measured, methods or {}, best_of)
+    usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
     return Results(
         recipe=recipe,
         command=list(command),
@@ -229,89 +263,71 @@ def build_results(
         num_candidates=table.num_candidates,
         bootstrap_resamples=bootstrap_resamples,
         engine=EngineResult(name=engine_name, version=engine_version),
-        models=models,
-        ranking={scorer: _ranking(table, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        models={name: _row_result(row, rows[baseline], usable, bootstrap) for name, row in rows.items()},
+        ranking={scorer: _ranking(rows, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
     )
 
 
-def _model_result(
-    table: AnswerTable,
-    model: str,
-    baseline: str,
-    usable: Mapping[str, BoolArray],
-    measured: _Measured,
-    bootstrap: _Bootstrap,
-) -> ModelResult:
-    rows = [row for candidates in table.rows[model].values() for row in candidates]
-    return ModelResult(
-        scores={scorer: _score_result(table, model, baseline, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
-        win_rate=None if model == baseline else _win_rates(table, model, baseline, usable, bootstrap),
-        kl_to_baseline=_kl(table, model, baseline, measured.kl_to_baseline, bootstrap),
-        completion_tokens=_tokens(table.tokens[model], bootstrap),
-        eos_share=float(np.mean([row.finish_reason == "stop" for row in rows])),
-        distinct_2=distinct_n(row.completion for row in rows),
-        retention_perplexity=measured.retention_perplexity.get(model),
-        train_seconds=measured.train_seconds.get(model),
-    )
-
-
-def _usable_prompts(table: AnswerTable, scorer: str) -> BoolArray:
-    """[prompts], True where every model has a finite score: a pair needs both sides, and all models the same prompts."""
-    finite = np.all([np.isfinite(prompt_means(table.scores[model][scorer])) for model in table.models], axis=0)
+def _usable_prompts(rows: Mapping[str, Row], scorer: str) -> BoolArray:
+    """[prompts], True where every row has a finite score: a pair needs both sides, and all rows the same prompts."""
+    finite = np.all([np.isfinite(row.scores[scorer]).all(axis=0) for row in rows.values()], axis=0)
     if not finite.any():
         raise DataError(
-            f"scorer {scorer!r}: on none of the {len(table.prompt_ids)} prompts did every model get a finite score",
+            f"scorer {scorer!r}: on none of the {len(finite)} prompts did every model get a finite score",
             hint="Look at the scores in the comparison's answers, and mend or remove this scorer.",
         )
     return np.asarray(finite)
 
 
-def _score_result(
-    table: AnswerTable, model: str, baseline: str, scorer: str, usable: BoolArray, bootstrap: _Bootstrap
-) -> ScoreResult:
-    means = prompt_means(table.scores[model][scorer])
-    own = bootstrap.mean(means[usable])
-    against = prompt_means(table.scores[baseline][scorer])
-    return ScoreResult(
-        mean=own.mean,
-        ci95=(own.low, own.high),
-        delta=None if model == baseline else bootstrap.difference(means[usable], against[usable]),
-        nonfinite=int((~np.isfinite(means)).sum()),
+def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootstrap: _Bootstrap) -> ModelResult:
+    wins, best_of = row.wins, row.best_of
+    return ModelResult(
+        scores={scorer: _score_result(row, baseline, scorer, usable[scorer], bootstrap) for scorer in usable},
+        win_rate=None
+        if wins is None
+        else {scorer: Estimate.of(bootstrap.mean(wins[scorer][:, usable[scorer]])) for scorer in usable},
+        kl_to_baseline=None if row.kl is None else Estimate.of(bootstrap.mean(row.kl)),
+        completion_tokens=_tokens(row, bootstrap),
+        eos_share=row.eos_share,
+        distinct_2=row.distinct_2,
+        retention_perplexity=row.retention_perplexity,
+        train_seconds=row.train_seconds,
+        kl_bound=None if best_of is None else best_of.kl_bound,
+        best_of=None if best_of is None else _best_of_result(best_of),
+        replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,
     )
 
 
-def _win_rates(
-    table: AnswerTable, model: str, baseline: str, usable: Mapping[str, BoolArray], bootstrap: _Bootstrap
-) -> dict[str, Estimate]:
-    rates = {}
-    for scorer in table.scorers:
-        per_prompt = win_rate(table.scores[model][scorer], table.scores[baseline][scorer])
-        rates[scorer] = Estimate.of(bootstrap.mean(per_prompt[usable[scorer]]))
-    return rates
+def _best_of_result(best_of: BestOfRow) -> BestOfResult:
+    return BestOfResult(
+        n=best_of.n, num_candidates=best_of.num_candidates, scorer=best_of.scorer, never_chosen=best_of.never_chosen
+    )
 
 
-def _kl(
-    table: AnswerTable, model: str, baseline: str, kl: Mapping[str, Mapping[str, float]], bootstrap: _Bootstrap
-) -> Estimate | None:
-    if model == baseline or model not in kl:
-        return None
-    missing = [prompt_id for prompt_id in table.prompt_ids if not np.isfinite(kl[model].get(prompt_id, np.nan))]
-    if missing:
-        raise DataError(f"model {model!r}: no finite KL value for {len(missing)} prompts, the first is {missing[0]!r}")
-    return Estimate.of(bootstrap.mean(np.array([kl[model][prompt_id] for prompt_id in table.prompt_ids])))
+def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> ScoreResult:
+    values = row.scores[scorer]
+    own = bootstrap.mean(values[:, usable])
+    against = baseline.scores[scorer][:, usable]
+    return ScoreResult(
+        mean=own.mean,
+        ci95=(own.low, own.high),
+        delta=None if row is baseline else bootstrap.difference(values[:, usable], against),
+        nonfinite=int((~np.isfinite(values)).any(axis=0).sum()),
+    )
 
 
-def _tokens(tokens: FloatArray, bootstrap: _Bootstrap) -> TokenResult:
-    mean, low, high = bootstrap.mean(tokens.mean(axis=1))
-    p50, p95 = (float(value) for value in np.percentile(tokens, [50, 95]))
-    return TokenResult(mean=mean, ci95=(low, high), p50=p50, p95=p95)
+def _tokens(row: Row, bootstrap: _Bootstrap) -> TokenResult:
+    known = np.isfinite(row.tokens).all(axis=0)
+    mean, low, high = bootstrap.mean(row.tokens[:, known])
+    return TokenResult(mean=mean, ci95=(low, high), p50=row.token_percentiles[0], p95=row.token_percentiles[1])
 
 
-def _ranking(table: AnswerTable, scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> Ranking:
-    means = {model: prompt_means(table.scores[model][scorer])[usable] for model in table.models}
-    order = sorted(means, key=lambda model: -means[model].mean())
+def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> Ranking:
+    values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
+    # Of prompts first, as everywhere: the mean of one seed is then the same number to the last digit.
+    order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
     runner_up = order[1] if len(order) > 1 else None
-    difference = None if runner_up is None else bootstrap.difference(means[order[0]], means[runner_up])
+    difference = None if runner_up is None else bootstrap.difference(values[order[0]], values[runner_up])
     return Ranking(
         order=order,
         prompts=int(usable.sum()),
@@ -319,4 +335,5 @@ def _ranking(table: AnswerTable, scorer: str, usable: BoolArray, bootstrap: _Boo
         runner_up=runner_up,
         difference=difference,
         separated=difference is not None and difference.excludes_zero,
+        against_best_of={name: bootstrap.difference(values[order[0]], values[name]) for name, row in rows.items() if row.best_of},
     )

@@ -28,6 +28,7 @@ from align.report.wording import (
 
 NOTHING = "–"
 MODEL_MAX_WIDTH = 28
+MANY_ROWS = 6
 STYLES = {BETTER: "bold green", WORSE: "bold red"}
 
 
@@ -60,14 +61,18 @@ class ComparisonTable:
         behaviour = behaviour_columns(results)
         side_by_side = [column for scorer in results.scorers for column in _scorer_columns(results, scorer)]
         stacked = [_stacked_scorer_column(results, scorer) for scorer in results.scorers]
-        for columns in ([*side_by_side, *behaviour], [*stacked, *behaviour]):
+        by_scorer = [_scorer_columns(results, scorer) for scorer in results.scorers]
+        many = len(results.models) > MANY_ROWS and all(self._fits(columns, console, options) for columns in by_scorer)
+        for columns in ([*side_by_side, *behaviour], *([] if many else [[*stacked, *behaviour]])):
             if self._fits(columns, console, options):
                 yield self._table(columns)
                 break
         else:
-            # Scores and behaviour are not mixed in a table that holds only a part of either.
-            scores = side_by_side if self._fits(side_by_side, console, options) else stacked
-            tables = [columns for group in (scores, behaviour) for columns in self._split(group, console, options)]
+            # Scores and behaviour are not mixed in a table that holds only a part of either. With many rows a table per scorer,
+            # one line a row, reads better than rows of four lines.
+            fits = self._fits(side_by_side, console, options)
+            groups = [side_by_side] if fits else by_scorer if many else [stacked]
+            tables = [columns for group in (*groups, behaviour) for columns in self._split(group, console, options)]
             for index, columns in enumerate(tables):
                 yield from ([Text("")] if index else [])
                 yield self._table(columns)
@@ -105,10 +110,18 @@ class ComparisonTable:
         for index, name in enumerate(self.results.models_baseline_first):
             # Text, not markup: a model may be called "[red]".
             label = Text(name, style="bold")
-            if name == self.results.baseline:
-                label.append("\nbaseline" if multiline else " (baseline)", style="dim")
+            if remark := row_remark(self.results, name):
+                label.append(f"\n{remark}" if multiline else f" ({remark})", style="dim")
             table.add_row(label, *(column.cells[index] for column in columns))
         return table
+
+
+def row_remark(results: Results, name: str) -> str:
+    """What is to be said beside a row's name; empty for a plain model."""
+    if name == results.baseline:
+        return "baseline"
+    count = results.several_seeds.get(name)
+    return f"{count} seeds" if count else ""
 
 
 def _scorer_columns(results: Results, scorer: str) -> list[Column]:
@@ -141,10 +154,17 @@ def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text,
     return Text(estimate_text(score, decimals)), delta, wins
 
 
+def kl_text(model: ModelResult) -> str | None:
+    """KL to the baseline; of best of n the bound, marked as one; None where neither is known."""
+    if model.kl_to_baseline is not None:
+        return number(model.kl_to_baseline.mean, 2)
+    return None if model.kl_bound is None else f"≤ {number(model.kl_bound, 2)}"
+
+
 def behaviour_columns(results: Results) -> list[Column]:
     """What the models do, besides their scores. A column that no model has a number for is left out."""
     cells: dict[str, Callable[[ModelResult], str | None]] = {
-        "KL\n(nats)": lambda model: None if model.kl_to_baseline is None else number(model.kl_to_baseline.mean, 2),
+        "KL\n(nats)": kl_text,
         "tokens": lambda model: number(model.completion_tokens.mean, 1),
         "EOS": lambda model: f"{100 * model.eos_share:.0f} %",
         "distinct-2": lambda model: None if model.distinct_2 is None else number(model.distinct_2, 2),

@@ -13,9 +13,9 @@ from pydantic import Field
 from align.config.base import StrictModel
 from align.records import Message, ScoredCandidate
 from align.report.answers import AnswerTable
-from align.report.figure import model_variable
-from align.report.results import Results
-from align.report.table import behaviour_columns
+from align.report.results import ModelResult, Results
+from align.report.style import row_styles
+from align.report.table import NOTHING, behaviour_columns, kl_text, row_remark
 from align.report.wording import (
     AnyEstimate,
     interval_text,
@@ -134,7 +134,9 @@ class ModelRow:
 
     name: str
     variable: str
-    is_baseline: bool
+    hollow: bool
+    """Whether its swatch is an outline: best of n."""
+    remark: str
     scorers: list[ScorerCell]
     behaviour: list[str]
 
@@ -143,11 +145,13 @@ def model_rows(results: Results) -> list[ModelRow]:
     """The rows of the table, the baseline first."""
     behaviour = behaviour_columns(results)
     cells = [_scorer_cells(results, scorer) for scorer in results.scorers]
+    styles = row_styles(results)
     return [
         ModelRow(
             name=name,
-            variable=model_variable(index),
-            is_baseline=name == results.baseline,
+            variable=styles[name].variable,
+            hollow=styles[name].hollow,
+            remark=row_remark(results, name),
             scorers=[column[index] for column in cells],
             behaviour=[column.cells[index].plain for column in behaviour],
         )
@@ -177,7 +181,7 @@ def _scorer_cells(results: Results, scorer: str) -> list[ScorerCell]:
                 delta=None if delta is None else _estimate_view(delta, decimals, delta_scale, difference=True),
                 mark="" if delta is None else mark_of(delta),
                 wins=None if wins is None else percent_text(wins[scorer]),
-                is_best=len(names) > 1 and name == results.ranking[scorer].best,
+                is_best=len(results.trained_rows) > 1 and name == results.ranking[scorer].best,
             )
         )
     return cells
@@ -199,6 +203,42 @@ def _estimate_view(estimate: AnyEstimate, decimals: int, scale: tuple[float, flo
     return EstimateView(
         number(estimate.mean, decimals, signed=difference), interval_text(estimate, decimals, signed=difference), bar
     )
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """One seed of a method, by itself."""
+
+    method: str
+    model: str
+    variable: str
+    scores: list[tuple[str, str]]
+    """Mean and difference to the baseline, by scorer."""
+    kl: str
+    tokens: str
+
+
+def seed_rows(results: Results) -> list[SeedRow]:
+    """Every model of every method with several seeds, so that their spread is seen."""
+    styles = row_styles(results)
+    return [
+        SeedRow(
+            method=method,
+            model=model,
+            variable=styles[method].variable,
+            scores=[_seed_score(results, one, scorer) for scorer in results.scorers],
+            kl=kl_text(one) or NOTHING,
+            tokens=number(one.completion_tokens.mean, 1),
+        )
+        for method in results.several_seeds
+        for model, one in (results.models[method].replicates or {}).items()
+    ]
+
+
+def _seed_score(results: Results, one: ModelResult, scorer: str) -> tuple[str, str]:
+    score, decimals = one.scores[scorer], score_decimals(results, scorer)
+    delta = NOTHING if score.delta is None else number(score.delta.mean, decimals, signed=True)
+    return number(score.mean, decimals), delta
 
 
 @dataclass(frozen=True)
@@ -234,25 +274,26 @@ def prompt_views(results: Results, table: AnswerTable, *, primary_scorer: str, c
 
 
 def _prompt_view(results: Results, table: AnswerTable, prompt_id: str, primary_scorer: str) -> PromptView:
-    names = results.models_baseline_first
-    shown = {name: table.rows[name][prompt_id][0] for name in names}
+    # A method is shown by its first seed; best of n has no completion of its own.
+    models = {name: results.members(name)[0] for name in results.models_baseline_first if results.members(name)}
+    styles = row_styles(results)
+    shown = {name: table.rows[model][prompt_id][0] for name, model in models.items()}
     best = {scorer: _only_best({name: row.scores[scorer] for name, row in shown.items()}) for scorer in table.scorers}
     answers = []
-    for index, name in enumerate(names):
-        row = shown[name]
+    for name, row in shown.items():
         answers.append(
             AnswerView(
-                model=name,
-                variable=model_variable(index),
+                model=name if models[name] == name else f"{name} ({models[name]})",
+                variable=styles[name].variable,
                 completion=row.completion,
                 scores=[(scorer, score_text(row.scores[scorer]), best[scorer] == name) for scorer in table.scorers],
                 tokens=row.completion_tokens,
                 was_cut=row.finish_reason == "length",
                 is_best=best[primary_scorer] == name,
-                more=table.rows[name][prompt_id][1:],
+                more=table.rows[models[name]][prompt_id][1:],
             )
         )
-    example = shown[names[0]]
+    example = shown[results.baseline]
     return PromptView(prompt_id, example.prompt, example.reference, answers)
 
 

@@ -12,6 +12,9 @@ AnyEstimate = Estimate | ScoreResult | TokenResult
 BETTER, WORSE, UNCLEAR = "▲", "▼", "~"
 MARKS_LEGEND = f"{BETTER} better, {WORSE} worse: the 95 % interval of the difference excludes 0.  {UNCLEAR} not separated."
 FEW_PROMPTS = 30  # below this a bootstrap interval is known to be too narrow
+FEW_SEEDS = 3  # two seeds have one degree of freedom between them
+HACKING = "if it was trained on the former, that is what reward hacking looks like."
+ONE_SEED = "the interval does not say what another seed would give."
 
 MIN_DECIMALS = 2
 MAX_DECIMALS = 5
@@ -73,13 +76,14 @@ def conclusions(results: Results) -> list[str]:
 
 
 def verdicts(results: Results) -> list[str]:
-    """Who beats whom and by how much: one sentence per scorer."""
-    return [_verdict(results, scorer) for scorer in results.scorers]
+    """Who beats whom and by how much: one sentence per scorer, and one more where best of n was taken."""
+    against = [_against_best_of(results, scorer) for scorer in results.scorers if results.ranking[scorer].against_best_of]
+    return [*(_verdict(results, scorer) for scorer in results.scorers), *against]
 
 
 def cautions(results: Results) -> list[str]:
     """What speaks against taking the verdicts at their word; often nothing."""
-    sentences = _disagreements(results)
+    sentences = [*_disagreements(results), *_seed_cautions(results), *_never_chosen(results)]
     if results.prompts < FEW_PROMPTS:
         sentences.append(f"Only {results.prompts} prompts: with so few, the intervals are narrower than they should be.")
     return sentences
@@ -88,8 +92,7 @@ def cautions(results: Results) -> list[str]:
 def _verdict(results: Results, scorer: str) -> str:
     ranking, baseline = results.ranking[scorer], results.baseline
     decimals = score_decimals(results, scorer)
-    prompts = str(ranking.prompts) if ranking.prompts == results.prompts else f"{ranking.prompts} of {results.prompts}"
-    basis = f"({prompts} prompts, 95 % paired bootstrap)"
+    basis = _basis(results, ranking)
     best = results.models[ranking.best].scores[scorer]
     if ranking.difference is None:
         return f"On {scorer}, {baseline} scores {estimate_text(best, decimals)} {basis}; no other model was compared."
@@ -102,9 +105,70 @@ def _verdict(results: Results, scorer: str) -> str:
             f"On {scorer}, {ranking.best} has the highest mean but is not separated from {baseline}: "
             f"{estimate_text(best.delta, decimals, signed=True)} {basis}{_other_winners(results, scorer, decimals)}"
         )
+    first += _range_of_seeds(results, ranking.best, scorer, decimals)
     if ranking.runner_up == baseline:
         return f"{first}; best: {ranking.best}."
     return f"{first}; best: {ranking.best}; {_closest(ranking, ranking.difference, decimals)}"
+
+
+def _basis(results: Results, ranking: Ranking) -> str:
+    """What the sentence rests on, in brackets."""
+    prompts = str(ranking.prompts) if ranking.prompts == results.prompts else f"{ranking.prompts} of {results.prompts}"
+    named = [name for name in (ranking.best, ranking.runner_up) if name in results.several_seeds]
+    if not named:
+        return f"({prompts} prompts, 95 % paired bootstrap)"
+    seeds = ", ".join(f"{results.several_seeds[name]} seeds of {name}" for name in named)
+    return f"({prompts} prompts, {seeds}, 95 % two-level bootstrap)"
+
+
+def _range_of_seeds(results: Results, name: str, scorer: str, decimals: int) -> str:
+    if name not in results.several_seeds:
+        return ""
+    deltas = [one.scores[scorer].delta for one in (results.models[name].replicates or {}).values()]
+    means = [delta.mean for delta in deltas if delta is not None]
+    return f"; its seeds range from {number(min(means), decimals, signed=True)} to {number(max(means), decimals, signed=True)}"
+
+
+def _against_best_of(results: Results, scorer: str) -> str:
+    """Whether training beats drawing more completions from the baseline."""
+    ranking, chooser = results.ranking[scorer], ""
+    groups: dict[str, list[str]] = {BETTER: [], UNCLEAR: [], WORSE: []}
+    for name, difference in ranking.against_best_of.items():
+        best_of = results.models[name].best_of
+        assert best_of is not None
+        chooser = best_of.scorer
+        groups[mark_of(difference)].append(str(best_of.n))
+    words = {BETTER: "beats", UNCLEAR: "is not separated from", WORSE: "is beaten by"}
+    clauses = [f"{words[mark]} n = {_listed(sizes)}" for mark, sizes in groups.items() if sizes]
+    return (
+        f"Against drawing n completions from {results.baseline} and keeping the best by {chooser}: "
+        f"on {scorer}, {ranking.best} {_listed(clauses)}."
+    )
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _seed_cautions(results: Results) -> list[str]:
+    sentences = [
+        f"{name} has {count} seeds only: how much another seed would change is hardly known, so its intervals are wide."
+        for name, count in results.several_seeds.items()
+        if count < FEW_SEEDS
+    ]
+    single = [name for name in results.trained_rows if name not in results.several_seeds and name != results.baseline]
+    if results.several_seeds and single:
+        sentences.append(f"{_listed(single)} {'was' if len(single) == 1 else 'were'} trained with one seed: {ONE_SEED}")
+    return sentences
+
+
+def _never_chosen(results: Results) -> list[str]:
+    for name in results.best_of_rows:
+        best_of = results.models[name].best_of
+        if best_of is not None and best_of.never_chosen:
+            total = best_of.num_candidates * results.prompts
+            return [f"Best of n: {best_of.never_chosen} of {total} candidates have no finite {best_of.scorer}; never chosen."]
+    return []
 
 
 def _closest(ranking: Ranking, difference: Estimate, decimals: int) -> str:
@@ -125,13 +189,12 @@ def _other_winners(results: Results, scorer: str, decimals: int) -> str:
 
 def _disagreements(results: Results) -> list[str]:
     sentences = []
-    for name, model in results.models.items():
+    for name in [*results.trained_rows, *results.best_of_rows[-1:]]:
+        model = results.models[name]
         marks = {scorer: mark_of(score.delta) for scorer, score in model.scores.items() if score.delta is not None}
         up = [scorer for scorer, mark in marks.items() if mark == BETTER]
         down = [scorer for scorer, mark in marks.items() if mark == WORSE]
         if up and down:
-            sentences.append(
-                f"{name} rises on {', '.join(up)} and falls on {', '.join(down)}: "
-                "if it was trained on the former, that is what reward hacking looks like."
-            )
+            reason = "choosing by a scorer finds what that scorer overrates." if model.best_of else HACKING
+            sentences.append(f"{name} rises on {', '.join(up)} and falls on {', '.join(down)}: {reason}")
     return sentences

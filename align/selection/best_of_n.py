@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.records import Drop, Instruction
-from align.selection.candidate import Group, Ranked, usable_candidates
+from align.selection.candidate import Group, Ranked, different_texts, usable_candidates
 
 
 def best_of_n(
@@ -44,21 +44,13 @@ def best_of_n(
         if not usable:
             drops.append(too_few)
             continue
-        ranking = _different_texts(sorted(usable, key=lambda item: (-item.score, item.index)))
+        ranking = different_texts(sorted(usable, key=lambda item: (-item.score, item.index)))
         good = [item for item in ranking if min_score is None or item.score >= min_score][:keep]
         if not good:
             detail = f"best score {ranking[0].score:g}, min_score {min_score:g}"
             drops.append(Drop(id=group[0].prompt_id, drop_reason="below_min_score", detail=detail))
         kept.extend(_instruction(item, numbered=keep > 1) for item in good)
     return kept, drops
-
-
-def _different_texts(ranking: Sequence[Ranked]) -> list[Ranked]:
-    """The first of every text."""
-    first: dict[str, Ranked] = {}
-    for item in ranking:
-        first.setdefault(item.text, item)
-    return list(first.values())
 
 
 def _instruction(item: Ranked, *, numbered: bool) -> Instruction:

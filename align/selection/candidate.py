@@ -86,6 +86,14 @@ def usable_candidates(group: Group, *, scorer: str, keep_truncated: bool) -> tup
     return usable, Drop(id=group[0].prompt_id, drop_reason=reason, detail=_account(group, removed, len(usable)))
 
 
+def different_texts(ranking: Sequence[Ranked]) -> list[Ranked]:
+    """The first of every text, in the order given."""
+    first: dict[str, Ranked] = {}
+    for item in ranking:
+        first.setdefault(item.text, item)
+    return list(first.values())
+
+
 def _account(group: Group, removed: dict[str, int], left: int) -> str:
     told = {
         "truncated": "cut at the token limit",

@@ -1,6 +1,7 @@
 """Compare models: the same held-out prompts, the same engine and seeds, the same scorers, paired statistics.
 
-In: models, prompts, scorers. Out: a comparison (`results.json`, `report.html`, every answer in `answers/<model>.jsonl`).
+In: models, prompts, scorers. Out: a comparison (`results.json`, `report.html`, every answer in `answers/<model>.jsonl`, the
+candidates of best of n in `best_of_candidates.jsonl`).
 Metrics: those of results.json: score means and paired differences with 95 % intervals, win rates, KL to the baseline,
 completion length, share of completions that end by themselves, distinct-2, perplexity on retention text, training seconds.
 """
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config.reference import ModelReference, PromptsReference, TextReference
 from align.config.sections import Generation, Scorer
@@ -23,8 +24,12 @@ from align.data.template import ChatFormat
 from align.errors import DataError
 from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, INPUT_STAGE, METRICS_NAME, Artifact, write_rows
+from align.store.artifact import DROPS_NAME, Artifact, write_rows
 from align.store.atomic import write_json
+
+if TYPE_CHECKING:
+    from align.engines.shards import EngineHolder, SamplingReport, SamplingTask
+    from align.report.best_of import BestOfPool
 
 VERSION = 1
 
@@ -51,11 +56,51 @@ class Config(Generation, StageConfig):
     """Resamples of the paired bootstrap over prompts."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
+    methods: dict[str, Annotated[list[ModelReference], Field(min_length=1)]] | None = None
+    """Models that are one method trained with other seeds, by the method's name: shown as one row, with intervals over seeds and
+    prompts. Each must be in `models` too; what is in no method is a row of its own, and so is the baseline."""
+    best_of: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    """Extra rows: what the baseline scores when n completions are drawn and the best is kept, for each n given here."""
+    best_of_scorer: str | None = None
+    """The scorer that chooses in best of n; default: the first."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Config:
+        models, methods = list(self.models), self.methods or {}
+        _refuse_twice("models", models)
+        _refuse_twice("best_of", self.best_of or [])
+        if self.baseline not in models:
+            raise ValueError(f"the baseline '{self.baseline}' is not in models: {', '.join(models)}")
+        members = [member for group in methods.values() for member in group]
+        _refuse_twice("methods", members)
+        for member in members:
+            if member not in models:
+                raise ValueError(f"methods: '{member}' is not in models: {', '.join(models)}")
+            if member == self.baseline:
+                raise ValueError(f"methods: '{member}' is the baseline, which stays a row of its own")
+        _refuse_twice("rows", [*(model for model in models if model not in members), *methods])
+        if self.best_of_scorer is not None and self.best_of is None:
+            raise ValueError("best_of_scorer chooses among the candidates of best_of, which is not given")
+        if self.best_of_scorer is not None and self.best_of_scorer not in self.scorers:
+            raise ValueError(f"best_of_scorer '{self.best_of_scorer}' is not in scorers: {', '.join(self.scorers)}")
+        return self
+
+    @property
+    def pool_candidates(self) -> int:
+        """Candidates per prompt that best of n is taken from; 0 without it."""
+        return max([self.num_candidates, *self.best_of]) if self.best_of else 0
+
+
+def _refuse_twice(what: str, names: Sequence[Any]) -> None:
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise ValueError(f"{what}: {twice[0]!r} is there twice")
 
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 ANSWERS_NAME = "answers"
+POOL_NAME = "best_of_candidates.jsonl"
 TRAINED_ON: dict[str, type[Instruction | Preference | Prompt]] = {
     "instructions": Instruction,
     "preferences": Preference,
@@ -67,6 +112,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
     from align.report.html import write_report
     from align.report.results import build_results
+    from align.report.training import train_seconds, training_logs
     from align.report.view import StageSummary
 
     config = context.config
@@ -74,6 +120,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     seen = _seen_in_training(context, prompts)
     sampled = _sample_all(context, prompts)
     scored = _score_all(context, sampled.answers)
+    pool = _score_pool(context, sampled, scored)
     likelihoods = _measure_likelihoods(context, sampled)
     results = build_results(
         scored,
@@ -86,17 +133,21 @@ def run(context: StageContext[Config]) -> StageOutcome:
         bootstrap_resamples=config.bootstrap_resamples,
         kl_to_baseline=likelihoods.kl,
         retention_perplexity=likelihoods.perplexity,
-        train_seconds={name: _train_seconds(context.artifact(name)) for name in config.models},
+        train_seconds={name: train_seconds(context.artifact(name), context.artifacts) for name in config.models},
+        methods=config.methods,
+        best_of=pool,
     )
     write_json(context.output / RESULTS_NAME, results.to_json())
     for name, rows in scored.items():
         write_rows(context.output / ANSWERS_NAME / f"{name}.jsonl", rows)
+    if pool is not None:
+        write_rows(context.output / POOL_NAME, list(pool.candidates))
     write_rows(context.output / DROPS_NAME, list(sampled.drops.values()))
     write_report(
         context.output / REPORT_NAME,
         results=results,
         answers=scored,
-        curves=_curves(context.artifacts),
+        curves=training_logs(context.artifacts),
         stages=[StageSummary.of(artifact) for artifact in context.artifacts.values()],
         recipe=context.recipe,
         primary_scorer=list(config.scorers)[-1],
@@ -115,6 +166,8 @@ class _Sampled:
     """Every model's answers, and what they were sampled with."""
 
     answers: dict[str, list[Candidate]] = field(default_factory=dict)
+    pool: list[Candidate] = field(default_factory=list)
+    """Candidates of the baseline for best of n, where more are needed than it has answers."""
     prompt_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Model → prompt id → token ids."""
     engine: str = ""
@@ -123,6 +176,10 @@ class _Sampled:
     engine_seconds: float = 0.0
     drops: dict[str, Drop] = field(default_factory=dict)
     """Prompts that at least one model could not be shown, by id."""
+
+    def count(self, report: SamplingReport) -> None:
+        self.new_tokens += report.new_tokens
+        self.engine_seconds += report.engine_seconds
 
 
 @dataclass
@@ -152,7 +209,7 @@ def _key(row: Any) -> str:
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.shards import EngineHolder, prepare_task, sample
+    from align.engines.shards import EngineHolder, prepare_task
     from align.models.load import load_tokenizer
 
     config = context.config
@@ -162,22 +219,33 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         chat_format = ChatFormat(load_tokenizer(artifact.model_path), where=artifact.where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=artifact.model_path, seed=context.seed, where=where)
-        report = sample(
-            task,
-            context.work / ANSWERS_NAME / name,
-            holder=holder,
-            stop_requested=context.stop_requested,
-            report=context.counter(f"answers of {name}", "shards"),
-        )
+        report = _sample_one(context, task, name, holder)
         result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
         result.prompt_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
         result.engine, result.engine_version = report.engine, report.engine_version
-        result.new_tokens += report.new_tokens
-        result.engine_seconds += report.engine_seconds
+        result.count(report)
+        if name == config.baseline and config.pool_candidates > config.num_candidates:
+            # Apart from its answers, which must not move by a rounding because more candidates share their batches.
+            more = replace(task, config=config.model_copy(update={"num_candidates": config.pool_candidates}))
+            report = _sample_one(context, more, f"{name} for best of n", holder)
+            result.pool = report.candidates
+            result.count(report)
     holder.close()
     _require_same_prompts(result)
     return result
+
+
+def _sample_one(context: StageContext[Config], task: SamplingTask, name: str, holder: EngineHolder) -> SamplingReport:
+    from align.engines.shards import sample
+
+    return sample(
+        task,
+        context.work / ANSWERS_NAME / name,
+        holder=holder,
+        stop_requested=context.stop_requested,
+        report=context.counter(f"answers of {name}", "shards"),
+    )
 
 
 def _require_same_prompts(sampled: _Sampled) -> None:
@@ -186,6 +254,7 @@ def _require_same_prompts(sampled: _Sampled) -> None:
         sampled.answers[name] = [candidate for candidate in candidates if candidate.prompt_id not in sampled.drops]
         if not sampled.answers[name]:
             raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
+    sampled.pool = [candidate for candidate in sampled.pool if candidate.prompt_id not in sampled.drops]
 
 
 def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candidate]]) -> dict[str, list[ScoredCandidate]]:
@@ -199,6 +268,20 @@ def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candida
         count = context.counter(f"score {name}", "scores")
         scored[name] = scorers.score(rows, partial(_count_of, count, len(rows) * len(config.scorers)))
     return scored
+
+
+def _score_pool(
+    context: StageContext[Config], sampled: _Sampled, scored: Mapping[str, list[ScoredCandidate]]
+) -> BestOfPool | None:
+    """The baseline's scored candidates for best of n: its answers, where those are enough."""
+    from align.report.best_of import BestOfPool
+
+    config = context.config
+    if config.best_of is None:
+        return None
+    name = f"{config.baseline} for best of n"
+    candidates = _score_all(context, {name: sampled.pool})[name] if sampled.pool else scored[config.baseline]
+    return BestOfPool(config.best_of, config.best_of_scorer or next(iter(config.scorers)), candidates)
 
 
 def _count_of(count: Callable[[int, int], None], total: int, done: int) -> None:
@@ -244,17 +327,3 @@ def _same_tokenizer(first: Artifact, second: Artifact) -> bool:
 def _tokenizer_bytes(folder: Path) -> bytes:
     path = folder / "tokenizer.json"
     return path.read_bytes() if path.exists() else b""
-
-
-def _train_seconds(artifact: Artifact) -> float | None:
-    return artifact.manifest.seconds if artifact.manifest.stage != INPUT_STAGE else None
-
-
-def _curves(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:
-    """What every training stage logged, by stage."""
-    curves = {}
-    for name, artifact in artifacts.items():
-        path = artifact.path / METRICS_NAME
-        if artifact.manifest.stage != INPUT_STAGE and path.exists():
-            curves[name] = [json.loads(line) for line in path.read_text().splitlines()]
-    return curves

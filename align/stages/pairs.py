@@ -9,14 +9,14 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from align.config.reference import ScoredCandidatesReference
 from align.records import Preference, ScoredCandidate
 from align.selection.candidate import group_candidates, require_rows
-from align.selection.pair import build_pairs
+from align.selection.pair import PairPolicy, build_pairs
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
@@ -30,12 +30,17 @@ class Config(StageConfig):
     """Scored candidates."""
     scorer: str = Field(min_length=1)
     """Name of the scorer that ranks."""
-    policy: Literal["max_min", "max_random", "best_vs_second"] = "max_min"
-    """Which candidate stands against the best: the worst, a random other, or the second best."""
+    policy: PairPolicy = "max_min"
+    """Which candidate stands against the best: the worst, a random other, or the second best. rso: two that statistical rejection
+    sampling accepts."""
     min_margin: float = Field(default=0.0, ge=0)
     """A pair whose scores are closer than this is dropped."""
     keep_truncated: bool = False
     """Use candidates that were cut at the token limit."""
+    rso_beta: float | None = Field(default=None, gt=0)
+    """For policy rso: temperature of acceptance, in the unit of the scores. Default: 0.5."""
+    rso_accept: int | None = Field(default=None, ge=2)
+    """For policy rso: candidates that are accepted before two are drawn. Default: 2."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -49,6 +54,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
         min_margin=config.min_margin,
         seed=context.seed,
         keep_truncated=config.keep_truncated,
+        rso_beta=config.rso_beta,
+        rso_accept=config.rso_accept,
     )
     require_rows(pairs, drops, context.name)
     write_rows(context.output / ROWS_NAME, pairs)

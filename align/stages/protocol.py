@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from align.attempt import Attempt
 from align.config.base import StrictModel
+from align.config.form import Seed
 from align.store.artifact import Artifact
 
 
@@ -27,6 +28,9 @@ class StageConfig(StrictModel):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset()
     labels_matter: ClassVar[bool] = False
+
+    seed: Seed | None = None
+    """Seed of this stage; default: the recipe's."""
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
@@ -57,6 +61,8 @@ class StageContext(Attempt, Generic[ConfigT]):
     """Inputs by the name the configuration refers to them by, and everything they were made from, in the recipe's order."""
     output: Path
     """The stage's store entry: what is written here is committed when `run` returns."""
+    store_root: Path
+    """Folder of all entries; what several stages can use (reference log-probabilities) is kept there by its content."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The resolved recipe, for reports; it must not decide a number."""
     command: list[str] = field(default_factory=list)

@@ -7,24 +7,25 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from align.config.reference import ModelReference, PreferencesReference
-from align.config.sections import OnInvalid, Optimization
-from align.data.encoding import encode_preferences
+from align.config.sections import PairwiseOptimization
+from align.data.encoding import Where, encode_preferences
 from align.data.template import ChatFormat
-from align.errors import DataError
+from align.errors import DataError, several
 from align.models.folder import context_tokens
 from align.records import Preference
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
-VERSION = 1
+VERSION = 2
 
 
-class Config(Optimization, StageConfig):
+class Config(PairwiseOptimization, StageConfig):
     """Bradley–Terry reward model on preferences."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
@@ -33,14 +34,12 @@ class Config(Optimization, StageConfig):
     """Model to start from; usually the SFT model."""
     data: PreferencesReference
     """Pairs of a chosen and a rejected completion."""
-    max_tokens: int = Field(default=1024, ge=8)
-    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
-    on_invalid: OnInvalid = "error"
-    """What to do with a pair that is too long."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
     center_coef: float = Field(default=0.01, ge=0)
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
+    margin: Literal["none", "scores"] = "none"
+    """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -61,6 +60,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
             "measure accuracy on; both are needed",
             hint="Give more pairs with different prompts, or change held_out_share.",
         )
+    trained = {row.id for row in split.train}
+    margins = _margins([record for record in records if record.id in trained], data.where) if config.margin == "scores" else None
     output = context.output / MODEL_FOLDER
     history, metrics = train_reward_model(
         split.train,
@@ -70,8 +71,29 @@ def run(context: StageContext[Config]) -> StageOutcome:
         output=output,
         chat_format=chat_format,
         center_coef=config.center_coef,
+        margins=margins,
     )
     metrics.update(evaluate_reward_model(output, split))
     write_rows(context.output / DROPS_NAME, encoded.drops)
     history.write(context.output / METRICS_NAME)
     return StageOutcome(metrics=metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+
+
+def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
+    """By how much the chosen completion scored higher, by pair id."""
+    margins: dict[str, float] = {}
+    problems: list[str] = []
+    for record in records:
+        if record.chosen_score is None or record.rejected_score is None:
+            problems.append(f"{where(record.line)}: {record.id}: has no chosen_score or no rejected_score")
+        elif record.chosen_score < record.rejected_score:
+            scores = f"chosen_score {record.chosen_score:g}, rejected_score {record.rejected_score:g}"
+            problems.append(f"{where(record.line)}: {record.id}: the rejected completion scored higher ({scores})")
+        else:
+            margins[record.id] = record.chosen_score - record.rejected_score
+    if problems:
+        raise DataError(
+            several(problems, f"rows cannot give a margin (of {len(records):,})"),
+            hint="Set margin: none, or give every pair both scores.",
+        )
+    return margins

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from align.attempt import Attempt
 from align.config.sections import Optimization
@@ -15,30 +14,35 @@ from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.load import load_causal_lm
-from align.models.save import save_model
-from align.scoring.likelihood import completion_logps
-from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
+from align.store.artifact import Artifact
+from align.store.fingerprint import FileHashes
+from align.training.loop import TrainingHistory, resolve_precision
+from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
+from align.training.pairwise.form import choose_collator
+from align.training.pairwise.layout import PairCollator, TrainingPair
+from align.training.pairwise.objective import DpoObjective
+from align.training.pairwise.reference import (
+    ReferenceLogps,
+    cached_reference_logps,
+    compute_reference_logps,
+    reference_key,
+)
 
-REFERENCE_BATCH_TOKENS = 8192
 CHECKED_PAIRS = 16
-# How far the loss at step 0 may be from ln 2: rounding of the two forward passes, which are padded differently.
+# How far the loss at step 0 may be from that of equal models, as a share of it where it is above 1: rounding of the two forward
+# passes, which are batched differently.
 STEP_ZERO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
-def reference_logps(
-    model: Any, pairs: Sequence[EncodedPreference], attempt: Attempt, *, pad_token_id: int, precision: str
-) -> list[tuple[float, float]]:
-    """(chosen, rejected) log-probabilities under `model`, summed over the completion, in nats."""
-    rows = [(row.prompt_ids, ids) for row in pairs for ids in (row.chosen_ids, row.rejected_ids)]
-    logps = completion_logps(
-        model,
-        rows,
-        pad_token_id=pad_token_id,
-        batch_tokens=REFERENCE_BATCH_TOKENS,
-        autocast=torch.bfloat16 if precision == "bfloat16" else None,
-        report=lambda done: attempt.progress.update("reference", done, len(rows), "completions"),
-    )
-    return [(logps[i], logps[i + 1]) for i in range(0, len(logps), 2)]
+@dataclass(frozen=True)
+class Reference:
+    """The model that DPO stays near, and the store that keeps what it says."""
+
+    artifact: Artifact
+    is_policy: bool
+    """Whether training starts from this very model."""
+    store_root: Path
 
 
 def train_dpo(
@@ -47,56 +51,71 @@ def train_dpo(
     config: Optimization,
     *,
     source: Path,
+    reference: Reference,
     output: Path,
     chat_format: ChatFormat,
-    beta: float,
-    label_smoothing: float,
+    objective: DpoObjective,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train a copy of the model in `source` against itself as reference, and save it to `output`.
+    """Train a copy of the model in `source` against the reference, and save it to `output`.
 
     Raises:
-        StageError: if the loss at step 0 is not ln 2 (policy and reference differ), or training diverges.
+        StageError: if the loss at step 0 is not that of equal models although policy and reference are the same, or training
+            diverges.
         Interrupted: if a stop was requested.
     """
-    from align.training.trl_trainers import dpo_trainer
-
-    model = load_causal_lm(source, dtype="float32").eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(config.precision)
-    reference = reference_logps(model, pairs, attempt, pad_token_id=chat_format.pad_token_id, precision=precision)
-    rows = [
-        {
-            "prompt_ids": row.prompt_ids,
-            "chosen_ids": row.chosen_ids,
-            "rejected_ids": row.rejected_ids,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-        for row, (chosen, rejected) in zip(pairs, reference, strict=True)
-    ]
-    arguments = training_arguments(config, attempt, num_rows=len(rows))
-    trainer = dpo_trainer(model, chat_format.tokenizer, rows, arguments, beta=beta, label_smoothing=label_smoothing)
-    first_loss = _check_step_zero(trainer, precision)
-    history = train(trainer, attempt)
-    save_model(trainer.model, chat_format.tokenizer, output)
-    names = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
-    metrics: dict[str, Any] = {name: history.last(name) for name in names}
-    return history, {"loss_at_step_0": first_loss, **metrics, "steps": trainer.state.global_step, "precision": precision}
+    pad_token_id = chat_format.pad_token_id
+    kept = None if reference.is_policy else _logps_of_another(reference, pairs, attempt, pad_token_id, precision)
+    gc.collect()  # a model refers to itself; the reference's weights would stay until the collector happens to run
+    model = prepare_model(load_causal_lm(source, dtype="float32"))
+    collator = choose_collator(model, [TrainingPair(row) for row in pairs], attempt, pad_token_id=pad_token_id)
+    logps = kept or _logps(reference, pairs, attempt, lambda: (model, collator), precision)
+    rows = [TrainingPair(row, _numbers(logps[row.id])) for row in pairs]
+    trainer = pairwise_trainer(model, rows, attempt, config, objective, collator)
+    first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
+    if reference.is_policy:
+        _check_step_zero(first_loss, objective.loss_without_margin(), precision)
+    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, shown=SHOWN)
+    return history, {"loss_at_step_0": first_loss, **metrics}
 
 
-@torch.no_grad()
-def _check_step_zero(trainer: Any, precision: str) -> float:
-    """The loss of the first pairs before any update; where policy and reference are the same model it is ln 2 exactly."""
-    trainer.model.eval()
-    count = min(CHECKED_PAIRS, len(trainer.train_dataset))
-    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[index] for index in range(count)]))
-    with trainer.compute_loss_context_manager():
-        loss = float(trainer.compute_loss(trainer.model, inputs))
-    for collected in trainer._metrics.values():
-        collected.clear()  # this pass is no training step
-    if not abs(loss - math.log(2)) <= STEP_ZERO_TOLERANCE[precision]:
+def _numbers(reference: ReferenceLogps) -> dict[str, float]:
+    return {"reference_chosen_logps": reference.chosen_logps, "reference_rejected_logps": reference.rejected_logps}
+
+
+def _logps_of_another(
+    reference: Reference, pairs: Sequence[EncodedPreference], attempt: Attempt, pad_token_id: int, precision: str
+) -> Mapping[str, ReferenceLogps]:
+    """Of a model that is not the policy. It is gone again before the policy comes, so that one model is in memory."""
+
+    def load() -> tuple[Any, PairCollator]:
+        model = prepare_model(load_causal_lm(reference.artifact.model_path, dtype="float32"))
+        return model, choose_collator(model, [TrainingPair(row) for row in pairs], attempt, pad_token_id=pad_token_id)
+
+    return _logps(reference, pairs, attempt, load, precision)
+
+
+def _logps(
+    reference: Reference,
+    pairs: Sequence[EncodedPreference],
+    attempt: Attempt,
+    load: Callable[[], tuple[Any, PairCollator]],
+    precision: str,
+) -> Mapping[str, ReferenceLogps]:
+    """From the store, or computed with the model and the form of batches that `load` gives."""
+    hashes = FileHashes(reference.store_root / "hashes.json")  # what the plan has read need not be read again
+    key = reference_key(reference.artifact, pairs, hashes, precision=precision)
+
+    def compute() -> list[ReferenceLogps]:
+        model, collator = load()
+        return compute_reference_logps(model, pairs, collator, attempt, precision=precision)
+
+    return cached_reference_logps(reference.store_root, key, pairs, attempt, compute)
+
+
+def _check_step_zero(loss: float, expected: float, precision: str) -> None:
+    if not abs(loss - expected) <= STEP_ZERO_TOLERANCE[precision] * max(1.0, expected):
         raise StageError(
-            f"The DPO loss before the first step is {loss:.6f}, not ln 2 = {math.log(2):.6f}: policy and reference differ",
+            f"The DPO loss before the first step is {loss:.6f}, not {expected:.6f}: policy and reference differ",
             hint="This is a fault of the model's files or of align, not of your recipe; please report it with the log.",
         )
-    return loss

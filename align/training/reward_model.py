@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.stats import binomtest
 
 from align.attempt import Attempt
@@ -15,9 +16,12 @@ from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
 from align.models.load import load_reward_model
-from align.models.save import save_model
 from align.records import Preference
-from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
+from align.training.loop import TrainingHistory
+from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
+from align.training.pairwise.form import choose_collator
+from align.training.pairwise.layout import TrainingPair
+from align.training.pairwise.objective import RewardObjective
 
 EVALUATION_BATCH_TOKENS = 8192
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
@@ -51,25 +55,22 @@ def train_reward_model(
     output: Path,
     chat_format: ChatFormat,
     center_coef: float,
+    margins: Mapping[str, float] | None = None,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
     """Train a reward model from the causal model in `source` and save it to `output`.
 
+    Args:
+        margins: by how much a chosen score should be higher, by pair id; None: not at all.
     Raises:
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
-    import torch
-
-    from align.training.trl_trainers import reward_trainer
-
     torch.manual_seed(attempt.seed)  # the new score head is drawn from it
-    model = load_reward_model(source, new_head=True, pad_token_id=chat_format.pad_token_id)
-    rows = [{"chosen_ids": row.prompt_ids + row.chosen_ids, "rejected_ids": row.prompt_ids + row.rejected_ids} for row in pairs]
-    arguments = training_arguments(config, attempt, num_rows=len(rows))
-    trainer = reward_trainer(model, chat_format.tokenizer, rows, arguments, center_coef=center_coef)
-    history = train(trainer, attempt)
-    save_model(trainer.model, chat_format.tokenizer, output)
-    precision = resolve_precision(config.precision)
-    return history, {"train_loss": history.last("loss"), "steps": trainer.state.global_step, "precision": precision}
+    model = prepare_model(load_reward_model(source, new_head=True, pad_token_id=chat_format.pad_token_id))
+    rows = [TrainingPair(row, {} if margins is None else {"margin": margins[row.id]}) for row in pairs]
+    collator = choose_collator(model, rows, attempt, pad_token_id=chat_format.pad_token_id)
+    trainer = pairwise_trainer(model, rows, attempt, config, RewardObjective(center_coef), collator)
+    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, shown=("loss",))
+    return history, {"train_loss": metrics.pop("loss"), **metrics}
 
 
 def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat, check_label_spans
+from align.models.dropout import set_dropout
 from align.models.load import load_causal_lm
 from align.models.save import save_model
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
@@ -63,7 +64,7 @@ def train_sft(
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
     model = load_causal_lm(source, dtype="float32")
-    _set_dropout(model, dropout)
+    set_dropout(model, dropout)
     arguments = training_arguments(config, attempt, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     history = train(trainer, attempt, keep_epoch=lambda epoch: _keep_epoch(trainer, chat_format, attempt.work, epoch))
@@ -89,17 +90,6 @@ def _guard_labels(
     chosen = list(range(0, len(rows), step))
     labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
     check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
-
-
-def _set_dropout(model: Any, dropout: float) -> None:
-    """Set every dropout of a loaded model; its configuration, which is saved, stays as it was."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = dropout
 
 
 def _keep_epoch(trainer: Any, chat_format: ChatFormat, work: Path, epoch: int) -> None:

@@ -39,7 +39,7 @@ from align.store.atomic import write_json
 
 HERE = Path(__file__).parent
 RESULT = HERE / "ppo.json"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "batch": 256,
     "mini_batch": 64,
     "epochs": 4,
@@ -76,12 +76,12 @@ def run_ours(run: Path, engine: str) -> None:
         model=ModelReference("sft"),
         prompts=PromptsReference("prompts"),
         scorers={"rm": RewardModelReference("reward")},
-        num_episodes=int(SETTINGS["batch"] * SETTINGS["rollouts"]),
-        rollout_batch_size=int(SETTINGS["batch"]),
-        mini_batch_size=int(SETTINGS["mini_batch"]),
-        ppo_epochs=int(SETTINGS["epochs"]),
-        max_completion_tokens=int(SETTINGS["max_completion_tokens"]),
-        max_prompt_tokens=int(SETTINGS["max_prompt_tokens"]),
+        num_episodes=SETTINGS["batch"] * SETTINGS["rollouts"],
+        rollout_batch_size=SETTINGS["batch"],
+        mini_batch_size=SETTINGS["mini_batch"],
+        ppo_epochs=SETTINGS["epochs"],
+        max_completion_tokens=SETTINGS["max_completion_tokens"],
+        max_prompt_tokens=SETTINGS["max_prompt_tokens"],
         learning_rate=SETTINGS["learning_rate"],
         checkpoint_steps=1000,
         engine=engine,  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ def run_ours(run: Path, engine: str) -> None:
             config=config,
             artifacts={name: artifact(run, name) for name in ("sft", "reward", "prompts")},
             output=Path(work) / "output",
-            **_store_of(run),
+            store_root=run.resolve().parent / ".store",
         )
         context.output.mkdir()
         outcome = run_stage(context)
@@ -104,15 +104,6 @@ def run_ours(run: Path, engine: str) -> None:
     print("\n" + json.dumps({"times": times, "metrics": outcome.metrics, "log": rows}))
     sys.stdout.flush()
     os._exit(0)  # vLLM may hang in its exit handlers
-
-
-def _store_of(run: Path) -> dict[str, Any]:
-    """The context's store, where it has one."""
-    from dataclasses import fields
-
-    from align.stages.protocol import StageContext
-
-    return {"store_root": run.parent / ".store"} if "store_root" in {field.name for field in fields(StageContext)} else {}
 
 
 def last_json(command: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -139,7 +130,7 @@ def main() -> None:
         run_ours(options.run, options.engine)
     sft, prompts = artifact(options.run, "sft"), artifact(options.run, "prompts")
     chat_format = ChatFormat(load_tokenizer(sft.model_path), where="sft")
-    limit = int(SETTINGS["max_prompt_tokens"])
+    limit = SETTINGS["max_prompt_tokens"]
     encoded = encode_prompts(prompts.rows(Prompt), chat_format, max_prompt_tokens=limit, on_invalid="error", where=prompts.where)
     work = Path(tempfile.mkdtemp())
     settings = SETTINGS | {

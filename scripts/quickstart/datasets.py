@@ -1,4 +1,4 @@
-"""The quickstart's data files: instructions, preferences, prompts, held-out prompts, retention text."""
+"""The quickstart's data files: instructions, preferences, prompts, validation and held-out prompts, retention text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quickstart.language import Combination, Situation
 from quickstart.replies import INSTRUCTION_MIX, Reply, reply_from_mix
 from quickstart.situations import LANGUAGES, ByLanguage, situations, split_combinations
 
-COUNTS = {"instructions": 2200, "preferences": 2100, "prompts": 840, "held_out": 320, "retention": 400}
+COUNTS = {"instructions": 900, "preferences": 2100, "prompts": 840, "validation": 120, "held_out": 320, "retention": 400}
 PREFERENCE_MIX = {
     "advice": 0.32,
     "sympathy": 0.32,
@@ -59,10 +59,12 @@ def build_data(seed: int) -> QuickstartData:
 
     instructions, styles = _instructions(trained, rng_for("instructions"))
     preferences, flipped = _preferences(trained, rng_for("preferences"))
+    prompts = _prompts("prompt", COUNTS["prompts"], trained, rng_for("prompts"))
     rows = {
         "instructions": instructions,
         "preferences": preferences,
-        "prompts": _prompts("prompt", COUNTS["prompts"], trained, rng_for("prompts")),
+        "prompts": prompts,
+        "validation": _validation(trained, rng_for("validation"), {row["prompt"] for row in instructions + prompts}),
         "held_out": _prompts("held-out", COUNTS["held_out"], held_out, rng_for("held_out")),
     }
     retention_rng = rng_for("retention")
@@ -92,6 +94,24 @@ def _instructions(trained: ByLanguage, rng: random.Random) -> tuple[list[Row], d
         if len(rows) == COUNTS["instructions"]:
             break
     return rows, styles
+
+
+def _validation(trained: ByLanguage, rng: random.Random, seen: set[str]) -> list[Row]:
+    """Prompts that no other file has, each with its topic and a completion as the instructions have them."""
+    rows: dict[str, Row] = {}
+    for situation in situations(trained, rng):
+        if situation.prompt in seen or situation.prompt in rows:
+            continue
+        reply = reply_from_mix(INSTRUCTION_MIX, LANGUAGES[situation.combination.language], situation, rng)
+        rows[situation.prompt] = {
+            "id": f"valid-{len(rows) + 1:04d}",
+            "prompt": situation.prompt,
+            "completion": reply.text,
+            "reference": situation.combination.topic,
+        }
+        if len(rows) == COUNTS["validation"]:
+            break
+    return list(rows.values())
 
 
 def utility(reply: Reply) -> float:

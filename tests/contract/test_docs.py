@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from typer.main import get_command
 
 from align.cli.main import app, main
+from align.config.expand import expand
 from align.config.inputs import InputSpec
 from align.config.sections import Scorer
 from align.config.source import parse_text
@@ -175,7 +176,8 @@ def test_recipe_snippets_are_valid(page: Path) -> None:
     """Every stage, input and scorer of the yaml blocks, against the models that read recipes."""
     for number, text in enumerate(blocks(page, "yaml"), start=1):
         value = parse_text(text, label=f"{page.name}, yaml block {number}").value
-        for stage in (value.get("stages") or {}).values():
+        written = value.get("stages") or {}
+        for stage in expand(written, list(value.get("inputs") or {}), STAGES).stages.values():
             fields = {key: field for key, field in stage.items() if key != "stage"}
             STAGES[stage["stage"]].config_type.model_validate(_with_rules(fields))
         for spec in (value.get("inputs") or {}).values():

@@ -1,4 +1,4 @@
-"""The losses that TRL's trainers compute are those of `align.losses`, on tokens that we prepared."""
+"""Fine-tuning: the loss is a mean over completion tokens of the whole optimizer batch, and TRL's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 
 from align.attempt import Attempt, Progress
 from align.config.sections import Optimization
-from align.losses import dpo_loss, reward_model_loss
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_tokenizer
 from align.scoring.likelihood import completion_logps
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
-from align.training.trl_trainers import dpo_trainer, reward_trainer, sft_trainer
+from align.training.trl_trainers import sft_trainer
 
 PAIRS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 2], "rejected_ids": [10, 2]},
@@ -34,48 +33,6 @@ def first_loss(trainer: Any, indices: range) -> float:
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[index] for index in indices]))
     with torch.no_grad(), trainer.compute_loss_context_manager():
         return float(trainer.compute_loss(trainer.model, inputs))
-
-
-@pytest.mark.parametrize(("beta", "label_smoothing"), [(0.1, 0.0), (0.7, 0.0), (0.3, 0.2)])
-def test_dpo(project_template: Path, attempt: Attempt, beta: float, label_smoothing: float) -> None:
-    base = project_template / "base"
-    reference = [(-9.0, -4.0), (-6.5, -12.0), (-8.0, -5.0)]
-    rows = [
-        {**pair, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        for pair, (chosen, rejected) in zip(PAIRS, reference, strict=True)
-    ]
-    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
-    trainer = dpo_trainer(load_causal_lm(base), load_tokenizer(base), rows, arguments, beta=beta, label_smoothing=label_smoothing)
-    model = load_causal_lm(base).eval()
-    policy = {
-        side: torch.tensor(
-            completion_logps(model, [(p["prompt_ids"], p[f"{side}_ids"]) for p in PAIRS], pad_token_id=0, batch_tokens=64)
-        )
-        for side in ("chosen", "rejected")
-    }
-    chosen, rejected = (torch.tensor(column) for column in zip(*reference, strict=True))
-    expected = dpo_loss(policy["chosen"], policy["rejected"], chosen, rejected, beta=beta, label_smoothing=label_smoothing)
-    assert first_loss(trainer, range(3)) == pytest.approx(expected.losses.mean().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("center_coef", [0.0, 0.05])
-def test_reward_model(project_template: Path, attempt: Attempt, center_coef: float) -> None:
-    base = project_template / "base"
-    torch.manual_seed(1)
-    model = load_reward_model(base, new_head=True)
-    rows = [
-        {"chosen_ids": pair["prompt_ids"] + pair["chosen_ids"], "rejected_ids": pair["prompt_ids"] + pair["rejected_ids"]}
-        for pair in PAIRS
-    ]
-    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
-    trainer = reward_trainer(model, load_tokenizer(base), rows, arguments, center_coef=center_coef)
-    with torch.no_grad():
-        scores = {
-            side: torch.stack([model(input_ids=torch.tensor([row[f"{side}_ids"]])).logits[0, 0] for row in rows])
-            for side in ("chosen", "rejected")
-        }
-    expected = reward_model_loss(scores["chosen"], scores["rejected"], center_coef=center_coef)
-    assert first_loss(trainer, range(3)) == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_template: Path, attempt: Attempt) -> None:
@@ -113,9 +70,9 @@ def test_accumulation_equals_one_large_batch(project_template: Path, tmp_path: P
         assert difference.mean() < 1e-6
 
 
-def test_our_losses_are_those_of_trl(project_template: Path, attempt: Attempt) -> None:
+def test_our_loss_is_that_of_trl(project_template: Path, attempt: Attempt) -> None:
     """TRL's own compute_loss, on the same trainer and batch."""
-    from trl import DPOTrainer, SFTTrainer
+    from trl import SFTTrainer
 
     base, tokenizer = project_template / "base", load_tokenizer(project_template / "base")
     arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
@@ -125,18 +82,6 @@ def test_our_losses_are_those_of_trl(project_template: Path, attempt: Attempt) -
     ours = sft.compute_loss(sft.model, dict(inputs))
     theirs = SFTTrainer.compute_loss(sft, sft.model, dict(inputs))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-
-    pairs = [{**pair, "ref_chosen_logps": -9.0, "ref_rejected_logps": -7.5 - index} for index, pair in enumerate(PAIRS)]
-    dpo = dpo_trainer(load_causal_lm(base), tokenizer, pairs, arguments, beta=0.3, label_smoothing=0.0)
-    batch = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[index] for index in range(3)]))
-    ours = dpo._compute_loss(dpo.model, batch, False)
-    mine = {name: values[-1] for name, values in dpo._metrics["eval" if not dpo.model.training else "train"].items()}
-    dpo._metrics["train"].clear(), dpo._metrics["eval"].clear()
-    theirs = DPOTrainer._compute_loss(dpo, dpo.model, batch, False)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-    for name, values in dpo._metrics["eval" if not dpo.model.training else "train"].items():
-        if name in mine:
-            assert mine[name] == pytest.approx(values[-1], rel=1e-5), name
 
 
 def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.recipe import parse_recipe
+from align.config.recipe import Recipe, parse_recipe
 from align.errors import RecipeError
 from align.stages.registry import STAGES
 
@@ -57,6 +57,34 @@ def problems(folder: Path) -> Problems:
         (folder / "recipe.yaml").write_text(RECIPE.replace(before, after, 1))
         try:
             parse_recipe("recipe.yaml", overrides=overrides, stage_types=STAGES)
+        except RecipeError as error:
+            return str(error).splitlines()
+        return []
+
+    return read
+
+
+@pytest.fixture
+def forms(folder: Path) -> Callable[..., Recipe]:
+    """Reads the text of a recipe in the folder, with overrides: `forms(text, "stages.dpo.beta=0.2")`."""
+
+    def read(text: str, *overrides: str) -> Recipe:
+        (folder / "recipe.yaml").write_text(text)
+        return parse_recipe("recipe.yaml", overrides=overrides, stage_types=STAGES)
+
+    return read
+
+
+@pytest.fixture
+def mistakes_after(forms: Callable[..., Recipe]) -> Problems:
+    """Lines of the error after replacing parts of a text: `mistakes_after(text, "before", "after")`."""
+
+    def read(text: str, *replacements: str, overrides: Sequence[str] = ()) -> list[str]:
+        for before, after in zip(replacements[::2], replacements[1::2], strict=True):
+            assert before in text
+            text = text.replace(before, after, 1)
+        try:
+            forms(text, *overrides)
         except RecipeError as error:
             return str(error).splitlines()
         return []

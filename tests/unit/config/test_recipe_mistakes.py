@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from align.config.explain import listing
 from align.config.recipe import parse_recipe
 from align.errors import MAX_ERROR_LINES, RecipeError
 from align.stages.registry import STAGES
@@ -20,8 +21,8 @@ ONE_MISTAKE = [
     (
         "beta: 0.1",
         "zzz: 1",
-        "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, learning_rate, lr_scheduler, warmup_ratio, "
-        "weight_decay, max_grad_norm, num_epochs, batch_size, …",
+        "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, seeds, seed, learning_rate, lr_scheduler, "
+        "warmup_ratio, weight_decay, max_grad_norm, num_epochs, …",
     ),
     ("name: small", "name: small\nsed: 3", "recipe.yaml:2:1: sed: unknown key; did you mean 'seed'?"),
     # wrong types
@@ -81,8 +82,7 @@ ONE_MISTAKE = [
     (
         "stage: dpo, ",
         "",
-        "recipe.yaml:8:3: stages.dpo.stage: this key is missing; expected one of sft, reward_model, generate, score, "
-        "best_of_n, pairs, dpo, compare (add stage: dpo)",
+        f"recipe.yaml:8:3: stages.dpo.stage: this key is missing; expected one of {listing(STAGES)} (add stage: dpo)",
     ),
     (
         "kind: model, ",
@@ -182,6 +182,11 @@ ONE_MISTAKE = [
         "num_epochs: 3",
         "micro_batch_size: 5",
         "recipe.yaml:9:67: stages.sft.micro_batch_size: batch_size (32) must be a multiple of micro_batch_size (5)",
+    ),
+    (
+        "scorer: gold}",
+        "scorer: gold, rso_beta: 1.0}",
+        "recipe.yaml:12:55: stages.pairs.rso_beta: goes with policy: rso only; here the policy is max_min",
     ),
     # scorers
     (

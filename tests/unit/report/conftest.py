@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from align.records import Message, ScoredCandidate
+from align.report.best_of import BestOfPool
 from align.report.results import Results, build_results
 
 SHIFTS = {"sft": 0.0, "rs-거절표집": 0.5, "dpo": 0.45, "ppo_long_name": 0.9}
@@ -82,6 +83,58 @@ def demo_results(answers: dict[str, list[ScoredCandidate]], resamples: int = 500
         retention_perplexity={name: 12.0 + 3 * shift for name, shift in SHIFTS.items()},
         train_seconds={"sft": 41.2, "rs-거절표집": 65.0, "dpo": 184.4, "ppo_long_name": 7300.0},
     )
+
+
+MANY_SHIFTS = {
+    "sft": 0.0, "거절-표집-미세조정": 0.3, "dpo_seed1": 0.5, "dpo_seed2": 0.6, "dpo_seed3": 0.42, "orpo": 0.35, "ppo": 0.9,
+    "ppo_without_kl_penalty": 1.4, "dpo_round_2": 0.7, "selected_checkpoint": 0.1, "dpo_beta_0.5": 0.25,
+}  # fmt: skip
+
+
+def many_results(prompts: int = 60, resamples: int = 500) -> tuple[Results, dict[str, list[ScoredCandidate]]]:
+    """Twelve rows: nine models and methods, one of them three seeds, and three of best of n; with the answers."""
+    random = np.random.default_rng(7)
+    answers: dict[str, list[ScoredCandidate]] = {name: [] for name in MANY_SHIFTS}
+    pool: list[ScoredCandidate] = []
+    for number in range(prompts):
+        difficulty, topic = random.normal(), TOPICS[number % len(TOPICS)]
+        for name, shift in [*MANY_SHIFTS.items(), *(("pool", 0.0) for _ in range(16))]:
+            quality = random.normal() * 0.6
+            rm = difficulty + 1.5 * shift + quality
+            gold = 1 / (1 + math.exp(-(difficulty + (shift if shift < 0.8 else -0.5) + 0.7 * quality + random.normal() * 0.4)))
+            row = candidate(
+                f"prompt-{number:03d}",
+                scores={"rm": float(rm), "gold": float(gold)},
+                index=len([one for one in pool if one.prompt_id == f"prompt-{number:03d}"]) if name == "pool" else 0,
+                completion=f"{topic}에 대해 알려 드릴게요. " + "단어 " * int(random.integers(4, 20) * (1 + shift)),
+            )
+            row = row.model_copy(update={"prompt": [Message(role="user", content=f"{topic}에 대해 설명해 주세요. ({number})")]})
+            (pool if name == "pool" else answers[name]).append(row)
+    results = build_results(
+        answers,
+        baseline="sft",
+        recipe="many",
+        command=["align", "run", "recipes/many/recipe.yaml"],
+        seed=17,
+        engine_name="fake",
+        engine_version="1.0",
+        bootstrap_resamples=resamples,
+        kl_to_baseline={
+            name: {f"prompt-{number:03d}": float(random.gamma(4, 2 * shift**2)) for number in range(prompts)}
+            for name, shift in MANY_SHIFTS.items()
+            if name != "sft"
+        },
+        train_seconds={name: 40.0 + 100 * shift for name, shift in MANY_SHIFTS.items()},
+        methods={"dpo": ["dpo_seed1", "dpo_seed2", "dpo_seed3"]},
+        best_of=BestOfPool([1, 4, 16], "rm", pool),
+    )
+    return results, answers
+
+
+@pytest.fixture(scope="session")
+def many() -> tuple[Results, dict[str, list[ScoredCandidate]]]:
+    """`many_results`."""
+    return many_results()
 
 
 @pytest.fixture(scope="session")

@@ -148,3 +148,30 @@ def test_one_model_and_nothing_optional(
 def test_stage_summaries_are_checked() -> None:
     with pytest.raises(ValueError, match="rows_inn"):
         StageSummary.model_validate({"name": "a", "type": "sft", "rows_inn": 1})
+
+
+def test_twelve_rows_show_methods_best_of_n_and_every_seed(
+    many: tuple[Results, dict[str, list[ScoredCandidate]]], tmp_path: Path
+) -> None:
+    results, answers = many
+    curve = [{"step": epoch, "score": 0.1 * epoch, "eval_loss": 2.0 - 0.1 * epoch} for epoch in (1, 2, 3)]
+    stages = [{"name": "best", "type": "select_checkpoint", "metrics": {"selected_epoch": 2}}]
+    write_report(tmp_path / "r.html", results=results, answers=answers, curves={"best": curve}, stages=stages, recipe={})
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    for name in (*results.models, "dpo_seed1", "dpo_seed2", "dpo_seed3"):
+        assert name in text
+    for fact in (
+        "≤ 1.84",
+        "3 seeds",
+        "<b>9</b> methods and models",
+        "Frontier of gold and KL",
+        "selected: epoch 2",
+        "dpo (dpo_seed1)",
+    ):
+        assert fact in text, fact
+    # Best of n has no completions of its own; a method shows its first seed's.
+    assert page.with_class("answer") == page.with_class("prompt") * len(results.trained_rows)
+    assert page.with_class("hollow") >= 3 * 2
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))

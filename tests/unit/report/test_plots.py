@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from xml.etree import ElementTree
 
@@ -9,9 +10,11 @@ import pytest
 
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
-from align.report.figure import Plot, model_variable
-from align.report.plots import length_histogram, score_histograms, score_scatters, training_curves
+from align.report.curves import training_curves
+from align.report.figure import MARKERS, Plot, marker_path, model_variable
+from align.report.plots import frontiers, length_histogram, score_histograms, score_scatters
 from align.report.results import Results
+from align.report.style import row_styles
 
 CURVE = [
     {"step": step, "epoch": step / 10, "loss": 1.0 / step, "rewards/chosen": 0.1 * step, "rewards/rejected": -0.1 * step}
@@ -84,3 +87,123 @@ def test_curves_skip_what_is_not_a_number() -> None:
     curve = [{"step": step, "loss": float("nan"), "flag": True, "note": "x", "entropy": 1.0 * step} for step in range(5)]
     assert [plot.title for plot in training_curves("ppo", curve)] == ["entropy"]
     assert training_curves("sft", []) == []
+
+
+PPO = [
+    {
+        "step": step,
+        "objective/kl": 0.1 * step,
+        "objective/scores": 1.0 + step,
+        "objective/scores_std": 0.5,
+        "objective/scores/gold": 5.0 - 0.01 * step,
+        "lr": 1e-5,
+        "eps": 3.0,
+        "policy/approxkl_avg": 0.01,
+        "loss/policy_avg": -0.1,
+    }
+    for step in range(20)
+]
+
+
+def test_ppo_shows_first_whether_the_optimised_score_and_the_watched_one_part() -> None:
+    plots = training_curves("ppo", PPO)
+    assert [plot.title for plot in plots] == [
+        "optimised and watched scores",
+        "objective/scores",
+        "objective/scores/gold",
+        "objective/scores_std",
+        "objective/kl",
+        "policy/approxkl_avg",
+        "loss/policy_avg",
+        "lr",
+        "eps",
+    ]
+    assert [(series.label, series.dashed) for series in plots[0].legend] == [
+        ("optimised score", False),
+        ("gold (watched)", True),
+    ]
+    assert "Optimised score up, watched score down: reward hacking." in plots[0].description
+    up, down = (_last_heights(plots[0])[color] for color in (1, 2))
+    assert up > 0 > down, "the drawing must show the proxy rising and gold falling"
+
+
+def _last_heights(plot: Plot) -> dict[int, float]:
+    """How far above its first point (in the drawing, whose y axis points down) every coloured line ends, by colour."""
+    heights = {}
+    for element in ElementTree.fromstring(plot.svg).iter():
+        found = re.search(r"stroke: var\(--model-(\d+)\)", element.get("style", ""))
+        points = re.findall(r"[ML] (\S+) (\S+)", element.get("d", ""))
+        if found and len(points) > 2:
+            heights[int(found.group(1))] = float(points[0][1]) - float(points[-1][1])
+    return heights
+
+
+def test_ppo_that_watches_nothing_has_no_such_picture() -> None:
+    curve = [{key: value for key, value in row.items() if key != "objective/scores/gold"} for row in PPO]
+    assert "optimised and watched scores" not in [plot.title for plot in training_curves("ppo", curve)]
+
+
+def test_a_score_that_stays_the_same_is_a_flat_line() -> None:
+    curve = [{"step": step, "objective/scores": 0.1 + 0.2, "objective/scores/gold": float(step)} for step in range(9)]
+    heights = _last_heights(training_curves("ppo", curve)[0])
+    assert heights[1] == 0.0
+    assert heights[2] > 0
+
+
+def test_the_choice_of_a_checkpoint_is_one_picture_with_the_chosen_epoch() -> None:
+    curve = [
+        {"step": epoch, "score": score, "eval_loss": loss} for epoch, score, loss in ((1, 0.1, 2.0), (2, 0.3, 1.8), (3, 0.4, 1.9))
+    ]
+    (plot,) = training_curves("best", curve, selected_epoch=3)
+    ElementTree.fromstring(plot.svg)
+    assert [series.label for series in plot.legend] == ["score (left)", "eval_loss (right)", "selected: epoch 3"]
+    assert "The line marks epoch 3" in plot.description
+    assert _last_heights(plot)[1] > 0 > _last_heights(plot)[2]
+    (unmarked,) = training_curves("best", curve)
+    assert "selected" not in unmarked.description
+    (score_only,) = training_curves("best", [{"step": row["step"], "score": row["score"]} for row in curve], selected_epoch=3)
+    assert [series.label for series in score_only.legend] == ["score (left)", "selected: epoch 3"]
+
+
+def test_the_frontier_has_every_row_whose_distance_is_known(many: tuple[Results, dict[str, list[ScoredCandidate]]]) -> None:
+    results, _ = many
+    plots = frontiers(results)
+    assert [plot.title for plot in plots] == ["Frontier of rm and KL", "Frontier of gold and KL"]
+    for plot in plots:
+        ElementTree.fromstring(plot.svg)
+        assert [series.label for series in plot.legend][:3] == ["sft", "sft best of n", "거절-표집-미세조정"]
+        assert "KL bound" in plot.svg
+        assert "square-root axis" in plot.svg
+        for n in (1, 4, 16):
+            assert f">{n}<" in plot.svg
+        for name in results.trained_rows:
+            assert f"var({row_styles(results)[name].variable})" in plot.svg
+
+
+def test_there_is_no_frontier_where_no_kl_was_measured(make_candidate, make_results) -> None:  # type: ignore[no-untyped-def]
+    answers = {name: [make_candidate(f"p{n}", scores={"gold": float(n)}) for n in range(3)] for name in ("sft", "dpo")}
+    assert frontiers(make_results(answers)) == []
+
+
+def test_twelve_rows_differ_in_colour_or_marker_and_best_of_n_looks_like_the_baseline(
+    many: tuple[Results, dict[str, list[ScoredCandidate]]],
+) -> None:
+    styles = row_styles(many[0])
+    assert len(styles) == 12
+    filled = [style for style in styles.values() if not style.hollow]
+    assert len({style.variable for style in filled}) == len({style.marker for style in filled}) == len(filled) == 9
+    assert {style.variable for style in styles.values() if style.hollow} == {styles["sft"].variable}
+
+
+def test_many_models_never_share_colour_and_marker(make_candidate, make_results) -> None:  # type: ignore[no-untyped-def]
+    names = ["sft", *(f"m{number}" for number in range(29))]
+    results = make_results({name: [make_candidate("p", scores={"gold": 1.0})] for name in names})
+    assert len({(style.variable, style.marker) for style in row_styles(results).values()}) == 30
+
+
+def test_markers_become_closed_outlines_within_their_box() -> None:
+    for marker in MARKERS:
+        path = marker_path(marker)
+        assert path.startswith("M")
+        assert path.endswith("Z")
+        assert all(abs(float(number)) <= 0.75 for number in re.findall(r"-?\d+\.\d+", path)), marker

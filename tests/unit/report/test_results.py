@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from align.errors import DataError
 from align.records import ScoredCandidate
+from align.report.best_of import BestOfPool
 from align.report.results import Results
 
 Make = Callable[..., ScoredCandidate]
@@ -132,6 +134,162 @@ def test_results_survive_json_and_a_second_computation(results: Results, answers
     text = json.dumps(results.to_json(), allow_nan=False)
     assert Results.from_json(json.loads(text)) == results
     assert list(results.to_json())[:6] == ["schema_version", "recipe", "command", "seed", "baseline", "prompts"]
+
+
+def seeds_of(make: Make, **gold: Sequence[float | None]) -> dict[str, list[ScoredCandidate]]:
+    return {name: rows(make, {f"p{n}": score for n, score in enumerate(scores)}) for name, scores in gold.items()}
+
+
+def test_a_method_is_the_mean_of_its_seeds_on_the_same_prompts(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = seeds_of(make_candidate, sft=[0.0, 1.0, 2.0], dpo_1=[1.0, 2.0, 3.0], dpo_2=[3.0, 1.0, 5.0], rs=[0.5, 1.5, 2.0])
+    kl = {"dpo_1": {"p0": 1.0, "p1": 1.0, "p2": 1.0}, "dpo_2": {"p0": 2.0, "p1": 2.0, "p2": 2.0}}
+    results = make_results(
+        answers,
+        methods={"dpo": ["dpo_1", "dpo_2"]},
+        kl_to_baseline=kl,
+        train_seconds={"dpo_1": 10.0, "dpo_2": 20.0},
+        retention_perplexity={"dpo_1": 5.0},
+    )
+    alone = make_results(
+        answers, kl_to_baseline=kl, train_seconds={"dpo_1": 10.0, "dpo_2": 20.0}, retention_perplexity={"dpo_1": 5.0}
+    )
+    assert list(results.models) == ["sft", "dpo", "rs"]
+    dpo = results.models["dpo"]
+    assert dpo.scores["gold"].mean == pytest.approx(2.5)
+    assert dpo.scores["gold"].delta is not None
+    assert dpo.scores["gold"].delta.mean == pytest.approx(1.5)
+    # dpo_1 wins all three; dpo_2 wins, ties, wins.
+    assert dpo.win_rate is not None
+    assert dpo.win_rate["gold"].mean == pytest.approx(5.5 / 6)
+    assert dpo.kl_to_baseline is not None
+    assert dpo.kl_to_baseline.mean == pytest.approx(1.5)
+    assert dpo.train_seconds == 15.0
+    assert dpo.retention_perplexity is None, "one seed was not measured"
+    # Nothing is hidden: every seed is there as it would be by itself, and the other rows do not move.
+    assert dpo.replicates == {name: alone.models[name] for name in ("dpo_1", "dpo_2")}
+    assert results.models["rs"] == alone.models["rs"]
+    assert results.ranking["gold"].order == ["dpo", "rs", "sft"]
+    assert results.several_seeds == {"dpo": 2}
+
+
+def test_a_method_of_one_seed_is_that_model_to_the_last_digit(make_candidate: Make, make_results: MakeResults) -> None:
+    scores = [float(number % 5) for number in range(20)]
+    answers = seeds_of(make_candidate, sft=[*scores], dpo_1=[score + 0.1 * (n % 3) for n, score in enumerate(scores)])
+    alone, method = make_results(answers), make_results(answers, methods={"dpo": ["dpo_1"]})
+    assert method.models["dpo"].model_copy(update={"replicates": None}) == alone.models["dpo_1"]
+    assert method.ranking["gold"].difference == alone.ranking["gold"].difference
+    assert method.several_seeds == {}
+
+
+def test_intervals_of_a_method_are_wider_than_those_of_its_seeds(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    spread = {
+        f"dpo_{seed}": [score + 1 + shift + 0.01 * (n % 2) for n, score in enumerate(wave)]
+        for seed, shift in enumerate((-0.5, 0.0, 0.5))
+    }
+    results = make_results(seeds_of(make_candidate, sft=[*wave], **spread), methods={"dpo": list(spread)})
+    delta = results.models["dpo"].scores["gold"].delta
+    assert delta is not None
+    assert delta.ci95[0] < 0.3, "three seeds 0.5 apart do not say the difference to within 0.01"
+    assert delta.ci95[1] > 1.7
+    for one in (results.models["dpo"].replicates or {}).values():
+        assert one.scores["gold"].delta is not None
+        low, high = one.scores["gold"].delta.ci95
+        assert high - low < 0.02
+
+
+def test_a_prompt_that_one_seed_has_no_score_for_is_left_out_for_all(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = seeds_of(make_candidate, sft=[0.0, 1.0, 100.0], dpo_1=[1.0, 2.0, None], dpo_2=[1.0, 2.0, 3.0])
+    results = make_results(answers, methods={"dpo": ["dpo_1", "dpo_2"]})
+    assert results.models["sft"].scores["gold"].mean == 0.5
+    assert results.models["dpo"].scores["gold"].nonfinite == 1
+    assert results.ranking["gold"].prompts == 2
+
+
+def test_methods_that_do_not_fit_are_refused(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = seeds_of(make_candidate, sft=[0.0], dpo=[1.0], rs=[1.0])
+    cases: dict[str, dict[str, list[str]]] = {
+        "method 'm': 'x' is not among the compared models: sft, dpo, rs": {"m": ["x"]},
+        "method 'm': 'sft' is the baseline": {"m": ["sft"]},
+        "method 'm' has no models": {"m": []},
+        "model 'dpo' is given twice, in method 'm' and in 'n'": {"m": ["dpo"], "n": ["dpo"]},
+        "two rows of the comparison would be called 'rs'": {"rs": ["dpo"]},
+    }
+    for message, methods in cases.items():
+        with pytest.raises(DataError, match=message):
+            make_results(answers, methods=methods)
+
+
+def pool_of(make: Make, gold: Mapping[str, list[float | None]]) -> list[ScoredCandidate]:
+    """Candidates whose length in tokens is their index plus two; the first of every prompt is cut at the limit."""
+    return [
+        make(name, scores={"gold": score}, index=index, completion="a " * (index + 1), finish="stop" if index else "length")
+        for name, scores in gold.items()
+        for index, score in enumerate(scores)
+    ]
+
+
+def test_best_of_n_by_hand(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = {"sft": rows(make_candidate, {"a": 1.0, "b": 1.0}), "dpo": rows(make_candidate, {"a": 2.0, "b": 2.0})}
+    pool = BestOfPool([2, 1, 3], "gold", pool_of(make_candidate, {"b": [0.0, 3.0, 6.0], "a": [1.0, 1.0, 4.0]}))
+    results = make_results(answers, best_of=pool)
+    assert list(results.models) == ["sft", "sft best of 1", "sft best of 2", "sft best of 3", "dpo"]
+    one, two, three = (results.models[f"sft best of {n}"] for n in (1, 2, 3))
+    # Prompt a: mean 2; of two: (1 + 4 + 4)/3 = 3; of three 4. Prompt b: 3; (3 + 6 + 6)/3 = 5; 6.
+    assert [row.scores["gold"].mean for row in (one, two, three)] == pytest.approx([2.5, 4.0, 5.0])
+    assert two.scores["gold"].delta is not None
+    assert two.scores["gold"].delta.mean == pytest.approx(3.0)
+    # Tokens 2, 3, 4. Of two, a: the two ones share a pair (2.5), else the 4: 3.5; b: 3, 4, 4.
+    assert two.completion_tokens.mean == pytest.approx((3.5 + 11 / 3) / 2)
+    assert three.completion_tokens.p50 == 4.0
+    # Cut at the limit: of two, in a half of one pair in three, in b never.
+    assert two.eos_share == pytest.approx(1 - 1 / 12)
+    assert three.eos_share == 1.0
+    # Against 1.0, a: 1 and 1 tie, 4 wins: of two half · 1/3 + 2/3. b: 0 loses, of two never chosen.
+    assert two.win_rate is not None
+    assert two.win_rate["gold"].mean == pytest.approx((1 / 6 + 2 / 3 + 1) / 2)
+    assert two.kl_to_baseline is None
+    assert two.kl_bound == pytest.approx(math.log(2) - 0.5)
+    assert two.distinct_2 is two.train_seconds is None
+    assert results.ranking["gold"].order == ["dpo", "sft"]
+    assert results.ranking["gold"].against_best_of["sft best of 1"].mean == pytest.approx(-0.5)
+    assert results.models["dpo"] == make_results(answers).models["dpo"]
+
+
+def test_best_of_n_counts_what_can_never_be_chosen_and_leaves_out_prompts_without_a_choice(
+    make_candidate: Make, make_results: MakeResults
+) -> None:
+    answers = {"sft": rows(make_candidate, {"a": 1.0, "b": 1.0})}
+    pool = BestOfPool([2], "gold", pool_of(make_candidate, {"a": [1.0, None], "b": [None, None]}))
+    best = make_results(answers, best_of=pool).models["sft best of 2"]
+    assert best.best_of is not None
+    assert best.best_of.never_chosen == 3
+    assert best.scores["gold"].mean == 1.0
+    assert best.scores["gold"].nonfinite == 1
+    assert best.completion_tokens.mean == 2.0
+    assert best.eos_share == 0.0
+
+
+def test_candidates_of_best_of_n_that_do_not_fit_are_refused(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = {"sft": rows(make_candidate, {"a": 1.0})}
+    for message, pool in {
+        "other prompts or scorers": BestOfPool([1], "gold", pool_of(make_candidate, {"b": [1.0]})),
+        "cannot be taken from 1 candidates": BestOfPool([2], "gold", pool_of(make_candidate, {"a": [1.0]})),
+        "by 'rm' cannot be taken": BestOfPool([1], "rm", pool_of(make_candidate, {"a": [1.0]})),
+        "no candidate of 'sft' got a finite score": BestOfPool([1], "gold", pool_of(make_candidate, {"a": [None]})),
+    }.items():
+        with pytest.raises(DataError, match=message):
+            make_results(answers, best_of=pool)
+
+
+def test_results_of_an_earlier_version_without_the_new_fields_are_read(results: Results) -> None:
+    value = results.to_json()
+    for model in value["models"].values():
+        for name in ("kl_bound", "best_of", "replicates"):
+            del model[name]
+    for ranking in value["ranking"].values():
+        del ranking["against_best_of"]
+    assert Results.from_json(value) == results
 
 
 def test_every_field_of_the_schema_is_described() -> None:

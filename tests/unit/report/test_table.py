@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from align.records import ScoredCandidate
-from align.report.results import Results
+from align.report.best_of import BestOfPool
+from align.report.results import BestOfResult, Results
 from align.report.table import render_table
 from align.report.wording import conclusions, number, seconds_text
 
@@ -143,3 +144,81 @@ def test_numbers_and_durations() -> None:
     assert number(-0.0004, 2, signed=True) == "+0.00"
     assert number(-1.5, 1, signed=True) == "-1.5"
     assert [seconds_text(seconds) for seconds in (8.24, 185.0, 7800.0)] == ["8.2 s", "3 min 05 s", "2 h 10 min"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 220])
+def test_twelve_rows_fit_with_every_name_and_number(many: tuple[Results, object], width: int) -> None:
+    results, _ = many
+    text = printed(results, width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    for name, row in results.models.items():
+        assert any(line.startswith(name) for line in text.splitlines()), name
+        for scorer in results.scorers:
+            assert f"{row.scores[scorer].mean:.2f}" in text
+    assert "≤ 1.84" in text
+    assert "3 seeds" in text
+
+
+def test_many_rows_are_one_line_each_in_a_table_per_scorer(many: tuple[Results, object]) -> None:
+    results, _ = many
+    lines = printed(results, 100).splitlines()
+    assert sum(line.startswith("model ") for line in lines) == 2 + 1
+    for name in results.models:
+        assert sum(line.startswith(f"{name} ") for line in lines[:45]) >= 3, name
+
+
+def of_seeds(make: Make, make_results: MakeResults, methods: dict[str, list[str]], **gold: Sequence[float]) -> Results:
+    rows = {name: [make(f"p{n}", scores={"gold": score}) for n, score in enumerate(scores)] for name, scores in gold.items()}
+    return make_results(rows, methods=methods)
+
+
+def test_sentences_about_a_method_say_its_seeds_and_how_far_they_range(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    seeds = {f"dpo_{n}": [score + shift for score in wave] for n, shift in enumerate((0.9, 1.0, 1.1))}
+    results = of_seeds(make_candidate, make_results, {"dpo": list(seeds)}, sft=wave, **seeds)
+    (sentence,) = conclusions(results)
+    assert sentence.startswith("On gold, dpo beats sft by 1.0")
+    assert "(40 prompts, 3 seeds of dpo, 95 % two-level bootstrap); its seeds range from +0.9" in sentence
+    assert "dpo (3 seeds)" in printed(results, 110)
+
+
+def test_sentences_warn_of_few_seeds_and_of_models_with_one(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    up = {name: [score + shift for score in wave] for name, shift in (("dpo_1", 0.9), ("dpo_2", 1.2), ("rs", 0.5))}
+    results = of_seeds(make_candidate, make_results, {"dpo": ["dpo_1", "dpo_2"]}, sft=wave, **up)
+    sentences = conclusions(results)
+    assert sentences[0].startswith("On gold, dpo has the highest mean but is not separated from sft"), "two seeds say little"
+    assert "; rs beats it by 0.50 [0.50, 0.50]" in sentences[0]
+    assert sentences[1].startswith("dpo has 2 seeds only")
+    assert sentences[2] == "rs was trained with one seed: the interval does not say what another seed would give."
+
+
+def test_sentences_say_against_how_many_draws_training_wins(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = {
+        name: [make_candidate(f"p{n}", scores={"gold": n % 5 + shift}) for n in range(40)]
+        for name, shift in (("sft", 0.0), ("dpo", 2.0))
+    }
+    pool = [
+        make_candidate(f"p{n}", scores={"gold": n % 5 + float(index) if n else None}, index=index)
+        for n in range(40)
+        for index in range(5)
+    ]
+    results = make_results(answers, best_of=BestOfPool([1, 2, 5], "gold", pool))
+    # Best of one is 2 above the baseline on average, of two 3, of five 4.
+    sentences = conclusions(results)
+    assert sentences[1] == (
+        "Against drawing n completions from sft and keeping the best by gold: "
+        "on gold, dpo is not separated from n = 1 and is beaten by n = 2 and 5."
+    )
+    assert sentences[2] == "Best of n: 5 of 200 candidates have no finite gold; never chosen."
+    text = printed(results, 140)
+    assert "≤ 0.81" in text
+    assert "sft best of 5" in text
+
+
+def test_best_of_n_that_overrates_is_not_called_trained(many: tuple[Results, object], results: Results) -> None:
+    row = results.models["ppo_long_name"].model_copy(
+        update={"best_of": BestOfResult(n=4, num_candidates=4, scorer="rm", never_chosen=0)}
+    )
+    sentences = conclusions(results.model_copy(update={"models": {**results.models, "ppo_long_name": row}}))
+    assert "ppo_long_name rises on rm and falls on gold: choosing by a scorer finds what that scorer overrates." in sentences

@@ -141,7 +141,38 @@ class TestPairs:
         with pytest.raises(StageError, match="no score by 'judge'; it has rm, other"):
             build_pairs([_group(("a", 1), ("b", 2))], scorer="judge")
 
-    @pytest.mark.parametrize("options", [{"min_margin": -1}, {"min_margin": float("nan")}, {"policy": "best"}])
+    def test_statistical_rejection_sampling_depends_on_seed_and_prompt_only(self) -> None:
+        groups = [_group(*((text, score / 4) for score, text in enumerate("abcdefgh")), prompt_id=f"p{n}") for n in range(20)]
+        pairs, _ = build_pairs(groups, scorer="rm", policy="rso", seed=1)
+        assert len({pair.chosen for pair in pairs}) > 1
+        assert build_pairs(groups[::-1], scorer="rm", policy="rso", seed=1)[0] == pairs[::-1]
+        assert build_pairs(groups, scorer="rm", policy="rso", seed=2)[0] != pairs
+        assert build_pairs(groups, scorer="rm", policy="rso", seed=1, rso_beta=0.5, rso_accept=2)[0] == pairs
+        assert build_pairs(groups, scorer="rm", policy="rso", seed=1, rso_beta=1e-9)[0][0].rejected == "g"
+
+    def test_equal_texts_are_one_candidate_of_statistical_rejection_sampling(self) -> None:
+        (pair,), _ = build_pairs([_group(("a", 3), ("a", 1), ("b", 2))], scorer="rm", policy="rso", rso_accept=3)
+        assert (pair.chosen, pair.rejected, pair.chosen_score) == ("a", "b", 3)
+
+    def test_two_accepted_ones_that_tie(self) -> None:
+        group = _group(("a", 3), ("b", 3), ("c", -1000))
+        _, (drop,) = build_pairs([group], scorer="rm", policy="rso")
+        assert (drop.drop_reason, drop.detail) == ("tie", "the two that were drawn score 3")
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"min_margin": -1},
+            {"min_margin": float("nan")},
+            {"policy": "best"},
+            {"rso_beta": 1.0},
+            {"policy": "max_min", "rso_accept": 2},
+            {"policy": "rso", "rso_beta": 0.0},
+            {"policy": "rso", "rso_beta": float("nan")},
+            {"policy": "rso", "rso_beta": float("inf")},
+            {"policy": "rso", "rso_accept": 1},
+        ],
+    )
     def test_options_that_make_no_sense(self, options: dict[str, object]) -> None:
         with pytest.raises(ValueError, match="must be"):
             build_pairs([], scorer="rm", **options)  # type: ignore[arg-type]

@@ -1,0 +1,331 @@
+"""Writes out the forms of a recipe before anything is checked: entries of `stages` that stand for several stages.
+
+`rounds` repeats generate, score, pairs and dpo; `seeds` makes one copy of a stage per seed, and of every stage that needs it.
+What comes out is plain stages, and a map from every path in them to the path that a person wrote, so that messages point there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from align.config.explain import Mistake, listing, mistakes_of
+from align.config.form import FILLED, NODE_NAME, Copies, Rounds, is_rounds, written_blocks
+from align.config.graph import StageTypeLike
+from align.config.reference import FieldPath
+from align.config.shape import references_in
+
+
+@dataclass
+class Expansion:
+    """Plain stages, and where each part of them was written."""
+
+    stages: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Kind by name, of written names that stand for several stages; empty for stages that could not be made."""
+    block: dict[str, str] = field(default_factory=dict)
+    """For stages of rounds: the block that holds their fields."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    """What is wrong with the forms themselves, by the paths that a person wrote."""
+    origins: dict[FieldPath, FieldPath] = field(default_factory=dict)
+
+    def written(self, path: FieldPath) -> FieldPath:
+        """What a person wrote that became the value at `path` of the plain stages."""
+        for length in range(len(path), 1, -1):
+            if origin := self.origins.get(path[:length]):
+                return (*origin, *path[length:])
+        return path
+
+
+def expand(stages: Mapping[str, Any], inputs: Sequence[str], stage_types: Mapping[str, StageTypeLike]) -> Expansion:
+    """Write out every form.
+
+    Args:
+        stages: the entries as they were written; those that are no mappings stay as they are.
+        inputs: names that are taken already.
+        stage_types: every stage type there is, by name.
+    """
+    result = Expansion()
+    entries = {name: _read(name, value, stage_types, result) for name, value in stages.items()}
+    _spread_seeds(entries, result)
+    writer = _Writer(entries, {*stages, *inputs}, result)
+    for name, entry in entries.items():
+        if entry is None or entry.is_plain:
+            writer.plain(name, stages[name])
+        else:
+            writer.copies(entry)
+    return result
+
+
+@dataclass
+class _Entry:
+    """An entry of `stages` as it was written."""
+
+    name: str
+    fields: dict[str, Any]
+    """Without `seeds`."""
+    kind: str
+    """Kind of what it makes; empty where its stage type is unknown."""
+    references: list[tuple[FieldPath, str]]
+    seeds: list[int] | None
+    rounds: int | None
+    own_seeds: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing of it has to change for its own sake; the names in it may still."""
+        return self.seeds is None and self.rounds is None
+
+    @property
+    def is_comparison(self) -> bool:
+        return self.kind == "comparison"
+
+    def copy_names(self) -> list[str]:
+        return [self.name] if self.seeds is None else [f"{self.name}-s{seed}" for seed in self.seeds]
+
+    def result_of(self, copy: str) -> str:
+        """The stage that makes the result of a copy."""
+        return copy if self.rounds is None else f"{copy}-{self.rounds}"
+
+    def results(self) -> dict[str, list[str]]:
+        """Every model (or other result) that the name stands for in a list, by method: copies of one differ in their seed."""
+        if self.rounds is None:
+            return {self.name: self.copy_names()}
+        rounds = range(1, self.rounds + 1)
+        return {f"{self.name}-{number}": [f"{copy}-{number}" for copy in self.copy_names()] for number in rounds}
+
+
+def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], result: Expansion) -> _Entry | None:
+    """The entry, with harmless stand-ins for what is wrong with its form; None for what is no mapping."""
+    if not isinstance(value, dict):
+        return None
+    path = ("stages", name)
+    form = is_rounds(value)
+    given: Mapping[str, Any] = value if form else {key: value[key] for key in ("seeds",) if key in value}
+    wrong: set[FieldPath] = set()
+    reader = Rounds if form else Copies
+    try:
+        reader.model_validate(given)
+    except ValidationError as error:
+        for mistake in mistakes_of(error, reader, given):
+            wrong.add(mistake.path[:1])
+            result.mistakes.append(mistake._replace(path=(*path, *mistake.path)))
+    given_seeds: list[int] = [] if ("seeds",) in wrong else value.get("seeds") or []
+    for index, seed in enumerate(given_seeds):
+        if seed in given_seeds[:index]:
+            result.mistakes.append(Mistake((*path, "seeds", index), f"{seed} is here twice"))
+    if given_seeds and "seed" in value:
+        result.mistakes.append(Mistake((*path, "seed"), "give either seed or seeds"))
+    seeds = list(dict.fromkeys(given_seeds)) or None
+    fields = {key: item for key, item in value.items() if key != "seeds"}
+    references: list[tuple[FieldPath, str]] = []
+    if form:
+        kind = "model"
+        references += [(("model",), value["model"])] if isinstance(value.get("model"), str) else []
+    else:
+        stage_type = stage_types.get(value["stage"]) if isinstance(value.get("stage"), str) else None
+        kind = stage_type.produces if stage_type else ""
+    for block, stage, inner in written_blocks(name, value):
+        if stage in stage_types:
+            found = references_in(stage_types[stage].config_type, inner)
+            references += [((*block[2:], *inner_path), reference) for inner_path, _, reference in found]
+    if kind == "comparison" and seeds:
+        result.mistakes.append(Mistake((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
+        seeds = None
+    rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
+    return _Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
+
+
+def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> None:
+    """What needs a copied stage is copied with the same seeds, and so on; a comparison takes all copies instead."""
+    told: set[FieldPath] = set()
+    open_names = list(entries)
+    while open_names:
+        entry = entries[open_names.pop(0)]
+        for path, name in entry.references if entry else ():
+            source = entries.get(name)
+            where = ("stages", entry.name, *path) if entry else ()
+            if entry is None or source is None or source.seeds is None or _in_list(path) or source is entry or where in told:
+                continue
+            if entry.is_comparison:
+                told.add(where)
+                copies = listing(source.result_of(copy) for copy in source.copy_names())
+                result.mistakes.append(Mistake(where, f"'{name}' has a copy per seed; name one of {copies}"))
+            elif entry.seeds is None:
+                entry.seeds = source.seeds
+                open_names = list(entries)
+            elif entry.seeds != source.seeds:
+                told.add(where)
+                seeds, others = (", ".join(map(str, item.seeds or ())) for item in (entry, source))
+                text = f"'{name}' has copies for the seeds {others}, but this stage for {seeds}; they must be the same"
+                result.mistakes.append(Mistake(where, text))
+
+
+def _in_list(path: FieldPath) -> bool:
+    return isinstance(path[-1], int)
+
+
+class _Writer:
+    """Puts plain stages into the expansion."""
+
+    def __init__(self, entries: Mapping[str, _Entry | None], taken: set[str], result: Expansion) -> None:
+        self._entries = entries
+        self._taken = taken
+        self._result = result
+
+    def plain(self, name: str, value: Any) -> None:
+        """An entry that stays one stage; names in it that stand for several are replaced."""
+        entry = self._entries[name]
+        if entry is None or not ("seeds" in value or any(self._is_several(other) for _, other in entry.references)):
+            self._result.stages[name] = value
+            return
+        fields = self._resolved(entry, ("stages", name), None)
+        if entry.is_comparison:
+            self._add_methods(entry, fields)
+        self._result.stages[name] = fields
+
+    def copies(self, entry: _Entry) -> None:
+        """An entry that becomes several stages."""
+        self._result.kinds[entry.name] = entry.kind
+        for index, name in enumerate(entry.copy_names()):
+            fields = self._resolved(entry, ("stages", name), index if entry.seeds is not None else None)
+            origin: FieldPath = ("stages", entry.name, "seed")
+            if entry.seeds is not None and "seed" not in fields:
+                fields["seed"] = entry.seeds[index]
+                origin = ("stages", entry.name, "seeds", index) if entry.own_seeds else ("stages", entry.name)
+            if entry.rounds is not None:
+                self._rounds(entry, name, fields, origin)
+            elif self._claim(entry, name):
+                self._put(name, fields, ("stages", entry.name), {"seed": origin})
+
+    def _rounds(self, entry: _Entry, name: str, fields: dict[str, Any], seed_origin: FieldPath) -> None:
+        base: FieldPath = ("stages", entry.name)
+        before = {"model": fields["model"]} if "model" in fields else {}
+        start, count = before, entry.rounds or 1
+        blocks = {key: self._block(entry, key, fields, count) for key in FILLED}
+        for number in range(1, count + 1):
+            stem = f"{name}-{number}"
+            names = {key: stem if key == "dpo" else f"{stem}-{key}" for key in FILLED}
+            links: dict[str, dict[str, Any]] = {
+                "generate": before,
+                "score": {"candidates": names["generate"]},
+                "pairs": {"scored": names["score"]},
+                "dpo": {**before, "pairs": names["pairs"]},
+            }
+            if fields.get("reference") == "first" and start and number > 1:  # the first round's is its model anyway
+                links["dpo"]["reference"] = start["model"]
+            for key, block in blocks.items():
+                if not self._claim(entry, names[key]):
+                    continue
+                if block is None:
+                    self._result.kinds[names[key]] = ""
+                    continue
+                # What a person writes once, for all rounds: the model, which may be the reference too.
+                inner, origins = dict(block), {link: (*base, "model") for link in FILLED[key] if link in ("model", "reference")}
+                if key == "generate" and isinstance(block.get("prompts"), list) and block["prompts"]:
+                    index = min(number, len(block["prompts"])) - 1
+                    inner["prompts"], origins["prompts"] = block["prompts"][index], (*base, key, "prompts", index)
+                if "seed" in fields and "seed" not in block:
+                    inner["seed"], origins["seed"] = fields["seed"], seed_origin
+                self._result.block[names[key]] = key
+                self._put(names[key], {"stage": key, **inner, **links[key]}, (*base, key), origins)
+            before = {"model": stem}
+
+    def _block(self, entry: _Entry, key: str, fields: Mapping[str, Any], rounds: int) -> dict[str, Any] | None:
+        """The fields of one of the four stages, without those that are not a person's to write; None where there are none."""
+        block, path = fields.get(key), ("stages", entry.name, key)
+        if not isinstance(block, dict):
+            return None
+        for filled in FILLED[key]:
+            if filled in block:
+                advice = "; write reference: first or previous beside rounds" if filled == "reference" else ""
+                self._tell(Mistake((*path, filled), f"rounds fill this in; remove it{advice}", at_key=True))
+        prompts = block.get("prompts")
+        if key == "generate" and isinstance(prompts, list) and len(prompts) != rounds:
+            self._tell(
+                Mistake((*path, "prompts"), f"expected one name, or a list of {rounds} (one per round), got {len(prompts)}")
+            )
+        return {inner: value for inner, value in block.items() if inner not in FILLED[key]}
+
+    def _tell(self, mistake: Mistake) -> None:
+        if mistake not in self._result.mistakes:  # every copy of an entry has the same
+            self._result.mistakes.append(mistake)
+
+    def _claim(self, entry: _Entry, name: str) -> bool:
+        """Whether a name is free and usable; it is taken then."""
+        path = ("stages", entry.name)
+        if not NODE_NAME.fullmatch(entry.name):
+            pass  # which has been said
+        elif name in self._taken:
+            self._tell(Mistake(path, f"this makes a stage called '{name}', and that name is in use; rename one", at_key=True))
+        elif not NODE_NAME.fullmatch(name):
+            self._tell(Mistake(path, "the stages that this makes have names longer than 64; shorten it", at_key=True))
+        else:
+            self._taken.add(name)
+            return True
+        self._result.kinds[name] = ""
+        return False
+
+    def _put(self, name: str, fields: dict[str, Any], written: FieldPath, origins: Mapping[str, FieldPath]) -> None:
+        self._result.stages[name] = fields
+        self._result.origins[("stages", name)] = written
+        self._result.origins.update({("stages", name, key): origin for key, origin in origins.items()})
+
+    def _is_several(self, name: str) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and not entry.is_plain
+
+    def _resolved(self, entry: _Entry, place: FieldPath, copy: int | None) -> dict[str, Any]:
+        """The fields with real stages in place of the names that stand for several; `copy` is the index of a seed."""
+        names: dict[FieldPath, list[str]] = {}
+        for path, name in entry.references:
+            source = self._entries.get(name)
+            if source is None or source.is_plain:
+                continue
+            if _in_list(path):
+                names[path] = [one for results in source.results().values() for one in results]
+            elif source.seeds is None or (copy is not None and source.seeds == entry.seeds):
+                names[path] = [source.result_of(source.copy_names()[copy if source.seeds and copy is not None else 0])]
+        fields: dict[str, Any] = self._replaced(entry.fields, (), (), names, place, ("stages", entry.name))
+        return fields
+
+    def _replaced(
+        self, value: Any, old: FieldPath, new: FieldPath, names: Mapping[FieldPath, list[str]], place: FieldPath, base: FieldPath
+    ) -> Any:
+        """A copy of `value` with the names put in; `old` and `new` are its paths before and after lists have grown."""
+        if isinstance(value, dict):
+            return {key: self._replaced(item, (*old, key), (*new, key), names, place, base) for key, item in value.items()}
+        if not isinstance(value, list):
+            return names[old][0] if old in names else value
+        grown: list[Any] = []
+        for index, item in enumerate(value):
+            for part in names.get((*old, index), [item]):
+                here: FieldPath = (*new, len(grown))
+                if len(grown) != index:
+                    self._result.origins[(*place, *here)] = (*base, *old, index)
+                nested = isinstance(part, (dict, list))
+                grown.append(self._replaced(part, (*old, index), here, names, place, base) if nested else part)
+        return grown
+
+    def _add_methods(self, entry: _Entry, fields: dict[str, Any]) -> None:
+        """Copies of a model in `models` are one method, shown as one row, unless a person has said otherwise."""
+        methods = fields.get("methods") or {}
+        if not isinstance(methods, dict):
+            return
+        # Whoever puts copies into a method of their own does not want them in a second one.
+        placed = {
+            member for members in methods.values() if isinstance(members, list) for member in members if isinstance(member, str)
+        }
+        found: dict[str, list[str]] = {}
+        for path, name in entry.references:
+            source = self._entries.get(name)
+            if path[0] == "models" and source is not None and source.seeds is not None:
+                for method, copies in source.results().items():
+                    if method not in methods and placed.isdisjoint(copies):
+                        found[method] = copies
+                        self._result.origins[("stages", entry.name, "methods", method)] = ("stages", entry.name, *path)
+        if found:
+            fields["methods"] = {**methods, **found}

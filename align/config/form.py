@@ -1,0 +1,70 @@
+"""Forms of a recipe: what an entry of `stages` may be when it stands for several stages; `expand` writes them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from align.config.base import StrictModel
+from align.config.reference import FieldPath, ModelReference
+
+SEED_LIMIT = 2**32
+"""Seeds are below this, as NumPy wants them."""
+NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+MAX_COPIES = 100
+"""Most rounds, and most seeds, of one entry."""
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+
+
+class Copies(StrictModel):
+    """What every entry of `stages` may have beside the fields of its stage."""
+
+    seeds: list[Seed] | None = Field(default=None, min_length=1, max_length=MAX_COPIES)
+    """One copy of the entry, and of what needs it, for each of these seeds."""
+
+
+class Rounds(Copies):
+    """Rounds of generate, score, pairs and dpo, each from the model of the round before."""
+
+    rounds: int = Field(ge=1, le=MAX_COPIES)
+    """How often the four stages are repeated."""
+    model: ModelReference
+    """Model that the first round starts from."""
+    reference: Literal["previous", "first"] = "previous"
+    """Reference of every round's DPO: the model that this round starts from, or the one that the first round starts from."""
+    seed: Seed | None = None
+    """Seed of every stage of the rounds; default: the recipe's."""
+    generate: dict[str, Any]
+    """Fields of the generate stages; prompts may be a list with an entry per round."""
+    score: dict[str, Any]
+    """Fields of the score stages."""
+    pairs: dict[str, Any]
+    """Fields of the pairs stages."""
+    dpo: dict[str, Any]
+    """Fields of the dpo stages."""
+
+
+FILLED: Mapping[str, tuple[str, ...]] = {
+    "generate": ("stage", "model"),
+    "score": ("stage", "candidates"),
+    "pairs": ("stage", "scored"),
+    "dpo": ("stage", "model", "pairs", "reference"),
+}
+"""The stages of a round in their order, and the fields that the form fills in."""
+
+
+def is_rounds(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of `stages` is meant to be rounds."""
+    return "stage" not in entry and ("rounds" in entry or any(isinstance(entry.get(key), dict) for key in FILLED))
+
+
+def written_blocks(name: str, entry: dict[str, Any]) -> Iterator[tuple[FieldPath, str, dict[str, Any]]]:
+    """The mappings of an entry that hold the fields of one stage: path, name of the stage type, mapping."""
+    if is_rounds(entry):
+        yield from ((("stages", name, key), key, entry[key]) for key in FILLED if isinstance(entry.get(key), dict))
+    elif isinstance(entry.get("stage"), str):
+        yield ("stages", name), entry["stage"], entry

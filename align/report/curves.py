@@ -1,0 +1,218 @@
+"""What training looked like: every metric that a stage logged, and the pictures that need two of them at once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from align.report.figure import (
+    GRID,
+    INK,
+    MUTED,
+    Labels,
+    Plot,
+    Series,
+    drawing_style,
+    evenly,
+    model_color,
+    model_variable,
+    new_axes,
+    to_svg,
+)
+from align.report.statistics import FloatArray
+
+MAX_POINTS_PER_CURVE = 400
+FEW_POINTS = 12  # from here on a line without markers reads better
+SMOOTHED_SHARE = 0.05
+WIDTH_INCHES, HEIGHT_INCHES = 3.3, 1.75
+
+Curve = Sequence[Mapping[str, Any]]
+Points = dict[str, tuple[FloatArray, FloatArray]]
+
+PROXY = "objective/scores"
+WATCHED_PREFIX = "objective/scores/"
+
+# Shown first, in this order; any other metric follows in the order it was logged.
+CURVES_FIRST = (
+    "loss",
+    PROXY,
+    "objective/scores_std",
+    "objective/kl",
+    "objective/kl_coef",
+    "objective/non_score_reward",
+    "objective/rlhf_reward",
+    "objective/entropy",
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "loss/policy_avg",
+    "loss/value_avg",
+    "val/explained_var",
+    "rollout/completion_tokens",
+    "rollout/eos_share",
+    "rollout/sampler_gap",
+    "rollout/sampler_gap_max",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards",
+    "logps",
+)
+# Settings and health of the optimizer rather than results: shown after everything else.
+CURVES_LAST = ("lr", "learning_rate", "grad_norm", "eps")
+# Totals that the trainer logs once at the end, and clocks: no curve of training.
+NOT_A_CURVE = re.compile(r"step|epoch|episode|total_flos|num_input_tokens_seen|num_tokens|train_.*|.*_runtime|.*_per_second")
+
+
+def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = None) -> list[Plot]:
+    """Every metric that a stage logged at two steps or more, the pictures that join several of them first.
+
+    Args:
+        stage: name of the stage.
+        curve: its log: dicts with `step` and any metrics. `eval_x` is drawn into x's plot, `x/chosen` and `x/rejected` share one,
+            and `objective/scores/<scorer>`, scores that were watched but not optimised, are drawn beside `objective/scores` in
+            one picture. A log of `score` and `eval_loss` by epoch, as the choice of a checkpoint makes it, is one picture.
+        selected_epoch: the epoch that was chosen, marked in that picture.
+    """
+    points = _points_by_metric(curve)
+    plots = []
+    if "score" in points and "loss" not in points and ("eval_loss" in points or selected_epoch is not None):
+        plots.append(_checkpoint_plot(stage, points, selected_epoch))
+        points = {metric: values for metric, values in points.items() if metric not in ("score", "eval_loss")}
+    watched = {metric: values for metric, values in points.items() if metric.startswith(WATCHED_PREFIX)}
+    if PROXY in points and watched:
+        plots.append(_hacking_plot(stage, {PROXY: points[PROXY], **watched}))
+    groups: dict[str, list[str]] = {}
+    for metric in points:
+        groups.setdefault(_group(metric), []).append(metric)
+    for name in sorted(groups, key=_place):
+        metrics = sorted(groups[name], key=lambda metric: (metric.startswith("eval_"), metric))
+        plots.append(_curve_plot(stage, name, {metric: points[metric] for metric in metrics}))
+    return plots
+
+
+def _place(group: str) -> int:
+    if group in CURVES_LAST:
+        return len(CURVES_FIRST) + 1 + CURVES_LAST.index(group)
+    first = PROXY if group.startswith(WATCHED_PREFIX) else group
+    return CURVES_FIRST.index(first) if first in CURVES_FIRST else len(CURVES_FIRST)
+
+
+def _group(metric: str) -> str:
+    base = metric.removeprefix("eval_")
+    return base.removesuffix("/chosen").removesuffix("/rejected")
+
+
+def _points_by_metric(curve: Curve) -> Points:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for number, row in enumerate(curve):
+        step = float(row["step"]) if "step" in row else float(number)
+        for metric, value in row.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and math.isfinite(value) and not NOT_A_CURVE.fullmatch(metric.removeprefix("eval_")):
+                series.setdefault(metric, []).append((step, float(value)))
+    points: Points = {}
+    for metric, pairs in series.items():
+        if len(pairs) > 1:
+            kept = evenly(np.arange(len(pairs)), MAX_POINTS_PER_CURVE)
+            steps, values = np.array(pairs, dtype=np.float64)[kept].T
+            points[metric] = (steps, values)
+    return points
+
+
+def _curve_plot(stage: str, group: str, points: Points) -> Plot:
+    description = f"{', '.join(points)} of {stage} by optimizer step."
+    legend = []
+    labels = Labels()
+    with drawing_style(f"{stage} {group}"):
+        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+        for metric, (steps, values) in points.items():
+            color = 2 if metric.endswith("/rejected") else 1
+            dashed = metric.startswith("eval_")
+            _line(axes, steps, values, color, dashed=dashed)
+            legend.append(Series(metric, model_variable(color), dashed))
+        _finish_axes(axes)
+        svg = to_svg(figure, labels, description)
+    return Plot(group, description, svg, [] if list(points) == [group] else legend)
+
+
+def _line(axes: Axes, steps: FloatArray, values: FloatArray, color: int, *, dashed: bool = False) -> None:
+    few = "o" if len(steps) < FEW_POINTS else ""
+    axes.plot(steps, values, color=model_color(color), linewidth=1.5, linestyle="--" if dashed else "-", marker=few, ms=3)
+
+
+def _finish_axes(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.grid(False)
+    axes.margins(x=0.01)
+    axes.tick_params(labelcolor=MUTED, color=GRID)
+
+
+def _hacking_plot(stage: str, points: Points) -> Plot:
+    """The optimised score (first) and the watched ones on one scale: where they part, the policy pleases the scorer only.
+
+    Scores have different units, so each is drawn as its change since the start in units of its own standard deviation over the
+    run: a common scale that has no second axis to misread.
+    """
+    description = (
+        f"{stage}: the optimised score (solid) and the watched ones (dashed), smoothed, as change since the start in standard "
+        "deviations of each. Optimised score up, watched score down: reward hacking."
+    )
+    labels, legend = Labels(), []
+    with drawing_style(f"{stage} hacking"):
+        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+        axes.axhline(0.0, color=MUTED, linewidth=0.8)
+        for color, (metric, (steps, values)) in enumerate(points.items(), start=1):
+            _line(axes, steps, _standardised(values), color, dashed=metric != PROXY)
+            name = "optimised score" if metric == PROXY else f"{metric.removeprefix(WATCHED_PREFIX)} (watched)"
+            legend.append(Series(name, model_variable(color), dashed=metric != PROXY))
+        _finish_axes(axes)
+        axes.set_ylabel("change (std. dev.)")
+        svg = to_svg(figure, labels, description)
+    return Plot("optimised and watched scores", description, svg, legend)
+
+
+def _standardised(values: FloatArray) -> FloatArray:
+    """Change of a moving mean since its start, in standard deviations of the values; zeros for a constant."""
+    window = max(1, round(SMOOTHED_SHARE * len(values)))
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    smooth = (sums[ends] - sums[starts]) / (ends - starts)
+    spread = float(values.std())
+    # Below this the spread is rounding, which must not be blown up to a curve.
+    if spread <= 1e-12 * float(np.abs(values).max(initial=0.0)):
+        return np.zeros(len(values))
+    change: FloatArray = (smooth - smooth[min(window, len(values)) - 1]) / spread
+    return change
+
+
+def _checkpoint_plot(stage: str, points: Points, selected_epoch: float | None) -> Plot:
+    """Score and, where it was measured, validation loss by epoch, each on an axis of its own."""
+    description = f"{stage}: score of the completions on validation prompts (left axis, solid) by epoch."
+    legend = [Series("score (left)", model_variable(1))]
+    with drawing_style(f"{stage} checkpoints"):
+        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+        _line(axes, *points["score"], 1)
+        _finish_axes(axes)
+        axes.set_xlabel("epoch")
+        if "eval_loss" in points:
+            description += " Right axis, dashed: validation loss. The epoch with the lowest loss need not have the best score."
+            legend.append(Series("eval_loss (right)", model_variable(2), dashed=True))
+            right = axes.twinx()
+            _line(right, *points["eval_loss"], 2, dashed=True)
+            _finish_axes(right)
+            right.grid(False)
+            axes.tick_params(axis="y", labelcolor=model_color(1))
+            right.tick_params(axis="y", labelcolor=model_color(2))
+        if selected_epoch is not None:
+            description += f" The line marks epoch {selected_epoch:g}, which was selected by its score."
+            legend.append(Series(f"selected: epoch {selected_epoch:g}", "--ink"))
+            axes.axvline(selected_epoch, color=INK, linewidth=1.1)
+        svg = to_svg(figure, Labels(), description)
+    return Plot("score and validation loss by epoch", description, svg, legend)

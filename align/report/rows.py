@@ -1,0 +1,211 @@
+"""The rows of the comparison as numbers per seed and prompt, before any statistics.
+
+A row is a model, a method (models that differ in nothing but the training seed), or best of n from the baseline. All three end
+in the same arrays, so one set of statistics serves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from align.errors import DataError
+from align.report.answers import AnswerTable, align_answers
+from align.report.best_of import BestOfPool, best_of_kl_bound, best_of_probabilities, expectation
+from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
+
+TOKEN_PERCENTILES = (50, 95)
+
+
+class Measured(NamedTuple):
+    """What was measured outside of the answers, by model; a model that is absent was not measured."""
+
+    kl_to_baseline: Mapping[str, Mapping[str, float]]
+    """Model → prompt id → nats per completion."""
+    retention_perplexity: Mapping[str, float | None]
+    train_seconds: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class BestOfRow:
+    """What makes a row one of best of n."""
+
+    n: int
+    num_candidates: int
+    """N, from which the n are drawn."""
+    scorer: str
+    never_chosen: int
+    """Candidates without a finite score by `scorer`, over all prompts."""
+    kl_bound: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a model and best of n have one seed, a method has one or more. Arrays are [seeds, prompts]."""
+
+    scores: dict[str, FloatArray]
+    """By scorer, candidates averaged; NaN where there is no score."""
+    wins: dict[str, FloatArray] | None
+    """By scorer: share of pairs won against the baseline; None for the baseline itself."""
+    kl: FloatArray | None
+    """Nats per completion; None where not measured."""
+    tokens: FloatArray
+    """Completion tokens, candidates averaged; NaN where best of n has nothing to choose from."""
+    token_percentiles: tuple[float, float]
+    """50th and 95th percentile over all completions."""
+    eos_share: float
+    distinct_2: float | None
+    retention_perplexity: float | None
+    train_seconds: float | None
+    seeds: dict[str, Row] = field(default_factory=dict)
+    """Of a method: its models as rows of their own, by name."""
+    best_of: BestOfRow | None = None
+
+
+def make_rows(
+    table: AnswerTable, baseline: str, measured: Measured, methods: Mapping[str, Sequence[str]], pool: BestOfPool | None
+) -> dict[str, Row]:
+    """Every row by name: models in the order given, a method in the place of its first model, best of n after the baseline.
+
+    Raises:
+        DataError: if a method has no models, one that is not compared, the baseline, or one that another method has; if two
+            rows have one name; if the candidates of best of n do not fit the other answers.
+    """
+    method_of = _method_of(table, baseline, methods)
+    best_of = _best_of_rows(table, baseline, pool) if pool else {}
+    names = [*(model for model in table.models if model not in method_of), *methods, *best_of]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"two rows of the comparison would be called {twice[0]!r}", hint="Give the method another name.")
+    rows: dict[str, Row] = {}
+    for model in table.models:
+        name = method_of.get(model, model)
+        if model not in method_of:
+            rows[name] = _model_row(table, model, baseline, measured)
+        elif name not in rows:
+            rows[name] = _method_row({member: _model_row(table, member, baseline, measured) for member in methods[name]})
+        if model == baseline:
+            rows.update(best_of)
+    return rows
+
+
+def best_of_name(baseline: str, n: int) -> str:
+    """What a row of best of n is called."""
+    return f"{baseline} best of {n}"
+
+
+def _method_of(table: AnswerTable, baseline: str, methods: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Method by model."""
+    method_of: dict[str, str] = {}
+    for name, members in methods.items():
+        if not members:
+            raise DataError(f"method {name!r} has no models")
+        for member in members:
+            if member not in table.models:
+                raise DataError(f"method {name!r}: {member!r} is not among the compared models: {', '.join(table.models)}")
+            if member == baseline:
+                raise DataError(f"method {name!r}: {member!r} is the baseline, which is a row of its own")
+            if member in method_of:
+                raise DataError(f"model {member!r} is given twice, in method {method_of[member]!r} and in {name!r}")
+            method_of[member] = name
+    return method_of
+
+
+def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured) -> Row:
+    candidates = [row for group in table.rows[model].values() for row in group]
+    wins = {scorer: win_rate(table.scores[model][scorer], table.scores[baseline][scorer])[None] for scorer in table.scorers}
+    p50, p95 = (float(value) for value in np.percentile(table.tokens[model], TOKEN_PERCENTILES))
+    return Row(
+        scores={scorer: prompt_means(table.scores[model][scorer])[None] for scorer in table.scorers},
+        wins=None if model == baseline else wins,
+        kl=None if model == baseline else _kl(table, model, measured.kl_to_baseline),
+        tokens=table.tokens[model].mean(axis=1)[None],
+        token_percentiles=(p50, p95),
+        eos_share=float(np.mean([row.finish_reason == "stop" for row in candidates])),
+        distinct_2=distinct_n(row.completion for row in candidates),
+        retention_perplexity=measured.retention_perplexity.get(model),
+        train_seconds=measured.train_seconds.get(model),
+    )
+
+
+def _kl(table: AnswerTable, model: str, kl: Mapping[str, Mapping[str, float]]) -> FloatArray | None:
+    if model not in kl:
+        return None
+    missing = [prompt_id for prompt_id in table.prompt_ids if not np.isfinite(kl[model].get(prompt_id, np.nan))]
+    if missing:
+        raise DataError(f"model {model!r}: no finite KL value for {len(missing)} prompts, the first is {missing[0]!r}")
+    return np.array([[kl[model][prompt_id] for prompt_id in table.prompt_ids]])
+
+
+def _method_row(seeds: dict[str, Row]) -> Row:
+    """Seeds stacked; what is one number per model is averaged over them, and not known where one of them does not have it."""
+    rows = list(seeds.values())
+    kls = [row.kl for row in rows if row.kl is not None]
+    wins = [row.wins for row in rows if row.wins is not None]
+    percentiles = np.mean([row.token_percentiles for row in rows], axis=0)
+    return Row(
+        scores={scorer: np.concatenate([row.scores[scorer] for row in rows]) for scorer in rows[0].scores},
+        wins={scorer: np.concatenate([of_seed[scorer] for of_seed in wins]) for scorer in rows[0].scores},
+        kl=np.concatenate(kls) if len(kls) == len(rows) else None,
+        tokens=np.concatenate([row.tokens for row in rows]),
+        token_percentiles=(float(percentiles[0]), float(percentiles[1])),
+        eos_share=float(np.mean([row.eos_share for row in rows])),
+        distinct_2=_mean_if_known([row.distinct_2 for row in rows]),
+        retention_perplexity=_mean_if_known([row.retention_perplexity for row in rows]),
+        train_seconds=_mean_if_known([row.train_seconds for row in rows]),
+        seeds=seeds,
+    )
+
+
+def _mean_if_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[str, Row]:
+    drawn = align_answers({baseline: pool.candidates})
+    if set(drawn.prompt_ids) != set(table.prompt_ids) or set(drawn.scorers) != set(table.scorers):
+        raise DataError("the candidates of best of n have other prompts or scorers than the compared models' answers")
+    if pool.scorer not in table.scorers or not all(1 <= n <= drawn.num_candidates for n in pool.sizes):
+        raise DataError(
+            f"best of {list(pool.sizes)} by {pool.scorer!r} cannot be taken from {drawn.num_candidates} candidates "
+            f"with scores of {', '.join(drawn.scorers)}"
+        )
+    if not any(np.isfinite(drawn.scores[baseline][pool.scorer]).ravel()):
+        raise DataError(f"scorer {pool.scorer!r}: no candidate of {baseline!r} got a finite score, so there is no best of n")
+    place = {prompt_id: index for index, prompt_id in enumerate(drawn.prompt_ids)}
+    order = np.array([place[prompt_id] for prompt_id in table.prompt_ids])
+    scores = {scorer: drawn.scores[baseline][scorer][order] for scorer in table.scorers}
+    tokens = drawn.tokens[baseline][order]
+    stopped = np.array(
+        [[row.finish_reason == "stop" for row in drawn.rows[baseline][prompt_id]] for prompt_id in table.prompt_ids], dtype=float
+    )
+    outcomes = {scorer: pair_outcomes(scores[scorer], table.scores[baseline][scorer]) for scorer in table.scorers}
+    rates = {
+        scorer: prompt_means(values.reshape(-1, values.shape[-1])).reshape(tokens.shape) for scorer, values in outcomes.items()
+    }
+    never_chosen = int(np.isnan(scores[pool.scorer]).sum())
+    rows = {}
+    for n in sorted(set(pool.sizes)):
+        chances = best_of_probabilities(scores[pool.scorer], n)
+        rows[best_of_name(baseline, n)] = Row(
+            scores={scorer: expectation(values, chances)[None] for scorer, values in scores.items()},
+            wins={scorer: expectation(values, chances)[None] for scorer, values in rates.items()},
+            kl=None,
+            tokens=expectation(tokens, chances)[None],
+            token_percentiles=_weighted_percentiles(tokens, chances),
+            eos_share=float((stopped * chances).sum() / chances.sum()),
+            distinct_2=None,
+            retention_perplexity=None,
+            train_seconds=None,
+            best_of=BestOfRow(n, drawn.num_candidates, pool.scorer, never_chosen, best_of_kl_bound(n)),
+        )
+    return rows
+
+
+def _weighted_percentiles(values: FloatArray, weights: FloatArray) -> tuple[float, float]:
+    p50, p95 = np.percentile(values, TOKEN_PERCENTILES, weights=weights, method="inverted_cdf")
+    return float(p50), float(p95)

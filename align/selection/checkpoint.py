@@ -1,0 +1,56 @@
+"""Which checkpoint of a training to keep: the one whose completions score highest, not the one with the lowest loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from align.records import Drop
+
+
+class ScoredEverywhere(NamedTuple):
+    """Scores of the prompts that every checkpoint has a finite score for."""
+
+    scores: dict[int, dict[str, float]]
+    """Epoch → prompt id → mean score, the prompts in one order."""
+    drops: list[Drop]
+    """The other prompts, once each."""
+
+
+def scored_everywhere(scores: Mapping[int, Mapping[str, float | None]]) -> ScoredEverywhere:
+    """Leave out, for all checkpoints, every prompt that one of them has no finite score for: the rest can be compared.
+
+    Args:
+        scores: epoch → prompt id → mean score; None, NaN or an infinity where there is none. A prompt that an epoch does not have
+            counts as one without a score.
+    """
+    drops: list[Drop] = []
+    kept: list[str] = []
+    for prompt_id in dict.fromkeys(prompt_id for of_epoch in scores.values() for prompt_id in of_epoch):
+        lacking = [epoch for epoch, of_epoch in scores.items() if not _is_finite(of_epoch.get(prompt_id))]
+        if lacking:
+            detail = f"no finite score at epoch {', '.join(map(str, lacking))}"
+            drops.append(Drop(id=prompt_id, drop_reason="nonfinite_score", detail=detail))
+        else:
+            kept.append(prompt_id)
+    finite = {
+        epoch: {prompt_id: score for prompt_id in kept if (score := of_epoch[prompt_id]) is not None}
+        for epoch, of_epoch in scores.items()
+    }
+    return ScoredEverywhere(finite, drops)
+
+
+def highest_score_epoch(mean_scores: Mapping[int, float]) -> int:
+    """The epoch with the highest mean score; of equal ones the earliest. There must be one, and every mean must be finite."""
+    return min(mean_scores, key=lambda epoch: (-mean_scores[epoch], epoch))
+
+
+def lowest_loss_epoch(losses: Mapping[int, float | None]) -> int | None:
+    """The epoch with the lowest loss; of equal ones the earliest. None where no loss is finite."""
+    finite = {epoch: loss for epoch, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return min(finite, key=lambda epoch: (finite[epoch], epoch)) if finite else None
+
+
+def _is_finite(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)

@@ -1,0 +1,251 @@
+"""Keep the epoch of a fine-tuning whose completions score highest.
+
+Every epoch's checkpoint answers the same validation prompts with the same seeds, a scorer scores the completions, and the epoch
+with the highest mean score is kept. InstructGPT chose so (Ouyang et al. 2022, §3.5): the loss on held-out data rose after the
+first epoch, while the reward model's score on validation prompts went on rising.
+In: a model made by sft, prompts, a scorer, perhaps held-out instructions. Out: a model.
+Metrics: the selected epoch, score and loss of every epoch, the epoch of the lowest loss, the difference between the two choices.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from align.config.reference import InstructionsReference, ModelReference, PromptsReference
+from align.config.sections import Generation, Scorer
+from align.data.encoding import encode_instructions
+from align.data.template import ChatFormat
+from align.errors import RecipeError, StageError
+from align.models.folder import context_tokens
+from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
+from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
+from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, read_rows, write_rows
+from align.store.atomic import write_bytes, write_json
+from align.store.shard import read_seal, shard_path, write_shard
+
+if TYPE_CHECKING:
+    from align.report.statistics import FloatArray, Interval
+
+VERSION = 1
+
+
+class Config(Generation, StageConfig):
+    """Keep the epoch of a fine-tuning whose completions score highest."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
+
+    model: ModelReference
+    """Model made by an sft stage, which keeps a checkpoint per epoch."""
+    prompts: PromptsReference
+    """Validation prompts: neither those of training nor those of the comparison."""
+    scorer: Scorer
+    """What scores the completions: the name of a reward model stage, or {rules: …}."""
+    data: InstructionsReference | None = None
+    """Held-out instructions on which the loss of every epoch is shown beside its score."""
+    num_candidates: int = Field(default=1, ge=1)
+    """Completions per prompt and epoch; scores are averaged per prompt."""
+    bootstrap_resamples: int = Field(default=10_000, ge=100)
+    """Resamples of the paired bootstrap over prompts."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens per forward pass of a scorer or a loss; numbers depend on it by rounding only (below 1e-5)."""
+
+
+SFT_STAGE = "sft"
+SCORE_NAME, LOSS_NAME = "score", "eval_loss"
+ANSWERS_NAME = "answers"
+
+
+def run(context: StageContext[Config]) -> StageOutcome:
+    """Every epoch answers, is scored and gets its loss; the best by score is copied."""
+    config = context.config
+    folders = epoch_folders(context.artifact(config.model))
+    if len(folders) == 1:
+        context.progress.note("there is one epoch only, and it is kept")
+    prompts = context.artifact(config.prompts).rows(Prompt)
+    sampled = _sample_all(context, folders, prompts)
+    scored = _score_all(context, sampled.answers)
+    scores = scored_everywhere({epoch: _score_by_prompt(rows) for epoch, rows in scored.items()})
+    losses, loss_drops = _losses(context, folders)
+    if not next(iter(scores.scores.values())):
+        raise StageError(
+            f"{context.name}: there is no prompt for which every epoch has a finite score",
+            hint="Score a few completions with the score stage to see what is wrong with the scorer.",
+        )
+    choice = _choose(context, scores.scores, losses)
+    write_bytes(context.output / METRICS_NAME, _curve(choice).encode())
+    for epoch, rows in scored.items():
+        write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", rows)
+    drops = [*sampled.drops.values(), *scores.drops, *loss_drops]
+    write_rows(context.output / DROPS_NAME, drops)
+    shutil.copytree(folders[choice["selected_epoch"]], context.output / MODEL_FOLDER)
+    return StageOutcome(
+        metrics={**choice, "new_tokens": sampled.new_tokens, "engine_seconds": round(sampled.engine_seconds, 3)},
+        rows_in=len(prompts),
+        rows_out=len(prompts) - len(sampled.drops) - len(scores.drops),
+        dropped=dict(Counter(drop.drop_reason for drop in drops)),
+        versions={sampled.engine: sampled.engine_version},
+    )
+
+
+def epoch_folders(artifact: Artifact) -> dict[int, Path]:
+    """Model folder by epoch, from the first, of a result of sft.
+
+    Raises:
+        RecipeError: if the artifact is something else, or keeps no epochs.
+    """
+    from align.training.sft import EPOCHS_NAME
+
+    found = (re.fullmatch(r"epoch-(\d+)", path.name) for path in (artifact.path / EPOCHS_NAME).glob("epoch-*"))
+    numbers = sorted(int(match[1]) for match in found if match)
+    if artifact.manifest.stage != SFT_STAGE or not numbers:
+        raise RecipeError(
+            f"{artifact.name} ({artifact.path}) was made by {artifact.manifest.stage} and keeps no checkpoint per epoch",
+            hint="Name an sft stage, or give the whole folder of one as an input with artifact:.",
+        )
+    return {number: artifact.path / EPOCHS_NAME / f"epoch-{number}" for number in numbers}
+
+
+@dataclass
+class _Sampled:
+    """Every epoch's answers, and what they were sampled with."""
+
+    answers: dict[int, list[Candidate]] = field(default_factory=dict)
+    drops: dict[str, Drop] = field(default_factory=dict)
+    """Prompts that do not fit, by id."""
+    engine: str = ""
+    engine_version: str = ""
+    new_tokens: int = 0
+    engine_seconds: float = 0.0
+
+
+def _sample_all(context: StageContext[Config], folders: Mapping[int, Path], prompts: list[Prompt]) -> _Sampled:
+    """Every epoch on the same prompts with the same seeds; one engine, whose weights are exchanged."""
+    from align.engines.shards import EngineHolder, prepare_task, sample
+    from align.models.load import load_tokenizer
+
+    config = context.config
+    where = context.artifact(config.prompts).where
+    result, holder = _Sampled(), EngineHolder(config)
+    for epoch, folder in folders.items():
+        chat_format = ChatFormat(load_tokenizer(folder), where=str(folder))
+        task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
+        report = sample(
+            task,
+            context.work / ANSWERS_NAME / f"epoch-{epoch}",
+            holder=holder,
+            stop_requested=context.stop_requested,
+            report=context.counter(f"answers of epoch {epoch}", "shards"),
+        )
+        result.answers[epoch] = report.candidates
+        result.drops.update((drop.id, drop) for drop in drops)
+        result.engine, result.engine_version = report.engine, report.engine_version
+        result.new_tokens += report.new_tokens
+        result.engine_seconds += report.engine_seconds
+    holder.close()
+    return result
+
+
+def _score_all(context: StageContext[Config], answers: Mapping[int, list[Candidate]]) -> dict[int, list[ScoredCandidate]]:
+    """Scores of every epoch's answers; what was scored before an interruption is kept."""
+    from align.scoring.scorers import ScorerSet, reward_model_folders
+
+    config = context.config
+    scorers = {SCORE_NAME: config.scorer}
+    scorer_set = ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.batch_tokens)
+    scored = {}
+    for epoch, candidates in answers.items():
+        shard, count = shard_path(context.work / "scores", epoch), context.counter(f"score epoch {epoch}", "scores")
+        if read_seal(shard) is None:
+            total = len(candidates)
+            write_shard(shard, scorer_set.score(candidates, lambda done, count=count, total=total: count(done, total)))  # type: ignore[misc]
+        scored[epoch] = list(read_rows(shard, ScoredCandidate))
+    return scored
+
+
+def _score_by_prompt(rows: list[ScoredCandidate]) -> dict[str, float | None]:
+    """Mean over the finite scores of a prompt's completions; None where there is none."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        score = row.scores[SCORE_NAME]
+        found.setdefault(row.prompt_id, []).extend([] if score is None else [score])
+    return {prompt_id: sum(values) / len(values) if values else None for prompt_id, values in found.items()}
+
+
+def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple[dict[int, float | None], list[Drop]]:
+    """Held-out loss by epoch, in nats per completion token, and the rows that do not fit; nothing where there is no data.
+
+    The mean over all tokens of all completions, as in training. None where it is not finite.
+    """
+    from align.models.load import load_tokenizer
+    from align.scoring.likelihood import LikelihoodModel
+
+    config = context.config
+    if config.data is None:
+        return {}, []
+    data, first = context.artifact(config.data), next(iter(folders.values()))
+    chat_format = ChatFormat(load_tokenizer(first), where=str(first))
+    encoded = encode_instructions(
+        data.rows(Instruction), chat_format, max_tokens=context_tokens(first), on_invalid=config.on_invalid, where=data.where
+    )
+    rows = [(row.prompt_ids, row.completion_ids) for row in encoded.rows]
+    tokens = sum(len(completion) for _, completion in rows)
+    losses: dict[int, float | None] = {}
+    for epoch, folder in folders.items():
+        path = context.work / f"loss-{epoch}.json"
+        if not path.exists():
+            model = LikelihoodModel(folder, batch_tokens=config.batch_tokens)
+            logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))
+            loss = -sum(logps) / tokens
+            write_json(path, loss if math.isfinite(loss) else None)
+        losses[epoch] = json.loads(path.read_text())
+    return losses, encoded.drops
+
+
+def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, float]], losses: Mapping[int, float | None]) -> Any:
+    """The choice and the numbers behind it, as they go into the manifest."""
+    import numpy as np
+
+    from align.report.statistics import paired_bootstrap
+
+    vectors = {epoch: np.array(list(of_epoch.values())) for epoch, of_epoch in scores.items()}
+
+    def interval(values: FloatArray) -> dict[str, Any]:
+        return _shown(paired_bootstrap(values, seed=context.seed, resamples=context.config.bootstrap_resamples))
+
+    by_score = highest_score_epoch({epoch: float(vector.mean()) for epoch, vector in vectors.items()})
+    by_loss = lowest_loss_epoch(losses)
+    of_epochs = {}
+    for epoch, vector in vectors.items():
+        loss = {LOSS_NAME: losses[epoch]} if losses else {}
+        of_epochs[str(epoch)] = {SCORE_NAME: interval(vector), "over_selected": interval(vector - vectors[by_score]), **loss}
+    choice: dict[str, Any] = {"selected_epoch": by_score, "prompts": len(vectors[by_score]), "epochs": of_epochs}
+    if losses:
+        choice["epoch_of_lowest_loss"] = by_loss
+        choice["score_over_lowest_loss"] = None if by_loss is None else interval(vectors[by_score] - vectors[by_loss])
+    return choice
+
+
+def _shown(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "ci95": [interval.low, interval.high]}
+
+
+def _curve(choice: Mapping[str, Any]) -> str:
+    """Score and loss by epoch, in the form of a training log."""
+    lines = []
+    for epoch, numbers in choice["epochs"].items():
+        row = {"step": int(epoch), "epoch": int(epoch), SCORE_NAME: numbers[SCORE_NAME]["mean"]}
+        if numbers.get(LOSS_NAME) is not None:
+            row[LOSS_NAME] = numbers[LOSS_NAME]
+        lines.append(json.dumps(row) + "\n")
+    return "".join(lines)

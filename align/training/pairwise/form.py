@@ -1,0 +1,80 @@
+"""Which form of batch a model can take: found out on the data, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from align.attempt import Attempt
+from align.training.pairwise.forward import layout_of
+from align.training.pairwise.layout import PairCollator, TrainingPair
+
+# Attention that takes a mask of who sees whom; others know only which tokens are padding.
+TAKES_ANY_MASK = ("sdpa", "eager")
+PROBED_PAIRS = 4
+# Largest difference between the two forms, as a share of the outputs' root mean square. Rounding in float32 stays under a tenth
+# of it; a window that cuts off a prompt, or a state that runs on from chosen to rejected, is far above.
+TOLERANCE = 3e-4
+# Tokens of a packed row (more where one pair has more): attention, which computes what the mask hides too, costs its square.
+ROW_TOKENS = {"cpu": 128, "cuda": 1024}
+
+
+def choose_collator(
+    model: Any, pairs: Sequence[TrainingPair], attempt: Attempt, *, pad_token_id: int, with_prompts: bool = False
+) -> PairCollator:
+    """The shared-prompt form where the model gives the same numbers in it, on the longest and a few other pairs; else the padded.
+
+    Args:
+        model: on the device that it is trained on, in eval mode, in float32, after `add_pair_outputs`.
+        with_prompts: see `PairCollator`.
+    """
+    device = next(model.parameters()).device
+    layout: dict[str, Any] = {
+        "pad_token_id": pad_token_id,
+        "row_tokens": ROW_TOKENS.get(device.type, ROW_TOKENS["cuda"]),
+        "with_prompts": with_prompts,
+        "multiple_of": 1 if device.type == "cpu" else 8,
+    }
+    shared, padded = PairCollator(form="shared_prompt", **layout), PairCollator(form="padded", **layout)
+    problem = _difference(model, shared, padded, _sample(pairs))
+    if problem is None:
+        return shared
+    attempt.progress.note(f"batches repeat the prompt for each completion (slower, same result): {problem}")
+    return padded
+
+
+def _sample(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
+    """The pair with the longest side, where a window would cut most, and others of every length."""
+    longest = max(pairs, key=_longer_side)
+    others = sorted(pairs, key=len)
+    step = max(1, len(others) // (PROBED_PAIRS - 1))
+    return [longest, *others[step // 2 :: step][: PROBED_PAIRS - 1]]
+
+
+def _longer_side(pair: TrainingPair) -> int:
+    return len(pair.tokens.prompt_ids) + max(len(pair.tokens.chosen_ids), len(pair.tokens.rejected_ids))
+
+
+@torch.no_grad()
+def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: Sequence[TrainingPair]) -> str | None:
+    """Why the shared form cannot be used, or None."""
+    attention = model.config._attn_implementation
+    if attention not in TAKES_ANY_MASK:
+        return f"attention '{attention}' takes no mask of single tokens"
+    device = next(model.parameters()).device
+
+    def outputs(collator: PairCollator) -> torch.Tensor:
+        return model(layout={name: tensor.to(device) for name, tensor in layout_of(collator(pairs)).items()})  # type: ignore[no-any-return]
+
+    expected = outputs(padded)
+    try:
+        found = outputs(shared)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model says to a mask that it was not made for
+        return f"the model cannot take the mask ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    scale = expected.square().mean().sqrt()
+    difference = float((found - expected).abs().max() / scale)
+    return None if difference <= TOLERANCE else f"with a shared prompt its outputs differ by {difference:.1e} of their size"

@@ -1,0 +1,142 @@
+"""What must not change a pairwise training: how a batch is cut, packed and ordered, its form, and an interruption."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.attempt import Attempt, Progress
+from align.config.sections import Optimization
+from align.data.encoding import EncodedPreference
+from align.errors import Interrupted, StageError
+from align.models.load import load_causal_lm, load_reward_model
+from align.training.loop import TrainingHistory, train, training_arguments
+from align.training.pairwise.fit import prepare_model
+from align.training.pairwise.layout import PairCollator, TrainingPair
+from align.training.pairwise.objective import DpoObjective, OrpoObjective, RewardObjective
+from align.training.pairwise.trainer import PairwiseTrainer
+
+OBJECTIVES = {
+    "dpo": DpoObjective(0.3),
+    "ipo": DpoObjective(0.3, variant="ipo"),
+    "orpo": OrpoObjective(0.5),
+    "reward_model": RewardObjective(0.01),
+}
+
+
+def make_pairs() -> list[TrainingPair]:
+    """22 pairs, so that the last of the batches of 6 is short."""
+    generator = torch.Generator().manual_seed(2)
+
+    def ids(low: int, high: int) -> list[int]:
+        count = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(3, 200, (count,), generator=generator).tolist()
+
+    numbers = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
+    return [TrainingPair(EncodedPreference(str(i), ids(1, 15), [*ids(0, 10), 2], [*ids(0, 10), 2]), numbers) for i in range(22)]
+
+
+PAIRS = make_pairs()
+
+
+def build(
+    base: Path,
+    work: Path,
+    kind: str,
+    *,
+    micro: int | None = None,
+    form: Any = "shared_prompt",
+    row_tokens: int = 40,
+    reverse: bool = False,
+    optimizer: str = "sgd",
+    stop_at: int | None = None,
+) -> tuple[PairwiseTrainer, Attempt]:
+    torch.manual_seed(1)
+    model = prepare_model(load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base))
+    steps = [0]
+
+    def stop_requested() -> int | None:
+        steps[0] += 1
+        return signal.SIGTERM if stop_at is not None and steps[0] >= stop_at else None
+
+    attempt = Attempt(name="test", work=work, seed=3, progress=Progress(lambda event: None), stop_requested=stop_requested)
+    config = Optimization(precision="float32", batch_size=6, micro_batch_size=micro, num_epochs=2, learning_rate=0.02)
+    arguments = {**training_arguments(config, attempt, num_rows=len(PAIRS)), "optim": optimizer}
+    collator = PairCollator(form=form, pad_token_id=0, row_tokens=row_tokens)
+    if reverse:  # the pairs of a micro-batch stand in another order
+        forwards = collator
+        collator = lambda pairs: forwards(list(reversed(pairs)))  # type: ignore[assignment] # noqa: E731
+    return PairwiseTrainer(model, PAIRS, OBJECTIVES[kind], collator, arguments), attempt
+
+
+def weights_of(trainer: Any) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def trained(base: Path, work: Path, kind: str, **changes: Any) -> tuple[torch.Tensor, TrainingHistory]:
+    trainer, attempt = build(base, work, kind, **changes)
+    before = weights_of(trainer)
+    history = train(trainer, attempt)
+    after = weights_of(trainer)
+    assert (after - before).abs().max() > 1e-3
+    return after, history
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_weights_do_not_depend_on_how_a_batch_is_handled(project_template: Path, tmp_path: Path, kind: str) -> None:
+    """With plain gradient descent, for Adam divides tiny gradients by tiny roots."""
+    base = project_template / "base"
+    expected, curve = trained(base, tmp_path / "whole", kind)
+    scale = expected.abs().max()
+    changes: list[dict[str, Any]] = [
+        {"micro": 1},
+        {"micro": 2},
+        {"micro": 3, "row_tokens": 200},
+        {"row_tokens": 1},
+        {"reverse": True},
+        {"form": "padded", "micro": 2},
+    ]
+    for number, change in enumerate(changes):
+        found, other = trained(base, tmp_path / str(number), kind, **change)
+        assert (found - expected).abs().max() <= 1e-6 * scale, change
+        assert (found - expected).abs().mean() <= 1e-8, change
+        for row, other_row in zip(curve.rows, other.rows, strict=True):
+            assert row.keys() == other_row.keys()
+            for name in sorted(row.keys() - {"epoch"}):  # which transformers counts in micro-batches
+                value = row[name]
+                assert other_row[name] == pytest.approx(value, rel=2e-5, abs=2e-5), (change, name)
+
+
+def test_a_mean_over_micro_batches_would_be_noticed(project_template: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The test above can fail: normalised by micro-batch, the short last batch weighs too much."""
+    base = project_template / "base"
+    expected, _ = trained(base, tmp_path / "right", "orpo", micro=2)
+    count = PairwiseTrainer._count
+    monkeypatch.setattr(
+        PairwiseTrainer, "_get_num_items_in_batch", lambda self, batches, device: count(self, batches[:1], device)
+    )
+    wrong, _ = trained(base, tmp_path / "wrong", "orpo", micro=2)
+    assert (wrong - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_an_interrupted_training_ends_with_the_same_bytes(project_template: Path, tmp_path: Path, kind: str) -> None:
+    base = project_template / "base"
+    expected, _ = trained(base, tmp_path / "whole", kind, micro=2, optimizer="adamw_torch")
+    trainer, attempt = build(base, tmp_path / "cut", kind, micro=2, optimizer="adamw_torch", stop_at=5)
+    with pytest.raises(Interrupted, match="Stopped at step 5 of 8"):
+        train(trainer, attempt)
+    resumed, _ = trained(base, tmp_path / "cut", kind, micro=2, optimizer="adamw_torch")
+    assert torch.equal(resumed, expected)
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(project_template: Path, tmp_path: Path) -> None:
+    trainer, attempt = build(project_template / "base", tmp_path, "dpo")
+    trainer.train_dataset[0] = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].numbers, "reference_chosen_logps": float("nan")})
+    with pytest.raises(StageError, match="The loss is nan at step"):
+        train(trainer, attempt)
+    assert torch.isfinite(weights_of(trainer)).all()

@@ -1,0 +1,183 @@
+"""Twenty steps of TRL's trainers and of ours, on the same model, pairs, order and batches: the same loss curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+
+from align.attempt import Attempt, Progress
+from align.config.sections import Optimization
+from align.data.encoding import EncodedPreference
+from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.training.loop import train, training_arguments
+from align.training.pairwise.fit import pairwise_trainer, prepare_model
+from align.training.pairwise.layout import PairCollator, TrainingPair
+from align.training.pairwise.objective import DpoObjective, OrpoObjective, RewardObjective
+
+STEPS, BATCH = 20, 4
+
+
+def make_pairs() -> list[EncodedPreference]:
+    generator = torch.Generator().manual_seed(8)
+
+    def ids(low: int, high: int) -> list[int]:
+        count = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(3, 200, (count,), generator=generator).tolist()
+
+    return [EncodedPreference(str(i), ids(1, 12), [*ids(0, 9), 2], [*ids(0, 9), 2]) for i in range(STEPS * BATCH)]
+
+
+PAIRS = make_pairs()
+# Plausible and different from pair to pair: near the policy, where the sigmoid is steep.
+REFERENCE = [(-5.9 * len(pair.chosen_ids) + 0.1 * (i % 5), -5.9 * len(pair.rejected_ids)) for i, pair in enumerate(PAIRS)]
+CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3, warmup_ratio=0.1)
+
+
+def attempt_in(folder: Path) -> Attempt:
+    return Attempt(name="test", work=folder, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+
+
+def curves_of(trainer: Any, attempt: Attempt) -> list[dict[str, float]]:
+    trainer._get_train_sampler = lambda *args: SequentialSampler(trainer.train_dataset)
+    rows = [row for row in train(trainer, attempt).rows if "loss" in row]
+    assert len(rows) == STEPS
+    return rows
+
+
+def ours(folder: Path, model: Any, objective: Any, pairs: list[TrainingPair], **layout: Any) -> list[dict[str, float]]:
+    attempt = attempt_in(folder)
+    collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40, **layout)
+    return curves_of(pairwise_trainer(prepare_model(model), pairs, attempt, CONFIG, objective, collator), attempt)
+
+
+def silent(trainer_type: Any) -> Any:
+    """TRL's trainer without its report to its makers."""
+
+    class Silent(trainer_type):  # type: ignore[misc]
+        def _send_telemetry(self) -> None:
+            pass
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    return Silent
+
+
+def compare(mine: list[dict[str, float]], theirs: list[dict[str, float]], names: tuple[str, ...]) -> None:
+    for step, (my_row, their_row) in enumerate(zip(mine, theirs, strict=True)):
+        for name in names:
+            assert my_row[name] == pytest.approx(their_row[name], rel=1e-4, abs=1e-4), f"{name} at step {step}"
+    assert abs(mine[0]["loss"] - mine[-1]["loss"]) > 1e-2  # something was trained
+
+
+DPO_METRICS = (
+    "loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "beta"), [("sigmoid", 0.3), ("hinge", 0.3), ("ipo", 0.4)])
+def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    base = project_template / "base"
+    rows = [
+        TrainingPair(pair, {"reference_chosen_logps": chosen, "reference_rejected_logps": rejected})
+        for pair, (chosen, rejected) in zip(PAIRS, REFERENCE, strict=True)
+    ]
+    mine = ours(tmp_path / "ours", load_causal_lm(base), DpoObjective(beta, variant=variant), rows)
+
+    class ReadyDPOTrainer(silent(DPOTrainer)):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    attempt = attempt_in(tmp_path / "trl")
+    config = DPOConfig(
+        **training_arguments(CONFIG, attempt, num_rows=len(PAIRS)),
+        max_length=None,
+        beta=beta,
+        loss_type=variant,
+        precompute_ref_log_probs=True,
+    )
+    dataset = [
+        {
+            "prompt_ids": pair.prompt_ids,
+            "chosen_ids": pair.chosen_ids,
+            "rejected_ids": pair.rejected_ids,
+            "ref_chosen_logps": chosen,
+            "ref_rejected_logps": rejected,
+        }
+        for pair, (chosen, rejected) in zip(PAIRS, REFERENCE, strict=True)
+    ]
+    trainer = ReadyDPOTrainer(
+        model=load_causal_lm(base),
+        args=config,
+        train_dataset=Dataset.from_list(dataset),
+        processing_class=load_tokenizer(base),
+    )
+    compare(mine, curves_of(trainer, attempt), DPO_METRICS)
+
+
+@pytest.mark.parametrize(("center_coef", "with_margin"), [(0.0, False), (0.05, True)])
+def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float, with_margin: bool) -> None:
+    from trl import RewardConfig, RewardTrainer
+
+    base = project_template / "base"
+    margins = [{"margin": 0.25 * (index % 4)} if with_margin else {} for index in range(len(PAIRS))]
+
+    def model() -> Any:
+        torch.manual_seed(6)
+        return load_reward_model(base, new_head=True)
+
+    rows = [TrainingPair(pair, margin) for pair, margin in zip(PAIRS, margins, strict=True)]
+    mine = ours(tmp_path / "ours", model(), RewardObjective(center_coef), rows)
+    attempt = attempt_in(tmp_path / "trl")
+    arguments = training_arguments(CONFIG, attempt, num_rows=len(PAIRS))
+    dataset = [
+        {"chosen_ids": pair.prompt_ids + pair.chosen_ids, "rejected_ids": pair.prompt_ids + pair.rejected_ids, **margin}
+        for pair, margin in zip(PAIRS, margins, strict=True)
+    ]
+    trainer = silent(RewardTrainer)(
+        model=model(),
+        args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=center_coef or None),
+        train_dataset=Dataset.from_list(dataset),
+        processing_class=load_tokenizer(base),
+    )
+    compare(mine, curves_of(trainer, attempt), ("loss", "accuracy", "margin", "mean_reward"))
+
+
+def test_orpo(project_template: Path, tmp_path: Path) -> None:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    base = project_template / "base"
+    rows = [TrainingPair(pair) for pair in PAIRS]
+    mine = ours(tmp_path / "ours", load_causal_lm(base), OrpoObjective(0.4), rows, with_prompts=True)
+    attempt = attempt_in(tmp_path / "trl")
+
+    class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]
+        def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
+            """The tokens of the pair whose number the prompt is."""
+            pair = PAIRS[int(feature["prompt"])]
+            batch = {"prompt_input_ids": pair.prompt_ids, "prompt_attention_mask": [1] * len(pair.prompt_ids)}
+            for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+                batch[f"{side}_input_ids"] = pair.prompt_ids + ids
+                batch[f"{side}_attention_mask"] = [1] * len(pair.prompt_ids + ids)
+                batch[f"{side}_labels"] = [-100] * len(pair.prompt_ids) + ids
+            return batch
+
+    arguments = training_arguments(CONFIG, attempt, num_rows=len(PAIRS))
+    trainer = ReadyORPOTrainer(
+        model=load_causal_lm(base),
+        args=ORPOConfig(**arguments, max_length=64, beta=0.4),
+        train_dataset=Dataset.from_list([{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in range(len(PAIRS))]),
+        processing_class=load_tokenizer(base),
+    )
+    names = ("nll_loss", "log_odds_ratio", "log_odds_chosen", *DPO_METRICS)
+    compare(mine, curves_of(trainer, attempt), names)

@@ -1,0 +1,177 @@
+"""The stages that train on pairs: what they refuse, what they count, what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align import load_recipe
+from align.attempt import Progress
+from align.errors import DataError, RecipeError
+from align.models.load import load_causal_lm
+from align.records import Message, Preference
+from align.stages import dpo, orpo, reward_model
+from align.stages.protocol import StageContext, StageOutcome
+from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
+from align.testing import tiny_causal_lm
+
+
+def row(number: int) -> Preference:
+    prompt = [Message(role="user", content=f"I lost key {number}.")]
+    return Preference(id=f"r{number}", line=number + 1, prompt=prompt, chosen=f"Oh no {number}!", rejected="So?")
+
+
+ROWS = [row(number) for number in range(8)]
+FAST = {"precision": "float32", "batch_size": 4, "learning_rate": 1e-3, "max_tokens": 128}
+
+
+class Bench:
+    """Runs single stages in this process, on a tiny model."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        self.artifacts: dict[str, Artifact] = {}
+        self.add("base", base, "model", fingerprint="base")
+
+    def add(self, name: str, path: Path, kind: str, *, fingerprint: str) -> None:
+        origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": None, "source": f"{name}.x"}
+        manifest = Manifest(kind=kind, stage=INPUT_STAGE, stage_version=1, fingerprint=fingerprint, **origin)
+        self.artifacts[name] = Artifact(name, path, manifest)
+
+    def run(self, stage: Any, rows: Sequence[Preference] = ROWS, **fields: Any) -> StageOutcome:
+        data = self.folder / f"data-{len(self.artifacts)}-{len(list(self.folder.iterdir()))}"
+        write_rows(data / ROWS_NAME, list(rows))
+        self.add("rows", data, "preferences", fingerprint=data.name)
+        reads = {"data" if stage is reward_model else "pairs": "rows"}
+        self.output = self.folder / "store" / data.name
+        config = stage.Config.model_validate({"model": "base", **reads, **FAST, **fields})
+        context = StageContext(
+            name="test",
+            work=self.output / "work",
+            seed=1,
+            progress=Progress(lambda event: self.notes.append(event.get("text", ""))),
+            stop_requested=lambda: None,
+            config=config,
+            artifacts=self.artifacts,
+            output=self.output,
+            store_root=self.folder / "store",
+        )
+        context.work.mkdir(parents=True)
+        return stage.run(context)  # type: ignore[no-any-return]
+
+    def reused(self) -> int:
+        return sum("are in the store" in note for note in self.notes)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, project_template: Path) -> Bench:
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    return Bench(folder, project_template / "base")
+
+
+def test_the_reference_is_computed_once_for_every_beta_and_variant(bench: Bench) -> None:
+    losses = [bench.run(dpo, **fields).metrics["loss_at_step_0"] for fields in (
+        {"beta": 0.1}, {"beta": 0.5}, {"variant": "hinge"}, {"variant": "ipo", "beta": 0.2},
+    )]  # fmt: skip
+    # ln 2 twice, then 1 and (1 / (2 · 0.2))² = 6.25: what equal models give.
+    assert losses == pytest.approx([0.6931472, 0.6931472, 1.0, 6.25], abs=1e-4)
+    assert bench.reused() == 3
+    bench.run(dpo, ROWS[:5])
+    assert bench.reused() == 3
+
+
+def test_another_reference_is_what_the_policy_stays_near(bench: Bench, project_template: Path) -> None:
+    with_itself = bench.run(dpo)
+    other = load_causal_lm(project_template / "base")
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    from align.models.load import load_tokenizer
+    from align.models.save import save_model
+
+    save_model(other, load_tokenizer(project_template / "base"), bench.folder / "other")
+    bench.add("other", bench.folder / "other", "model", fingerprint="other")
+    outcome = bench.run(dpo, reference="other")
+    assert bench.reused() == 0
+    assert abs(outcome.metrics["loss_at_step_0"] - 0.6931472) > 1e-3
+    assert outcome.metrics["loss"] != with_itself.metrics["loss"]
+
+
+def test_a_reference_with_other_tokens_is_refused(bench: Bench) -> None:
+    bench.add("other", tiny_causal_lm(bench.folder / "other", texts=["lost keys"] * 9), "model", fingerprint="other")
+    with pytest.raises(RecipeError, match=r"other: the reference of base needs the same tokenizer, but \d+ tokens differ"):
+        bench.run(dpo, reference="other")
+
+
+def test_orpo_trains_with_one_model_and_no_reference(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+
+    def counting(path: Path, **options: Any) -> Any:
+        loaded.append(path)
+        return load_causal_lm(path, **options)
+
+    monkeypatch.setattr("align.training.orpo.load_causal_lm", counting)
+    outcome = bench.run(orpo, num_epochs=3)
+    assert len(loaded) == 1
+    assert list((bench.folder / "store").glob("reference_logps-*")) == []
+    assert outcome.metrics["batch_form"] == "shared_prompt"
+    assert outcome.metrics["steps"] == 6
+    assert outcome.metrics["loss"] == pytest.approx(
+        outcome.metrics["nll_loss"] - 0.1 * outcome.metrics["log_odds_ratio"], rel=1e-4
+    )
+    assert (bench.output / "model" / "model.safetensors").exists()
+
+
+def test_the_prompt_counts_for_the_likelihood_only_when_asked(bench: Bench) -> None:
+    losses = [bench.run(orpo, nll_tokens=tokens).metrics["nll_loss"] for tokens in ("completion", "prompt_and_completion")]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("stage", [dpo, orpo, reward_model])
+def test_pairs_that_cannot_be_used_are_named_or_counted(bench: Bench, stage: Any) -> None:
+    long = ROWS[0].model_copy(update={"id": "long", "chosen": "very " * 200})
+    rows = [*ROWS, long]
+    fields = {"held_out_share": 0.5} if stage is reward_model else {}
+    with pytest.raises(DataError, match=r"long: prompt and longer completion: .* max_tokens is 128"):
+        bench.run(stage, rows, **fields)
+    outcome = bench.run(stage, rows, on_invalid="drop", **fields)
+    assert outcome.dropped == {"too_long": 1}
+    assert (outcome.rows_in, outcome.rows_out) == (9, 8)
+
+
+def test_margins_come_from_the_scores(bench: Bench) -> None:
+    scored = [row.model_copy(update={"chosen_score": 3.0, "rejected_score": 1.0}) for row in ROWS]
+    fields: dict[str, Any] = {"held_out_share": 0.5, "center_coef": 0.0}
+    plain = bench.run(reward_model, scored, **fields).metrics["train_loss"]
+    with_margin = bench.run(reward_model, scored, margin="scores", **fields).metrics["train_loss"]
+    # A fresh head scores all nearly alike: -log sigmoid(0) and -log sigmoid(-2).
+    assert plain == pytest.approx(0.693, abs=0.15)
+    assert with_margin == pytest.approx(2.127, abs=0.3)
+
+
+def test_a_pair_that_gives_no_margin_is_named(bench: Bench) -> None:
+    scored = [row.model_copy(update={"chosen_score": 3.0, "rejected_score": 1.0}) for row in ROWS]
+    swapped = [row.model_copy(update={"chosen_score": 1.0, "rejected_score": 3.0}) for row in ROWS]
+    fields: dict[str, Any] = {"held_out_share": 0.5, "margin": "scores"}
+    with pytest.raises(DataError, match=r"r\d: has no chosen_score or no rejected_score"):
+        bench.run(reward_model, ROWS, **fields)
+    with pytest.raises(DataError, match=r"the rejected completion scored higher \(chosen_score 1, rejected_score 3\)"):
+        bench.run(reward_model, swapped, **fields)
+    bench.run(reward_model, scored, **fields)
+
+
+def test_label_smoothing_belongs_to_sigmoid(project: Path) -> None:
+    recipe = project / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("{stage: dpo, model: sft,", "{stage: dpo, model: sft, variant: ipo, label_smoothing: 0.1,"))
+    with pytest.raises(RecipeError, match=r"label_smoothing.*is defined for the variant sigmoid only, not for ipo"):
+        load_recipe(recipe)
+    recipe.write_text(
+        text.replace("{stage: dpo, model: sft,", "{stage: dpo, model: sft, variant: sigmoid, label_smoothing: 0.1,")
+    )
+    load_recipe(recipe)

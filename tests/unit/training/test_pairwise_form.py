@@ -1,0 +1,110 @@
+"""The form of batches is what the model can take, found out on the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig
+
+from align.attempt import Attempt, Progress
+from align.data.encoding import EncodedPreference
+from align.training.pairwise.fit import prepare_model
+from align.training.pairwise.form import choose_collator
+from align.training.pairwise.layout import TrainingPair
+
+SIZE = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "num_labels": 1,
+}
+# Ten short pairs, and one whose rejected side alone is longer than a window of 24.
+PAIRS = [TrainingPair(EncodedPreference(str(i), [5 + i, 6, 7], [8, 9 + i, 2], [10, 2])) for i in range(10)] + [
+    TrainingPair(EncodedPreference("long", list(range(5, 20)), [8, 2], [*range(20, 40), 2]))
+]
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.attempt = Attempt(
+            name="test",
+            work=Path(),
+            seed=0,
+            progress=Progress(lambda event: self.texts.append(event["text"])),
+            stop_requested=lambda: None,
+        )
+
+
+def model_of(config: Any, *, auto: Any = AutoModelForCausalLM) -> Any:
+    torch.manual_seed(0)
+    return prepare_model(auto.from_config(config))
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_a_model_that_takes_the_mask_shares_the_prompt(auto: Any) -> None:
+    notes = Notes()
+    assert choose_collator(model_of(LlamaConfig(**SIZE), auto=auto), PAIRS, notes.attempt, pad_token_id=0).form == "shared_prompt"
+    assert notes.texts == []
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_a_window_that_cuts_only_the_longest_pair_is_found(auto: Any) -> None:
+    notes, model = Notes(), model_of(MistralConfig(**SIZE, sliding_window=24), auto=auto)
+    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert "repeat the prompt" in notes.texts[0]
+    assert "outputs differ by" in notes.texts[0]
+    notes = Notes()
+    assert choose_collator(model, PAIRS[:10], notes.attempt, pad_token_id=0).form == "shared_prompt"
+    assert notes.texts == []
+
+
+def test_a_model_that_refuses_the_mask_gets_padded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes, model = Notes(), model_of(LlamaConfig(**SIZE))
+    original = model.base_model.forward
+
+    def refuse(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        if attention_mask.ndim == 4:
+            raise ValueError("a mask of four dimensions is new to me")
+        return original(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.base_model, "forward", refuse)
+    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert "ValueError: a mask of four dimensions is new to me" in notes.texts[0]
+
+
+def test_out_of_memory_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(LlamaConfig(**SIZE))
+    original = model.base_model.forward
+
+    def fail(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        if attention_mask.ndim == 4:
+            raise torch.OutOfMemoryError("no room")
+        return original(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.base_model, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_collator(model, PAIRS, Notes().attempt, pad_token_id=0)
+
+
+def test_attention_that_knows_no_masks_is_not_tried() -> None:
+    notes, model = Notes(), model_of(LlamaConfig(**SIZE))
+    model.config._attn_implementation = "flash_attention_2"
+    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert "flash_attention_2" in notes.texts[0]
+
+
+def test_dropout_is_off_and_stays_in_the_configuration() -> None:
+    model = model_of(LlamaConfig(**SIZE, attention_dropout=0.3))
+    model.train()
+    assert {layer.self_attn.attention_dropout for layer in model.model.layers} == {0.0}
+    assert model.config.attention_dropout == 0.3

@@ -1,0 +1,197 @@
+"""Reference log-probabilities are computed once, kept by content, and never trusted half-written or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.attempt import Attempt, Progress
+from align.data.encoding import EncodedPreference
+from align.errors import Interrupted, StageError
+from align.models.load import load_causal_lm
+from align.scoring.likelihood import completion_logps
+from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
+from align.store.fingerprint import FileHashes
+from align.training.pairwise.fit import prepare_model
+from align.training.pairwise.layout import PairCollator
+from align.training.pairwise.reference import (
+    ReferenceLogps,
+    cached_reference_logps,
+    compute_reference_logps,
+    reference_key,
+)
+
+PAIRS = [EncodedPreference("a", [5, 6], [7, 8, 2], [9, 2]), EncodedPreference("b", [5], [2], [10, 11, 12, 2])]
+ROWS = [
+    ReferenceLogps(id="a", chosen_logps=-1.2345678901234567, rejected_logps=-2.5),
+    ReferenceLogps(id="b", chosen_logps=-3.25, rejected_logps=-1e-9),
+]
+
+
+class Place:
+    """A store, notes, and how often the reference was computed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.entry = root / "reference_logps-k"
+        self.notes: list[str] = []
+        self.computed = 0
+        self.attempt = Attempt(
+            name="test",
+            work=root / "work",
+            seed=0,
+            progress=Progress(lambda event: self.notes.append(event.get("text", ""))),
+            stop_requested=lambda: None,
+        )
+
+    def get(self, pairs: Sequence[EncodedPreference] = PAIRS) -> Any:
+        return cached_reference_logps(self.root, "k", pairs, self.attempt, self._compute)
+
+    def _compute(self) -> list[ReferenceLogps]:
+        self.computed += 1
+        return ROWS
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_the_second_time_they_come_from_the_store_to_the_last_digit(place: Place) -> None:
+    assert place.get() == {row.id: row for row in ROWS}
+    assert place.get() == {row.id: row for row in ROWS}
+    assert place.computed == 1
+    assert "in the store" in place.notes[-1]
+
+
+def test_rows_are_joined_by_id_not_by_place(place: Place) -> None:
+    place.get()
+    found = place.get(list(reversed(PAIRS)))
+    assert found["a"].chosen_logps == ROWS[0].chosen_logps
+    assert found["b"].chosen_logps == ROWS[1].chosen_logps
+
+
+def flip_a_byte(entry: Path) -> None:
+    content = bytearray((entry / "rows.jsonl").read_bytes())
+    content[content.index(b"2.5")] ^= 1
+    (entry / "rows.jsonl").write_bytes(bytes(content))
+
+
+def lose_a_row(entry: Path) -> None:
+    lines = (entry / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (entry / "rows.jsonl").write_bytes(lines[0])
+
+
+def cut_the_manifest(entry: Path) -> None:
+    (entry / "manifest.json").write_text('{"kind": "reference_')
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, lose_a_row, cut_the_manifest])
+def test_damage_is_set_aside_named_and_made_again(place: Place, damage: Any) -> None:
+    place.get()
+    damage(place.entry)
+    assert place.get() == {row.id: row for row in ROWS}
+    assert place.computed == 2
+    assert "are damaged" in place.notes[-1]
+    assert len(list(place.root.glob("quarantine-reference_logps-k-*"))) == 1
+    assert place.get() == {row.id: row for row in ROWS}
+    assert place.computed == 2
+
+
+def test_what_is_whole_but_of_other_pairs_is_not_used(place: Place) -> None:
+    place.get()
+    place.get([*PAIRS, EncodedPreference("c", [1], [2], [3])])
+    assert place.computed == 2
+    assert "of other pairs" in place.notes[-1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from align.store.artifact import Entry
+sys.path.insert(0, {tests!r})
+from test_reference import Place
+Entry.commit = lambda entry, manifest: os.kill(os.getpid(), signal.SIGKILL)
+Place(Path({root!r})).get()
+"""
+
+
+def test_killed_between_rows_and_manifest_they_are_computed_again(place: Place) -> None:
+    code = KILLED.format(tests=str(Path(__file__).parent), root=str(place.root))
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (place.entry / "rows.jsonl").exists()
+    (place.entry / "rows.jsonl").write_bytes(b'{"id": "a", "chosen_logps": 7.0')  # nothing of it may be read
+    assert place.get() == {row.id: row for row in ROWS}
+    assert place.computed == 1
+
+
+def test_waiting_can_be_given_up(place: Place) -> None:
+    from align.store.lock import hold
+
+    place.attempt.stop_requested = lambda: signal.SIGTERM
+    with hold(place.root / "reference_logps-k.lock", on_wait=lambda holder: None), pytest.raises(Interrupted) as caught:
+        place.get()
+    assert caught.value.exit_code == 143
+    assert any("waiting for reference log-probabilities" in note for note in place.notes)
+
+
+def artifact_of(path: Path, stage: str = INPUT_STAGE, **files: str) -> Artifact:
+    entries = {name: FileEntry(size_bytes=1, sha256=digest) for name, digest in files.items()}
+    manifest = Manifest(kind="model", stage=stage, stage_version=1, fingerprint="f", config={}, inputs={}, seed=1, files=entries)
+    return Artifact("m", path, manifest)
+
+
+def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
+    hashes = FileHashes(tmp_path / "none")
+
+    def key(artifact: Artifact, pairs: Sequence[EncodedPreference] = PAIRS, precision: str = "float32") -> str:
+        return reference_key(artifact, pairs, hashes, precision=precision)
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    (model / "config.json").write_text("{}")
+    first = key(artifact_of(model))
+    (model / "tokenizer.json").write_text("not weights")
+    assert key(artifact_of(model)) == first
+    assert key(artifact_of(model), precision="bfloat16") != first
+    for field, value in (("id", "x"), ("prompt_ids", [5, 7]), ("chosen_ids", [7, 2]), ("rejected_ids", [7, 2])):
+        assert key(artifact_of(model), [dataclasses.replace(PAIRS[0], **{field: value}), PAIRS[1]]) != first, field
+    # The border between prompt and completion counts.
+    assert key(artifact_of(model), [EncodedPreference("a", [5, 6, 7], [8, 2], [9, 2]), PAIRS[1]]) != first
+    (model / "config.json").write_text("{ }")
+    second = key(artifact_of(model))
+    assert second != first
+    (model / "model.safetensors").write_bytes(b"two")
+    assert key(artifact_of(model)) not in (first, second)
+    # The same content made by a stage is the same reference, whatever else it left.
+    made = {f"model/{name}": hashes.of(model / name) for name in ("model.safetensors", "config.json")}
+    assert key(artifact_of(tmp_path, "sft", **made)) == key(artifact_of(model))
+    assert key(artifact_of(tmp_path, "sft", **made, **{"epochs/epoch-1/model.safetensors": "0"})) == key(artifact_of(model))
+
+
+def test_they_are_what_the_model_says(project_template: Path, place: Place) -> None:
+    base = project_template / "base"
+    collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=1)
+    rows = compute_reference_logps(prepare_model(load_causal_lm(base)), PAIRS, collator, place.attempt, precision="float32")
+    sides = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
+    expected = completion_logps(load_causal_lm(base), sides, pad_token_id=0, batch_tokens=64)
+    assert [row.id for row in rows] == ["a", "b"]
+    assert [value for row in rows for value in (row.chosen_logps, row.rejected_logps)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_number_that_is_not_finite_is_an_error_with_the_row(project_template: Path, place: Place) -> None:
+    model = prepare_model(load_causal_lm(project_template / "base"))
+    model.base_model.norm.weight.data.fill_(float("nan"))
+    collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=1)
+    with pytest.raises(StageError, match="b: the reference gives its completions the log-probabilities nan"):
+        compute_reference_logps(model, PAIRS[1:], collator, place.attempt, precision="float32")
