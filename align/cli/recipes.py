@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ from align.errors import RecipeError
 app = typer.Typer(help="List, show and copy the recipes that come with align.", no_args_is_help=True, rich_markup_mode=None)
 
 RECIPE_NAME = "recipe.yaml"
+BORROWED = re.compile(r"(?<![\w./])\.\./(?P<path>[\w-]+/[\w./-]+)")
+"""A path to another recipe's files: `../quickstart/data/prompts.jsonl`."""
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
 FolderOption = Annotated[Path | None, typer.Option("--folder", metavar="DIR", help="Look here instead of beside the package.")]
@@ -79,4 +83,19 @@ def copy(
     if place.exists():
         raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
     shutil.copytree(source, place)
-    print(place / RECIPE_NAME)
+    recipe = place / RECIPE_NAME
+    recipe.write_text(BORROWED.sub(partial(_bring, source, place), recipe.read_text(encoding="utf-8")), encoding="utf-8")
+    print(recipe)
+
+
+def _bring(source: Path, place: Path, borrowed: re.Match[str]) -> str:
+    """Copy what a recipe takes from its neighbour into the copy; returns the path it has there."""
+    original, copied = source / borrowed[0], place / borrowed["path"]
+    if copied.exists() or not original.exists():
+        return borrowed["path"] if copied.exists() else borrowed[0]
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    if original.is_dir():
+        shutil.copytree(original, copied)
+    else:
+        shutil.copyfile(original, copied)
+    return borrowed["path"]

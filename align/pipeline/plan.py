@@ -155,6 +155,9 @@ def make_plan(
             previous = Entry(run_folder / LINKS_NAME / name).read_manifest()
             changed = [reference for reference in inputs if reference in running]
             reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed, seed=seed)
+            # Two names for one result: it is made once, and the second name finds it there.
+            twin = next((stage.name for stage in plan.stages if stage.entry.path == entry.path), None)
+            reason = f"the same as {twin}" if twin else reason
         seconds = manifest.seconds if manifest else None
         planned = PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, seed, problem)
         plan.stages.append(planned)

@@ -41,6 +41,10 @@ stages:
   best:    {{stage: best_of_n, scored: scored, scorer: rm, keep_truncated: true}}
   rs:      {{stage: sft, model: sft, data: best, learning_rate: 1e-3, batch_size: 2, max_tokens: 128}}
   pairs:   {{stage: pairs, scored: scored, scorer: rm, keep_truncated: true}}
+  orpo:    {{stage: orpo, model: sft, pairs: pairs, learning_rate: 1e-3, batch_size: 4, max_tokens: 128, checkpoint_steps: 2}}
+  ppo:     {{stage: ppo, model: sft, prompts: prompts, scorers: {{rm: reward}}, num_episodes: 24, rollout_batch_size: 8,
+            mini_batch_size: 4, ppo_epochs: 2, learning_rate: 1e-3, max_completion_tokens: 8, max_prompt_tokens: 96,
+            engine: {engine}, checkpoint_steps: 1}}
   dpo:     {{stage: dpo, model: sft, pairs: pairs, num_epochs: 3, learning_rate: 1e-3, batch_size: 4, max_tokens: 128,
             checkpoint_steps: 2}}
   compare: {{stage: compare, models: [sft, rs, dpo], baseline: sft, prompts: held_out, retention: retention,

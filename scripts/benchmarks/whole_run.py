@@ -10,6 +10,7 @@ of the run, read from /proc ten times a second. Nothing else should run on the m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -82,12 +83,15 @@ def best_of(measure: Callable[[], float]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--runs", type=Path, help="folder to run in, and to keep; it must be empty. Default: one that is removed")
     arguments = parser.parse_args()
+    if arguments.runs and arguments.runs.exists() and any(arguments.runs.iterdir()):
+        parser.error(f"{arguments.runs} is not empty; the run must start from nothing")
     result: dict[str, Any] = {
         "command": "python scripts/benchmarks/whole_run.py",
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.nullcontext(str(arguments.runs)) if arguments.runs else tempfile.TemporaryDirectory() as folder:
         run = [ALIGN, "run", RECIPE, "--out", folder]
         first = timed(*run, watch_memory=True)
         stages = {
@@ -97,7 +101,8 @@ def main() -> int:
         result["stage_seconds"] = {name: manifest["seconds"] for name, manifest in sorted(stages.items())}
         result["second_run"] = best_of(lambda: timed(*run)["seconds"])
         result["plan"] = best_of(lambda: timed(ALIGN, "plan", RECIPE, "--out", folder)["seconds"])
-        changed = json.loads(timed(ALIGN, "plan", RECIPE, "--out", folder, "--set", "stages.dpo.beta=0.3", "--json")["output"])
+        other_beta = ["--set", "stages.dpo.dpo.beta=0.3"]
+        changed = json.loads(timed(ALIGN, "plan", RECIPE, "--out", folder, *other_beta, "--json")["output"])
         result["runs_after_beta_changed"] = [stage["name"] for stage in changed["stages"] if stage["status"] == "run"]
         sampled = stages["sampled"]["metrics"]
         model = Path(folder) / "quickstart" / "stages" / "sft" / "model"

@@ -13,7 +13,7 @@ from quickstart.language import Combination, Situation
 from quickstart.replies import INSTRUCTION_MIX, Reply, reply_from_mix
 from quickstart.situations import LANGUAGES, ByLanguage, situations, split_combinations
 
-COUNTS = {"instructions": 900, "preferences": 2100, "prompts": 840, "validation": 120, "held_out": 320, "retention": 400}
+COUNTS = {"instructions": 900, "preferences": 2100, "prompts": 720, "validation": 120, "held_out": 320, "retention": 400}
 PREFERENCE_MIX = {
     "advice": 0.32,
     "sympathy": 0.32,

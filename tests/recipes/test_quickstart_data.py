@@ -26,7 +26,7 @@ from quickstart.language import Noun, cores  # noqa: E402
 from quickstart.replies import INSTRUCTION_MIX, ideal_reply, reply_in_style  # noqa: E402
 from quickstart.situations import LANGUAGES, situations  # noqa: E402
 
-FILES = ("instructions.jsonl", "preferences.jsonl", "prompts.jsonl", "held_out.jsonl", "retention.txt")
+FILES = ("instructions.jsonl", "preferences.jsonl", "prompts.jsonl", "validation.jsonl", "held_out.jsonl", "retention.txt")
 CORPUS_SAMPLE = 20_000
 
 
@@ -74,9 +74,10 @@ def test_another_seed_gives_other_data(data: QuickstartData) -> None:
 @pytest.mark.parametrize(
     ("name", "least", "keys"),
     [
-        ("instructions", 2000, ["id", "prompt", "completion"]),
+        ("instructions", 900, ["id", "prompt", "completion"]),
         ("preferences", 2000, ["id", "prompt", "chosen", "rejected"]),
-        ("prompts", 800, ["id", "prompt", "reference"]),
+        ("prompts", 700, ["id", "prompt", "reference"]),
+        ("validation", 100, ["id", "prompt", "completion", "reference"]),
         ("held_out", 300, ["id", "prompt", "reference"]),
     ],
 )
@@ -90,7 +91,7 @@ def test_counts_keys_and_unique_ids(name: str, least: int, keys: list[str]) -> N
 
 
 def test_prompts_differ_and_name_their_reference() -> None:
-    rows = rows_of("prompts") + rows_of("held_out")
+    rows = rows_of("prompts") + rows_of("validation") + rows_of("held_out")
     assert len({row["prompt"] for row in rows}) == len(rows)
     for row in rows:
         assert row["reference"] in row["prompt"] and topic_of(row["prompt"]) == row["reference"], row

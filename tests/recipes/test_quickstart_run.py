@@ -1,10 +1,10 @@
-"""The quickstart at reduced size, end to end, as a newcomer runs it: the command line, real vLLM, a table."""
+"""Every shipped recipe at reduced size, end to end, as a newcomer runs it: copied, then run by the command line to its table."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +17,16 @@ from align.pipeline.recipe import load_recipe
 from align.report.results import Results
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SIZES = {"instructions": 240, "preferences": 200, "prompts": 60, "held_out": 40}
+SIZES = {"instructions": 160, "preferences": 200, "prompts": 48, "validation": 16, "held_out": 40}
+# Few lessons and pairs make a weak reward model; its margins are small.
+SMALL_QUICKSTART = (
+    "stages.lessons.num_epochs=2",
+    "stages.pairs.min_margin=0.0",
+    "stages.dpo.pairs.min_margin=0.0",
+    "stages.ppo.num_episodes=32",
+    "stages.ppo.rollout_batch_size=16",
+    "stages.ppo.mini_batch_size=8",
+)
 
 
 @pytest.mark.parametrize("recipe", sorted(path.parent.name for path in RECIPES.glob("*/recipe.yaml")))
@@ -27,22 +36,34 @@ def test_every_shipped_recipe_parses_and_plans(recipe: str, tmp_path: Path) -> N
     assert (RECIPES / recipe / "README.md").exists()
 
 
-def test_no_training_stage_can_see_the_gold_rules() -> None:
+def test_no_training_stage_of_the_quickstart_can_see_the_gold_rules() -> None:
     recipe = load_recipe(RECIPES / "quickstart")
     with_rules = [name for name, node in recipe.stages.items() if "rules" in json.dumps(node.config.model_dump(mode="json"))]
     assert with_rules == ["compare"]
     assert not [name for name, node in recipe.stages.items() if "compare" in {reference for _, reference in node.references}]
 
 
-@pytest.fixture(scope="module")
-def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart with the first rows of each file."""
-    folder = tmp_path_factory.mktemp("reduced") / "quickstart"
-    shutil.copytree(RECIPES / "quickstart", folder)
-    for name, size in SIZES.items():
-        path = folder / "data" / f"{name}.jsonl"
+def test_where_gold_is_watched_it_decides_nothing() -> None:
+    for name in ("held", "free"):
+        config = load_recipe(RECIPES / "reward-hacking").stages[name].config.model_dump(mode="json")
+        assert list(config["watch"]) == ["gold"] and list(config["scorers"]) == ["rm"]
+
+
+@pytest.mark.parametrize("name", ["dpo-vs-rejection-sampling", "reward-hacking"])
+def test_what_is_said_to_be_the_quickstart_is(name: str, tmp_path: Path) -> None:
+    """Same fingerprints up to sft, so that a run beside the quickstart's does not do it again."""
+    plans = [make_plan(load_recipe(RECIPES / recipe), tmp_path) for recipe in ("quickstart", name)]
+    first, second = ({stage.name: stage.fingerprint for stage in plan.stages} for plan in plans)
+    assert [first[stage] for stage in ("lessons", "reward", "sft")] == [second[stage] for stage in ("lessons", "reward", "sft")]
+
+
+def reduced(name: str, folder: Path, **sizes: int) -> Path:
+    """A copy of a recipe with the first rows of each file."""
+    assert align("recipes", "copy", name, str(folder)).returncode == 0
+    for kind, size in {**SIZES, **sizes}.items():
+        (path,) = folder.glob(f"**/{kind}.jsonl")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:size]))
-    retention = folder / "data" / "retention.txt"
+    (retention,) = folder.glob("**/retention.txt")
     retention.write_text("".join(retention.read_text().splitlines(keepends=True)[:20]))
     return folder
 
@@ -51,11 +72,14 @@ def align(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "align.cli.main", *arguments], capture_output=True, text=True, check=False)
 
 
+def overrides(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-def test_from_base_model_to_table(reduced: Path, tmp_path: Path) -> None:
-    # 240 lessons and 140 pairs make a weak reward model; its margins are small.
-    any_margin = ("--set", "stages.pairs.min_margin=0.0")
-    first = align("run", str(reduced), "--out", str(tmp_path), *any_margin)
+def test_from_base_model_to_table(tmp_path: Path) -> None:
+    recipe, settings = reduced("quickstart", tmp_path / "mine"), overrides(*SMALL_QUICKSTART)
+    first = align("run", str(recipe), "--out", str(tmp_path), *settings)
     assert first.returncode == 0, first.stderr
     run = tmp_path / "quickstart"
     assert "sft" in first.stdout
@@ -64,24 +88,64 @@ def test_from_base_model_to_table(reduced: Path, tmp_path: Path) -> None:
     assert "compare: done" in first.stderr
 
     results = Results.from_json(json.loads((run / "results.json").read_text()))
-    assert list(results.models) == ["sft", "rs", "dpo"]
+    models = ["sft", "rs", "orpo", "dpo-1", "dpo-2", "ppo"]
+    assert list(results.models) == models
     assert results.prompts == SIZES["held_out"]
     assert results.engine.name == "vllm"
     assert results.models["sft"].scores["gold"].mean > 0.1
-    sampled: dict[str, Any] = json.loads((run / "stages" / "sampled" / "manifest.json").read_text())
-    assert sampled["versions"]["vllm"] == results.engine.version
-    assert sampled["metrics"]["finish_reasons"]["stop"] > 0
-    reward: dict[str, Any] = json.loads((run / "stages" / "reward" / "manifest.json").read_text())
-    assert reward["metrics"]["pairs_held_out"] > 0
+    manifests: dict[str, Any] = {
+        path.parent.name: json.loads(path.read_text()) for path in (run / "stages").glob("*/manifest.json")
+    }
+    assert manifests["sampled"]["versions"]["vllm"] == results.engine.version
+    assert manifests["sampled"]["metrics"]["finish_reasons"]["stop"] > 0
+    assert manifests["sampled"]["fingerprint"] == manifests["dpo-1-generate"]["fingerprint"]
+    assert manifests["reward"]["metrics"]["pairs_held_out"] > 0
+    assert manifests["sft"]["metrics"]["epochs"].keys() == {"1", "2"}
+    ppo = manifests["ppo"]
+    assert ppo["versions"]["vllm"] == results.engine.version
+    assert ppo["metrics"]["rollout/sampler_gap"] < 1e-4
 
-    second = align("run", str(reduced), "--out", str(tmp_path), *any_margin, "--json")
+    second = align("run", str(recipe), "--out", str(tmp_path), *settings, "--json")
     assert second.returncode == 0, second.stderr
     answer = json.loads(second.stdout)
     assert {stage["status"] for stage in answer["stages"]} == {"cached"}
-    assert answer["results"]["models"].keys() == {"sft", "rs", "dpo"}
+    assert list(answer["results"]["models"]) == models
 
-    plan = align("plan", str(reduced), "--out", str(tmp_path), *any_margin, "--set", "stages.dpo.beta=0.3", "--json")
-    assert [stage["name"] for stage in json.loads(plan.stdout)["stages"] if stage["status"] == "run"] == ["dpo", "compare"]
+    plan = align("plan", str(recipe), "--out", str(tmp_path), *settings, "--set", "stages.ppo.kl_coef=0.3", "--json")
+    assert [stage["name"] for stage in json.loads(plan.stdout)["stages"] if stage["status"] == "run"] == ["ppo", "compare"]
+
+
+def run_small(name: str, tmp_path: Path, *settings: str) -> Results:
+    sizes = {"instructions": 48, "preferences": 60, "prompts": 12, "validation": 4, "held_out": 6}
+    recipe = reduced(name, tmp_path / "mine", **sizes)
+    common = ["stages.lessons.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft", "compare"))]
+    engines = [f"stages.{stage}.engine=transformers" for stage in ("sft", "compare")]
+    done = align("run", str(recipe), "--out", str(tmp_path), *overrides(*common, *engines, *settings))
+    assert done.returncode == 0, done.stderr
+    return Results.from_json(json.loads((tmp_path / name / "results.json").read_text()))
+
+
+def test_dpo_against_rejection_sampling(tmp_path: Path) -> None:
+    results = run_small(
+        "dpo-vs-rejection-sampling",
+        tmp_path,
+        "stages.sampled.engine=transformers",
+        "stages.sampled.max_completion_tokens=16",
+        "stages.best.keep_truncated=true",
+        "stages.pairs.keep_truncated=true",
+        "stages.pairs.min_margin=0.0",
+    )
+    assert [row for row in results.models if "best of" not in row] == ["sft", "rs", "dpo"]
+    assert [row for row in results.models if "best of" in row] == [f"sft best of {n}" for n in (1, 2, 4, 8, 16)]
+    assert list(results.models["rs"].replicates or {}) == ["rs-s17", "rs-s18", "rs-s19"]
+    assert results.models["sft best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
+
+
+def test_reward_hacking(tmp_path: Path) -> None:
+    small = ("num_episodes=8", "rollout_batch_size=4", "mini_batch_size=4", "max_completion_tokens=16", "engine=transformers")
+    results = run_small("reward-hacking", tmp_path, *(f"stages.{stage}.{s}" for stage in ("held", "free") for s in small))
+    assert [row for row in results.models if "best of" not in row] == ["sft", "held", "free"]
+    assert "optimised and watched scores" in (tmp_path / "reward-hacking" / "report.html").read_text()
 
 
 def test_one_stage_without_a_recipe(project: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class PpoTrainer:
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
             numbers["objective/kl"],
-            target=config.kl_target,
+            target=config.kl_target if state.rollouts >= config.critic_warmup_batches else None,
             horizon=config.kl_horizon,
             episodes=len(rollout.episodes),
         )

@@ -49,3 +49,18 @@ def test_a_folder_without_recipes(align: Any, tmp_path: Path) -> None:
     answer = align("recipes", "list", "--folder", str(tmp_path))
     assert answer.code == 2
     assert "--folder" in answer.err
+
+
+def test_a_copy_brings_what_the_recipe_borrows_from_another(align: Any, shelf: Path, tmp_path: Path) -> None:
+    second = shelf / "second"
+    second.mkdir()
+    text = (
+        "# yaml-language-server: $schema=../../data_schemas/recipe.schema.json\n"
+        "inputs: {rows: {kind: prompts, path: ../first/data/rows.jsonl}, base: {kind: model, path: ../first/data}}\n"
+        "stages: {x: {rules: ../gone/rules.yaml}}\n"
+    )
+    (second / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert align("recipes", "copy", "second", "mine", "--folder", str(shelf)).out == "mine/recipe.yaml\n"
+    copied = (tmp_path / "mine" / "recipe.yaml").read_text(encoding="utf-8")
+    assert copied == text.replace("../first/", "first/")
+    assert (tmp_path / "mine" / "first" / "data" / "rows.jsonl").is_file()
