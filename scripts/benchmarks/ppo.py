@@ -143,6 +143,7 @@ def main() -> None:
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(SETTINGS["threads"])}
     ours_command = [sys.executable, __file__, OURS, "--run", str(options.run), "--engine", options.engine]
     trl_command = [str(options.trl_python), str(HERE / "trl_ppo.py"), str(work / "settings.json")]
+    load_before = round(os.getloadavg()[0], 2)
     ours, trl = [], []
     for _ in range(options.repeats):
         ours.append(last_json(ours_command, environment))
@@ -152,7 +153,7 @@ def main() -> None:
     metrics = ours[0]["metrics"]
     result = {
         "command": "python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python",
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": load_before},
         "settings": SETTINGS,
         "completion_tokens_mean": round(statistics.fmean(row["rollout/completion_tokens"] for row in ours[0]["log"]), 1),
         "episodes_per_second": {

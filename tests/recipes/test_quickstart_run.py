@@ -120,6 +120,7 @@ def run_small(name: str, tmp_path: Path, *settings: str) -> Results:
     recipe = reduced(name, tmp_path / "mine", **sizes)
     common = ["stages.lessons.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft", "compare"))]
     engines = [f"stages.{stage}.engine=transformers" for stage in ("sft", "compare")]
+    common += ["stages.compare.num_candidates=1", "stages.compare.bootstrap_resamples=1000"]
     done = align("run", str(recipe), "--out", str(tmp_path), *overrides(*common, *engines, *settings))
     assert done.returncode == 0, done.stderr
     return Results.from_json(json.loads((tmp_path / name / "results.json").read_text()))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.models.head import target_logps
 from align.models.load import load_causal_lm, load_reward_model
-from align.training.ppo.layout import Episode, PackedEpisodes, pack_episodes
+from align.training.ppo.layout import ROW_TOKENS, Episode, PackedEpisodes, pack_episodes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class Arithmetic:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def passes(self, episodes: Sequence[Episode], chosen: Sequence[int]) -> list[PackedEpisodes]:
-        packed = pack_episodes(episodes, chosen, micro_batch_tokens=self.micro_batch_tokens, pad_token_id=self.pad_token_id)
+        packed = pack_episodes(
+            episodes,
+            chosen,
+            micro_batch_tokens=self.micro_batch_tokens,
+            row_tokens=ROW_TOKENS[self.device.type],
+            pad_token_id=self.pad_token_id,
+        )
         return [batch.to(self.device) for batch in packed]
 
 

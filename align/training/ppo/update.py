@@ -34,7 +34,7 @@ class Optimizers:
 
         def adam(model: Any, learning_rate: float) -> torch.optim.Optimizer:
             return torch.optim.AdamW(
-                model.parameters(), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay
+                model.parameters(), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
             )
 
         def schedule(optimizer: torch.optim.Optimizer, updates: int) -> Any:

@@ -49,7 +49,7 @@ def arithmetic(micro_batch_tokens: int, temperature: float = 1.0) -> Arithmetic:
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 6, 9, 1000])
 def test_every_completion_token_is_in_exactly_one_pass_with_the_state_before_it(micro_batch_tokens: int) -> None:
-    passes = list(pack_episodes(EPISODES, [2, 0, 3, 1], micro_batch_tokens=micro_batch_tokens, pad_token_id=0))
+    passes = list(pack_episodes(EPISODES, [2, 0, 3, 1], micro_batch_tokens=micro_batch_tokens, row_tokens=512, pad_token_id=0))
     tokens = torch.cat([batch.tokens for batch in passes]).tolist()
     assert sorted(tokens) == list(range(8))
     flat = [token for episode in EPISODES for token in episode.completion_ids]
@@ -61,7 +61,7 @@ def test_every_completion_token_is_in_exactly_one_pass_with_the_state_before_it(
 
 def test_rows_are_not_wider_than_asked_unless_one_sequence_is() -> None:
     long = [Episode([1] * 700, [2] * 20), Episode([1] * 3, [2])]
-    passes = list(pack_episodes(long, [0, 1], micro_batch_tokens=100, pad_token_id=0))
+    passes = list(pack_episodes(long, [0, 1], micro_batch_tokens=100, row_tokens=512, pad_token_id=0))
     assert [tuple(batch.input_ids.shape) for batch in passes] == [(1, 720), (1, 4)]
 
 
@@ -76,7 +76,7 @@ def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path
         pad_token_id=0,
         seed=0,
     )
-    (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, pad_token_id=0)
+    (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     with torch.no_grad():
         logps = policy_logps(policy, batch, arithmetic(1000, temperature))
         values = token_values(models.value, batch, arithmetic(1000))
@@ -219,5 +219,5 @@ def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
 def test_a_value_model_without_a_reward_model_starts_at_zero(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
     models = load_models(tmp_path / "policy", None, value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
-    (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, pad_token_id=0)
+    (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     assert token_values(models.value, batch, arithmetic(1000)).tolist() == [0.0] * 8
