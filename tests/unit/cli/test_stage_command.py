@@ -107,7 +107,7 @@ def test_names_given_twice_are_refused(align: Any, pipeline: Any, folder: Path) 
 def test_help_has_every_field_with_its_docstring_and_default(align: Any) -> None:
     text = " ".join(align("stage", "dpo", "--help").out.split())
     assert "--beta NUMBER Strength of the pull towards the reference. [default: 0.1]" in text
-    assert "--model FOLDER Model to start from; it is the reference as well. [required]" in text
+    assert "--model FOLDER Model to start from. [required]" in text
     assert "--pairs FILE" in text
     assert "--on-invalid error|drop" in text
     assert text.index("--pairs") < text.index("--beta")

@@ -17,7 +17,7 @@ SIGNATURES = {
     "kl_penalized_rewards": "(scores, logps, reference_logps, mask, *, kl_coef)",
     "generalized_advantages": "(rewards, values, mask, *, gamma, gae_lambda)",
     "masked_whiten": "(values, mask, *, shift_mean)",
-    "ppo_policy_loss": "(logps, old_logps, advantages, mask, *, cliprange)",
+    "ppo_policy_loss": "(logps, old_logps, advantages, mask, *, cliprange, dual_clip)",
     "ppo_value_loss": "(values, old_values, returns, mask, *, cliprange_value)",
 }
 FIELDS = {

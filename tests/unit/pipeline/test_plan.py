@@ -29,7 +29,7 @@ def running(recipe_path: Path, out: Path, *overrides: str, **choice: str) -> lis
 
 def test_everything_runs_the_first_time_in_the_order_of_need(project: Path, tmp_path: Path) -> None:
     plan = statuses(project / "recipe.yaml", tmp_path / "empty")
-    assert list(plan) == ["sft", "reward", "sampled", "scored", "best", "rs", "pairs", "dpo", "compare"]
+    assert list(plan) == ["sft", "reward", "sampled", "scored", "best", "rs", "pairs", "orpo", "ppo", "dpo", "compare"]
     assert set(plan.values()) == {("run", "no result yet")}
 
 
@@ -47,11 +47,11 @@ def test_a_changed_beta_runs_dpo_and_what_follows(project: Path, out: Path) -> N
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("stages.scored.batch_tokens=64", ["scored", "best", "rs", "pairs", "dpo", "compare"]),
+        ("stages.scored.batch_tokens=64", ["scored", "best", "rs", "pairs", "orpo", "dpo", "compare"]),
         ("stages.sampled.num_workers=2", []),
         ("stages.sft.checkpoint_steps=7", []),
         ("stages.compare.bootstrap_resamples=300", ["compare"]),
-        ("stages.pairs.policy=best_vs_second", ["pairs", "dpo", "compare"]),
+        ("stages.pairs.policy=best_vs_second", ["pairs", "orpo", "dpo", "compare"]),
     ],
 )
 def test_only_what_can_change_a_byte_runs_again(project: Path, out: Path, override: str, expected: list[str]) -> None:
@@ -94,7 +94,14 @@ def test_parts_can_be_chosen(project: Path, out: Path, tmp_path: Path) -> None:
     recipe, empty = project / "recipe.yaml", tmp_path / "empty"
     assert running(recipe, empty, until="scored") == ["sft", "reward", "sampled", "scored"]
     assert running(recipe, out, "stages.sft.learning_rate=0.5", only="sft") == ["sft"]
-    assert running(recipe, out, "stages.pairs.min_margin=0.1", start="pairs") == ["pairs", "dpo", "compare"]
+    assert running(recipe, out, "stages.pairs.min_margin=0.1", start="pairs") == ["pairs", "orpo", "dpo", "compare"]
+
+
+def test_two_names_for_one_result_make_it_once(project: Path, tmp_path: Path) -> None:
+    recipe = project / "recipe.yaml"
+    again = "  again:   {stage: pairs, scored: scored, scorer: rm, keep_truncated: true}\n  orpo:"
+    recipe.write_text(recipe.read_text().replace("  orpo:", again))
+    assert statuses(recipe, tmp_path / "empty")["again"] == ("run", "the same as pairs")
 
 
 def test_a_part_that_lacks_what_it_needs_is_refused(project: Path, tmp_path: Path) -> None:
