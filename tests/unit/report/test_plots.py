@@ -214,5 +214,5 @@ def test_a_single_optimised_scorer_is_no_second_opinion() -> None:
     assert [plot.title for plot in training_curves("ppo", alone)] == ["objective/scores", "objective/kl"]
     watched = [{**row, "objective/scores/gold": 1 - row["objective/scores"]} for row in alone]
     first, *others = training_curves("ppo", watched)
-    assert [series.name for series in first.legend] == ["optimised score", "gold (watched)"]
+    assert [series.label for series in first.legend] == ["optimised score", "gold (watched)"]
     assert "objective/scores/rm" not in [plot.title for plot in others]
