@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -152,7 +153,7 @@ def main() -> None:
     ours_rates, trl_rates = [rate(run["times"]) for run in ours], [rate(run["times"]) for run in trl]
     metrics = ours[0]["metrics"]
     result = {
-        "command": "python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python",
+        "command": shlex.join(["python", f"scripts/benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": load_before},
         "settings": SETTINGS,
         "completion_tokens_mean": round(statistics.fmean(row["rollout/completion_tokens"] for row in ours[0]["log"]), 1),

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -88,7 +89,7 @@ def main() -> int:
     if arguments.runs and arguments.runs.exists() and any(arguments.runs.iterdir()):
         parser.error(f"{arguments.runs} is not empty; the run must start from nothing")
     result: dict[str, Any] = {
-        "command": "python scripts/benchmarks/whole_run.py",
+        "command": shlex.join(["python", f"scripts/benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
     }
     with contextlib.nullcontext(str(arguments.runs)) if arguments.runs else tempfile.TemporaryDirectory() as folder:
