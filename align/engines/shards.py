@@ -177,7 +177,7 @@ def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: C
     outputs = engine.generate(requests, task.settings())
     seconds = time.perf_counter() - started
     rows = [
-        _candidate(prompt, candidate_index, completion, request.seed, decode, task.stop_token_ids)
+        make_candidate(prompt, candidate_index, completion, request.seed + candidate_index, decode, task.stop_token_ids)
         for prompt, request, completions in zip(prompts, requests, outputs, strict=True)
         for candidate_index, completion in enumerate(completions)
     ]
@@ -185,9 +185,10 @@ def sample_shard(task: SamplingTask, index: int, holder: EngineHolder, decode: C
     write_shard(shard_path(folder, index), rows, engine=engine.name, version=engine.version, tokens=tokens, seconds=seconds)
 
 
-def _candidate(
+def make_candidate(
     prompt: Prompt, index: int, sampled: SampledCompletion, seed: int, decode: Callable[[list[int]], str], stops: tuple[int, ...]
 ) -> Candidate:
+    """The record of a sampled completion; its text is without the token in `stops` that ended it."""
     ids = sampled.token_ids
     text_ids = ids[:-1] if ids and ids[-1] in stops else ids
     return Candidate(
@@ -199,11 +200,12 @@ def _candidate(
         completion_token_ids=ids,
         completion_tokens=len(ids),
         finish_reason=sampled.finish_reason,
-        seed=seed + index,
+        seed=seed,
     )
 
 
-def _decoder(model_folder: Path) -> Callable[[list[int]], str]:
+def decoder(model_folder: Path) -> Callable[[list[int]], str]:
+    """What turns the tokens of a model into text."""
     from align.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(model_folder)
@@ -236,7 +238,7 @@ def sample(
             task, missing, workers, folder, stop_requested, lambda done: report(finished + done, task.num_shards)
         )
     elif missing:
-        decode = _decoder(task.model_folder)
+        decode = decoder(task.model_folder)
         for done, index in enumerate(missing, start=1):
             _check_stop(stop_requested)
             sample_shard(task, index, holder, decode, folder)
@@ -314,6 +316,6 @@ def _shard_worker(task: SamplingTask, indices: Sequence[int], folder: Path, numb
     if devices > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % devices] if visible[0] else str(number % devices)
     holder = EngineHolder(task.config)
-    decode = _decoder(task.model_folder)
+    decode = decoder(task.model_folder)
     for index in indices:
         sample_shard(task, index, holder, decode, folder)

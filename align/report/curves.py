@@ -83,9 +83,6 @@ def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = 
     if "score" in points and "loss" not in points and ("eval_loss" in points or selected_epoch is not None):
         plots.append(_checkpoint_plot(stage, points, selected_epoch))
         points = {metric: values for metric, values in points.items() if metric not in ("score", "eval_loss")}
-    # A single scorer that is optimised is logged under its own name too; it is not a second opinion.
-    twins = [m for m in points if m.startswith(WATCHED_PREFIX) and PROXY in points and np.array_equal(points[m], points[PROXY])]
-    points = {metric: values for metric, values in points.items() if metric not in twins}
     watched = {metric: values for metric, values in points.items() if metric.startswith(WATCHED_PREFIX)}
     if PROXY in points and watched:
         plots.append(_hacking_plot(stage, {PROXY: points[PROXY], **watched}))

@@ -69,7 +69,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     import torch
 
     from align.engines.open import open_engine
-    from align.engines.shards import prompt_room
+    from align.engines.shards import decoder, prompt_room
     from align.models.load import load_tokenizer
     from align.models.save import save_model
     from align.scoring.scorers import ScorerSet, reward_model_folders
@@ -106,7 +106,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
         score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
         stop_token_id=chat_format.eos_token_id,
-        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)),
+        decode=decoder(source.model_path),
         seed=context.seed,
     )
     arithmetic = Arithmetic(

@@ -101,6 +101,7 @@ def make_experience(
         "val/explained_var": explained_variance(values, returns),
     }
     numbers |= {f"objective/scores/{name}": value for name, value in rollout.watched.items() if math.isfinite(value)}
+    numbers |= {f"objective/parts/{name}": value for name, value in rollout.parts.items() if math.isfinite(value)}
     return experience, {name: float(value) for name, value in numbers.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from torch import Tensor
 from align.config.ppo import Rollouts
 from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
+from align.engines.shards import make_candidate, prompt_seed
 from align.errors import StageError
 from align.records import Candidate, Prompt, ScoredCandidate
 from align.scoring.scorers import ScorerSet
 from align.training.ppo.layout import Episode
-
-SEED_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,9 @@ class Rollout:
     ended: Tensor
     """[episodes], True where the completion ended by itself."""
     watched: dict[str, float]
-    """Mean of every single scorer, of those that are only watched too."""
+    """Mean of every scorer that is only watched, by name."""
+    parts: dict[str, float]
+    """Mean of every scorer that is optimised, by name; empty where `scores` are those of the only one."""
     nonfinite: int
     """Completions left out because a score was not finite."""
 
@@ -106,11 +106,15 @@ class RolloutSampler:
 
     def sample(self, number: int, engine: TextEngine) -> list[SampledEpisode]:
         """One completion for every prompt of rollout batch `number`."""
-        drawn = self.drawn(number)
-        requests = [GenerationRequest(row.prompt_ids, _episode_seed(self._seed, episode)) for episode, _, row in drawn]
-        outputs = engine.generate(requests, self.settings)
+        drawn, settings = self.drawn(number), self.settings
+        requests = [GenerationRequest(row.prompt_ids, prompt_seed(self._seed, f"episode:{episode}")) for episode, _, row in drawn]
+        outputs = engine.generate(requests, settings)
         return [
-            SampledEpisode(row.prompt_ids, completions[0], self._candidate(prompt, episode, completions[0], request.seed))
+            SampledEpisode(
+                row.prompt_ids,
+                completions[0],
+                make_candidate(prompt, episode, completions[0], request.seed, self._decode, settings.stop_token_ids),
+            )
             for (episode, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True)
         ]
 
@@ -128,13 +132,15 @@ class RolloutSampler:
                 f"None of {len(sampled)} completions got a finite score from {', '.join(self._score_weights)}",
                 hint="Look at the reward model: do its scores on held-out pairs make sense?",
             )
+        means = {name: _finite_mean([candidate.scores[name] for candidate in scored]) for name in self._scorers.names}
         logps = [logp for index in kept for logp in sampled[index].completion.logps or []]
         return Rollout(
             episodes=[Episode(sampled[index].prompt_ids, sampled[index].completion.token_ids) for index in kept],
             sampler_logps=torch.tensor(logps),
             scores=torch.tensor([sums[index] for index in kept]),
             ended=torch.tensor([sampled[index].completion.finish_reason == "stop" for index in kept]),
-            watched={name: _finite_mean([candidate.scores[name] for candidate in scored]) for name in self._scorers.names},
+            watched={name: means[name] for name in means if name not in self._score_weights},
+            parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(sampled) - len(kept),
         )
 
@@ -142,26 +148,6 @@ class RolloutSampler:
         """NaN where a score is missing."""
         scores = {name: candidate.scores[name] for name in self._score_weights}
         return sum(self._score_weights[name] * (math.nan if score is None else score) for name, score in scores.items())
-
-    def _candidate(self, prompt: Prompt, episode: int, sampled: SampledCompletion, seed: int) -> Candidate:
-        ids = sampled.token_ids
-        return Candidate(
-            prompt_id=prompt.id,
-            candidate_index=episode,
-            prompt=prompt.prompt,
-            reference=prompt.reference,
-            completion=self._decode(ids[:-1] if sampled.finish_reason == "stop" else ids),
-            completion_token_ids=ids,
-            completion_tokens=len(ids),
-            finish_reason=sampled.finish_reason,
-            seed=seed,
-        )
-
-
-def _episode_seed(seed: int, episode: int) -> int:
-    """Seed of one request: no two episodes share it, and nothing else decides it."""
-    digest = hashlib.sha256(f"{seed}:episode:{episode}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
 
 
 def _finite_mean(values: Sequence[float | None]) -> float:

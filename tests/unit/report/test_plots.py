@@ -207,12 +207,3 @@ def test_markers_become_closed_outlines_within_their_box() -> None:
         assert path.startswith("M")
         assert path.endswith("Z")
         assert all(abs(float(number)) <= 0.75 for number in re.findall(r"-?\d+\.\d+", path)), marker
-
-
-def test_a_single_optimised_scorer_is_no_second_opinion() -> None:
-    alone = [{"step": n, "objective/scores": 0.1 * n, "objective/scores/rm": 0.1 * n, "objective/kl": 0.2 * n} for n in range(6)]
-    assert [plot.title for plot in training_curves("ppo", alone)] == ["objective/scores", "objective/kl"]
-    watched = [{**row, "objective/scores/gold": 1 - row["objective/scores"]} for row in alone]
-    first, *others = training_curves("ppo", watched)
-    assert [series.label for series in first.legend] == ["optimised score", "gold (watched)"]
-    assert "objective/scores/rm" not in [plot.title for plot in others]

@@ -67,10 +67,22 @@ def test_what_it_leaves(folder: Path) -> None:
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows] == [8, 16]
     assert rows[0]["objective/kl"] == 0 and rows[1]["objective/kl_coef"] != rows[0]["objective/kl_coef"]
-    assert all(
-        {"objective/scores/rm", "objective/scores/short", "val/explained_var", "policy/clipfrac_avg"} <= row.keys()
-        for row in rows
+    assert all({"objective/scores/short", "val/explained_var", "policy/clipfrac_avg"} <= row.keys() for row in rows)
+
+
+def test_only_what_is_watched_is_logged_beside_the_optimised_score(folder: Path) -> None:
+    rules = "{rules: [{type: length, name: short, max_characters: 5}]}"
+    stage = run(folder, more=f"watch: {{short: {rules}}}") / "stages" / "ppo"
+    row = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
+    assert [key for key in row if key.startswith(("objective/scores/", "objective/parts/"))] == ["objective/scores/short"]
+    text = RECIPE.format(reward="reward", more=", score_weights: {short: 2.0}").replace(
+        "{rm: reward}", f"{{rm: reward, short: {rules}}}"
     )
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    stage = Path(run_recipe(load_recipe(folder / "recipe.yaml"), folder / "runs").folder) / "stages" / "ppo"
+    row = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
+    assert "objective/scores/short" not in row
+    assert row["objective/parts/rm"] + 2 * row["objective/parts/short"] == pytest.approx(row["objective/scores"], abs=1e-5)
 
 
 def test_rules_alone_can_be_the_reward(folder: Path) -> None:
