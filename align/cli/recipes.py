@@ -91,11 +91,11 @@ def copy(
 def _bring(source: Path, place: Path, borrowed: re.Match[str]) -> str:
     """Copy what a recipe takes from its neighbour into the copy; returns the path it has there."""
     original, copied = source / borrowed[0], place / borrowed["path"]
-    if copied.exists() or not original.exists():
-        return borrowed["path"] if copied.exists() else borrowed[0]
+    if not original.exists():
+        return borrowed[0]
     copied.parent.mkdir(parents=True, exist_ok=True)
     if original.is_dir():
-        shutil.copytree(original, copied)
+        shutil.copytree(original, copied, dirs_exist_ok=True)
     else:
         shutil.copyfile(original, copied)
     return borrowed["path"]
