@@ -109,6 +109,9 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
             f"{path}: {name} is {list(found)} in the weights, but {list(wanted)} is needed",
             hint="config.json must be that of the weights, and a reward model gives one score: its head is [1, width].",
         )
+    from align.models.fused import fuse
+
+    fuse(model)
     return model, set(info["missing_keys"])
 
 

@@ -18,7 +18,7 @@ from align.records import Candidate, Prompt
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(Generation, StageConfig):

@@ -23,7 +23,7 @@ from align.records import Prompt
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(Ppo, EngineChoice, StageConfig):

@@ -21,7 +21,7 @@ from align.records import Instruction
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(Optimization, StageConfig):
