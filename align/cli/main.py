@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from align.cli import doctor, recipes, run, stage
+from align.cli import chat, doctor, export, recipes, run, serve, stage
 from align.errors import EXIT_BUG, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
@@ -31,6 +31,9 @@ app.command("run")(run.run)
 app.command("plan")(run.plan)
 app.add_typer(stage.app, name="stage")
 app.add_typer(recipes.app, name="recipes")
+app.command("export")(export.export)
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 
 

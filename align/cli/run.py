@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +21,14 @@ from align.cli.options import (
 
 if TYPE_CHECKING:
     from align.config.recipe import Recipe
+    from align.pipeline.estimate.plan import PlanEstimate
     from align.pipeline.plan import Plan
     from align.pipeline.run import RunResult
 
 DEFAULT_OUT = Path("runs")
+MemoryOption = Annotated[
+    bool, typer.Option("--memory", help="Show memory and disk of every training stage for full fine-tuning, LoRA and QLoRA.")
+]
 STATUS_WORDS = {"cached": "done before", "run": "to run", "skipped": "left out"}
 
 
@@ -55,20 +59,24 @@ def plan(
     only: OnlyOption = None,
     from_: FromOption = None,
     until: UntilOption = None,
+    memory: MemoryOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say what `align run` would do, and why, without doing it."""
+    """Say what `align run` would do, and why, and what training needs, without doing it."""
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())  # before the next import, which takes longer: mistakes show at once
 
+    from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.plan import make_plan
 
     planned = make_plan(loaded, out, only=only, start=from_, until=until)
+    estimate = estimate_plan(planned)
     if json:
-        print_json(planned.to_json())
+        print_json({**planned.to_json(), "memory": estimate.to_json()})
     else:
         _print_plan(planned)
+        _print_estimates(estimate, all_methods=memory)
 
 
 def run_and_print(
@@ -122,3 +130,12 @@ def _print_plan(planned: Plan) -> None:
         took = "" if stage.seconds is None else duration(stage.seconds)
         table.add_row(stage.name, stage.stage_type, STATUS_WORDS.get(stage.status, stage.status), stage.reason, took)
     output_console().print(table)
+
+
+def _print_estimates(estimate: PlanEstimate, *, all_methods: bool) -> None:
+    from align.pipeline.estimate.table import render_estimates
+
+    console = output_console()
+    for part in render_estimates(estimate, all_methods=all_methods):
+        console.print()
+        console.print(part)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
 from align.config.explain import Mistake, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
-from align.config.inputs import ArtifactInput, DataInput, ModelInput
+from align.config.inputs import ADAPTER_KINDS, ArtifactInput, DataInput, ModelInput
 from align.config.reference import FieldPath
 
 MANIFEST_NAME = "manifest.json"
@@ -36,6 +37,8 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
         yield Mistake((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
+    elif spec.kind == "reward_model" and (architecture := encoder_decoder_architecture(place)):
+        yield Mistake((*path, field), f"{place} is an encoder–decoder model ({architecture}), which cannot be a reward model")
 
 
 def _beside(place: Path) -> str:
@@ -48,9 +51,10 @@ def _beside(place: Path) -> str:
 
 
 def artifact_kind(folder: Path) -> str | None:
-    """The kind that the manifest in `folder` names, or None when there is no readable manifest."""
+    """What the manifest in `folder` says can be named as, or None when there is no readable manifest."""
     manifest = _manifest(folder)
-    return str(manifest["kind"]) if "kind" in manifest else None
+    whole = {adapter: kind for kind, adapter in ADAPTER_KINDS.items()}
+    return whole.get(str(manifest["kind"]), str(manifest["kind"])) if "kind" in manifest else None
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
@@ -86,6 +90,7 @@ def check_stage(
         yield from _check_models(draft.fields, path)
     if "scorer" in fields and "scored" in fields:
         yield from _check_scorer(draft.fields, path, drafts)
+    yield from _check_encoder_decoder(draft, path, drafts, inputs, folder)
     if draft.stage_type.name == "select_checkpoint":
         yield from _check_epochs(draft.fields.get("model"), (*path, "model"), drafts, inputs, folder)
     if "rso_beta" in fields:
@@ -97,6 +102,45 @@ def check_stage(
         if _positive(whole) and _positive(part) and whole % part:
             field = "micro_batch_size" if "micro_batch_size" in draft.fields else "batch_size"
             yield Mistake((*path, field), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
+
+
+def _check_encoder_decoder(
+    draft: Draft, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
+) -> Iterator[Mistake]:
+    """Encoder–decoder models where the stage cannot take them, or not in the way that is asked for."""
+    stage_type = draft.stage_type.name
+    engine_told = False
+    for field_path, wanted, name in draft.references():
+        source = _model_folder(name, drafts, inputs, folder) if "model" in wanted.kinds else None
+        architecture = encoder_decoder_architecture(source) if source else None
+        if architecture is None:
+            continue
+        told = f"'{name}' is an encoder–decoder model ({architecture})"
+        if stage_type not in ENCODER_DECODER_STAGES:
+            refusal = encoder_decoder_refusal(f"'{name}'", architecture, stage_type)
+            yield Mistake((*path, *field_path), f"{refusal}: name another model")
+        elif draft.fields.get("peft") is not None:
+            yield Mistake((*path, "peft"), f"{told}, of which all weights are trained; leave peft out")
+        elif draft.fields.get("engine") == "vllm" and not engine_told:
+            engine_told = True
+            yield Mistake((*path, "engine"), f"{told}, which vllm does not serve; write transformers, or leave engine out")
+
+
+def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path) -> Path | None:
+    """Where the model that a reference leads to begins: back through the stages that trained it, to a folder on this machine."""
+    passed: set[str] = set()
+    while name in drafts and name not in passed:
+        passed.add(name)
+        before = drafts[name].fields.get("model") if drafts[name].stage_type.produces == "model" else None
+        if not isinstance(before, str):
+            return None
+        name = before
+    spec = inputs.get(name)
+    if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
+        return folder / Path(spec.path).expanduser()
+    if isinstance(spec, ArtifactInput):
+        return folder / Path(spec.artifact).expanduser() / "model"
+    return None
 
 
 def _check_label_smoothing(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:

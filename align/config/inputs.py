@@ -15,6 +15,9 @@ ArtifactKind = Literal[
     "model", "reward_model", "instructions", "preferences", "prompts", "text", "candidates", "scored_candidates", "comparison"
 ]
 
+ADAPTER_KINDS = {"model": "adapter", "reward_model": "reward_adapter"}
+"""What an adapter's manifest says, by the kind that a recipe takes it for: it is used as a whole model is."""
+
 
 class ModelInput(StrictModel):
     """A model: a local folder, or a hub id with a revision."""

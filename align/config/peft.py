@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align.config.base import StrictModel
 
@@ -21,8 +21,6 @@ class Lora(StrictModel):
     """Inner dimension of the product; at most that of the smallest layer it is added to."""
     alpha: float | None = Field(default=None, gt=0)
     """The product is scaled by alpha / rank. Default: twice the rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of the product's input in sft; the other stages train without dropout."""
     target_modules: Literal["all_linear"] | Annotated[list[str], Field(min_length=1)] = "all_linear"
     """Names of the layers, such as [q_proj, v_proj]; all_linear is every linear layer but the head."""
 
@@ -41,3 +39,29 @@ class VirtualTokens(StrictModel):
 
 
 Peft = Annotated[Lora | VirtualTokens, Field(discriminator="method")]
+
+
+class AnyPeft(StrictModel):
+    """For stages that run one sequence a row."""
+
+    peft: Peft | None = None
+    """Train an adapter instead of every weight: {method: lora | qlora | prefix_tuning | prompt_tuning, …}."""
+
+
+class LoraOnly(StrictModel):
+    """For stages that virtual tokens cannot serve."""
+
+    peft: Lora | None = None
+    """Train an adapter instead of every weight: {method: lora | qlora, …}."""
+
+    @field_validator("peft", mode="before")
+    @classmethod
+    def _no_virtual_tokens(cls, value: Any) -> Any:
+        method = value.get("method") if isinstance(value, dict) else None
+        if method in ("prefix_tuning", "prompt_tuning"):
+            raise ValueError(f"{method} cannot be used here: {cls._why_no_virtual_tokens()}; use lora or qlora")
+        return value
+
+    @classmethod
+    def _why_no_virtual_tokens(cls) -> str:
+        raise NotImplementedError

@@ -59,12 +59,19 @@ class Encoded(Generic[EncodedT]):
 
 
 def encode_instructions(
-    records: Sequence[Instruction], chat_format: ChatFormat, *, max_tokens: int, on_invalid: OnInvalid, where: Where
+    records: Sequence[Instruction],
+    chat_format: ChatFormat,
+    *,
+    max_tokens: int,
+    on_invalid: OnInvalid,
+    where: Where,
+    max_side_tokens: int | None = None,
 ) -> Encoded[EncodedInstruction]:
     """Token ids of instructions.
 
     Args:
         max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted.
+        max_side_tokens: most tokens of the prompt, and of the completion, alone: what encoder and decoder can see.
         on_invalid: `error` names every row that does not fit; `drop` leaves it out and says so.
         where: `file:line` of a record's line.
     Raises:
@@ -73,6 +80,9 @@ def encode_instructions(
     intake = _Intake(records, chat_format, lambda record: [record.completion])
     rows = []
     for record, (prompt_ids, completion_ids) in intake.tokenized():
+        longer, seen = max(len(prompt_ids), len(completion_ids)), "what the model can see"
+        if max_side_tokens is not None and not intake.fits(record, longer, max_side_tokens, "prompt or completion", seen):
+            continue
         if intake.fits(record, len(prompt_ids) + len(completion_ids), max_tokens, "prompt and completion", "max_tokens"):
             rows.append(EncodedInstruction(record.id, prompt_ids, completion_ids))
     return intake.result(rows, on_invalid, where)

@@ -13,7 +13,7 @@ import contextlib
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from align.data.time_limit import TimeLimitExceeded, time_limit
 from align.errors import RecipeError, StageError
@@ -64,10 +64,14 @@ class ChatFormat:
             end-of-sequence are the same token, or if the template does not end a completion with the end-of-sequence token.
     """
 
+    unicode_form: Literal["NFC", "NFKC"] = "NFC"
+    """Texts are the same where they are equal in this form: tokenizers normalise at least so much."""
+
     def __init__(self, tokenizer: Tokenizer, where: str = "the model") -> None:
         self.tokenizer = tokenizer
         self.where = where
-        self._check_tokenizer()
+        self._check_template()
+        self._check_tokens()
         self.eos_token = str(tokenizer.eos_token)
         self.eos_token_id = int(tokenizer.eos_token_id)
         self.pad_token_id = int(tokenizer.pad_token_id)
@@ -100,17 +104,15 @@ class ChatFormat:
         if not whole.startswith(prompt):
             raise TemplateProblem(
                 "template_rewrites",
-                f"the chat template shows the prompt otherwise once a completion follows: {_difference(prompt, whole)}",
+                f"the chat template shows the prompt otherwise once a completion follows: {difference(prompt, whole)}",
             )
         tail = whole[len(prompt) :]
         rest = tail.removeprefix(completion)
         closed = rest.startswith(self.closing) if self._template_closes else not rest.strip()
         if not tail.startswith(completion) or not closed:
             told = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
-            difference = _difference(completion + self.closing, tail)
-            raise TemplateProblem(
-                "template_rewrites", f"the chat template does not show the completion as it is{told}: {difference}"
-            )
+            found = difference(completion + self.closing, tail)
+            raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{told}: {found}")
         return completion + self.closing
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -126,6 +128,10 @@ class ChatFormat:
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def same_text(self, one: str, other: str) -> bool:
+        """Whether two texts are equal but for what the tokenizer may normalise."""
+        return unicodedata.normalize(self.unicode_form, one) == unicodedata.normalize(self.unicode_form, other)
 
     @contextlib.contextmanager
     def time_limit(self, *, conversations: int) -> Iterator[None]:
@@ -158,7 +164,7 @@ class ChatFormat:
             raise TemplateProblem("template_error", f"the chat template refuses this conversation: {error}") from error
         return str(text)
 
-    def _check_tokenizer(self) -> None:
+    def _check_template(self) -> None:
         template = self.tokenizer.chat_template
         if not template:
             raise RecipeError(
@@ -171,6 +177,8 @@ class ChatFormat:
                 f"{self.where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
                 hint="Look at chat_template.jinja of that model.",
             )
+
+    def _check_tokens(self) -> None:
         for name in ("eos", "pad"):
             if getattr(self.tokenizer, f"{name}_token_id") is None:
                 raise RecipeError(
@@ -196,7 +204,7 @@ class ChatFormat:
         if not begins:
             raise RecipeError(
                 f"{self.where}: the chat template does not show a completion right after the generation prompt: "
-                f"{_difference(prompt + _PROBE, whole)}",
+                f"{difference(prompt + _PROBE, whole)}",
                 hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
             )
         rest = whole[len(prompt) + len(_PROBE) :]
@@ -211,7 +219,7 @@ class ChatFormat:
         return before + self.eos_token if found else self.eos_token
 
 
-def _difference(expected: str, found: str) -> str:
+def difference(expected: str, found: str) -> str:
     """The two texts around the first place where they differ."""
     place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
     start = max(0, place - 20)
@@ -238,7 +246,7 @@ def check_label_spans(
 ) -> None:
     """Refuse to train unless the loss is taken on exactly the completions and what closes them.
 
-    Every span of every row is decoded and compared, in order, in Unicode's NFC form (some tokenizers normalise so).
+    Every span of every row is decoded and compared, in order, in the format's `unicode_form`.
 
     Args:
         batch_labels: rows of labels, -100 where no loss is taken; packed rows hold several spans.
@@ -255,7 +263,7 @@ def check_label_spans(
         decode = chat_format.tokenizer.decode
         found = str(decode(span, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         expected = completion + chat_format.closing
-        if unicodedata.normalize("NFC", found) != unicodedata.normalize("NFC", expected):
+        if not chat_format.same_text(found, expected):
             raise StageError(
                 f"the loss would be taken on other tokens than the completion (span {number} of {len(spans)})\n"
                 f"  completion: {_shortened(expected)}\n  loss on:    {_shortened(found)}",

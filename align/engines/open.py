@@ -6,8 +6,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+from align.config.architecture import encoder_decoder_architecture
 from align.engines.protocol import TextEngine
-from align.errors import EnvironmentProblem
+from align.errors import EnvironmentProblem, RecipeError
+from align.models.folder import virtual_tokens
 
 # Keys of config.json that do not change what weights fit into a running engine.
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
@@ -40,9 +42,29 @@ def open_engine(
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
+    For an encoder–decoder model `auto` is transformers.
+
     Args:
         memory_share: part of a GPU's memory that vLLM may take; default: most of it, nothing else is expected there.
+    Raises:
+        RecipeError: if vllm is asked for an encoder–decoder model. EnvironmentProblem: see `resolve_engine`.
     """
+    if architecture := encoder_decoder_architecture(model_folder):
+        if name == "vllm":
+            raise RecipeError(
+                f"engine: vllm does not serve encoder–decoder models, and {model_folder} is one ({architecture})",
+                hint="Set engine: transformers, or leave engine out.",
+            )
+        from align.engines.seq2seq_engine import Seq2SeqEngine
+
+        return Seq2SeqEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
+    if count := virtual_tokens(model_folder):
+        if name == "vllm":
+            raise RecipeError(
+                f"engine: vllm cannot sample behind virtual tokens, and {model_folder} has {count}",
+                hint="Set engine: transformers, or leave engine out.",
+            )
+        name = "transformers"
     resolved = resolve_engine(name)
     if resolved == "vllm":
         from align.engines.vllm_engine import VllmEngine
@@ -57,4 +79,5 @@ def open_engine(
 def architecture_of(model_folder: Path) -> str:
     """What must be equal for one model's weights to fit into an engine started with another's."""
     config = json.loads((model_folder / "config.json").read_text())
-    return json.dumps({key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}, sort_keys=True)
+    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    return json.dumps({**kept, "virtual_tokens": virtual_tokens(model_folder)}, sort_keys=True)

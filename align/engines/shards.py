@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from align.attempt import end_with_parent
+from align.config.architecture import is_encoder_decoder
 from align.config.sections import Generation, GenerationEngine
 from align.data.encoding import Where, encode_prompts
 from align.data.template import ChatFormat
@@ -145,11 +146,15 @@ class EngineHolder:
 def prompt_room(model_folder: Path, sampling: TokenLimits) -> int:
     """Most tokens a prompt may have, so that it and its completion fit into what the model can see.
 
+    An encoder–decoder model sees its prompt with one part and its completion with the other: each has all the room.
+
     Raises:
         RecipeError: if max_completion_tokens alone fills it.
     """
     context = context_tokens(model_folder)
     room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)
+    if is_encoder_decoder(model_folder) and sampling.max_completion_tokens <= context:
+        room = min(sampling.max_prompt_tokens, context)
     if room < 1:
         raise RecipeError(
             f"{model_folder}: the model sees {context} tokens, max_completion_tokens is {sampling.max_completion_tokens}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.load import load_causal_lm
+from align.models.virtual_tokens import start_cache
 
 ROWS_PER_BATCH = 64
+NextLogits = Callable[[list[int] | None], Tensor]
+"""From the tokens that were just drawn, one a row (None at first), to the logits of the next ones, [rows, vocabulary]."""
 
 
 def filter_logits(logits: Tensor, settings: SamplingSettings) -> Tensor:
@@ -73,26 +76,16 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _sample_batch(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> Iterator[SampledCompletion]:
-        longest = max(len(prompt) for prompt, _ in rows)
-        limit = min(settings.max_completion_tokens, self._max_model_tokens - longest)
-        input_ids = torch.zeros(len(rows), longest, dtype=torch.long, device=self._device)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, (prompt, _) in enumerate(rows):
-            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=self._device)
-            attention_mask[row, longest - len(prompt) :] = 1
+        prompts = [prompt for prompt, _ in rows]
+        following = self._begin(prompts)
         generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
         stops = set(settings.stop_token_ids)
         tokens: list[list[int]] = [[] for _ in rows]
         logps: list[list[float]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
-        cache = None
-        for _ in range(limit):
-            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-            output = self._model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
-            drawn, drawn_logps = self._draw(output.logits[:, -1], generators, settings)
+        drawn: list[int] | None = None
+        for _ in range(min(settings.max_completion_tokens, self._room(prompts))):
+            drawn, drawn_logps = self._draw(following(drawn), generators, settings)
             for row in list(open_rows):
                 tokens[row].append(drawn[row])
                 logps[row].append(drawn_logps[row])
@@ -100,12 +93,40 @@ class TransformersEngine:
                     open_rows.remove(row)
             if not open_rows:
                 break
-            input_ids = torch.tensor(drawn, device=self._device)[:, None]
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
         return (
             SampledCompletion(ids, "length" if row in open_rows else "stop", logps[row] if settings.with_logps else None)
             for row, ids in enumerate(tokens)
         )
+
+    def _room(self, prompts: Sequence[list[int]]) -> int:
+        """Most tokens of a completion: prompt and completion share what the model can see."""
+        return self._max_model_tokens - max(map(len, prompts))
+
+    def _begin(self, prompts: Sequence[list[int]]) -> NextLogits:
+        """Prompts padded on the left, so that all rows go on at the same place."""
+        longest = max(map(len, prompts))
+        input_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=self._device)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=self._device)
+            attention_mask[row, longest - len(prompt) :] = 1
+        cache = start_cache(self._model, len(prompts))
+        if cache is not None:
+            attention_mask = torch.cat([attention_mask.new_ones(len(prompts), cache.get_seq_length()), attention_mask], dim=1)
+
+        def following(drawn: list[int] | None) -> Tensor:
+            nonlocal input_ids, attention_mask, cache
+            if drawn is not None:
+                input_ids = torch.tensor(drawn, device=self._device)[:, None]
+                attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(drawn), 1)], dim=1)
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            output = self._model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            return output.logits[:, -1]  # type: ignore[no-any-return]
+
+        return following
 
     @staticmethod
     def _draw(logits: Tensor, generators: Sequence[torch.Generator], settings: SamplingSettings) -> tuple[list[int], list[float]]:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.models.adapter import read_adapter
+from align.models.folder import is_adapter
+from align.models.load import load_causal_lm
 
 MAX_NUM_SEQS = 256
 MAX_BATCHED_TOKENS = 8192
@@ -19,12 +22,12 @@ GPU_MEMORY_SHARE = 0.85
 
 # Set before vLLM is imported: it reads them at import.
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
     "VLLM_HOST_IP": "127.0.0.1",
 }
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 class VllmEngine:
@@ -37,7 +40,7 @@ class VllmEngine:
         Args:
             memory_share: part of a GPU's memory that the engine takes; on a CPU it has no effect.
         """
-        for key, value in ENVIRONMENT.items():
+        for key, value in (ENVIRONMENT | IN_PROCESS).items():
             os.environ.setdefault(key, value)
         import torch
         import vllm
@@ -49,7 +52,7 @@ class VllmEngine:
         on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
         self._llm = vllm.LLM(
-            str(model_folder),
+            str(read_adapter(model_folder).base if is_adapter(model_folder) else model_folder),
             dtype=dtype,
             max_model_len=max_model_tokens,
             max_num_seqs=MAX_NUM_SEQS,
@@ -64,6 +67,8 @@ class VllmEngine:
             seed=0,
             **options,
         )
+        if is_adapter(model_folder):
+            self.load_weights(model_folder)
 
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         # What an earlier call left in the prefix cache would change the shapes of this one's prefill, and with them last bits.
@@ -95,6 +100,10 @@ class VllmEngine:
         return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps)
 
     def load_weights(self, model_folder: Path) -> None:
+        if is_adapter(model_folder):
+            # Merged in memory: an engine that is told of adapters when it starts could not go from method to method.
+            self.update_weights([(name, value.detach()) for name, value in load_causal_lm(model_folder).named_parameters()])
+            return
         from safetensors import safe_open
 
         weights: list[tuple[str, Any]] = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+NUMBERS = ("attention_dropout", "dropout", "activation_dropout")
+"""Attributes in which transformers' layers keep a dropout that is no layer of its own (T5's attention: `dropout`)."""
+
 
 def set_dropout(model: Any, dropout: float) -> None:
     """Set every dropout of a loaded model; its configuration, which is saved, stays as it was."""
@@ -12,5 +15,6 @@ def set_dropout(model: Any, dropout: float) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = dropout
+        for name in NUMBERS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, dropout)

@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from align.config.architecture import encoder_decoder_architecture, encoder_decoder_refusal
 from align.errors import EnvironmentProblem, RecipeError
+from align.store.artifact import Artifact
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+BASE_NAME = "base.json"
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
@@ -39,7 +44,7 @@ def check_model_folder(path: Path) -> None:
     Weights are not read beyond their headers, so it takes milliseconds whatever the size.
 
     Args:
-        path: folder with config.json, tokenizer.json and weights in safetensors.
+        path: folder with config.json, tokenizer.json and weights in safetensors, or those of an adapter and its base.json.
     Raises:
         RecipeError: if the folder is absent or holds something that is refused.
         EnvironmentProblem: if a file is damaged or cut short.
@@ -47,7 +52,6 @@ def check_model_folder(path: Path) -> None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "there is no such folder"
         raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
-    _check_adapter(path)
     _check_configuration(path)
     if not (path / TOKENIZER_NAME).is_file():
         raise RecipeError(
@@ -55,23 +59,37 @@ def check_model_folder(path: Path) -> None:
             hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
         )
     _read_json_object(path, TOKENIZER_NAME)
+    if is_adapter(path):
+        _check_adapter(path)
+        return
     for weights in _weight_files(path):
         _check_safetensors(path, weights)
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter, which is nothing without its base model."""
+    return (path / ADAPTER_CONFIG_NAME).exists()
+
+
 def _check_adapter(path: Path) -> None:
-    if (path / "adapter_config.json").exists():
-        # transformers would follow its base_model_name_or_path, wherever that points
+    if not (path / BASE_NAME).exists():
+        # PEFT would follow its base_model_name_or_path, wherever that points.
         raise RecipeError(
-            f"{path}: it holds an adapter (adapter_config.json), not a whole model",
+            f"{path}: it holds an adapter ({ADAPTER_CONFIG_NAME}), but no {BASE_NAME} that says which base model it belongs to",
             hint="Merge it into its base model first: PeftModel.merge_and_unload().save_pretrained(…)",
         )
+    if not (path / ADAPTER_WEIGHTS_NAME).exists():
+        raise EnvironmentProblem(
+            f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint="The folder is damaged; run the stage that made it again."
+        )
+    _inside(path, ADAPTER_WEIGHTS_NAME)
+    _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
 
 
 def _check_configuration(path: Path) -> None:
     if not (path / CONFIG_NAME).exists():
         raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
-    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, "generation_config.json"):
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, "generation_config.json", ADAPTER_CONFIG_NAME):
         if not (path / name).exists():
             continue
         content = _read_json_object(path, name)
@@ -202,12 +220,38 @@ def _check_safetensors(path: Path, name: str) -> None:
         raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
 
 
+def virtual_tokens(path: Path) -> int:
+    """How many trained vectors stand in front of every prompt of the model in a checked folder."""
+    if not is_adapter(path):
+        return 0
+    return int(_read_json_object(path, BASE_NAME).get("peft", {}).get("num_virtual_tokens", 0))
+
+
 def context_tokens(path: Path) -> int:
-    """How many tokens the model of a checked folder can see; a large number where its configuration sets no bound."""
+    """How many tokens the model of a checked folder can see; a large number where its configuration sets no bound.
+
+    An adapter's virtual tokens are taken off.
+    """
     config = _read_json_object(path, CONFIG_NAME)
     text_config = config.get("text_config")
     for source in (config, text_config if isinstance(text_config, dict) else {}):
         for key in ("max_position_embeddings", "n_positions"):
             if isinstance(source.get(key), int):
-                return int(source[key])
+                return int(source[key]) - virtual_tokens(path)
     return _NO_BOUND
+
+
+def refuse_encoder_decoder(stage_type: str, *models: Artifact) -> None:
+    """Refuse encoder–decoder models where a stage is for decoder-only ones.
+
+    A recipe that names such a folder was refused when it was read; a model from a hub is known only now.
+
+    Raises:
+        RecipeError: naming the first such model.
+    """
+    for model in models:
+        if architecture := encoder_decoder_architecture(model.model_path):
+            raise RecipeError(
+                f"{stage_type}: " + encoder_decoder_refusal(f"{model.name} ({model.where(None)})", architecture, stage_type),
+                hint="Name a decoder-only model.",
+            )

@@ -6,12 +6,16 @@ exists; with gradients, a chunk's logits are made again in the backward pass whe
 
 from __future__ import annotations
 
+import contextlib
 import types
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from align.models.last_layer import only_at
+from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
 IGNORED = -100
 CHUNK_TOKENS = 4096
@@ -73,6 +77,31 @@ def target_logps(
     return TargetLogps(torch.cat(pieces), None)
 
 
+def last_hidden_states(
+    model: Any,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    read_at: Tensor | None = None,
+) -> Tensor:
+    """[batch, seq, width] what the head reads, behind the model's virtual tokens where it has some.
+
+    Args:
+        input_ids: [batch, seq].
+        attention_mask, position_ids: as transformers takes them. With virtual tokens a row is one sequence, the mask is
+            [batch, seq], and positions follow from it.
+        read_at: [n] places in the flattened batch that are read; the others need not be right. None: all are.
+    """
+    if (encoder := virtual_tokens_of(model)) is not None:
+        return states_behind(model, encoder, input_ids, attention_mask)
+    with contextlib.nullcontext() if read_at is None else only_at(model, read_at):
+        hidden: Tensor = model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+    return hidden
+
+
 def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     """[batch, seq] log-probability of every label in nats, float32; zero where the label is -100.
 
@@ -96,7 +125,6 @@ def add_label_logps(model: Any) -> None:
     def forward(self: Any, *args: Any, logps_of: Tensor | None = None, **kwargs: Any) -> Any:
         if logps_of is None:
             return original(*args, **kwargs)
-        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
-        return token_logps(self, hidden[:, :-1], logps_of[:, 1:])
+        return token_logps(self, last_hidden_states(self, **kwargs)[:, :-1], logps_of[:, 1:])
 
     model.forward = types.MethodType(forward, model)

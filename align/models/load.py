@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.config.architecture import encoder_decoder_architecture
+from align.config.peft import Lora
 from align.errors import RecipeError
-from align.models.folder import CONFIG_NAME, check_model_folder
+from align.models.adapter import read_adapter
+from align.models.folder import ADAPTER_WEIGHTS_NAME, CONFIG_NAME, check_model_folder, is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,21 +32,49 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(path: Path, *, dtype: Any = "float32") -> PreTrainedModel:
+def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
     """A language model, in eval mode, on the CPU. Never goes to the network.
+
+    The folder may hold an adapter: LoRA comes back merged into its base model (for qlora, into what its base model was in
+    training: 4 bits a weight), virtual tokens in front of theirs.
 
     Args:
         dtype: float32, bfloat16, or a torch.dtype: what the weights are converted to.
+        quantization: transformers' quantization_config; linear layers are then packed as they are read.
     Raises:
         RecipeError: see `check_model_folder`; or if the folder lacks weights of the architecture that config.json names,
             which transformers would fill with random numbers.
         EnvironmentProblem: see `check_model_folder`.
     """
     check_model_folder(path)
+    _refuse_encoder_decoder(path, "a decoder-only language model")
     from transformers import AutoModelForCausalLM
 
-    model, missing = _load(AutoModelForCausalLM, path, dtype=dtype)
+    if is_adapter(path):
+        return _with_adapter(path, load_causal_lm(read_adapter(path).base), dtype)
+    model, missing = _load(AutoModelForCausalLM, path, dtype=dtype, **_quantized(quantization))
     _refuse_missing(path, missing, "a language model")
+    return model
+
+
+def load_seq2seq_lm(path: Path, *, dtype: Any = "float32") -> PreTrainedModel:
+    """An encoder–decoder language model (T5 style), in eval mode, on the CPU. Never goes to the network.
+
+    Args:
+        dtype: as for `load_causal_lm`.
+    Raises:
+        RecipeError, EnvironmentProblem: as `load_causal_lm`; or if the model does not say what its decoder starts with.
+    """
+    check_model_folder(path)
+    from transformers import AutoModelForSeq2SeqLM
+
+    model, missing = _load(AutoModelForSeq2SeqLM, path, dtype=dtype)
+    _refuse_missing(path, missing, "an encoder–decoder model")
+    if model.config.decoder_start_token_id is None:
+        raise RecipeError(
+            f"{path / CONFIG_NAME}: there is no decoder_start_token_id, the token that every completion is begun with",
+            hint="Set it as the model was trained; for T5 it is the padding token's.",
+        )
     return model
 
 
@@ -54,8 +85,9 @@ def load_reward_model(
     num_labels: int = 1,
     new_head: bool | None = None,
     pad_token_id: int | None = None,
+    quantization: Any = None,
 ) -> PreTrainedModel:
-    """A model with a scalar score head, in eval mode, on the CPU. Never goes to the network.
+    """A model with a scalar score head, in eval mode, on the CPU. Never goes to the network. Adapters as in `load_causal_lm`.
 
     Args:
         dtype: as for `load_causal_lm`.
@@ -64,13 +96,21 @@ def load_reward_model(
             reward model, whose head must be in the folder. None: False exactly if config.json names a sequence classifier.
         pad_token_id: written into the configuration; by it the model finds the last real token, on which the score is read.
             Default: the tokenizer's.
+        quantization: as for `load_causal_lm`; the head stays as it is.
     Raises:
         RecipeError, EnvironmentProblem: as `load_causal_lm`.
     """
     check_model_folder(path)
+    _refuse_encoder_decoder(path, "a reward model")
     from transformers import AutoModelForSequenceClassification
 
-    model, missing = _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=num_labels)
+    if is_adapter(path):
+        options: dict[str, Any] = {"num_labels": num_labels, "new_head": True, "pad_token_id": load_tokenizer(path).pad_token_id}
+        model = _with_adapter(path, load_reward_model(read_adapter(path).base, **options), dtype)
+        model.config.pad_token_id = options["pad_token_id"] if pad_token_id is None else pad_token_id
+        return model
+    options = {"num_labels": num_labels, **_quantized(quantization)}
+    model, missing = _load(AutoModelForSequenceClassification, path, dtype=dtype, **options)
     if new_head is None:
         new_head = not _names_reward_model(path)
     _refuse_missing(path, missing - {HEAD_NAME} if new_head else missing, "a reward model")
@@ -78,6 +118,43 @@ def load_reward_model(
         pad_token_id = load_tokenizer(path).pad_token_id
     model.config.pad_token_id = pad_token_id
     return model
+
+
+def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any) -> PreTrainedModel:
+    """`base` with the adapter in `path`: merged where it can be, else in front of it. Frozen in neither case."""
+    import torch
+    from safetensors.torch import load_file
+
+    from align.models import lora, virtual_tokens
+
+    adapter = read_adapter(path)
+    state = load_file(path / ADAPTER_WEIGHTS_NAME)
+    if isinstance(adapter.peft, Lora):
+        if adapter.peft.method == "qlora":
+            lora.require_bitsandbytes(str(path))
+        lora.merge(base, state, adapter.peft)
+    else:
+        virtual_tokens.add_virtual_tokens(base, adapter.peft, state[virtual_tokens.WEIGHT])
+        base.requires_grad_(True)
+    return base.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()  # type: ignore[no-any-return]
+
+
+def _quantized(quantization: Any) -> dict[str, Any]:
+    """Packed where the tensors are read, so that the whole model is never there in full."""
+    import torch
+
+    if quantization is None:
+        return {}
+    return {"quantization_config": quantization, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
+
+
+def _refuse_encoder_decoder(path: Path, wanted: str) -> None:
+    """transformers would load half of some of them (BART's decoder alone) without a word."""
+    if architecture := encoder_decoder_architecture(path):
+        raise RecipeError(
+            f"{path}: is an encoder–decoder model ({architecture}), where {wanted} is needed",
+            hint="Encoder–decoder models can be fine-tuned (sft), sampled (generate) and compared, and nothing else.",
+        )
 
 
 def _names_reward_model(path: Path) -> bool:
@@ -112,6 +189,10 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
     from align.models.fused import fuse
 
     fuse(model)
+    if "quantization_config" in options:
+        from align.models.lora import keep_plain_format
+
+        keep_plain_format(model)
     return model, set(info["missing_keys"])
 
 

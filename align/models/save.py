@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from align.errors import StageError
 from align.models.folder import check_model_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -20,15 +22,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     Raises:
         StageError: if a weight is NaN or infinite; nothing is written then.
     """
-    check_finite(model)
+    check_finite(model.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), push_to_hub=False)
     tokenizer.save_pretrained(str(folder), push_to_hub=False)
     check_model_folder(folder)
 
 
-def check_finite(model: PreTrainedModel) -> None:
-    """Refuse a model with a weight or buffer that is NaN or infinite.
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights and buffers, by name, of which one is NaN or infinite.
 
     Raises:
         StageError: with the names of the first such tensors.
@@ -36,9 +38,7 @@ def check_finite(model: PreTrainedModel) -> None:
     import torch
 
     broken = [
-        name
-        for name, tensor in model.state_dict().items()
-        if torch.is_floating_point(tensor) and not bool(torch.isfinite(tensor).all())
+        name for name, tensor in state.items() if torch.is_floating_point(tensor) and not bool(torch.isfinite(tensor).all())
     ]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""

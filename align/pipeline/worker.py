@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from align.attempt import Progress, end_with_parent
+from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
+from align.models.folder import is_adapter
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
-from align.store.artifact import Artifact, Entry, Manifest
+from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
 from align.store.fingerprint import FileHashes
 from align.store.lock import hold
 
@@ -176,7 +178,8 @@ def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest
         command=job.command,
     )
     outcome = stage.run(context)
-    return job.entry.commit(_manifest(job, stage.produces, stage.version, outcome, seconds.stop()))
+    kind = ADAPTER_KINDS[stage.produces] if is_adapter(job.entry.path / MODEL_FOLDER) else stage.produces
+    return job.entry.commit(_manifest(job, kind, stage.version, outcome, seconds.stop()))
 
 
 def _manifest(job: Job, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:

@@ -15,7 +15,7 @@ from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool
-from align.report.rows import BestOfRow, Measured, Row, make_rows
+from align.report.rows import BestOfRow, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, FloatArray, Interval, seeded_bootstrap
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
@@ -97,6 +97,10 @@ class ModelResult(StrictModel):
     """Perplexity on the retention text, whose rise means forgetting; null where not measured."""
     train_seconds: float | None
     """Wall time of this model's own training stage; null where it was not trained here."""
+    trained_parameters: int | None = None
+    """Parameters that its training stage changed: all, or an adapter's; null where it was not trained here."""
+    train_memory_bytes: int | None = None
+    """Largest resident set of its training stage's process; null where it was not trained here."""
     kl_bound: float | None = None
     """Of best of n, ln n - (n - 1)/n: at most this is its KL to the baseline, in nats, which is not estimated; else null."""
     best_of: BestOfResult | None = None
@@ -230,6 +234,7 @@ def build_results(
     kl_to_baseline: Mapping[str, Mapping[str, float]] | None = None,
     retention_perplexity: Mapping[str, float | None] | None = None,
     train_seconds: Mapping[str, float | None] | None = None,
+    trained: Mapping[str, Trained] | None = None,
     methods: Mapping[str, Sequence[str]] | None = None,
     best_of: BestOfPool | None = None,
 ) -> Results:
@@ -241,6 +246,7 @@ def build_results(
         kl_to_baseline: model → prompt_id → nats per completion; a model that is absent was not measured.
         retention_perplexity: model → perplexity on the retention text.
         train_seconds: model → wall time of its training stage.
+        trained: model → how much of it was trained, and in how much memory.
         methods: method → its models, which differ in the training seed and become one row.
         best_of: the baseline's candidates that rows of best of n are taken from.
     Raises:
@@ -251,7 +257,7 @@ def build_results(
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = _Bootstrap(seed, bootstrap_resamples)
-    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {})
+    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
     return Results(
@@ -292,6 +298,8 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         distinct_2=row.distinct_2,
         retention_perplexity=row.retention_perplexity,
         train_seconds=row.train_seconds,
+        trained_parameters=None if row.trained is None else row.trained.parameters,
+        train_memory_bytes=None if row.trained is None else row.trained.memory_bytes,
         kl_bound=None if best_of is None else best_of.kl_bound,
         best_of=None if best_of is None else _best_of_result(best_of),
         replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,

@@ -20,6 +20,15 @@ from align.report.statistics import FloatArray, distinct_n, pair_outcomes, promp
 TOKEN_PERCENTILES = (50, 95)
 
 
+class Trained(NamedTuple):
+    """What training a model took, besides time."""
+
+    parameters: int | None
+    """How many were trained; None where the stage does not say."""
+    memory_bytes: int | None
+    """Largest resident set of the stage's process."""
+
+
 class Measured(NamedTuple):
     """What was measured outside of the answers, by model; a model that is absent was not measured."""
 
@@ -27,6 +36,7 @@ class Measured(NamedTuple):
     """Model → prompt id → nats per completion."""
     retention_perplexity: Mapping[str, float | None]
     train_seconds: Mapping[str, float | None]
+    trained: Mapping[str, Trained]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Row:
     distinct_2: float | None
     retention_perplexity: float | None
     train_seconds: float | None
+    trained: Trained | None = None
     seeds: dict[str, Row] = field(default_factory=dict)
     """Of a method: its models as rows of their own, by name."""
     best_of: BestOfRow | None = None
@@ -128,6 +139,7 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         distinct_2=distinct_n(row.completion for row in candidates),
         retention_perplexity=measured.retention_perplexity.get(model),
         train_seconds=measured.train_seconds.get(model),
+        trained=measured.trained.get(model),
     )
 
 
@@ -156,6 +168,7 @@ def _method_row(seeds: dict[str, Row]) -> Row:
         distinct_2=_mean_if_known([row.distinct_2 for row in rows]),
         retention_perplexity=_mean_if_known([row.retention_perplexity for row in rows]),
         train_seconds=_mean_if_known([row.train_seconds for row in rows]),
+        trained=_largest([row.trained for row in rows]),
         seeds=seeds,
     )
 
@@ -163,6 +176,14 @@ def _method_row(seeds: dict[str, Row]) -> Row:
 def _mean_if_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _largest(values: Sequence[Trained | None]) -> Trained | None:
+    """Seeds differ in memory only; what a method needs is what its largest needed."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return max(known, key=lambda value: value.memory_bytes or 0)
 
 
 def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[str, Row]:

@@ -161,6 +161,19 @@ def kl_text(model: ModelResult) -> str | None:
     return None if model.kl_bound is None else f"≤ {number(model.kl_bound, 2)}"
 
 
+def trained_models(results: Results) -> list[str]:
+    """The models of which is known how many of their parameters were trained."""
+    return [name for name in results.models_baseline_first if results.models[name].trained_parameters is not None]
+
+
+def count_text(count: int) -> str:
+    """A number of parameters, to three digits: 812, 31.2 k, 2.21 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
 def behaviour_columns(results: Results) -> list[Column]:
     """What the models do, besides their scores. A column that no model has a number for is left out."""
     cells: dict[str, Callable[[ModelResult], str | None]] = {
@@ -171,6 +184,10 @@ def behaviour_columns(results: Results) -> list[Column]:
         "retention\nppl": lambda model: None if model.retention_perplexity is None else number(model.retention_perplexity, 2),
         "training": lambda model: None if model.train_seconds is None else seconds_text(model.train_seconds),
     }
+    if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
+        # Adapters among whole models: what each costs belongs beside what it is worth.
+        cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)
+        cells["memory"] = lambda model: None if model.train_memory_bytes is None else f"{model.train_memory_bytes / 1e9:.2f} GB"
     columns = []
     for header, cell in cells.items():
         texts = [cell(results.models[name]) for name in results.models_baseline_first]

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from align.report.rows import Trained
 from align.store.artifact import INPUT_STAGE, METRICS_NAME, Artifact
 
 SFT_STAGE, SELECTION_STAGE = "sft", "select_checkpoint"
+TRAINED_PARAMETERS = "trained_parameters"
+"""What the metrics of every training stage call the number of parameters that it trains."""
 
 
 def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> float | None:
@@ -28,6 +31,25 @@ def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> floa
     trained = [made.manifest for made in artifacts.values() if made.fingerprint in inputs and made.manifest.stage == SFT_STAGE]
     seconds = {manifest.fingerprint: manifest.seconds for manifest in trained}
     return artifact.manifest.seconds + sum(seconds.values()) if seconds else None
+
+
+def trained(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Trained | None:
+    """How much of a model its training changed, and in how much memory; None where it was not trained here.
+
+    Args:
+        artifact, artifacts: as for `train_seconds`; of a checkpoint that was selected, what trained it counts.
+    """
+    manifest = artifact.manifest
+    if manifest.stage == SELECTION_STAGE:
+        inputs = set(manifest.inputs.values())
+        makers = (other.manifest for other in artifacts.values() if other.fingerprint in inputs)
+        maker = next((other for other in makers if other.stage == SFT_STAGE), None)
+        if maker is None:
+            return None
+        manifest = maker
+    if manifest.stage == INPUT_STAGE:
+        return None
+    return Trained(manifest.metrics.get(TRAINED_PARAMETERS), manifest.peak_memory_bytes or None)
 
 
 def training_logs(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:

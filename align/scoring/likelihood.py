@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from align.models.head import IGNORED, token_logps
+from align.config.architecture import is_encoder_decoder
+from align.models.head import IGNORED, last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_tokenizer
 from align.scoring.batching import length_sorted_batches, pad_right
+from align.scoring.seq2seq_likelihood import Seq2SeqLikelihoodModel
 
 
 @torch.inference_mode()
@@ -45,7 +47,7 @@ def completion_logps(
         for row, index in enumerate(batch):
             labels[row, : len(rows[index][0])] = IGNORED
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            hidden = last_hidden_states(model, input_ids=input_ids, attention_mask=attention_mask)
             logps = token_logps(model, hidden[:, :-1], labels[:, 1:])
         for index, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
             totals[index] = value
@@ -87,3 +89,9 @@ class LikelihoodModel:
         if tokens == 0:
             return None
         return math.exp(-sum(self.completion_logps(rows, report=report)) / tokens)
+
+
+def open_likelihood_model(folder: Path, *, batch_tokens: int) -> LikelihoodModel | Seq2SeqLikelihoodModel:
+    """The model in `folder`, whether it is a causal or an encoder–decoder one, to read log-probabilities from."""
+    reader = Seq2SeqLikelihoodModel if is_encoder_decoder(folder) else LikelihoodModel
+    return reader(folder, batch_tokens=batch_tokens)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from align.config.architecture import is_encoder_decoder
 from align.config.reference import ModelReference, PromptsReference, TextReference
 from align.config.sections import Generation, Scorer
-from align.data.template import ChatFormat
+from align.data.plain import format_of
 from align.errors import DataError
 from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
@@ -112,7 +113,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
     from align.report.html import write_report
     from align.report.results import build_results
-    from align.report.training import train_seconds, training_logs
+    from align.report.training import train_seconds, trained, training_logs
     from align.report.view import StageSummary
 
     config = context.config
@@ -128,12 +129,13 @@ def run(context: StageContext[Config]) -> StageOutcome:
         recipe=str(context.recipe.get("name", context.name)),
         command=context.command,
         seed=context.seed,
-        engine_name=sampled.engine,
-        engine_version=sampled.engine_version,
+        engine_name="+".join(sampled.engines),
+        engine_version="+".join(sampled.engines.values()),
         bootstrap_resamples=config.bootstrap_resamples,
         kl_to_baseline=likelihoods.kl,
         retention_perplexity=likelihoods.perplexity,
         train_seconds={name: train_seconds(context.artifact(name), context.artifacts) for name in config.models},
+        trained={name: cost for name in config.models if (cost := trained(context.artifact(name), context.artifacts))},
         methods=config.methods,
         best_of=pool,
     )
@@ -157,7 +159,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         rows_in=len(prompts),
         rows_out=len(prompts) - len(sampled.drops),
         dropped=dict(Counter(drop.drop_reason for drop in sampled.drops.values())),
-        versions={sampled.engine: sampled.engine_version},
+        versions=sampled.engines,
     )
 
 
@@ -170,14 +172,15 @@ class _Sampled:
     """Candidates of the baseline for best of n, where more are needed than it has answers."""
     prompt_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Model → prompt id → token ids."""
-    engine: str = ""
-    engine_version: str = ""
+    engines: dict[str, str] = field(default_factory=dict)
+    """Version by engine; two where vLLM serves some models and cannot serve others."""
     new_tokens: int = 0
     engine_seconds: float = 0.0
     drops: dict[str, Drop] = field(default_factory=dict)
     """Prompts that at least one model could not be shown, by id."""
 
     def count(self, report: SamplingReport) -> None:
+        self.engines[report.engine] = report.engine_version
         self.new_tokens += report.new_tokens
         self.engine_seconds += report.engine_seconds
 
@@ -216,14 +219,13 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
     result, holder = _Sampled(), EngineHolder(config)
     for name in config.models:
         artifact = context.artifact(name)
-        chat_format = ChatFormat(load_tokenizer(artifact.model_path), where=artifact.where(None))
+        chat_format = format_of(artifact.model_path, load_tokenizer(artifact.model_path), artifact.where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=artifact.model_path, seed=context.seed, where=where)
         report = _sample_one(context, task, name, holder)
         result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
         result.prompt_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
-        result.engine, result.engine_version = report.engine, report.engine_version
         result.count(report)
         if name == config.baseline and config.pool_candidates > config.num_candidates:
             # Apart from its answers, which must not move by a rounding because more candidates share their batches.
@@ -290,7 +292,7 @@ def _count_of(count: Callable[[int, int], None], total: int, done: int) -> None:
 
 def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
     """KL to the baseline on each model's own answers, and perplexity on the retention text; each model is loaded once."""
-    from align.scoring.likelihood import LikelihoodModel
+    from align.scoring.likelihood import open_likelihood_model
 
     config = context.config
     texts = [row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else []
@@ -299,12 +301,14 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
         name: [(sampled.prompt_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
         for name, answers in sampled.answers.items()
     }
-    comparable = {name for name in config.models if _same_tokenizer(context.artifact(name), context.artifact(config.baseline))}
+    comparable = {name for name in config.models if _same_tokens(context.artifact(name), context.artifact(config.baseline))}
     own: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     for name in config.models:
-        model = LikelihoodModel(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
+        model = open_likelihood_model(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
         report = context.counter(f"likelihoods of {name}", "texts")
+        if texts and is_encoder_decoder(context.artifact(name).model_path):
+            context.progress.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
         result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
         if name in comparable and name != config.baseline:
             own[name] = model.completion_logps(rows[name], report=report)
@@ -319,9 +323,10 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
     return result
 
 
-def _same_tokenizer(first: Artifact, second: Artifact) -> bool:
-    """Log-probabilities are of tokens; they can be subtracted only where both models have the same ones."""
-    return _tokenizer_bytes(first.model_path) == _tokenizer_bytes(second.model_path)
+def _same_tokens(first: Artifact, second: Artifact) -> bool:
+    """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
+    same_reader = is_encoder_decoder(first.model_path) == is_encoder_decoder(second.model_path)
+    return same_reader and _tokenizer_bytes(first.model_path) == _tokenizer_bytes(second.model_path)
 
 
 def _tokenizer_bytes(folder: Path) -> bytes:

@@ -13,12 +13,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from align.config.peft import AnyPeft
 from align.config.reference import ModelReference, PreferencesReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
 from align.errors import RecipeError
-from align.models.folder import context_tokens
+from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Preference
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
@@ -26,7 +27,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifac
 VERSION = 3
 
 
-class Config(PairwiseOptimization, StageConfig):
+class Config(PairwiseOptimization, AnyPeft, StageConfig):
     """DPO on preferences."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
@@ -50,22 +51,25 @@ class Config(PairwiseOptimization, StageConfig):
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode the pairs, get the reference's log-probabilities, check that the loss starts where it must, train."""
     from align.models.load import load_tokenizer
+    from align.models.start import Start
     from align.training.dpo import Reference, train_dpo
     from align.training.pairwise.objective import DpoObjective
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.pairs)
     reference = context.artifact(config.reference or config.model)
+    refuse_encoder_decoder("dpo", source, reference)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
     _check_vocabulary(source, reference)
-    limit = min(config.max_tokens, context_tokens(source.model_path), context_tokens(reference.model_path))
+    start = Start(source.model_path, config.peft, context.store_root, context.name)
+    limit = min(config.max_tokens, start.context_tokens, context_tokens(reference.model_path))
     records = data.rows(Preference)
     encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
     history, metrics = train_dpo(
         encoded.rows,
         context,
         config,
-        source=source.model_path,
+        start=start,
         reference=Reference(reference, reference.fingerprint == source.fingerprint, context.store_root),
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from align.config.reference import ModelReference, PromptsReference
 from align.config.sections import Generation
-from align.data.template import ChatFormat
+from align.data.plain import format_of
 from align.records import Candidate, Prompt
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
@@ -39,7 +39,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
-    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
     records = data.rows(Prompt)
     task, drops = prepare_task(records, chat_format, config, model_folder=source.model_path, seed=context.seed, where=data.where)
     report = sample(

@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from align.config.peft import AnyPeft
 from align.config.reference import ModelReference, PreferencesReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
-from align.models.folder import context_tokens
+from align.models.folder import refuse_encoder_decoder
 from align.records import Preference
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -23,7 +24,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_r
 VERSION = 2
 
 
-class Config(PairwiseOptimization, StageConfig):
+class Config(PairwiseOptimization, AnyPeft, StageConfig):
     """ORPO on preferences."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
@@ -43,19 +44,22 @@ class Config(PairwiseOptimization, StageConfig):
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode the pairs, train."""
     from align.models.load import load_tokenizer
+    from align.models.start import Start
     from align.training.orpo import train_orpo
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.pairs)
+    refuse_encoder_decoder("orpo", source)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    limit = min(config.max_tokens, context_tokens(source.model_path))
+    start = Start(source.model_path, config.peft, context.store_root, context.name)
+    limit = min(config.max_tokens, start.context_tokens)
     records = data.rows(Preference)
     encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
     history, metrics = train_orpo(
         encoded.rows,
         context,
         config,
-        source=source.model_path,
+        start=start,
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,
         odds_ratio_weight=config.odds_ratio_weight,

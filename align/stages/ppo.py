@@ -8,25 +8,30 @@ objective/kl, objective/entropy, policy/clipfrac_avg, policy/approxkl_avg, val/e
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
+from align.config.peft import LoraOnly
 from align.config.ppo import Ppo
 from align.config.reference import ModelReference, PromptsReference, RewardModelReference
 from align.config.sections import EngineChoice, OnInvalid, RulesScorer, Scorer
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
 from align.errors import RecipeError
-from align.models.folder import context_tokens
+from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Prompt
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 
+if TYPE_CHECKING:
+    from align.models.start import Start
+
 VERSION = 2
 
 
-class Config(Ppo, EngineChoice, StageConfig):
+class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
     """PPO on prompts, with scorers that score completions."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps", "engine_memory_share"})
@@ -58,6 +63,10 @@ class Config(Ppo, EngineChoice, StageConfig):
             raise ValueError(f"{twice[0]!r} is both in scorers and in watch; a scorer that is optimised is logged anyway")
         return self
 
+    @classmethod
+    def _why_no_virtual_tokens(cls) -> str:
+        return "completions share rows, and virtual tokens stand in front of a row; nor can vLLM sample with them"
+
     def value_source(self) -> RewardModelReference | None:
         """The reward model that the value model starts from; None for the policy."""
         reward_models = [scorer for scorer in self.scorers.values() if not isinstance(scorer, RulesScorer)]
@@ -71,7 +80,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.engines.open import open_engine
     from align.engines.shards import decoder, prompt_room
     from align.models.load import load_tokenizer
-    from align.models.save import save_model
+    from align.models.start import Start, save_trained
     from align.scoring.scorers import ScorerSet, reward_model_folders
     from align.training.loop import resolve_precision
     from align.training.ppo.models import Arithmetic, load_models
@@ -80,6 +89,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
+    refuse_encoder_decoder("ppo", source)
     tokenizer = load_tokenizer(source.model_path)
     chat_format = ChatFormat(tokenizer, where=source.where(None))
     room = prompt_room(source.model_path, config)
@@ -89,9 +99,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
     if value is not None:
         _check_value_model(value, source, room + config.max_completion_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = Start(source.model_path, config.peft, context.store_root, context.name)
     models = load_models(
-        source.model_path,
-        None if value is None else value.model_path,
+        start,
+        None if value is None else _value_start(value, start),
         value_head=config.value_head,
         device=device,
         pad_token_id=chat_format.pad_token_id,
@@ -127,9 +138,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
         config,
         arithmetic,
         num_rollouts=-(-(config.num_episodes or len(encoded.rows)) // config.rollout_batch_size),
+        engine_is_behind=start.is_quantized,
     )
     result = trainer.train()
-    save_model(models.policy, tokenizer, context.output / MODEL_FOLDER)
+    save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     return StageOutcome(
@@ -139,6 +151,17 @@ def run(context: StageContext[Config]) -> StageOutcome:
         dropped=encoded.dropped(),
         versions={engine.name: engine.version},
     )
+
+
+def _value_start(value: Artifact, policy: Start) -> Start:
+    """The value model learns as the policy does; a reward model that is an adapter is trained further with its own settings."""
+    from align.models.adapter import read_adapter
+    from align.models.folder import is_adapter
+
+    peft = policy.peft
+    if peft is not None and is_adapter(value.model_path):
+        peft = read_adapter(value.model_path).peft
+    return replace(policy, folder=value.model_path, peft=peft, name=value.name)
 
 
 def _check_value_model(value: Artifact, policy: Artifact, tokens: int) -> None:

@@ -12,12 +12,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, PreferencesReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import Where, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import DataError, several
-from align.models.folder import context_tokens
+from align.models.folder import refuse_encoder_decoder
 from align.records import Preference
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -25,7 +26,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_r
 VERSION = 3
 
 
-class Config(PairwiseOptimization, StageConfig):
+class Config(PairwiseOptimization, LoraOnly, StageConfig):
     """Bradley–Terry reward model on preferences."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
@@ -41,16 +42,23 @@ class Config(PairwiseOptimization, StageConfig):
     margin: Literal["none", "scores"] = "none"
     """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
 
+    @classmethod
+    def _why_no_virtual_tokens(cls) -> str:
+        return "a score is read from a trained head, which virtual tokens alone would leave as it was drawn"
+
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Split the pairs by prompt, train on one part, measure on the other."""
     from align.models.load import load_tokenizer
+    from align.models.start import Start
     from align.training.reward_model import evaluate_reward_model, split_by_prompt, train_reward_model
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.data)
+    refuse_encoder_decoder("reward_model", source)
     chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    limit = min(config.max_tokens, context_tokens(source.model_path))
+    start = Start(source.model_path, config.peft, context.store_root, context.name)
+    limit = min(config.max_tokens, start.context_tokens)
     records = data.rows(Preference)
     encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
     split = split_by_prompt(records, encoded.rows, share=config.held_out_share, seed=context.seed)
@@ -67,7 +75,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         split.train,
         context,
         config,
-        source=source.model_path,
+        start=start,
         output=output,
         chat_format=chat_format,
         center_coef=config.center_coef,

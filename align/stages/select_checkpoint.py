@@ -26,7 +26,7 @@ from align.config.sections import Generation, Scorer
 from align.data.encoding import encode_instructions
 from align.data.template import ChatFormat
 from align.errors import RecipeError, StageError
-from align.models.folder import context_tokens
+from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
@@ -69,6 +69,7 @@ ANSWERS_NAME = "answers"
 def run(context: StageContext[Config]) -> StageOutcome:
     """Every epoch answers, is scored and gets its loss; the best by score is copied."""
     config = context.config
+    refuse_encoder_decoder("select_checkpoint", context.artifact(config.model))
     folders = epoch_folders(context.artifact(config.model))
     if len(folders) == 1:
         context.progress.note("there is one epoch only, and it is kept")

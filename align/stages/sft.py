@@ -1,22 +1,25 @@
 """Supervised fine-tuning: teach a model to give the completions of a file.
 
 Cross-entropy on the completion's tokens only (InstructGPT, Ouyang et al. 2022, §3.5; cosine decay as there).
-In: a model with a chat template, instructions. Out: a model, and one checkpoint per epoch under `epochs/`.
+In: a model with a chat template (encoder–decoder models do without), instructions. Out: a model, and one checkpoint per epoch
+under `epochs/`.
 Metrics: loss, learning rate and gradient norm per logging step.
 """
 
 from __future__ import annotations
 
 import shutil
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from align.config.architecture import is_encoder_decoder
+from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import InstructionsReference, ModelReference
 from align.config.sections import OnInvalid, Optimization
 from align.data.encoding import encode_instructions
-from align.data.template import ChatFormat
-from align.models.folder import context_tokens
+from align.data.plain import format_of
+from align.errors import RecipeError
 from align.records import Instruction
 from align.stages.protocol import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -24,7 +27,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_r
 VERSION = 2
 
 
-class Config(Optimization, StageConfig):
+class Config(Optimization, AnyPeft, StageConfig):
     """Supervised fine-tuning on instructions."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
@@ -38,35 +41,58 @@ class Config(Optimization, StageConfig):
     on_invalid: OnInvalid = "error"
     """What to do with a row that is too long."""
     packing: bool = True
-    """Several short samples share a row of max_tokens; they do not see each other."""
+    """Several short samples share a row of max_tokens; they do not see each other. Not with encoder–decoder models and virtual
+    tokens, which take one sample a row."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of every layer that has one, while training; the saved model keeps its own."""
+    """Dropout of every layer that has one, while training; the saved model keeps its own. With LoRA, of its input too."""
+
+    @model_validator(mode="after")
+    def _virtual_tokens_stand_alone(self) -> Config:
+        if isinstance(self.peft, VirtualTokens) and self.packing and "packing" in self.model_fields_set:
+            raise ValueError(
+                f"packing: true does not go with {self.peft.method}: virtual tokens stand in front of a row, so in front of its "
+                "first sample only; leave packing out"
+            )
+        return self
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Encode and check every row, train on packed rows, keep the model and one checkpoint per epoch."""
+    """Encode and check every row, train, keep the model and one checkpoint per epoch."""
     from align.models.load import load_tokenizer
+    from align.models.start import Start
+    from align.training.seq2seq import train_seq2seq_sft
     from align.training.sft import EPOCHS_NAME, train_sft
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.data)
-    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    limit = min(config.max_tokens, context_tokens(source.model_path))
+    chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
+    two_sides = is_encoder_decoder(source.model_path)
+    if two_sides and config.peft is not None:
+        raise RecipeError(f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder")
+    start = Start(source.model_path, config.peft, context.store_root, context.name)
+    seen = start.context_tokens
+    limit = config.max_tokens if two_sides else min(config.max_tokens, seen)
     records = data.rows(Instruction)
-    encoded = encode_instructions(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
-    completions = {record.id: record.completion for record in records}
-    result = train_sft(
-        encoded.rows,
-        [completions[row.id] for row in encoded.rows],
-        context,
-        config,
-        source=source.model_path,
-        output=context.output / MODEL_FOLDER,
-        chat_format=chat_format,
+    encoded = encode_instructions(
+        records,
+        chat_format,
         max_tokens=limit,
-        packing=config.packing,
-        dropout=config.dropout,
+        max_side_tokens=seen if two_sides else None,
+        on_invalid=config.on_invalid,
+        where=data.where,
     )
+    completions = {record.id: record.completion for record in records}
+    texts = [completions[row.id] for row in encoded.rows]
+    places: dict[str, Any] = {
+        "output": context.output / MODEL_FOLDER,
+        "chat_format": chat_format,
+        "dropout": config.dropout,
+    }
+    if two_sides:
+        result = train_seq2seq_sft(encoded.rows, texts, context, config, source=source.model_path, **places)
+    else:
+        packing = config.packing and not isinstance(config.peft, VirtualTokens)
+        result = train_sft(encoded.rows, texts, context, config, start=start, max_tokens=limit, packing=packing, **places)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     # Copied, not moved: a kill before the commit must find them in the work folder again.

@@ -1,4 +1,4 @@
-"""Llama models of a few thousand parameters with a byte-level tokenizer, written to a folder as a real model would be."""
+"""Llama and T5 models of a few thousand parameters with a byte-level tokenizer, written to a folder as a real model would be."""
 
 from __future__ import annotations
 
@@ -80,6 +80,43 @@ def tiny_reward_model(folder: Path, *, texts: Iterable[str] = (), seed: int = 0,
     tokenizer = tiny_tokenizer(texts)
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_llama_config(tokenizer, {"num_labels": 1, **changes}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_seq2seq_lm(
+    folder: Path, *, texts: Iterable[str] = (), seed: int = 0, chat_template: str | None = None, **changes: Any
+) -> Path:
+    """Write a random T5 with its tokenizer, which puts the end-of-sequence token behind a text as T5's does, to `folder`.
+
+    Args:
+        chat_template: T5 has none, and neither has this one unless given.
+        changes: override its T5Config.
+    """
+    import torch
+    from tokenizers import processors
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = tiny_tokenizer(texts)
+    end = str(tokenizer.eos_token)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    tokenizer.chat_template = chat_template
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(T5Config(**{**defaults, **changes}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from align.attempt import Attempt
 from align.config.sections import Optimization
@@ -14,6 +17,8 @@ from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.load import load_causal_lm
+from align.models.start import Start, load_start
+from align.models.virtual_tokens import without_virtual_tokens
 from align.store.artifact import Artifact
 from align.store.fingerprint import FileHashes
 from align.training.loop import TrainingHistory, resolve_precision
@@ -50,13 +55,13 @@ def train_dpo(
     attempt: Attempt,
     config: Optimization,
     *,
-    source: Path,
+    start: Start,
     reference: Reference,
     output: Path,
     chat_format: ChatFormat,
     objective: DpoObjective,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train a copy of the model in `source` against the reference, and save it to `output`.
+    """Train what `start` says against the reference, and save it to `output`.
 
     Raises:
         StageError: if the loss at step 0 is not that of equal models although policy and reference are the same, or training
@@ -67,15 +72,19 @@ def train_dpo(
     pad_token_id = chat_format.pad_token_id
     kept = None if reference.is_policy else _logps_of_another(reference, pairs, attempt, pad_token_id, precision)
     gc.collect()  # a model refers to itself; the reference's weights would stay until the collector happens to run
-    model = prepare_model(load_causal_lm(source, dtype="float32"))
+    torch.manual_seed(attempt.seed)  # a new adapter is drawn from it
+    model = prepare_model(load_start(start))
     collator = choose_collator(model, [TrainingPair(row) for row in pairs], attempt, pad_token_id=pad_token_id)
-    logps = kept or _logps(reference, pairs, attempt, lambda: (model, collator), precision)
+    # Of the policy before its first step: a new LoRA is nothing yet, and what is trained further is its own reference, so that
+    # no second copy is ever in memory. Only virtual tokens are something from the start.
+    with without_virtual_tokens(model) if start.moves_the_model else contextlib.nullcontext():
+        logps = kept or _logps(reference, pairs, attempt, lambda: (model, collator), precision, quantized=start.is_quantized)
     rows = [TrainingPair(row, _numbers(logps[row.id])) for row in pairs]
     trainer = pairwise_trainer(model, rows, attempt, config, objective, collator)
     first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
-    if reference.is_policy:
+    if reference.is_policy and not start.moves_the_model:
         _check_step_zero(first_loss, objective.loss_without_margin(), precision)
-    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, shown=SHOWN)
+    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, start, shown=SHOWN)
     return history, {"loss_at_step_0": first_loss, **metrics}
 
 
@@ -101,10 +110,12 @@ def _logps(
     attempt: Attempt,
     load: Callable[[], tuple[Any, PairCollator]],
     precision: str,
+    *,
+    quantized: bool = False,
 ) -> Mapping[str, ReferenceLogps]:
     """From the store, or computed with the model and the form of batches that `load` gives."""
     hashes = FileHashes(reference.store_root / "hashes.json")  # what the plan has read need not be read again
-    key = reference_key(reference.artifact, pairs, hashes, precision=precision)
+    key = reference_key(reference.artifact, pairs, hashes, precision=precision, quantized=quantized)
 
     def compute() -> list[ReferenceLogps]:
         model, collator = load()

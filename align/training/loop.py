@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
+from align.models.start import load_trained_state, trained_state
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 
 CHECKPOINTS_NAME = "checkpoints"
+TRAINED_NAME = "trained.safetensors"
+"""What a checkpoint of an adapter holds in place of the model."""
 # The share of all steps between two log lines: fifty points make a curve.
 LOGGING_RATIO = 0.02
 # Timings differ from run to run, and TRL counts tokens from zero again after an interruption; a curve must do neither.
@@ -86,6 +90,22 @@ class GuardedTraining:
                 hint="Lower learning_rate, raise warmup_ratio, set precision: float32, or look for odd rows in the data.",
             )
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Of an adapter, what is trained: the rest is in the base model's folder."""
+        model: Any = self.model  # type: ignore[attr-defined]
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+            return
+        folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_state(model), folder / TRAINED_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not (Path(resume_from_checkpoint) / TRAINED_NAME).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        load_trained_state(model or self.model, load_file(Path(resume_from_checkpoint) / TRAINED_NAME))  # type: ignore[attr-defined]
 
     def _send_telemetry(self) -> None:
         """TRL reports every trainer to its makers by default; nothing leaves the machine unless asked."""

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
-from align.models.load import load_causal_lm
+from align.models.start import Start, load_start
 from align.training.loop import TrainingHistory
 from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
 from align.training.pairwise.form import choose_collator
@@ -25,20 +27,21 @@ def train_orpo(
     attempt: Attempt,
     config: Optimization,
     *,
-    source: Path,
+    start: Start,
     output: Path,
     chat_format: ChatFormat,
     odds_ratio_weight: float,
     nll_tokens: NllTokens,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train a copy of the model in `source` and save it to `output`.
+    """Train what `start` says and save it to `output`.
 
     Raises:
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
-    model = prepare_model(load_causal_lm(source, dtype="float32"))
+    torch.manual_seed(attempt.seed)  # a new adapter is drawn from it
+    model = prepare_model(load_start(start))
     rows = [TrainingPair(row) for row in pairs]
     with_prompts = nll_tokens == "prompt_and_completion"
     collator = choose_collator(model, rows, attempt, pad_token_id=chat_format.pad_token_id, with_prompts=with_prompts)
     trainer = pairwise_trainer(model, rows, attempt, config, OrpoObjective(odds_ratio_weight), collator)
-    return train_and_save(trainer, attempt, config, chat_format, output, shown=SHOWN)
+    return train_and_save(trainer, attempt, config, chat_format, output, start, shown=SHOWN)

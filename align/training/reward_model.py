@@ -15,7 +15,7 @@ from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
-from align.models.load import load_reward_model
+from align.models.start import Start, load_start
 from align.records import Preference
 from align.training.loop import TrainingHistory
 from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
@@ -51,25 +51,25 @@ def train_reward_model(
     attempt: Attempt,
     config: Optimization,
     *,
-    source: Path,
+    start: Start,
     output: Path,
     chat_format: ChatFormat,
     center_coef: float,
     margins: Mapping[str, float] | None = None,
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train a reward model from the causal model in `source` and save it to `output`.
+    """Train a reward model from the causal model of `start` and save it to `output`.
 
     Args:
         margins: by how much a chosen score should be higher, by pair id; None: not at all.
     Raises:
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
-    torch.manual_seed(attempt.seed)  # the new score head is drawn from it
-    model = prepare_model(load_reward_model(source, new_head=True, pad_token_id=chat_format.pad_token_id))
+    torch.manual_seed(attempt.seed)  # the new score head is drawn from it, and a new adapter
+    model = prepare_model(load_start(start, task="SEQ_CLS", new_head=True, pad_token_id=chat_format.pad_token_id))
     rows = [TrainingPair(row, {} if margins is None else {"margin": margins[row.id]}) for row in pairs]
     collator = choose_collator(model, rows, attempt, pad_token_id=chat_format.pad_token_id)
     trainer = pairwise_trainer(model, rows, attempt, config, RewardObjective(center_coef), collator)
-    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, shown=("loss",))
+    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, start, shown=("loss",))
     return history, {"train_loss": metrics.pop("loss"), **metrics}
 
 

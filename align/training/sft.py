@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat, check_label_spans
 from align.models.dropout import set_dropout
-from align.models.load import load_causal_lm
-from align.models.save import save_model
+from align.models.start import Start, count_trained, load_start, save_trained
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 
@@ -37,19 +38,18 @@ def train_sft(
     attempt: Attempt,
     config: Optimization,
     *,
-    source: Path,
+    start: Start,
     output: Path,
     chat_format: ChatFormat,
     max_tokens: int,
     packing: bool,
     dropout: float,
 ) -> SftResult:
-    """Train a copy of the model in `source` and save it to `output`.
+    """Train what `start` says and save it to `output`.
 
     Args:
         encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
         completions: the text of each sample's completion, to check the labels against.
-        source: folder of the model to start from.
         output: folder for the trained model; every epoch's model goes to `attempt.work/epochs/epoch-N`.
         max_tokens: tokens of a packed row.
         dropout: of every layer that has one, while training.
@@ -63,12 +63,14 @@ def train_sft(
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
-    model = load_causal_lm(source, dtype="float32")
+    torch.manual_seed(attempt.seed)  # a new adapter is drawn from it
+    model = load_start(start)
     set_dropout(model, dropout)
     arguments = training_arguments(config, attempt, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
-    history = train(trainer, attempt, keep_epoch=lambda epoch: _keep_epoch(trainer, chat_format, attempt.work, epoch))
-    save_model(trainer.model, chat_format.tokenizer, output)
+    save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, start)  # noqa: E731
+    history = train(trainer, attempt, keep_epoch=lambda epoch: keep_epoch(save, attempt.work, epoch))
+    save(output)
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
@@ -77,6 +79,7 @@ def train_sft(
         "packed_rows": len(rows),
         "tokens": tokens,
         "row_fill": tokens / room,
+        "trained_parameters": count_trained(model),
         "precision": resolve_precision(config.precision),
     }
     return SftResult(history, metrics)
@@ -92,10 +95,11 @@ def _guard_labels(
     check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
 
 
-def _keep_epoch(trainer: Any, chat_format: ChatFormat, work: Path, epoch: int) -> None:
+def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
+    """Save the model as it is to `work/epochs/epoch-N`, whole or not at all."""
     folder = work / EPOCHS_NAME / f"epoch-{epoch}"
     temporary = folder.with_name(f".{folder.name}.tmp")
     for path in (temporary, folder):
         shutil.rmtree(path, ignore_errors=True)
-    save_model(trainer.model, chat_format.tokenizer, temporary)
+    save(temporary)
     os.replace(temporary, folder)

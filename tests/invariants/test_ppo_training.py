@@ -19,6 +19,7 @@ from align.data.template import ChatFormat
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
 from align.models.load import load_tokenizer
+from align.models.start import Start
 from align.records import Message, Prompt
 from align.scoring.scorers import ScorerSet
 from align.testing import tiny_causal_lm
@@ -64,7 +65,8 @@ class Training:
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
-        models = load_models(self.base, None, value_head="zero", device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
+        start = Start(self.base, None, self.base.parent, "ppo")
+        models = load_models(start, None, value_head="zero", device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
         sampler = RolloutSampler(
             prompts,

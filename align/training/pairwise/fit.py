@@ -12,7 +12,7 @@ from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
-from align.models.save import save_model
+from align.models.start import Start, count_trained, save_trained
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.pairwise.forward import add_pair_outputs
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -48,10 +48,11 @@ def train_and_save(
     config: Optimization,
     chat_format: ChatFormat,
     output: Path,
+    start: Start,
     *,
     shown: Sequence[str],
 ) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train to the end and save the model to `output`.
+    """Train to the end and save what was trained to `output`.
 
     Args:
         shown: names of the logged metrics whose last values go into the manifest.
@@ -59,9 +60,10 @@ def train_and_save(
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
     history = train(trainer, attempt)
-    save_model(trainer.model, chat_format.tokenizer, output)
+    save_trained(trainer.model, chat_format.tokenizer, output, start)
     facts = {
         "steps": trainer.state.global_step,
+        "trained_parameters": count_trained(trainer.model),
         "precision": resolve_precision(config.precision),
         "batch_form": trainer.data_collator.form,
     }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from align.attempt import Attempt
+from align.models.virtual_tokens import virtual_tokens_of
 from align.training.pairwise.forward import layout_of
 from align.training.pairwise.layout import PairCollator, TrainingPair
 
@@ -38,6 +39,8 @@ def choose_collator(
         "multiple_of": 1 if device.type == "cpu" else 8,
     }
     shared, padded = PairCollator(form="shared_prompt", **layout), PairCollator(form="padded", **layout)
+    if virtual_tokens_of(model) is not None:
+        return padded  # they stand in front of every row, and belong in front of every prompt
     problem = _difference(model, shared, padded, _sample(pairs))
     if problem is None:
         return shared

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.models.head import target_logps
+from align.models.head import last_hidden_states, target_logps
 from align.training.pairwise.layout import attention_of_pairs
 
 LAYOUT_NAMES = (
@@ -53,13 +53,15 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
     Returns:
         Language model: [sequences], float32, nats. Reward model: [2 * pairs], float32. Both carry the gradient.
     """
-    hidden = model.base_model(
+    score_head = getattr(model, "score", None)
+    hidden = last_hidden_states(
+        model,
         input_ids=layout["input_ids"],
         position_ids=layout["position_ids"],
         attention_mask=_attention_mask(model, layout),
-        use_cache=False,
-    ).last_hidden_state.flatten(0, 1)
-    if (score_head := getattr(model, "score", None)) is not None:
+        read_at=layout["sources" if score_head is None else "ends"],
+    ).flatten(0, 1)
+    if score_head is not None:
         scores: Tensor = score_head(hidden.index_select(0, layout["ends"]))
         return scores[:, 0].float()
     logps = target_logps(model, hidden.index_select(0, layout["sources"]), layout["targets"]).logps

@@ -72,7 +72,9 @@ def compute_reference_logps(
     return [found[index] for index in range(len(pairs))]
 
 
-def reference_key(artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str) -> str:
+def reference_key(
+    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, quantized: bool = False
+) -> str:
     """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
 
     The form of the batches follows from weights and tokens, so it is covered too.
@@ -81,12 +83,13 @@ def reference_key(artifact: Artifact, pairs: Sequence[EncodedPreference], hashes
         artifact: the reference.
         hashes: of files that are not in the artifact's manifest.
         precision: float32 or bfloat16.
+        quantized: whether the model's weights were packed into 4 bits when it was loaded.
     """
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode() + b"\n")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device}
+    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device, "quantized": quantized}
     return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
 
 
@@ -101,7 +104,7 @@ def _model_hashes(artifact: Artifact, hashes: FileHashes) -> dict[str, str]:
 
 
 def _decides(name: str) -> bool:
-    return name == "config.json" or ("/" not in name and name.endswith(".safetensors"))
+    return name in ("config.json", "base.json") or ("/" not in name and name.endswith(".safetensors"))
 
 
 def cached_reference_logps(

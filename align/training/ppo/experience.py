@@ -64,7 +64,8 @@ def make_experience(
     logps, entropy, reference_logps, values = (torch.zeros(offsets[-1], device=arithmetic.device) for _ in range(4))
     for batch in arithmetic.passes(episodes, range(len(episodes))):
         logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, arithmetic)
-        reference_logps[batch.tokens] = policy_logps(models.reference, batch, arithmetic)
+        with models.as_reference() as reference:
+            reference_logps[batch.tokens] = policy_logps(reference, batch, arithmetic)
         values[batch.tokens] = token_values(models.value, batch, arithmetic) - score_bias
     scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(arithmetic.device)
     logps_rows, mask = to_rows(logps, offsets)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from align.models.head import target_logps
-from align.models.load import load_causal_lm, load_reward_model
+from align.models.head import last_hidden_states, target_logps
+from align.models.lora import merged_weights
+from align.models.start import Start, load_start
 from align.training.ppo.layout import ROW_TOKENS, Episode, PackedEpisodes, pack_episodes
 
 
@@ -47,17 +48,43 @@ class Models:
 
     policy: Any
     reference: Any
+    """None where an adapter is trained: the reference is then the policy with the adapter that it started with."""
     value: Any
     """A reward model architecture: a backbone and a head of one number."""
+    started_with: Mapping[str, Tensor] = field(default_factory=dict)
+    """The adapter's parameters before the first step, by name."""
 
     def policy_weights(self) -> list[tuple[str, Tensor]]:
         """What an engine needs of the policy, by the names in its folder."""
+        if self.reference is None:
+            return list(merged_weights(self.policy))
         return [(name, parameter.detach()) for name, parameter in self.policy.named_parameters()]
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[Any]:
+        """The reference, for forward passes; the policy is as before once it is left."""
+        if self.reference is not None:
+            yield self.reference
+            return
+        trained = {name: value for name, value in self.policy.named_parameters() if name in self.started_with}
+        now = {name: value.data for name, value in trained.items()}
+        try:
+            for name, value in trained.items():
+                value.data = self.started_with[name]
+            yield self.policy
+        finally:
+            for name, value in trained.items():
+                value.data = now[name]
+
+
+def trainable(model: Any) -> list[Tensor]:
+    """The parameters that learn: all, or an adapter's."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def load_models(
-    policy: Path,
-    value: Path | None,
+    policy: Start,
+    value: Start | None,
     *,
     value_head: Literal["reward_model", "zero"],
     device: torch.device,
@@ -66,21 +93,26 @@ def load_models(
 ) -> Models:
     """Policy and reference from `policy`; the value model from the reward model in `value`, or from the policy where it is None.
 
+    Of an adapter there is one copy of the base model for policy and reference together, and one for the value model.
+
     Raises:
         RecipeError: if a folder cannot be used, or the value model does not give one number per token.
     """
     if value is None:
-        torch.manual_seed(seed)  # the new head is drawn from it before it becomes zero
-        value_model = load_reward_model(policy, new_head=True, pad_token_id=pad_token_id)
+        torch.manual_seed(seed)  # the new head is drawn from it before it becomes zero, and new adapters
+        value_model = load_start(policy, task="SEQ_CLS", new_head=True, pad_token_id=pad_token_id)
     else:
-        value_model = load_reward_model(value, new_head=False, pad_token_id=pad_token_id)
+        torch.manual_seed(seed)
+        value_model = load_start(value, task="SEQ_CLS", pad_token_id=pad_token_id)
     if value is None or value_head == "zero":
         torch.nn.init.zeros_(value_model.score.weight)
-    models = [load_causal_lm(policy), load_causal_lm(policy), value_model]
-    for model in models:
-        model.to(device).eval()
-    models[1].requires_grad_(False)
-    return Models(*models)
+    trained = load_start(policy).to(device).eval()
+    value_model.to(device).eval()
+    if policy.peft is not None:
+        started_with = {name: value.detach().clone() for name, value in trained.named_parameters() if value.requires_grad}
+        return Models(trained, None, value_model, started_with)
+    reference = load_start(policy).to(device).eval()
+    return Models(trained, reference.requires_grad_(False), value_model)
 
 
 def policy_logps(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> Tensor:
@@ -108,5 +140,5 @@ def token_values(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> T
 
 
 def _states(model: Any, batch: PackedEpisodes) -> Tensor:
-    hidden = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)[batch.sources]  # type: ignore[no-any-return]
+    hidden = last_hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, read_at=batch.sources)
+    return hidden.flatten(0, 1)[batch.sources]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align.models.start import load_trained_state, trained_state
 from align.store.atomic import write_json
 from align.training.ppo.models import Models
 from align.training.ppo.update import Optimizers
@@ -55,7 +56,7 @@ def save_state(
     if before is not None:
         save_file({str(number): parameter for number, parameter in enumerate(before)}, folder / BEFORE_NAME)
     for name, model, optimizer in _learners(models, optimizers):
-        save_file(_parameters(model), folder / f"{name}.safetensors")
+        save_file(trained_state(model), folder / f"{name}.safetensors")
         save_file(_moments(optimizer), folder / f"{name}-optimizer.safetensors")
     schedules = {"policy": optimizers.policy_schedule.state_dict(), "value": optimizers.value_schedule.state_dict()}
     write_json(folder / STATE_NAME, {"progression": asdict(progression), "schedules": schedules})
@@ -66,9 +67,7 @@ def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[Pr
     state = json.loads((folder / STATE_NAME).read_text())
     for name, model, optimizer in _learners(models, optimizers):
         kept = load_file(folder / f"{name}.safetensors")
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                parameter.copy_(kept[key])
+        load_trained_state(model, kept)
         _load_moments(optimizer, load_file(folder / f"{name}-optimizer.safetensors"))
     for schedule, optimizer, kept_schedule in (
         (optimizers.policy_schedule, optimizers.policy, state["schedules"]["policy"]),
@@ -86,10 +85,6 @@ def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[Pr
 
 def _learners(models: Models, optimizers: Optimizers) -> list[tuple[str, Any, torch.optim.Optimizer]]:
     return [("policy", models.policy, optimizers.policy), ("value", models.value, optimizers.value)]
-
-
-def _parameters(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

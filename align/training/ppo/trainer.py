@@ -18,11 +18,12 @@ from align.attempt import Attempt
 from align.config.ppo import Ppo
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
+from align.models.start import count_trained
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.ppo.experience import Experience, make_experience, mean_numbers
 from align.training.ppo.kl_controller import adapted_kl_coef
-from align.training.ppo.models import Arithmetic, Models
+from align.training.ppo.models import Arithmetic, Models, trainable
 from align.training.ppo.rollout import Rollout, RolloutSampler
 from align.training.ppo.state import Progression, load_state, save_state
 from align.training.ppo.update import Optimizers, Updater, num_mini_batches
@@ -49,12 +50,15 @@ class PpoTrainer:
         arithmetic: Arithmetic,
         *,
         num_rollouts: int,
+        engine_is_behind: bool = False,
     ) -> None:
         """
         Args:
             engine: runs the model that training starts from; it is closed at the end.
             num_rollouts: rollout batches to learn from.
+            engine_is_behind: whether the policy is not the model in the engine even before the first update (4 bits a weight).
         """
+        self._engine_is_behind = engine_is_behind
         self._models = models
         self._sampler = sampler
         self._engine = engine
@@ -102,7 +106,7 @@ class PpoTrainer:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
-        if state.rollouts > 0:
+        if state.rollouts > 0 or self._engine_is_behind:
             with self._timed("sync"):
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
@@ -129,7 +133,7 @@ class PpoTrainer:
         """Update the models; the numbers of the updates join those of the rollout batch."""
         state, config = self._state, self._config
         if config.kl_limit is not None:
-            self._before = [parameter.detach().clone() for parameter in self._models.policy.parameters()]
+            self._before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
         with self._timed("train"):
             rows = self._updater.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
         numbers.update(mean_numbers(rows))
@@ -166,7 +170,7 @@ class PpoTrainer:
                 hint="Raise kl_limit: so large a value at the start is the noise of the estimate.",
             )
         with torch.no_grad():
-            for parameter, before in zip(self._models.policy.parameters(), self._before, strict=True):
+            for parameter, before in zip(trainable(self._models.policy), self._before, strict=True):
                 parameter.copy_(before)
         self._attempt.progress.note(
             f"stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches: KL {kl:.3g} nats is above kl_limit "
@@ -188,6 +192,7 @@ class PpoTrainer:
             "kl_coef": state.kl_coef,
             "score_bias": state.score_bias,
             "nonfinite_scores": state.nonfinite,
+            "trained_parameters": count_trained(self._models.policy),
             "precision": self._arithmetic.precision,
             "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
             "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),

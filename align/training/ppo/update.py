@@ -16,7 +16,7 @@ from align.errors import StageError
 from align.losses.ppo import ppo_policy_loss, ppo_value_loss
 from align.training.ppo.experience import Experience
 from align.training.ppo.layout import Episode, PackedEpisodes
-from align.training.ppo.models import Arithmetic, Models, policy_logps, token_values
+from align.training.ppo.models import Arithmetic, Models, policy_logps, token_values, trainable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Optimizers:
 
         def adam(model: Any, learning_rate: float) -> torch.optim.Optimizer:
             return torch.optim.AdamW(
-                model.parameters(), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
+                trainable(model), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
             )
 
         def schedule(optimizer: torch.optim.Optimizer, updates: int) -> Any:
@@ -137,7 +137,7 @@ class Updater:
             learners["policy"] = (self.models.policy, optimizers.policy, optimizers.policy_schedule)
             numbers["lr"] = optimizers.policy_schedule.get_last_lr()[0]
         for name, (model, _, _) in learners.items():
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm))
+            norm = float(torch.nn.utils.clip_grad_norm_(trainable(model), self.config.max_grad_norm))
             if not math.isfinite(norm):
                 raise StageError(
                     f"The gradient norm of the {name} model is {norm}; this update was not made",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
+from align.pipeline.estimate.memory import Memory
+from align.pipeline.estimate.plan import StageEstimate
+from align.pipeline.estimate.stage import Estimate
 
 
 def test_run_passes_its_options_on(align: Any, pipeline: Any, folder: Path) -> None:
@@ -47,6 +51,47 @@ def test_plan_is_a_table(align: Any, pipeline: Any, folder: Path) -> None:
     assert "to run" in answer.out
     assert "beta: 0.1 → 0.3" in answer.out
     assert answer.err == ""
+
+
+def estimates() -> StageEstimate:
+    """Full fine-tuning of 6 GiB, LoRA of 2 GiB, on the fake machine with 4 GiB of memory and 9 GiB of disk."""
+    full = Memory(weights=1, gradients=2, optimizer=3, activations=4, other_models=5, process=6, peak=6 << 30)
+    sizes = (
+        Estimate("full", 124_000_000, full, disk_bytes=5 << 30, kept_bytes=1 << 30),
+        Estimate("lora", 2_400_000, replace(full, peak=2 << 30), disk_bytes=30 << 20, kept_bytes=10 << 20),
+    )
+    return StageEstimate("sft", "full", sizes, measured_bytes=None)
+
+
+def test_plan_says_of_every_training_stage_whether_it_fits(align: Any, pipeline: Any, folder: Path) -> None:
+    pipeline.estimates = (estimates(), StageEstimate("dpo", "qlora", (), measured_bytes=None))
+    lines = [" ".join(line.split()) for line in align("plan", ".").out.splitlines()]
+    assert "sft full 124 M 6.0 GiB 5.0 GiB does not fit (4.0 GiB)" in lines
+    assert "dpo qlora unknown unknown unknown unknown" in lines
+    assert "sft: full needs about 6.0 GiB of 4.0 GiB; lora needs 2.0 GiB" in lines
+    assert not any(line.startswith("lora") for line in lines)
+
+
+def test_plan_shows_every_method_when_asked(align: Any, pipeline: Any, folder: Path) -> None:
+    pipeline.estimates = (replace(estimates(), measured_bytes=5 << 30),)
+    lines = [" ".join(line.split()) for line in align("plan", ".", "--memory").out.splitlines()]
+    assert "sft full ← 124 M 6.0 GiB (was 5.0 GiB) 5.0 GiB does not fit (4.0 GiB)" in lines
+    assert "lora 2.4 M 2.0 GiB 30 MiB fits" in lines
+
+
+def test_a_plan_without_training_says_nothing_of_memory(align: Any, pipeline: Any, folder: Path) -> None:
+    assert "GiB" not in align("plan", ".", "--memory").out
+
+
+def test_the_plan_as_json_has_every_method(align: Any, pipeline: Any, folder: Path) -> None:
+    pipeline.estimates = (estimates(),)
+    memory = json.loads(align("plan", ".", "--json").out)["memory"]
+    assert memory["machine"]["free_bytes"] == 4 << 30
+    (stage,) = memory["stages"]
+    assert (stage["stage"], stage["method"]) == ("sft", "full")
+    assert [(m["method"], m["chosen"], m["fits"]) for m in stage["methods"]] == [("full", True, False), ("lora", False, True)]
+    assert stage["methods"][0]["memory_parts"]["optimizer"] == 3
+    assert stage["methods"][1] | {"memory_bytes": 2 << 30, "disk_bytes": 30 << 20, "kept_bytes": 10 << 20} == stage["methods"][1]
 
 
 def test_a_wrong_recipe_starts_nothing(align: Any, pipeline: Any, folder: Path) -> None:

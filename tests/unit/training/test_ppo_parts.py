@@ -18,6 +18,7 @@ from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.errors import RecipeError, StageError
 from align.models.load import load_causal_lm
+from align.models.start import Start
 from align.records import Candidate, Message, Prompt, ScoredCandidate
 from align.scoring.scorers import ScorerSet
 from align.testing import tiny_causal_lm, tiny_reward_model
@@ -41,6 +42,11 @@ NOT_SCORED = Candidate(
     finish_reason="stop",
     seed=0,
 )
+
+
+def start(folder: Path) -> Start:
+    """Every weight of the model in `folder` is trained."""
+    return Start(folder, None, folder.parent, "ppo")
 
 
 def arithmetic(micro_batch_tokens: int, temperature: float = 1.0) -> Arithmetic:
@@ -69,8 +75,8 @@ def test_rows_are_not_wider_than_asked_unless_one_sequence_is() -> None:
 def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path, temperature: float) -> None:
     policy = load_causal_lm(tiny_causal_lm(tmp_path / "policy", seed=3)).eval()
     models = load_models(
-        tmp_path / "policy",
-        tiny_reward_model(tmp_path / "value", seed=4),
+        start(tmp_path / "policy"),
+        start(tiny_reward_model(tmp_path / "value", seed=4)),
         value_head="reward_model",
         device=CPU,
         pad_token_id=0,
@@ -213,11 +219,13 @@ def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
     tiny_reward_model(tmp_path / "two", num_labels=2)
     with pytest.raises(RecipeError, match=r"two: score.weight is \[2, 32\] in the weights, but \[1, 32\] is needed"):
-        load_models(tmp_path / "policy", tmp_path / "two", value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
+        load_models(
+            start(tmp_path / "policy"), start(tmp_path / "two"), value_head="reward_model", device=CPU, pad_token_id=0, seed=0
+        )
 
 
 def test_a_value_model_without_a_reward_model_starts_at_zero(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
-    models = load_models(tmp_path / "policy", None, value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
+    models = load_models(start(tmp_path / "policy"), None, value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     assert token_values(models.value, batch, arithmetic(1000)).tolist() == [0.0] * 8

@@ -1,0 +1,137 @@
+"""`align chat`: talk to a model in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from align.cli.export import ModelArgument
+from align.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from align.engines.chat import Conversation
+
+PROMPT = "> "
+RESET, EXIT = "/reset", "/exit"
+SEED_BITS = 31
+EXIT_INTERRUPTED = 130
+
+
+def chat(
+    model: ModelArgument,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="NUMBER", min=0, help="Softmax temperature; 0 is greedy.")
+    ] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="INTEGER", min=1, help="An answer is cut here.")] = 512,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", metavar="INTEGER", min=0, help="Same seed and messages, same answers.  [default: drawn]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Talk to a model. /reset forgets what was said, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+
+    With a pipe as input every line is a message, and stdout has the answers alone.
+    """
+    from rich.console import Console
+
+    from align.export.source import open_source
+    from align.pipeline.worker import ENVIRONMENT
+
+    source = open_source(model)
+    source.require("language", "chat")
+    os.environ.update(ENVIRONMENT)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    try:
+        from align.engines.chat import Conversation
+
+        conversation = Conversation(
+            source.folder,
+            system=system,
+            temperature=temperature,
+            max_completion_tokens=max_tokens,
+            seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+        )
+        if sys.stdin.isatty():
+            _talk(conversation, source.name, notes)
+        else:
+            _answer_lines(conversation, notes)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _talk(conversation: Conversation, name: str, notes: Console) -> None:
+    """With a person: mistakes are said, and the conversation goes on."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (makes `input` edit and remember lines, and know how wide a Korean letter is)
+
+    notes.print(f"{name}. {RESET} forgets what was said, {EXIT} or Ctrl-D leaves, Ctrl-C stops an answer.", style="dim")
+    while True:
+        try:
+            text = input(PROMPT)
+        except EOFError:
+            notes.print()
+            return
+        except KeyboardInterrupt:
+            notes.print(f"\n({EXIT} or Ctrl-D leaves)", style="dim")
+            continue
+        if text.strip() == EXIT:
+            return
+        try:
+            _take(conversation, text, notes)
+        except DataError as error:
+            notes.print(error.render(), style="red")
+        except KeyboardInterrupt:
+            notes.print("\n(stopped)", style="dim")
+
+
+def _answer_lines(conversation: Conversation, notes: Console) -> None:
+    """Without a person: the first mistake ends it."""
+    for number, line in enumerate(sys.stdin, start=1):
+        text = line.rstrip("\r\n")
+        if text.strip() == EXIT:
+            return
+        try:
+            _take(conversation, text, notes)
+        except DataError as error:
+            raise DataError(f"stdin:{number}: {error.message}", hint=error.hint) from error
+
+
+def _take(conversation: Conversation, text: str, notes: Console) -> None:
+    """Obey a command, or answer a message on stdout as it is made."""
+    if text.strip() == RESET:
+        conversation.reset()
+        notes.print("(forgotten)", style="dim")
+        return
+    if not text.strip():
+        return
+    dropped, answer = conversation.ask(text)
+    if dropped:
+        turns = "turn was" if dropped == 1 else "turns were"
+        notes.print(f"(the conversation is longer than the model can see: the oldest {dropped} {turns} forgotten)", style="dim")
+    on_terminal = sys.stdout.isatty()
+    empty = True
+    with contextlib.closing(answer):  # also when stopped: what was said so far stays said
+        for piece in answer:
+            sys.stdout.write(_printable(piece) if on_terminal else piece)
+            sys.stdout.flush()
+            empty = False
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if empty:
+        notes.print("(the model ended its answer at once)", style="dim")
+
+
+def _printable(text: str) -> str:
+    """The text without control characters, with which a model could move the cursor or write to the terminal's clipboard."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

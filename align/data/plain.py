@@ -1,0 +1,75 @@
+"""Prompts as plain text, for encoder–decoder models that have no chat template, as T5 and its kin have none.
+
+The contents of the messages, joined by line ends, are the encoder's text; the completion is the decoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.config.architecture import is_encoder_decoder
+from align.data.template import ChatFormat, TemplateProblem, Tokenizer, difference
+from align.records import Message
+
+_PROBE = "Probe"
+
+
+class PlainFormat(ChatFormat):
+    """How an encoder–decoder model without a chat template is shown conversations.
+
+    Encoder: the messages' contents, one below the other, with the special tokens that the tokenizer itself puts around a text
+    (T5: the end-of-sequence token behind it). Decoder: the completion and the end-of-sequence token.
+
+    Args:
+        tokenizer, where: as for `ChatFormat`.
+    Raises:
+        RecipeError: if the tokenizer lacks an end-of-sequence or a padding token, or they are the same.
+    """
+
+    # T5's tokenizers have NFKC built in: full-width forms and the like come back as their plain counterparts.
+    unicode_form = "NFKC"
+
+    def completion_text(self, messages: Sequence[Message], completion: str) -> str:
+        """The completion and the end-of-sequence token.
+
+        Raises:
+            TemplateProblem: contains_eos; or not_representable, if the tokens do not give the completion back: the vocabularies
+                of T5 know no line end, no outer or double space and not every character.
+        """
+        text = super().completion_text(messages, completion)
+        ids = self.tokenize([text])[0]
+        found = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if not self.same_text(found, text):
+            raise TemplateProblem("not_representable", f"the tokenizer cannot write this completion: {difference(text, found)}")
+        return text
+
+    def _check_template(self) -> None:
+        """There is none; what the tokenizer puts around a text stands in for it."""
+        bare, whole = (self.tokenizer([_PROBE], add_special_tokens=add)["input_ids"][0] for add in (False, True))
+        start = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
+        decode = self.tokenizer.decode
+        self._before, self._behind = (
+            str(decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            for ids in (whole[:start], whole[start + len(bare) :])
+        )
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """The prompt's messages, and the completion behind them where the last message is the assistant's."""
+        prompt = messages if add_generation_prompt else messages[:-1]
+        contents = "\n".join(message.content for message in prompt)
+        if self.eos_token in contents:
+            raise TemplateProblem("contains_eos", f"the prompt contains the end-of-sequence token {self.eos_token!r}")
+        text = self._before + contents + self._behind
+        return text if add_generation_prompt else text + messages[-1].content + self.eos_token
+
+
+def format_of(folder: Path, tokenizer: Tokenizer, where: str) -> ChatFormat:
+    """How the model in `folder` is shown conversations: by its chat template, or an encoder–decoder model without one in plain.
+
+    Raises:
+        RecipeError: see `ChatFormat` and `PlainFormat`.
+    """
+    if not tokenizer.chat_template and is_encoder_decoder(folder):
+        return PlainFormat(tokenizer, where=where)
+    return ChatFormat(tokenizer, where=where)

@@ -1,0 +1,146 @@
+"""A conversation with a model in this process: turns, streamed text, and what to do when the context is full."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from align.data.template import ChatFormat, TemplateProblem
+from align.engines.open import resolve_dtype
+from align.engines.protocol import SamplingSettings
+from align.engines.transformers_engine import TransformersEngine
+from align.errors import DataError
+from align.models.folder import context_tokens
+from align.models.load import load_tokenizer
+from align.records import Message
+
+REPLACEMENT = "\ufffd"
+"""What a decoder writes for bytes that are no character, or not yet."""
+DECODE_AGAIN = 8
+"""Tokens before a new one that are decoded with it: a tokenizer may write a token otherwise at the beginning of a text."""
+
+
+class StreamingEngine(TransformersEngine):
+    """The transformers engine for one conversation: a token at a time."""
+
+    @torch.inference_mode()
+    def stream(self, prompt_token_ids: list[int], settings: SamplingSettings, generator: torch.Generator) -> Iterator[int]:
+        """Tokens as they are drawn, the stop token included; from the same generator's state, the same tokens."""
+        following = self._begin([prompt_token_ids])
+        drawn: list[int] | None = None
+        for _ in range(min(settings.max_completion_tokens, self._room([prompt_token_ids]))):
+            drawn, _ = self._draw(following(drawn), [generator], settings)
+            yield drawn[0]
+            if drawn[0] in settings.stop_token_ids:
+                return
+
+
+class TextStream:
+    """Text of tokens that come one by one. A character that is split over tokens is held back until it is whole."""
+
+    def __init__(self, chat_format: ChatFormat) -> None:
+        self._decode = chat_format.tokenizer.decode
+        self._token_ids: list[int] = []
+        self._start = 0
+        self._shown = 0  # tokens up to here have been given out
+
+    def add(self, token_id: int) -> str:
+        """The text that became certain with this token; often a whole word, sometimes nothing."""
+        self._token_ids.append(token_id)
+        new = self._text_after(self._shown)
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        self._shown = len(self._token_ids)
+        self._start = max(0, self._shown - DECODE_AGAIN)
+        return new
+
+    def finish(self) -> str:
+        """What was held back: a character that was never completed is shown as U+FFFD."""
+        return self._text_after(self._shown)
+
+    def _text_after(self, shown: int) -> str:
+        before, whole = self._text(self._token_ids[self._start : shown]), self._text(self._token_ids[self._start :])
+        return whole[len(before) :]
+
+    def _text(self, token_ids: list[int]) -> str:
+        return str(self._decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class Conversation:
+    """Turns of one conversation, of which the model is shown as many as fit.
+
+    Args:
+        model_folder: model or adapter with a chat template.
+        system: first message, which is never dropped.
+        seed: of every draw, over the whole conversation.
+    """
+
+    def __init__(
+        self, model_folder: Path, *, system: str | None, temperature: float, max_completion_tokens: int, seed: int
+    ) -> None:
+        self._format = ChatFormat(load_tokenizer(model_folder), where=str(model_folder))
+        self._context = context_tokens(model_folder)
+        self._engine = StreamingEngine(model_folder, dtype=resolve_dtype("auto"), max_model_tokens=self._context)
+        self._settings = SamplingSettings(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=None,
+            max_completion_tokens=max_completion_tokens,
+            num_candidates=1,
+            stop_token_ids=(self._format.eos_token_id,),
+        )
+        self._generator = torch.Generator().manual_seed(seed)
+        self._system = [] if system is None else [Message(role="system", content=system)]
+        self.turns: list[tuple[Message, Message]] = []
+        """Questions and answers so far, oldest first."""
+
+    def reset(self) -> None:
+        """Forget every turn."""
+        self.turns.clear()
+
+    def ask(self, text: str) -> tuple[int, Generator[str, None, None]]:
+        """The number of turns that had to be dropped, oldest first, and the answer's text, piece by piece.
+
+        The turn is kept when the iteration ends, also when it is left early, with what was said until then.
+
+        Raises:
+            DataError: if `text` alone does not fit, or the chat template refuses it.
+        """
+        question = Message(role="user", content=text)
+        # At least half of the context is for what is told; an answer that needs more than the rest is cut.
+        room = max(1, self._context - min(self._settings.max_completion_tokens, self._context // 2))
+        for dropped in range(len(self.turns) + 1):
+            ids = self._encode(self.turns[dropped:], question)
+            if len(ids) <= room:
+                del self.turns[:dropped]
+                return dropped, self._answer(question, ids)
+        raise DataError(
+            f"the message has {len(ids)} tokens with its template; of the {self._context} that the model sees, {room} are for "
+            "what it is told",
+            hint="Say it in fewer words, or give a smaller --max-tokens.",
+        )
+
+    def _encode(self, turns: Sequence[tuple[Message, Message]], question: Message) -> list[int]:
+        told = [message for turn in turns for message in turn]
+        try:
+            return self._format.encode_prompt([*self._system, *told, question])
+        except TemplateProblem as problem:
+            raise DataError(str(problem), hint="Go on with /reset, or without --system.") from problem
+
+    def _answer(self, question: Message, ids: list[int]) -> Generator[str, None, None]:
+        stream, said = TextStream(self._format), ""
+        try:
+            for token_id in self._engine.stream(ids, self._settings, self._generator):
+                piece = stream.add(token_id)
+                said += piece
+                if piece:
+                    yield piece
+            rest = stream.finish()
+            said += rest
+            if rest:
+                yield rest
+        finally:
+            if said:
+                self.turns.append((question, Message(role="assistant", content=said)))

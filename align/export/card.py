@@ -1,0 +1,231 @@
+"""README.md of an exported model: what it is, how it was made, what was measured, and what nobody knows about it.
+
+Everything in it is read from manifests; what they do not say, the card does not say.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+
+from align.export.check import MAX_COMPLETION_TOKENS, TIE_LOGITS, CheckReport
+from align.export.limits import limits_of
+from align.export.lineage import Comparison, Step
+from align.export.source import ModelSource
+from align.report.results import ModelResult
+from align.report.wording import estimate_text, mark_of, percent_text, score_decimals, verdicts
+from align.store.artifact import INPUT_STAGE
+
+CARD_NAME = "README.md"
+TEMPLATE_NAME = "card.md.jinja"
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{7,64})")
+"""How manifests write a model of the hub: its id and the commit."""
+NOT_SETTINGS = frozenset({"stage", "checkpoint_steps", "num_workers", "shard_prompts", "batch_tokens"})
+"""How the work was cut, which changes no byte of the result."""
+
+
+def render_card(
+    source: ModelSource,
+    steps: Sequence[Step],
+    comparisons: Sequence[Comparison],
+    *,
+    dtype: str,
+    checks: Sequence[CheckReport],
+) -> str:
+    """The card as Markdown with YAML front matter. The same arguments give the same text: it holds no time.
+
+    Args:
+        steps: what the model was made from, in order, itself last; empty for a model that align did not make.
+        comparisons: those that have the model.
+        checks: what was compared after export; empty when it was left out.
+    """
+    return _environment().get_template(TEMPLATE_NAME).render(
+        front_matter=_yaml(_front_matter(source, steps)),
+        title=source.name if source.run is None else f"{source.run.resolve().name}: {source.name}",
+        reward=source.purpose == "reward",
+        dtype=dtype,
+        steps=steps,
+        own=steps[-1] if steps else None,
+        parent=_parent(steps),
+        settings=[(step, _settings(step)) for step in steps if step.stage != INPUT_STAGE],
+        data=[step for step in steps if step.stage == INPUT_STAGE and step.kind != "model"],
+        comparisons=[_comparison_view(comparison) for comparison in comparisons],
+        metrics=_numbers(steps[-1].manifest.metrics) if steps and steps[-1].manifest else {},
+        checks=checks,
+        prompts_text=_prompts_text(checks),
+        tokens=MAX_COMPLETION_TOKENS,
+        tie=TIE_LOGITS,
+        limits=limits_of(source, steps, comparisons),
+    )  # fmt: skip
+
+
+def _prompts_text(checks: Sequence[CheckReport]) -> str:
+    """Where the prompts of the check came from."""
+    own = checks[0].own_prompts if checks else 0
+    if not own:
+        return "The prompts were short neutral ones in English and Korean."
+    rest = f", {checks[0].compared - own} were short neutral ones" if own < checks[0].compared else ""
+    return f"{own} prompts were the run's own{rest}."
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    environment.filters["place"] = _place
+    environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
+    return environment
+
+
+def _place(source: str | None) -> str:
+    """Where something came from, without the folders of the machine it was on: a card is for others."""
+    if source is None or not Path(source).is_absolute():
+        return source or "–"
+    return f"…/{Path(source).name}"
+
+
+def _front_matter(source: ModelSource, steps: Sequence[Step]) -> dict[str, Any]:
+    matter: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if source.purpose == "reward" else "text-generation",
+    }
+    bases = [match["id"] for step in steps if step.kind == "model" and (match := HUB_ID.fullmatch(step.source or ""))]
+    if bases:  # the hub takes nothing but its own ids here
+        matter["base_model"] = bases[0]
+        matter["base_model_relation"] = "finetune"
+    methods = dict.fromkeys(step.stage for step in _line_of_training(steps))
+    matter["tags"] = ["align", *(name.replace("_", "-") for name in methods)]
+    return matter
+
+
+def _line_of_training(steps: Sequence[Step]) -> list[Step]:
+    """The trainings in the line from the base to this model; not those of reward models that helped."""
+    by_fingerprint = {step.fingerprint: step for step in steps}
+    line: list[Step] = []
+    step = steps[-1] if steps else None
+    while step is not None and step.manifest is not None:
+        if "learning_rate" in step.manifest.config:
+            line.insert(0, step)
+        step = _model_input(step, by_fingerprint)
+    return line
+
+
+def _model_input(step: Step, by_fingerprint: Mapping[str, Step]) -> Step | None:
+    assert step.manifest is not None
+    name = step.manifest.config.get("model")
+    return by_fingerprint.get(step.manifest.inputs.get(str(name), ""))
+
+
+def _parent(steps: Sequence[Step]) -> Step | None:
+    """What the model's training started from."""
+    if not steps or steps[-1].manifest is None:
+        return None
+    return _model_input(steps[-1], {step.fingerprint: step for step in steps})
+
+
+def _settings(step: Step) -> str:
+    """The configuration of a stage as YAML, without what changes no byte; with its seed, drops and versions."""
+    if step.manifest is None:
+        return ""
+    manifest = step.manifest
+    config = {key: value for key, value in manifest.config.items() if key not in NOT_SETTINGS and key != "seed"}
+    shown: dict[str, Any] = {"stage": manifest.stage, **_without_nulls(config), "seed": manifest.seed}
+    if manifest.dropped:
+        shown["dropped_rows"] = manifest.dropped
+    return _yaml(shown)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.allow_unicode = True
+    writer.width = 4096
+    writer.sort_base_mapping_type_on_output = False
+    stream = io.StringIO()
+    writer.dump(dict(value), stream)
+    return stream.getvalue().rstrip("\n")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics of a stage that are single numbers or words."""
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    }
+
+
+def _comparison_view(comparison: Comparison) -> dict[str, Any]:
+    """The numbers of one comparison as texts."""
+    results, config = comparison.results, comparison.manifest.config
+    is_baseline = comparison.model == results.baseline
+    return {
+        "name": comparison.name,
+        "model": comparison.model,
+        "baseline": None if is_baseline else results.baseline,
+        "results": results,
+        "prompts_name": config["prompts"],
+        "prompts_fingerprint": comparison.manifest.inputs.get(config["prompts"], "unknown"),
+        "sampling": _sampling_text(config),
+        "scores": [_score_row(comparison, scorer) for scorer in results.scorers],
+        "behaviour": list(_behaviour_rows(comparison.row, None if is_baseline else comparison.baseline_row)),
+        "verdicts": verdicts(results),
+    }
+
+
+def _sampling_text(config: Mapping[str, Any]) -> str:
+    parts = [f"temperature {config['temperature']:g}"]
+    parts += [f"top_p {config['top_p']:g}"] if config["top_p"] < 1 else []
+    parts += [f"top_k {config['top_k']}"] if config["top_k"] else []
+    return ", ".join([*parts, f"at most {config['max_completion_tokens']} tokens"])
+
+
+def _score_row(comparison: Comparison, scorer: str) -> dict[str, str]:
+    decimals = score_decimals(comparison.results, scorer)
+    row = comparison.row
+    score, base = row.scores[scorer], comparison.baseline_row.scores[scorer]
+    kind = "reward model" if comparison.is_trained_scorer(scorer) else "rules"
+    return {
+        "name": f"`{scorer}` ({kind})",
+        "model": estimate_text(score, decimals),
+        "baseline": estimate_text(base, decimals),
+        "difference": "–"
+        if score.delta is None
+        else f"{estimate_text(score.delta, decimals, signed=True)} {mark_of(score.delta)}",
+        "win_rate": "–" if row.win_rate is None else percent_text(row.win_rate[scorer]),
+    }
+
+
+def _behaviour_rows(row: ModelResult, base: ModelResult | None) -> Iterable[tuple[str, str, str]]:
+    """(what, this model, baseline) of what is measured beside the scores."""
+
+    def both(what: str, text: Any) -> tuple[str, str, str]:
+        return what, text(row), "–" if base is None else text(base)
+
+    yield both("mean completion, tokens", lambda one: estimate_text(one.completion_tokens, 1))
+    yield both("completions that ended by themselves", lambda one: f"{100 * one.eos_share:.1f} %")
+    yield both("distinct word pairs", lambda one: "–" if one.distinct_2 is None else f"{one.distinct_2:.3f}")
+    if row.retention_perplexity is not None:
+        yield both(
+            "perplexity on retention text", lambda one: f"{one.retention_perplexity:.3f}" if one.retention_perplexity else "–"
+        )
+    if row.kl_to_baseline is not None:
+        yield "KL to the baseline, nats per completion", estimate_text(row.kl_to_baseline, 2), "–"

@@ -1,0 +1,310 @@
+"""Load what was exported as a stranger would, and compare it with its source.
+
+Both sides compute in float32 from the weights as they were written, so that a difference is one of weights, configuration,
+tokenizer or template, and not the rounding of half precision. What is left of rounding shows where two tokens are as good as
+equally likely: such a tie is counted and said.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import math
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.attempt import end_with_parent
+from align.data.template import ChatFormat, TemplateProblem
+from align.engines.open import open_engine
+from align.engines.protocol import GenerationRequest, SamplingSettings, TextEngine
+from align.errors import RecipeError, StageError
+from align.export.prompts import NEUTRAL_PROMPTS
+from align.models.folder import context_tokens
+from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.records import Message, Prompt
+from align.store.artifact import read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NUM_PROMPTS = 50
+MAX_COMPLETION_TOKENS = 32
+TIE_LOGITS = 1e-3
+"""Two tokens whose logits differ by less are as likely as each other to rounding."""
+SCORE_TOLERANCE = 1e-5
+ROWS_PER_BATCH = 25
+LOG_TAIL_LINES = 8
+_NO_CHECK = "`--no-check` exports without this check, and the card says so."
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What one check found; it found no difference, or it would have raised."""
+
+    where: str
+    """What loaded the exported folder, with its version."""
+    compared: int
+    """Prompts, or texts for a reward model."""
+    ties: int = 0
+    """Prompts on which the tokens differ after a tie of the two best."""
+    own_prompts: int = 0
+    """Prompts that were the run's own; the others are align's neutral ones."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """Prompts as token ids and their greedy continuations by the source."""
+
+    texts: list[str]
+    prompt_ids: list[list[int]]
+    tokens: list[list[int]]
+    end: int | None
+
+    @property
+    def max_model_tokens(self) -> int:
+        return max(map(len, self.prompt_ids)) + MAX_COMPLETION_TOKENS
+
+
+def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: Path | None, note: Note) -> list[CheckReport]:
+    """Compare greedy tokens on 50 prompts: source in align's transformers engine, export in transformers and vLLM.
+
+    Args:
+        source: model or adapter folder.
+        dtype: of the exported weights; the source's are rounded to it.
+        prompts: a file of rows, completed by neutral prompts up to 50; None: neutral prompts alone.
+    Raises:
+        StageError: at the first prompt whose tokens differ by more than a tie.
+    """
+    messages = _conversations(prompts)
+    own = len(messages)
+    messages = [*messages, *([Message(role="user", content=text)] for text in NEUTRAL_PROMPTS)][:NUM_PROMPTS]
+    texts = [conversation[-1].content for conversation in messages]
+    room = context_tokens(source) - MAX_COMPLETION_TOKENS
+    prompt_ids = [ids[-room:] for ids in _encode(load_tokenizer(source), messages, source)]
+    if prompt_ids != [ids[-room:] for ids in _encode(load_tokenizer(exported), messages, exported)]:
+        raise StageError("the exported tokenizer or chat template shows the prompts otherwise than the source's", hint=_NO_CHECK)
+    note("checking: the source answers")
+    answered = _answer_with_source(source, dtype, texts, prompt_ids)
+    note("checking: the exported model answers, in transformers")
+    found = [("transformers", *_answer_with_transformers(exported, answered))]
+    if importlib.util.find_spec("vllm") is not None:
+        note("checking: the exported model answers, in vLLM")
+        found.append(("vLLM", *_answer_with_vllm(exported, answered)))
+    return [
+        CheckReport(f"{name} {version}", len(texts), _count_ties(source, dtype, answered, tokens, name), own)
+        for name, version, tokens in found
+    ]
+
+
+def check_reward_model(source: Path, exported: Path, *, dtype: str, note: Note) -> CheckReport:
+    """Compare scores of 50 texts, one by one, with the exported model in plain transformers.
+
+    Raises:
+        StageError: at the first score that differs by more than 1e-5 (of scores above 1: of itself).
+    """
+    import transformers
+
+    note("checking: the exported model scores, in transformers")
+    # Every prompt with another's text as its completion: what is said does not matter here.
+    pairs = list(zip(NEUTRAL_PROMPTS, NEUTRAL_PROMPTS[1:] + NEUTRAL_PROMPTS[:1], strict=True))[:NUM_PROMPTS]
+    expected = _scores(load_reward_model(source, dtype=dtype), _encode_pairs(source, pairs))
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+        str(exported), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    found = _scores(loaded, _encode_pairs(exported, pairs))
+    for pair, first, second in zip(pairs, expected, found, strict=True):
+        if not abs(first - second) <= SCORE_TOLERANCE * max(1.0, abs(first)):
+            raise StageError(
+                f"the exported reward model scores otherwise than its source: {first:.7g} there, {second:.7g} here, on\n"
+                f"  {pair[0]!r} {pair[1]!r}",
+                hint=_NO_CHECK,
+            )
+    return CheckReport(f"transformers {transformers.__version__}", len(pairs))
+
+
+def _conversations(prompts: Path | None) -> list[list[Message]]:
+    if prompts is None:
+        return []
+    rows = read_rows(prompts, Prompt)
+    return [row.prompt for row, _ in zip(rows, range(NUM_PROMPTS), strict=False)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[list[Message]], where: Path) -> list[list[int]]:
+    """Prompts as the model is shown them; their last message alone where it has no usable chat template."""
+    try:
+        chat_format = ChatFormat(tokenizer, where=str(where))
+        return [chat_format.encode_prompt(conversation) for conversation in messages]
+    except (RecipeError, TemplateProblem):
+        texts = [conversation[-1].content for conversation in messages]
+        return [list(ids) for ids in tokenizer(texts, add_special_tokens=True)["input_ids"]]
+
+
+def _encode_pairs(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    chat_format = ChatFormat(load_tokenizer(folder), where=str(folder))
+    encoded = []
+    for prompt, completion in pairs:
+        messages = [Message(role="user", content=prompt)]
+        encoded.append(chat_format.encode_prompt(messages) + chat_format.encode_completion(messages, completion))
+    return encoded
+
+
+def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[float]:
+    import torch
+
+    model = model.float().eval()
+    with torch.inference_mode():
+        return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+
+
+def _answer_with_source(source: Path, dtype: str, texts: list[str], prompt_ids: list[list[int]]) -> _Answered:
+    end = load_tokenizer(source).eos_token_id
+    answered = _Answered(texts, prompt_ids, [], end)
+    engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
+    if dtype != "float32":
+        engine.update_weights(list(load_causal_lm(source, dtype=dtype).named_parameters()))
+    answered.tokens.extend(_greedy(engine, answered))
+    engine.close()
+    _give_memory_back()
+    return answered
+
+
+def _greedy(engine: TextEngine, answered: _Answered) -> list[list[int]]:
+    stops = () if answered.end is None else (answered.end,)
+    settings = SamplingSettings(
+        temperature=0.0,
+        top_p=1.0,
+        top_k=None,
+        max_completion_tokens=MAX_COMPLETION_TOKENS,
+        num_candidates=1,
+        stop_token_ids=stops,
+    )
+    requests = [GenerationRequest(prompt_token_ids=ids, seed=0) for ids in answered.prompt_ids]
+    return [candidates[0].token_ids for candidates in engine.generate(requests, settings)]
+
+
+def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str, list[list[int]]]:
+    """Greedy tokens by transformers alone, as anyone would load the folder."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(exported), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    ).to(device)
+    # Sampling defaults and penalties that the folder carries are not what is compared.
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=answered.end, pad_token_id=answered.end or 0
+    )
+    tokens: list[list[int]] = []
+    for start in range(0, len(answered.prompt_ids), ROWS_PER_BATCH):
+        rows = answered.prompt_ids[start : start + ROWS_PER_BATCH]
+        longest = max(map(len, rows))
+        input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        output = model.generate(input_ids=input_ids, attention_mask=mask)
+        tokens += [_until(row, answered.end) for row in output[:, longest:].tolist()]
+    del model
+    _give_memory_back()
+    return str(transformers.__version__), tokens
+
+
+def _until(tokens: list[int], end: int | None) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def _answer_with_vllm(exported: Path, answered: _Answered) -> tuple[str, list[list[int]]]:
+    """Greedy tokens by vLLM in a process of its own: it keeps memory and threads until its process ends."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile(prefix="align-export-vllm-") as log:
+        process = context.Process(target=_vllm_process, args=(sender, exported, answered, log.name), name="align-export-vllm")
+        process.start()
+        sender.close()
+        try:
+            reply = receiver.recv()
+        except EOFError:
+            reply = "its process ended"
+        finally:
+            process.kill()
+            process.join()
+        if isinstance(reply, str):
+            said = [line[:200] for line in log.read().decode(errors="replace").splitlines() if line.strip()][-LOG_TAIL_LINES:]
+            tail = "".join(f"\n  {line}" for line in said)
+            raise StageError(f"vLLM cannot load the exported model: {reply}. It said last:{tail}", hint=_NO_CHECK)
+    version, tokens = reply
+    return version, tokens
+
+
+def _vllm_process(connection: Connection, exported: Path, answered: _Answered, log: str) -> None:
+    """Send the version and the tokens, or what went wrong as a text."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        engine = open_engine("vllm", exported, dtype="float32", max_model_tokens=answered.max_model_tokens)
+        connection.send((engine.version, _greedy(engine, answered)))
+    except Exception as error:
+        connection.send(str(error).strip().partition("\n")[0] or type(error).__name__)
+    os._exit(0)  # vLLM may hang in its exit handlers
+
+
+def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list[int]], where: str) -> int:
+    """Prompts whose tokens differ at a tie.
+
+    Raises:
+        StageError: if tokens differ otherwise.
+    """
+    differing = [index for index, row in enumerate(tokens) if row != answered.tokens[index]]
+    if not differing:
+        return 0
+    model = load_causal_lm(source, dtype=dtype).float()
+    for index in differing:
+        expected, found = answered.tokens[index], tokens[index]
+        place = _first_difference(expected, found)
+        pair = (expected[place : place + 1], found[place : place + 1])
+        gap = _gap(model, answered.prompt_ids[index] + expected[:place], pair[0][0], pair[1][0]) if all(pair) else math.inf
+        if gap > TIE_LOGITS:
+            raise StageError(
+                f"the exported model does not answer as its source: {len(differing)} of {len(tokens)} prompts differ in {where}\n"
+                f"  first: {answered.texts[index]!r}, at token {place}, the logits of the two tokens being {gap:.3g} apart\n"
+                f"  source:   {expected}\n  exported: {found}",
+                hint=_NO_CHECK,
+            )
+    return len(differing)
+
+
+def _first_difference(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _gap(model: PreTrainedModel, ids: list[int], first: int, second: int) -> float:
+    """How far the source's logits of two next tokens are apart."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return abs(float(logits[first] - logits[second]))
+
+
+def _give_memory_back() -> None:
+    """vLLM asks for most of a GPU, which must not be kept by what is no longer used."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

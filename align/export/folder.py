@@ -1,0 +1,235 @@
+"""Write a model as a Hugging Face folder: whole weights, tokenizer, template, generation settings and a card.
+
+<parent>/.<name>.<random>.export     being written, locked by its writer
+<parent>/<name>                      appears whole, after the check, by one rename
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.config.sections import Sampling
+from align.errors import EnvironmentProblem, RecipeError
+from align.export.card import CARD_NAME, render_card
+from align.export.check import CheckReport, check_language_model, check_reward_model
+from align.export.lineage import Comparison, comparisons_with, prompts_of, trace
+from align.export.source import ModelSource
+from align.models.folder import CONFIG_NAME, TOKENIZER_CONFIG_NAME
+from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.save import save_model
+from align.store.atomic import fsync_folder, sync_tree, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ExportDtype = Literal["float32", "bfloat16"]
+GENERATION_CONFIG_NAME = "generation_config.json"
+STAGING_SUFFIX = ".export"
+MACHINE_KEYS = ("is_local", "local_files_only")
+"""What transformers writes into tokenizer_config.json about how it was loaded here, which is no property of the tokenizer."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and what the check found."""
+
+    folder: Path
+    dtype: str
+    weights_bytes: int
+    checks: list[CheckReport]
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [check.to_json() for check in self.checks]
+        return {"folder": str(self.folder), "dtype": self.dtype, "weights_bytes": self.weights_bytes, "checks": checks}
+
+
+def export_model(
+    source: ModelSource,
+    target: Path,
+    *,
+    dtype: ExportDtype | None = None,
+    check: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> ExportResult:
+    """Export a model to `target`, which appears only when it is whole and, unless told not to, checked.
+
+    Args:
+        target: a folder that does not exist or is empty.
+        dtype: of the weights; default: the model's own.
+        check: load what was written and compare its answers (a reward model: its scores) with the source's.
+        note: told what is going on.
+    Raises:
+        RecipeError: if `target` is not free, or the source cannot be exported.
+        StageError: if the check finds a difference; nothing is left at `target`.
+        EnvironmentProblem: if there is no room.
+    """
+    _refuse_target(source, target)
+    source.require_mergeable("export")
+    steps = [] if source.artifact is None else trace(source.artifact)
+    comparisons = comparisons_with(source)
+    with _staging(target) as folder:
+        note("writing the weights")
+        written = write_model(source, folder, dtype=dtype, sampling=_measured_sampling(comparisons))
+        checks: list[CheckReport] = []
+        if check and source.purpose == "reward":
+            checks = [check_reward_model(source.folder, folder, dtype=written, note=note)]
+        elif check:
+            prompts = prompts_of(source, steps, comparisons)
+            checks = check_language_model(source.folder, folder, dtype=written, prompts=prompts, note=note)
+        card = render_card(source, steps, comparisons, dtype=written, checks=checks)
+        write_bytes(folder / CARD_NAME, card.encode("utf-8", errors="replace"))
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        _publish(folder, target)
+    return ExportResult(target, written, weights, checks)
+
+
+def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None = None, sampling: Sampling | None = None) -> str:
+    """Write the model, an adapter merged into its base, to `folder`, without check and card.
+
+    Args:
+        folder: exists already.
+        dtype: as for `export_model`.
+        sampling: settings for generation_config.json; default: the model's own, and align's where it has none.
+    Returns:
+        The name of the dtype that was written.
+    """
+    chosen = dtype or stored_dtype(source.folder)
+    load = load_reward_model if source.purpose == "reward" else load_causal_lm
+    model = load(source.folder, dtype=chosen)
+    tokenizer = load_tokenizer(source.folder)
+    _check_room(model, folder)
+    model.config.use_cache = True  # training switches it off
+    try:
+        save_model(model, tokenizer, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(folder) from error
+        raise
+    for weights in folder.glob("*.safetensors"):  # safetensors keeps them to this user
+        weights.chmod((folder / CONFIG_NAME).stat().st_mode)
+    _remove_machine_keys(folder / TOKENIZER_CONFIG_NAME)
+    if source.purpose == "language":
+        _write_generation_config(folder, tokenizer, sampling)
+    return chosen
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype that config.json names (of an adapter: its base's); float32 where it names none."""
+    config = json.loads((folder / CONFIG_NAME).read_bytes())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return str(name).removeprefix("torch.")
+
+
+def _refuse_target(source: ModelSource, target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RecipeError(f"--to {target}: exists and is not an empty folder", hint="Give a folder that does not exist yet.")
+    place = target.resolve()
+    own = source.folder if source.artifact is None else source.artifact.path
+    if place.is_relative_to(own.resolve()):
+        raise RecipeError(f"--to {target}: inside the model that is exported", hint="Give a folder elsewhere.")
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder beside the target, gone after the block unless it was renamed; those of killed exports are removed."""
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f".{target.name}.*{STAGING_SUFFIX}"):
+            if _is_abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = parent / f".{target.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}"
+        folder.mkdir()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{parent}: cannot be written ({error.strerror})", hint="Choose another place with --to."
+        ) from error
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the operating system frees it when this process dies, however it dies
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    sync_tree(folder)
+    try:
+        os.rename(folder, target)  # an empty folder is replaced, anything else is refused
+    except OSError as error:
+        raise RecipeError(
+            f"--to {target}: something else was written there meanwhile ({error.strerror})", hint="Export to another folder."
+        ) from error
+    fsync_folder(target.absolute().parent)
+
+
+def _check_room(model: PreTrainedModel, folder: Path) -> None:
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    if needed > shutil.disk_usage(folder).free:
+        raise _disk_full(folder, f"; the weights take {needed / 2**30:.1f} GiB")
+
+
+def _disk_full(folder: Path, detail: str = "") -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{folder.parent}: not enough room on the disk{detail}", hint="Free some space, or choose another place with --to."
+    )
+
+
+def _remove_machine_keys(path: Path) -> None:
+    if path.exists():
+        content = json.loads(path.read_bytes())
+        write_json(path, {key: value for key, value in content.items() if key not in MACHINE_KEYS})
+
+
+def _measured_sampling(comparisons: list[Comparison]) -> Sampling | None:
+    """How completions were sampled in the comparison, so that what is used is what was measured."""
+    if not comparisons:
+        return None
+    config = comparisons[-1].manifest.config
+    return Sampling(temperature=config["temperature"], top_p=config["top_p"], top_k=config["top_k"])
+
+
+def _write_generation_config(folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
+    """End-of-sequence and padding ids, and how to sample unless told otherwise. No limit of length: vLLM would enforce it."""
+    path = folder / GENERATION_CONFIG_NAME
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    named = content.get("eos_token_id")
+    more = named if isinstance(named, list) else [named]
+    ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *more]) if token is not None]
+    if ends:
+        content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if tokenizer.pad_token_id is not None:
+        content["pad_token_id"] = tokenizer.pad_token_id
+    if sampling is not None or "temperature" not in content:
+        content.update(_sampling_fields(sampling or Sampling()))
+    write_json(path, content)
+
+
+def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    # 0 is "all" to transformers, whose own default is 50, and to vLLM.
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
+    return {"do_sample": True, **settings}

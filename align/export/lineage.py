@@ -1,0 +1,159 @@
+"""What a model was made from, and the comparisons it was measured in: read from manifests, by fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.export.source import STAGES_NAME, ModelSource
+from align.report.results import ModelResult, Results
+from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Entry, Manifest
+
+RESULTS_NAME = "results.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing the model was made from, or the model itself."""
+
+    name: str
+    """What the recipe calls it."""
+    fingerprint: str
+    manifest: Manifest | None
+    """None where it is not in the store: models that came from outside, and what was removed since."""
+    source: str | None
+    """Where it came from, if from outside."""
+    path: Path | None = None
+    """Its entry in the store."""
+
+    @property
+    def stage(self) -> str:
+        """Type of the stage, or `input`."""
+        return INPUT_STAGE if self.manifest is None else self.manifest.stage
+
+    @property
+    def kind(self) -> str:
+        """Kind of the artifact. Of what came from outside, models alone have no entry in the store."""
+        if self.manifest is not None:
+            return self.manifest.kind
+        return "model" if self.source is not None else "no longer in the store"
+
+    @property
+    def rows(self) -> int | None:
+        return None if self.manifest is None else self.manifest.rows_out
+
+    @property
+    def rows_sha256(self) -> str | None:
+        """sha256 of the rows of data."""
+        entry = None if self.manifest is None else self.manifest.files.get(ROWS_NAME)
+        return None if entry is None else entry.sha256
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that has the model, and what the model is called in it."""
+
+    name: str
+    """Name of the stage."""
+    manifest: Manifest
+    results: Results
+    model: str
+
+    @property
+    def row(self) -> ModelResult:
+        """The model's own numbers."""
+        row = self.results.models.get(self.model)
+        if row is not None:
+            return row
+        return next(one for method in self.results.models.values() for name, one in _replicates(method) if name == self.model)
+
+    @property
+    def baseline_row(self) -> ModelResult:
+        return self.results.models[self.results.baseline]
+
+    def is_trained_scorer(self, scorer: str) -> bool:
+        """Whether the scorer is a reward model rather than a set of rules."""
+        return isinstance(self.manifest.config["scorers"][scorer], str)
+
+    def scorer_fingerprint(self, scorer: str) -> str | None:
+        """Fingerprint of a scorer that is a reward model."""
+        return self.manifest.inputs.get(self.manifest.config["scorers"][scorer]) if self.is_trained_scorer(scorer) else None
+
+
+def trace(artifact: Artifact) -> list[Step]:
+    """Everything the artifact was made from, what was needed first before what used it; the artifact itself is last."""
+    entries = _entries_by_fingerprint(artifact.path.parent)
+    steps: dict[str, Step] = {}
+
+    def visit(name: str, fingerprint: str, manifest: Manifest | None, source: str | None, path: Path | None) -> None:
+        if fingerprint in steps:
+            return
+        for input_name, digest in () if manifest is None else manifest.inputs.items():
+            entry = entries.get(digest)
+            found = None if entry is None else entry.read_manifest()
+            outside = None if manifest is None else manifest.input_sources.get(input_name)
+            visit(input_name, digest, found, outside, entry.path if entry and found else None)
+        steps[fingerprint] = Step(name, fingerprint, manifest, source, path)
+
+    visit(artifact.name, artifact.fingerprint, artifact.manifest, artifact.manifest.source, artifact.path)
+    return list(steps.values())
+
+
+def comparisons_with(source: ModelSource) -> list[Comparison]:
+    """The comparisons of the model's run whose models have its fingerprint."""
+    if source.artifact is None or source.run is None:
+        return []
+    found = []
+    for entry in _entries_of_run(source.run):
+        manifest = entry.read_manifest()
+        if manifest is None or manifest.kind != "comparison":
+            continue
+        named = [name for name in manifest.config.get("models", ()) if manifest.inputs.get(name) == source.artifact.fingerprint]
+        results = _read_results(entry.path / RESULTS_NAME)
+        if named and results is not None and named[0] in _rows_of(results):
+            found.append(Comparison(entry.path.name, manifest, results, named[0]))
+    return found
+
+
+def prompts_of(source: ModelSource, steps: list[Step], comparisons: list[Comparison]) -> Path | None:
+    """Rows of the prompts that the model was compared or trained on, the former first; None where there are none."""
+    if source.artifact is None:
+        return None
+    entries = _entries_by_fingerprint(source.artifact.path.parent)
+    compared = [entries.get(one.manifest.inputs.get(one.manifest.config["prompts"], "")) for one in comparisons]
+    used = [Entry(step.path) for step in steps if step.kind == "prompts" and step.path is not None]
+    for entry in [*compared, *used]:
+        if entry is not None and (entry.path / ROWS_NAME).exists():
+            return entry.path / ROWS_NAME
+    return None
+
+
+def _entries_by_fingerprint(store_root: Path) -> dict[str, Entry]:
+    paths = [path for path in sorted(store_root.iterdir()) if path.is_dir() and not path.name.startswith("quarantine-")]
+    return {path.name.rpartition("-")[2]: Entry(path) for path in paths}
+
+
+def _entries_of_run(run: Path) -> Iterator[Entry]:
+    folder = run / STAGES_NAME
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        yield Entry(path)
+
+
+def _read_results(path: Path) -> Results | None:
+    """The results, or None where another version of align wrote them in another form."""
+    try:
+        value: Any = json.loads(path.read_bytes())
+        return Results.from_json(value)
+    except (OSError, ValueError):
+        return None
+
+
+def _replicates(row: ModelResult) -> list[tuple[str, ModelResult]]:
+    return list((row.replicates or {}).items())
+
+
+def _rows_of(results: Results) -> set[str]:
+    return {*results.models, *(name for row in results.models.values() for name, _ in _replicates(row))}

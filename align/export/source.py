@@ -1,0 +1,147 @@
+"""The model that a command is given: a finished stage's folder, or any model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from align.config.architecture import encoder_decoder_architecture
+from align.config.explain import unknown
+from align.errors import EnvironmentProblem, RecipeError
+from align.models.adapter import read_adapter
+from align.models.folder import CONFIG_NAME, is_adapter
+from align.store.artifact import MANIFEST_NAME, MODEL_FOLDER, Artifact, Entry
+from align.store.fingerprint import FileHashes
+
+STAGES_NAME = "stages"
+KINDS: dict[str, Literal["language", "reward"]] = {
+    "model": "language",
+    "adapter": "language",
+    "reward_model": "reward",
+    "reward_adapter": "reward",
+}
+"""What a model is for, by the kind of its artifact."""
+_GIVE = "Give the folder of a finished stage, runs/<recipe>/stages/<stage>, or a model's own folder with config.json."
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to be exported, served or talked to."""
+
+    name: str
+    """What its recipe calls it, else the folder's name."""
+    folder: Path
+    """Configuration, weights (or an adapter's) and tokenizer."""
+    purpose: Literal["language", "reward"]
+    artifact: Artifact | None
+    """The stage's result, if align made it."""
+    run: Path | None
+    """The run it is part of, where that is known."""
+
+    def require(self, purpose: Literal["language", "reward"], why: str) -> None:
+        """Refuse a model for something else; `why` is what was to be done with it."""
+        if self.purpose != purpose:
+            raise RecipeError(
+                f"{self.folder}: a {self.purpose} model; to {why}, a {purpose} model is needed",
+                hint="A reward model gives a score and no text. Give the model that was trained with its help.",
+            )
+
+    def require_mergeable(self, why: str) -> None:
+        """Refuse adapters that cannot become weights, and those whose base is gone; `why` is what was to be done."""
+        if not is_adapter(self.folder):
+            return
+        adapter = read_adapter(self.folder)
+        if not adapter.can_merge:
+            raise RecipeError(
+                f"{self.folder}: {adapter.peft.method} puts trained vectors in front of the prompt; they cannot be merged into "
+                f"the weights, which is needed to {why}",
+                hint="`align chat` and the stages use such an adapter as it is.",
+            )
+
+
+def open_source(given: Path) -> ModelSource:
+    """Find out what `given` is, from its files alone; nothing is loaded.
+
+    Args:
+        given: a stage's folder (or the link to it in a run), the `model` folder in it, or a model folder from elsewhere.
+    Raises:
+        RecipeError: if there is no such folder, or it holds no model, or an encoder-decoder model.
+        EnvironmentProblem: if the stage's result is damaged.
+    """
+    if not given.is_dir():
+        raise RecipeError(f"{given}: {_not_a_folder(given)}", hint=_GIVE)
+    entry_path = given.parent if given.name == MODEL_FOLDER and (given.parent / MANIFEST_NAME).exists() else given
+    if (entry_path / MANIFEST_NAME).exists():
+        source = _from_artifact(entry_path)
+    elif (given / CONFIG_NAME).exists():
+        source = _from_folder(given)
+    else:
+        raise RecipeError(f"{given}: {_not_a_model(given)}", hint=_GIVE)
+    if architecture := encoder_decoder_architecture(source.folder):
+        raise RecipeError(
+            f"{source.folder}: an encoder–decoder model ({architecture}); export, serve and chat are for decoder-only ones",
+            hint="The folder is a whole Hugging Face model already: AutoModelForSeq2SeqLM loads it.",
+        )
+    return source
+
+
+def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
+    """The runs that link to an entry of a store, and what each calls it."""
+    root = entry_path.resolve().parent.parent
+    found = []
+    for link in sorted([*root.glob(f"{STAGES_NAME}/*"), *root.glob(f"*/{STAGES_NAME}/*")]):
+        if link.is_symlink() and link.resolve() == entry_path.resolve():
+            found.append((link.parent.parent, link.name))
+    return found
+
+
+def _from_artifact(entry_path: Path) -> ModelSource:
+    entry = Entry(entry_path.resolve())
+    manifest = entry.read_manifest()
+    state, problem = entry.check(FileHashes(entry.path.parent / "hashes.json"))
+    if manifest is None or state != "done":
+        raise EnvironmentProblem(
+            f"{entry_path}: {problem or 'is not finished'}",
+            hint="Run the recipe that makes it again; it repairs what is damaged.",
+        )
+    if manifest.kind not in KINDS:
+        raise RecipeError(f"{entry_path}: holds {manifest.kind}, not a model", hint=_GIVE)
+    known_as = runs_of(entry.path)
+    here = entry_path.absolute()
+    linked = [(here.parent.parent, here.name)] if here.parent.name == STAGES_NAME else known_as[:1]
+    run, name = linked[0] if linked else (None, manifest.stage)
+    artifact = Artifact(name, entry.path, manifest)
+    return ModelSource(name, artifact.model_path, KINDS[manifest.kind], artifact, run)
+
+
+def _from_folder(folder: Path) -> ModelSource:
+    architectures = _read_object(folder / CONFIG_NAME).get("architectures") or []
+    is_reward = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    return ModelSource(folder.resolve().name, folder, "reward" if is_reward else "language", None, None)
+
+
+def _not_a_folder(given: Path) -> str:
+    if given.exists():
+        return "is a file, not a folder"
+    if given.parent.name == STAGES_NAME and given.parent.is_dir():
+        return unknown(given.name, sorted(path.name for path in given.parent.iterdir()), what="stage")
+    return "there is no such folder"
+
+
+def _not_a_model(given: Path) -> str:
+    stages = given / STAGES_NAME
+    if not stages.is_dir():
+        return "holds no model"
+    entries = [Entry(path) for path in sorted(stages.iterdir())]
+    models = [e.path.name for e in entries if (manifest := e.read_manifest()) is not None and manifest.kind in KINDS]
+    return f"is a run; its models are in {STAGES_NAME}/: {', '.join(models) or 'none yet'}"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(f"{path}: cannot be read as JSON ({error})", hint="Get the model again.") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,230 @@
+"""LoRA layers: put into a loaded model, written, read and merged.
+
+y = W x + (alpha / rank) B A x (Hu et al. 2021, equation 3); B starts at zero, so that the model starts as it was. In QLoRA, W is
+kept in NF4 with double quantisation (Dettmers et al. 2023) and multiplied as what it dequantises to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.config.explain import listing, nearest
+from align.config.peft import Lora
+from align.errors import EnvironmentProblem, RecipeError
+from align.models.dropout import set_dropout
+
+ADAPTER = "default"
+PREFIX = "base_model.model."
+"""PEFT's, before every name in an adapter's file."""
+HEADS = ("lm_head", "score", "embed_out")
+
+
+def require_bitsandbytes(where: str) -> None:
+    """Raises EnvironmentProblem where qlora is asked for and bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentProblem(
+            f"{where}: qlora needs bitsandbytes, which is not installed in this environment",
+            hint="pip install 'align[qlora]', or use method: lora.",
+        )
+
+
+def quantization_config() -> Any:
+    """NF4 with double quantisation, as transformers is told; the head stays as it is."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=list(HEADS),
+    )
+
+
+def keep_plain_format(model: nn.Module) -> None:
+    """Let quantised layers stay as they were packed.
+
+    Out of training, bitsandbytes packs them anew for CPUs that multiply in bfloat16, for good: with rounded scales, and without a
+    gradient. The model would not be what is merged later, and in PPO it could not learn.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def quantized(weight: Tensor) -> Tensor:
+    """What a weight is after a way through NF4, as training with qlora sees it."""
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=True)
+    restored: Tensor = functional.dequantize_4bit(packed, state)
+    return restored.to(weight.dtype)
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Every layer by its name that LoRA can be added to: linear ones, without the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name.rpartition(".")[2] not in HEADS
+    }
+
+
+def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None:
+    """Add fresh layers in place and freeze everything else. A is drawn from torch's global generator, B is zero.
+
+    Args:
+        task: PEFT's name of what the model does: CAUSAL_LM or SEQ_CLS.
+        where: what to name in a refusal.
+    Raises:
+        RecipeError: if a target does not exist in the model, or the rank is larger than a layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    chosen = _chosen_layers(model, settings, where)
+    # A quantised weight has another shape than its layer.
+    name, smallest = min(((name, min(_sizes(layer))) for name, layer in chosen.items()), key=lambda item: item[1])
+    if settings.rank > smallest:
+        raise RecipeError(
+            f"{where}: peft rank {settings.rank} is larger than the layer {name}, whose smaller side is {smallest}",
+            hint=f"Give a rank of at most {smallest}, or choose other target_modules.",
+        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.scaling * settings.rank,  # type: ignore[arg-type]
+        lora_dropout=0.5,  # only so that there is a layer, for `set_dropout` to set
+        target_modules=sorted(
+            {name.rpartition(".")[2] for name in chosen} if settings.target_modules == "all_linear" else settings.target_modules
+        ),
+        fan_in_fan_out=any(not isinstance(layer, nn.Linear) for layer in chosen.values()),
+        bias="none",
+        task_type=task,
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    config.lora_dropout = 0.0
+    set_dropout(model, 0.0)
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]  # transformers trains a quantised model only with this
+
+
+def _chosen_layers(model: nn.Module, settings: Lora, where: str) -> dict[str, Any]:
+    layers = linear_layers(model)
+    if settings.target_modules == "all_linear":
+        return layers
+    ends = sorted({name.rpartition(".")[2] for name in layers})
+    for target in settings.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            near = nearest(target, ends)
+            advice = f"Did you mean {near!r}? " if near else ""
+            raise RecipeError(
+                f"{where}: peft target_modules: the model has no linear layer {target!r}",
+                hint=f"{advice}It has: {listing(ends)}.",
+            )
+    targets = settings.target_modules
+    return {name: layer for name, layer in layers.items() if any(name == t or name.endswith(f".{t}") for t in targets)}
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    return (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)  # type: ignore[return-value]
+
+
+def lora_state(model: Any) -> dict[str, Tensor]:
+    """The adapter's tensors by PEFT's names, with a score head where there is one."""
+    state = {
+        f"{PREFIX}{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name or name.endswith("score.weight")
+    }
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put an adapter's tensors into a model that has fresh layers of the same shape.
+
+    Raises:
+        EnvironmentProblem: if a tensor has no place, or a place no tensor; a score head may be missing, which is then new.
+    """
+    own = dict(model.named_parameters())
+    places = {_place(name): tensor for name, tensor in state.items()}
+    wanted = {name for name in own if ".lora_" in name}
+    if (unknown := places.keys() - own.keys()) or (wanted := wanted - places.keys()):
+        name = min(unknown or wanted)
+        raise EnvironmentProblem(
+            f"the adapter does not fit its base model: {name}", hint="Its folder is damaged; run the stage that made it again."
+        )
+    with torch.no_grad():
+        for name, tensor in places.items():
+            own[name].copy_(tensor)
+
+
+def _place(name: str) -> str:
+    plain = name.removeprefix(PREFIX)
+    return plain.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}.")
+
+
+def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None:
+    """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, to W as NF4 keeps it."""
+    layers = linear_layers(model)
+    with torch.no_grad():
+        if settings.method == "qlora":
+            for layer in layers.values():
+                is_linear = isinstance(layer, nn.Linear)  # GPT-2's layers are packed as their transpose
+                layer.weight.copy_(quantized(layer.weight) if is_linear else quantized(layer.weight.T).T)
+        for name, a in state.items():
+            if ".lora_A." not in name:
+                continue
+            layer = layers[name.removeprefix(PREFIX).removesuffix(".lora_A.weight")]
+            delta = settings.scaling * (state[name.replace(".lora_A.", ".lora_B.")] @ a)
+            layer.weight += delta if isinstance(layer, nn.Linear) else delta.T
+        if (head := state.get(f"{PREFIX}score.weight")) is not None:
+            model.score.weight.copy_(head)  # type: ignore[union-attr,operator]
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model with LoRA layers by the name it has without them, merged; detached, the model stays as it is."""
+    wrapped = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    for name, module in wrapped.items():
+        base = module.get_base_layer()
+        delta = module.get_delta_weight(ADAPTER).detach()
+        yield f"{name}.weight", (_plain(base) + _as_in_its_folder(delta, base)).to(torch.float32)
+        if getattr(base, "bias", None) is not None:
+            yield f"{name}.bias", base.bias.detach()
+    inside = tuple(f"{name}." for name in wrapped)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(inside):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            yield name, _plain(owner) if hasattr(parameter, "quant_state") else parameter.detach()
+
+
+def _plain(layer: Any) -> Tensor:
+    """A layer's weight as its folder has it, out of 4 bits where it is in them."""
+    if not hasattr(layer.weight, "quant_state"):
+        weight: Tensor = layer.weight.detach()
+        return weight
+    from bitsandbytes import functional
+
+    return _as_in_its_folder(functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state), layer)
+
+
+def _as_in_its_folder(weight: Tensor, layer: Any) -> Tensor:
+    """transformers packs GPT-2's layers, which keep [in, out], as the [out, in] of others."""
+    from transformers.pytorch_utils import Conv1D
+
+    return weight.T if getattr(layer, "source_cls", None) is Conv1D else weight
+
+
+def write_lora_config(model: Any, folder: Path) -> None:
+    """PEFT's adapter_config.json; without the base model's path, which is no business of whoever gets the folder."""
+    config = model.peft_config[ADAPTER]
+    config.base_model_name_or_path = ""
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

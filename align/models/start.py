@@ -1,0 +1,174 @@
+"""What training starts from and what of it is trained: the whole model, or an adapter on a frozen one.
+
+One way in (`load_start`), one way out (`save_trained`), and one for checkpoints (`trained_state`), so that no trainer need know
+which of the methods it is running.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from align.config.peft import Lora, VirtualTokens
+from align.errors import RecipeError
+from align.models.adapter import AdapterFolder, check_continued, read_adapter, write_base_record
+from align.models.folder import (
+    ADAPTER_WEIGHTS_NAME,
+    CONFIG_NAME,
+    check_model_folder,
+    context_tokens,
+    is_adapter,
+    virtual_tokens,
+)
+from align.models.load import load_causal_lm, load_reward_model
+from align.models.lora import (
+    add_lora,
+    load_lora_state,
+    lora_state,
+    quantization_config,
+    require_bitsandbytes,
+    write_lora_config,
+)
+from align.models.save import check_finite, save_model
+from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, write_virtual_tokens_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model folder (whole, or an adapter), what is trained of it, and where the result will be."""
+
+    folder: Path
+    peft: Lora | VirtualTokens | None
+    """None: every weight is trained. An adapter is then merged into its base model first."""
+    store_root: Path
+    name: str
+    """What to name in messages."""
+
+    @property
+    def adapter(self) -> AdapterFolder | None:
+        """The adapter that is trained further, where there is one."""
+        return read_adapter(self.folder) if self.peft is not None and is_adapter(self.folder) else None
+
+    @property
+    def base(self) -> Path:
+        """The folder that the frozen weights come from."""
+        return self.folder if (adapter := self.adapter) is None else adapter.base
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.peft is not None and self.peft.method == "qlora"
+
+    @property
+    def moves_the_model(self) -> bool:
+        """Whether the model is another one before the first step already: new virtual tokens are something, a new LoRA is not."""
+        return isinstance(self.peft, VirtualTokens) and self.adapter is None
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the model can see behind its virtual ones."""
+        new = self.peft.num_virtual_tokens if isinstance(self.peft, VirtualTokens) and self.adapter is None else 0
+        return context_tokens(self.folder) - new
+
+
+def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False, pad_token_id: int | None = None) -> Any:
+    """The model in float32 and eval mode; what is to be trained requires a gradient, nothing else does.
+
+    New parameters are drawn from torch's global generator.
+
+    Args:
+        task: a language model, or a model with a score head, which is trained with whatever else is.
+        new_head: whether the score head is new.
+        pad_token_id: see `load_reward_model`.
+    Raises:
+        RecipeError: if the settings do not fit the model, or the folder cannot be used.
+        EnvironmentProblem: if bitsandbytes is needed and missing, or an adapter's base model is gone.
+    """
+    if start.is_quantized:
+        require_bitsandbytes(start.name)
+    adapter = start.adapter
+    if start.peft is None and (count := virtual_tokens(start.folder)):
+        raise RecipeError(
+            f"{start.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
+            hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
+        )
+    if adapter is not None and start.peft is not None:
+        check_continued(start.peft, adapter)
+    quantization = quantization_config() if start.is_quantized else None
+    if task == "SEQ_CLS":
+        with_new_head = new_head or adapter is not None
+        model: Any = load_reward_model(start.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization)
+    else:
+        model = load_causal_lm(start.base, quantization=quantization)
+    if start.peft is None:
+        return model
+    kept = None if adapter is None else load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
+    if isinstance(start.peft, Lora):
+        add_lora(model, start.peft, task=task, where=start.name)
+        if kept is not None:
+            load_lora_state(model, kept)
+    else:
+        add_virtual_tokens(model, start.peft, None if kept is None else kept[WEIGHT])
+    if task == "SEQ_CLS":
+        model.score.requires_grad_(True)
+    return model.eval()
+
+
+def count_trained(model: Any) -> int:
+    """How many parameters are trained; tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def trained_state(model: Any) -> dict[str, Tensor]:
+    """The parameters that are trained, by name; what a checkpoint of an adapter must hold."""
+    return {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
+    """Put back what `trained_state` gave.
+
+    Raises:
+        KeyError: if a trained parameter is not in it.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name])
+
+
+def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, start: Start) -> None:
+    """Write the trained model into `folder`, which is made: the whole model, or the adapter with what says where its base is.
+
+    Raises:
+        StageError: if a trained number is NaN or infinite; nothing is written then.
+    """
+    if start.peft is None:
+        save_model(model, tokenizer, folder)
+        return
+    check_finite(trained_state(model))
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(start.peft, Lora):
+        state = lora_state(model)
+        write_lora_config(model, folder)
+    else:
+        encoder = getattr(model, NAME)
+        state = {WEIGHT: encoder.prompt_embeddings.detach().cpu().contiguous()}
+        write_virtual_tokens_config(model, encoder, folder)
+    save_file(state, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
+    base = start.base
+    for name in (CONFIG_NAME, "generation_config.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+    tokenizer.save_pretrained(str(folder), push_to_hub=False)
+    write_base_record(folder, base=base, store_root=start.store_root, peft=start.peft)
+    check_model_folder(folder)

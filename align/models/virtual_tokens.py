@@ -1,0 +1,158 @@
+"""Prefix tuning and prompt tuning: trained vectors in front of every prompt, the model untouched.
+
+Prompt tuning trains embeddings (Lester et al. 2021); prefix tuning trains the keys and values of every layer (Li & Liang 2021,
+without their reparametrisation). Both start as what randomly drawn tokens give, which both papers found better than noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from align.config.peft import VirtualTokens
+
+NAME = "virtual_tokens"
+WEIGHT = "prompt_embeddings"
+"""PEFT's name of the only tensor of such an adapter."""
+
+
+class VirtualTokenEncoder(nn.Module):
+    """The trained vectors, as a part of the model they stand in front of.
+
+    `prompt_embeddings` is [tokens, width] for prompt tuning and [tokens, layers · 2 · heads · head_dim] for prefix tuning, keys
+    before values in every layer, as PEFT has it.
+    """
+
+    def __init__(self, vectors: Tensor, settings: VirtualTokens) -> None:
+        super().__init__()
+        self.prompt_embeddings = nn.Parameter(vectors)
+        self.settings = settings
+        self.is_off = False
+
+    def __len__(self) -> int:
+        return 0 if self.is_off else self.settings.num_virtual_tokens
+
+
+def virtual_tokens_of(model: Any) -> VirtualTokenEncoder | None:
+    """The vectors in front of a model's prompts, where there are any and they are switched on."""
+    encoder: VirtualTokenEncoder | None = getattr(model, NAME, None)
+    return encoder if encoder is not None and len(encoder) else None
+
+
+@contextlib.contextmanager
+def without_virtual_tokens(model: Any) -> Iterator[None]:
+    """The model as it is without them."""
+    encoder: VirtualTokenEncoder | None = getattr(model, NAME, None)
+    if encoder is None:
+        yield
+        return
+    encoder.is_off = True
+    try:
+        yield
+    finally:
+        encoder.is_off = False
+
+
+def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | None = None) -> None:
+    """Put vectors in front of a causal model in place, and freeze everything else.
+
+    Args:
+        vectors: see `VirtualTokenEncoder`; by default, those of tokens that are drawn from torch's global generator.
+    """
+    model.requires_grad_(False)
+    if vectors is None:
+        vectors = _vectors_of_random_tokens(model, settings)
+    model.add_module(NAME, VirtualTokenEncoder(vectors.clone(), settings))
+
+
+@torch.no_grad()
+def _vectors_of_random_tokens(model: Any, settings: VirtualTokens) -> Tensor:
+    embedding = model.get_input_embeddings()
+    ids = torch.randint(embedding.weight.shape[0], (1, settings.num_virtual_tokens)).to(embedding.weight.device)
+    if settings.method == "prompt_tuning":
+        embedded: Tensor = embedding(ids)[0]
+        return embedded
+    cache = model.base_model(input_ids=ids, use_cache=True).past_key_values
+    # [2 · layers, heads, tokens, head_dim], keys and values of a layer next to each other
+    pairs = torch.stack([part[0] for layer in cache.layers for part in (layer.keys, layer.values)])
+    return pairs.permute(2, 0, 1, 3).flatten(1)
+
+
+def start_cache(model: Any, rows: int) -> DynamicCache | None:
+    """The keys and values of the virtual tokens for `rows` sequences, with which generation starts; None without such tokens."""
+    encoder = virtual_tokens_of(model)
+    if encoder is None:
+        return None
+    if encoder.settings.method == "prefix_tuning":
+        return _prefix_cache(model, encoder, rows)
+    embedded = encoder.prompt_embeddings[None].expand(rows, -1, -1)
+    cache: DynamicCache = model.base_model(inputs_embeds=embedded, use_cache=True).past_key_values
+    return cache
+
+
+def _prefix_cache(model: Any, encoder: VirtualTokenEncoder, rows: int) -> DynamicCache:
+    config = model.config.get_text_config()
+    layers, heads = config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    pairs = encoder.prompt_embeddings.view(len(encoder), 2 * layers, heads, -1).permute(
+        1, 2, 0, 3
+    )  # [2·layers, heads, tokens, head_dim]
+    cache = DynamicCache(config=config)
+    for layer in range(layers):
+        key, value = (pairs[2 * layer + part][None].expand(rows, -1, -1, -1) for part in range(2))
+        cache.update(key, value, layer)
+    return cache
+
+
+def states_behind(model: Any, encoder: VirtualTokenEncoder, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """[batch, seq, width] last hidden states of the real tokens, one sequence a row, behind the virtual ones.
+
+    Args:
+        input_ids: [batch, seq].
+        attention_mask: [batch, seq], 0 on padding; None: there is none, or none that a real token could see.
+    """
+    rows, count = len(input_ids), len(encoder)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    mask = torch.cat([attention_mask.new_ones(rows, count), attention_mask], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    if encoder.settings.method == "prefix_tuning":
+        output = model.base_model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions[:, count:],
+            past_key_values=_prefix_cache(model, encoder, rows),
+            use_cache=True,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+    embedded = torch.cat([encoder.prompt_embeddings[None].expand(rows, -1, -1), model.get_input_embeddings()(input_ids)], dim=1)
+    output = model.base_model(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output.last_hidden_state[:, count:]  # type: ignore[no-any-return]
+
+
+def write_virtual_tokens_config(model: Any, encoder: VirtualTokenEncoder, folder: Path) -> None:
+    """PEFT's adapter_config.json for the vectors."""
+    from peft import PrefixTuningConfig, PromptTuningConfig
+
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = encoder.prompt_embeddings.shape[1]
+    prefix = encoder.settings.method == "prefix_tuning"
+    kind: Any = PrefixTuningConfig if prefix else PromptTuningConfig
+    described = kind(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=encoder.settings.num_virtual_tokens,
+        token_dim=width // (2 * config.num_hidden_layers) if prefix else width,
+        num_transformer_submodules=1,
+        num_attention_heads=heads if prefix else config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+        base_model_name_or_path="",
+        inference_mode=True,
+    )
+    described.save_pretrained(str(folder))

@@ -1,0 +1,1 @@
+"""What training will need: parameters that learn, memory and disk, from files and configuration alone. Loads no torch."""

@@ -1,0 +1,97 @@
+"""How long the rows of a training are, in tokens, from the first rows of its data; where they are not there yet, its limits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.config.inputs import DataInput
+from align.data.ingest import default_columns
+from align.data.reader import read_raw
+from align.data.validation import validate_rows
+from align.errors import AlignError
+from align.models.folder import TOKENIZER_NAME
+from align.pipeline.inputs import ResolvedInput
+from align.records import RECORD_TYPES, Instruction, Preference, Prompt
+from align.store.artifact import ROWS_NAME, Artifact
+
+SAMPLED_ROWS = 256
+"""Read from the start of the data; more would take longer than the rest of a plan."""
+MESSAGE_TOKENS = 5
+"""What a chat template puts around a message: ChatML's marks, role and line ends."""
+
+
+@dataclass(frozen=True)
+class RowLength:
+    """Tokens of a row."""
+
+    prompt: int
+    completions: tuple[int, ...]
+    """One of an instruction, chosen and rejected of a pair, none of a prompt."""
+
+    @property
+    def total(self) -> int:
+        """With the prompt once."""
+        return self.prompt + sum(self.completions)
+
+    @property
+    def longer_side(self) -> int:
+        return self.prompt + max(self.completions, default=0)
+
+
+def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:
+    """Lengths of the first rows, about; None where they cannot be read or tokenized.
+
+    Args:
+        data: an input, or what a stage made.
+        model_folder: has the tokenizer.
+    """
+    try:
+        records = _records(data)
+        return _measured(records, model_folder / TOKENIZER_NAME) if records else None
+    except (AlignError, OSError, ValueError, KeyError):
+        return None
+
+
+def _records(data: ResolvedInput | Artifact) -> list[Any]:
+    artifact = data if isinstance(data, Artifact) else data.artifact
+    if artifact is not None:
+        with (artifact.path / ROWS_NAME).open("rb") as stream:
+            return [RECORD_TYPES[artifact.kind].model_validate_json(line) for line in itertools.islice(stream, SAMPLED_ROWS)]
+    assert isinstance(data, ResolvedInput)
+    spec, path = data.spec, data.source
+    if path is None or not isinstance(spec, DataInput):
+        return []
+    rows = itertools.islice(read_raw(path), SAMPLED_ROWS)
+    columns = default_columns(spec, path)
+    validated = validate_rows(rows, kind=spec.kind, columns=columns, max_characters=spec.max_characters, source_name=str(path))
+    return list(validated.rows)
+
+
+def _measured(records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    prompts = ["\n".join(f"{message.role}{message.content}" for message in record.prompt) for record in records]
+    completions = [_completions(record) for record in records]
+    lengths = iter(count([text for texts in completions for text in texts]))
+    return [
+        RowLength(
+            prompt + MESSAGE_TOKENS * (len(record.prompt) + 1),  # the completion's message is begun in the prompt
+            tuple(next(lengths) + 1 for _ in texts),  # and its end-of-sequence token
+        )
+        for record, prompt, texts in zip(records, count(prompts), completions, strict=True)
+    ]
+
+
+def _completions(record: Instruction | Preference | Prompt) -> list[str]:
+    if isinstance(record, Preference):
+        return [record.chosen, record.rejected]
+    return [record.completion] if isinstance(record, Instruction) else []

@@ -1,0 +1,137 @@
+"""What the machine has to give: memory of the GPU or of the computer, disk, and the arithmetic that `auto` means on it.
+
+torch would know, but takes a second to import; the driver's tool and the kernel's files are asked instead.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.pipeline.estimate.memory import Device, Precision
+
+GPU_SECONDS = 5
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Of a processor that computes bfloat16 natively."""
+BFLOAT16_CAPABILITY = 8.0
+"""Compute capability from which NVIDIA's GPUs do (Ampere)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where stages would run."""
+
+    device: Device
+    name: str
+    """Of the GPU; `memory` without one."""
+    total_bytes: int
+    """Of the GPU, or of the computer, or what the process's control group may take."""
+    free_bytes: int
+    """What of it is not taken now."""
+    free_disk_bytes: int
+    has_bfloat16: bool
+
+    def precision(self, name: str) -> Precision:
+        """The arithmetic that a recipe's `precision` means here; as `align.training.loop.resolve_precision`."""
+        if name == "auto":
+            return "bfloat16" if self.has_bfloat16 else "float32"
+        return "bfloat16" if name == "bfloat16" else "float32"
+
+
+def read_machine(folder: Path) -> Machine:
+    """This machine. `folder`, or the nearest parent that exists, is where results go."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    disk = shutil.disk_usage(folder).free
+    if gpu := _gpu():
+        name, total, used, capability = gpu
+        return Machine("cuda", name, total, total - used, disk, capability >= BFLOAT16_CAPABILITY)
+    total, free = _memory()
+    return Machine("cpu", "memory", total, free, disk, bool(BFLOAT16_FLAGS & _processor_flags()))
+
+
+def _gpu() -> tuple[str, int, int, float] | None:
+    """Name, total and used bytes and compute capability of the GPU that a stage would use: the first visible one."""
+    program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or visible in ("", "-1") or importlib.metadata.version("torch").endswith("+cpu"):
+        return None
+    query = [program, "--query-gpu=index,uuid,name,memory.total,memory.used,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
+        rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        first = visible.split(",")[0] if visible else "0"
+        _, _, name, total, used, capability = next(row for row in rows if first == row[0] or row[1].startswith(first))
+        return name, int(total) << 20, int(used) << 20, float(capability)
+    except (OSError, subprocess.SubprocessError, ValueError, StopIteration):
+        return None
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes of the computer, or of the tightest control group that this process is in."""
+    found = dict(_numbers(Path("/proc/meminfo")))
+    if "MemTotal:" in found:
+        total, free = found["MemTotal:"] * 1024, found.get("MemAvailable:", found["MemTotal:"]) * 1024
+    else:
+        total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, left in _control_groups():
+        total, free = min(total, limit), min(free, left)
+    return total, free
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, of this process's control group and those above it, where there is a limit."""
+    for root, limit_name, usage_name in _group_folders():
+        try:
+            limit, usage = int((root / limit_name).read_text()), int((root / usage_name).read_text())
+        except (OSError, ValueError):
+            continue
+        # Pages of files are given up when memory is wanted.
+        stat = dict(_numbers(root / "memory.stat"))
+        reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+        yield limit, limit - max(usage - reclaimable, 0)
+
+
+def _group_folders() -> Iterator[tuple[Path, str, str]]:
+    """Folders of the memory controller from this process's group up, with the names of limit and usage in them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            yield place, *names
+            if place == root:
+                break
+
+
+def _numbers(path: Path) -> Iterator[tuple[str, int]]:
+    """First word and number of every line of one of the kernel's files."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[1].isdigit():
+            yield words[0], int(words[1])
+
+
+def _processor_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())

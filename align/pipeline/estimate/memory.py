@@ -1,0 +1,202 @@
+"""Bytes that a training holds at its peak, counted from shapes: what torch keeps, tensor by tensor.
+
+What a layer keeps for the backward pass was read off torch (`torch.autograd.graph.saved_tensors_hooks`) and is counted below in
+the order of the computation. Measured constants, each with its source, are at the top. `scripts/benchmarks/memory.py` holds the
+whole against real runs; docs/memory.md has its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from align.config.peft import Lora, VirtualTokens
+from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
+
+MIB = 1 << 20
+PROCESS_BYTES: dict[Device, int] = {
+    # Resident set of a worker that trains a model of a few thousand parameters: Python, torch, transformers, TRL.
+    "cpu": 415 * MIB,
+    # What a CUDA context and cuBLAS's workspaces take of a GPU; not measured here, usually 0.4 to 0.7 GiB.
+    "cuda": 600 * MIB,
+}
+ALLOCATOR_SHARE: dict[Device, float] = {
+    # glibc keeps freed blocks of up to 32 MiB, and long-lived gradients lie between them: 0.34 to 0.66 of the activations in
+    # eight trainings of 10 to 60 million parameters; next to nothing with MALLOC_MMAP_THRESHOLD_ set.
+    "cpu": 0.4,
+    # PyTorch's CUDA allocator fragments less, as blocks are rounded and reused; not measured here.
+    "cuda": 0.1,
+}
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 of those (Dettmers et al. 2023, section 3)."""
+FLOAT32_BYTES = 4
+MOMENTS_BYTES = 8
+"""Two float32 moments of AdamW, for every parameter that learns."""
+LOGITS_BYTES = 12
+"""Of a logit at the peak of the head's backward pass: log-softmax, its gradient and the logits' gradient, float32 each."""
+CHUNK_TOKENS = 4096
+"""Tokens whose logits exist at once; that of align.models.head, which cannot be imported without torch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest forward pass of a training."""
+
+    tokens: int
+    """In the whole pass, padding included."""
+    row_tokens: int
+    """In the longest row; what a mask has the square of."""
+    targets: int
+    """Tokens whose log-probability is computed; 0 for a reward model."""
+    is_masked: bool
+    """Whether attention gets a mask of who sees whom: packed and shared-prefix rows do."""
+    accumulates: bool
+    """Whether gradients of an earlier pass are there already."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where and how a training computes."""
+
+    device: Device
+    precision: Precision
+
+
+def chosen_layers(shape: ModelShape, peft: Lora) -> list[LinearLayer]:
+    """The linear layers that LoRA is added to."""
+    if peft.target_modules == "all_linear":
+        return list(shape.linear_layers)
+    ends = peft.target_modules
+    return [layer for layer in shape.linear_layers if any(layer.name == end or layer.name.endswith(f".{end}") for end in ends)]
+
+
+def trainable_parameters(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
+    """Parameters that learn.
+
+    Full: all. LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
+    token; prompt tuning: an embedding for every virtual token.
+
+    Args:
+        has_score_head: of a reward or value model: one row of the hidden size in place of the language model's head, which
+            always learns.
+    """
+    head = shape.hidden_size if has_score_head else 0
+    if peft is None:
+        return shape.backbone_parameters + (head or shape.head_parameters)
+    if isinstance(peft, Lora):
+        return head + sum(peft.rank * (layer.rows + layer.columns) for layer in chosen_layers(shape, peft))
+    per_token = 2 * shape.num_layers * shape.key_size if peft.method == "prefix_tuning" else shape.hidden_size
+    return head + peft.num_virtual_tokens * per_token
+
+
+def weight_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
+    """Of a loaded model in float32, with what `peft` adds to it; linear layers in 4 bits for qlora."""
+    parameters = shape.backbone_parameters + (shape.hidden_size if has_score_head else shape.head_parameters)
+    added = 0 if peft is None else trainable_parameters(shape, peft)
+    in_four_bits = shape.linear_parameters if _is_quantized(shape, peft) else 0
+    return round(FLOAT32_BYTES * (parameters + added - in_four_bits) + NF4_BYTES * in_four_bits)
+
+
+def _is_quantized(shape: ModelShape, peft: Lora | VirtualTokens | None) -> bool:
+    return peft is not None and peft.method == "qlora" and shape.quantizable
+
+
+def activation_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+    """What the layers keep of a batch for the backward pass."""
+    final_norm = 2 * FLOAT32_BYTES * shape.hidden_size
+    return batch.tokens * (shape.num_layers * _layer_bytes(shape, peft, batch, arithmetic) + final_norm)
+
+
+def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+    """Of one layer and token."""
+    hidden, number = shape.hidden_size, FLOAT32_BYTES if arithmetic.precision == "float32" else 2
+    learns_in_layers = not isinstance(peft, VirtualTokens)
+    # Two norms keep their normalised states in float32; transformers' own code, used on GPUs, keeps what it was given too.
+    norms = 2 * FLOAT32_BYTES * hidden * (1 if arithmetic.device == "cpu" else 2)
+    # The inputs of linear layers are kept where something learns from them; autocast makes a copy for each layer that reads them.
+    readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2)
+    inputs = (2 * FLOAT32_BYTES if arithmetic.precision == "float32" else readers * number) * hidden if learns_in_layers else 0
+    # Query, key and value, and attention's result. With a mask, grouped keys and values are written out for every head.
+    grouped = 1 < shape.num_key_value_heads < shape.num_heads
+    key = shape.query_size if batch.is_masked and grouped else shape.key_size
+    attention = number * (2 * shape.query_size + 2 * key)
+    mask = number * batch.row_tokens if batch.is_masked else 0
+    # Gated: both branches, the activated one and the product. Otherwise before and after the activation, and what is between.
+    kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
+    feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
+    inner = 0
+    if isinstance(peft, Lora):
+        inner = number * peft.rank * len(chosen_layers(shape, peft)) // shape.num_layers
+    return norms + inputs + attention + mask + feed_forward + inner
+
+
+def logits_bytes(shape: ModelShape, targets: int) -> int:
+    """Of the head's backward pass; more than a chunk of tokens is never there at once."""
+    return LOGITS_BYTES * min(targets, CHUNK_TOKENS) * shape.vocabulary
+
+
+def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, arithmetic: Arithmetic) -> int:
+    """Of the bfloat16 copies that autocast makes of linear layers' weights; a quantised layer is unpacked one at a time."""
+    if arithmetic.precision == "float32":
+        return 0
+    return 0 if _is_quantized(shape, peft) else 2 * (shape.linear_parameters + shape.vocabulary * shape.hidden_size)
+
+
+def backward_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+    """Of a forward and backward pass at its peak, beside weights, gradients and optimizer: where the head's backward pass is."""
+    kept = activation_bytes(shape, peft, batch, arithmetic)
+    head_gradient = FLOAT32_BYTES * shape.vocabulary * shape.hidden_size if peft is None and batch.targets else 0
+    unpacked = FLOAT32_BYTES * max(layer.parameters for layer in shape.linear_layers) if _is_quantized(shape, peft) else 0
+    retained = round(ALLOCATOR_SHARE[arithmetic.device] * kept)
+    return kept + retained + logits_bytes(shape, batch.targets) + head_gradient + unpacked + cast_bytes(shape, peft, arithmetic)
+
+
+def inference_bytes(shape: ModelShape, *, tokens: int, targets: int) -> int:
+    """Of a forward pass without gradients: the residual stream and its norm, the three states of a feed-forward layer; logits and
+    their log-softmax."""
+    states = tokens * FLOAT32_BYTES * (3 * shape.hidden_size + 3 * shape.intermediate_size)
+    return states + 2 * FLOAT32_BYTES * min(targets, CHUNK_TOKENS) * shape.vocabulary
+
+
+def step_bytes(shape: ModelShape, trainable: int, *, device: Device, is_full: bool) -> int:
+    """What AdamW needs besides gradients and moments: on a CPU it goes tensor by tensor, on a GPU over all at once."""
+    if device == "cuda":
+        return FLOAT32_BYTES * trainable
+    return 2 * FLOAT32_BYTES * shape.largest_tensor if is_full else 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a training, and what it is made of; bytes."""
+
+    weights: int
+    """Of the models that learn."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """Of the forward and backward pass, logits included; 0 counts towards the peak where the optimizer's step is larger."""
+    other_models: int
+    """Reference, reward models, sampling engine."""
+    process: int
+    peak: int
+
+
+def peak_memory(
+    *, weights: int, gradients: int, optimizer: int, backward: int, step: int, others: int, process: int,
+    accumulates: bool, other_phases: Iterable[int] = (),
+) -> Memory:  # fmt: skip
+    """The largest of: a backward pass, an optimizer step, and phases beside training.
+
+    Args:
+        backward: see `backward_bytes`.
+        step: see `step_bytes`.
+        accumulates: see `Batch`.
+        other_phases: bytes at phases without this training's gradients, `process` not included.
+    """
+    training = weights + others + optimizer + max(backward + (gradients if accumulates else 0), gradients + step)
+    peak = process + max(training, *other_phases, 0)
+    return Memory(weights, gradients, optimizer, backward, others, process, peak)

@@ -1,0 +1,165 @@
+"""The sizes of a model, from its config.json and the headers of its weights; no weight is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import AlignError
+from align.models.adapter import read_adapter
+from align.models.folder import CONFIG_NAME, INDEX_NAME, MAX_HEADER_BYTES, WEIGHTS_NAME, context_tokens, is_adapter
+
+EMBEDDINGS = ("embed", "wte", "wpe", "relative_attention_bias")
+"""Parts of the names of embeddings, of tokens and of positions."""
+HEADS = ("lm_head", "embed_out", "score")
+"""Names of what makes logits or scores of hidden states."""
+NOT_PARAMETERS = ("inv_freq", "masked_bias")
+PYTHON_GELUS = ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu")
+"""Activations that transformers spells in elementwise operations, each of which keeps a tensor for the backward pass."""
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A matrix that tokens are multiplied with, other than embeddings and the head."""
+
+    name: str
+    """Path of the module, without `.weight`."""
+    rows: int
+    columns: int
+
+    @property
+    def parameters(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder-only language model in numbers; parameters are counted once where they are tied."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocabulary: int
+    context: int
+    """Tokens it can see."""
+    is_gated: bool
+    """Whether its feed-forward layers multiply two branches, as SwiGLU does."""
+    activation: str
+    quantizable: bool
+    """False for GPT-2's kind of linear layers, which bitsandbytes leaves as they are."""
+    linear_layers: tuple[LinearLayer, ...]
+    backbone_parameters: int
+    """All but an untied head."""
+    head_parameters: int
+    """0 where the head is the embedding."""
+    largest_tensor: int
+    """Parameters of the largest tensor."""
+
+    @property
+    def parameters(self) -> int:
+        return self.backbone_parameters + self.head_parameters
+
+    @property
+    def linear_parameters(self) -> int:
+        return sum(layer.parameters for layer in self.linear_layers)
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_size
+
+    @property
+    def key_size(self) -> int:
+        return self.num_key_value_heads * self.head_size
+
+
+def read_shape(folder: Path) -> ModelShape | None:
+    """The shape of the model in a folder, of the base model for an adapter; None where it cannot be told from the files.
+
+    It cannot for encoder–decoder models and mixtures of experts, whose passes are others than those counted here.
+    """
+    try:
+        if is_adapter(folder):
+            folder = read_adapter(folder).base
+        config = json.loads((folder / CONFIG_NAME).read_bytes())
+        tensors = _tensors(folder)
+        context = context_tokens(folder)
+    except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    text_config = config.get("text_config")
+    settings = text_config if isinstance(text_config, dict) else config
+    if config.get("is_encoder_decoder") or any("expert" in name for name in tensors):
+        return None
+    return shape_of(settings, tensors, context=context)
+
+
+def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of every tensor in a folder's weight files, from their headers."""
+    names = [WEIGHTS_NAME]
+    if (folder / INDEX_NAME).exists():
+        names = list(dict.fromkeys(json.loads((folder / INDEX_NAME).read_bytes())["weight_map"].values()))
+    tensors: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER_BYTES)))
+        tensors |= {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
+    return tensors
+
+
+def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], *, context: int) -> ModelShape | None:
+    """The shape that a configuration and the shapes of its tensors describe.
+
+    Args:
+        config: of the language model, with the names that Llama's or GPT-2's configuration uses.
+        tensors: shape by name.
+        context: tokens the model can see.
+    Returns:
+        None where a number is missing.
+    """
+
+    def find(*names: str) -> int | None:
+        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
+
+    hidden, layers = find("hidden_size", "n_embd"), find("num_hidden_layers", "n_layer")
+    heads, vocabulary = find("num_attention_heads", "n_head"), find("vocab_size")
+    if not hidden or not layers or not heads or not vocabulary:
+        return None
+    intermediate = find("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
+    heads_tied = bool(config.get("tie_word_embeddings"))
+    # GPT-2's files hold causal masks, of four dimensions, among the weights.
+    sizes = {name: math.prod(size) for name, size in tensors.items() if len(size) < 4 and not name.endswith(NOT_PARAMETERS)}
+    head = {name: size for name, size in sizes.items() if _is_named(name, HEADS)}
+    backbone = {name: size for name, size in sizes.items() if name not in head}
+    linear = tuple(
+        LinearLayer(name.removesuffix(".weight"), *tensors[name])
+        for name in backbone
+        if len(tensors[name]) == 2 and not any(part in name for part in EMBEDDINGS)
+    )
+    feed_forward = sum(layer.parameters for layer in linear if {intermediate, 2 * intermediate} & {layer.rows, layer.columns})
+    return ModelShape(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_key_value_heads=find("num_key_value_heads") or heads,
+        head_size=find("head_dim") or hidden // heads,
+        vocabulary=vocabulary,
+        context=context,
+        is_gated=feed_forward > 2.5 * layers * hidden * intermediate,
+        activation=str(config.get("hidden_act") or config.get("activation_function") or ""),
+        quantizable=not any(layer.name.endswith(("c_attn", "c_fc")) for layer in linear),
+        linear_layers=linear,
+        backbone_parameters=sum(backbone.values()),
+        head_parameters=0 if heads_tied else sum(head.values()),
+        largest_tensor=max(backbone.values(), default=0),
+    )
+
+
+def _is_named(name: str, modules: tuple[str, ...]) -> bool:
+    return any(part in modules for part in name.split("."))

@@ -1,0 +1,67 @@
+"""The estimates of a plan in the terminal: a line for each training stage, or one for each of its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from align.pipeline.estimate.machine import Machine
+from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, advice, fits
+from align.pipeline.estimate.stage import Estimate
+from align.pipeline.estimate.wording import count_text, size_text
+
+HEADERS = ("stage", "method", "trained", "memory", "disk", "here")
+UNKNOWN = "unknown"
+CHOSEN = "←"
+"""Behind the method of the recipe, where all are shown."""
+
+
+def render_estimates(estimate: PlanEstimate, *, all_methods: bool = False) -> Iterator[RenderableType]:
+    """A table; then a sentence for each stage that would fit with another method, and what the machine has.
+
+    Args:
+        all_methods: a line for every method instead of one for the recipe's; nothing is yielded without training stages.
+    """
+    if not estimate.stages:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in HEADERS:
+        table.add_column(header, justify="right" if header in ("trained", "memory", "disk") else "left", overflow="fold")
+    for stage in estimate.stages:
+        for cells in _rows(stage, estimate.machine, all_methods=all_methods):
+            table.add_row(*cells)
+    yield table
+    sentences = [sentence for stage in estimate.stages if (sentence := advice(stage, estimate.machine))]
+    yield Text("\n".join([*sentences, _machine_text(estimate.machine)]))
+
+
+def _rows(stage: StageEstimate, machine: Machine, *, all_methods: bool) -> Iterator[tuple[str, ...]]:
+    shown = stage.estimates if all_methods else [estimate for estimate in stage.estimates if estimate.method == stage.chosen]
+    if not shown:
+        yield stage.name, stage.chosen, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
+    for number, estimate in enumerate(shown):
+        is_chosen = estimate.method == stage.chosen
+        method = f"{estimate.method} {CHOSEN}" if is_chosen and all_methods else estimate.method
+        memory = size_text(estimate.memory.peak)
+        if is_chosen and stage.measured_bytes is not None:
+            memory += f" (was {size_text(stage.measured_bytes)})"
+        trained, disk = count_text(estimate.trainable_parameters), size_text(estimate.disk_bytes)
+        yield "" if number else stage.name, method, trained, memory, disk, _verdict(estimate, machine)
+
+
+def _verdict(estimate: Estimate, machine: Machine) -> str:
+    if fits(estimate, machine):
+        return "fits"
+    if estimate.memory.peak > machine.free_bytes:
+        return f"does not fit ({size_text(machine.free_bytes)})"
+    return f"does not fit ({size_text(machine.free_disk_bytes)} of disk)"
+
+
+def _machine_text(machine: Machine) -> str:
+    place = "memory" if machine.device == "cpu" else f"the memory of {machine.name}"
+    free = f"{size_text(machine.free_bytes)} of {size_text(machine.total_bytes)} of {place}"
+    return f"Free here: {free}, {size_text(machine.free_disk_bytes)} of disk. Estimates; see docs/memory.md."

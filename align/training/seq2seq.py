@@ -1,0 +1,125 @@
+"""Supervised fine-tuning of encoder–decoder models (T5 style): the prompt to the encoder, the completion to the decoder.
+
+Cross-entropy on the completion's tokens as for other models (`align.training.sft`). Samples are not packed into rows: a batch
+holds samples of similar length and is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from align.attempt import Attempt
+from align.config.sections import Optimization
+from align.data.encoding import EncodedInstruction
+from align.data.template import ChatFormat, check_label_spans
+from align.models.dropout import set_dropout
+from align.models.head import IGNORED
+from align.models.load import load_seq2seq_lm
+from align.models.save import save_model
+from align.models.seq2seq import Seq2SeqCollator, label_logps
+from align.models.start import count_trained
+from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
+from align.training.sampler import LengthGroupedSampler
+from align.training.sft import GUARD_ROWS, SftResult, keep_epoch
+
+Sample = tuple[list[int], list[int]]
+"""Token ids of a prompt and of its completion."""
+
+
+class Seq2SeqSftTrainer(GuardedTraining, Trainer):
+    """Minimises the mean loss per completion token of every optimizer batch, however that batch is cut into micro-batches.
+
+    Not transformers' Seq2SeqTrainer: what that adds is sampling while it evaluates, which is a stage of its own here.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: PreTrainedModel, samples: Sequence[Sample], collator: Seq2SeqCollator, arguments: Mapping[str, Any]
+    ) -> None:
+        args = TrainingArguments(**arguments)
+        # Set once the devices are known. Several GPUs in one process would each divide by the tokens of all.
+        _ = args.device
+        args._n_gpu = min(args.n_gpu, 1)
+        super().__init__(model=model, args=args, train_dataset=list(samples), data_collator=collator)
+        self.model_accepts_loss_kwargs = True  # so that labels are counted over the whole optimizer step
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """Groups by length in whole optimizer batches, so that the size of a micro-batch does not decide what a step sees."""
+        args = self.args
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroupedSampler(_lengths(self.train_dataset), batch_size=batch_size, seed=args.seed)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy, summed over the labels and divided by their number in the whole optimizer step."""
+        logps = label_logps(model, inputs)
+        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORED).sum()
+        loss = -logps.sum() / tokens
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the count is of all processes
+        return (loss, logps) if return_outputs else loss
+
+    def row_fill(self) -> float:
+        """Share of the tokens of the first epoch's batches, prompts and completions, that are not padding."""
+        order, size = list(self._get_train_sampler()), self.args.train_batch_size
+        room = 0
+        for start in range(0, len(order), size):
+            batch = [self.train_dataset[index] for index in order[start : start + size]]
+            room += len(batch) * sum(max(map(len, side)) for side in zip(*batch, strict=True))
+        return sum(_lengths(self.train_dataset)) / room
+
+
+def _lengths(samples: Sequence[Sample]) -> list[int]:
+    return [len(prompt) + len(completion) for prompt, completion in samples]
+
+
+def train_seq2seq_sft(
+    encoded: Sequence[EncodedInstruction],
+    completions: Sequence[str],
+    attempt: Attempt,
+    config: Optimization,
+    *,
+    source: Path,
+    output: Path,
+    chat_format: ChatFormat,
+    dropout: float,
+) -> SftResult:
+    """Train a copy of the encoder–decoder model in `source` and save it to `output`.
+
+    Args and errors are those of `train_sft`.
+    """
+    samples = [(row.prompt_ids, row.completion_ids) for row in encoded]
+    model = load_seq2seq_lm(source, dtype="float32")
+    set_dropout(model, dropout)
+    collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
+    _guard_labels(samples, completions, collator, chat_format)
+    trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, attempt, num_rows=len(samples)))
+    save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
+    history = train(trainer, attempt, keep_epoch=lambda epoch: keep_epoch(save, attempt.work, epoch))
+    save(output)
+    metrics = {
+        "train_loss": history.last("loss"),
+        "steps": trainer.state.global_step,
+        "tokens": sum(_lengths(samples)),
+        "row_fill": trainer.row_fill(),
+        "trained_parameters": count_trained(trainer.model),
+        "precision": resolve_precision(config.precision),
+        "architecture": "encoder_decoder",
+    }
+    return SftResult(history, metrics)
+
+
+def _guard_labels(
+    samples: Sequence[Sample], completions: Sequence[str], collator: Seq2SeqCollator, chat_format: ChatFormat
+) -> None:
+    """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
+    chosen = list(range(0, len(samples), max(1, len(samples) // GUARD_ROWS)))
+    labels = collator([samples[index] for index in chosen])["labels"]
+    check_label_spans(labels.tolist(), [completions[index] for index in chosen], chat_format)

@@ -1,0 +1,237 @@
+"""The formulas on numbers small enough to be worked by hand, and their constants against the code they were taken from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from align.config.peft import Lora, VirtualTokens
+from align.pipeline.estimate.memory import (
+    Arithmetic,
+    Batch,
+    Memory,
+    activation_bytes,
+    cast_bytes,
+    logits_bytes,
+    peak_memory,
+    step_bytes,
+    trainable_parameters,
+    weight_bytes,
+)
+from align.pipeline.estimate.shape import ModelShape, shape_of
+
+# One layer of Llama: width 4, two heads of 2 with one key, feed-forward 6, 10 tokens; see test_estimate_shape.py.
+SHAPE = ModelShape(
+    hidden_size=4,
+    intermediate_size=6,
+    num_layers=1,
+    num_heads=2,
+    num_key_value_heads=1,
+    head_size=2,
+    vocabulary=10,
+    context=32,
+    is_gated=True,
+    activation="silu",
+    quantizable=True,
+    linear_layers=(),
+    backbone_parameters=172,
+    head_parameters=0,
+    largest_tensor=40,
+)
+LAYERS = {"q": (4, 4), "k": (2, 4), "v": (2, 4), "o": (4, 4), "gate": (6, 4), "up": (6, 4), "down": (4, 6)}
+FLOAT32, BFLOAT16 = Arithmetic("cpu", "float32"), Arithmetic("cpu", "bfloat16")
+
+
+def shape() -> ModelShape:
+    config = {
+        "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 10, "hidden_act": "silu", "tie_word_embeddings": True,
+    }  # fmt: skip
+    tensors: dict[str, tuple[int, ...]] = {f"layers.0.{name}_proj.weight": size for name, size in LAYERS.items()}
+    tensors |= {"embed_tokens.weight": (10, 4), "norm.weight": (4,), "layers.0.norm1.weight": (4,), "layers.0.norm2.weight": (4,)}
+    found = shape_of(config, tensors, context=32)
+    assert found is not None
+    return found
+
+
+def test_the_shape_of_these_tests_is_the_one_that_is_read() -> None:
+    assert replace(shape(), linear_layers=()) == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("peft", "expected"),
+    [
+        (None, 172),
+        # rank * (rows + columns): q and o 8, k and v 6, gate, up and down 10
+        (Lora(method="lora", rank=2), 2 * (2 * 8 + 2 * 6 + 3 * 10)),
+        (Lora(method="qlora", rank=2), 2 * (2 * 8 + 2 * 6 + 3 * 10)),
+        (Lora(method="lora", rank=3, target_modules=["q_proj", "v_proj"]), 3 * (8 + 6)),
+        (VirtualTokens(method="prompt_tuning", num_virtual_tokens=5), 5 * 4),
+        (VirtualTokens(method="prefix_tuning", num_virtual_tokens=5), 5 * 2 * 1 * 2),
+    ],
+)
+def test_trainable_parameters(peft: Any, expected: int) -> None:
+    assert trainable_parameters(shape(), peft) == expected
+    # A score head learns in any case; it stands in place of the language model's, which here is the embedding.
+    assert trainable_parameters(shape(), peft, has_score_head=True) == expected + 4
+
+
+def test_weights_are_four_bytes_and_quantised_ones_half_a_byte_and_scales() -> None:
+    assert weight_bytes(shape(), None) == 4 * 172
+    assert weight_bytes(shape(), Lora(method="lora", rank=2)) == 4 * (172 + 116)
+    # 120 of 172 in four bits: 0.5 + 1/64 + 4/16384 bytes each
+    assert weight_bytes(shape(), Lora(method="qlora", rank=2)) == round(4 * (52 + 116) + 120 * (0.5 + 1 / 64 + 4 / 16384))
+    # bitsandbytes leaves GPT-2's kind of layers as they are
+    assert weight_bytes(replace(shape(), quantizable=False), Lora(method="qlora", rank=2)) == 4 * (172 + 116)
+
+
+def test_activations_of_one_layer_and_token() -> None:
+    batch = Batch(tokens=1, row_tokens=16, targets=0, is_masked=False, accumulates=False)
+    norms, inputs, attention, feed_forward, final = 2 * 4 * 4, 2 * 4 * 4, 4 * (4 + 4 + 2 + 2), 4 * 4 * 6, 2 * 4 * 4
+    plain = norms + inputs + attention + feed_forward + final
+    assert activation_bytes(shape(), None, batch, FLOAT32) == plain
+    assert activation_bytes(shape(), None, replace(batch, is_masked=True), FLOAT32) == plain + 4 * 16
+    assert activation_bytes(shape(), None, replace(batch, tokens=3), FLOAT32) == 3 * plain
+    # Rank 2 for each of seven layers; the inputs are kept for the small matrices.
+    assert activation_bytes(shape(), Lora(method="lora", rank=2), batch, FLOAT32) == plain + 4 * 2 * 7
+    # Nothing learns inside: neither the inputs of the layers nor the product before the last of them are kept.
+    virtual = VirtualTokens(method="prompt_tuning", num_virtual_tokens=5)
+    assert activation_bytes(shape(), virtual, batch, FLOAT32) == plain - inputs - 4 * 6
+    # Half the bytes, but norms stay in float32 and five layers read copies of their own.
+    in_bfloat16 = norms + 5 * 2 * 4 + attention // 2 + feed_forward // 2 + final
+    assert activation_bytes(shape(), None, batch, BFLOAT16) == in_bfloat16
+
+
+def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any) -> None:
+    """The formula against torch's own list of saved tensors, on a Llama of some layers, packed and not, in both precisions."""
+    import torch
+
+    from align.models.load import load_causal_lm
+    from align.pipeline.estimate.shape import read_shape
+    from align.testing import tiny_causal_lm
+
+    size = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 6, "num_attention_heads": 4, "head_dim": 16}
+    folder = tiny_causal_lm(tmp_path / "base", **size, num_key_value_heads=2)
+    found = read_shape(folder)
+    model = load_causal_lm(folder)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    rows, row_tokens = 2, 64
+    ids = torch.arange(rows * row_tokens).view(rows, row_tokens) % 250
+    for packed in (False, True):
+        positions = (torch.arange(row_tokens) % (row_tokens // 2 if packed else row_tokens))[None].expand(rows, -1)
+        for precision in ("float32", "bfloat16"):
+            kept: dict[int, int] = {}
+            alive = []
+
+            def remember(tensor: Any, kept: dict[int, int] = kept, alive: list[Any] = alive) -> Any:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+                    alive.append(tensor)  # else its address would be used again
+                return tensor
+
+            with (
+                torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
+                torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
+                model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+            assert found is not None
+            arithmetic = Arithmetic("cpu", precision)  # type: ignore[arg-type]
+            batch = Batch(rows * row_tokens, row_tokens, 0, packed, False)
+            casts = 0 if precision == "float32" else 2 * found.linear_parameters
+            counted = activation_bytes(found, None, batch, arithmetic) + casts
+            assert counted == pytest.approx(sum(kept.values()), rel=0.03)
+
+
+def test_logits_are_there_a_chunk_at_a_time() -> None:
+    assert logits_bytes(shape(), 100) == 12 * 100 * 10
+    assert logits_bytes(shape(), 9999) == 12 * 4096 * 10
+
+
+def test_autocast_copies_weights_but_not_quantised_ones() -> None:
+    assert cast_bytes(shape(), None, FLOAT32) == 0
+    assert cast_bytes(shape(), None, BFLOAT16) == 2 * (120 + 40)
+    assert cast_bytes(shape(), Lora(method="qlora"), BFLOAT16) == 0
+
+
+def test_adamw_goes_tensor_by_tensor_on_a_cpu_only() -> None:
+    assert step_bytes(shape(), 172, device="cpu", is_full=True) == 2 * 4 * 40
+    assert step_bytes(shape(), 20, device="cpu", is_full=False) == 0
+    assert step_bytes(shape(), 172, device="cuda", is_full=True) == 4 * 172
+
+
+def test_the_peak_is_the_largest_phase() -> None:
+    def peak(**changes: Any) -> Memory:
+        numbers: dict[str, Any] = {
+            "weights": 100, "gradients": 100, "optimizer": 200, "backward": 70, "step": 20, "others": 5, "process": 1000,
+            "accumulates": False,
+        }  # fmt: skip
+        return peak_memory(**{**numbers, **changes})
+
+    assert peak().peak == 1000 + 5 + 100 + 200 + 100 + 20  # the optimizer's step
+    assert peak(backward=170).peak == 1000 + 5 + 100 + 200 + 170  # the backward pass, whose gradients come as it goes
+    assert peak(accumulates=True).peak == 1000 + 5 + 100 + 200 + 100 + 70  # gradients of the pass before are there
+    assert peak(other_phases=[2000]).peak == 1000 + 2000
+
+
+def test_more_tokens_and_larger_ranks_never_take_less() -> None:
+    sizes = [
+        activation_bytes(shape(), None, Batch(tokens, 16, tokens, True, False), FLOAT32) + logits_bytes(shape(), tokens)
+        for tokens in (1, 2, 8, 4096, 5000)
+    ]
+    assert sizes == sorted(sizes)
+    ranks = [trainable_parameters(shape(), Lora(method="lora", rank=rank)) for rank in (1, 2, 4)]
+    assert ranks == sorted(set(ranks))
+
+
+def test_sizes_that_trainers_fix_are_theirs() -> None:
+    from align.engines import transformers_engine
+    from align.models import head
+    from align.pipeline.estimate import batch, memory, stage
+    from align.training import reward_model
+    from align.training.pairwise import form, reference
+    from align.training.ppo import layout
+
+    assert memory.CHUNK_TOKENS == head.CHUNK_TOKENS
+    assert batch.PAIR_ROW_TOKENS == form.ROW_TOKENS
+    assert batch.EPISODE_ROW_TOKENS == layout.ROW_TOKENS
+    assert stage.FORWARD_TOKENS == reference.REFERENCE_BATCH_TOKENS == reward_model.EVALUATION_BATCH_TOKENS
+    assert stage.TRANSFORMERS_ENGINE_ROWS == transformers_engine.ROWS_PER_BATCH
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_trainable_parameters_are_those_that_peft_counts(tmp_path: Any, architecture: str, method: str) -> None:
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    from align.pipeline.estimate.shape import read_shape
+
+    if architecture == "llama":
+        config: Any = transformers.LlamaConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=50
+        )
+    else:
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    found = read_shape(tmp_path)
+    assert found is not None
+    settings: dict[str, Any] = {
+        "lora": (Lora(method="lora", rank=3), lambda: peft.LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM")),
+        "prompt_tuning": (
+            VirtualTokens(method="prompt_tuning", num_virtual_tokens=7),
+            lambda: peft.PromptTuningConfig(num_virtual_tokens=7, task_type="CAUSAL_LM"),
+        ),
+        "prefix_tuning": (
+            VirtualTokens(method="prefix_tuning", num_virtual_tokens=7),
+            lambda: peft.PrefixTuningConfig(num_virtual_tokens=7, task_type="CAUSAL_LM"),
+        ),
+    }
+    ours, theirs = settings.get(method, (None, None))
+    if theirs is not None:
+        model = peft.get_peft_model(model, theirs())
+    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trainable_parameters(found, ours) == counted
