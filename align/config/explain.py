@@ -241,4 +241,4 @@ def _number(limit: float) -> str:
 
 def _tags(alternatives: Members, tag: str) -> list[str]:
     """The values that a discriminating key can have."""
-    return [str(get_args(model.model_fields[tag].annotation)[0]) for model in alternatives if is_model(model)]
+    return [str(value) for model in alternatives if is_model(model) for value in get_args(model.model_fields[tag].annotation)]

@@ -18,6 +18,8 @@ from align.export.check import MAX_COMPLETION_TOKENS, TIE_LOGITS, CheckReport
 from align.export.limits import limits_of
 from align.export.lineage import Comparison, Step
 from align.export.source import ModelSource
+from align.models.adapter import read_adapter
+from align.models.folder import is_adapter
 from align.report.results import ModelResult
 from align.report.wording import estimate_text, mark_of, percent_text, score_decimals, verdicts
 from align.store.artifact import INPUT_STAGE
@@ -50,6 +52,7 @@ def render_card(
         title=source.name if source.run is None else f"{source.run.resolve().name}: {source.name}",
         reward=source.purpose == "reward",
         dtype=dtype,
+        merged=_merged_text(source),
         steps=steps,
         own=steps[-1] if steps else None,
         parent=_parent(steps),
@@ -105,9 +108,24 @@ def _front_matter(source: ModelSource, steps: Sequence[Step]) -> dict[str, Any]:
     if bases:  # the hub takes nothing but its own ids here
         matter["base_model"] = bases[0]
         matter["base_model_relation"] = "finetune"
-    methods = dict.fromkeys(step.stage for step in _line_of_training(steps))
+    methods = dict.fromkeys(name for step in _line_of_training(steps) for name in _methods(step))
     matter["tags"] = ["align", *(name.replace("_", "-") for name in methods)]
     return matter
+
+
+def _methods(step: Step) -> list[str]:
+    """The stage's type and, where an adapter was trained, its method."""
+    peft = step.manifest.config.get("peft") if step.manifest is not None else None
+    return [step.stage, *([str(peft["method"])] if isinstance(peft, dict) else [])]
+
+
+def _merged_text(source: ModelSource) -> str:
+    """What was merged, for a model that was an adapter; else nothing."""
+    if not is_adapter(source.folder):
+        return ""
+    if read_adapter(source.folder).peft.method == "qlora":
+        return "Its QLoRA adapter is merged into its base as that was in training: rounded to 4 bits a weight, and back."
+    return "Its LoRA adapter is merged into its base."
 
 
 def _line_of_training(steps: Sequence[Step]) -> list[Step]:

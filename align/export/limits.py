@@ -20,7 +20,7 @@ def limits_of(source: ModelSource, steps: Sequence[Step], comparisons: Sequence[
             "A reward model is a proxy: it stands for the judgements it was trained on, not for what people want. What is "
             "optimised against it long enough rises on it and falls on everything else."
         )
-    elif not comparisons:
+    elif steps and not comparisons:
         sentences.append("No comparison of its run has this model: how good its completions are was not measured.")
     sentences += _of_training(steps)
     sentences.append("Truthfulness, safety and bias were not evaluated.")

@@ -11,7 +11,7 @@ from align.config.architecture import encoder_decoder_architecture
 from align.config.explain import unknown
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.adapter import read_adapter
-from align.models.folder import CONFIG_NAME, is_adapter
+from align.models.folder import ADAPTER_CONFIG_NAME, CONFIG_NAME, is_adapter
 from align.store.artifact import MANIFEST_NAME, MODEL_FOLDER, Artifact, Entry
 from align.store.fingerprint import FileHashes
 
@@ -119,6 +119,8 @@ def _from_artifact(entry_path: Path) -> ModelSource:
 def _from_folder(folder: Path) -> ModelSource:
     architectures = _read_object(folder / CONFIG_NAME).get("architectures") or []
     is_reward = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    if is_adapter(folder):  # config.json is the base's
+        is_reward = _read_object(folder / ADAPTER_CONFIG_NAME).get("task_type") == "SEQ_CLS"
     return ModelSource(folder.resolve().name, folder, "reward" if is_reward else "language", None, None)
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.config.peft import Lora, Peft, VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.folder import BASE_NAME, CONFIG_NAME, WEIGHTS_NAME, check_model_folder
+from align.models.folder import ADAPTER_AGAIN, BASE_NAME, CONFIG_NAME, WEIGHTS_NAME, check_model_folder
 from align.store.atomic import write_json
 from align.store.fingerprint import FileHashes, fingerprint
 
@@ -55,7 +55,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
         record = json.loads(record_path.read_bytes())
         place, expected, peft = Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise EnvironmentProblem(f"{record_path}: cannot be read ({type(error).__name__})", hint=_AGAIN) from error
+        raise EnvironmentProblem(f"{record_path}: cannot be read ({type(error).__name__})", hint=ADAPTER_AGAIN) from error
     base = _find(place, folder)
     if base is None:
         raise EnvironmentProblem(
@@ -69,9 +69,6 @@ def read_adapter(folder: Path) -> AdapterFolder:
             hint="Its files were changed since. Bring the old ones back, or train the adapter again.",
         )
     return AdapterFolder(folder, base, peft)
-
-
-_AGAIN = "The folder is damaged; run the stage that made it again."
 
 
 def base_fingerprint(folder: Path, hashes: FileHashes) -> str:
@@ -109,19 +106,30 @@ def _has_weights(folder: Path) -> bool:
     return (folder / WEIGHTS_NAME).exists() or next(folder.glob("*.safetensors.index.json"), None) is not None
 
 
-def check_continued(wanted: Lora | VirtualTokens, adapter: AdapterFolder) -> None:
+def check_continued(wanted: Lora | VirtualTokens, adapter: AdapterFolder, where: str) -> None:
     """Refuse to go on training an adapter with other settings than its own.
 
+    Args:
+        where: what to name in a refusal.
     Raises:
         RecipeError: naming what differs.
     """
     theirs, ours = _shape(adapter.peft), _shape(wanted)
-    differing = [f"{name}: {ours.get(name)} (the adapter: {value})" for name, value in theirs.items() if ours.get(name) != value]
-    if differing:
-        raise RecipeError(
-            f"peft: the model is a {adapter.peft.method} adapter already, which is trained further, but {'; '.join(differing)}",
-            hint="Give the same peft settings, or leave peft out: the adapter is then merged and the whole model trained.",
-        )
+    names = [name for name in theirs if ours.get(name) != theirs[name]]
+    if not names:
+        return
+    if wanted.method != adapter.peft.method:
+        names = ["method"]  # the rest then means other things
+    differing = "; ".join(f"{name} is {ours[name]}, the adapter's {theirs[name]}" for name in names)
+    instead = (
+        "leave peft out: the adapter is then merged and the whole model trained"
+        if adapter.can_merge
+        else f"start from its base model ({adapter.base})"
+    )
+    raise RecipeError(
+        f"{where}: peft: the model is an adapter already ({adapter.peft.method}), which is trained further, but {differing}",
+        hint=f"Give the same peft settings, or {instead}.",
+    )
 
 
 def _shape(peft: Lora | VirtualTokens) -> dict[str, Any]:

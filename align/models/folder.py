@@ -24,6 +24,7 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 BASE_NAME = "base.json"
+ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
@@ -79,9 +80,7 @@ def _check_adapter(path: Path) -> None:
             hint="Merge it into its base model first: PeftModel.merge_and_unload().save_pretrained(…)",
         )
     if not (path / ADAPTER_WEIGHTS_NAME).exists():
-        raise EnvironmentProblem(
-            f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint="The folder is damaged; run the stage that made it again."
-        )
+        raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
     _inside(path, ADAPTER_WEIGHTS_NAME)
     _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
 
@@ -224,7 +223,11 @@ def virtual_tokens(path: Path) -> int:
     """How many trained vectors stand in front of every prompt of the model in a checked folder."""
     if not is_adapter(path):
         return 0
-    return int(_read_json_object(path, BASE_NAME).get("peft", {}).get("num_virtual_tokens", 0))
+    peft = _read_json_object(path, BASE_NAME).get("peft")
+    count = peft.get("num_virtual_tokens", 0) if isinstance(peft, dict) else None
+    if not isinstance(count, int):
+        raise EnvironmentProblem(f"{path / BASE_NAME}: does not say what the adapter is", hint=ADAPTER_AGAIN)
+    return count
 
 
 def context_tokens(path: Path) -> int:

@@ -32,6 +32,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def differing_tokens(first: Path, second: Path) -> list[str]:
+    """Tokens that do not have the same number in the tokenizers of two model folders; none where ids mean the same to both."""
+    one, other = (load_tokenizer(path).get_vocab() for path in (first, second))
+    return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
+
+
 def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
     """A language model, in eval mode, on the CPU. Never goes to the network.
 
@@ -106,7 +112,8 @@ def load_reward_model(
 
     if is_adapter(path):
         options: dict[str, Any] = {"num_labels": num_labels, "new_head": True, "pad_token_id": load_tokenizer(path).pad_token_id}
-        model = _with_adapter(path, load_reward_model(read_adapter(path).base, **options), dtype)
+        base = load_reward_model(read_adapter(path).base, **options)
+        model = _with_adapter(path, base, dtype, needs_head=not new_head)
         model.config.pad_token_id = options["pad_token_id"] if pad_token_id is None else pad_token_id
         return model
     options = {"num_labels": num_labels, **_quantized(quantization)}
@@ -120,8 +127,12 @@ def load_reward_model(
     return model
 
 
-def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any) -> PreTrainedModel:
-    """`base` with the adapter in `path`: merged where it can be, else in front of it. Frozen in neither case."""
+def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any, *, needs_head: bool = False) -> PreTrainedModel:
+    """`base` with the adapter in `path`: merged where it can be, else in front of it. Frozen in neither case.
+
+    Args:
+        needs_head: whether the adapter must bring a score head, since that of `base` is random.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -129,12 +140,14 @@ def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any) -> PreTrainedMo
 
     adapter = read_adapter(path)
     state = load_file(path / ADAPTER_WEIGHTS_NAME)
+    if needs_head:
+        _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(lora.PREFIX) for name in state}, "a reward model")
     if isinstance(adapter.peft, Lora):
         if adapter.peft.method == "qlora":
             lora.require_bitsandbytes(str(path))
         lora.merge(base, state, adapter.peft)
     else:
-        virtual_tokens.add_virtual_tokens(base, adapter.peft, state[virtual_tokens.WEIGHT])
+        virtual_tokens.add_virtual_tokens(base, adapter.peft, virtual_tokens.read_vectors(state))
         base.requires_grad_(True)
     return base.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()  # type: ignore[no-any-return]
 

@@ -18,6 +18,7 @@ from align.config.explain import listing, nearest
 from align.config.peft import Lora
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.dropout import set_dropout
+from align.models.folder import ADAPTER_AGAIN
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
@@ -30,7 +31,7 @@ def require_bitsandbytes(where: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise EnvironmentProblem(
             f"{where}: qlora needs bitsandbytes, which is not installed in this environment",
-            hint="pip install 'align[qlora]', or use method: lora.",
+            hint="pip install bitsandbytes==0.50.2, or use method: lora.",
         )
 
 
@@ -158,9 +159,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     wanted = {name for name in own if ".lora_" in name}
     if (unknown := places.keys() - own.keys()) or (wanted := wanted - places.keys()):
         name = min(unknown or wanted)
-        raise EnvironmentProblem(
-            f"the adapter does not fit its base model: {name}", hint="Its folder is damaged; run the stage that made it again."
-        )
+        raise EnvironmentProblem(f"the adapter does not fit its base model: {name}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
         for name, tensor in places.items():
             own[name].copy_(tensor)
@@ -172,18 +171,24 @@ def _place(name: str) -> str:
 
 
 def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None:
-    """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, to W as NF4 keeps it."""
+    """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, to W as NF4 keeps it.
+
+    Raises:
+        EnvironmentProblem: if the adapter's tensors are not those of its settings and the model.
+    """
     layers = linear_layers(model)
+    names = sorted(_chosen_layers(model, settings, "the adapter"))
+    wanted = {f"{PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
+    if differing := wanted ^ {name for name in state if name != f"{PREFIX}score.weight"}:
+        raise EnvironmentProblem(f"the adapter does not fit its base model: {min(differing)}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
         if settings.method == "qlora":
             for layer in layers.values():
                 is_linear = isinstance(layer, nn.Linear)  # GPT-2's layers are packed as their transpose
                 layer.weight.copy_(quantized(layer.weight) if is_linear else quantized(layer.weight.T).T)
-        for name, a in state.items():
-            if ".lora_A." not in name:
-                continue
-            layer = layers[name.removeprefix(PREFIX).removesuffix(".lora_A.weight")]
-            delta = settings.scaling * (state[name.replace(".lora_A.", ".lora_B.")] @ a)
+        for name in names:
+            a, b = (state[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
+            layer, delta = layers[name], settings.scaling * (b @ a)
             layer.weight += delta if isinstance(layer, nn.Linear) else delta.T
         if (head := state.get(f"{PREFIX}score.weight")) is not None:
             model.score.weight.copy_(head)  # type: ignore[union-attr,operator]

@@ -36,7 +36,7 @@ from align.models.lora import (
     write_lora_config,
 )
 from align.models.save import check_finite, save_model
-from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, write_virtual_tokens_config
+from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, read_vectors, write_virtual_tokens_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
             hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
         )
     if adapter is not None and start.peft is not None:
-        check_continued(start.peft, adapter)
+        check_continued(start.peft, adapter, start.name)
     quantization = quantization_config() if start.is_quantized else None
     if task == "SEQ_CLS":
         with_new_head = new_head or adapter is not None
@@ -118,7 +118,7 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
         if kept is not None:
             load_lora_state(model, kept)
     else:
-        add_virtual_tokens(model, start.peft, None if kept is None else kept[WEIGHT])
+        add_virtual_tokens(model, start.peft, None if kept is None else read_vectors(kept))
     if task == "SEQ_CLS":
         model.score.requires_grad_(True)
     return model.eval()

@@ -7,7 +7,7 @@ without their reparametrisation). Both start as what randomly drawn tokens give,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from align.config.peft import VirtualTokens
+from align.errors import EnvironmentProblem
+from align.models.folder import ADAPTER_AGAIN
 
 NAME = "virtual_tokens"
 WEIGHT = "prompt_embeddings"
@@ -57,6 +59,17 @@ def without_virtual_tokens(model: Any) -> Iterator[None]:
         yield
     finally:
         encoder.is_off = False
+
+
+def read_vectors(state: Mapping[str, Tensor]) -> Tensor:
+    """The vectors in an adapter's file.
+
+    Raises:
+        EnvironmentProblem: if there are none.
+    """
+    if WEIGHT not in state:
+        raise EnvironmentProblem(f"the adapter's file has no {WEIGHT}", hint=ADAPTER_AGAIN)
+    return state[WEIGHT]
 
 
 def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | None = None) -> None:

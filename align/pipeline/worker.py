@@ -46,7 +46,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
 PRELOAD = ["align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load"]
-LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "safetensors")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
 HEARTBEAT_SECONDS = 1.0
 SECONDS_NAME = "seconds"
 

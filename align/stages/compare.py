@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -325,10 +324,7 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
 
 def _same_tokens(first: Artifact, second: Artifact) -> bool:
     """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
+    from align.models.load import differing_tokens
+
     same_reader = is_encoder_decoder(first.model_path) == is_encoder_decoder(second.model_path)
-    return same_reader and _tokenizer_bytes(first.model_path) == _tokenizer_bytes(second.model_path)
-
-
-def _tokenizer_bytes(folder: Path) -> bytes:
-    path = folder / "tokenizer.json"
-    return path.read_bytes() if path.exists() else b""
+    return same_reader and not differing_tokens(first.model_path, second.model_path)

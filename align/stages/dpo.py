@@ -82,13 +82,11 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
 def _check_vocabulary(source: Artifact, reference: Artifact) -> None:
     """Policy and reference read the same tokens, so that a number must mean the same token to both."""
-    from align.models.load import load_tokenizer
+    from align.models.load import differing_tokens
 
     if reference.fingerprint == source.fingerprint:
         return
-    policy, other = (load_tokenizer(artifact.model_path).get_vocab() for artifact in (source, reference))
-    if policy != other:
-        differing = sorted(token for token in policy.keys() | other.keys() if policy.get(token) != other.get(token))
+    if differing := differing_tokens(source.model_path, reference.model_path):
         raise RecipeError(
             f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
             f"({', '.join(map(repr, differing[:3]))}, …)",

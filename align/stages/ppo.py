@@ -170,13 +170,12 @@ def _check_value_model(value: Artifact, policy: Artifact, tokens: int) -> None:
     Raises:
         RecipeError: if it does not.
     """
-    from align.models.load import load_tokenizer
+    from align.models.load import differing_tokens
 
-    theirs, ours = load_tokenizer(value.model_path), load_tokenizer(policy.model_path)
-    if theirs.get_vocab() != ours.get_vocab():
+    if differing := differing_tokens(value.model_path, policy.model_path):
         raise RecipeError(
             f"{value.name}: the value model starts from this reward model, but its tokenizer is not that of {policy.name} "
-            f"({len(theirs):,} and {len(ours):,} tokens)",
+            f"({len(differing):,} tokens differ: {', '.join(map(repr, differing[:3]))}, …)",
             hint="Set value_model to a reward model made from the same base; one with another tokenizer can still be a scorer.",
         )
     if (context := context_tokens(value.model_path)) < tokens:

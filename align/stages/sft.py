@@ -68,7 +68,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
     chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
     two_sides = is_encoder_decoder(source.model_path)
     if two_sides and config.peft is not None:
-        raise RecipeError(f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder")
+        raise RecipeError(
+            f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder",
+            hint="Leave peft out: all its weights are trained.",
+        )
     start = Start(source.model_path, config.peft, context.store_root, context.name)
     seen = start.context_tokens
     limit = config.max_tokens if two_sides else min(config.max_tokens, seen)

@@ -25,8 +25,9 @@ TRAINED_NAME = "trained.safetensors"
 """What a checkpoint of an adapter holds in place of the model."""
 # The share of all steps between two log lines: fifty points make a curve.
 LOGGING_RATIO = 0.02
-# Timings differ from run to run, and TRL counts tokens from zero again after an interruption; a curve must do neither.
-NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "num_tokens")
+# Timings differ from run to run; TRL's count of tokens and transformers' mean loss begin anew after an interruption. A curve must
+# do neither.
+NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "num_tokens", "train_loss")
 
 
 def resolve_precision(name: str) -> str:

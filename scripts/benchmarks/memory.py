@@ -93,29 +93,29 @@ class Configuration:
 PAIRS = "max_tokens: 256, batch_size: 8, micro_batch_size: 4"
 CONFIGURATIONS = (
     Configuration(
-        "sft", "56 M", "instructions", (40, 150, 200),
+        "sft", "56 M", "instructions", (28, 150, 200),
         "{stage: sft, model: base, data: data, max_tokens: 512, batch_size: 4, micro_batch_size: 2}",
     ),
     Configuration(
-        "sft, rows of 4096 tokens", "11 M, 16 k tokens", "instructions", (24, 500, 2000),
+        "sft, rows of 4096 tokens", "11 M, 16 k tokens", "instructions", (12, 500, 2000),
         "{stage: sft, model: base, data: data, max_tokens: 4096, batch_size: 2, micro_batch_size: 1}",
     ),
     Configuration(
-        "sft, LoRA", "56 M", "instructions", (40, 150, 200),
+        "sft, LoRA", "56 M", "instructions", (28, 150, 200),
         "{stage: sft, model: base, data: data, max_tokens: 512, batch_size: 4, micro_batch_size: 2, peft: {method: lora}}",
     ),
     Configuration(
-        "dpo", "56 M", "preferences", (24, 100, 120), f"{{stage: dpo, model: base, pairs: data, {PAIRS}}}",
+        "dpo", "56 M", "preferences", (16, 100, 120), f"{{stage: dpo, model: base, pairs: data, {PAIRS}}}",
     ),
     Configuration(
-        "dpo, QLoRA", "56 M", "preferences", (24, 100, 120),
+        "dpo, QLoRA", "56 M", "preferences", (16, 100, 120),
         f"{{stage: dpo, model: base, pairs: data, {PAIRS}, peft: {{method: qlora}}}}",
     ),
     Configuration(
-        "reward_model", "56 M", "preferences", (30, 100, 120), f"{{stage: reward_model, model: base, data: data, {PAIRS}}}",
+        "reward_model", "56 M", "preferences", (24, 100, 120), f"{{stage: reward_model, model: base, data: data, {PAIRS}}}",
     ),
     Configuration(
-        "orpo", "39 M, 16 k tokens, grouped keys", "preferences", (24, 100, 120),
+        "orpo", "39 M, 16 k tokens, grouped keys", "preferences", (16, 100, 120),
         "{stage: orpo, model: base, pairs: data, max_tokens: 256, batch_size: 8}",
     ),
     Configuration(

@@ -11,7 +11,10 @@ import pytest
 
 from align.stages.registry import STAGES
 
-COMMANDS = [["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]]
+COMMANDS = [
+    *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]),
+    *(["export"], ["serve"], ["chat"]),
+]
 HEAVY = ("torch", "transformers", "trl", "vllm", "numpy", "datasets", "scipy", "matplotlib")
 FULL_DEVICE = Path("/dev/full")
 

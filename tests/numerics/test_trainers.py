@@ -98,6 +98,7 @@ def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path,
         logps = model(input_ids=ids, logps_of=labels)
         logps.sum().backward()
         gradients.append((logps.detach(), [p.grad.clone() for p in model.parameters()]))
-    assert torch.equal(gradients[0][0], gradients[1][0])
+    # A matrix product over other rows may round the last bit otherwise.
+    torch.testing.assert_close(gradients[1][0], gradients[0][0], rtol=1e-6, atol=1e-6)
     for whole, chunked in zip(gradients[0][1], gradients[1][1], strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)

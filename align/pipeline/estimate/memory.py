@@ -19,17 +19,20 @@ Precision = Literal["float32", "bfloat16"]
 
 MIB = 1 << 20
 PROCESS_BYTES: dict[Device, int] = {
-    # Resident set of a worker that trains a model of a few thousand parameters: Python, torch, transformers, TRL.
-    "cpu": 415 * MIB,
+    # Resident set of a worker that trains a model of a few thousand parameters: Python, torch, transformers, TRL, PEFT.
+    "cpu": 465 * MIB,
     # What a CUDA context and cuBLAS's workspaces take of a GPU; not measured here, usually 0.4 to 0.7 GiB.
     "cuda": 600 * MIB,
 }
-ALLOCATOR_SHARE: dict[Device, float] = {
-    # glibc keeps freed blocks of up to 32 MiB, and long-lived gradients lie between them: 0.34 to 0.66 of the activations in
-    # eight trainings of 10 to 60 million parameters; next to nothing with MALLOC_MMAP_THRESHOLD_ set.
-    "cpu": 0.4,
+ALLOCATOR_SHARE: dict[tuple[Device, bool], float] = {
+    # By device, and whether LoRA is trained. glibc keeps freed blocks of up to 32 MiB, with long-lived ones between them: 0.34 to
+    # 0.66 of the activations in eight full trainings of 10 to 60 million parameters, 1.26 and 1.34 in two with LoRA, whose
+    # layers free several tensors for each they keep. With MALLOC_MMAP_THRESHOLD_=1048576 it was next to nothing in both.
+    ("cpu", False): 0.4,
+    ("cpu", True): 1.3,
     # PyTorch's CUDA allocator fragments less, as blocks are rounded and reused; not measured here.
-    "cuda": 0.1,
+    ("cuda", False): 0.1,
+    ("cuda", True): 0.1,
 }
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 of those (Dettmers et al. 2023, section 3)."""
@@ -151,7 +154,7 @@ def backward_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: 
     kept = activation_bytes(shape, peft, batch, arithmetic)
     head_gradient = FLOAT32_BYTES * shape.vocabulary * shape.hidden_size if peft is None and batch.targets else 0
     unpacked = FLOAT32_BYTES * max(layer.parameters for layer in shape.linear_layers) if _is_quantized(shape, peft) else 0
-    retained = round(ALLOCATOR_SHARE[arithmetic.device] * kept)
+    retained = round(ALLOCATOR_SHARE[arithmetic.device, isinstance(peft, Lora)] * kept)
     return kept + retained + logits_bytes(shape, batch.targets) + head_gradient + unpacked + cast_bytes(shape, peft, arithmetic)
 
 

@@ -124,17 +124,21 @@ class _Estimator:
         if model is None:
             return None
         if isinstance(config, dpo.Config) and config.reference not in (None, config.model):
-            return Sources(model, reference=self._shape(str(config.reference)))
+            reference = self._shape(str(config.reference))
+            return None if reference is None else Sources(model, reference=reference)
         if isinstance(config, ppo.Config):
-            scorers = [scorer for scorer in (*config.scorers.values(), *config.watch.values()) if isinstance(scorer, str)]
-            shapes = [self._shape(scorer) for scorer in dict.fromkeys(scorers)]
-            value = config.value_source()
-            return Sources(
-                model,
-                reward_models=tuple(shape for shape in shapes if shape is not None),
-                value_model=None if value is None else self._shape(value),
-            )
+            return self._ppo_sources(config, model)
         return Sources(model)
+
+    def _ppo_sources(self, config: ppo.Config, model: ModelShape) -> Sources | None:
+        scorers = [scorer for scorer in (*config.scorers.values(), *config.watch.values()) if isinstance(scorer, str)]
+        shapes = [self._shape(scorer) for scorer in dict.fromkeys(scorers)]
+        known = tuple(shape for shape in shapes if shape is not None)
+        value_source = config.value_source()
+        value_model = None if value_source is None else self._shape(value_source)
+        if len(known) < len(shapes) or (value_source is not None and value_model is None):
+            return None
+        return Sources(model, reward_models=known, value_model=value_model)
 
     def _shape(self, name: str) -> ModelShape | None:
         """Of an input or of what a stage will make, which has the shape of what it starts from."""
@@ -165,7 +169,8 @@ class _Estimator:
     def _made(self, name: str) -> Artifact | None:
         """What a stage made, where it was run before."""
         stage = self._stages.get(name)
-        return self._plan.store.load(name, stage.entry) if stage is not None and stage.status == "cached" else None
+        manifest = stage.entry.read_manifest() if stage is not None and stage.status == "cached" else None
+        return None if stage is None or manifest is None else Artifact(name, stage.entry.path, manifest)
 
 
 def _peft(config: TrainingConfig) -> Lora | VirtualTokens | None:

@@ -89,14 +89,13 @@ def read_shape(folder: Path) -> ModelShape | None:
             folder = read_adapter(folder).base
         config = json.loads((folder / CONFIG_NAME).read_bytes())
         tensors = _tensors(folder)
-        context = context_tokens(folder)
+        if config.get("is_encoder_decoder") or any("expert" in name for name in tensors):
+            return None
+        text_config = config.get("text_config")
+        settings = text_config if isinstance(text_config, dict) else config
+        return shape_of(settings, tensors, context=context_tokens(folder))
     except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    text_config = config.get("text_config")
-    settings = text_config if isinstance(text_config, dict) else config
-    if config.get("is_encoder_decoder") or any("expert" in name for name in tensors):
-        return None
-    return shape_of(settings, tensors, context=context)
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:

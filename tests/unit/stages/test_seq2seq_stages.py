@@ -261,8 +261,8 @@ def test_every_other_stage_refuses_by_name(bench: Bench, name: str) -> None:
     with pytest.raises(RecipeError) as caught:
         bench.run(stage, **fields)
     assert caught.value.message == (
-        f"{name}: t5 (t5.x) is an encoder–decoder model (T5ForConditionalGeneration); sft, generate and compare take such models, "
-        f"{name} does not"
+        f"{name}: t5 (t5.x) is an encoder–decoder model (T5ForConditionalGeneration); sft, generate and compare take such "
+        f"models, {name} does not"
     )
     assert caught.value.exit_code == 2
 

@@ -1,0 +1,44 @@
+"""A tiny base model, and a place to train adapters of it in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapter_workshop import ROWS, Workshop, remember_started
+
+from align.models import start as start_module
+from align.models.load import load_causal_lm
+from align.testing import tiny_causal_lm
+from align.training import dpo as dpo_training
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [message.content for rows in ROWS.values() for row in rows for message in row.prompt] + ["Oh no!", "So?"] * 4
+    return tiny_causal_lm(tmp_path_factory.mktemp("adapters") / "base", texts=texts, seed=2)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, base: Path) -> Workshop:
+    return Workshop(tmp_path, base)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders of language models that were loaded to be trained, or to be a reference."""
+    folders: list[Path] = []
+
+    def counting(path: Path, **options: Any) -> Any:
+        folders.append(path)
+        return load_causal_lm(path, **options)
+
+    for module in (start_module, dpo_training):
+        monkeypatch.setattr(module, "load_causal_lm", counting)
+    return folders
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    return remember_started(monkeypatch)

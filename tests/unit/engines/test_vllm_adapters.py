@@ -1,0 +1,101 @@
+"""Real vLLM with LoRA: merged by us, and served by vLLM without merging, the same tokens come out."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.config.peft import Lora
+from align.engines.protocol import GenerationRequest, SamplingSettings
+from align.engines.transformers_engine import TransformersEngine
+from align.models.load import load_tokenizer
+from align.models.start import Start, load_start, save_trained
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+PROMPTS = 50
+GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=None, max_completion_tokens=12, num_candidates=1, stop_token_ids=(2,))
+
+
+def adapter(base: Path, folder: Path, method: str) -> Path:
+    """An adapter far from nothing."""
+    torch.manual_seed(7)
+    start = Start(base, Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
+    model = load_start(start)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+    save_trained(model, load_tokenizer(base), folder, start)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def requests50(project_template: Path) -> list[GenerationRequest]:
+    vocabulary = len(load_tokenizer(project_template / "base"))
+    generator = torch.Generator().manual_seed(3)
+    return [
+        GenerationRequest(torch.randint(3, vocabulary, (3 + number % 9,), generator=generator).tolist(), number)
+        for number in range(PROMPTS)
+    ]
+
+
+def test_an_engine_goes_from_adapter_to_model_and_back(project_template: Path, tmp_path: Path, requests50) -> None:  # type: ignore[no-untyped-def]
+    """It starts with an adapter; every kind of model gives what the transformers engine gives."""
+    from align.engines.vllm_engine import VllmEngine
+
+    base = project_template / "base"
+    folders = [adapter(base, tmp_path / method, method) for method in ("lora", "qlora")]
+    expected = {
+        folder: TransformersEngine(folder, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
+        for folder in (*folders, base)
+    }
+    assert expected[folders[0]] != expected[base]
+    engine = VllmEngine(folders[0], dtype="float32", max_model_tokens=64)
+    try:
+        assert engine.generate(requests50, GREEDY) == expected[folders[0]]
+        for folder in (base, folders[1], folders[0]):
+            engine.load_weights(folder)
+            assert engine.generate(requests50, GREEDY) == expected[folder]
+    finally:
+        engine.close()
+
+
+def test_vllm_serves_our_adapter_without_merging_and_gives_the_same_tokens(
+    project_template: Path, tmp_path: Path, requests50
+) -> None:  # type: ignore[no-untyped-def]
+    import os
+
+    from align.engines.vllm_engine import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    base = project_template / "base"
+    folder = adapter(base, tmp_path / "lora", "lora")
+    merged = TransformersEngine(folder, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
+    threads = torch.get_num_threads()
+    llm = vllm.LLM(
+        str(base),
+        dtype="float32",
+        max_model_len=64,
+        enforce_eager=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=2048,
+        enable_lora=True,
+        max_lora_rank=8,
+    )
+    parameters = vllm.SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=[2], detokenize=False)
+    prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in requests50]
+    outputs = llm.generate(prompts, parameters, use_tqdm=False, lora_request=LoRARequest("adapter", 1, str(folder)))
+    torch.set_num_threads(threads)
+    found = [list(output.outputs[0].token_ids) for output in outputs]
+    assert found == [completions[0].token_ids for completions in merged]
+    assert found != [
+        completions[0].token_ids
+        for completions in TransformersEngine(base, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
+    ]
