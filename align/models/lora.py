@@ -87,7 +87,7 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
         task: PEFT's name of what the model does: CAUSAL_LM or SEQ_CLS.
         where: what to name in a refusal.
     Raises:
-        RecipeError: if a target does not exist in the model, or the rank is larger than a layer.
+        RecipeError: if a target does not exist in the model or cannot be one, or the rank is larger than a layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -111,7 +111,10 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
         task_type=task,
     )
     model.requires_grad_(False)
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    try:
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    except ValueError as error:  # Mamba's kernels, for one, read weights that a layer around them would hide
+        raise RecipeError(f"{where}: PEFT cannot add LoRA here: {error}", hint="Choose other target_modules.") from error
     config.lora_dropout = 0.0
     set_dropout(model, 0.0)
     model._hf_peft_config_loaded = True  # type: ignore[assignment]  # transformers trains a quantised model only with this
@@ -184,8 +187,11 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
     with torch.no_grad():
         if settings.method == "qlora":
             for layer in layers.values():
-                is_linear = isinstance(layer, nn.Linear)  # GPT-2's layers are packed as their transpose
-                layer.weight.copy_(quantized(layer.weight) if is_linear else quantized(layer.weight.T).T)
+                # As transformers packs them: GPT-2's layers as their transpose, and no other kind of linear layer (Falcon's).
+                if not isinstance(layer, nn.Linear):
+                    layer.weight.copy_(quantized(layer.weight.T).T)
+                elif type(layer) is nn.Linear:
+                    layer.weight.copy_(quantized(layer.weight))
         for name in names:
             a, b = (state[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
             layer, delta = layers[name], settings.scaling * (b @ a)

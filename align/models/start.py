@@ -118,7 +118,7 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
         if kept is not None:
             load_lora_state(model, kept)
     else:
-        add_virtual_tokens(model, start.peft, None if kept is None else read_vectors(kept))
+        add_virtual_tokens(model, start.peft, None if kept is None else read_vectors(kept), where=start.name)
     if task == "SEQ_CLS":
         model.score.requires_grad_(True)
     return model.eval()

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from align.config.peft import VirtualTokens
-from align.errors import EnvironmentProblem
+from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ADAPTER_AGAIN
 
 NAME = "virtual_tokens"
 WEIGHT = "prompt_embeddings"
 """PEFT's name of the only tensor of such an adapter."""
+PROBED_TOKENS = 8
+# Largest difference, as a share of the states' root mean square, between drawn tokens and the vectors made of them: rounding.
+TOLERANCE = 1e-3
 
 
 class VirtualTokenEncoder(nn.Module):
@@ -72,24 +75,49 @@ def read_vectors(state: Mapping[str, Tensor]) -> Tensor:
     return state[WEIGHT]
 
 
-def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | None = None) -> None:
+def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | None = None, *, where: str = "") -> None:
     """Put vectors in front of a causal model in place, and freeze everything else.
 
     Args:
         vectors: see `VirtualTokenEncoder`; by default, those of tokens that are drawn from torch's global generator.
+        where: what to name in a refusal.
+    Raises:
+        RecipeError: if new vectors do not do in this model what the tokens do that they were taken from.
     """
     model.requires_grad_(False)
-    if vectors is None:
-        vectors = _vectors_of_random_tokens(model, settings)
-    model.add_module(NAME, VirtualTokenEncoder(vectors.clone(), settings))
+    if vectors is not None:
+        model.add_module(NAME, VirtualTokenEncoder(vectors.clone(), settings))
+    elif problem := _add_drawn(model, settings):
+        raise RecipeError(
+            f"{where}: {settings.method} does not go with this architecture ({model.config.model_type}): {problem}",
+            hint="Use method: lora.",
+        )
 
 
 @torch.no_grad()
-def _vectors_of_random_tokens(model: Any, settings: VirtualTokens) -> Tensor:
-    embedding = model.get_input_embeddings()
-    ids = torch.randint(embedding.weight.shape[0], (1, settings.num_virtual_tokens)).to(embedding.weight.device)
+def _add_drawn(model: Any, settings: VirtualTokens) -> str | None:
+    """Add the vectors of drawn tokens; what is wrong with them, or None."""
+    table = model.get_input_embeddings().weight
+    ids = torch.randint(len(table), (1, settings.num_virtual_tokens)).to(table.device)
+    following = torch.arange(PROBED_TOKENS, device=table.device)[None] % len(table)
+    try:
+        encoder = VirtualTokenEncoder(_vectors_of_tokens(model, settings, ids).clone(), settings)
+        found = states_behind(model, encoder, following, None)
+        _cache_of(model, encoder, 1)  # what generation starts with
+        behind_tokens = model.base_model(input_ids=torch.cat([ids, following], dim=1), use_cache=False).last_hidden_state
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model says to keys, or to embeddings, that it was not made for
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    expected = behind_tokens[:, ids.shape[1] :]
+    difference = float((found - expected).abs().max() / expected.square().mean().sqrt())
+    model.add_module(NAME, encoder)
+    return None if difference <= TOLERANCE else f"the outputs differ by {difference:.1e} of their size from those behind tokens"
+
+
+def _vectors_of_tokens(model: Any, settings: VirtualTokens, ids: Tensor) -> Tensor:
     if settings.method == "prompt_tuning":
-        embedded: Tensor = embedding(ids)[0]
+        embedded: Tensor = model.get_input_embeddings()(ids)[0]
         return embedded
     cache = model.base_model(input_ids=ids, use_cache=True).past_key_values
     # [2 · layers, heads, tokens, head_dim], keys and values of a layer next to each other
@@ -100,8 +128,10 @@ def _vectors_of_random_tokens(model: Any, settings: VirtualTokens) -> Tensor:
 def start_cache(model: Any, rows: int) -> DynamicCache | None:
     """The keys and values of the virtual tokens for `rows` sequences, with which generation starts; None without such tokens."""
     encoder = virtual_tokens_of(model)
-    if encoder is None:
-        return None
+    return None if encoder is None else _cache_of(model, encoder, rows)
+
+
+def _cache_of(model: Any, encoder: VirtualTokenEncoder, rows: int) -> DynamicCache:
     if encoder.settings.method == "prefix_tuning":
         return _prefix_cache(model, encoder, rows)
     embedded = encoder.prompt_embeddings[None].expand(rows, -1, -1)

@@ -181,7 +181,7 @@ def main() -> None:
         result = {
             "command": shlex.join(["python", f"scripts/benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
             "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "largest_deviation": max(abs(row["ratio"] - 1) for row in measured),
+            "largest_deviation": round(max(abs(row["ratio"] - 1) for row in measured), 3),
             "configurations": measured,
         }
         write_json(RESULT, result)

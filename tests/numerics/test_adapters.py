@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_models import EVERY, IDS, LORA, QLORA, VIRTUAL, Peft, largest, logits, method, trained
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,25 +21,12 @@ from align.models.folder import ADAPTER_WEIGHTS_NAME
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.lora import add_lora, linear_layers, lora_state, merge, merged_weights, quantization_config, quantized
-from align.models.start import Start, load_start, save_trained
+from align.models.start import Start, load_start
 from align.models.virtual_tokens import NAME, start_cache, without_virtual_tokens
 from align.scoring.likelihood import completion_logps
 from align.testing import tiny_causal_lm, tiny_tokenizer
 
 BASES = ("llama", "grouped", "gpt2")
-LORA = Lora(method="lora", rank=3, alpha=5.0)
-QLORA = Lora(method="qlora", rank=3, alpha=5.0)
-VIRTUAL = {
-    "prefix_tuning": VirtualTokens(method="prefix_tuning", num_virtual_tokens=4),
-    "prompt_tuning": VirtualTokens(method="prompt_tuning", num_virtual_tokens=4),
-}
-Peft = Lora | VirtualTokens
-EVERY: list[Peft] = [LORA, QLORA, *VIRTUAL.values()]
-IDS = torch.tensor([[7, 40, 41, 90, 200, 33, 5, 61], [9, 8, 7, 6, 5, 4, 3, 1]])
-
-
-def method(settings: Peft) -> str:
-    return settings.method
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +48,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     gpt2.save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
     return {name: folder / name for name in BASES}
-
-
-def trained(base: Path, settings: Peft, folder: Path, **more: Any) -> Any:
-    """A model whose adapter is not what it started as, saved to `folder`."""
-    start = Start(base, settings, folder.parent, "test")
-    torch.manual_seed(0)
-    model = load_start(start, **more)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    save_trained(model, load_tokenizer(base), folder, start)
-    return model
-
-
-@torch.no_grad()
-def logits(model: Any, ids: Tensor = IDS, mask: Tensor | None = None) -> Tensor:
-    hidden = last_hidden_states(model, input_ids=ids, attention_mask=mask)
-    return model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
-
-
-def largest(first: Tensor, second: Tensor) -> float:
-    return float((first - second).abs().max())
 
 
 class Tiny(nn.Module):

@@ -25,9 +25,9 @@ PROCESS_BYTES: dict[Device, int] = {
     "cuda": 600 * MIB,
 }
 ALLOCATOR_SHARE: dict[tuple[Device, bool], float] = {
-    # By device, and whether LoRA is trained. glibc keeps freed blocks of up to 32 MiB, with long-lived ones between them: 0.34 to
-    # 0.66 of the activations in eight full trainings of 10 to 60 million parameters, 1.26 and 1.34 in two with LoRA, whose
-    # layers free several tensors for each they keep. With MALLOC_MMAP_THRESHOLD_=1048576 it was next to nothing in both.
+    # By device, and whether LoRA is trained. glibc keeps freed blocks of up to 32 MiB, with long-lived ones between them: from
+    # nothing (two steps) to 0.66 of the activations in full trainings of 10 to 60 million parameters, 1.26 and 1.34 in two with
+    # LoRA, whose layers free several tensors for each they keep. With MALLOC_MMAP_THRESHOLD_=1048576 it was next to nothing.
     ("cpu", False): 0.4,
     ("cpu", True): 1.3,
     # PyTorch's CUDA allocator fragments less, as blocks are rounded and reused; not measured here.

@@ -17,6 +17,7 @@ from align.pipeline.estimate import plan as estimate_module
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, advice, estimate_plan, fits
 from align.pipeline.estimate.table import render_estimates
+from align.pipeline.estimate.wording import count_text, size_text
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
 
@@ -111,6 +112,14 @@ def test_a_model_that_cannot_be_read_is_unknown_and_the_plan_goes_on(
     assert "unknown" in rendered(PlanEstimate(MACHINE, tuple(stages.values())), width=80)
 
 
+def test_a_scorer_that_cannot_be_read_leaves_ppo_unknown(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = estimate_module._Estimator._shape
+    monkeypatch.setattr(estimate_module._Estimator, "_shape", lambda self, name: None if name == "reward" else shapes(self, name))
+    stages = estimate(project, tmp_path / "empty")
+    assert stages["ppo"].estimates == ()
+    assert stages["dpo"].estimates != ()
+
+
 def test_rows_that_cannot_be_read_are_unknown_too(project: Path, tmp_path: Path) -> None:
     known = batch_bytes(estimate(project, tmp_path / "empty")["reward"])
     (project / "preferences.jsonl").write_text("not json\n")
@@ -176,6 +185,26 @@ def test_the_table_is_readable_on_eighty_columns(project: Path, tmp_path: Path) 
     assert "full ←" in first
     assert first.rstrip().endswith("does not fit (256 MiB)")
     assert max(len(line) for line in lines) <= 80
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1000, "1000 B"),
+        (1024, "1.0 KiB"),
+        (436 << 20, "436 MiB"),
+        (GIB * 23 // 10, "2.3 GiB"),
+        (157 * GIB, "157 GiB"),
+    ],
+)
+def test_sizes_have_two_or_three_digits(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(96, "96"), (23_136, "23 k"), (7_640_000, "7.6 M"), (6_738_415_616, "6.7 B")])
+def test_counts_too(count: int, text: str) -> None:
+    assert count_text(count) == text
 
 
 def test_this_machine_can_be_read() -> None:
