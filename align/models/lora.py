@@ -23,6 +23,8 @@ from align.models.folder import ADAPTER_AGAIN
 ADAPTER = "default"
 PREFIX = "base_model.model."
 """PEFT's, before every name in an adapter's file."""
+HEAD = f"{PREFIX}score.weight"
+"""Name of a score head there."""
 HEADS = ("lm_head", "score", "embed_out")
 
 
@@ -182,7 +184,7 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
     layers = linear_layers(model)
     names = sorted(_chosen_layers(model, settings, "the adapter"))
     wanted = {f"{PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
-    if differing := wanted ^ {name for name in state if name != f"{PREFIX}score.weight"}:
+    if differing := wanted ^ {name for name in state if name != HEAD}:
         raise EnvironmentProblem(f"the adapter does not fit its base model: {min(differing)}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
         if settings.method == "qlora":
@@ -196,7 +198,7 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
             a, b = (state[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
             layer, delta = layers[name], settings.scaling * (b @ a)
             layer.weight += delta if isinstance(layer, nn.Linear) else delta.T
-        if (head := state.get(f"{PREFIX}score.weight")) is not None:
+        if (head := state.get(HEAD)) is not None:
             model.score.weight.copy_(head)  # type: ignore[union-attr,operator]
 
 

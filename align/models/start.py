@@ -28,6 +28,7 @@ from align.models.folder import (
 )
 from align.models.load import load_causal_lm, load_reward_model
 from align.models.lora import (
+    HEAD,
     add_lora,
     load_lora_state,
     lora_state,
@@ -113,6 +114,11 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
     if start.peft is None:
         return model
     kept = None if adapter is None else load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
+    if kept is not None and task == "SEQ_CLS" and not new_head and HEAD not in kept:
+        raise RecipeError(
+            f"{start.name}: {start.folder}: is no reward model: the adapter has no score head",
+            hint="Name an adapter that a reward_model stage trained.",
+        )
     if isinstance(start.peft, Lora):
         add_lora(model, start.peft, task=task, where=start.name)
         if kept is not None:

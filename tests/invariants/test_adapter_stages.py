@@ -90,10 +90,9 @@ def test_the_adapter_is_trained_and_the_base_is_not(case: Case, base: Path) -> N
     assert unmoved == []
 
 
+@pytest.mark.parametrize("case", CASES[-2:], ids=IDS[-2:], indirect=True)
 def test_ppo_samples_from_what_it_trains(case: Case) -> None:
     """With qlora that is not the model in the folder, not even before the first update."""
-    if case.stage is not ppo:
-        pytest.skip("of ppo only")
     rows = case.shop.curve()
     assert rows[0]["objective/kl"] == 0 and rows[-1]["objective/kl"] != 0
     assert max(row["rollout/sampler_gap_max"] for row in rows) < 1e-3

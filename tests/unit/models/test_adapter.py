@@ -225,6 +225,9 @@ def test_a_language_adapter_is_no_reward_model(root: Path, lora: Path) -> None:
         load_reward_model(lora)
     assert f"{lora}: as a reward model, it lacks the weights score.weight; they would be random" in told(error)
     assert load_reward_model(lora, new_head=True).score.weight.shape == (1, 32)
+    with pytest.raises(RecipeError) as error:
+        load_start(Start(lora, LORA, root, "ppo"), task="SEQ_CLS")
+    assert f"ppo: {lora}: is no reward model: the adapter has no score head" in told(error)
     judge = make_adapter(root, LORA, root / "runs" / ".store" / "reward" / "model", task="SEQ_CLS", new_head=True, pad_token_id=0)
     assert torch.equal(load_reward_model(judge).score.weight, load_reward_model(judge, new_head=False).score.weight)
 
