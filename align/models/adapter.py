@@ -55,7 +55,9 @@ def read_adapter(folder: Path) -> AdapterFolder:
         record = json.loads(record_path.read_bytes())
         place, expected, peft = Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise EnvironmentProblem(f"{record_path}: cannot be read ({type(error).__name__})", hint=ADAPTER_AGAIN) from error
+        raise EnvironmentProblem(
+            f"{record_path}: does not say which base model the adapter is of ({type(error).__name__})", hint=ADAPTER_AGAIN
+        ) from error
     base = _find(place, folder)
     if base is None:
         raise EnvironmentProblem(

@@ -15,7 +15,7 @@ COMMANDS = [
     *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]),
     *(["export"], ["serve"], ["chat"]),
 ]
-HEAVY = ("torch", "transformers", "trl", "vllm", "numpy", "datasets", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "vllm", "numpy", "datasets", "scipy", "matplotlib")
 FULL_DEVICE = Path("/dev/full")
 
 
