@@ -7,9 +7,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,9 +26,9 @@ def serve(
 ) -> None:
     """Serve a model with vLLM, in the way of OpenAI's API, on this machine alone.
 
-    A key is made for every start and shown once. An adapter is merged first. Ctrl-C ends it.
+    A key is made for every start and shown once. A LoRA adapter is served with its base model. Ctrl-C ends it.
     """
-    from align.engines.vllm_server import check_can_serve, start_server
+    from align.engines.vllm_server import check_can_serve
     from align.export.source import open_source
     from align.pipeline.worker import ENVIRONMENT
 
@@ -41,11 +38,11 @@ def serve(
     os.environ.update(ENVIRONMENT)
     signal.signal(signal.SIGTERM, _end)
     try:
-        with _whole_model(source) as folder:
+        with contextlib.ExitStack() as running:
             print(f"loading {source.name} into vLLM", file=sys.stderr)
-            with start_server(folder, name=source.name, port=port) as server:
-                _announce(server, source.name)
-                server.wait()
+            server = _start(running, source, port)
+            _announce(server, source.name)
+            server.wait()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -55,21 +52,23 @@ def _end(number: int, _: Any) -> None:
     raise SystemExit(128 + number)
 
 
-@contextlib.contextmanager
-def _whole_model(source: ModelSource) -> Iterator[Path]:
-    """The model's folder, or for an adapter a temporary one with the merged model."""
+def _start(running: contextlib.ExitStack, source: ModelSource, port: int) -> RunningServer:
+    """A server of the model. An adapter is served beside its base model as it is, or merged where that is another model."""
+    from align.engines.vllm_server import can_serve_unmerged, start_server
+    from align.errors import StageError
+    from align.export.merged import merged_model
     from align.models.folder import is_adapter
 
-    if not is_adapter(source.folder):
-        yield source.folder
-        return
-    from align.export.folder import write_model
-
-    source.require_mergeable("serve")
-    print("merging the adapter into its base", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="align-serve-") as folder:
-        write_model(source, Path(folder))
-        yield Path(folder)
+    folder = source.folder
+    if is_adapter(folder):
+        source.require_mergeable("serve")
+        if can_serve_unmerged(folder):
+            try:
+                return running.enter_context(start_server(folder, name=source.name, port=port))
+            except StageError as error:
+                print(f"vLLM does not serve this adapter as it is: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
+        folder = running.enter_context(merged_model(source, "serve"))
+    return running.enter_context(start_server(folder, name=source.name, port=port))
 
 
 def _announce(server: RunningServer, name: str) -> None:

@@ -27,9 +27,11 @@ from typing import Any
 
 import httpx
 
+from align.config.peft import Lora
 from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
-from align.models.folder import check_model_folder, context_tokens
+from align.models.adapter import read_adapter
+from align.models.folder import check_model_folder, context_tokens, is_adapter
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -41,6 +43,8 @@ STOP_SECONDS = 15.0
 KEY_BYTES = 32
 TAIL_LINES = 10
 LINE_CHARACTERS = 200
+MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM's --max-lora-rank takes."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,10 @@ def check_can_serve(port: int) -> None:
 
 @contextlib.contextmanager
 def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[RunningServer]:
-    """A server of a whole model, once it answers; it is stopped after the block, with every process it started.
+    """A server of a model, once it answers; it is stopped after the block, with every process it started.
 
     Args:
-        model_folder: no adapter.
+        model_folder: a whole model, or an adapter that `can_serve_unmerged`.
         name: what requests call the model.
         port: on 127.0.0.1; see `check_can_serve`.
     Raises:
@@ -200,11 +204,28 @@ class RequireKey:
         return any(name == b"authorization" and hmac.compare_digest(value, self._expected) for name, value in scope["headers"])
 
 
+def can_serve_unmerged(folder: Path) -> bool:
+    """Whether an adapter's model is its base model, as it is on disk, with the adapter beside it; for qlora it is not."""
+    peft = read_adapter(folder).peft
+    return isinstance(peft, Lora) and peft.method == "lora" and peft.rank <= MAX_LORA_RANKS[-1]
+
+
+def _model_arguments(folder: Path, name: str) -> list[str]:
+    """What is served under `name`: the whole model, or the adapter; its base model is then served as `<name>-base`."""
+    if not is_adapter(folder):
+        return ["--model", str(folder), "--served-model-name", name]
+    adapter = read_adapter(folder)
+    assert isinstance(adapter.peft, Lora)
+    rank = next(rank for rank in MAX_LORA_RANKS if rank >= adapter.peft.rank)
+    arguments = ["--model", str(adapter.base), "--served-model-name", f"{name}-base"]
+    return [*arguments, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder}"]
+
+
 def _arguments(folder: str, name: str, port: str) -> list[str]:
     """The server's command line, without the key."""
     import torch
 
-    arguments = ["vllm", "--model", folder, "--served-model-name", name, "--host", HOST, "--port", port]
+    arguments = ["vllm", *_model_arguments(Path(folder), name), "--host", HOST, "--port", port]
     arguments += ["--middleware", f"{__spec__.name}.{RequireKey.__name__}", "--allowed-origins", "[]"]
     arguments += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]

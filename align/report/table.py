@@ -174,6 +174,11 @@ def count_text(count: int) -> str:
     return str(count)
 
 
+def memory_text(memory_bytes: int | None) -> str | None:
+    """Bytes in GiB."""
+    return None if memory_bytes is None else f"{memory_bytes / 2**30:.2f} GiB"
+
+
 def behaviour_columns(results: Results) -> list[Column]:
     """What the models do, besides their scores. A column that no model has a number for is left out."""
     cells: dict[str, Callable[[ModelResult], str | None]] = {
@@ -187,7 +192,7 @@ def behaviour_columns(results: Results) -> list[Column]:
     if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
         # Adapters among whole models: what each costs belongs beside what it is worth.
         cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)
-        cells["memory"] = lambda model: None if model.train_memory_bytes is None else f"{model.train_memory_bytes / 1e9:.2f} GB"
+        cells["memory"] = lambda model: memory_text(model.train_memory_bytes)
     columns = []
     for header, cell in cells.items():
         texts = [cell(results.models[name]) for name in results.models_baseline_first]

@@ -85,3 +85,79 @@ def test_nothing_is_loaded_when_it_cannot_be_served(align: Align, model: Path, t
 def test_there_is_no_other_host_and_no_impossible_port(align: Align, model: Path, server: Any, more: list[str]) -> None:
     assert align("serve", str(model), *more).code == 2
     assert server.folder is None
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes an adapter of the method, as a stage of a run leaves it."""
+    import torch
+
+    from align.config.peft import Lora, VirtualTokens
+    from align.models.load import load_tokenizer
+    from align.models.start import Start, load_start, save_trained
+    from align.store.artifact import Entry, Manifest
+
+    def make(method: str) -> Path:
+        settings: Any = Lora(method=method, rank=4) if "lora" in method else VirtualTokens(method=method, num_virtual_tokens=3)  # type: ignore[arg-type]
+        entry = Entry(tmp_path / ".store" / f"sft-{method}")
+        start = Start(model, settings, tmp_path / ".store", "sft")
+        torch.manual_seed(0)
+        entry.begin()
+        save_trained(load_start(start), load_tokenizer(model), entry.path / "model", start)
+        origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": 1}
+        entry.commit(Manifest(kind="adapter", stage="sft", stage_version=1, fingerprint=method, **origin))
+        return entry.path
+
+    return make
+
+
+def test_lora_is_served_beside_its_base_model(align: Align, adapter: Any, server: Any) -> None:
+    folder = adapter("lora")
+    assert align("serve", str(folder)).code == 130
+    assert server.folder == folder / "model"
+
+
+def test_what_a_lora_server_is_started_with(adapter: Any, model: Path) -> None:
+    folder = adapter("lora") / "model"
+    arguments = vllm_server._model_arguments(folder, "sft")
+    assert arguments == [
+        *("--model", str(model), "--served-model-name", "sft-base"),
+        *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"sft={folder}"),
+    ]
+    assert vllm_server._model_arguments(model, "mine") == ["--model", str(model), "--served-model-name", "mine"]
+
+
+def test_qlora_is_merged_once_and_the_merged_model_is_kept(align: Align, adapter: Any, server: Any) -> None:
+    """Its base model was in 4 bits; the one on disk is another."""
+    folder = adapter("qlora")
+    first = align("serve", str(folder))
+    assert "merging the adapter into its base; it is kept in the store" in first.err
+    assert server.folder == folder.parent / "merged-qlora" / "model"
+    weights = server.folder / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    assert "merging" not in align("serve", str(folder)).err
+    assert weights.stat().st_mtime_ns == made
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    again = align("serve", str(folder))
+    assert "the merged model is damaged (model/model.safetensors does not have the content it was written with)" in again.err
+    assert "merging" in again.err
+
+
+def test_an_adapter_that_vllm_refuses_is_merged(align: Align, adapter: Any, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = vllm_server.start_server
+
+    def refuse(folder: Path, **options: Any) -> Any:
+        if (folder / "adapter_config.json").exists():
+            raise StageError("vLLM's server ended with code 1 before it answered. It said last:\n  ValueError: no LoRA here")
+        return start(folder, **options)
+
+    monkeypatch.setattr(vllm_server, "start_server", refuse)
+    answer = align("serve", str(adapter("lora")))
+    assert "vLLM does not serve this adapter as it is: ValueError: no LoRA here" in answer.err
+    assert server.folder.parent.name == "merged-lora"
+
+
+def test_virtual_tokens_are_refused(align: Align, adapter: Any) -> None:
+    answer = align("serve", str(adapter("prompt_tuning")))
+    assert answer.code == 2
+    assert "prompt_tuning puts trained vectors in front of the prompt" in answer.err
