@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -46,10 +47,11 @@ def blocks(page: Path, language: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Command lines of the bash blocks, as arguments; lines that end in a backslash are joined."""
+    """Command lines of the bash blocks, as arguments, without where their text comes from and goes to; lines that end in a
+    backslash are joined."""
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            if arguments := shlex.split(line, comments=True):
+            if arguments := list(itertools.takewhile(lambda part: part not in "<>|", shlex.split(line, comments=True))):
                 yield arguments
 
 
