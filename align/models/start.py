@@ -111,6 +111,11 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
         model: Any = load_reward_model(start.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization)
     else:
         model = load_causal_lm(start.base, quantization=quantization)
+    if start.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
+        raise RecipeError(
+            f"{start.name}: qlora: transformers keeps none of this model's layers in 4 bits ({type(model).__name__})",
+            hint="Use method: lora.",
+        )
     if start.peft is None:
         return model
     kept = None if adapter is None else load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
