@@ -39,6 +39,8 @@ def sft_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, list[int]]], arguments: dict[str, Any]
 ) -> SFTTrainer:
     """Cross-entropy on labels, normalised by the number of labelled tokens of the whole batch."""
+    packed = getattr(model, "is_loaded_in_4bit", False)
+    adapter = {name: value.data for name, value in model.named_parameters() if packed and value.requires_grad}
     config = SFTConfig(**arguments, packing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = GuardedSFTTrainer(
         model=model,
@@ -47,5 +49,8 @@ def sft_trainer(
         processing_class=tokenizer,
         data_collator=PackedCollator(int(tokenizer.pad_token_id)),
     )
+    for name, value in model.named_parameters():
+        if name in adapter:  # TRL makes the adapter of a 4-bit model bfloat16, in which small updates vanish
+            value.data = adapter[name].to(value.device)
     add_label_logps(trainer.model)
     return trainer

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from align import load_recipe, run_recipe
 from align.report.results import Results
@@ -54,6 +56,13 @@ def test_artifacts_say_what_they_are(finished: Path) -> None:
     assert kinds.pop("rs") == "model"
     assert kinds.pop("reward") == "reward_adapter"
     assert set(kinds.values()) == {"adapter"}
+
+
+def test_adapters_are_trained_and_kept_in_float32(finished: Path) -> None:
+    """TRL would train the adapter of a 4-bit model in bfloat16."""
+    for stage in ("sft", "reward", "dpo", "ppo", "small", "packed"):
+        tensors = load_file(finished / "stages" / stage / "model" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 def test_what_is_trained_further_is_its_own_reference(finished: Path) -> None:
