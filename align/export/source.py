@@ -13,7 +13,7 @@ from align.errors import EnvironmentProblem, RecipeError
 from align.models.adapter import read_adapter
 from align.models.folder import ADAPTER_CONFIG_NAME, CONFIG_NAME, is_adapter
 from align.store.artifact import MANIFEST_NAME, MODEL_FOLDER, Artifact, Entry
-from align.store.fingerprint import FileHashes
+from align.store.fingerprint import HASHES_NAME, FileHashes
 
 STAGES_NAME = "stages"
 KINDS: dict[str, Literal["language", "reward"]] = {
@@ -100,7 +100,7 @@ def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
 def _from_artifact(entry_path: Path) -> ModelSource:
     entry = Entry(entry_path.resolve())
     manifest = entry.read_manifest()
-    state, problem = entry.check(FileHashes(entry.path.parent / "hashes.json"))
+    state, problem = entry.check(FileHashes(entry.path.parent / HASHES_NAME))
     if manifest is None or state != "done":
         raise EnvironmentProblem(
             f"{entry_path}: {problem or 'is not finished'}",

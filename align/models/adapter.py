@@ -20,9 +20,8 @@ from align.config.peft import Lora, Peft, VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ADAPTER_AGAIN, BASE_NAME, CONFIG_NAME, WEIGHTS_NAME, check_model_folder
 from align.store.atomic import write_json
-from align.store.fingerprint import FileHashes, fingerprint
+from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
 
-HASHES_NAME = "hashes.json"
 _PEFT: TypeAdapter[Lora | VirtualTokens] = TypeAdapter(Peft)
 
 

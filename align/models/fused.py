@@ -1,7 +1,7 @@
 """RMSNorm and rotary embedding, each in one step of autograd, for a CPU and float32.
 
 transformers spells them in elementwise operations, each of which reads and writes all hidden states, forward and backward: on a
-CPU that cost an eighth of a training step (`scripts/benchmarks/fused.py`).
+CPU that cost a ninth of a training step (`scripts/benchmarks/fused.py`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from align.errors import EnvironmentProblem
 from align.records import RECORD_TYPES
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
-from align.store.fingerprint import FileHashes, sha256_of_file
+from align.store.fingerprint import HASHES_NAME, FileHashes, sha256_of_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA_VERSION = 1
@@ -219,7 +219,7 @@ class Store:
             raise EnvironmentProblem(
                 f"{root}: cannot make the folder for results ({error.strerror})", hint="Choose another place with --out."
             ) from error
-        self.hashes = FileHashes(root / "hashes.json")
+        self.hashes = FileHashes(root / HASHES_NAME)
 
     def entry(self, stage_type: str, fingerprint: str) -> Entry:
         return Entry(self.root / f"{stage_type}-{fingerprint}")

@@ -10,6 +10,8 @@ from typing import Any
 from align.store.atomic import write_json
 
 FINGERPRINT_LENGTH = 16
+HASHES_NAME = "hashes.json"
+"""Where a store remembers the hashes of files."""
 
 
 def canonical_json(value: Any) -> str:

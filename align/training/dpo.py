@@ -20,7 +20,7 @@ from align.models.load import load_causal_lm
 from align.models.start import Start, load_start
 from align.models.virtual_tokens import without_virtual_tokens
 from align.store.artifact import Artifact
-from align.store.fingerprint import FileHashes
+from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.training.loop import TrainingHistory, resolve_precision
 from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
 from align.training.pairwise.form import choose_collator
@@ -114,7 +114,7 @@ def _logps(
     quantized: bool = False,
 ) -> Mapping[str, ReferenceLogps]:
     """From the store, or computed with the model and the form of batches that `load` gives."""
-    hashes = FileHashes(reference.store_root / "hashes.json")  # what the plan has read need not be read again
+    hashes = FileHashes(reference.store_root / HASHES_NAME)  # what the plan has read need not be read again
     key = reference_key(reference.artifact, pairs, hashes, precision=precision, quantized=quantized)
 
     def compute() -> list[ReferenceLogps]:
