@@ -33,8 +33,9 @@ def content(run: Path) -> dict[str, str]:
 
 
 def worker_of(stage_events: list[dict[str, Any]]) -> int:
-    """The process that runs the stage: the newest child of the fork server."""
-    server = subprocess.run(["pgrep", "-f", "multiprocessing.forkserver"], capture_output=True, text=True, check=True)
+    """The process that runs the stage: the newest child of this process's fork server (other tests may have theirs)."""
+    find = ["pgrep", "-P", str(os.getpid()), "-f", "multiprocessing.forkserver"]
+    server = subprocess.run(find, capture_output=True, text=True, check=True)
     children = subprocess.run(["pgrep", "-P", ",".join(server.stdout.split())], capture_output=True, text=True, check=False)
     return max(map(int, children.stdout.split()))
 
