@@ -35,6 +35,8 @@ class Record(StrictModel):
     """Unique within the file; rows are joined by it."""
     line: int | None = None
     """1-based line (or row) in the source file, for error messages; none for rows a stage made."""
+    file: str | None = None
+    """Source file, where an input is read from several; none for a single one, which the manifest names."""
 
 
 class Instruction(Record):

@@ -20,7 +20,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from align.config import inputs, peft, rules
+from align.config import inputs, judge, peft, rules
 from align.config.explain import describe, kind_phrase
 from align.config.shape import members, reference_kinds
 from align.stages.protocol import StageType
@@ -33,6 +33,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "input model": inputs.ModelInput,
     "input data": inputs.DataInput,
     "input artifact": inputs.ArtifactInput,
+    "judge": judge.Judge,
     "peft lora": peft.Lora,
     "peft virtual_tokens": peft.VirtualTokens,
     "rule matches": rules.MatchesRule,

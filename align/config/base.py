@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """Unknown keys are errors, values are not coerced across types, and an instance never changes."""
+    """Unknown keys are errors, values are not coerced across types, and an instance never changes.
+
+    A field listed in `execution_fields` says how the work is done and cannot change a byte of the result; it stays out of
+    fingerprints.
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(
         extra="forbid",
@@ -15,3 +24,16 @@ class StrictModel(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+
+def execution_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every execution field in a configuration, those of models inside it included."""
+    if isinstance(value, StrictModel):
+        for name in type(value).model_fields:
+            if name in value.execution_fields:
+                yield (*path, name)
+            else:
+                yield from execution_paths(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from execution_paths(item, (*path, key))

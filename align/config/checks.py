@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import Any
 from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
 from align.config.explain import Mistake, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
-from align.config.inputs import ADAPTER_KINDS, ArtifactInput, DataInput, ModelInput
+from align.config.inputs import ADAPTER_KINDS, ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.reference import FieldPath
+from align.config.selection import POLICY_OPTIONS
 
 MANIFEST_NAME = "manifest.json"
+MODEL_CONFIG_NAME = "config.json"
 
 
-AnyInput = ModelInput | DataInput | ArtifactInput
+AnyInput = ModelInput | DataInput | CandidatesInput | ArtifactInput
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
-    """Whether the file or folder of an input is there and of the right sort. Nothing is looked up on a hub."""
+    """Whether the files or folder of an input are there and of the right sort. Nothing is looked up on a hub."""
+    if isinstance(spec, (DataInput, CandidatesInput)):
+        yield from _check_data_paths(spec, folder, path)
+        return
     field, written = ("artifact", spec.artifact) if isinstance(spec, ArtifactInput) else ("path", spec.path)
     if written is None:
         return
@@ -28,17 +34,34 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
     if not written:
         yield Mistake((*path, field), "must not be empty")
     elif not place.exists():
-        sort = "file" if isinstance(spec, DataInput) else "folder"
-        yield Mistake((*path, field), f"there is no such {sort}: {place}{_beside(place)}")
-    elif isinstance(spec, DataInput):
-        if place.is_dir():
-            yield Mistake((*path, field), f"{place} is a folder; {kind_phrase(spec.kind)} are read from a file")
+        yield Mistake((*path, field), f"there is no such folder: {place}{_beside(place)}")
     elif not place.is_dir():
         yield Mistake((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
     elif spec.kind == "reward_model" and (architecture := encoder_decoder_architecture(place)):
         yield Mistake((*path, field), f"{place} is an encoder–decoder model ({architecture}), which cannot be a reward model")
+
+
+def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
+    """Whether there are files where rows are looked for: a file, a folder, or a glob that something fits."""
+    written: dict[FieldPath, str | None] = {("path",): spec.path}
+    mixture = spec.mixture if isinstance(spec, DataInput) else None
+    written |= {("mixture", name, "path"): part.path for name, part in (mixture or {}).items()}
+    for field, text in written.items():
+        place = folder / Path(text or "").expanduser()
+        if text == "":
+            yield Mistake((*path, *field), "must not be empty")
+        elif text is None or place.is_file():
+            continue
+        elif place.is_dir():
+            if (place / MODEL_CONFIG_NAME).is_file() or not any(place.iterdir()):
+                told = "is a model's folder" if (place / MODEL_CONFIG_NAME).is_file() else "is an empty folder"
+                yield Mistake((*path, *field), f"{place} {told}; {kind_phrase(spec.kind)} are read from data files")
+        elif not glob.has_magic(text):
+            yield Mistake((*path, *field), f"there is no such file: {place}{_beside(place)}")
+        elif not glob.glob(str(place), recursive=True):
+            yield Mistake((*path, *field), f"no file fits: {place}")
 
 
 def _beside(place: Path) -> str:
@@ -89,7 +112,7 @@ def check_stage(
     if "models" in fields and "baseline" in fields:
         yield from _check_models(draft.fields, path)
     if "scorer" in fields and "scored" in fields:
-        yield from _check_scorer(draft.fields, path, drafts)
+        yield from _check_scorer(draft.fields, path, drafts, one_or_several="scorers" in fields)
     yield from _check_encoder_decoder(draft, path, drafts, inputs, folder)
     if draft.stage_type.name == "select_checkpoint":
         yield from _check_epochs(draft.fields.get("model"), (*path, "model"), drafts, inputs, folder)
@@ -184,14 +207,23 @@ def _check_epochs(
 
 def _check_policy(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
     policy = fields.get("policy", "max_min")
-    for option in ("rso_beta", "rso_accept"):
-        if policy != "rso" and fields.get(option) is not None:
-            yield Mistake((*path, option), f"goes with policy: rso only; here the policy is {policy}", at_key=True)
+    for option, needed in POLICY_OPTIONS.items():
+        if policy != needed and fields.get(option) is not None:
+            yield Mistake((*path, option), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
 
 
-def _check_scorer(fields: Mapping[str, Any], path: FieldPath, drafts: Mapping[str, Draft]) -> Iterator[Mistake]:
-    scorer, scored = fields.get("scorer"), fields.get("scored")
+def _check_scorer(
+    fields: Mapping[str, Any], path: FieldPath, drafts: Mapping[str, Draft], *, one_or_several: bool
+) -> Iterator[Mistake]:
+    """Whether the scorer that ranks, or each of several, is one of those that the scored stage has."""
+    scored = fields.get("scored")
     source = drafts.get(scored) if isinstance(scored, str) else None
-    scorers = source.fields.get("scorers") if source else None
-    if isinstance(scorer, str) and isinstance(scorers, dict) and scorers and scorer not in scorers:
-        yield Mistake((*path, "scorer"), f"'{scorer}': {unknown(scorer, list(scorers), what='scorer')} (of the stage '{scored}')")
+    known = source.fields.get("scorers") if source else None
+    several = fields.get("scorers")
+    if one_or_several and fields.get("scorer") is None and several is None:
+        yield Mistake((*path, "scorer"), "this key is missing; expected a text (or scorers, each with its weight)", at_key=True)
+    named: dict[FieldPath, Any] = {("scorer",): fields.get("scorer")}
+    named |= {("scorers", name): name for name in (several if isinstance(several, dict) else {})}
+    for field, scorer in named.items():
+        if isinstance(scorer, str) and isinstance(known, dict) and known and scorer not in known:
+            yield Mistake((*path, *field), f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")

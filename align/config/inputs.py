@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from align.config.base import StrictModel
+from align.config.row_checks import Action, check_actions
 from align.config.sections import OnInvalid
 
 ModelKind = Literal["model", "reward_model"]
@@ -14,6 +15,8 @@ DataKind = Literal["instructions", "preferences", "prompts", "text"]
 ArtifactKind = Literal[
     "model", "reward_model", "instructions", "preferences", "prompts", "text", "candidates", "scored_candidates", "comparison"
 ]
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+"""Name of a mixture's part; the ids of its rows begin with it."""
 
 ADAPTER_KINDS = {"model": "adapter", "reward_model": "reward_adapter"}
 """What an adapter's manifest says, by the kind that a recipe takes it for: it is used as a whole model is."""
@@ -40,13 +43,21 @@ class ModelInput(StrictModel):
         return self
 
 
-class DataInput(StrictModel):
-    """Rows: a local file, or a hub dataset with a split."""
+def _check_place(path: str | None, dataset: str | None, split: str | None) -> None:
+    """Refuse a place of rows that is not exactly a path, or a dataset with its split."""
+    if (path is None) == (dataset is None):
+        raise ValueError("give either path or dataset")
+    if (dataset is None) != (split is None):
+        raise ValueError("dataset and split go together")
 
-    kind: DataKind
-    """What a row holds."""
+
+class MixturePart(StrictModel):
+    """One part of a mixture: where its rows are, and which share of the mixture they make."""
+
+    weight: float = Field(gt=0)
+    """Share of the mixture's rows; only the proportion between the parts counts."""
     path: str | None = None
-    """Local file, relative to the recipe: .jsonl, .json, .csv, .tsv or .txt, optionally .gz."""
+    """Local file, folder or glob, relative to the recipe."""
     dataset: str | None = None
     """Dataset id on the hub."""
     split: str | None = None
@@ -54,19 +65,74 @@ class DataInput(StrictModel):
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Field of ours → column of this part, where the names differ."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MixturePart:
+        _check_place(self.path, self.dataset, self.split)
+        return self
+
+
+class DataInput(StrictModel):
+    """Rows: local files, a hub dataset with a split, or a mixture of several of these."""
+
+    kind: DataKind
+    """What a row holds."""
+    path: str | None = None
+    """Local file, folder or glob, relative to the recipe: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet or .arrow."""
+    dataset: str | None = None
+    """Dataset id on the hub."""
+    split: str | None = None
+    """Split of the hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub dataset."""
+    mixture: dict[PartName, MixturePart] | None = Field(default=None, min_length=1)
+    """Several sources by name, each with its weight; no row is taken twice."""
+    columns: dict[str, str] = Field(default_factory=dict)
     """Field of ours → column of the file, where the names differ: {prompt: Q, completion: A}."""
     on_invalid: OnInvalid = "error"
     """What to do with a row that cannot be used: stop and name it, or drop and count it."""
+    checks: dict[str, Action] = Field(default_factory=dict)
+    """What to do about a single check, by its name in docs/data.md: {repeated_rows: drop, near_duplicate: error}."""
     max_characters: int = Field(default=100_000, ge=1)
     """A longer text in a row is invalid."""
 
+    @field_validator("checks")
+    @classmethod
+    def _known_checks(cls, value: dict[str, Action]) -> dict[str, Action]:
+        check_actions(value, with_model=False)
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> DataInput:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give either path or dataset")
-        if (self.dataset is None) != (self.split is None):
-            raise ValueError("dataset and split go together")
+        if self.mixture is None:
+            _check_place(self.path, self.dataset, self.split)
+        elif (self.path, self.dataset, self.split, self.revision, self.columns) != (None, None, None, None, {}):
+            raise ValueError("a mixture has path, dataset, split, revision and columns in each of its parts, not beside them")
         return self
+
+
+CANDIDATE_FIELDS = ("prompt_id", "prompt", "completion", "candidate_index", "finish_reason", "scores", "score")
+"""What a row of scored candidates may have, besides a column `scores.NAME` per scorer."""
+
+
+class CandidatesInput(StrictModel):
+    """Scored candidates in files of any size, which are read where they lie."""
+
+    kind: Literal["scored_candidates"]
+    """What a row holds."""
+    path: str = Field(min_length=1)
+    """Local file, folder or glob, relative to the recipe: .parquet or .jsonl."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field of ours → column of the file, where the names differ: {completion: text, scores.rm: reward}."""
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        unknown = [name for name in value if name not in CANDIDATE_FIELDS and not name.startswith("scores.")]
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is no field of scored candidates: {', '.join(CANDIDATE_FIELDS)}, scores.NAME")
+        return value
 
 
 class ArtifactInput(StrictModel):
@@ -78,4 +144,4 @@ class ArtifactInput(StrictModel):
     """Folder with a manifest.json that align wrote, relative to the recipe: runs/<recipe>/stages/<stage>."""
 
 
-InputSpec = Annotated[ModelInput | DataInput | ArtifactInput, Field(union_mode="smart")]
+InputSpec = Annotated[ModelInput | DataInput | CandidatesInput | ArtifactInput, Field(union_mode="smart")]

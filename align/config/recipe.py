@@ -19,10 +19,10 @@ from align.config.expand import Expansion, expand
 from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
 from align.config.graph import Draft, StageTypeLike, check_references, order_stages
-from align.config.inputs import ArtifactInput, ArtifactKind, DataInput, DataKind, ModelInput, ModelKind
+from align.config.inputs import ArtifactInput, ArtifactKind, CandidatesInput, DataInput, DataKind, ModelInput, ModelKind
 from align.config.override import apply_override
 from align.config.reference import FieldPath, iterate_references
-from align.config.sections import RulesScorer
+from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
 from align.config.source import Document, Position, read_document
 from align.errors import RecipeError, several
@@ -31,6 +31,11 @@ RECIPE_NAME = "recipe.yaml"
 DEFAULT_SEED = 17
 TOP_KEYS = ("name", "seed", "inputs", "stages")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SCORER_FILES: tuple[tuple[type[StrictModel], str, Any], ...] = (
+    (RulesScorer, "rules", [{"type": "numeric_answer", "name": "unreadable"}]),
+    (JudgeScorer, "judge", {"base_url": "http://localhost", "model": "unreadable"}),
+)
+"""Scorers that may be a file: the key that names it, and what stands in for one that cannot be read."""
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -228,6 +233,8 @@ class _Parser:
             reader = ModelInput
         elif "artifact" not in value and kind in get_args(DataKind):
             reader = DataInput
+        elif "artifact" not in value and kind == "scored_candidates" and "path" in value:
+            reader = CandidatesInput
         spec = self.validated(reader, value, path)
         for mistake in check_input_path(spec, self.folder, path) if spec else ():
             self.add(mistake)
@@ -260,24 +267,26 @@ class _Parser:
         return None
 
     def read_rule_files(self, written_stages: Mapping[str, Any]) -> None:
-        """Put the content of every `{rules: file.yaml}` in its place, so that the content is checked and fingerprinted."""
+        """Put the content of every `{rules: file.yaml}` and `{judge: file.yaml}` in its place, so that the content is checked and
+        fingerprinted."""
         for name, entry in written_stages.items():
             for path, stage, fields in written_blocks(name, entry) if isinstance(entry, dict) else ():
                 if stage in self.stage_types:
-                    self.read_rules_of(self.stage_types[stage].config_type, fields, path)
+                    self.read_files_of(self.stage_types[stage].config_type, fields, path)
 
-    def read_rules_of(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
+    def read_files_of(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
         for inner, alternatives, part in list(walk((config_type,), fields)):
-            if RulesScorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get("rules"), str):
-                continue
-            where = (*path, *inner, "rules")
-            file = self.folder / Path(part["rules"]).expanduser()
-            self.ranks += 1
-            try:
-                self.document.graft(where, read_document(file, rank=self.ranks))
-            except RecipeError as error:
-                self.add(Mistake(where, error.message))
-                part["rules"] = [{"type": "numeric_answer", "name": "unreadable"}]  # said once is enough
+            for scorer, key, harmless in SCORER_FILES:
+                if scorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get(key), str):
+                    continue
+                where = (*path, *inner, key)
+                file = self.folder / Path(part[key]).expanduser()
+                self.ranks += 1
+                try:
+                    self.document.graft(where, read_document(file, rank=self.ranks))
+                except RecipeError as error:
+                    self.add(Mistake(where, error.message))
+                    part[key] = harmless  # said once is enough
 
     def config(self, name: str, draft: Draft, checked: Sequence[Mistake]) -> StrictModel | None:
         """The stage's configuration if it is right.

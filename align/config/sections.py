@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from align.config.base import StrictModel
+from align.config.judge import Judge
 from align.config.reference import RewardModelReference
 from align.config.rules import RuleSet
 
@@ -27,7 +28,42 @@ class RulesScorer(StrictModel):
         return {"rules": value} if isinstance(value, list) else value
 
 
-Scorer = RewardModelReference | RulesScorer
+class JudgeScorer(StrictModel):
+    """A scorer that is a judge at an OpenAI-compatible endpoint."""
+
+    judge: Judge
+    """The judge, or the path of a YAML file (relative to the recipe) with its fields."""
+
+
+def _is_judge(value: Any) -> bool:
+    return isinstance(value, JudgeScorer) or (isinstance(value, dict) and "judge" in value)
+
+
+def _scorer_tag(value: Any) -> str:
+    """Which of the scorers a value is meant for; tags are not keys, so that no path of an error is mistaken for one."""
+    if _is_judge(value):
+        return "{judge}"
+    return "{rules}" if isinstance(value, RulesScorer | dict) else "{name}"
+
+
+def _refuse_judge(value: Any) -> Any:
+    if _is_judge(value):
+        raise ValueError(
+            "a judge compares the candidates of one prompt and scores none alone, so it serves the score stage only; "
+            "name a reward model or rules here"
+        )
+    return value
+
+
+Scorer = Annotated[
+    Annotated[RewardModelReference, Tag("{name}")]
+    | Annotated[RulesScorer, Tag("{rules}")]
+    | Annotated[JudgeScorer, Tag("{judge}")],
+    Discriminator(_scorer_tag),
+]
+"""What gives candidates their scores."""
+PointwiseScorer = Annotated[RewardModelReference | RulesScorer, BeforeValidator(_refuse_judge)]
+"""A scorer that scores a completion whatever the other candidates are."""
 
 
 class Optimization(StrictModel):

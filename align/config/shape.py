@@ -43,10 +43,12 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
-    """The model that a mapping is meant for: the one whose literal fields (`type: length`) have the mapping's values."""
+    """The model that a mapping is meant for: the one whose literal fields (`type: length`) have the mapping's values, and of
+    several the first that knows a key of it."""
     models = [alternative for alternative in alternatives if is_model(alternative)]
     if not isinstance(value, dict):
         return None
+    models.sort(key=lambda model: not value.keys() & model.model_fields.keys())
     for model in models:
         fields = {name: info.annotation for name, info in model.model_fields.items() if name in value}
         if all(value[name] in get_args(annotation) for name, annotation in fields.items() if get_origin(annotation) is Literal):

@@ -140,8 +140,7 @@ class _Intake(Generic[RecordT]):
 
     def _render(self, record: RecordT) -> list[str] | None:
         try:
-            tails = [self._format.completion_text(record.prompt, text) for text in self._completions(record)]
-            return [self._format.prompt_text(record.prompt), *tails]
+            return self._format.texts_of(record.prompt, self._completions(record))
         except TemplateProblem as problem:
             self.refuse(record, problem.reason, str(problem))
             return None

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from align.config.inputs import DataInput
 from align.data.hub import fetch_dataset_rows
-from align.data.reader import file_format, read_raw
-from align.data.validation import Validated, validate_rows
-from align.errors import DataError
-from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
+from align.data.mixture import NOT_SAMPLED, mixed_places
+from align.data.source import Source, SourceFile
+from align.data.validation.block import BLOCK_ROWS, Block
+from align.data.validation.collection import Collection, Kept, collect_rows
+from align.data.validation.problem import Problem
+from align.data.validation.survey import Summary, rules_of
+from align.errors import MAX_ERROR_LINES, DataError
+from align.records import Drop
+from align.store.artifact import DROPS_NAME, ROWS_NAME
+from align.store.atomic import atomic_writer
+
+MAX_SHOWN = MAX_ERROR_LINES - 3
+"""Problems in an error, beside its headline, how many are not shown, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -25,74 +37,118 @@ class Ingested:
     dropped: dict[str, int]
     """Rows left out, by `drop_reason`; rows_in = rows_out + their sum."""
     findings: dict[str, int]
-    """What should be known about the rows written, by name (see `align.data.finding`)."""
+    """What should be known about the rows written, by name (see `align.config.row_checks`)."""
     notes: list[str]
     """The findings in words, one a line."""
     source: str
     """The file, or the hub id with its commit."""
 
 
-def ingest(spec: DataInput, path: Path | None, shown_name: str, entry_folder: Path) -> Ingested:
+def ingest(spec: DataInput, source: Source | None, shown_name: str, entry_folder: Path) -> Ingested:
     """Write `rows.jsonl` and `drops.jsonl` into `entry_folder`.
 
     Args:
         spec: the input as the recipe has it.
-        path: the local file; None for a hub dataset.
-        shown_name: how messages call the file, as the user wrote it.
+        source: the files; None for a hub dataset.
+        shown_name: how messages call the input, as the user wrote it.
         entry_folder: existing folder of the store entry.
     Raises:
-        DataError: if a row cannot be used and `on_invalid` is error, if no row can be used, or if the file ends before its end
-            (cut short, damaged): nobody would know how many rows are missing. Nothing is written then.
+        DataError: if something is found for which the input cannot be used (`on_invalid`, `checks`), if no row can be used, or
+            if a file ends before its end (cut short, damaged): nobody would know how many rows are missing. Nothing is written.
         EnvironmentProblem, RecipeError: see `fetch_dataset_rows`.
     """
-    source, result = _validated(spec, path, shown_name)
-    cut_short = any(problem.ends_file for problem in result.problems)
-    if not result.rows or cut_short or (result.problems and spec.on_invalid == "error"):
-        raise invalid_rows(result)
-    write_rows(entry_folder / ROWS_NAME, result.rows)
-    write_rows(entry_folder / DROPS_NAME, result.drops())
+    blocks = None
+    if source is None:
+        source, blocks = _hub_source(spec, shown_name)
+        shown_name = source.shown
+    first = _FirstProblems()
+    with collect_rows(source, rules_of(spec), folder=entry_folder, on_problem=first.add, blocks=blocks) as collection:
+        summary = collection.summary
+        if not summary.usable:
+            raise invalid_rows(summary, first.problems)
+        dropped = _write(collection, source, entry_folder)
     return Ingested(
-        rows_in=result.rows_in,
-        rows_out=len(result.rows),
-        dropped=result.dropped(),
-        findings=result.counts,
-        notes=result.notes,
-        source=source,
+        rows_in=summary.rows_in,
+        rows_out=summary.rows_in - dropped.total(),
+        dropped=dict(dropped.most_common()),
+        findings=summary.counts(),
+        notes=summary.notes(),
+        source=shown_name,
     )
 
 
-def _validated(spec: DataInput, path: Path | None, shown_name: str) -> tuple[str, Validated]:
-    if spec.dataset is not None and spec.split is not None:
-        commit, rows = fetch_dataset_rows(spec.dataset, spec.split, spec.revision)
-        source = f"{spec.dataset}@{commit or spec.revision or 'cached'}:{spec.split}"
-        columns: Mapping[str, str] = spec.columns
-    elif path is not None:
-        source, rows, columns = shown_name, read_raw(path), default_columns(spec, path)
-    else:
-        raise TypeError("a data input without a dataset needs a path")
-    return source, validate_rows(
-        rows, kind=spec.kind, columns=columns, max_characters=spec.max_characters, source_name=shown_name
-    )
+def _hub_source(spec: DataInput, shown_name: str) -> tuple[Source, Iterator[Block]]:
+    """A hub dataset as a source, named with its commit, and its rows."""
+    if spec.dataset is None or spec.split is None:
+        raise TypeError("a data input without a dataset needs a source")
+    commit, rows = fetch_dataset_rows(spec.dataset, spec.split, spec.revision)
+    shown = f"{spec.dataset}@{commit or spec.revision or 'cached'}:{spec.split}"
+    source = Source((SourceFile(Path(spec.dataset), shown_name, spec.columns),), shown)
+    return source, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
 
 
-def default_columns(spec: DataInput, path: Path) -> Mapping[str, str]:
-    """The column mapping of a file; the lines of a .txt file are prompts where prompts are wanted."""
-    if spec.kind == "prompts" and not spec.columns and file_format(path) == ".txt":
-        return {"prompt": "text"}
-    return spec.columns
+def _write(collection: Collection, source: Source, entry_folder: Path) -> Counter[str]:
+    """Write what stays and what leaves; the rows that leave by reason."""
+    dropped: Counter[str] = Counter()
+    with ExitStack() as stack:
+        rows_stream = stack.enter_context(atomic_writer(entry_folder / ROWS_NAME))
+        drops_stream = stack.enter_context(atomic_writer(entry_folder / DROPS_NAME))
+        for row in _mixed(collection, source) if source.weights else collection:
+            if isinstance(row, Kept):
+                rows_stream.write(row.line)
+            else:
+                dropped[row.drop_reason] += 1
+                drops_stream.write((row.model_dump_json() + "\n").encode())
+    return dropped
 
 
-def invalid_rows(result: Validated) -> DataError:
-    """The error for a file that cannot be used: numbers by reason first, then every problem on its line."""
-    name, dropped = result.source_name, result.dropped()
-    if not result.rows_in:
+def _mixed(collection: Collection, source: Source) -> Iterator[Kept | Drop]:
+    """The rows of a mixture in its order; before them, what cannot be used, and behind them, what was not taken."""
+    parts: dict[str, list[Kept]] = {name: [] for name in source.weights}
+    for row in collection:
+        if isinstance(row, Drop):
+            yield row
+        else:
+            parts[source.files[row.file_number].part or ""].append(row)
+    places = mixed_places({name: [row.id for row in rows] for name, rows in parts.items()}, source.weights)
+    yield from (parts[place.part][place.index].within(place.part) for place in places)
+    for name, rows in parts.items():
+        taken = {place.index for place in places if place.part == name}
+        detail = f"{len(taken):,} of {len(rows):,} rows were taken"
+        yield from (
+            Drop(id=row.within(name).id, drop_reason=NOT_SAMPLED, detail=detail)
+            for index, row in enumerate(rows)
+            if index not in taken
+        )
+
+
+class _FirstProblems:
+    """As many problems as an error shows."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, problem: Problem) -> None:
+        """Keep it if there is room; one that ends a file takes the last place."""
+        if len(self.problems) < MAX_SHOWN:
+            self.problems.append(problem)
+        elif problem.ends_file:
+            self.problems[-1] = problem
+
+
+def invalid_rows(summary: Summary, problems: list[Problem]) -> DataError:
+    """The error for an input that cannot be used: numbers by reason first, then the first problems, each on its line."""
+    name = summary.shown
+    if not summary.rows_in:
         return DataError(f"{name}: there is no row in it", hint="Check the path; is the file empty?")
-    bad = sum(dropped.values())
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
-    summary = f"{name}: {bad:,} of {result.rows_in:,} rows cannot be used ({reasons})"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.dropped.most_common())
+    bad = summary.dropped.total()
+    headline = f"{name}: {bad:,} of {summary.rows_in:,} rows cannot be used" + (f" ({reasons})" if reasons else "")
     hint = "Mend or remove these rows, or set on_invalid: drop to go on without them; every drop is listed in drops.jsonl."
-    if any(problem.ends_file for problem in result.problems):
+    if summary.cut_short:
         hint = "The file cannot be read to its end; on_invalid: drop does not cover that, as nobody knows what is missing."
-    elif not result.rows:
+    elif not summary.rows_out:
         hint = "No row is left. Does kind fit the file? columns maps fields to its columns, such as {prompt: question}."
-    return DataError("\n".join([summary, *(problem.render(name) for problem in result.problems)]), hint=hint)
+    lines = [problem.render() for problem in problems[:MAX_SHOWN]]
+    hidden = sum(tally.count for tally in summary.problems.values()) - len(lines)
+    return DataError("\n".join([headline, *lines, *([f"… and {hidden:,} more"] if hidden else [])]), hint=hint)

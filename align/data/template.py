@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from align.data.time_limit import TimeLimitExceeded, time_limit
@@ -24,8 +24,13 @@ RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
 """Longest time that rendering may take, to begin with and for each conversation; a template of a stranger could loop."""
 
+MAX_REMEMBERED_PROMPTS = 50_000
+"""Rendered prompts that are kept, since several completions follow each; their memory must not grow with the data."""
+
 IGNORED_LABEL = -100
 """Label of a token that the loss is not taken on."""
+
+Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
 
 _PROBE = "Probe"
 
@@ -45,6 +50,14 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
 
 
+class FormatError(RecipeError):
+    """The model cannot be shown conversations at all. `aspect` is what is wrong with it."""
+
+    def __init__(self, aspect: Aspect, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.aspect = aspect
+
+
 class TemplateProblem(ValueError):
     """The template cannot show one conversation as it is. `reason` is the row's `drop_reason`."""
 
@@ -60,7 +73,7 @@ class ChatFormat:
         tokenizer: a transformers tokenizer, or anything shaped like one.
         where: how messages call the model, usually its folder.
     Raises:
-        RecipeError: if the tokenizer lacks a chat template, an end-of-sequence or a padding token, if padding and
+        FormatError: if the tokenizer lacks a chat template, an end-of-sequence or a padding token, if padding and
             end-of-sequence are the same token, or if the template does not end a completion with the end-of-sequence token.
     """
 
@@ -76,7 +89,9 @@ class ChatFormat:
         self.eos_token_id = int(tokenizer.eos_token_id)
         self.pad_token_id = int(tokenizer.pad_token_id)
         self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
-        self._template_closes = True
+        self._limited = False
+        self.template_closes = True
+        """Whether the template itself writes the end-of-sequence token; else it is put behind every completion."""
         self.closing = self._find_closing()
         """What follows every completion and is trained on with it: the end-of-sequence token, perhaps after white space."""
 
@@ -88,6 +103,8 @@ class ChatFormat:
         """
         key = tuple((message.role, message.content) for message in messages)
         if key not in self._prompt_texts:
+            if len(self._prompt_texts) >= MAX_REMEMBERED_PROMPTS:
+                self._prompt_texts.clear()
             self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
         return self._prompt_texts[key]
 
@@ -108,12 +125,21 @@ class ChatFormat:
             )
         tail = whole[len(prompt) :]
         rest = tail.removeprefix(completion)
-        closed = rest.startswith(self.closing) if self._template_closes else not rest.strip()
+        closed = rest.startswith(self.closing) if self.template_closes else not rest.strip()
         if not tail.startswith(completion) or not closed:
             told = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
             found = difference(completion + self.closing, tail)
             raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{told}: {found}")
         return completion + self.closing
+
+    def texts_of(self, messages: Sequence[Message], completions: Iterable[str]) -> list[str]:
+        """The prompt's text, then every completion's, as `prompt_text` and `completion_text` give them.
+
+        Raises:
+            TemplateProblem: see there.
+        """
+        tails = [self.completion_text(messages, completion) for completion in completions]
+        return [self.prompt_text(messages), *tails]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt; a sampler must be given these, never the text."""
@@ -140,40 +166,49 @@ class ChatFormat:
         Raises:
             RecipeError: when the time has passed.
         """
+        if self._limited:
+            yield
+            return
         seconds = RENDER_SECONDS + conversations * SECONDS_PER_CONVERSATION
+        self._limited = True
         try:
             with time_limit(seconds):
                 yield
         except TimeLimitExceeded:
-            raise RecipeError(
-                f"{self.where}: its chat template took more than {seconds:.0f} seconds for {conversations:,} conversations",
+            what = "a conversation" if conversations == 1 else f"{conversations:,} conversations"
+            raise FormatError(
+                "template",
+                f"{self.where}: its chat template took more than {seconds:.0f} seconds for {what}",
                 hint="Look at chat_template.jinja of that model; it may not end.",
             ) from None
+        finally:
+            self._limited = False
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        if not self._limited:
+            with self.time_limit(conversations=1):
+                return self._render(messages, add_generation_prompt=add_generation_prompt)
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            with self.time_limit(conversations=1):
-                text = self.tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-        except RecipeError:
-            raise
+            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
         except Exception as error:
             # Whatever a template does wrong (jinja2's errors, its own raise_exception, a TypeError) concerns this row.
-            raise TemplateProblem("template_error", f"the chat template refuses this conversation: {error}") from error
+            told = str(error) or type(error).__name__
+            raise TemplateProblem("template_error", f"the chat template refuses this conversation: {told}") from error
         return str(text)
 
     def _check_template(self) -> None:
         template = self.tokenizer.chat_template
         if not template:
-            raise RecipeError(
+            raise FormatError(
+                "template",
                 f"{self.where}: the tokenizer has no chat template",
                 hint="Add chat_template.jinja to that folder, or start from an instruction-tuned model.",
             )
         text = template if isinstance(template, str) else json.dumps(template)
         if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
-            raise RecipeError(
+            raise FormatError(
+                "template",
                 f"{self.where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
                 hint="Look at chat_template.jinja of that model.",
             )
@@ -181,12 +216,14 @@ class ChatFormat:
     def _check_tokens(self) -> None:
         for name in ("eos", "pad"):
             if getattr(self.tokenizer, f"{name}_token_id") is None:
-                raise RecipeError(
+                raise FormatError(
+                    "end_of_sequence" if name == "eos" else "padding",
                     f"{self.where}: the tokenizer has no {name} token",
                     hint=f"Set {name}_token in tokenizer_config.json of that folder.",
                 )
         if self.tokenizer.eos_token_id == self.tokenizer.pad_token_id:
-            raise RecipeError(
+            raise FormatError(
+                "padding",
                 f"{self.where}: padding and end of sequence are the same token, {self.tokenizer.eos_token!r}: "
                 "a model trained so never learns to stop",
                 hint="Set pad_token in tokenizer_config.json to another token of the vocabulary.",
@@ -199,10 +236,13 @@ class ChatFormat:
             prompt = self._render(messages, add_generation_prompt=True)
             whole = self._render([*messages, Message(role="assistant", content=_PROBE)], add_generation_prompt=False)
         except TemplateProblem as problem:
-            raise RecipeError(f"{self.where}: the chat template cannot show one question and its answer: {problem}") from problem
+            raise FormatError(
+                "template", f"{self.where}: the chat template cannot show one question and its answer: {problem}"
+            ) from problem
         begins = whole.startswith(prompt) and whole[len(prompt) :].startswith(_PROBE)
         if not begins:
-            raise RecipeError(
+            raise FormatError(
+                "prompt_prefix",
                 f"{self.where}: the chat template does not show a completion right after the generation prompt: "
                 f"{difference(prompt + _PROBE, whole)}",
                 hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
@@ -210,12 +250,13 @@ class ChatFormat:
         rest = whole[len(prompt) + len(_PROBE) :]
         before, found, _ = rest.partition(self.eos_token)
         if before.strip():
-            raise RecipeError(
+            raise FormatError(
+                "end_of_turn",
                 f"{self.where}: the chat template ends a completion with {rest.strip()!r}, but the end-of-sequence token is "
                 f"{self.eos_token!r}: the model would never stop",
                 hint="Set eos_token in tokenizer_config.json to the token that ends a turn.",
             )
-        self._template_closes = bool(found)
+        self.template_closes = bool(found)
         return before + self.eos_token if found else self.eos_token
 
 

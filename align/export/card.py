@@ -5,18 +5,14 @@ Everything in it is read from manifests; what they do not say, the card does not
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from ruamel.yaml import YAML
 
 from align.export.check import MAX_COMPLETION_TOKENS, TIE_LOGITS, CheckReport
 from align.export.limits import limits_of
 from align.export.lineage import Comparison, Step
+from align.export.markdown import environment, settings_text, yaml_text
 from align.export.source import ModelSource
 from align.models.adapter import read_adapter
 from align.models.folder import is_adapter
@@ -28,8 +24,6 @@ CARD_NAME = "README.md"
 TEMPLATE_NAME = "card.md.jinja"
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{7,64})")
 """How manifests write a model of the hub: its id and the commit."""
-NOT_SETTINGS = frozenset({"stage", "checkpoint_steps", "num_workers", "shard_prompts", "batch_tokens"})
-"""How the work was cut, which changes no byte of the result."""
 
 
 def render_card(
@@ -47,8 +41,8 @@ def render_card(
         comparisons: those that have the model.
         checks: what was compared after export; empty when it was left out.
     """
-    return _environment().get_template(TEMPLATE_NAME).render(
-        front_matter=_yaml(_front_matter(source, steps)),
+    return environment().get_template(TEMPLATE_NAME).render(
+        front_matter=yaml_text(_front_matter(source, steps)),
         title=source.name if source.run is None else f"{source.run.resolve().name}: {source.name}",
         reward=source.purpose == "reward",
         dtype=dtype,
@@ -56,7 +50,7 @@ def render_card(
         steps=steps,
         own=steps[-1] if steps else None,
         parent=_parent(steps),
-        settings=[(step, _settings(step)) for step in steps if step.stage != INPUT_STAGE],
+        settings=[(step, settings_text(step)) for step in steps if step.stage != INPUT_STAGE],
         data=[step for step in steps if step.stage == INPUT_STAGE and step.kind != "model"],
         comparisons=[_comparison_view(comparison) for comparison in comparisons],
         metrics=_numbers(steps[-1].manifest.metrics) if steps and steps[-1].manifest else {},
@@ -75,28 +69,6 @@ def _prompts_text(checks: Sequence[CheckReport]) -> str:
         return "The prompts were short neutral ones in English and Korean."
     rest = f", {checks[0].compared - own} were short neutral ones" if own < checks[0].compared else ""
     return f"{own} prompts were the run's own{rest}."
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    environment.filters["place"] = _place
-    environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
-    return environment
-
-
-def _place(source: str | None) -> str:
-    """Where something came from, without the folders of the machine it was on: a card is for others."""
-    if source is None or not Path(source).is_absolute():
-        return source or "–"
-    return f"…/{Path(source).name}"
 
 
 def _front_matter(source: ModelSource, steps: Sequence[Step]) -> dict[str, Any]:
@@ -151,35 +123,6 @@ def _parent(steps: Sequence[Step]) -> Step | None:
     if not steps or steps[-1].manifest is None:
         return None
     return _model_input(steps[-1], {step.fingerprint: step for step in steps})
-
-
-def _settings(step: Step) -> str:
-    """The configuration of a stage as YAML, without what changes no byte; with its seed, drops and versions."""
-    if step.manifest is None:
-        return ""
-    manifest = step.manifest
-    config = {key: value for key, value in manifest.config.items() if key not in NOT_SETTINGS and key != "seed"}
-    shown: dict[str, Any] = {"stage": manifest.stage, **_without_nulls(config), "seed": manifest.seed}
-    if manifest.dropped:
-        shown["dropped_rows"] = manifest.dropped
-    return _yaml(shown)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _yaml(value: Mapping[str, Any]) -> str:
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.allow_unicode = True
-    writer.width = 4096
-    writer.sort_base_mapping_type_on_output = False
-    stream = io.StringIO()
-    writer.dump(dict(value), stream)
-    return stream.getvalue().rstrip("\n")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, str]:

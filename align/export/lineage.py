@@ -28,6 +28,8 @@ class Step:
     """Where it came from, if from outside."""
     path: Path | None = None
     """Its entry in the store."""
+    outside_kind: str = "model"
+    """What it is where it came from outside and has no entry: models and files of scored candidates are read where they are."""
 
     @property
     def stage(self) -> str:
@@ -36,10 +38,10 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """Kind of the artifact. Of what came from outside, models alone have no entry in the store."""
+        """Kind of the artifact."""
         if self.manifest is not None:
             return self.manifest.kind
-        return "model" if self.source is not None else "no longer in the store"
+        return self.outside_kind if self.source is not None else "no longer in the store"
 
     @property
     def rows(self) -> int | None:
@@ -88,15 +90,18 @@ def trace(artifact: Artifact) -> list[Step]:
     entries = _entries_by_fingerprint(artifact.path.parent)
     steps: dict[str, Step] = {}
 
-    def visit(name: str, fingerprint: str, manifest: Manifest | None, source: str | None, path: Path | None) -> None:
+    def visit(
+        name: str, fingerprint: str, manifest: Manifest | None, source: str | None, path: Path | None, outside_kind: str = "model"
+    ) -> None:
         if fingerprint in steps:
             return
         for input_name, digest in () if manifest is None else manifest.inputs.items():
             entry = entries.get(digest)
             found = None if entry is None else entry.read_manifest()
             outside = None if manifest is None else manifest.input_sources.get(input_name)
-            visit(input_name, digest, found, outside, entry.path if entry and found else None)
-        steps[fingerprint] = Step(name, fingerprint, manifest, source, path)
+            kind = "scored_candidates" if manifest is not None and manifest.config.get("scored") == input_name else "model"
+            visit(input_name, digest, found, outside, entry.path if entry and found else None, kind)
+        steps[fingerprint] = Step(name, fingerprint, manifest, source, path, outside_kind)
 
     visit(artifact.name, artifact.fingerprint, artifact.manifest, artifact.manifest.source, artifact.path)
     return list(steps.values())

@@ -62,29 +62,38 @@ class ModelSource:
 
 
 def open_source(given: Path) -> ModelSource:
-    """Find out what `given` is, from its files alone; nothing is loaded.
+    """The decoder-only model that `given` is; see `find_source`.
 
-    Args:
-        given: a stage's folder (or the link to it in a run), the `model` folder in it, or a model folder from elsewhere.
     Raises:
-        RecipeError: if there is no such folder, or it holds no model, or an encoder-decoder model.
-        EnvironmentProblem: if the stage's result is damaged.
+        RecipeError: as `find_source`, or if it is an encoder-decoder model.
+        EnvironmentProblem: as `find_source`.
     """
-    if not given.is_dir():
-        raise RecipeError(f"{given}: {_not_a_folder(given)}", hint=_GIVE)
-    entry_path = given.parent if given.name == MODEL_FOLDER and (given.parent / MANIFEST_NAME).exists() else given
-    if (entry_path / MANIFEST_NAME).exists():
-        source = _from_artifact(entry_path)
-    elif (given / CONFIG_NAME).exists():
-        source = _from_folder(given)
-    else:
-        raise RecipeError(f"{given}: {_not_a_model(given)}", hint=_GIVE)
+    source = find_source(given)
     if architecture := encoder_decoder_architecture(source.folder):
         raise RecipeError(
             f"{source.folder}: an encoder–decoder model ({architecture}); export, serve and chat are for decoder-only ones",
             hint="The folder is a whole Hugging Face model already: AutoModelForSeq2SeqLM loads it.",
         )
     return source
+
+
+def find_source(given: Path) -> ModelSource:
+    """Find out what `given` is, from its files alone; nothing is loaded.
+
+    Args:
+        given: a stage's folder (or the link to it in a run), the `model` folder in it, or a model folder from elsewhere.
+    Raises:
+        RecipeError: if there is no such folder, or it holds no model.
+        EnvironmentProblem: if the stage's result is damaged.
+    """
+    if not given.is_dir():
+        raise RecipeError(f"{given}: {_not_a_folder(given)}", hint=_GIVE)
+    entry_path = given.parent if given.name == MODEL_FOLDER and (given.parent / MANIFEST_NAME).exists() else given
+    if (entry_path / MANIFEST_NAME).exists():
+        return _from_artifact(entry_path)
+    if (given / CONFIG_NAME).exists():
+        return _from_folder(given)
+    raise RecipeError(f"{given}: {_not_a_model(given)}", hint=_GIVE)
 
 
 def runs_of(entry_path: Path) -> list[tuple[Path, str]]:

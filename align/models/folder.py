@@ -29,8 +29,12 @@ ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
 
+NO_BOUND = 1_000_000
+"""Tokens that a model can see whose configuration sets no bound."""
+
+ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
+_READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_NO_BOUND = 1_000_000
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"})
@@ -53,6 +57,7 @@ def check_model_folder(path: Path) -> None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "there is no such folder"
         raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
+    _check_links(path)
     _check_configuration(path)
     if not (path / TOKENIZER_NAME).is_file():
         raise RecipeError(
@@ -63,13 +68,22 @@ def check_model_folder(path: Path) -> None:
     if is_adapter(path):
         _check_adapter(path)
         return
-    for weights in _weight_files(path):
+    for weights in weight_files(path):
         _check_safetensors(path, weights)
 
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter, which is nothing without its base model."""
     return (path / ADAPTER_CONFIG_NAME).exists()
+
+
+def _check_links(path: Path) -> None:
+    """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary."""
+    for file in sorted(path.iterdir()):
+        if file.is_symlink() and (file.suffix in _READ_UNNAMED or file.name == ADDITIONAL_TEMPLATES_NAME):
+            _inside(path, file.name)
+    for file in sorted((path / ADDITIONAL_TEMPLATES_NAME).glob("*")):
+        _inside(path, f"{ADDITIONAL_TEMPLATES_NAME}/{file.name}")
 
 
 def _check_adapter(path: Path) -> None:
@@ -166,7 +180,7 @@ def _allowed_roots(path: Path) -> list[Path]:
     return roots
 
 
-def _weight_files(path: Path) -> list[str]:
+def weight_files(path: Path) -> list[str]:
     """Names of the weight files, each inside the folder."""
     if (path / INDEX_NAME).exists():
         weight_map = _read_json_object(path, INDEX_NAME).get("weight_map")
@@ -241,7 +255,7 @@ def context_tokens(path: Path) -> int:
         for key in ("max_position_embeddings", "n_positions"):
             if isinstance(source.get(key), int):
                 return int(source[key]) - virtual_tokens(path)
-    return _NO_BOUND
+    return NO_BOUND
 
 
 def refuse_encoder_decoder(stage_type: str, *models: Artifact) -> None:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.inputs import ArtifactInput, DataInput, ModelInput
+from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
 from align.data.ingest import ingest
+from align.data.source import Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
 from align.models.hub import fetch_model
-from align.store.artifact import INPUT_STAGE, Artifact, Entry, Manifest, Store
+from align.selection.columns.chunk import RowFile, open_file
+from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
 
 # Raised whenever the same file would give other rows than before.
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 # Files of a model folder that nothing reads.
 NOT_MODEL_FILES = {".md", ".png", ".jpg", ".gitattributes", ".lock"}
 
 
 @dataclass(frozen=True)
 class ResolvedInput:
-    """An input whose content is known. `artifact` is None while its rows are not in the store yet."""
+    """An input whose content is known."""
 
     name: str
     fingerprint: str
     artifact: Artifact | None
-    spec: ModelInput | DataInput | ArtifactInput
-    source: Path | None
+    """None while its rows are not in the store yet."""
+    spec: ModelInput | DataInput | CandidatesInput | ArtifactInput
+    source: Source | None
+    """Files of a data input; None for a hub dataset, and for what is no data input."""
     shown_source: str
 
 
@@ -50,6 +55,8 @@ def resolve_inputs(recipe: Recipe, store: Store) -> dict[str, ResolvedInput]:
                 resolved[name] = _resolve_model(recipe, name, spec, store)
             elif isinstance(spec, ArtifactInput):
                 resolved[name] = _resolve_artifact(recipe, name, spec, store)
+            elif isinstance(spec, CandidatesInput):
+                resolved[name] = _resolve_candidates(recipe, name, spec, store)
             else:
                 resolved[name] = _resolve_data(recipe, name, spec, store)
         except AlignError as error:
@@ -87,7 +94,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     }
     digest = fingerprint({"kind": spec.kind, "files": files})
     artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
-    return ResolvedInput(name, digest, artifact, spec, folder, shown)
+    return ResolvedInput(name, digest, artifact, spec, None, shown)
 
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:
@@ -100,17 +107,42 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
             f"{recipe.where(('inputs', name))}: {spec.artifact}: {problem or 'holds no finished result of align'}",
             hint="Run the recipe that makes it again; it repairs what is damaged.",
         )
-    return ResolvedInput(name, manifest.fingerprint, Artifact(name, folder, manifest), spec, folder, str(folder))
+    return ResolvedInput(name, manifest.fingerprint, Artifact(name, folder, manifest), spec, None, str(folder))
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
-    how = spec.model_dump(mode="json", exclude={"path"})
-    path = recipe.locate(spec.path) if spec.path is not None else None
-    content = {"sha256": store.hashes.of(path), "suffixes": path.suffixes} if path is not None else None
+    # What the files are called does not count, what is in them does, and the order in which they are read.
+    how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}})
+    source = find_source(spec, recipe.locate) if spec.dataset is None else None
+    content = [_content_of(file, store) for file in source.files] if source is not None else None
     digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content})
     entry = store.entry(INPUT_STAGE, digest)
     artifact = store.load(name, entry) if entry.check(store.hashes)[0] == "done" else None
-    return ResolvedInput(name, digest, artifact, spec, path, str(path) if path is not None else str(spec.dataset))
+    return ResolvedInput(name, digest, artifact, spec, source, source.shown if source is not None else str(spec.dataset))
+
+
+def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
+    """Scored candidates are not copied: the artifact is the files where they lie."""
+    place = recipe.locate(spec.path)
+    files = [Path(os.path.abspath(path)) for path in find_files(place)]
+    for path in files:
+        open_file(RowFile(path, spec.columns)).check()
+    folder = Path(os.path.commonpath([path.parent for path in files]))
+    entries = {
+        path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=store.hashes.of(path))
+        for path in files
+    }
+    content = [{"sha256": entry.sha256, "suffix": Path(file).suffix} for file, entry in entries.items()]
+    digest = fingerprint({"ingest": INGEST_VERSION, "kind": spec.kind, "columns": spec.columns, "content": content})
+    artifact = Artifact(name, folder, _manifest(spec.kind, digest, spec, str(place), files=entries))
+    return ResolvedInput(name, digest, artifact, spec, None, str(place))
+
+
+def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
+    """What a file's rows depend on. Of a hub dataset, the name, split and revision are part of the recipe."""
+    if file.hub is not None:
+        return {"part": file.part}
+    return {"part": file.part, "sha256": store.hashes.of(file.path), "suffixes": file.path.suffixes}
 
 
 def import_inputs(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from align.config.base import execution_paths
+from align.config.explain import show_path
+from align.config.judge import iterate_judges
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import iterate_references
 from align.errors import RecipeError
@@ -79,7 +83,20 @@ def semantic_config(config: StageConfig) -> dict[str, Any]:
 
     Without its seed: what counts is the seed it runs with, wherever that was written.
     """
-    return config.model_dump(mode="json", exclude={*config.execution_fields, "seed"})
+    pruned: dict[str, Any] = _pruned(config.model_dump(mode="json"), _outside(config))
+    return pruned
+
+
+def _outside(config: StageConfig) -> set[tuple[str, ...]]:
+    """Paths of what is in a configuration and not in the fingerprint."""
+    return {*execution_paths(config), ("seed",)}
+
+
+def _pruned(value: Any, paths: set[tuple[str, ...]], here: tuple[str, ...] = ()) -> Any:
+    """`value` without the entries at `paths`, which lead through mappings only."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _pruned(item, paths, (*here, key)) for key, item in value.items() if (*here, key) not in paths}
 
 
 def effective_seed(node: StageNode, recipe: Recipe) -> int:
@@ -131,7 +148,8 @@ def make_plan(
         until: run this stage and what it needs.
         store: folder of the artifacts; `out/.store` when not given.
     Raises:
-        RecipeError: if an input cannot be used, a named stage does not exist, or something needed is neither there nor chosen.
+        RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, or a
+            judge may not be asked.
     """
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
@@ -163,6 +181,7 @@ def make_plan(
         plan.stages.append(planned)
     artifact_store.hashes.save()
     _check_complete(plan, chosen)
+    _check_judges(plan)
     return plan
 
 
@@ -174,8 +193,7 @@ def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | Non
     differences = []
     if previous.stage_version != STAGES[node.type].version:
         differences.append("the code of this stage changed")
-    outside = {*node.config.execution_fields, "seed"}
-    before = {key: value for key, value in previous.config.items() if key not in outside}
+    before = _pruned(previous.config, _outside(node.config))
     differences += list(_differences(before, semantic_config(node.config)))
     differences += list(_differences({"seed": previous.seed}, {"seed": seed}))
     differences += [f"{name} changes" for name in inputs if name in changed]
@@ -229,3 +247,13 @@ def _check_complete(plan: Plan, chosen: set[str]) -> None:
                 f"{stage.name} needs {', '.join(lacking)}, which has no result yet and is not among the chosen stages",
                 hint=f"Run it first: --until {lacking[0]}, or leave the choice out.",
             )
+
+
+def _check_judges(plan: Plan) -> None:
+    """Texts and a key leave the machine only where the user said so; what is done already sends nothing."""
+    for stage in plan.stages:
+        for path, judge in iterate_judges(stage.node.config) if stage.status == "run" else ():
+            if refusal := judge.refusal(os.environ):
+                field, problem, hint = refusal
+                place = ("stages", stage.name, *path, field)
+                raise RecipeError(f"{plan.recipe.where(place)}: {show_path(place)}: {problem}", hint=hint)

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
@@ -25,6 +26,7 @@ from align.pipeline import worker
 from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
 from align.stages.protocol import StageConfig
+from align.stages.registry import STAGES
 from align.store.artifact import Artifact
 from align.store.atomic import fsync_folder, write_bytes, write_json
 from align.store.lock import hold
@@ -154,7 +156,7 @@ class _Runner:
         write_json(plan.run_folder / RECIPE_NAME, resolved)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
-        context = self._start_server() if to_run else None
+        context = self._start_server(to_run) if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._report)
         for artifact in artifacts.values():
             self._link(INPUT_LINKS_NAME, artifact.name, artifact.path)
@@ -182,11 +184,14 @@ class _Runner:
             if engine is not None:
                 resolve_engine(engine)
 
-    def _start_server(self) -> ForkServerContext:
+    def _start_server(self, to_run: list[PlannedStage]) -> ForkServerContext | SpawnContext:
         """A process with the trainers imported, from which every stage's process is forked.
 
         It starts importing at once, while the inputs are read. Its environment is set around the start and put back after it.
+        Stages that need no trainer start sooner, and in less memory, without it.
         """
+        if not any(STAGES[stage.stage_type].needs_trainers for stage in to_run):
+            return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(worker.PRELOAD)
         before = {key: os.environ.get(key) for key in worker.ENVIRONMENT}
@@ -203,7 +208,7 @@ class _Runner:
                     os.environ[key] = value
         return context
 
-    def _run_stage(self, context: ForkServerContext, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
+    def _run_stage(self, context: ForkServerContext | SpawnContext, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
         assert isinstance(stage.node.config, StageConfig)
         self._report({"event": "stage_started", "stage": stage.name, "reason": stage.reason})
         with self._log_path.open("a", encoding="utf-8") as log:
@@ -220,6 +225,7 @@ class _Runner:
             log_path=self._log_path.resolve(),
             recipe=self._plan.recipe.resolved(),
             command=self._command,
+            environment=judge_environment(stage.node.config, os.environ),
         )
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=worker.work, args=(sender, job), name=f"align-{stage.name}")
@@ -250,7 +256,7 @@ class _Runner:
                 open_names += inputs.get(name, {})
         return found
 
-    def _supervise(self, process: ForkServerProcess, receiver: Any, stage: PlannedStage) -> None:
+    def _supervise(self, process: ForkServerProcess | SpawnProcess, receiver: Any, stage: PlannedStage) -> None:
         """Pass events on until the stage is committed; turn signals into a request to stop, and death into an error."""
         asked_at: float | None = None
         while True:
@@ -291,7 +297,7 @@ class _Runner:
             raise error
         raise StageBug(f"{stage.name} failed:\n{event['traceback']}")
 
-    def _death(self, process: ForkServerProcess, stage: PlannedStage) -> AlignError:
+    def _death(self, process: ForkServerProcess | SpawnProcess, stage: PlannedStage) -> AlignError:
         if self._signals.received:
             number = self._signals.received[0]
             return Interrupted(f"{stage.name}: stopped at once; it goes on from its last checkpoint.", signal_number=number)

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Job:
     log_path: Path
     recipe: Mapping[str, Any]
     command: list[str]
+    environment: Mapping[str, str] = field(repr=False)
+    """Variables of the runner that may have been set since the fork server began: keys, and hosts they may be sent to."""
 
 
 class _StopSignal:
@@ -114,7 +116,7 @@ class _WorkSeconds:
 def work(connection: Connection, job: Job) -> None:
     """Entry point of the process: run the stage, commit it, report how it went. Never raises."""
     end_with_parent()
-    os.environ.update(ENVIRONMENT)
+    os.environ.update({**job.environment, **ENVIRONMENT})
     _send_output_to(job.log_path)
     stop = _StopSignal()
 

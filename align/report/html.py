@@ -81,7 +81,7 @@ def render_report(
     summaries = [StageSummary.model_validate(stage) for stage in stages]
     selected = {stage.name: stage.metrics.get("selected_epoch") for stage in summaries}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
-    return _environment().get_template(TEMPLATE_NAME).render(
+    return page_environment().get_template(TEMPLATE_NAME).render(
         results=results,
         verdicts=wording.verdicts(results),
         cautions=wording.cautions(results),
@@ -102,7 +102,8 @@ def render_report(
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Jinja as every page of ours is made with: texts are escaped, a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -20,6 +20,7 @@ from align.config.rules import (
     Rule,
     RuleSet,
 )
+from align.data.quality.repetition import repeated_share
 from align.errors import DataError, StageError
 
 PATTERN_TIMEOUT_S = 5.0
@@ -27,7 +28,6 @@ PATTERN_TIMEOUT_S = 5.0
 
 # A sign counts only where no digit or letter stands before it: "5-3" ends in 3, "= -3" in -3.
 _NUMBER = regex.compile(r"(?:(?<![\w.])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)")
-_SENTENCE_END = regex.compile(r"(?<=[.!?。！？…])\s+|\n+")
 
 
 @dataclass(frozen=True)
@@ -116,28 +116,6 @@ def _folded(text: str) -> str:
 
 def _within(count: int, least: int | None, most: int | None) -> bool:
     return (least is None or count >= least) and (most is None or count <= most)
-
-
-def repeated_share(text: str, *, ngram_words: int) -> float:
-    """How much of `text` repeats what it said before, in [0, 1].
-
-    The larger of two shares: of the word n-grams, and of the sentences, those that occurred earlier in the text.
-    Sentences are there because one that is shorter than the n-gram can be repeated without repeating any n-gram.
-    """
-    words = [_bare(word) for word in text.split()]
-    ngrams = [tuple(words[start : start + ngram_words]) for start in range(len(words) - ngram_words + 1)]
-    sentences = [bare for sentence in _SENTENCE_END.split(text) if (bare := _bare(" ".join(sentence.split())))]
-    return max(_share_seen_before(ngrams), _share_seen_before(sentences))
-
-
-def _bare(text: str) -> str:
-    """Without case and outer punctuation, which do not make a repetition new."""
-    bare: str = regex.sub(r"^[\p{P}\p{Z}]+|[\p{P}\p{Z}]+$", "", text.casefold())
-    return bare
-
-
-def _share_seen_before(items: Sequence[Hashable]) -> float:
-    return 1 - len(set(items)) / len(items) if items else 0.0
 
 
 def last_number(text: str) -> Decimal | None:

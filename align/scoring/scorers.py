@@ -3,34 +3,63 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from align.config.sections import RulesScorer, Scorer
+from align.config.sections import JudgeScorer, RulesScorer, Scorer
 from align.records import Candidate, ScoredCandidate
+from align.scoring.judge import PairwiseJudge
 from align.scoring.rules import score_with_rules
 from align.store.artifact import Artifact
 
 
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
     """Model folder by reference, for the scorers that are reward models."""
-    return {scorer: artifacts[scorer].model_path for scorer in scorers.values() if not isinstance(scorer, RulesScorer)}
+    references = (scorer for scorer in scorers.values() if not isinstance(scorer, RulesScorer | JudgeScorer))
+    return {reference: artifacts[reference].model_path for reference in references}
 
 
 class ScorerSet:
     """The scorers of a stage, each loaded once; candidates of several models can be scored one after the other."""
 
-    def __init__(self, scorers: Mapping[str, Scorer], reward_model_folders: Mapping[str, Path], *, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        reward_model_folders: Mapping[str, Path],
+        *,
+        batch_tokens: int,
+        store_root: Path | None = None,
+    ) -> None:
         """
         Args:
             scorers: scorer by name.
             reward_model_folders: folder by reference, for the scorers that are reward models.
+            store_root: where replies of judges are kept; needed where there is a judge.
         """
         self.names = list(scorers)
         self._scorers = scorers
         self._folders = reward_model_folders
         self._batch_tokens = batch_tokens
         self._loaded: dict[str, object] = {}
+        self._judges: dict[str, PairwiseJudge] = {}
+        for name, scorer in scorers.items():
+            if isinstance(scorer, JudgeScorer):
+                assert store_root is not None
+                self._judges[name] = PairwiseJudge(name, scorer.judge, store_root=store_root, environment=os.environ)
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether all candidates of a prompt must be scored together."""
+        return bool(self._judges)
+
+    def announce(self, candidates: Sequence[Candidate]) -> list[str]:
+        """Sentences that say what scoring all these will cost, where it costs something."""
+        return [judge.announce(candidates) for judge in self._judges.values()]
+
+    def take_tallies(self) -> dict[str, dict[str, int]]:
+        """By judge, what was counted since this was called the last time."""
+        return {name: judge.take_tally() for name, judge in self._judges.items()}
 
     def score(self, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[ScoredCandidate]:
         """The candidates in the order given, with a number per scorer; None where it is not finite.
@@ -59,6 +88,8 @@ class ScorerSet:
                 for candidate in candidates
             ]
             report(len(candidates))
+        elif isinstance(scorer, JudgeScorer):
+            values = self._judges[name].score_candidates(candidates, report=report)
         else:
             values = self._reward_model(scorer).score_candidates(candidates, report=report)
         return [value if value is not None and math.isfinite(value) else None for value in values]

@@ -1,8 +1,12 @@
-"""Selection: from scored candidates to instructions or pairs. Pure Python; every prompt is kept or dropped with a reason."""
+"""Selection: from scored candidates to instructions or pairs; every prompt is kept or dropped with a reason.
 
+What is chosen is decided on plain lists, one prompt at a time; `columns` reads files of any size and hands out such lists.
+"""
+
+from align.config.selection import PairPolicy
 from align.selection.best_of_n import best_of_n
 from align.selection.candidate import Group, group_candidates
-from align.selection.pair import PairPolicy, build_pairs
+from align.selection.pair import build_pairs
 from align.selection.rejection import accept_candidates
 
 __all__ = ["Group", "PairPolicy", "accept_candidates", "best_of_n", "build_pairs", "group_candidates"]

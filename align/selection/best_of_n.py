@@ -3,9 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from align.records import Drop, Instruction
-from align.selection.candidate import Group, Ranked, different_texts, usable_candidates
+from align.selection.candidate import Group, in_columns
+from align.selection.ranking import PromptCandidates, Ranking, rank_candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestRule:
+    """Everything that decides which completions of a prompt are kept; `best_of_n` says what the options mean.
+
+    Raises:
+        ValueError: if `keep` < 1.
+    """
+
+    scorer: str
+    keep: int = 1
+    min_score: float | None = None
+    keep_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1, not {self.keep}")
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How candidates are ordered."""
+        return Ranking(scorers={self.scorer: 1.0}, keep_truncated=self.keep_truncated)
+
+
+class Kept(NamedTuple):
+    """A kept completion: its position among the prompt's candidates, and its row's id."""
+
+    id: str
+    position: int
 
 
 def best_of_n(
@@ -35,25 +69,32 @@ def best_of_n(
         StageError: if a candidate has no score by `scorer`.
         ValueError: if `keep` < 1 or a group does not hold exactly one prompt.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}")
-    kept: list[Instruction] = []
+    rule = BestRule(scorer=scorer, keep=keep, min_score=min_score, keep_truncated=keep_truncated)
+    rows: list[Instruction] = []
     drops: list[Drop] = []
     for group in groups:
-        usable, too_few = usable_candidates(group, scorer=scorer, keep_truncated=keep_truncated)
-        if not usable:
-            drops.append(too_few)
-            continue
-        ranking = different_texts(sorted(usable, key=lambda item: (-item.score, item.index)))
-        good = [item for item in ranking if min_score is None or item.score >= min_score][:keep]
+        candidates = in_columns(group, [scorer])
+        best = best_of(candidates, rule)
+        if isinstance(best, Drop):
+            drops.append(best)
+        else:
+            rows.extend(Instruction(id=one.id, prompt=group[0].prompt, completion=candidates.texts[one.position]) for one in best)
+    return rows, drops
+
+
+def best_of(candidates: PromptCandidates, rule: BestRule) -> list[Kept] | Drop:
+    """The kept completions of one prompt, best first, or the drop of a prompt that gives none."""
+    ranked = rank_candidates(candidates, rule.ranking)
+    if not ranked.order:
+        return ranked.too_few()
+    good = ranked.different_texts(ranked.order)
+    if rule.min_score is not None:
+        good = [position for position in good if ranked.rank[position] >= rule.min_score]
         if not good:
-            detail = f"best score {ranking[0].score:g}, min_score {min_score:g}"
-            drops.append(Drop(id=group[0].prompt_id, drop_reason="below_min_score", detail=detail))
-        kept.extend(_instruction(item, numbered=keep > 1) for item in good)
-    return kept, drops
-
-
-def _instruction(item: Ranked, *, numbered: bool) -> Instruction:
-    candidate = item.candidate
-    row_id = f"{candidate.prompt_id}/{candidate.candidate_index}" if numbered else candidate.prompt_id
-    return Instruction(id=row_id, prompt=candidate.prompt, completion=candidate.completion)
+            detail = f"best score {ranked.rank[ranked.order[0]]:g}, min_score {rule.min_score:g}"
+            return Drop(id=candidates.prompt_id, drop_reason="below_min_score", detail=detail)
+    numbered = rule.keep > 1
+    return [
+        Kept(f"{candidates.prompt_id}/{candidates.indices[position]}" if numbered else candidates.prompt_id, position)
+        for position in good[: rule.keep]
+    ]

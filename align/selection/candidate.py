@@ -1,33 +1,18 @@
-"""Groups of candidates, and which candidates of a group can be used at all."""
+"""Groups of candidate records, and the plain lists that selection works on."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from align.errors import StageError
 from align.records import Drop, ScoredCandidate
+from align.selection.ranking import PromptCandidates
 
 Group = Sequence[ScoredCandidate]
 """All candidates of one prompt."""
 
-
-@dataclass(frozen=True)
-class Ranked:
-    """A candidate that can be used, with the score that ranks it."""
-
-    candidate: ScoredCandidate
-    score: float
-
-    @property
-    def text(self) -> str:
-        return self.candidate.completion
-
-    @property
-    def index(self) -> int:
-        return self.candidate.candidate_index
+REMAKE = "The candidates were not made by one generate stage; remove the result and run again."
 
 
 def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:
@@ -42,74 +27,62 @@ def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:
     for row in rows:
         group = groups.setdefault(row.prompt_id, {})
         if row.candidate_index in group:
-            raise StageError(f"prompt {row.prompt_id!r} has candidate {row.candidate_index} twice", hint=_REMAKE)
+            raise candidate_twice(row.prompt_id, row.candidate_index)
         if group and next(iter(group.values())).prompt != row.prompt:
-            raise StageError(f"two different prompts have the id {row.prompt_id!r}", hint=_REMAKE)
+            raise two_prompts(row.prompt_id)
         group[row.candidate_index] = row
     return [[group[index] for index in sorted(group)] for group in groups.values()]
 
 
-_REMAKE = "The candidates were not made by one generate stage; remove the result and run again."
+def candidate_twice(prompt_id: str, index: int) -> StageError:
+    return StageError(f"prompt {prompt_id!r} has candidate {index} twice", hint=REMAKE)
 
 
-def usable_candidates(group: Group, *, scorer: str, keep_truncated: bool) -> tuple[list[Ranked], Drop]:
-    """The candidates of a group that can be ranked, by candidate_index, and the drop to give should they be too few.
+def two_prompts(prompt_id: str) -> StageError:
+    return StageError(f"two different prompts have the id {prompt_id!r}", hint=REMAKE)
 
-    Left out are candidates without a finite score, empty ones (there is nothing to imitate), and, unless `keep_truncated`, those
-    that were cut at the token limit. The drop blames what removed the most.
+
+def no_score(prompt_id: str, index: int, scorer: str, scores: Iterable[str]) -> StageError:
+    return StageError(
+        f"prompt {prompt_id!r}, candidate {index}: no score by {scorer!r}; it has {', '.join(scores) or 'none'}",
+        hint="Name one of the scorers of the score stage.",
+    )
+
+
+def in_columns(group: Group, scorers: Sequence[str]) -> PromptCandidates:
+    """The candidates of one prompt as plain lists, by rising candidate_index.
 
     Raises:
-        StageError: if a candidate was never scored by `scorer`.
+        StageError: if a candidate was never scored by one of the `scorers`.
         ValueError: if the group is empty or holds more than one prompt.
     """
     if not group or any(candidate.prompt_id != group[0].prompt_id for candidate in group):
         raise ValueError("a group holds the candidates of exactly one prompt")
-    removed = {"truncated": 0, "nonfinite_score": 0, "too_few_candidates": 0}
-    usable = []
-    for candidate in sorted(group, key=lambda item: item.candidate_index):
-        if scorer not in candidate.scores:
-            raise StageError(
-                f"prompt {candidate.prompt_id!r}, candidate {candidate.candidate_index}: no score by {scorer!r}; "
-                f"it has {', '.join(candidate.scores) or 'none'}",
-                hint="Name one of the scorers of the score stage.",
-            )
-        score = candidate.scores[scorer]
-        if candidate.finish_reason == "length" and not keep_truncated:
-            removed["truncated"] += 1
-        elif score is None or not math.isfinite(score):
-            removed["nonfinite_score"] += 1
-        elif not candidate.completion.strip():
-            removed["too_few_candidates"] += 1
-        else:
-            usable.append(Ranked(candidate, score))
-    reason = max(removed, key=lambda name: removed[name]) if any(removed.values()) else "too_few_candidates"
-    return usable, Drop(id=group[0].prompt_id, drop_reason=reason, detail=_account(group, removed, len(usable)))
-
-
-def different_texts(ranking: Sequence[Ranked]) -> list[Ranked]:
-    """The first of every text, in the order given."""
-    first: dict[str, Ranked] = {}
-    for item in ranking:
-        first.setdefault(item.text, item)
-    return list(first.values())
-
-
-def _account(group: Group, removed: dict[str, int], left: int) -> str:
-    told = {
-        "truncated": "cut at the token limit",
-        "nonfinite_score": "without a finite score",
-        "too_few_candidates": "empty",
-    }
-    parts = [f"{count} {told[name]}" for name, count in removed.items() if count]
-    return f"{left} of {len(group)} candidates can be used" + (f" ({', '.join(parts)})" if parts else "")
+    rising = sorted(group, key=lambda item: item.candidate_index)
+    for candidate in rising:
+        for scorer in scorers:
+            if scorer not in candidate.scores:
+                raise no_score(candidate.prompt_id, candidate.candidate_index, scorer, candidate.scores)
+    return PromptCandidates(
+        group[0].prompt_id,
+        [candidate.candidate_index for candidate in rising],
+        [candidate.completion for candidate in rising],
+        [candidate.finish_reason == "length" for candidate in rising],
+        [[candidate.scores[scorer] for candidate in rising] for scorer in scorers],
+    )
 
 
 def require_rows(kept: Sequence[object], drops: Sequence[Drop], name: str) -> None:
     """Raise StageError when every prompt was dropped, with the reasons."""
-    if kept:
+    require_some(len(kept), Counter(drop.drop_reason for drop in drops), name)
+
+
+def require_some(num_kept: int, dropped: Mapping[str, int], name: str) -> None:
+    """Raise StageError when nothing was kept, with the reasons."""
+    if num_kept:
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(drop.drop_reason for drop in drops).most_common())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(dropped).most_common())
     raise StageError(
-        f"{name}: none of the {len(drops)} prompts gave a row ({reasons})",
+        f"{name}: none of the {sum(dropped.values())} prompts gave a row ({reasons})",
         hint="Look at the scored candidates; then lower min_margin or min_score, or sample more candidates.",
     )

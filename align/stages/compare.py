@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from align.config.architecture import is_encoder_decoder
 from align.config.reference import ModelReference, PromptsReference, TextReference
-from align.config.sections import Generation, Scorer
+from align.config.sections import Generation, PointwiseScorer
 from align.data.plain import format_of
 from align.errors import DataError
 from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
@@ -46,7 +46,7 @@ class Config(Generation, StageConfig):
     """The model that differences, win rates and KL are against; one of `models`."""
     prompts: PromptsReference
     """Held-out prompts; none may occur in the training data."""
-    scorers: dict[str, Scorer] = Field(min_length=1)
+    scorers: dict[str, PointwiseScorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, or {rules: …}."""
     retention: TextReference | None = None
     """Plain text on which forgetting is measured as perplexity."""

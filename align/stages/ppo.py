@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from align.config.peft import LoraOnly
 from align.config.ppo import Ppo
 from align.config.reference import ModelReference, PromptsReference, RewardModelReference
-from align.config.sections import EngineChoice, OnInvalid, RulesScorer, Scorer
+from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer, RulesScorer
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
 from align.errors import RecipeError
@@ -40,11 +40,11 @@ class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
     """Model to start from; a frozen copy of it is the reference."""
     prompts: PromptsReference
     """Prompts to sample completions for."""
-    scorers: dict[str, Scorer] = Field(min_length=1)
+    scorers: dict[str, PointwiseScorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, or {rules: …}; their weighted sum is optimised."""
     score_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of a scorer in the sum. Default: 1."""
-    watch: dict[str, Scorer] = Field(default_factory=dict)
+    watch: dict[str, PointwiseScorer] = Field(default_factory=dict)
     """Scorers that are logged and never optimised: a second opinion, by which reward hacking is seen."""
     value_model: RewardModelReference | None = None
     """Reward model that the value model starts from. Default: the first reward model in scorers, or the policy."""

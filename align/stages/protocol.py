@@ -81,6 +81,8 @@ class StageType:
     module: str
     produces: str
     """Kind of the artifact it makes."""
+    needs_trainers: bool = True
+    """Whether it uses torch, so that its process had better be forked from one that has the trainers imported."""
 
     def load(self) -> Any:
         return importlib.import_module(self.module)

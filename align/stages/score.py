@@ -1,13 +1,15 @@
-"""Score candidates with any set of scorers: reward models and declarative rules.
+"""Score candidates with any set of scorers: reward models, declarative rules, judges.
 
 In: candidates, scorers. Out: the same candidates, each with one raw number per scorer. A score that is not finite is written
-as null and counted, never replaced. Metrics: mean, spread and share of non-finite scores by scorer.
+as null and counted, never replaced. Metrics: mean, spread and share of non-finite scores by scorer; of a judge also its
+comparisons, how many were consistent, its position bias, and what it cost.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -29,30 +31,59 @@ class Config(StageConfig):
     candidates: CandidatesReference
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
-    """Scorer by name: the name of a reward model stage, or {rules: …}."""
+    """Scorer by name: the name of a reward model stage, {rules: …}, or {judge: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Load each scorer once, score every candidate, say how the scores are spread."""
+    from align.scoring.judge import JudgeTally
     from align.scoring.scorers import ScorerSet, reward_model_folders
 
     config = context.config
     candidates = context.artifact(config.candidates).rows(Candidate)
     folders = reward_model_folders(config.scorers, context.artifacts)
-    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
+    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens, store_root=context.store_root)
+    for sentence in scorers.announce(candidates):
+        context.progress.note(sentence)
     count, total = context.counter("score", "scores"), len(candidates) * len(config.scorers)
     scored: list[ScoredCandidate] = []
-    for index, start in enumerate(range(0, len(candidates), SHARD_ROWS)):
+    tallies = {name: JudgeTally() for name in scorers.take_tallies()}
+    for index, piece in enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)):
         shard = shard_path(context.work / "shards", index)
-        if read_seal(shard) is None:
-            piece = candidates[start : start + SHARD_ROWS]
-            write_shard(shard, scorers.score(piece, _counting_from(start * len(config.scorers), total, count)))
+        if (seal := read_seal(shard)) is None:
+            rows = scorers.score(piece, _counting_from(len(scored) * len(config.scorers), total, count))
+            write_shard(shard, rows, judged=scorers.take_tallies())
+            seal = read_seal(shard) or {}
+        for name, tally in tallies.items():
+            tally.add(seal["judged"][name])
         scored.extend(read_rows(shard, ScoredCandidate))
     write_rows(context.output / ROWS_NAME, scored)
-    metrics = {name: describe_scores(scored, name) for name in scorers.names}
+    metrics: dict[str, dict[str, Any]] = {name: dict(describe_scores(scored, name)) for name in scorers.names}
+    for name, tally in tallies.items():
+        metrics[name] |= tally.metrics()
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
+
+
+def pieces(candidates: Sequence[Candidate], *, whole_prompts: bool) -> Iterator[Sequence[Candidate]]:
+    """The candidates in shards of SHARD_ROWS, a little more where a prompt would be cut and must not be.
+
+    Where the candidates of some prompt do not stand together, `whole_prompts` makes one shard of all.
+    """
+    ids = [candidate.prompt_id for candidate in candidates]
+    starts = [index for index in range(len(ids)) if index == 0 or ids[index] != ids[index - 1]]
+    if whole_prompts and len(starts) > len(set(ids)):
+        yield candidates
+        return
+    first_rows = {*starts, len(ids)}
+    start = 0
+    while start < len(candidates):
+        end = min(start + SHARD_ROWS, len(candidates))
+        while whole_prompts and end not in first_rows:
+            end += 1
+        yield candidates[start:end]
+        start = end
 
 
 def _counting_from(before: int, total: int, count: Callable[[int, int], None]) -> Callable[[int], None]:

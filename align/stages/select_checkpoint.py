@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from align.config.reference import InstructionsReference, ModelReference, PromptsReference
-from align.config.sections import Generation, Scorer
+from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
 from align.data.template import ChatFormat
 from align.errors import RecipeError, StageError
@@ -49,7 +49,7 @@ class Config(Generation, StageConfig):
     """Model made by an sft stage, which keeps a checkpoint per epoch."""
     prompts: PromptsReference
     """Validation prompts: neither those of training nor those of the comparison."""
-    scorer: Scorer
+    scorer: PointwiseScorer
     """What scores the completions: the name of a reward model stage, or {rules: …}."""
     data: InstructionsReference | None = None
     """Held-out instructions on which the loss of every epoch is shown beside its score."""

@@ -106,6 +106,13 @@ class Artifact:
         """Folder of weights, configuration and tokenizer."""
         return self.path if self.manifest.stage == INPUT_STAGE else self.path / MODEL_FOLDER
 
+    @property
+    def row_paths(self) -> list[Path]:
+        """The files that hold the rows: the one that a stage or a copied input has, or those of an input used where it lies."""
+        if (self.path / ROWS_NAME).is_file() or self.manifest.stage != INPUT_STAGE:
+            return [self.path / ROWS_NAME]
+        return [self.path / name for name in self.manifest.files]
+
     def rows(self, record_type: type[RecordT]) -> list[RecordT]:
         """All rows, in file order. `record_type` must be the type of this artifact's kind."""
         expected = RECORD_TYPES[self.kind]

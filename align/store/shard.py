@@ -23,6 +23,11 @@ def _seal_path(shard: Path) -> Path:
 def write_shard(shard: Path, rows: list[Any], **facts: Any) -> None:
     """Write the rows, then the seal: their hash, and facts about how they were made."""
     write_rows(shard, rows)
+    seal_shard(shard, **facts)
+
+
+def seal_shard(shard: Path, **facts: Any) -> None:
+    """Write the seal of a shard whose rows are on disk already."""
     write_json(_seal_path(shard), {"sha256": sha256_of_file(shard), **facts})
 
 

@@ -1,6 +1,16 @@
 """Tiny models built in code, for the tests of `align` and of those who build on it. Nothing is downloaded."""
 
+from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
 from align.testing.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
 
-__all__ = ["CHAT_TEMPLATE", "tiny_causal_lm", "tiny_project", "tiny_reward_model", "tiny_seq2seq_lm", "tiny_tokenizer"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "FakeJudge",
+    "fake_judge",
+    "tiny_causal_lm",
+    "tiny_project",
+    "tiny_reward_model",
+    "tiny_seq2seq_lm",
+    "tiny_tokenizer",
+]

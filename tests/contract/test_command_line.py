@@ -13,7 +13,7 @@ from align.stages.registry import STAGES
 
 COMMANDS = [
     *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]),
-    *(["export"], ["serve"], ["chat"]),
+    *(["export"], ["serve"], ["chat"], ["pairs"]),
 ]
 HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "vllm", "numpy", "datasets", "scipy", "matplotlib")
 FULL_DEVICE = Path("/dev/full")
@@ -52,6 +52,7 @@ def test_reading_a_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
 
 def test_help_of_a_stage_loads_nothing_heavy() -> None:
     assert heavy_modules_after("from align.cli.main import main\nassert main(['stage', 'dpo', '--help']) == 0") == []
+    assert heavy_modules_after("from align.cli.main import main\nassert main(['pairs', '--help']) == 0") == []
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *[["stage", name] for name in STAGES]], ids=" ".join)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.inputs import DataInput
-from align.data.ingest import default_columns
-from align.data.reader import read_raw
+from align.data.source import read_file
 from align.data.validation import validate_rows
 from align.models.folder import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
@@ -61,12 +60,14 @@ def _records(data: ResolvedInput | Artifact) -> list[Any]:
         with (artifact.path / ROWS_NAME).open("rb") as stream:
             return [RECORD_TYPES[artifact.kind].model_validate_json(line) for line in itertools.islice(stream, SAMPLED_ROWS)]
     assert isinstance(data, ResolvedInput)
-    spec, path = data.spec, data.source
-    if path is None or not isinstance(spec, DataInput):
+    spec, source = data.spec, data.source
+    if source is None or not isinstance(spec, DataInput):
         return []
-    rows = itertools.islice(read_raw(path), SAMPLED_ROWS)
-    columns = default_columns(spec, path)
-    validated = validate_rows(rows, kind=spec.kind, columns=columns, max_characters=spec.max_characters, source_name=str(path))
+    file = source.files[0]
+    rows = itertools.islice(read_file(file), SAMPLED_ROWS)
+    validated = validate_rows(
+        rows, kind=spec.kind, columns=file.columns, max_characters=spec.max_characters, source_name=file.shown
+    )
     return list(validated.rows)
 
 

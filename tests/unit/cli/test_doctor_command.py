@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.cli import doctor
+from align.report.model.check import WHY
+from align.testing.tiny import tiny_causal_lm
 
 
 def test_json_names_every_check(align: Any) -> None:
@@ -39,3 +43,33 @@ def test_another_version_is_told_but_is_no_failure(align: Any, monkeypatch: pyte
 
 def test_a_build_label_is_the_same_version() -> None:
     assert doctor._compared("torch", "2.13.0+cpu", "==2.13.0", "").state == "ok"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny")
+
+
+class TestModel:
+    def test_a_sound_model(self, align: Any, model: Path) -> None:
+        answer = align("doctor", str(model), "--json")
+        report = json.loads(answer.out)
+        assert (answer.code, report["ok"], report["skipped"]) == (0, True, [])
+        assert set(report["checks"][0]) == {"name", "state", "found", "why", "advice"}
+
+    def test_a_problem_is_exit_2_and_comes_first(self, align: Any, model: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(model, tmp_path / "loud"))
+        (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+        answer = align("doctor", str(folder))
+        assert answer.code == 2
+        assert answer.out.splitlines()[2].startswith("problem  template ")
+        assert answer.err == ""
+
+    def test_what_is_no_model_is_an_error(self, align: Any, tmp_path: Path) -> None:
+        answer = align("doctor", str(tmp_path / "nothing"))
+        assert (answer.code, answer.out) == (2, "")
+        assert "there is no such folder" in answer.err
+
+    def test_every_check_is_documented(self) -> None:
+        page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
+        assert [name for name in WHY if f"| `{name}` |" not in page] == []

@@ -82,7 +82,7 @@ def test_results_of_align_are_known_by_their_manifest(align: Any, pipeline: Any,
         (["--columns", "prompt"], "--columns prompt: expected FIELD=COLUMN"),
         (
             ["--columns", "chosen=C"],
-            "--columns chosen=C: no data file here has that field; fields: completion, id, messages, prompt",
+            "--columns chosen=C: no data file here has that field; fields: completion, id, input, instruction, messages",
         ),
     ],
 )

@@ -96,7 +96,7 @@ ONE_MISTAKE = [
     (
         "path: lessons.jsonl",
         "path: base",
-        "recipe.yaml:4:39: inputs.lessons.path: base is a folder; instructions are read from a file",
+        "recipe.yaml:4:39: inputs.lessons.path: base is an empty folder; instructions are read from data files",
     ),
     ("path: base", "path: ''", "recipe.yaml:3:29: inputs.base.path: must not be empty"),
     (
@@ -193,7 +193,7 @@ ONE_MISTAKE = [
         "scorers: {gold: {rules: gold.yaml}}}",
         "scorers: {gold: 3}}",
         "recipe.yaml:11:63: stages.scored.scorers.gold: "
-        "expected the name of a reward model, or {rules: …}, got the number 3 (put quotes around it)",
+        "expected the name of a reward model, or {rules: …}, or {judge: …}, got the number 3 (put quotes around it)",
     ),
     (
         "scorers: {gold: {rules: gold.yaml}}}",

@@ -164,7 +164,11 @@ def test_the_reference_can_be_the_first_model(forms: Forms) -> None:
             "scorer: glod",
             "14:21: stages.iterated.pairs.scorer: 'glod': unknown scorer; did you mean 'gold'? (of the stage 'iterated-1-score')",
         ),
-        ("pairs: {scorer: gold, ", "pairs: {", "14:5: stages.iterated.pairs.scorer: this key is missing; expected a text"),
+        (
+            "pairs: {scorer: gold, ",
+            "pairs: {",
+            "14:5: stages.iterated.pairs.scorer: this key is missing; expected a text (or scorers, each with its weight)",
+        ),
         (
             "prompts: prompts,",
             "prompts: promts,",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from align.config.inputs import DataInput
 from align.data.ingest import Ingested, ingest
+from align.data.source import Source, find_source
 from align.errors import DataError, EnvironmentProblem
 from align.records import Drop, Instruction
 from align.store.artifact import read_rows
@@ -18,19 +20,25 @@ GOOD = {"prompt": "a", "completion": "b"}
 BAD = {"prompt": "a", "completion": ""}
 
 
+def _source(spec: DataInput, path: Path) -> Source:
+    """The file as `find_source` finds it, called as a recipe in another folder would call it."""
+    (file,) = find_source(spec, lambda _: path).files
+    return Source((replace(file, shown=f"data/{path.name}"),), f"data/{path.name}")
+
+
 def _ingest(folder: Path, rows: list[Any] | str, name: str = "x.jsonl", **options: Any) -> Ingested:
     path = folder / name
     path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
     spec = DataInput(kind=options.pop("kind", "instructions"), path=name, **options)
     output = folder / "entry"
     output.mkdir()
-    return ingest(spec, path, f"data/{name}", output)
+    return ingest(spec, _source(spec, path), f"data/{name}", output)
 
 
 def test_rows_are_written_with_their_line(tmp_path: Path) -> None:
     result = _ingest(tmp_path, [GOOD, GOOD])
     rows = list(read_rows(tmp_path / "entry" / "rows.jsonl", Instruction))
-    assert [(row.id, row.line) for row in rows] == [("row-00001", 1), ("row-00002", 2)]
+    assert [(row.line, row.id.removeprefix(rows[0].id)) for row in rows] == [(1, ""), (2, "-2")]
     assert (tmp_path / "entry" / "drops.jsonl").read_text() == ""
     assert (result.rows_in, result.rows_out, result.dropped, result.source) == (2, 2, {}, "data/x.jsonl")
     assert result.findings == {"repeated_prompts": 1, "repeated_rows": 1}

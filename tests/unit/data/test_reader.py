@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.data import reader
+from align.data.formats import json_list, lines
 from align.data.reader import RawProblem, read_raw
 from align.errors import DataError
 
@@ -42,7 +42,7 @@ class TestJsonLines:
         assert _reasons(rows) == list(enumerate(reasons, start=1))
 
     def test_a_huge_line_is_skipped_not_held(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reader, "MAX_LINE_BYTES", 100)
+        monkeypatch.setattr(lines, "MAX_LINE_BYTES", 100)
         rows = _read(tmp_path, "a.jsonl", '{"a": "' + "x" * 1000 + '"}\n{"a": 1}\n')
         assert _reasons(rows) == [(1, "too_long"), (2, "ok")]
 
@@ -54,7 +54,7 @@ class TestJson:
 
     @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
     def test_chunks_may_end_anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-        monkeypatch.setattr(reader, "_CHUNK_CHARACTERS", size)
+        monkeypatch.setattr(json_list, "_CHUNK_CHARACTERS", size)
         rows = [{"a": '한국어\n"\\', "n": -12.5e3}, {}, {"b": [None, True]}]
         content = "\ufeff \n" + json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         assert [row for _, row in _read(tmp_path, "a.json", content)] == rows
@@ -140,7 +140,7 @@ class TestGzip:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("Q,A\n1,2".encode("utf-16"), "UTF-16"), (gzip.compress(b"Q"), "gzip"), (b"PK\x03\x04rest", "office")],
+    [("Q,A\n1,2".encode("utf-16"), "UTF-16"), (gzip.compress(b"Q", mtime=0), "gzip"), (b"PK\x03\x04rest", "office")],
 )
 def test_another_kind_of_file_is_recognised(tmp_path: Path, content: bytes, told: str) -> None:
     ((_, problem),) = _read(tmp_path, "a.csv", content)
@@ -148,7 +148,9 @@ def test_another_kind_of_file_is_recognised(tmp_path: Path, content: bytes, told
     assert told in problem.message
 
 
-@pytest.mark.parametrize(("name", "told"), [("a.parquet", "parquet"), ("none", "(none)"), ("absent.jsonl", "cannot be read")])
+@pytest.mark.parametrize(
+    ("name", "told"), [("a.xlsx", "xlsx"), ("a.parquet.gz", "unpack it"), ("none", "(none)"), ("absent.jsonl", "cannot be read")]
+)
 def test_files_that_cannot_be_opened(tmp_path: Path, name: str, told: str) -> None:
     if not name.startswith("absent"):
         (tmp_path / name).write_text("x")

@@ -119,7 +119,7 @@ class TestRefusedTokenizers:
     def test_a_template_without_end_is_stopped(self, make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.2)
         loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-        with pytest.raises(RecipeError, match="seconds for 1 conversations"):
+        with pytest.raises(RecipeError, match="seconds for a conversation"):
             ChatFormat(make_tokenizer(loops + CHAT_TEMPLATE))
 
 

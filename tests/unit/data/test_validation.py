@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ class TestInstructions:
     def test_a_text_prompt_is_one_user_message(self) -> None:
         record = _record("instructions", {"prompt": " Hi\n", "completion": "\tHello "})
         assert [message.model_dump() for message in record.prompt] == [{"role": "user", "content": " Hi\n"}]
-        assert (record.completion, record.id, record.line) == ("\tHello ", "row-00001", 1)
+        assert (record.completion, record.line) == ("\tHello ", 1)
 
     @pytest.mark.parametrize(
         "row",
@@ -61,12 +62,13 @@ class TestInstructions:
 
     def test_columns_for_a_field_that_does_not_exist(self) -> None:
         with pytest.raises(RecipeError) as caught:
-            _validate("instructions", columns={"completions": "A"})
-        assert caught.value.hint == "Did you mean completion?"
+            _validate("instructions", {"prompt": "a"}, columns={"completon": "A"})
+        assert "completon" in caught.value.message
 
     def test_a_missing_column_shows_what_there_is(self) -> None:
         result = _validate("instructions", {"prompt": "a", "answer": "b"}, columns={"completion": "A"})
-        assert result.problems[0].render("x.csv") == "x.csv:1: completion: is missing (column 'A'); the row has: prompt, answer"
+        told = "data/x.jsonl:1: completion: is missing (column 'A'); the row has: prompt, answer"
+        assert result.problems[0].render() == told
 
     @pytest.mark.parametrize(
         ("row", "reason"),
@@ -76,7 +78,7 @@ class TestInstructions:
             ({"prompt": "a", "completion": 3}, "wrong_type"),
             ({"prompt": ["a"], "completion": "b"}, "wrong_type"),
             ({"prompt": [], "completion": "b"}, "wrong_type"),
-            ({"prompt": [{"from": "human", "value": "a"}], "completion": "b"}, "wrong_type"),
+            ({"prompt": [{"speaker": "human", "value": "a"}], "completion": "b"}, "wrong_type"),
             ({"prompt": [{"role": "user", "content": [{"type": "text"}]}], "completion": "b"}, "wrong_type"),
             ({"prompt": " \n", "completion": "b"}, "empty_prompt"),
             ({"prompt": "a", "completion": "\u3000 "}, "empty_completion"),
@@ -132,7 +134,7 @@ class TestPreferences:
             ({"chosen": [USER, ASSISTANT], "rejected": [USER | {"content": "Ho"}, ASSISTANT]}, "prompt_differs"),
             ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, "empty_completion"),
             ({"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, "bad_roles"),
-            ({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": float("nan")}, "wrong_type"),
+            ({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": float("nan")}, "nonfinite_score"),
             ({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": True}, "wrong_type"),
             ({"prompt": "a", "chosen": "b", "rejected": "c", "rejected_score": "high"}, "wrong_type"),
         ],
@@ -148,22 +150,30 @@ class TestPreferences:
 
 
 class TestIds:
-    def test_made_from_the_row_number_so_that_mending_a_row_renames_no_other(self) -> None:
-        good = {"text": "a"}
-        result = _validate("text", good, RawProblem("not_json", "…"), {"text": ""}, good)
-        assert [row.id for row in result.rows] == ["row-00001", "row-00004"]
-        assert [drop.id for drop in result.drops()] == ["row-00002", "row-00003"]
+    def test_made_from_the_content_so_that_no_other_row_renames_it(self) -> None:
+        good, digits = {"text": "a"}, hashlib.sha256(b'{"text":"a"}').hexdigest()[:16]
+        result = _validate("text", {"text": "b"}, good, RawProblem("not_json", "…"), {"text": ""}, good, good)
+        assert [row.id for row in result.rows[1:]] == [digits, f"{digits}-2", f"{digits}-3"]
+        assert [drop.id for drop in result.drops()] == ["row-00003", "row-00004"]
+
+    def test_an_id_that_is_given_is_not_made_again(self) -> None:
+        digits = hashlib.sha256(b'{"text":"a"}').hexdigest()[:16]
+        result = _validate("text", {"text": "a"}, {"id": digits, "text": "a"})
+        assert [row.id for row in result.rows] == [f"{digits}-row-00001", digits]
 
     def test_own_ids_may_be_numbers(self) -> None:
         assert [row.id for row in _validate("text", {"id": 7, "text": "a"}, {"id": "x", "text": "b"}).rows] == ["7", "x"]
 
     def test_an_id_belongs_to_its_first_row(self) -> None:
         result = _validate(
-            "text", {"id": "x", "text": "a"}, {"id": "x", "text": "b"}, {"id": "row-00004", "text": "c"}, {"text": "d"}
+            "text", {"id": "x", "text": ""}, {"id": "x", "text": "b"}, {"id": "y", "text": "c"}, {"id": "y", "text": ""}
         )
-        assert [row.model_dump()["text"] for row in result.rows] == ["a", "c"]
-        assert result.dropped() == {"duplicate_id": 2}
-        assert result.problems[0].render("f") == "f:2: id: 'x' is also the id of line 1"
+        assert [row.model_dump()["text"] for row in result.rows] == ["c"]
+        assert result.dropped() == {"empty_text": 2, "duplicate_id": 1}
+        assert [problem.render() for problem in result.problems if problem.reason == "duplicate_id"] == [
+            "data/x.jsonl:2: id: 'x' is also the id of line 1",
+            "data/x.jsonl:4: id: 'y' is also the id of line 3",
+        ]
 
     @pytest.mark.parametrize(("value", "reason"), [(True, "wrong_type"), (1.5, "wrong_type"), ("\ud800", "lone_surrogate")])
     def test_unusable_ids(self, value: Any, reason: str) -> None:
@@ -182,7 +192,7 @@ def test_rows_that_share_a_line_are_told_apart() -> None:
     result = validate_rows(
         [(1, {"text": ""}), (1, {"text": ""})], kind="text", columns={}, max_characters=9, source_name="x.json"
     )
-    assert [problem.render("x.json") for problem in result.problems] == [
+    assert [problem.render() for problem in result.problems] == [
         "x.json:1: text: is empty",
         "x.json:1 (row 2): text: is empty",
     ]
@@ -200,13 +210,14 @@ class TestFindings:
     def test_repetitions_and_contradictions(self) -> None:
         rows = [("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"), ("a", "3")]
         result = _validate("instructions", *({"prompt": prompt, "completion": text} for prompt, text in rows))
-        assert result.counts == {"repeated_prompts": 3, "repeated_rows": 1, "conflicting_completions": 1}
-        assert "rows that repeat the prompt of an earlier row: 3 (line 2, 3, 5)" in result.notes
+        assert result.counts == {"repeated_rows": 1, "conflicting_completions": 1, "repeated_prompts": 3}
+        assert "the prompt of an earlier row: 3 (line 2, 3, 5)" in result.notes
+        assert "a prompt with several different completions: 1 (line 3)" in result.notes
 
     def test_characters(self) -> None:
-        texts = ["fine", "ends ", "e\u0301", "nul\x00", "가"]
+        texts = ["fine\n\tfine", "ends ", "e\u0301", "nul\x00", "bell\x07", "가"]
         result = _validate("text", *({"text": text} for text in texts))
-        assert result.counts == {"trailing_white_space": 1, "not_nfc": 1, "control_characters": 1}
+        assert result.counts == {"trailing_white_space": 1, "not_nfc": 1, "nul_character": 1, "control_characters": 1}
         assert [row.model_dump()["text"] for row in result.rows] == texts
 
     def test_pairs(self) -> None:

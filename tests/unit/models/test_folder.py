@@ -93,6 +93,16 @@ def test_a_link_that_reaches_out_of_the_folder(folder: Path) -> None:
         check_model_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.json", "additional_chat_templates/other.jinja"])
+def test_a_file_that_is_read_without_being_named_is_no_link_out_of_the_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(RecipeError, match="not inside the folder"):
+        check_model_folder(folder)
+
+
 def test_links_of_the_hub_s_cache_are_its_own(folder: Path, tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0123abcd"
     blobs.mkdir(parents=True)

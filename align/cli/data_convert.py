@@ -1,0 +1,58 @@
+"""`align data convert`: rows of any shape and format as one canonical file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from align.cli.data_options import ColumnsOption, KindOption, SourceArgument, column_mapping
+from align.cli.options import JsonOption, print_json
+
+
+def convert(
+    source: SourceArgument,
+    kind: KindOption,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write: .jsonl or .parquet.")],
+    columns: ColumnsOption = None,
+    on_invalid: Annotated[
+        Literal["error", "drop"],
+        typer.Option("--on-invalid", help="What to do with a row that cannot be used: stop, or leave it out."),
+    ] = "error",
+    json: JsonOption = False,
+) -> None:
+    """Write the rows of a source as canonical rows: one shape per kind, an id for every row.
+
+    What was left out is written beside the file, each row with its reason. The source is never changed.
+    """
+    from align.config.inputs import DataInput
+    from align.data.convert import convert as convert_rows
+    from align.data.source import find_source
+
+    spec = DataInput(kind=kind.value, path=source, columns=column_mapping(columns), on_invalid=on_invalid)
+    found = find_source(spec, lambda written: Path(written).expanduser())
+    converted = convert_rows(spec, found, to)
+    result = converted.result
+    if json:
+        print_json(
+            {
+                "source": result.source,
+                "kind": spec.kind,
+                "rows": str(converted.path),
+                "drops": str(converted.drops_path),
+                "rows_in": result.rows_in,
+                "rows_out": result.rows_out,
+                "dropped": result.dropped,
+                "findings": result.findings,
+                "notes": result.notes,
+            }
+        )
+        return
+    typer.echo(f"{converted.path}: {result.rows_out:,} of {result.rows_in:,} rows")
+    for reason, count in result.dropped.items():
+        typer.echo(f"  left out, {reason}: {count:,}")
+    for note in result.notes:
+        typer.echo(f"  {note}")
+    if result.dropped:
+        typer.echo(f"{converted.drops_path}: what was left out")

@@ -1,0 +1,94 @@
+"""`align data inspect`: what is in a data file, before anything is trained on it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from align.cli.data_options import ColumnsOption, GuessedKindOption, Kind, SourceArgument, column_mapping, open_model_format
+from align.cli.options import JsonOption, output_console, print_json
+from align.errors import RecipeError
+
+if TYPE_CHECKING:
+    from align.report.dataset.tokens import TrainingView
+
+PAGE_SUFFIXES = (".html", ".htm")
+
+
+def inspect(
+    context: typer.Context,
+    source: SourceArgument,
+    kind: GuessedKindOption = None,
+    columns: ColumnsOption = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="Count tokens and show samples as this model is trained on them."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="INTEGER",
+            min=1,
+            help="Longer rows are told of.  [default: what the model can see]",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="FILE", help="Evaluation prompts that the rows must not contain. Repeatable."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the report with drawings as a page.")] = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="INTEGER", min=0, help="Rows to show.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Of the rows that are drawn.")] = 17,
+    json: JsonOption = False,
+) -> None:
+    """Show what is in a data file: rows, lengths, how varied it is, what length alone explains, overlaps, and samples.
+
+    Warnings come first, worst first. Nothing is changed. With --model: tokens, and samples with the tokens the loss is taken on.
+    """
+    if max_tokens is not None and model is None:
+        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
+    if html is not None and html.suffix not in PAGE_SUFFIXES:
+        raise RecipeError(
+            f"--html {html}: expected a name that ends in .html", hint="A data file could be overwritten otherwise."
+        )
+    from rich.console import Console
+
+    from align.config.inputs import DataInput
+    from align.data.source import find_source
+    from align.data.validation.kind import guess_kind
+    from align.report.dataset.html import write_page
+    from align.report.dataset.inspect import inspect_source
+    from align.report.dataset.notice import notices
+    from align.report.dataset.terminal import DatasetReport
+
+    spec = DataInput(kind=(kind or Kind.prompts).value, path=source, columns=column_mapping(columns))
+    if kind is None:
+        spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, _located))})
+    training = None if model is None else _training_view(model, max_tokens)
+    with Console(stderr=True).status(f"reading {source} …"):  # seen on a terminal only
+        facts = inspect_source(spec, against=against or [], training=training, samples=samples, seed=seed, locate=_located)
+    if html is not None:
+        write_page(html, facts, training, command=shlex.join(context.obj or ["align", "data", "inspect", source]))
+    if json:
+        print_json(facts.as_json() | {"notices": [vars(notice) for notice in notices(facts)]})
+    else:
+        console = output_console()
+        console.print(DatasetReport(facts, training))
+        if html is not None:
+            console.print(f"\nThe page: {html}")
+
+
+def _located(written: str) -> Path:
+    return Path(written).expanduser()
+
+
+def _training_view(model: Path, max_tokens: int | None) -> TrainingView:
+    from align.report.dataset.tokens import TrainingView
+
+    name, chat_format, context_tokens = open_model_format(model)
+    return TrainingView(chat_format, model=name, limit=max_tokens or context_tokens)

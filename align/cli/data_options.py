@@ -1,0 +1,79 @@
+"""Arguments and options that the commands of `align data` share."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from align.errors import RecipeError
+
+if TYPE_CHECKING:
+    from align.data.template import ChatFormat
+
+
+class Kind(StrEnum):
+    """What the rows of a file are."""
+
+    instructions = "instructions"
+    preferences = "preferences"
+    prompts = "prompts"
+    text = "text"
+
+
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="A data file, a folder of them, or a glob in quotes.")]
+KindOption = Annotated[Kind, typer.Option("--kind", help="What a row holds.")]
+GuessedKindOption = Annotated[
+    Kind | None, typer.Option("--kind", help="What a row holds; guessed from the columns where they leave no doubt.")
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="FIELD=COLUMN", help="Our field and the file's column: prompt=question. Repeatable."),
+]
+
+
+def column_mapping(pairs: list[str] | None) -> dict[str, str]:
+    """`prompt=question` as field → column.
+
+    Raises:
+        RecipeError: if a pair has another form, or a field is mapped twice.
+    """
+    mapping: dict[str, str] = {}
+    for pair in pairs or []:
+        name, sign, column = pair.partition("=")
+        if not (name and sign and column):
+            raise RecipeError(f"--columns {pair}: expected FIELD=COLUMN", hint="For example: --columns prompt=question")
+        if name in mapping:
+            raise RecipeError(f"--columns {pair}: {name} is mapped to {mapping[name]} already")
+        mapping[name] = column
+    return mapping
+
+
+class ModelFormat(NamedTuple):
+    """How a model that a command was given is shown rows."""
+
+    name: str
+    chat_format: ChatFormat
+    context_tokens: int
+
+
+def open_model_format(model: Path) -> ModelFormat:
+    """Load the tokenizer of a stage's or a model's folder.
+
+    Raises:
+        RecipeError, EnvironmentProblem: see `open_source`, `load_tokenizer` and `format_of`.
+    """
+    from align.pipeline.worker import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no remarks
+    from align.data.plain import format_of
+    from align.export.source import open_source
+    from align.models.folder import context_tokens
+    from align.models.load import load_tokenizer
+
+    found = open_source(model)
+    chat_format = format_of(found.folder, load_tokenizer(found.folder), str(model))
+    return ModelFormat(found.name, chat_format, context_tokens(found.folder))

@@ -1,0 +1,173 @@
+"""`align data validate`: everything that is wrong with a data file, before anything is trained on it."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from align.cli.data_options import ColumnsOption, Kind, SourceArgument, column_mapping
+from align.cli.options import JsonOption, output_console
+from align.config.row_checks import Action, check_actions
+from align.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from align.data.validation.problem import Problem
+    from align.data.validation.scan import RecordChecks
+
+PROGRESS_SECONDS = 1.0
+
+
+def validate(
+    source: SourceArgument,
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="What a row holds; guessed from the columns where they leave no doubt.")
+    ] = None,
+    columns: ColumnsOption = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--check", metavar="NAME=ACTION", help="error, drop or keep for one check: repeated_rows=error. Repeatable."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="Look at the rows through this model's template and tokenizer."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="INTEGER",
+            min=1,
+            help="Longer rows are named.  [default: what the model can see]",
+            show_default=False,
+        ),
+    ] = None,
+    max_characters: Annotated[
+        int, typer.Option("--max-characters", metavar="INTEGER", min=1, help="A longer text is named.")
+    ] = 100_000,
+    near_duplicates: Annotated[
+        bool | None,
+        typer.Option(
+            "--near-duplicates/--no-near-duplicates",
+            help="Search for rows that are almost equal.  [default: up to 200,000 rows]",
+            show_default=False,
+        ),
+    ] = None,
+    max_shown: Annotated[
+        int, typer.Option("--max-shown", metavar="INTEGER", min=0, help="Problems to show one by one; 0 for all.")
+    ] = 20,
+    json: JsonOption = False,
+) -> None:
+    """Name everything that is wrong with the rows of a file, by line, and what to do about it. Nothing is changed.
+
+    Ends with exit code 3 when a recipe would stop at these rows.
+    """
+    if max_tokens is not None and model is None:
+        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
+    checks = _actions(check or [], with_model=model is not None)
+    from align.config.inputs import DataInput
+    from align.data.source import find_source
+    from align.data.validation import RowRules, validate_source
+    from align.data.validation.kind import guess_kind
+    from align.report.validation import closing_lines, problem_json, problem_line, summary_json, summary_table
+
+    mapping = column_mapping(columns)
+    spec = DataInput(kind=(kind or Kind.text).value, path=source, columns=mapping)
+    found = find_source(spec, lambda written: Path(written).expanduser())
+    rules = RowRules(kind.value if kind else guess_kind(found, max_characters), max_characters, "error", checks)
+    shown = 0
+
+    def show(problem: Problem) -> None:
+        nonlocal shown
+        if max_shown and shown >= max_shown:
+            return
+        if json:
+            separator = ",\n " if shown else '{"problems": [\n '
+            sys.stdout.write(separator + json_module.dumps(problem_json(problem), ensure_ascii=False))
+        else:
+            print(problem_line(problem))
+        shown += 1
+
+    progress = _Progress()
+    summary = validate_source(
+        found,
+        rules,
+        on_problem=show,
+        model_checks=None if model is None else _model_checks(model, max_tokens),
+        near_duplicates=near_duplicates,
+        on_progress=progress,
+    )
+    progress.end()
+    if json:
+        sys.stdout.write("" if shown else '{"problems": [')
+        rest = json_module.dumps(summary_json(summary), ensure_ascii=False, indent=1, allow_nan=False)
+        sys.stdout.write(f"],\n {rest[1:].lstrip()}\n")
+    else:
+        hidden = sum(tally.count for tally in summary.problems.values()) - shown
+        if hidden:
+            print(f"… and {hidden:,} more (--max-shown 0 shows all)")
+        if shown:
+            print()
+        console = output_console()
+        table = summary_table(summary)
+        if table is not None:
+            console.print(table)
+            print()
+        for line in closing_lines(summary):
+            print(line)
+    if not summary.usable:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
+    """`repeated_rows=drop` as check → action."""
+    actions: dict[str, Action] = {}
+    for pair in pairs:
+        name, _, action = pair.partition("=")
+        if action not in ("error", "drop", "keep"):
+            raise RecipeError(f"--check {pair}: expected NAME=error, NAME=drop or NAME=keep")
+        actions[name] = cast(Action, action)
+    try:
+        check_actions(actions, with_model=with_model)
+    except ValueError as error:
+        raise RecipeError(f"--check: {error}", hint="docs/data.md lists the checks.") from error
+    return actions
+
+
+def _model_checks(model: Path, max_tokens: int | None) -> RecordChecks:
+    from align.data.model_checks import ModelChecks
+    from align.data.plain import format_of
+    from align.export.source import open_source
+    from align.models.folder import context_tokens
+    from align.models.load import load_tokenizer
+
+    found = open_source(model)
+    chat_format = format_of(found.folder, load_tokenizer(found.folder), str(model))
+    return ModelChecks(chat_format, max_tokens or context_tokens(found.folder))
+
+
+class _Progress:
+    """Rows so far, on a terminal's stderr, for files that take longer than a moment."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PROGRESS_SECONDS
+        self._begun = False
+
+    def __call__(self, rows: int, done_bytes: int) -> None:
+        if time.monotonic() < self._next or not sys.stderr.isatty():
+            return
+        self._next = time.monotonic() + PROGRESS_SECONDS
+        size = f", {done_bytes / 1e6:,.0f} MB" if done_bytes else ""
+        print(f"\r{rows:,} rows{size} …\033[K", end="", file=sys.stderr, flush=True)
+        self._begun = True
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._begun:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

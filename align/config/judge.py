@@ -1,0 +1,147 @@
+"""A judge at an OpenAI-compatible endpoint: what a recipe says of it, and which endpoints a recipe may name.
+
+A recipe may come from a stranger, and a judge is sent texts and a key. So only addresses of this machine are allowed by
+themselves; every other host must be named by the user, outside the recipe, in the environment variable ALIGN_JUDGE_HOSTS.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import BaseModel, Field, field_validator
+
+from align.config.base import StrictModel
+from align.config.reference import FieldPath
+
+HOSTS_VARIABLE = "ALIGN_JUDGE_HOSTS"
+KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*API_KEY")
+"""A recipe must not be able to have another secret of the environment sent out as a key."""
+DEFAULT_CRITERIA = (
+    "It does what the person asks for, in the language they write in. What it says is true, clear and kind. "
+    "Length is no merit by itself."
+)
+
+
+class Judge(StrictModel):
+    """A language model behind an OpenAI-compatible endpoint that compares completions two by two, in both orders."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "timeout_seconds", "retries", "requests_per_minute", "max_concurrency", "max_requests"}
+    )
+
+    base_url: str
+    """Address of the endpoint up to /chat/completions, such as http://127.0.0.1:8000/v1."""
+    model: str = Field(min_length=1)
+    """Model that the endpoint is asked for."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; its name ends in API_KEY. Default: no key is sent."""
+    criteria: str = Field(default=DEFAULT_CRITERIA, min_length=1)
+    """What makes a completion better, in plain words."""
+    opponents: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """Whom each completion is compared with: all others of its prompt (n(n-1)/2 comparisons), or its next k neighbours in a ring
+    (about n·k). A comparison costs two requests."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge."""
+    max_completion_tokens: int = Field(default=512, ge=1)
+    """Longest reply of the judge; one that is cut has no verdict."""
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """Time for one reply."""
+    retries: int = Field(default=6, ge=0)
+    """How often a request is repeated when the endpoint is busy, fails or is silent."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests a minute. Default: no limit."""
+    max_concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests under way at the same time."""
+    max_requests: int | None = Field(default=None, ge=1)
+    """Budget: most requests that one run of the stage sends, repeated ones included. Default: no limit."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            is_plain = value.isascii() and value.isprintable() and " " not in value
+            is_address = is_plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_address = False
+        if not is_address:
+            raise ValueError("expected an address such as http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValueError("must end with its path, without user, password, query or fragment; a key goes to api_key_env")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_key(cls, value: str | None) -> str | None:
+        if value is not None and not KEY_VARIABLE.fullmatch(value):
+            raise ValueError("expected the name of an environment variable in capitals that ends in API_KEY, not a key itself")
+        return value
+
+    @property
+    def host(self) -> str:
+        """Host of the endpoint, in small letters."""
+        return self._address.hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        return is_loopback(self.host)
+
+    @property
+    def _address(self) -> SplitResult:
+        return urlsplit(self.base_url)
+
+    def refusal(self, environment: Mapping[str, str]) -> tuple[str, str, str] | None:
+        """Why this judge may not be asked: field, what is wrong, what to do. None where it may.
+
+        Args:
+            environment: the environment variables.
+        """
+        if not self.is_local:
+            if self.host not in allowed_hosts(environment):
+                return (
+                    "base_url",
+                    f"'{self.host}' is not this machine, and a recipe alone may not send texts there",
+                    f"If you trust it with prompts and completions: export {HOSTS_VARIABLE}={self.host}",
+                )
+            if self._address.scheme != "https":
+                return "base_url", f"'{self.host}' is not this machine, so https is needed", "Write https:// instead of http://."
+        if self.api_key_env is not None and not environment.get(self.api_key_env, "").strip():
+            problem = f"the environment variable {self.api_key_env} is not set"
+            return "api_key_env", problem, "Set it to the key of the endpoint, or leave api_key_env out where no key is needed."
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, by what is written; no name is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def allowed_hosts(environment: Mapping[str, str]) -> frozenset[str]:
+    """Hosts beyond this machine that the user allows judges to be at."""
+    return frozenset(host.strip().lower() for host in environment.get(HOSTS_VARIABLE, "").split(",") if host.strip())
+
+
+def iterate_judges(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Judge]]:
+    """Every judge inside a configuration value, with its path."""
+    if isinstance(value, Judge):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from iterate_judges(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from iterate_judges(item, (*path, key))
+
+
+def judge_environment(config: Any, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the judges of a configuration need: the allowed hosts, and their keys."""
+    names = [HOSTS_VARIABLE, *(judge.api_key_env for _, judge in iterate_judges(config) if judge.api_key_env)]
+    return {name: environment[name] for name in names if name in environment}

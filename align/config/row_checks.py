@@ -1,0 +1,162 @@
+"""Everything that can be wrong with a row of a user's file: one catalogue for messages, recipes, commands and the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+Action = Literal["error", "drop", "keep"]
+"""`error`: the input cannot be used. `drop`: the row is left out and listed. `keep`: the row is used, and counted."""
+Found = Literal["reading", "row", "text", "rows", "model"]
+"""Where a check looks: at the file, at one row's fields, at one row's texts, at several rows, or through a model's tokenizer."""
+
+BY_ON_INVALID: tuple[Action, ...] = ("error", "drop")
+ANY: tuple[Action, ...] = ("error", "drop", "keep")
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """One thing that can be wrong."""
+
+    name: str
+    """The row's `drop_reason`, and the finding's name in manifests."""
+    found: Found
+    meaning: str
+    """What is there; completes "rows with: …" in a summary."""
+    advice: str
+    """What to do."""
+    actions: tuple[Action, ...] = BY_ON_INVALID
+    """What may be asked for. A row that no record can be made of cannot be kept."""
+    default: Action | None = None
+    """What is done unless asked otherwise; None: what `on_invalid` says."""
+
+
+def _check(name: str, found: Found, meaning: str, advice: str) -> RowCheck:
+    """A mistake without which there would be no row."""
+    return RowCheck(name, found, meaning, advice)
+
+
+def _finding(name: str, found: Found, meaning: str, advice: str, default: Action | None = "keep") -> RowCheck:
+    """Something about a row that could be used."""
+    return RowCheck(name, found, meaning, advice, ANY, default)
+
+
+_ALL = (
+    _check("not_json", "reading", "not JSON, or a key is there twice", "mend the line; write files with a JSON library"),
+    _check("not_an_object", "reading", "JSON, but not an object", "every row is {…}"),
+    _check("not_csv", "reading", "quotes that do not fit together", "double every quote inside a quoted cell"),
+    _check("wrong_columns", "reading", "more or fewer cells than the header, or a column named twice", "quote cells with commas"),
+    _check("bad_encoding", "reading", "not UTF-8", "save the file as UTF-8"),
+    RowCheck("damaged_file", "reading", "a file that is damaged or cut short", "get it again", ("error",), "error"),
+    RowCheck(
+        "byte_order_mark",
+        "reading",
+        "a byte order mark at the start of the file; it is skipped",
+        "save as UTF-8 without it",
+        ("error", "keep"),
+        "keep",
+    ),
+    _check("missing_field", "row", "a required field is absent or null", "fill it, or map it with columns"),
+    _check("wrong_type", "row", "a value of another type, or a message without role and content", "write texts as text"),
+    _check("ambiguous_shape", "row", "the row can be read in two ways", "say with columns which fields are meant"),
+    _check("empty_prompt", "row", "no prompt, or nothing visible in it", "fill or remove the row"),
+    _check("empty_completion", "row", "nothing visible in a completion", "fill or remove the row"),
+    _check("empty_text", "row", "nothing visible in the text", "remove the row"),
+    _check("empty_reference", "row", "nothing visible in the reference", "leave the reference out, or fill it"),
+    _check(
+        "too_long", "row", "a text longer than max_characters, or a line longer than 64 MiB", "shorten it, or raise the limit"
+    ),
+    _check(
+        "lone_surrogate", "row", "half a surrogate pair, which no UTF-8 text can hold", "write the file again from its source"
+    ),
+    _check(
+        "bad_roles",
+        "row",
+        "an unknown role, a system message that is not the first, or an order in which no completion can follow",
+        "user and assistant take turns; the assistant is last",
+    ),
+    _check(
+        "prompt_differs", "row", "the sides of a pair, or a prompt and its messages, begin differently", "pair them by prompt"
+    ),
+    _check("identical", "row", "chosen equals rejected", "remove the pair"),
+    _check("nonfinite_score", "row", "a score that is NaN or infinite", "score again, or leave the score out"),
+    _check("tie", "row", "a label or scores that prefer none", "remove the row"),
+    _finding(
+        "identical_after_trim", "text", "chosen and rejected differ only in white space around them", "remove the pair", None
+    ),
+    _finding("number_as_text", "text", "a score written as text", 'write 0.5, not "0.5"'),
+    _finding("trailing_white_space", "text", "a text that ends in white space", "trim it: the model learns to write it"),
+    _finding("not_nfc", "text", "a text that is not in Unicode's NFC form", "normalise it; Korean from macOS names is often so"),
+    _finding("control_characters", "text", "control characters in a text", "find the export that wrote them"),
+    _finding("nul_character", "text", "a NUL character in a text", "remove it; many tools cut the text there"),
+    _check("duplicate_id", "rows", "the id of an earlier row", "give every row its own id, or none"),
+    _finding("repeated_rows", "rows", "an earlier row repeated entirely", "remove the later ones: they are trained on twice"),
+    _finding(
+        "conflicting_pairs", "rows", "a pair that occurs the other way round too", "remove both: they cancel each other out"
+    ),
+    _finding(
+        "conflicting_completions",
+        "rows",
+        "a prompt with several different completions",
+        "intended, or two sources that disagree",
+    ),
+    _finding(
+        "conflicting_labels",
+        "rows",
+        "equal prompts with different values in an unused column of few values",
+        "look which label is right",
+    ),
+    _finding("repeated_prompts", "rows", "the prompt of an earlier row", "fine for preferences; check the source otherwise"),
+    _finding("near_duplicate", "rows", "a prompt or text almost equal to an earlier row's", "keep one of each group"),
+    _finding(
+        "special_tokens", "model", "a token of the model's template inside a text", "take it out: it ends or starts turns", None
+    ),
+    _finding("too_many_tokens", "model", "more tokens than the limit", "shorten it, or raise the limit", None),
+    _finding(
+        "identical_after_truncation",
+        "model",
+        "chosen and rejected are equal up to the limit of tokens",
+        "raise the limit, or remove the pair",
+        None,
+    ),
+    _finding("contains_eos", "model", "the end-of-sequence token inside a text", "take it out", None),
+    _finding("not_representable", "model", "the tokenizer cannot write the completion", "use another model or text", None),
+    _finding("template_rewrites", "model", "the chat template changes the text", "trim the text, or mend the template", None),
+    _finding("template_error", "model", "the chat template refuses the conversation", "see the message", None),
+)
+
+ROW_CHECKS: Mapping[str, RowCheck] = {check.name: check for check in _ALL}
+"""By name, in the order in which a summary has them."""
+
+STATISTICS: Mapping[str, str] = {"chosen_longer": "pairs whose longer completion was chosen"}
+"""Findings that say nothing against any row."""
+
+
+def action_of(name: str, checks: Mapping[str, Action], on_invalid: Action) -> Action:
+    """What is done with a row in which `name` was found."""
+    return checks.get(name) or ROW_CHECKS[name].default or on_invalid
+
+
+def check_actions(checks: Mapping[str, Action], *, with_model: bool) -> None:
+    """Refuse a choice that does not exist or cannot be had.
+
+    Args:
+        with_model: whether a model's tokenizer is at hand; without one, checks through it cannot be asked for.
+    Raises:
+        ValueError: that names the check, the action and what is possible.
+    """
+    for name, action in checks.items():
+        check = ROW_CHECKS.get(name)
+        if check is None:
+            close = get_close_matches(name, ROW_CHECKS, n=1)
+            told = f"did you mean {close[0]}?" if close else f"there are {', '.join(ROW_CHECKS)}"
+            raise ValueError(f"there is no check {name!r}; {told}")
+        if action not in check.actions:
+            raise ValueError(f"{name} cannot be {action!r}, only {' or '.join(check.actions)}: {check.meaning}")
+        if check.found == "model" and not with_model:
+            raise ValueError(
+                f"{name} needs a model: a stage checks it when it starts (its on_invalid decides), "
+                "and so does align data validate --model"
+            )

@@ -1,0 +1,72 @@
+"""Turn a source of any shape and format into canonical rows of one file, with what was left out beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.config.inputs import DataInput
+from align.data.ingest import Ingested, ingest
+from align.data.source import Source
+from align.data.writer import require_writable_format, write_canonical
+from align.errors import EnvironmentProblem, RecipeError
+from align.store.artifact import DROPS_NAME, ROWS_NAME
+from align.store.atomic import write_bytes
+
+DROPS_SUFFIX = ".drops.jsonl"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a source."""
+
+    path: Path
+    """The canonical rows."""
+    drops_path: Path
+    """The rows that were left out, each with its reason."""
+    result: Ingested
+    """Counts and notes."""
+
+
+def convert(spec: DataInput, source: Source, target: Path) -> Converted:
+    """Write the rows of a source that can be used to `target`, and the others beside it.
+
+    Args:
+        source: the files of `spec`.
+        target: a .jsonl or .parquet file, replaced if it is there.
+    Raises:
+        RecipeError: if `target` is one of the files that are read, or its ending names no format that is written.
+        DataError: see `ingest`. Nothing is written then.
+        EnvironmentProblem: if the files cannot be written.
+    """
+    require_writable_format(target)
+    drops = target.with_name(target.stem + DROPS_SUFFIX)
+    for file in source.files:
+        if any(one.exists() and os.path.samefile(one, file.path) for one in (target, drops)):
+            raise RecipeError(f"{target}: would overwrite {file.shown}, which is being read", hint="Give another name.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
+            folder = Path(temporary)
+            result = ingest(spec, source, source.shown, folder)
+            write_canonical(target, spec.kind, _rows(folder / ROWS_NAME))
+            write_bytes(drops, (folder / DROPS_NAME).read_bytes())
+    except EnvironmentProblem:
+        raise
+    except OSError as error:
+        where = error.filename or target
+        raise EnvironmentProblem(
+            f"{where}: cannot be written ({error.strerror or error})", hint="Choose another place."
+        ) from error
+    return Converted(target, drops, result)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as stream:
+        for line in stream:
+            yield json.loads(line)

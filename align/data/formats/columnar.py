@@ -1,0 +1,135 @@
+"""Parquet and Arrow files, read in batches of rows; `datasets` writes its folders in the latter.
+
+A file that is damaged or cut short ends with a `damaged_file`, after the rows that could be read. pyarrow is imported when the
+first such file is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.formats.raw import UTF8_HINT, RawProblem, RawRow
+from align.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH_ROWS = 4096
+MAX_PARQUET_BUFFER_BYTES = 8 * 1024 * 1024
+"""Read-ahead per column of a Parquet file."""
+_ARROW_FILE_MAGIC = b"ARROW1"
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def read_parquet(path: Path) -> Iterator[RawRow]:
+    """Rows of a Parquet file.
+
+    Raises:
+        DataError: if the file is absent or unreadable.
+    """
+    from pyarrow import parquet
+
+    def batches() -> Iterator[pyarrow.RecordBatch]:
+        # Of a whole file the buffer is the size of its pages; pre_buffer would hold whole row groups.
+        with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
+
+    return _read(path, batches(), "Parquet")
+
+
+def read_arrow(path: Path) -> Iterator[RawRow]:
+    """Rows of an Arrow file, in the stream format (which `datasets` writes) or the file format.
+
+    Raises:
+        DataError: if the file is absent or unreadable.
+    """
+    import pyarrow
+
+    def batches() -> Iterator[pyarrow.RecordBatch]:
+        with pyarrow.OSFile(str(path)) as source:
+            is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+            source.seek(0)
+            if is_file:
+                with pyarrow.ipc.open_file(source) as reader:
+                    yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                with pyarrow.ipc.open_stream(source) as stream:
+                    yield from stream
+                _require_end(source)
+
+    return _read(path, batches(), "Arrow")
+
+
+def _require_end(source: pyarrow.NativeFile) -> None:
+    """Refuse a stream without its end mark, which pyarrow takes for whole: it may have been cut between two batches."""
+    import pyarrow
+
+    end = source.tell()
+    source.seek(max(0, end - len(_STREAM_END)))
+    if source.read(len(_STREAM_END)) != _STREAM_END:
+        raise pyarrow.ArrowInvalid("the stream has no end mark")
+    if end != source.size():
+        raise pyarrow.ArrowInvalid("there are bytes behind the stream's end")
+
+
+def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) -> Iterator[RawRow]:
+    """Numbered rows of the batches; what pyarrow cannot read ends the file."""
+    import pyarrow
+
+    number = 0
+    try:
+        with path.open("rb"):  # an absent or forbidden file is told apart from a damaged one
+            pass
+        for batch in batches:
+            if number == 0 and (problem := _schema_problem(batch.schema)):
+                yield 1, problem
+                return
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                for row in _rows(batch.slice(start, BATCH_ROWS)):
+                    number += 1
+                    yield number, row
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
+        yield number + 1, _damaged(format_name, error)
+    except (pyarrow.ArrowException, EOFError, MemoryError, UnicodeDecodeError) as error:
+        # A flipped byte in a header can ask for any amount of memory, or spoil a column's name.
+        yield number + 1, _damaged(format_name, error)
+
+
+def _damaged(format_name: str, error: BaseException) -> RawProblem:
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return RawProblem(
+        "damaged_file", f"the {format_name} file is damaged or cut short from here on ({told}); get it again", ends_file=True
+    )
+
+
+def _schema_problem(schema: pyarrow.Schema) -> RawProblem | None:
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if not twice:
+        return None
+    return RawProblem("wrong_columns", f"the schema names {', '.join(map(repr, twice))} more than once", ends_file=True)
+
+
+def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
+    """Rows as Python values. Bytes that are not UTF-8 concern their row only.
+
+    Raises:
+        pyarrow.ArrowInvalid: if the batch is damaged otherwise; reading it unchecked could end the process.
+    """
+    import pyarrow
+
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        if batch.num_rows == 1:
+            yield RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
+        else:
+            for place in range(batch.num_rows):
+                yield from _rows(batch.slice(place, 1))
+    else:
+        yield from batch.to_pylist()

@@ -1,0 +1,57 @@
+"""CSV and TSV files: a header, then rows, quoted as RFC 4180 says."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
+
+from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of
+
+if TYPE_CHECKING:
+    from _csv import Reader  # the csv module has no public name for it
+
+
+def read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
+    """Rows of a CSV file with a header, quoted as RFC 4180 says."""
+    # A process-wide limit of the csv module; an unclosed quote would otherwise swallow the whole file.
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with characters_of(stream) as characters:
+        yield from _read_csv_rows(csv.reader(characters, delimiter=delimiter, strict=True))
+
+
+def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            told = f"not CSV: {error}; is a quote not closed, or not doubled inside a quoted cell?"
+            # At the end of the file, the quote that is not closed has swallowed every row after it.
+            yield line, RawProblem("not_csv", told, ends_file="end of data" in str(error))
+            continue
+        if not cells:
+            continue
+        if header is None:
+            header = cells
+            problem = _header_problem(cells)
+            if problem:
+                yield line, RawProblem(*problem, ends_file=True)
+                return
+        elif any(UNDECODED.search(cell) for cell in cells):
+            yield line, RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
+        elif len(cells) != len(header):
+            yield line, RawProblem("wrong_columns", f"has {len(cells)} cells, but the header has {len(header)}")
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _header_problem(header: list[str]) -> tuple[str, str] | None:
+    """Reason and message, where no row could be read with this header."""
+    if any(UNDECODED.search(name) for name in header):
+        return "bad_encoding", f"the header has bytes that are not UTF-8; {UTF8_HINT}"
+    twice = sorted({name for name in header if header.count(name) > 1})
+    return ("wrong_columns", f"the header names {', '.join(map(repr, twice))} more than once") if twice else None

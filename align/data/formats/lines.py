@@ -1,0 +1,90 @@
+"""Formats with one row a line: JSON Lines and plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
+    """Decoded lines without their line break; empty ones are left out."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(MAX_LINE_BYTES)
+            yield number, RawProblem("too_long", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+            continue
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            shown = raw[error.start : error.start + 4].hex(" ")
+            yield number, RawProblem("bad_encoding", f"byte {error.start + 1} of the line ({shown}) is not UTF-8; {UTF8_HINT}")
+            continue
+        if text.strip():
+            yield number, text
+
+
+def read_text(stream: IO[bytes]) -> Iterator[RawRow]:
+    for number, line in _lines(stream):
+        yield number, {"text": line} if isinstance(line, str) else line
+
+
+def read_json_lines(stream: IO[bytes]) -> Iterator[RawRow]:
+    for number, line in _lines(stream):
+        yield number, parse_object(line) if isinstance(line, str) else line
+
+
+def parse_object(text: str) -> dict[str, Any] | RawProblem:
+    """The JSON object that `text` holds, or what is wrong with it."""
+    try:
+        # What `decode` does, without looking for white space around it; what does not end where the line ends is left to it.
+        value, end = _scan(text, 0)
+        if end == len(text) and type(value) is dict:
+            return value
+    except (StopIteration, ValueError, RecursionError):
+        pass
+    try:
+        value = DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        return RawProblem("not_json", f"not JSON: {error.msg} at character {error.pos + 1}: {excerpt(text, error.pos)}")
+    except (ValueError, RecursionError) as error:
+        return RawProblem("not_json", f"not usable JSON: {reason_of(error)}")
+    return require_object(value)
+
+
+def reason_of(error: BaseException) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def require_object(value: Any) -> dict[str, Any] | RawProblem:
+    if isinstance(value, dict):
+        return value
+    shown = json.dumps(value, ensure_ascii=False)
+    return RawProblem("not_an_object", f"must be a JSON object {{…}}, but is {shown if len(shown) <= 60 else shown[:60] + '…'}")
+
+
+def excerpt(text: str, position: int) -> str:
+    start = max(0, position - 20)
+    return repr(text[start : position + 20])
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of the pairs; a key given twice would lose a value in silence, so it is an error."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return result
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_scan: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]  # its stub leaves it out

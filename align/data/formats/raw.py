@@ -1,0 +1,37 @@
+"""What reading a file gives: rows with their place, or what is wrong at that place."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import IO, Any
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line is reported and skipped, never held in memory."""
+
+# A byte that is not UTF-8 becomes one of these when text is decoded with "surrogateescape"; JSON's \u escapes cannot, because
+# this is looked for in the text before it is parsed.
+UNDECODED = re.compile("[\udc80-\udcff]")
+UTF8_HINT = "save the file as UTF-8"
+
+
+@dataclass(frozen=True)
+class RawProblem:
+    """Why there is no row at this place."""
+
+    reason: str
+    """`drop_reason`: not_json, not_csv, not_an_object, bad_encoding, wrong_columns, too_long, damaged_file."""
+    message: str
+    """What is there and what was expected."""
+    ends_file: bool = False
+    """Whether nothing after it could be read, so that nobody knows how many rows are missing."""
+
+
+RawRow = tuple[int, dict[str, Any] | RawProblem]
+"""1-based line on which the row starts (of a columnar file, the number of the row), and the row or what is wrong with it."""
+
+
+def characters_of(stream: IO[bytes]) -> IO[str]:
+    """The text of a file with its line breaks as they are; bytes that are not UTF-8 can be told afterwards."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")

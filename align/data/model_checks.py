@@ -1,0 +1,189 @@
+"""Checks of rows that need a model: what its template and tokenizer make of them. Shows rows exactly as training does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.data.lossless import canonical, lossless_normalization
+from align.data.rows.conversation import FieldError
+from align.data.template import ChatFormat, TemplateProblem, difference
+from align.records import Instruction, Message, Preference, Record, TextRow
+
+_FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
+_COMPLETIONS: Mapping[type, tuple[str, ...]] = {Instruction: ("completion",), Preference: ("chosen", "rejected")}
+MIN_MARKER_CHARACTERS = 4
+"""A shorter text between turns is too common in texts to say anything."""
+
+
+class ModelChecks:
+    """Looks at rows through one model's template and tokenizer.
+
+    Rows are dealt with in batches, with one call of the tokenizer for those of which tokens must be known.
+
+    Args:
+        chat_format: how the model is shown conversations.
+        max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted; None: no limit.
+    """
+
+    def __init__(self, chat_format: ChatFormat, max_tokens: int | None = None) -> None:
+        self._format = chat_format
+        self._max_tokens = max_tokens
+        self._markers = frozenset(turn_markers(chat_format))
+        found = sorted([*special_tokens(chat_format.tokenizer), *self._markers], key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, found))) if found else None
+        self._normalization = lossless_normalization(chat_format.tokenizer)
+
+    def faults(self, record: Record) -> list[FieldError]:
+        """What is wrong with one record; see `faults_of`."""
+        return self.faults_of([record])[0]
+
+    def faults_of(self, records: Sequence[Any]) -> list[list[FieldError]]:
+        """What is wrong with each record of any kind of data; an empty list for nothing.
+
+        Reasons: special_tokens, contains_eos, template_error, template_rewrites, not_representable, too_many_tokens, identical
+        (as tokens) and identical_after_truncation.
+
+        Raises:
+            RecipeError: if the template does not end.
+        """
+        faults = [self._control_faults(record) for record in records]
+        shown: list[tuple[int, list[str]]] = []
+        with self._format.time_limit(conversations=len(records)):
+            for number, record in enumerate(records):
+                if isinstance(record, TextRow):
+                    continue
+                try:
+                    texts = self._format.texts_of(record.prompt, completions_of(record).values())
+                except TemplateProblem as problem:
+                    faults[number].append(_template_fault(self._format, record, problem))
+                    continue
+                if faults[number] or self._needs_tokens(texts):
+                    shown.append((number, texts))
+        unique = list(dict.fromkeys(text for _, texts in shown for text in texts))
+        ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
+        for number, texts in shown:
+            faults[number] += self._token_faults(records[number], texts, [ids[text] for text in texts])
+        return faults
+
+    def _control_faults(self, record: Any) -> list[FieldError]:
+        """Control tokens in what people wrote. An end-of-sequence token in a completion is named by the template's check."""
+        if self._control is None:
+            return []
+        found = []
+        for field, text in texts_by_field(record).items():
+            for match in self._control.finditer(text):
+                if match.group() == self._format.eos_token and field in ("completion", "chosen", "rejected"):
+                    continue
+                markers = "which the template puts between turns"
+                told = markers if match.group() in self._markers else "a control token of the model"
+                place = f"has {match.group()!r} at character {match.start() + 1:,}, {told}"
+                found.append(FieldError(field, "special_tokens", place))
+                break
+        return found
+
+    def _needs_tokens(self, texts: Sequence[str]) -> bool:
+        """Whether the texts alone do not tell that there is nothing wrong with their tokens."""
+        if self._normalization is None:
+            return True
+        spelt = [canonical(text, self._normalization) for text in texts]
+        if len(spelt) == 3 and spelt[1] == spelt[2]:
+            return True
+        if self._max_tokens is None:
+            return False
+        most = [len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in spelt]
+        return most[0] + max(most[1:], default=0) > self._max_tokens
+
+    def _token_faults(self, record: Any, texts: Sequence[str], ids: Sequence[list[int]]) -> list[FieldError]:
+        fields = list(completions_of(record))
+        prompt, completions = ids[0], ids[1:]
+        faults = []
+        if self._normalization is None:
+            for field, text, tokens in zip(fields, texts[1:], completions, strict=True):
+                if told := self._lost(text, tokens):
+                    faults.append(FieldError(field, "not_representable", told))
+        if len(completions) == 2 and completions[0] == completions[1]:
+            return [*faults, FieldError("chosen", "identical", "chosen and rejected are the same tokens")]
+        limit = self._max_tokens
+        if limit is None:
+            return faults
+        least = 1 if completions else 0
+        if len(prompt) + least > limit:
+            told = f"the prompt alone has {len(prompt):,} tokens; the limit is {limit:,}"
+            return [*faults, FieldError("prompt", "too_many_tokens", told)]
+        for field, tokens in zip(fields, completions, strict=True):
+            if (count := len(prompt) + len(tokens)) > limit:
+                faults.append(
+                    FieldError(field, "too_many_tokens", f"prompt and {field}: {count:,} tokens; the limit is {limit:,}")
+                )
+        room = limit - len(prompt)
+        if len(completions) == 2 and completions[0][:room] == completions[1][:room]:
+            told = f"chosen and rejected begin with the same {room:,} tokens, all that the limit of {limit:,} leaves room for"
+            faults.append(FieldError("chosen", "identical_after_truncation", told))
+        return faults
+
+    def _lost(self, text: str, tokens: list[int]) -> str:
+        """What the tokens give back, if it is not the text."""
+        decode = self._format.tokenizer.decode
+        back = str(decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return (
+            "" if self._format.same_text(back, text) else f"the tokenizer cannot write this completion: {difference(text, back)}"
+        )
+
+
+def _template_fault(chat_format: ChatFormat, record: Any, problem: TemplateProblem) -> FieldError:
+    """The fault with the field that it is about."""
+    try:
+        chat_format.prompt_text(record.prompt)
+    except TemplateProblem:
+        return FieldError("prompt", problem.reason, str(problem))
+    for field, text in completions_of(record).items():
+        try:
+            chat_format.completion_text(record.prompt, text)
+        except TemplateProblem as one:
+            return FieldError(field, one.reason, str(one))
+    return FieldError("prompt", problem.reason, str(problem))  # of a template that draws at random
+
+
+def completions_of(record: Any) -> dict[str, str]:
+    """The completions of a record, by field, in the order in which they are tokenized."""
+    return {field: getattr(record, field) for field in _COMPLETIONS.get(type(record), ())}
+
+
+def texts_by_field(record: Any) -> dict[str, str]:
+    """Every text of a record that a person or a model wrote, by where it is: `prompt`, `prompt message 2`, `chosen`, `text`."""
+    if isinstance(record, TextRow):
+        return {"text": record.text}
+    messages: Sequence[Message] = record.prompt
+    texts = {
+        "prompt" if len(messages) == 1 else f"prompt message {number}": message.content
+        for number, message in enumerate(messages, start=1)
+    }
+    texts.update(completions_of(record))
+    return texts
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The control tokens of a tokenizer, as texts."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
+
+
+def turn_markers(chat_format: ChatFormat) -> list[str]:
+    """What a template writes as plain text between turns, such as `[INST]` or `### Human:`."""
+    messages = [
+        Message(role="user", content=_FIRST),
+        Message(role="assistant", content=_ANSWER),
+        Message(role="user", content=_SECOND),
+    ]
+    try:
+        text = chat_format.prompt_text(messages)
+    except TemplateProblem:
+        return []
+    before, _, behind = text.rpartition(_SECOND)
+    between = before.rpartition(_ANSWER)[2] + "\n" + behind
+    for token in special_tokens(chat_format.tokenizer):
+        between = between.replace(token, "\n")
+    lines = [line.strip() for line in between.splitlines()]
+    return list(dict.fromkeys(line for line in lines if len(line) >= MIN_MARKER_CHARACTERS and not line.isalnum()))

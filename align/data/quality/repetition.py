@@ -1,0 +1,42 @@
+"""How much of a text repeats what it said before."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Hashable, Sequence
+
+import regex
+
+_SENTENCE_END = regex.compile(r"(?<=[.!?。！？…])\s+|\n+")
+
+
+def repeated_share(text: str, *, ngram_words: int) -> float:
+    """How much of `text` repeats what it said before, in [0, 1].
+
+    The larger of two shares: of the word n-grams, and of the sentences, those that occurred earlier in the text.
+    Sentences are there because one that is shorter than the n-gram can be repeated without repeating any n-gram.
+    """
+    words = [_bare(word) for word in text.split()]
+    ngrams = [tuple(words[start : start + ngram_words]) for start in range(len(words) - ngram_words + 1)]
+    sentences = [bare for sentence in _SENTENCE_END.split(text) if (bare := _bare(" ".join(sentence.split())))]
+    return max(_share_seen_before(ngrams), _share_seen_before(sentences))
+
+
+def _bare(text: str) -> str:
+    """Without case and outer punctuation, which do not make a repetition new."""
+    text = text.casefold()
+    start, end = 0, len(text)
+    while start < end and _is_punctuation(text[start]):
+        start += 1
+    while end > start and _is_punctuation(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_punctuation(character: str) -> bool:
+    """Whether it is of Unicode's categories P (punctuation) or Z (separators)."""
+    return not character.isalnum() and unicodedata.category(character)[0] in "PZ"
+
+
+def _share_seen_before(items: Sequence[Hashable]) -> float:
+    return 1 - len(set(items)) / len(items) if items else 0.0

@@ -1,0 +1,1 @@
+"""What one row of a user's file means: shapes, fields, conversations."""

@@ -1,0 +1,187 @@
+"""Conversations as users write them: a string, a list of messages, or a Human/Assistant transcript.
+
+A message is a plain dict of role and content here, as `rows.jsonl` has it: millions of them are made and checked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from align.data.rows.text import is_blank
+from align.records import Message
+
+ROLES: tuple[str, ...] = get_args(Message.model_fields["role"].annotation)
+MESSAGE_KEYS = frozenset({"role", "content"})
+SHAREGPT_KEYS = frozenset({"from", "value"})
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+
+PlainMessage = dict[str, str]
+"""role and content."""
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class FieldError(ValueError):
+    """Why a value of a row cannot be used. `reason` is the row's `drop_reason`."""
+
+    def __init__(self, field: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.reason = reason
+        self.message = message
+
+
+def shown(value: Any) -> str:
+    """A value for a message: at most 60 characters, with its type where that is the point."""
+    try:
+        text = repr(value)
+    except RecursionError:  # JSON may nest deeper than Python can write out
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "…" + text[-1]
+
+
+def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -> str:
+    """`value` itself, if it is a text that can be used.
+
+    Raises:
+        FieldError: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing that can be seen.
+    """
+    if not isinstance(value, str):
+        raise FieldError(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
+    if is_blank(value):
+        raise FieldError(field, empty_reason, "is empty" if not value else f"has nothing visible in it: {shown(value)}")
+    if len(value) > max_characters:
+        raise FieldError(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
+    check_encodable(field, value)
+    return value
+
+
+def check_encodable(field: str, value: str) -> None:
+    """Refuse half a character: JSON can write one, UTF-8 cannot, and no tokenizer can read it."""
+    if value.isascii():
+        return
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        where = f"character {error.start + 1} (\\u{ord(value[error.start]):04x})"
+        raise FieldError(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
+
+
+def usable(value: Any, max_characters: int) -> bool:
+    """Whether `text_of` would take `value`, without saying why not."""
+    return type(value) is str and len(value) <= max_characters and not is_blank(value) and (value.isascii() or _encodable(value))
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def messages_of(field: str, value: Any) -> list[PlainMessage]:
+    """Messages of a list of {role, content} or ShareGPT's {from, value}; roles are known, their order is not looked at.
+
+    Raises:
+        FieldError: wrong_type for another shape, bad_roles for an unknown role.
+    """
+    if not isinstance(value, list) or not value:
+        raise FieldError(field, "wrong_type", f"must be text or a list of messages, but is {shown(value)}")
+    messages = []
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, dict):
+            raise _not_a_message(field, number, item)
+        role, content = item.get("role"), item.get("content")
+        if role not in ROLES:
+            role, content = _other_message(field, number, item)
+        if type(content) is not str:
+            raise FieldError(field, "wrong_type", f"the content of message {number} must be text, but is {shown(content)}")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _other_message(field: str, number: int, item: dict[str, Any]) -> tuple[str, Any]:
+    """Role and content of a message that is not of the usual form."""
+    if item.get("role") is None and item.get("from") is not None and "value" in item:
+        role, known = item["from"], tuple(SHAREGPT_ROLES)
+        if isinstance(role, str) and role in SHAREGPT_ROLES:
+            return SHAREGPT_ROLES[role], item["value"]
+    elif item.get("role") is not None and "content" in item:
+        role, known = item["role"], ROLES
+    else:
+        raise _not_a_message(field, number, item)
+    told = "" if role not in TOOL_ROLES else "; rows with tools cannot be used: write what they say as text, or leave the row out"
+    raise FieldError(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(known)}{told}")
+
+
+def _not_a_message(field: str, number: int, item: Any) -> FieldError:
+    return FieldError(field, "wrong_type", f"message {number} must be {{role, content}} or {{from, value}}, but is {shown(item)}")
+
+
+def extra_keys(value: list[dict[str, Any]]) -> set[str]:
+    """Keys with a value, of messages that `messages_of` took, that say neither who speaks nor what."""
+    extra: set[str] = set()
+    for item in value:
+        if len(item) > len(MESSAGE_KEYS):
+            used = MESSAGE_KEYS if item.get("role") is not None else SHAREGPT_KEYS
+            extra.update(str(key) for key, one in item.items() if key not in used and one is not None)
+    return extra
+
+
+def checked_prompt(field: str, messages: list[PlainMessage], *, max_characters: int) -> list[PlainMessage]:
+    """`messages` themselves, if a completion can follow them: [system] user (assistant user)*.
+
+    Raises:
+        FieldError: empty_prompt, too_long (one, or all together), lone_surrogate or bad_roles.
+    """
+    if not messages:
+        raise FieldError(field, "empty_prompt", "there is nothing before the completion")
+    characters = 0
+    for number, message in enumerate(messages, start=1):
+        content = message["content"]
+        characters += len(content)
+        if not usable(content, max_characters):
+            label = field if len(messages) == 1 else f"{field} message {number}"
+            text_of(label, content, empty_reason="empty_prompt", max_characters=max_characters)
+    if characters > max_characters:
+        raise FieldError(field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}")
+    roles = [message["role"] for message in messages]
+    if roles[-1] != "user":
+        raise FieldError(field, "bad_roles", f"must end with a user message, but ends with the {roles[-1]}'s")
+    for number in range(1, len(roles)):
+        if roles[number] == "system":
+            raise FieldError(field, "bad_roles", f"message {number + 1} is a system message; only the first may be one")
+        if roles[number] == roles[number - 1]:
+            raise FieldError(field, "bad_roles", f"messages {number} and {number + 1} are both the {roles[number]}'s")
+    return messages
+
+
+def split_completion(field: str, messages: list[PlainMessage]) -> tuple[list[PlainMessage], str]:
+    """The messages before the last, and the text of the last, which must be the assistant's.
+
+    Raises:
+        FieldError: bad_roles.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        told = f"ends with the {messages[-1]['role']}'s" if messages else "there is none"
+        raise FieldError(field, "bad_roles", f"must end with an assistant message, but {told}")
+    return messages[:-1], messages[-1]["content"]
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether `value` is a transcript as in hh-rlhf, "\\n\\nHuman: …\\n\\nAssistant: …"."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def parse_transcript(text: str) -> list[PlainMessage]:
+    """Messages of a transcript. The one space after each colon is the format's; everything else is kept as it is."""
+    pieces = _TURN.split(text)[1:]
+    return [
+        {"role": _TRANSCRIPT_ROLES[speaker], "content": content.removeprefix(" ")}
+        for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
+    ]

@@ -1,0 +1,198 @@
+"""Single fields of a record, taken out of a row. Faults go to a list; a value in which all is well makes no exception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.data.rows.comparison import number_of
+from align.data.rows.conversation import (
+    FieldError,
+    PlainMessage,
+    checked_prompt,
+    extra_keys,
+    is_transcript,
+    messages_of,
+    parse_transcript,
+    shown,
+    split_completion,
+    text_of,
+    usable,
+)
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, str]
+"""Field of ours → the column of the row that has it."""
+Faults = list[FieldError]
+TRANSCRIPT_START = "\n\nHuman:"
+
+
+def required(field: str, row: Row, columns: Columns) -> Any:
+    """The value of a field.
+
+    Raises:
+        FieldError: missing_field, if it is absent or null.
+    """
+    column = columns.get(field, field)
+    value = row.get(column)
+    if value is None:
+        if column in row:
+            raise FieldError(field, "missing_field", "is null")
+        named = f"is missing (column {column!r})" if column != field else "is missing"
+        raise FieldError(field, "missing_field", f"{named}; the row has: {', '.join(map(str, row)) or 'nothing'}")
+    return value
+
+
+class FieldTaker:
+    """Takes fields and keeps count of what should be known.
+
+    Args:
+        max_characters: a longer text is a fault, in Unicode code points.
+    """
+
+    def __init__(self, max_characters: int) -> None:
+        self._max = max_characters
+        self.extra_message_keys: set[str] = set()
+        """`field.key` of messages, that say neither who speaks nor what."""
+        self.from_transcripts = 0
+        """Rows that were split from Human/Assistant transcripts."""
+
+    def text(self, field: str, value: Any, empty_reason: str, faults: Faults) -> Any:
+        """`value`, checked to be a text that can be used."""
+        if not usable(value, self._max):
+            try:
+                text_of(field, value, empty_reason=empty_reason, max_characters=self._max)
+            except FieldError as fault:
+                faults.append(fault)
+        return value
+
+    def required_text(self, field: str, row: Row, columns: Columns, empty_reason: str, faults: Faults) -> Any:
+        """The text in a field that must be there."""
+        value = row.get(columns.get(field, field))
+        if usable(value, self._max):
+            return value
+        try:
+            return self.text(field, required(field, row, columns), empty_reason, faults)
+        except FieldError as fault:
+            faults.append(fault)
+            return None
+
+    def reference(self, value: Any, faults: Faults) -> Any:
+        """A reference; an empty one is none."""
+        return None if value is None or value == "" else self.text("reference", value, "empty_reference", faults)
+
+    def score(self, field: str, row: Row, columns: Columns, faults: Faults) -> float | None:
+        """A finite number, or None where there is none."""
+        value = row.get(columns[field]) if field in columns else None
+        if value is None or value == "":
+            return None
+        try:
+            return number_of(field, value)
+        except FieldError as fault:
+            faults.append(fault)
+            return None
+
+    def messages(self, field: str, value: Any) -> list[PlainMessage]:
+        """A list of messages; keys besides role and content are noted.
+
+        Raises:
+            FieldError: see `messages_of`.
+        """
+        messages = messages_of(field, value)
+        for key in extra_keys(value):
+            self.extra_message_keys.add(f"{field}.{key}")
+        return messages
+
+    def prompt(self, row: Row, columns: Columns, faults: Faults) -> tuple[list[PlainMessage] | None, bool]:
+        """The prompt, in whichever form it is; and whether it is a transcript that ends with `Assistant:`."""
+        messages: list[PlainMessage] | None
+        if "instruction" in columns:
+            messages, is_open = self._instruction(row, columns, faults), False
+        else:
+            value: Any = row.get(columns.get("prompt", "prompt"))
+            if usable(value, self._max) and not value.startswith(TRANSCRIPT_START):
+                messages, is_open = [{"role": "user", "content": value}], False
+            else:
+                messages, is_open = self._other_prompt(row, columns, faults)
+        if "system" in columns and messages is not None:
+            self._put_system(messages, row.get(columns["system"]), faults)
+        return messages, is_open
+
+    def _other_prompt(self, row: Row, columns: Columns, faults: Faults) -> tuple[list[PlainMessage] | None, bool]:
+        """A prompt of messages, a transcript, or one that cannot be used."""
+        try:
+            value = required("prompt", row, columns)
+            if is_transcript(value):
+                self.from_transcripts += 1
+                messages = parse_transcript(value)
+                is_open = value.endswith("\n\nAssistant:")
+                if messages[-1] in ({"role": "assistant", "content": ""}, {"role": "assistant", "content": " "}):
+                    messages.pop()
+                return checked_prompt("prompt", messages, max_characters=self._max), is_open
+            messages = [{"role": "user", "content": value}] if isinstance(value, str) else self.messages("prompt", value)
+            return checked_prompt("prompt", messages, max_characters=self._max), False
+        except FieldError as fault:
+            faults.append(fault)
+            return None, False
+
+    def _instruction(self, row: Row, columns: Columns, faults: Faults) -> list[PlainMessage] | None:
+        """The user message of an instruction and, behind an empty line, its input, if it has one."""
+        text = self.required_text("instruction", row, columns, "empty_prompt", faults)
+        given = row.get(columns["input"]) if "input" in columns else None
+        if text is None:
+            return None
+        if given is None or given == "":
+            return [{"role": "user", "content": text}]
+        if not isinstance(given, str):
+            faults.append(FieldError("input", "wrong_type", f"must be text, but is {shown(given)} ({type(given).__name__})"))
+            return None
+        if given.isspace():
+            return [{"role": "user", "content": text}]
+        self.text("input", given, "empty_prompt", faults)
+        self.text("prompt", f"{text}\n\n{given}", "empty_prompt", faults)
+        return [{"role": "user", "content": f"{text}\n\n{given}"}]
+
+    def _put_system(self, messages: list[PlainMessage], value: Any, faults: Faults) -> None:
+        """Begin the prompt with a system message, unless it is empty."""
+        if value is None or value == "":
+            return
+        if messages[0]["role"] == "system":
+            faults.append(FieldError("system", "bad_roles", "the prompt begins with a system message already; leave one out"))
+        messages.insert(0, {"role": "system", "content": self.text("system", value, "empty_prompt", faults)})
+
+    def checked(self, field: str, messages: list[PlainMessage], faults: Faults) -> list[PlainMessage]:
+        """`messages`, checked to be a conversation that a completion can follow."""
+        try:
+            checked_prompt(field, messages, max_characters=self._max)
+        except FieldError as fault:
+            faults.append(fault)
+        return messages
+
+    def completion(
+        self, field: str, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], faults: Faults
+    ) -> Any:
+        """The completion in a field that must be there."""
+        value = row.get(columns.get(field, field))
+        if value is None:
+            try:
+                required(field, row, columns)
+            except FieldError as fault:
+                faults.append(fault)
+            return None
+        return self.completion_of(field, value, prompt, faults)
+
+    def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], faults: Faults) -> Any:
+        """A completion: a text, or messages of which those before the last repeat the prompt or are left out."""
+        messages, is_open = prompt
+        if type(value) is not list:
+            if is_open and type(value) is str:
+                value = value.removeprefix(" ")  # the one behind the prompt's last colon
+            return self.text(field, value, "empty_completion", faults)
+        try:
+            before, text = split_completion(field, self.messages(field, value))
+        except FieldError as fault:
+            faults.append(fault)
+            return None
+        if before and messages is not None and before != messages:
+            faults.append(FieldError(field, "prompt_differs", "the messages before its last are not the prompt"))
+        return self.text(field, text, "empty_completion", faults)

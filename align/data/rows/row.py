@@ -1,0 +1,181 @@
+"""From one row of a user's file to its records, or to everything that is wrong with the row.
+
+This is the inner loop of reading data: how rows with the same columns are read is worked out once, and a row in which all is
+well costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from align.data.rows.build import Build, Builder, Fields, Part
+from align.data.rows.conversation import FieldError, check_encodable, shown
+from align.data.rows.fields import Columns, Faults, FieldTaker, Row
+from align.data.rows.shapes import FIELDS, Fit, Recogniser, is_plain
+
+__all__ = ["FIELDS", "OWN_COLUMNS", "Fields", "Reading", "RowRead", "RowReader"]
+
+OWN_COLUMNS = frozenset({"line", "file"})
+"""Columns that `align` itself writes and that say nothing here."""
+MAX_PLANS = 10_000
+"""Sets of columns of which is remembered how they are read."""
+
+
+class RowRead(NamedTuple):
+    """What one row holds."""
+
+    id: str | None
+    """The row's own id."""
+    parts: Sequence[Part]
+    """What is added to the id, and the record's fields or why there is no record. A usual row has one part, and adds nothing."""
+    faults: Sequence[FieldError]
+    """Everything wrong with the row; it has no parts then."""
+    unused: tuple[str, ...]
+    """Columns with a value that no field took."""
+
+
+@dataclass
+class Reading:
+    """How rows were understood."""
+
+    shapes: Counter[str] = field(default_factory=Counter)
+    """Rows by shape."""
+    columns: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Columns that rows of a shape were read from, in order of the fields."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Rows by sentence that says what was done with them."""
+
+    def count(self, fit: Fit, rows: int) -> None:
+        """Add rows of one shape."""
+        self.shapes[fit.shape.name] += rows
+        self.columns.setdefault(fit.shape.name, {}).update(dict.fromkeys(fit.columns.values()))
+
+    def merge(self, other: Reading) -> None:
+        """Add the counts of more rows."""
+        self.shapes.update(other.shapes)
+        for name, columns in other.columns.items():
+            self.columns.setdefault(name, {}).update(columns)
+        self.remarks.update(other.remarks)
+
+    def notes(self) -> list[str]:
+        """What is worth knowing of it, a sentence each."""
+        shapes = [(f"{name} ({', '.join(self.columns[name])})", count) for name, count in self.shapes.most_common()]
+        if len(shapes) > 1:
+            notes = ["shapes: " + ", ".join(f"{name} {count:,} rows" for name, count in shapes)]
+        else:
+            notes = [f"shape: {name}" for name, _ in shapes if not all(is_plain(*one) for one in self.columns.items())]
+        return [*notes, *(f"{count:,} {sentence}" for sentence, count in self.remarks.items() if count)]
+
+
+class _Plan:
+    """How rows with the same columns are read."""
+
+    __slots__ = ("build", "columns", "count", "fit", "unused")
+
+    def __init__(self, fit: Fit | None, build: Build, unused: tuple[str, ...]) -> None:
+        self.fit = fit
+        self.columns: Columns = fit.columns if fit is not None else {}
+        self.build = build
+        self.unused = unused
+        self.count = 0
+
+
+class RowReader:
+    """Reads the rows of one file.
+
+    Args:
+        kind: instructions, preferences, prompts or text.
+        columns: field of ours → column of the file, where they differ.
+        max_characters: a longer text is a fault, in Unicode code points.
+    Raises:
+        RecipeError: if `columns` maps fields that do not belong together.
+    """
+
+    def __init__(self, kind: str, columns: Columns, max_characters: int) -> None:
+        self._recogniser = Recogniser(kind, columns)
+        self._take = FieldTaker(max_characters)
+        self._builder = Builder(kind, self._take)
+        self._id_column = columns.get("id", "id")
+        self._plans: dict[tuple[str, ...], _Plan] = {}
+        self._forgotten = Reading()
+
+    def read(self, row: Row) -> RowRead:
+        """The records of one row. Nothing is raised."""
+        names = tuple(row)
+        if None in row.values():
+            names = tuple(name for name, value in row.items() if value is not None)
+        plan = self._plans.get(names) or self._make_plan(names)
+        plan.count += 1
+        faults: Faults = []
+        parts = plan.build(row, plan.columns, faults)
+        own_id = row.get(self._id_column)
+        if own_id is not None:
+            own_id = _own_id(own_id, faults)
+        return RowRead(own_id, () if faults else parts, faults, plan.unused)
+
+    def reading(self) -> Reading:
+        """How the rows so far were understood."""
+        remarks = {
+            "rows are Human/Assistant transcripts; they were split into messages": self._take.from_transcripts,
+            "prompts have further turns, left out: they cannot follow without an answer": self._builder.later_turns,
+            "conversations end with an answer, which is no part of the prompt": self._builder.answers_left_out,
+        }
+        result = Reading(remarks=Counter(remarks))
+        result.merge(self._forgotten)
+        self._count(result)
+        return result
+
+    def _count(self, reading: Reading) -> None:
+        """Add the rows that were read by the plans there are."""
+        for plan in self._plans.values():
+            if plan.fit is not None:
+                reading.count(plan.fit, plan.count)
+
+    @property
+    def extra_message_keys(self) -> set[str]:
+        """`field.key` of messages, that say neither who speaks nor what."""
+        return self._take.extra_message_keys
+
+    def _make_plan(self, names: tuple[str, ...]) -> _Plan:
+        if len(self._plans) >= MAX_PLANS:
+            self._count(self._forgotten)
+            self._plans.clear()
+        used = {self._id_column, *OWN_COLUMNS}
+        try:
+            fit = self._recogniser.find(names)
+        except FieldError as fault:
+            plan = _Plan(None, _refuse(fault), tuple(name for name in names if name not in used))
+        else:
+            used.update(fit.columns.values())
+            plan = _Plan(fit, self._builder.for_shape(fit.shape), tuple(name for name in names if name not in used))
+        self._plans[names] = plan
+        return plan
+
+
+def _refuse(fault: FieldError) -> Build:
+    """Reads no row, for one reason."""
+
+    def build(row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        faults.append(fault)
+        return ()
+
+    return build
+
+
+def _own_id(value: Any, faults: Faults) -> str | None:
+    """The row's own id; whole numbers are accepted, an empty one is none."""
+    if type(value) is str:
+        if not value.isascii():
+            try:
+                check_encodable("id", value)
+            except FieldError as fault:
+                faults.append(fault)
+                return None
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    faults.append(FieldError("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))
+    return None

@@ -1,0 +1,236 @@
+"""The shapes that rows of users' files come in, recognised by the names of their columns.
+
+`SHAPES` is the table; docs/formats.md shows a row of each. A shape fits a row that has a value (null is none) in each of its
+required columns, whatever the case of their names. Where two fit, nothing is guessed: the row is an error that names both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from align.data.rows.conversation import FieldError
+from align.errors import RecipeError
+
+Names = tuple[str, ...]
+Variant = tuple[dict[str, Names], dict[str, Names]]
+"""A way to say the prompt: the columns it needs and those it may have."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One way in which a row says what a record needs. Fields are ours, column names are in lower case."""
+
+    name: str
+    required: Mapping[str, Names]
+    """Field → columns that are taken for it."""
+    optional: Mapping[str, Names] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
+    """Columns that must not be there: with them it is another shape."""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.required) | frozenset(self.optional)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A shape, and the column of the row that each of its fields is in."""
+
+    shape: Shape
+    columns: Mapping[str, str]
+
+    def describe(self) -> str:
+        """The shape with the columns it takes."""
+        return f"{self.shape.name} ({', '.join(self.columns.values())})"
+
+
+AUXILIARY = frozenset({"id", "system", "reference", "chosen_score", "rejected_score"})
+"""Fields that say nothing about a row's shape: mapping one by `columns` leaves the others to be recognised."""
+
+FIELDS: Mapping[str, Names] = {
+    "instructions": ("id", "prompt", "completion", "messages", "instruction", "input", "system"),
+    "preferences": (
+        *("id", "prompt", "chosen", "rejected", "chosen_score", "rejected_score", "instruction", "input", "system"),
+        *("completions", "ranking", "scores", "ranks", "completion_a", "completion_b", "label"),
+    ),
+    "prompts": ("id", "prompt", "reference", "messages", "turns", "instruction", "input", "system"),
+    "text": ("id", "text"),
+}
+"""Fields a row of each kind may have, and that `columns` may map."""
+
+_QUESTION: Names = ("question", "q", "problem")
+_SYSTEM: dict[str, Names] = {"system": ("system_prompt",)}
+_SCORES: dict[str, Names] = {
+    "chosen_score": ("chosen_score", "score_chosen"),
+    "rejected_score": ("rejected_score", "score_rejected"),
+}
+_REFERENCE: Names = ("reference", "answer", "solution")
+
+_PROMPT: Variant = ({"prompt": ("prompt",)}, {})
+_INSTRUCTION: Variant = ({"instruction": ("instruction",)}, {"input": ("input",)})
+_ASKED: Variant = ({"prompt": _QUESTION}, {})
+_PROMPT_COLUMNS = frozenset({"prompt", "instruction", *_QUESTION})
+
+
+def _ranked() -> Iterator[Shape]:
+    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED):
+        optional = {**more, **_SYSTEM}
+        lists: Names = ("completions", "responses")
+        yield Shape("ranking", {**prompt, "ranking": ("ranking",)}, optional)
+        yield Shape("scores", {**prompt, "completions": lists, "scores": ("scores",)}, optional)
+        yield Shape("ranks", {**prompt, "completions": lists, "ranks": ("ranks",)}, optional)
+
+
+def _labelled() -> Iterator[Shape]:
+    """Two completions and a label: each stem of the columns' names with each pair of endings."""
+    label: dict[str, Names] = {"label": ("label", "preference", "winner")}
+    given: Variant = ({"prompt": ("input",)}, {})
+    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED, given):
+        without = frozenset({"instruction"} if prompt is given[0] else ())
+        for sides in (sides for stem in ("completion", "output", "response", "answer") for sides in _sides(stem)):
+            yield Shape("a/b", {**prompt, **sides, **label}, {**more, **_SYSTEM}, without)
+    yield from (Shape("a/b", {**sides, **label}) for sides in _sides("conversation"))
+
+
+def _sides(stem: str) -> list[dict[str, Names]]:
+    return [{"completion_a": (f"{stem}_{first}",), "completion_b": (f"{stem}_{second}",)} for first, second in ("ab", "12", "01")]
+
+
+_ANSWERS: Names = ("output", "response", "answer", "completion")
+_CONVERSATIONS = (
+    Shape("messages", {"messages": ("messages", "conversation")}),
+    Shape("sharegpt", {"messages": ("conversations",)}),
+)
+SHAPES: Mapping[str, tuple[Shape, ...]] = {
+    "instructions": (
+        Shape("prompt/completion", {"prompt": ("prompt",), "completion": ("completion", "response")}, _SYSTEM),
+        *_CONVERSATIONS,
+        Shape("alpaca", {"instruction": ("instruction",), "completion": _ANSWERS}, {"input": ("input",), **_SYSTEM}),
+        Shape("question/answer", {"prompt": _QUESTION, "completion": ("answer", "a", "response")}, _SYSTEM),
+    ),
+    "preferences": (
+        *(
+            Shape("chosen/rejected", {**prompt, "chosen": ("chosen",), "rejected": ("rejected",)}, more | _SCORES | _SYSTEM)
+            for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
+        ),
+        Shape("conversations", {"chosen": ("chosen",), "rejected": ("rejected",)}, _SCORES, _PROMPT_COLUMNS),
+        *_ranked(),
+        *_labelled(),
+    ),
+    "prompts": (
+        Shape("prompt", {"prompt": ("prompt",)}, {"reference": _REFERENCE, **_SYSTEM}),
+        Shape("turns", {"turns": ("turns",)}, {"reference": ("reference",), **_SYSTEM}),
+        Shape("question", {"prompt": _QUESTION}, {"reference": (*_REFERENCE, "a"), **_SYSTEM}),
+        Shape("instruction", {"instruction": ("instruction",)}, {"input": ("input",), "reference": _REFERENCE, **_SYSTEM}),
+        *(Shape(one.name, one.required, {"reference": _REFERENCE}) for one in _CONVERSATIONS),
+    ),
+    "text": (Shape("text", {"text": ("text", "content")}),),
+}
+"""By kind of row; the order decides only which is named when none fits."""
+
+_PLAIN_NAMES = frozenset({"prompt/completion", "chosen/rejected", "prompt", "text"})
+_OWN_NAMES = frozenset(name for names in FIELDS.values() for name in names) - {"instruction", "input"}
+
+
+def is_plain(name: str, columns: Iterable[str]) -> bool:
+    """Whether a shape is the one that `align` itself writes, with columns called like our fields."""
+    return name in _PLAIN_NAMES and all(column in _OWN_NAMES for column in columns)
+
+
+class Recogniser:
+    """Finds the shape of rows by their columns.
+
+    Args:
+        kind: instructions, preferences, prompts or text.
+        columns: field → column, as the user says; a field of it that is not auxiliary leaves nothing else to be recognised.
+    Raises:
+        RecipeError: if no shape has all the fields that `columns` maps.
+    """
+
+    def __init__(self, kind: str, columns: Mapping[str, str]) -> None:
+        told = columns.keys() - AUXILIARY
+        shapes = [shape for shape in SHAPES[kind] if told <= shape.fields]
+        if not shapes:
+            raise RecipeError(
+                f"columns: no row of {kind} has {', '.join(sorted(told))} together",
+                hint="Map the fields of one shape, such as {prompt: Q, completion: A}; docs/formats.md lists them.",
+            )
+        self._told = columns
+        self._shapes = _unique(_with_columns(shape, columns, only_told=bool(told)) for shape in shapes)
+
+    def find(self, names: Iterable[str]) -> Fit:
+        """The shape of a row with values in the columns `names`.
+
+        Where none fits, the closest, which lacks the columns of the fields that are missing.
+
+        Raises:
+            FieldError: ambiguous_shape, if two fit.
+        """
+        names = list(names)
+        folded: dict[str, list[str]] = {}
+        for name in names:
+            folded.setdefault(str(name).lower(), []).append(name)
+        fits = [fit for shape in self._shapes for fit in self._fits(shape, names, folded)]
+        if len(fits) > 1:
+            shown = " and ".join(fit.describe() for fit in _different(fits))
+            raise FieldError("", "ambiguous_shape", f"can be read in two ways: {shown}; say by columns which fields are meant")
+        return fits[0] if fits else self._closest(names, folded)
+
+    def _fits(self, shape: Shape, names: list[str], folded: Mapping[str, list[str]]) -> list[Fit]:
+        if shape.without & folded.keys():
+            return []
+        required = {name: self._columns_for(name, choices, names, folded) for name, choices in shape.required.items()}
+        if not all(required.values()):
+            return []
+        optional = {name: self._columns_for(name, choices, names, folded) for name, choices in shape.optional.items()}
+        # An optional field under its own name is meant, whatever else there is: what align writes has `reference`.
+        optional = {name: [name] if name in found else found for name, found in optional.items() if found}
+        fields = {**required, **optional}
+        return [Fit(shape, dict(zip(fields, choice, strict=True))) for choice in itertools.product(*fields.values())]
+
+    def _columns_for(self, name: str, choices: Names, names: list[str], folded: Mapping[str, list[str]]) -> list[str]:
+        if name in self._told:
+            return [self._told[name]] if self._told[name] in names else []
+        return [column for choice in choices for column in folded.get(choice, ())]
+
+    def _closest(self, names: list[str], folded: Mapping[str, list[str]]) -> Fit:
+        def found(shape: Shape) -> dict[str, str]:
+            every = {name: self._columns_for(name, choices, names, folded) for name, choices in shape.required.items()}
+            return {name: columns[0] for name, columns in every.items() if columns} | {
+                name: self._told[name] for name in self._told if name in shape.fields
+            }
+
+        def missing(shape: Shape) -> int:
+            return len(shape.required.keys() - found(shape).keys())
+
+        def distance(shape: Shape) -> tuple[int, int]:
+            there = len(shape.required) - missing(shape)
+            return -there, missing(shape) if there else 0
+
+        best = min((shape for shape in self._shapes if not shape.without & folded.keys()), key=distance)
+        return Fit(best, found(best))
+
+
+def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_told: bool) -> Shape:
+    """The shape with each field under its own name only, where the user says which columns are meant."""
+    if not only_told:
+        return shape
+    required = {name: (name,) for name in shape.required}
+    return Shape(shape.name, required, {name: (name,) for name in shape.optional}, shape.without - set(columns.values()))
+
+
+def _unique(shapes: Iterable[Shape]) -> list[Shape]:
+    """Without those that fit only where an earlier one takes the same columns."""
+    result: list[Shape] = []
+    for shape in shapes:
+        if not any(one.required == shape.required and one.without <= shape.without for one in result):
+            result.append(shape)
+    return result
+
+
+def _different(fits: list[Fit]) -> list[Fit]:
+    """Two of the fits, whose descriptions differ where possible."""
+    other = next((fit for fit in fits if fit.describe() != fits[0].describe()), fits[1])
+    return [fits[0], other]

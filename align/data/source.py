@@ -1,0 +1,190 @@
+"""Which files an input is: one file, a glob, a folder, or the parts of a mixture. Nothing of their content is read here."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from align.config.inputs import DataInput, MixturePart
+from align.data.hub import fetch_dataset_rows
+from align.data.reader import FORMATS, RawRow, file_format, read_raw, unknown_format
+from align.errors import DataError, RecipeError
+
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """One split of a dataset on the hub."""
+
+    dataset: str
+    split: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of an input."""
+
+    path: Path
+    """The file; of a hub dataset (see `hub`), nothing that exists."""
+    shown: str
+    """How messages call it."""
+    columns: Mapping[str, str]
+    """Field of ours → column of this file, where the names differ."""
+    part: str | None = None
+    """Name of the mixture's part that it belongs to; None outside mixtures."""
+    hub: HubRows | None = None
+    """For the part of a mixture that is a hub dataset: which."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Every file of an input, in the order in which they are read."""
+
+    files: tuple[SourceFile, ...]
+    shown: str
+    """How messages call the whole."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight by part, as the recipe has it; empty unless the input is a mixture."""
+
+
+def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
+    """The files of a data input that is a path or a mixture.
+
+    A path may be a file, a glob such as `shards/*.parquet` (sorted by name), a folder that `datasets.save_to_disk` wrote, or a
+    folder whose data files have one format.
+
+    Args:
+        locate: makes a path of what the recipe says, relative to the recipe.
+    Raises:
+        RecipeError: if there is no such file, or a folder does not tell which files are meant.
+        DataError: if the format of a file is unknown.
+    """
+    if spec.mixture is not None:
+        files = [file for name, part in spec.mixture.items() for file in _files_of_part(spec, name, part, locate)]
+        weights = {name: part.weight for name, part in spec.mixture.items()}
+        return Source(tuple(files), "mixture of " + ", ".join(spec.mixture), weights)
+    if spec.path is None:
+        raise TypeError("a hub dataset has no files; its rows come from fetch_dataset_rows")
+    path = locate(spec.path)
+    return Source(tuple(_files(path, spec.kind, spec.columns)), str(path))
+
+
+def read_file(file: SourceFile) -> Iterator[RawRow]:
+    """Rows of one file of a source; see `read_raw`.
+
+    Raises:
+        DataError, EnvironmentProblem: see `read_raw` and `fetch_dataset_rows`.
+    """
+    if file.hub is not None:
+        return fetch_dataset_rows(file.hub.dataset, file.hub.split, file.hub.revision)[1]
+    return read_raw(file.path)
+
+
+def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callable[[str], Path]) -> list[SourceFile]:
+    if part.dataset is not None and part.split is not None:
+        hub = HubRows(part.dataset, part.split, part.revision)
+        shown = f"{part.dataset}@{part.revision or 'newest'}:{part.split}"
+        return [SourceFile(Path(part.dataset), shown, part.columns, name, hub)]
+    return _files(locate(part.path or ""), spec.kind, part.columns, name)
+
+
+def _files(path: Path, kind: str, columns: Mapping[str, str], part: str | None = None) -> list[SourceFile]:
+    """The files that a path stands for."""
+    found = find_files(path)
+    return [SourceFile(one, str(one), columns or _default_columns(kind, one), part) for one in found]
+
+
+def _default_columns(kind: str, path: Path) -> Mapping[str, str]:
+    """The lines of a .txt file are prompts where prompts are wanted."""
+    return {"prompt": "text"} if kind == "prompts" and file_format(path) == ".txt" else {}
+
+
+def find_files(path: Path) -> list[Path]:
+    """The files that a path stands for: see `find_source`."""
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists() or not glob.has_magic(str(path)):
+        _require_file(path)
+        _require_format(path)
+        return [path]
+    found = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+    if not found:
+        raise RecipeError(f"{path}: no file fits", hint=_what_is_there(_existing_parent(path)))
+    for one in found:
+        _require_format(one)
+    return found
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.exists():
+        raise RecipeError(f"{path}: is neither a file nor a folder", hint="Give a file, a folder or a glob.")
+    close = get_close_matches(path.name, _names(path.parent), n=1) if path.parent.is_dir() else []
+    hint = f"Did you mean {path.parent / close[0]}?" if close else _what_is_there(_existing_parent(path))
+    raise DataError(f"{path}: there is no such file", hint=hint)
+
+
+def _require_format(path: Path) -> None:
+    if file_format(path) not in FORMATS:
+        raise unknown_format(path)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The data files of a folder."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = [one.name for one in sorted(folder.iterdir()) if (one / "state.json").is_file()]
+        raise RecipeError(
+            f"{folder}: holds several splits: {', '.join(splits) or 'none that is whole'}",
+            hint=f"Name one of them: path: {folder / splits[0]}" if splits else "Write the folder again.",
+        )
+    if (folder / "state.json").is_file():
+        return _saved_dataset(folder)
+    files = [one for one in sorted(folder.iterdir()) if one.is_file() and not one.name.startswith(".")]
+    data = [one for one in files if file_format(one) in FORMATS]
+    formats = Counter(file_format(one) for one in data)
+    if not data:
+        raise RecipeError(f"{folder}: no data file in this folder", hint=_what_is_there(folder))
+    if len(formats) > 1:
+        counted = ", ".join(f"{count} {ending}" for ending, count in formats.most_common())
+        raise RecipeError(
+            f"{folder}: files of several formats ({counted}); which are the rows?",
+            hint=f"Name them by a glob: path: {folder / ('*' + formats.most_common(1)[0][0])}",
+        )
+    return data
+
+
+def _saved_dataset(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `datasets.save_to_disk` wrote, in the order in which it lists them."""
+    try:
+        names = [str(entry["filename"]) for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / 'state.json'}: does not list data files ({error!r})", hint="Save the dataset again."
+        ) from None
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        told = f"{', '.join(missing[:MAX_SHOWN])} is missing" if missing else "state.json lists no file"
+        raise DataError(f"{folder}: the saved dataset is not whole: {told}", hint="Copy or save the folder again.")
+    return [folder / name for name in names]
+
+
+def _names(folder: Path) -> list[str]:
+    return [one.name for one in sorted(folder.iterdir()) if not one.name.startswith(".")]
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in [*path.parents, Path()] if parent.is_dir())
+
+
+def _what_is_there(folder: Path) -> str:
+    names = _names(folder)
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return f"In {folder} there is: {', '.join(names[:MAX_SHOWN]) or 'nothing'}{more}."

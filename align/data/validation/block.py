@@ -1,0 +1,201 @@
+"""A source in blocks of rows, and the pass over them in one or several processes. What comes of it depends on neither."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+from align.attempt import end_with_parent
+from align.data.formats.lines import read_json_lines
+from align.data.formats.raw import MAX_LINE_BYTES, RawRow
+from align.data.reader import file_format
+from align.data.source import Source, SourceFile, read_file
+from align.data.validation.scan import RecordChecks, scan
+from align.data.validation.scanned import FileRules, RowRules, Scanned, Wanted
+from align.errors import EnvironmentProblem
+
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 8192
+SMALL_BYTES = 48 << 20
+"""Below this, starting a second process takes longer than it saves."""
+LINE_FORMATS = (".jsonl", ".ndjson")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one file."""
+
+    file_number: int
+    """Which of the source's files."""
+    data: bytes | list[RawRow]
+    """Whole lines of JSON Lines that are not parsed yet, or rows."""
+    lines_before: int = 0
+    """Lines of the file before the first of `data`, where it is bytes."""
+    previous_line: int = 0
+    """Line of the row before the first, where it is rows."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file, where they are known."""
+        return len(self.data) if isinstance(self.data, bytes) else 0
+
+
+def blocks_of(source: Source) -> Iterator[Block]:
+    """All rows of a source, file by file.
+
+    Raises:
+        DataError, EnvironmentProblem: see `read_file`.
+    """
+    for number, file in enumerate(source.files):
+        yield from _cut(file.path, number) if _can_be_cut(file) else _collected(file, number)
+
+
+def scanned_blocks(
+    source: Source,
+    rules: RowRules,
+    wanted: Callable[[], Wanted],
+    checks: RecordChecks | None = None,
+    *,
+    processes: int | None = None,
+    blocks: Iterable[Block] | None = None,
+) -> Iterator[tuple[Block, Scanned]]:
+    """Every block with what is in it, in the order of the source.
+
+    Args:
+        wanted: asked for every block anew.
+        checks: those that need a model; they run in this process.
+        processes: how many look at rows; None: as many as pay.
+        blocks: the rows, where they are not read from the source's files.
+    Raises:
+        EnvironmentProblem: if a process dies.
+        DataError: see `read_file`.
+    """
+    files = [_file_rules(source, file) for file in source.files]
+    count = processes if processes is not None else _worthwhile_processes(source)
+    if checks is not None or count < 2:
+        for block in blocks or blocks_of(source):
+            yield block, scan_block(block, rules, files[block.file_number], wanted(), checks)
+        return
+    context = get_context("spawn")  # a fork would copy the threads that show progress
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process) as pool:
+        waiting: deque[tuple[Block, Future[Scanned]]] = deque()
+        try:
+            for block in blocks or blocks_of(source):
+                file = files[block.file_number]
+                if isinstance(block.data, bytes):
+                    waiting.append((block, pool.submit(scan_block, block, rules, file, wanted())))
+                else:  # sending rows to another process takes as long as looking at them
+                    done: Future[Scanned] = Future()
+                    done.set_result(scan_block(block, rules, file, wanted()))
+                    waiting.append((block, done))
+                if len(waiting) > 2 * count:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for block, future in waiting:
+                yield block, future.result()
+        except BrokenProcessPool as error:
+            raise EnvironmentProblem(
+                f"{source.shown}: a process that looked at rows was killed", hint="Is there enough memory? Run it again."
+            ) from error
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def scan_block(block: Block, rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None = None) -> Scanned:
+    """What is in one block."""
+    if isinstance(block.data, bytes):
+        rows = _numbered(block.data, block.lines_before)
+        return scan(rows, rules, file, wanted, checks)
+    return scan(block.data, rules, file, wanted, checks, block.previous_line)
+
+
+def starts_with_mark(file: SourceFile) -> bool:
+    """Whether the file begins with a UTF-8 byte order mark."""
+    if file.hub is not None or file_format(file.path) in (".parquet", ".arrow"):
+        return False
+    return _start(file.path).startswith(BYTE_ORDER_MARK)
+
+
+def _start(path: Path) -> bytes:
+    import gzip
+
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            return bytes(stream.read(len(BYTE_ORDER_MARK) + 1))
+    except (OSError, EOFError):
+        return b""  # whoever reads the rows says what is wrong
+
+
+def _file_rules(source: Source, file: SourceFile) -> FileRules:
+    return FileRules(
+        shown=file.shown,
+        columns=file.columns,
+        part=file.part or "",
+        named=len(source.files) > 1,
+        all_text=file.hub is None and file_format(file.path) in ALL_TEXT_FORMATS,
+    )
+
+
+def _worthwhile_processes(source: Source) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sizes = [file.path.stat().st_size for file in source.files if _can_be_cut(file)]
+    return min(cores, 4) if sum(sizes) > SMALL_BYTES else 1
+
+
+def _begin_process() -> None:
+    """A process that looks at rows: it dies with its parent, which alone is told of Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _can_be_cut(file: SourceFile) -> bool:
+    """Whether it is a plain JSON Lines file; one that begins with anything else than an object is left to the reader."""
+    if file.hub is not None or not file.path.name.lower().endswith(LINE_FORMATS):
+        return False
+    return _start(file.path).removeprefix(BYTE_ORDER_MARK).startswith(b"{")
+
+
+def _cut(path: Path, number: int) -> Iterator[Block]:
+    """Blocks of whole lines. Of a line that is too long only as much is kept as shows that."""
+    lines = 0
+    with path.open("rb") as stream:
+        rest = b""
+        while chunk := stream.read(BLOCK_BYTES):
+            end = chunk.rfind(b"\n") + 1
+            if not end:
+                rest = (rest + chunk)[: MAX_LINE_BYTES + 2]
+                continue
+            data = rest + chunk[:end] if len(rest) <= MAX_LINE_BYTES else rest + chunk[chunk.find(b"\n") : end]
+            yield Block(number, data, lines)
+            lines += data.count(b"\n")
+            rest = chunk[end:]
+        if rest:
+            yield Block(number, rest, lines)
+
+
+def _numbered(data: bytes, lines_before: int) -> Iterator[RawRow]:
+    """Rows of a block with their line in the file."""
+    # Only the file's first line may begin with a byte order mark: the empty line keeps the reader from looking for one.
+    shift = lines_before - 1 if lines_before else 0
+    for line, row in read_json_lines(io.BytesIO(b"\n" + data if lines_before else data)):
+        yield line + shift, row
+
+
+def _collected(file: SourceFile, number: int) -> Iterator[Block]:
+    rows = read_file(file)
+    previous = 0
+    while block := list(islice(rows, BLOCK_ROWS)):
+        yield Block(number, block, previous_line=previous)
+        previous = block[-1][0]

@@ -1,0 +1,42 @@
+"""Which kind of rows a file holds, told by its columns where they tell it."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from align.data.rows.row import FIELDS, RowReader
+from align.data.source import Source, read_file
+from align.errors import DataError
+
+LOOKED_AT = 50
+
+
+def guess_kind(source: Source, max_characters: int = 100_000) -> str:
+    """The kind as which most of the first rows can be read; of several, the one that leaves the fewest columns unused.
+
+    Raises:
+        DataError: if no kind fits, or several do; nothing is guessed then.
+    """
+    file = source.files[0]
+    rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
+    found: dict[str, tuple[int, int]] = {}
+    for kind in FIELDS:
+        if file.columns.keys() - set(FIELDS[kind]):
+            continue
+        reader = RowReader(kind, file.columns, max_characters)
+        reads = [read for read in map(reader.read, rows) if read.parts]
+        if reads:
+            found[kind] = (len(reads), -sum(len(read.unused) for read in reads))
+    best = [kind for kind, fit in found.items() if fit == max(found.values())]
+    if len(best) == 1:
+        return best[0]
+    columns = ", ".join(dict.fromkeys(str(name) for row in rows[:1] for name in row)) or "no column"
+    if not best:
+        raise DataError(
+            f"{file.shown}: the first rows fit no kind; they have {columns}",
+            hint="Say the kind (--kind instructions) to see what is missing, or map columns: --columns prompt=question.",
+        )
+    raise DataError(
+        f"{file.shown}: the rows can be read as {' or '.join(best)}; they have {columns}",
+        hint=f"Say which is meant: --kind {best[0]}.",
+    )

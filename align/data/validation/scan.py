@@ -1,0 +1,311 @@
+"""One pass over rows: what is wrong with each, what is odd in it, and the hashes that tell which rows have something in common.
+
+This is the inner loop of reading data: a row that can be used costs a few microseconds, and no object of it is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from align.data.formats.raw import RawProblem, RawRow
+from align.data.rows.conversation import FieldError, shown
+from align.data.rows.row import Fields, RowReader
+from align.data.rows.text import explain, oddities
+from align.data.validation.ledger import Table, hash_text
+from align.data.validation.problem import Problem
+from align.data.validation.scanned import (
+    CONTENT_TYPE,
+    GIVEN,
+    GIVEN_BAD,
+    ID_SHOWN_BYTES,
+    ID_TYPE,
+    LABEL_TYPE,
+    MADE,
+    MAX_LABEL_COLUMNS,
+    MAX_LABEL_VALUES,
+    FileRules,
+    RowRules,
+    Scanned,
+    Tally,
+    Wanted,
+)
+from align.records import RECORD_TYPES, Message
+
+CONTENT_ID_DIGITS = 16
+SCORE_FIELDS = ("chosen_score", "rejected_score")
+_EMPTY = FieldError("", "missing_field", "holds nothing that makes a record")
+
+
+class RecordChecks(Protocol):
+    """Checks that need a model's tokenizer."""
+
+    def faults_of(self, records: Sequence[Any]) -> list[list[FieldError]]:
+        """What is wrong with each record; an empty list for nothing."""
+
+
+def scan(
+    rows: Iterable[RawRow], rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None, previous_line: int = 0
+) -> Scanned:
+    """Look at every row once.
+
+    Args:
+        previous_line: line of the row before the first, to tell whether it shares it.
+        checks: those that need a model; None for none.
+    """
+    scanner = _Scanner(rules, file, wanted, checks, previous_line)
+    for line, row in rows:
+        scanner.add(line, row)
+    return scanner.finish()
+
+
+class _Scanner:
+    """The state of one block."""
+
+    def __init__(self, rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None, previous_line: int) -> None:
+        self._rules = rules
+        self._file = file
+        self._wanted = wanted
+        self._checks = checks
+        self._last_line = previous_line
+        self._pairs = rules.kind == "preferences"
+        self._labelled = rules.kind != "text"
+        self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
+        self._salt = f"{file.part}/" if file.part else ""
+        self._result = Scanned()
+        self._ids: list[tuple[int, int, int, int, bytes]] = []
+        self._contents = array("Q")
+        self._labels: dict[str, _LabelColumn] = {}
+        self._waiting: list[tuple[int, int, str | None, dict[str, Any], tuple[str, ...], Fields, bool]] = []
+
+    def add(self, line: int, row: dict[str, Any] | RawProblem) -> None:
+        """Look at one row."""
+        seq = self._result.units
+        self._result.units = seq + 1
+        shares_line, self._last_line = line == self._last_line, line
+        if isinstance(row, RawProblem):
+            self._refuse(seq, line, None, [FieldError("", row.reason, row.message)], shares_line, ends_file=row.ends_file)
+            return
+        own_id, parts, faults, unused = self._reader.read(row)
+        if faults or not parts:
+            self._refuse(seq, line, own_id, faults or [_EMPTY], shares_line)
+            return
+        for number, (suffix, fields) in enumerate(parts):
+            if number:
+                seq = self._result.units
+                self._result.units = seq + 1
+            part_id = own_id and own_id + suffix
+            if isinstance(fields, FieldError):
+                self._refuse(seq, line, part_id, [fields], shares_line)
+            elif self._checks is None:
+                self._take(seq, line, part_id, row, unused, fields, shares_line, [])
+            else:
+                self._waiting.append((seq, line, part_id, row, unused, fields, shares_line))
+
+    def finish(self) -> Scanned:
+        """What was found."""
+        result = self._result
+        if self._checks is not None and self._waiting:
+            records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
+            for unit, faults in zip(self._waiting, self._checks.faults_of(records), strict=True):
+                self._take(*unit, faults)
+            result.problems.sort(key=lambda problem: problem.row_number)
+        reader = self._reader
+        result.unused.update(dict.fromkeys(sorted(reader.extra_message_keys)))
+        result.reading = reader.reading()
+        result.ids = np.array(self._ids, dtype=ID_TYPE)
+        result.contents = _table(self._contents, CONTENT_TYPE)
+        result.labels = {name: label.table() for name, label in self._labels.items()}
+        return result
+
+    def _take(
+        self,
+        seq: int,
+        line: int,
+        own_id: str | None,
+        row: dict[str, Any],
+        unused: tuple[str, ...],
+        fields: Fields,
+        shares_line: bool,
+        faults: list[FieldError],
+    ) -> None:
+        """Look at the texts of a row that could be used, and keep its hashes."""
+        names: set[str] = set()
+        for label, value in fields.items():
+            if type(value) is str:
+                # Nearly every text passes this at once; what does not is looked at again.
+                if not (value.isascii() and value.isprintable() and value[-1] != " "):
+                    self._judge(label, value, names, faults)
+            elif type(value) is list:
+                for message in value:
+                    text = message["content"]
+                    if not (text.isascii() and text.isprintable() and text[-1] != " "):
+                        self._judge(label, text, names, faults)
+        if self._pairs:
+            self._look_at_pair(row, fields, names, faults)
+        if faults and (faults := self._standing(faults, line, names)):
+            self._refuse(seq, line, own_id, faults, shares_line)
+            return
+        for name in names:
+            self._found(name, line)
+        if self._pairs:
+            self._result.chosen_longer += len(fields["chosen"]) > len(fields["rejected"])
+        key, first, second = _hashes(fields)
+        self._contents.extend((key, first, second, seq, line))
+        if unused:
+            self._count_unused(row, unused, key, seq, line)
+        if own_id:
+            self._note_id(own_id, seq, line, GIVEN)
+        if self._wanted.rows:
+            self._keep_row(seq, line, own_id, fields)
+        if self._wanted.keys:
+            self._result.keys.append((seq, line, _key_text(fields)))
+
+    def _judge(self, label: str, text: str, names: set[str], faults: list[FieldError]) -> None:
+        """Note what is odd in a text; it is a fault where rows with it are not kept."""
+        for name in oddities(text):
+            names.add(name)
+            if self._rules.action(name) != "keep":
+                faults.append(FieldError(label, name, explain(name, text)))
+
+    def _look_at_pair(self, row: dict[str, Any], fields: dict[str, Any], names: set[str], faults: list[FieldError]) -> None:
+        chosen, rejected = fields["chosen"], fields["rejected"]
+        if chosen[:1] in rejected and chosen.strip() == rejected.strip():
+            names.add("identical_after_trim")
+            told = f"equals rejected but for white space around it: {shown(chosen)}; the two of a pair must differ"
+            faults.append(FieldError("chosen", "identical_after_trim", told))
+        if self._file.all_text:
+            return
+        for name in SCORE_FIELDS:
+            if fields[name] is not None and isinstance(row.get(self._file.columns.get(name, name)), str):
+                names.add("number_as_text")
+                told = f"is the text {shown(str(fields[name]))}; expected a number"
+                faults.append(FieldError(name, "number_as_text", told))
+
+    def _standing(self, faults: list[FieldError], line: int, names: set[str]) -> list[FieldError]:
+        """The faults for which the row leaves; the others are counted."""
+        names.update(fault.reason for fault in faults if self._rules.action(fault.reason) == "keep")
+        return [fault for fault in faults if self._rules.action(fault.reason) != "keep"]
+
+    def _refuse(
+        self,
+        seq: int,
+        line: int,
+        own_id: str | None,
+        faults: Sequence[FieldError],
+        shares_line: bool,
+        *,
+        ends_file: bool = False,
+    ) -> None:
+        """Keep what is wrong with a row that leaves."""
+        if own_id:
+            self._note_id(own_id, seq, line, GIVEN_BAD)
+        self._result.bad += 1
+        for number, fault in enumerate(faults):
+            action = "error" if ends_file else self._rules.action(fault.reason)
+            self._result.problems.append(
+                Problem(
+                    line=line,
+                    row_number=seq,
+                    row_id=own_id or "",
+                    field=fault.field,
+                    reason=fault.reason,
+                    message=fault.message,
+                    ends_file=ends_file,
+                    shares_line=shares_line,
+                    action=action,
+                    file=self._file.shown,
+                    counted=number == 0,
+                )
+            )
+
+    def _note_id(self, own_id: str, seq: int, line: int, origin: int) -> None:
+        start = own_id.encode("utf-8", "surrogatepass")[:ID_SHOWN_BYTES]
+        self._ids.append((hash_text(self._salt + own_id), seq, line, origin, start))
+
+    def _found(self, name: str, line: int) -> None:
+        self._result.findings.setdefault(name, Tally()).add(self._file.shown, line)
+
+    def _count_unused(self, row: dict[str, Any], unused: tuple[str, ...], key: int, seq: int, line: int) -> None:
+        """Columns that no field took: perhaps labels, perhaps with stray blanks."""
+        for name in unused:
+            value = row[name]
+            self._result.unused[name] = None
+            if isinstance(value, str) and value != value.rstrip():
+                self._found(f"trailing_white_space:{name}", line)
+            if self._labelled and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
+                self._labels.setdefault(name, _LabelColumn()).add(key, value, seq, line)
+
+    def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any]) -> None:
+        content = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()[1:]
+        row_id = own_id or hashlib.sha256(b"{" + content).hexdigest()[:CONTENT_ID_DIGITS]
+        if not own_id:
+            self._note_id(row_id, seq, line, MADE)
+        file = json.dumps(self._file.shown, ensure_ascii=False) if self._file.named else "null"
+        self._result.rows.append((seq, row_id, f',"line":{line},"file":{file},'.encode() + content))
+
+
+class _LabelColumn:
+    """An unused column as a label: hashes of prompt and value, as long as it has few values."""
+
+    def __init__(self) -> None:
+        self._values: set[Any] = set()
+        self._entries = array("Q")
+        self._is_label = True
+
+    def add(self, key: int, value: Any, seq: int, line: int) -> None:
+        if not self._is_label:
+            return
+        if not isinstance(value, (str, int, float, type(None))):
+            self._is_label = False
+            return
+        self._values.add(value)
+        if len(self._values) > MAX_LABEL_VALUES:
+            self._is_label = False
+            return
+        self._entries.extend((key, hash_text(repr(value)), seq, line))
+
+    def table(self) -> Table | None:
+        """One entry a row; None where it is no label."""
+        return _table(self._entries, LABEL_TYPE) if self._is_label else None
+
+
+def _table(entries: array[int], dtype: np.dtype[Any]) -> Table:
+    """Entries written one after another as a structured array."""
+    names = dtype.names or ()
+    columns = np.frombuffer(entries, dtype=np.uint64).reshape(-1, len(names)) if len(entries) else np.empty((0, len(names)))
+    table = np.empty(len(columns), dtype)
+    for number, name in enumerate(names):
+        table[name] = columns[:, number]
+    return table
+
+
+def _key_text(fields: Mapping[str, Any]) -> str:
+    """What two records with the same prompt have in common; the text itself of a text row."""
+    prompt = fields.get("prompt")
+    if prompt is None:
+        return str(fields["text"])
+    if len(prompt) == 1:
+        return f"{prompt[0]['role']}:{prompt[0]['content']}"
+    return "\x00".join([f"{message['role']}:{message['content']}" for message in prompt])
+
+
+def _hashes(fields: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Of the prompt (or text); of completion, chosen or reference; of rejected."""
+    key = hash_text(_key_text(fields))
+    if "chosen" in fields:
+        return key, hash_text(fields["chosen"]), hash_text(fields["rejected"])
+    other = fields.get("completion") or fields.get("reference")
+    return key, hash_text(other) if other else 0, 0
+
+
+def _record(kind: str, line: int, fields: Mapping[str, Any]) -> Any:
+    """The record of fields that were checked already."""
+    prompt = fields.get("prompt")
+    messages = {} if prompt is None else {"prompt": [Message.model_construct(**message) for message in prompt]}
+    return RECORD_TYPES[kind].model_construct(id="", line=line, **{**fields, **messages})

@@ -1,0 +1,94 @@
+"""Write canonical rows: the fields of a record in its own order, as JSON Lines or Parquet. Reading them gives the same records.
+
+What says where a row came from (`line`, `file`) is left out: it would say nothing about the new file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from align.data.rows.row import OWN_COLUMNS
+from align.errors import RecipeError
+from align.records import RECORD_TYPES
+from align.store.atomic import atomic_writer
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PARQUET_BATCH_ROWS = 10_000
+"""Rows in memory, and in a row group."""
+
+
+def canonical_columns(kind: str) -> tuple[str, ...]:
+    """Columns of a canonical file of rows of `kind`."""
+    return tuple(name for name in RECORD_TYPES[kind].model_fields if name not in OWN_COLUMNS)
+
+
+def write_canonical(path: Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows of `kind` atomically, in the format that the ending of `path` names; how many there were.
+
+    Raises:
+        RecipeError: see `require_writable_format`.
+        EnvironmentProblem: if the disk is full.
+    """
+    require_writable_format(path)
+    with atomic_writer(path) as stream:
+        return _WRITERS[path.suffix.lower()](stream, kind, rows)
+
+
+def require_writable_format(path: Path) -> None:
+    """Refuse an ending that names no format rows are written in.
+
+    Raises:
+        RecipeError: that names those there are.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise RecipeError(f"{path}: rows are written as {' or '.join(_WRITERS)}", hint="Give the file one of these endings.")
+
+
+def _write_json_lines(stream: IO[bytes], kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    count, columns = 0, canonical_columns(kind)
+    for row in rows:
+        record = {name: row[name] for name in columns}
+        stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        count += 1
+    return count
+
+
+def _write_parquet(stream: IO[bytes], kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = _arrow_schema(kind)
+    count = 0
+    with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for batch in _batches(rows):
+            columns = {name: [row[name] for row in batch] for name in schema.names}
+            writer.write_batch(pyarrow.RecordBatch.from_pydict(columns, schema=schema))
+            count += len(batch)
+    return count
+
+
+def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, PARQUET_BATCH_ROWS)):
+        yield batch
+
+
+def _arrow_schema(kind: str) -> pyarrow.Schema:
+    import pyarrow
+
+    text = pyarrow.string()
+    message = pyarrow.struct([("role", text), ("content", text)])
+    types = {"prompt": pyarrow.list_(message), "chosen_score": pyarrow.float64(), "rejected_score": pyarrow.float64()}
+    return pyarrow.schema([(name, types.get(name, text)) for name in canonical_columns(kind)])
+
+
+_WRITERS: Mapping[str, Callable[[IO[bytes], str, Iterable[Mapping[str, Any]]], int]] = {
+    ".jsonl": _write_json_lines,
+    ".parquet": _write_parquet,
+}

@@ -1,0 +1,235 @@
+"""From a stream of rows to the numbers about them, in one pass and in memory that does not grow with the file.
+
+Counts and lengths are of all rows. What needs the texts side by side (near duplicates, openings, the length-only rule) is
+measured on a sample of `SAMPLED_ROWS`, what reads every text closely (languages, signals) on `READ_ROWS` of them, what needs a
+tokenizer on `TOKENIZED_ROWS`; a smaller file is measured whole.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.data.quality import (
+    EvaluationIndex,
+    LengthBaseline,
+    Overlap,
+    language_shares,
+    length_baseline,
+    near_duplicate_clusters,
+    openings,
+    signals,
+)
+from align.records import Instruction, Preference, Prompt, Record, TextRow
+from align.report.dataset.distribution import Distribution
+from align.report.dataset.facts import (
+    NEARLY_WHOLE,
+    SIDES,
+    DuplicateCluster,
+    Duplicates,
+    Facts,
+    OverlapExample,
+    OverlapFacts,
+    ScoreFacts,
+    SourceSummary,
+)
+from align.report.dataset.sample import HashSample, row_key
+from align.report.dataset.tokens import TrainingView
+
+SAMPLED_ROWS = 200_000
+READ_ROWS = 50_000
+TOKENIZED_ROWS = 20_000
+CLUSTERS_SHOWN = 5
+OVERLAPS_SHOWN = 10
+OPENINGS_SHOWN = 12
+
+
+@dataclass(slots=True)
+class _Texts:
+    """A sampled row: its texts, without what pydantic keeps beside them."""
+
+    id: str
+    place: str
+    prompt: str
+    """All messages of the prompt, or the text."""
+    asked: str
+    """The last message of the prompt, or the text."""
+    completions: tuple[str, ...]
+    scores: tuple[float, float] | None
+
+
+class Collector:
+    """Takes rows one by one; `finish` gives their numbers.
+
+    Args:
+        kind: of the rows: instructions, preferences, prompts or text.
+        seed: of the samples.
+        samples: rows to be shown.
+        against: name → prompts of an evaluation file.
+        view: the model whose tokens are counted.
+        sampled_rows: rows that are measured beyond their lengths.
+        tokenized_rows: rows that are tokenized, at most `sampled_rows`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        seed: int,
+        samples: int,
+        against: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        view: TrainingView | None = None,
+        sampled_rows: int = SAMPLED_ROWS,
+        tokenized_rows: int = TOKENIZED_ROWS,
+    ) -> None:
+        self._kind, self._seed, self._view = kind, seed, view
+        self._characters = {name: Distribution() for name in SIDES[kind]}
+        self._words = {name: Distribution() for name in SIDES[kind]}
+        self._texts: HashSample[_Texts] = HashSample(sampled_rows)
+        self._records: HashSample[Record] = HashSample(max(samples, tokenized_rows if view else 0))
+        self._shown: HashSample[Record] = HashSample(samples)
+        self._first_texts = array("Q")
+        self._scored, self._inverted = 0, 0
+        self._overlaps = [_OverlapCounter(name, prompts) for name, prompts in (against or {}).items()]
+
+    def add(self, record: Record) -> None:
+        """Look at one row."""
+        row = _texts_of(record)
+        sides = (row.prompt, *row.completions)
+        for name, text in zip(self._characters, sides, strict=True):
+            self._characters[name].add(len(text))
+            self._words[name].add(len(text.split()))
+        key = row_key("\0".join(sides), self._seed)
+        self._first_texts.append(row_key(row.prompt, 0))
+        self._texts.offer(key, row)
+        self._records.offer(key, record)
+        self._shown.offer(key, record)
+        if row.scores is not None:
+            self._scored += 1
+            self._inverted += row.scores[0] < row.scores[1]
+        for overlap in self._overlaps:
+            overlap.add(row.place, "\n".join(sides))
+
+    def finish(self, source: SourceSummary) -> Facts:
+        """The numbers of all rows that were added."""
+        rows = self._texts.in_file_order()
+        read = self._texts.smallest(READ_ROWS)
+        signal_counts, signal_texts = _signals(read)
+        return Facts(
+            source=source,
+            characters=self._characters,
+            words=self._words,
+            sampled=len(rows),
+            distinct=len(np.unique(np.frombuffer(self._first_texts, dtype=np.uint64))) if self._first_texts else 0,
+            openings=openings((row.asked for row in rows), num_top=OPENINGS_SHOWN),
+            languages=language_shares(row.completions[0] if row.completions else row.asked for row in read),
+            read=len(read),
+            duplicates=_duplicates(rows),
+            signals=signal_counts,
+            signal_texts=signal_texts,
+            preference=_preference(rows) if self._kind == "preferences" else None,
+            scores=self._scores(rows),
+            overlaps=[overlap.facts() for overlap in self._overlaps],
+            tokens=self._view.lengths(self._records.in_file_order(), self._kind) if self._view else None,
+            samples=self._shown.in_file_order(),
+            seed=self._seed,
+        )
+
+    def _scores(self, rows: Sequence[_Texts]) -> ScoreFacts | None:
+        pairs = np.array([row.scores for row in rows if row.scores is not None], dtype=np.float64).reshape(-1, 2)
+        if not len(pairs):
+            return None
+        return ScoreFacts(self._scored, self._inverted, pairs[:, 0], pairs[:, 1])
+
+
+def _texts_of(record: Record) -> _Texts:
+    place = f"line {record.line:,}" if record.line is not None else record.id
+    if record.file is not None:
+        place = f"{record.file}:{record.line}"
+    if isinstance(record, TextRow):
+        return _Texts(record.id, place, record.text, record.text, (), None)
+    assert isinstance(record, (Instruction, Preference, Prompt))  # the four kinds of user data
+    completions: tuple[str, ...] = ()
+    scores = None
+    if isinstance(record, Instruction):
+        completions = (record.completion,)
+    elif isinstance(record, Preference):
+        completions = (record.chosen, record.rejected)
+        if record.chosen_score is not None and record.rejected_score is not None:
+            scores = (record.chosen_score, record.rejected_score)
+    prompt = "\n".join(message.content for message in record.prompt)
+    return _Texts(record.id, place, prompt, record.prompt[-1].content, completions, scores)
+
+
+def _signals(rows: Sequence[_Texts]) -> tuple[dict[str, int], int]:
+    """Texts by signal, and how many were looked at: completions where rows have them, else what the rows are."""
+    counts: Counter[str] = Counter()
+    looked_at = 0
+    for row in rows:
+        for text in row.completions or (row.prompt,):
+            looked_at += 1
+            shown = signals(text, prompt=row.asked if row.completions else None)
+            counts.update(name for name, is_shown in shown.items() if is_shown)
+    return dict(counts.most_common()), looked_at
+
+
+def _duplicates(rows: Sequence[_Texts]) -> Duplicates:
+    found = near_duplicate_clusters(row.prompt for row in rows)
+    return Duplicates(
+        clusters=len(found.clusters),
+        redundant=len(found.redundant),
+        largest=tuple(
+            DuplicateCluster(len(cluster.rows), cluster.same_text, _examples(rows, cluster.rows))
+            for cluster in found.clusters[:CLUSTERS_SHOWN]
+        ),
+    )
+
+
+def _examples(rows: Sequence[_Texts], members: Sequence[int]) -> tuple[tuple[str, str], ...]:
+    """The first row, and the first after it that is not the very same text."""
+    first = rows[members[0]]
+    other = next((rows[member] for member in members[1:] if rows[member].prompt != first.prompt), rows[members[1]])
+    return ((first.place, first.prompt), (other.place, other.prompt))
+
+
+def _preference(rows: Sequence[_Texts]) -> LengthBaseline | None:
+    return length_baseline((row.id, *(len(text) for text in row.completions)) for row in rows)  # type: ignore[misc]
+
+
+class _OverlapCounter:
+    """Compares rows with the prompts of one evaluation file."""
+
+    def __init__(self, name: str, prompts: Sequence[tuple[str, str]]) -> None:
+        self._name = name
+        self._num_prompts = len(prompts)
+        self._index = EvaluationIndex(prompts)
+        self._prompts = dict(prompts)
+        self._rows = 0
+        self._nearly_whole = 0
+        self._found: set[str] = set()
+        self._largest: list[tuple[float, int, str, str, Overlap]] = []
+
+    def add(self, place: str, text: str) -> None:
+        overlap = self._index.overlap(text)
+        if overlap is None:
+            return
+        self._rows += 1
+        self._nearly_whole += overlap.share >= NEARLY_WHOLE
+        self._found.add(overlap.prompt_id)
+        entry = (overlap.share, -self._rows, place, text, overlap)
+        if len(self._largest) < OVERLAPS_SHOWN:
+            heapq.heappush(self._largest, entry)
+        else:
+            heapq.heappushpop(self._largest, entry)
+
+    def facts(self) -> OverlapFacts:
+        examples = tuple(
+            OverlapExample(place, text, overlap.prompt_id, self._prompts[overlap.prompt_id], overlap)
+            for _, _, place, text, overlap in sorted(self._largest, key=lambda entry: entry[:2], reverse=True)
+        )
+        return OverlapFacts(self._name, self._num_prompts, self._rows, self._nearly_whole, len(self._found), examples)

@@ -1,0 +1,103 @@
+"""The distributions of a data file as drawings: lengths and scores of the texts of a row, laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from align.report.dataset.distribution import Distribution, shared_edges
+from align.report.dataset.facts import Facts, ScoreFacts
+from align.report.figure import INK, Labels, Plot, Series, drawing_style, model_color, model_variable, new_axes, to_svg
+from align.report.plots import HISTOGRAM_BINS, WIDTH_INCHES
+from align.report.statistics import FloatArray
+
+HEIGHT_INCHES = 2.3
+COLORS = {"prompt": 0, "text": 1, "completion": 1, "chosen": 1, "rejected": 2, "margin": 3, "row": 4}
+"""Number of the colour by what is drawn, the same in every drawing."""
+CUT_NOTE = "The last bar holds everything beyond it."
+
+
+def drawings(facts: Facts) -> list[Plot]:
+    """Every drawing that the rows have numbers for."""
+    plots = []
+    if facts.tokens is not None and facts.tokens.rows.rows:
+        tokens = facts.tokens
+        whole = f"Share of rows by tokens as {tokens.model} sees them, what the template adds counted."
+        if len(tokens.sides) > 1:
+            row_name = "prompt and longer completion" if len(tokens.sides) > 2 else "prompt and completion"
+            title = f"Tokens of {row_name}"
+            plots.append(_lengths(title, whole, {"row": tokens.rows}, "tokens", limit=tokens.limit))
+            plots.append(_lengths("Tokens by text", whole, tokens.sides, "tokens"))
+        else:
+            plots.append(_lengths("Tokens", whole, tokens.sides, "tokens", limit=tokens.limit))
+    described = "Share of rows by length in characters."
+    plots.append(_lengths("Characters", described, facts.characters, "characters"))
+    if facts.scores is not None:
+        plots += _score_plots(facts.scores)
+    return plots
+
+
+def _lengths(title: str, description: str, sides: Mapping[str, Distribution], unit: str, *, limit: int | None = None) -> Plot:
+    edges = shared_edges(sides.values(), HISTOGRAM_BINS)
+    shares = {name: lengths.histogram(edges) / max(1, lengths.rows) for name, lengths in sides.items()}
+    labels = Labels()
+    with drawing_style(title):
+        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+        _stairs(axes, shares, edges)
+        if limit is not None and limit < edges[-1]:
+            axes.axvline(limit + 0.5, color=INK, linewidth=1.1, linestyle="--")
+            axes.text(limit, 1.02, f"{limit:,}", transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
+            description += f" The broken line is the limit of {limit:,}."
+        if max(lengths.maximum for lengths in sides.values()) > edges[-1]:
+            description += f" {CUT_NOTE}"
+        axes.set_xlabel(unit)
+        svg = to_svg(figure, labels, description)
+    return Plot(title, description, svg, _legend(sides))
+
+
+def _score_plots(scores: ScoreFacts) -> list[Plot]:
+    both = {"chosen": scores.chosen, "rejected": scores.rejected}
+    margins = {"margin": scores.chosen - scores.rejected}
+    return [
+        _values("Scores", "Share of pairs by the score that came with each side.", both, "score"),
+        _values(
+            "Margins", "Share of pairs by chosen score minus rejected score. The line is zero.", margins, "margin", zero=True
+        ),
+    ]
+
+
+def _values(title: str, description: str, values: Mapping[str, FloatArray], unit: str, *, zero: bool = False) -> Plot:
+    together = np.concatenate(list(values.values()))
+    low, high = float(together.min()), float(together.max())
+    if high - low <= 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+    with drawing_style(title):
+        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+        _stairs(axes, {name: np.histogram(array, edges)[0] / len(array) for name, array in values.items()}, edges)
+        if zero and low <= 0 <= high:
+            axes.axvline(0.0, color=INK, linewidth=1.1)
+        axes.set_xlabel(unit)
+        svg = to_svg(figure, Labels(), description)
+    return Plot(title, description, svg, _legend(values))
+
+
+def _stairs(axes: Axes, shares: Mapping[str, FloatArray], edges: FloatArray) -> None:
+    for name, values in shares.items():
+        color = model_color(COLORS[name])
+        axes.stairs(values, edges, fill=True, color=color, alpha=0.25)
+        axes.stairs(values, edges, color=color, linewidth=1.3)
+    axes.yaxis.set_major_locator(MaxNLocator(4, prune="lower"))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.spines["left"].set_visible(False)
+
+
+def _legend(names: Mapping[str, object]) -> list[Series]:
+    return [Series(name, model_variable(COLORS[name])) for name in names] if len(names) > 1 else []

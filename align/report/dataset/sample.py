@@ -1,0 +1,45 @@
+"""A sample of rows that is the same whenever the file is the same: drawn by hashes of the rows, not by random numbers."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Generic, TypeVar
+
+import xxhash
+
+T = TypeVar("T")
+
+
+class HashSample(Generic[T]):
+    """The `size` items with the smallest keys.
+
+    Keys are hashes of the rows' content, so a row added elsewhere moves at most one other out, samples of different sizes
+    contain each other, and the order of a file does not matter. Equal rows have equal keys; the earlier goes first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._heap: list[tuple[int, int, T]] = []
+        self._offered = 0
+
+    def offer(self, key: int, item: T) -> None:
+        """Take the item if its key is among the smallest."""
+        self._offered += 1
+        entry = (-key, -self._offered, item)
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        elif self._heap and entry[:2] > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, entry)
+
+    def in_file_order(self) -> list[T]:
+        """The sampled items in the order they were offered."""
+        return [item for _, _, item in sorted(self._heap, key=lambda entry: -entry[1])]
+
+    def smallest(self, size: int) -> list[T]:
+        """The sample that one of this size would have been, in the order of the items' keys."""
+        return [item for _, _, item in heapq.nlargest(size, self._heap, key=lambda entry: entry[:2])]
+
+
+def row_key(text: str, seed: int) -> int:
+    """64-bit key of a row's text."""
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed)

@@ -1,0 +1,247 @@
+"""What terminal and page both show, as texts: tables, bars and samples. The two only lay them out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from align.data.quality import SIGNALS, Share
+from align.data.template import TemplateProblem
+from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
+from align.report.dataset.distribution import Distribution
+from align.report.dataset.facts import Facts
+from align.report.dataset.notice import counted, share_text
+from align.report.dataset.tokens import Piece, TokenSequence, TrainingView
+from align.report.dataset.visible import shortened
+from align.report.wording import number
+
+LANGUAGES_SHOWN = 8
+PIECES_SHOWN = 600
+"""Tokens of a prompt, and of a completion, that the page shows: of a longer one the beginning and the end."""
+CHARACTERS_SHOWN = 4_000
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class LengthRow:
+    """Lengths of one text of the rows, in one unit."""
+
+    unit: str
+    median: str
+    p95: str
+    maximum: str
+    distribution: Distribution
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A label with a count and a share of a whole."""
+
+    label: str
+    count: str
+    share: float
+    """In [0, 1]: the length of the bar."""
+
+    @property
+    def share_text(self) -> str:
+        return share_text(self.share)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and its number in words."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of tokens, or of plain text where no model is given, as it is to be shown."""
+
+    name: str
+    """Which completion, or a role."""
+    pieces: list[Piece]
+    count: str = ""
+    """How many tokens, where there is a model."""
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the pieces are tokens, of which some may be trained on."""
+        return bool(self.count)
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One row to be looked at."""
+
+    id: str
+    place: str
+    parts: list[Part]
+    refused: str
+    """Why the model's template cannot show it; empty where it can, or where there is no model."""
+
+
+def length_groups(facts: Facts) -> dict[str, list[LengthRow]]:
+    """Every text of a row by its name, in characters, words and, with a model, tokens."""
+    groups = {}
+    for name in facts.characters:
+        groups[name] = [_length_row("characters", facts.characters[name]), _length_row("words", facts.words[name])]
+        if facts.tokens is not None:
+            groups[name].append(_length_row("tokens", facts.tokens.sides[name]))
+    if facts.tokens is not None and len(facts.tokens.sides) > 1:
+        groups["whole row"] = [_length_row("tokens", facts.tokens.rows)]
+    return groups
+
+
+def _length_row(unit: str, lengths: Distribution) -> LengthRow:
+    median, p95 = lengths.percentile(50), lengths.percentile(95)
+    return LengthRow(unit, f"{median:,}", f"{p95:,}", f"{lengths.maximum:,}", lengths)
+
+
+def language_bars(facts: Facts) -> list[Bar]:
+    """Languages by share; rare ones are counted together."""
+    shares = sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))
+    bars = [Bar(_language(code), "", share) for code, share in shares[:LANGUAGES_SHOWN]]
+    rest = sum(share for _, share in shares[LANGUAGES_SHOWN:])
+    return [*bars, *([Bar(counted(len(shares) - LANGUAGES_SHOWN, "other"), "", rest)] if rest else [])]
+
+
+def _language(code: str) -> str:
+    return "not told (und)" if code == "und" else code
+
+
+def opening_bars(facts: Facts) -> list[Bar]:
+    """How the texts begin, most frequent first."""
+    texts = max(1, facts.openings.texts)
+    return [Bar(opening, f"{count:,}", count / texts) for opening, count in facts.openings.top if count > 1]
+
+
+def signal_bars(facts: Facts) -> list[Bar]:
+    """Quality signals, most frequent first."""
+    texts = max(1, facts.signal_texts)
+    return [Bar(SIGNALS[name].sentence, f"{count:,}", count / texts) for name, count in facts.signals.items()]
+
+
+def count_bars(counts: Mapping[str, int], whole: int) -> list[Bar]:
+    """Counts by name as bars, in the order given."""
+    return [Bar(name, f"{count:,}", count / max(1, whole)) for name, count in counts.items()]
+
+
+def variety_facts(facts: Facts) -> list[Fact]:
+    """How different the rows are from each other."""
+    usable, sampled, subject = max(1, facts.source.rows_usable), max(1, facts.sampled), facts.subject
+    near = facts.duplicates
+    openings = facts.openings
+    return [
+        Fact(f"different {subject}s", f"{facts.distinct:,} ({share_text(facts.distinct / usable)})"),
+        Fact("different openings (3 words)", f"{openings.distinct:,} ({share_text(openings.distinct / max(1, openings.texts))})"),
+        Fact(
+            "nearly the same as an earlier one",
+            f"{near.redundant:,} ({share_text(near.redundant / sampled)}), in {counted(near.clusters, 'cluster')}",
+        ),
+    ]
+
+
+def preference_facts(facts: Facts) -> list[Fact]:
+    """What length alone says about the pairs, and the scores that came with them."""
+    found: list[Fact] = []
+    if (baseline := facts.preference) is not None:
+        found = [
+            Fact("the longer side was chosen", _share_with_interval(baseline.longer_won)),
+            Fact("both sides equally long", f"{baseline.equal_length:,}"),
+            Fact("right by length alone", f"{_share_with_interval(baseline.accuracy)}, cross-validated"),
+        ]
+    if (scores := facts.scores) is not None:
+        margins = scores.chosen - scores.rejected
+        found += [
+            Fact("pairs with both scores", f"{scores.pairs:,}"),
+            Fact("mean score, chosen and rejected", f"{number(scores.chosen.mean(), 3)} and {number(scores.rejected.mean(), 3)}"),
+            Fact("mean margin", f"{number(margins.mean(), 3)}, smallest {number(margins.min(), 3)}"),
+            Fact("chosen has the lower score", f"{scores.inverted:,} ({share_text(scores.inverted / max(1, scores.pairs))})"),
+        ]
+    return found
+
+
+def _share_with_interval(share: Share) -> str:
+    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def measured_on(facts: Facts) -> str:
+    """Which rows were measured, where not all of them; else empty."""
+    parts = []
+    if facts.sampled < facts.source.rows_usable:
+        parts.append(
+            f"Openings, near duplicates, the length-only rule and scores are measured on {facts.sampled:,} rows drawn by hash "
+            f"(seed {facts.seed}); two that are nearly the same are found only where both were drawn, so their share in the "
+            "whole file is higher."
+        )
+    if facts.read < facts.source.rows_usable:
+        parts.append(f"Languages and signals are those of {facts.read:,} rows drawn the same way.")
+    if facts.tokens is not None and facts.tokens.sampled < facts.source.rows_usable:
+        parts.append(f"Tokens are counted on {facts.tokens.sampled:,} rows drawn the same way.")
+    return " ".join(parts)
+
+
+def sample_views(facts: Facts, view: TrainingView | None) -> list[SampleView]:
+    """The samples, through the model's template where there is a model, else by role."""
+    return [_sample_view(record, view) for record in facts.samples]
+
+
+def _sample_view(record: Record, view: TrainingView | None) -> SampleView:
+    place = record.id if record.line is None else f"{record.file or 'line'} {record.line:,}"
+    if view is None:
+        return SampleView(record.id, place, list(_plain_parts(record)), "")
+    try:
+        sequences = view.sequences(record)
+    except TemplateProblem as problem:
+        return SampleView(record.id, place, list(_plain_parts(record)), str(problem))
+    return SampleView(record.id, place, [_token_part(sequence) for sequence in sequences], "")
+
+
+def _token_part(sequence: TokenSequence) -> Part:
+    trained = f", {sequence.trained_tokens:,} of them trained on" if sequence.trained_tokens else ""
+    pieces = middle_left_out(sequence.pieces, PIECES_SHOWN)
+    return Part(sequence.name, pieces, f"{counted(sequence.tokens, 'token')}{trained}")
+
+
+def middle_left_out(pieces: Sequence[Piece], shown: int) -> list[Piece]:
+    """The pieces without the middle of a long prompt and of a long completion: where the one ends and the other begins, and how
+    the completion ends, is always there.
+
+    Args:
+        shown: most pieces of either.
+    """
+    short: list[Piece] = []
+    for trained, run in itertools.groupby(pieces, key=lambda piece: piece.trained):
+        run_pieces = list(run)
+        if len(run_pieces) > shown:
+            head, tail = run_pieces[: shown // 2], run_pieces[-(shown - shown // 2) :]
+            hidden = sum(piece.tokens for piece in run_pieces[len(head) : -len(tail)])
+            run_pieces = [*head, Piece(f" … {hidden:,} tokens not shown … ", 0, trained, special=False), *tail]
+        short += run_pieces
+    return short
+
+
+def _plain_parts(record: Record) -> Iterable[Part]:
+    if isinstance(record, TextRow):
+        yield _plain("text", record.text)
+        return
+    assert isinstance(record, (Instruction, Preference, Prompt))  # the other kinds of rows with texts
+    for message in record.prompt:
+        yield _message(message)
+    for name in ("completion", "chosen", "rejected"):
+        if (text := getattr(record, name, None)) is not None:
+            yield _plain(name, text)
+    if isinstance(record, Prompt) and record.reference is not None:
+        yield _plain("reference", record.reference)
+
+
+def _message(message: Message) -> Part:
+    return _plain(message.role, message.content)
+
+
+def _plain(name: str, text: str) -> Part:
+    shown = shortened(text, CHARACTERS_SHOWN)
+    return Part(name, [Piece(shown, 0, trained=False, special=False)])

@@ -1,0 +1,67 @@
+"""A stranger's tokenizer behind guards: what its template may write and how much memory it may take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.data.template import Tokenizer
+
+MAX_RENDERED_CHARACTERS = 1 << 20
+"""Most that a template may write for one of the short conversations here."""
+RENDER_BYTES = 1 << 30
+"""Memory that rendering may take beyond what the process has."""
+
+
+class GuardedTokenizer:
+    """A tokenizer whose template is rendered within limits, and which always has a padding token.
+
+    The stand-in for a missing or unfit padding token lets everything else be looked at as well.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, stand_in_padding: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self.pad_token_id = -1 if stand_in_padding else tokenizer.pad_token_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:
+        return self._tokenizer(text, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        """As the tokenizer's own.
+
+        Raises:
+            ValueError: if the result is longer than any honest template's.
+            MemoryError: if rendering takes more than `RENDER_BYTES`.
+        """
+        with _memory_limit(RENDER_BYTES):
+            text = str(
+                self._tokenizer.apply_chat_template(conversation, tokenize=tokenize, add_generation_prompt=add_generation_prompt)
+            )
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            raise ValueError(f"it writes {len(text):,} characters for a few words")
+        return text
+
+
+@contextlib.contextmanager
+def _memory_limit(extra_bytes: int) -> Iterator[None]:
+    """Fail allocations that take the process more than `extra_bytes` beyond its present size; Linux only, no limit elsewhere."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        yield
+        return
+    import resource
+
+    present = int(status.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = present + extra_bytes
+    bounds = [bound, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

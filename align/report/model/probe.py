@@ -1,0 +1,152 @@
+"""Look at a model's folder, template and tokenizer, one check after another. Weights are not read beyond their headers.
+
+What a template may do is limited: it renders in Jinja's immutable sandbox (transformers'), within `RENDER_SECONDS` and within the
+memory and length of `guard.py`. The first rendering that does not end stops the checks of the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.data.plain import PlainFormat, format_of
+from align.data.template import Aspect, ChatFormat, FormatError, TemplateProblem
+from align.errors import EXIT_OK, AlignError, RecipeError
+from align.models.facts import ModelFacts, read_facts
+from align.models.folder import check_model_folder
+from align.models.load import load_tokenizer
+from align.report.model import template_checks, token_checks
+from align.report.model.check import WHY, ModelCheck
+from align.report.model.guard import GuardedTokenizer
+
+MAX_TOLD_CHARACTERS = 300
+_MEND = "Mend chat_template.jinja of that model."
+_SAFE = "safetensors of the right size, no code, nothing outside it"
+
+
+@dataclass
+class ModelReport:
+    """What was found in one model."""
+
+    folder: Path
+    checks: list[ModelCheck] = field(default_factory=list)
+    exit_code: int = EXIT_OK
+    """2 if there is a problem, for which every stage would refuse the model or go wrong; 4 if a file is damaged."""
+
+    @property
+    def problems(self) -> list[ModelCheck]:
+        return [check for check in self.checks if check.state == "problem"]
+
+    @property
+    def skipped(self) -> list[str]:
+        """Checks that a problem did not let happen, or that do not concern such a model."""
+        made = {check.name for check in self.checks}
+        return [name for name in WHY if name not in made]
+
+    def add(self, check: ModelCheck) -> None:
+        self.checks.append(check)
+        if check.state == "problem":
+            self.exit_code = self.exit_code or RecipeError.exit_code
+
+    def refuse(self, name: str, error: AlignError) -> None:
+        """Note an error that no further check gets past."""
+        self.exit_code = self.exit_code or error.exit_code
+        found = error.message.replace(f"{self.folder}: ", "").replace(f"{self.folder}/", "")
+        self.add(ModelCheck(name, "problem", found, error.hint or _MEND))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": not self.problems,
+            "model": str(self.folder),
+            "checks": [check.to_json() for check in self.checks],
+            "skipped": self.skipped,
+        }
+
+
+def probe_model(folder: Path) -> ModelReport:
+    """Make every check that the folder allows.
+
+    Args:
+        folder: a model's or adapter's, with config.json; need not be safe.
+    """
+    report = ModelReport(folder)
+    try:
+        check_model_folder(folder)
+        facts = read_facts(folder)
+    except AlignError as error:
+        report.refuse("folder", error)
+        return report
+    report.add(ModelCheck("folder", "ok", _SAFE))
+    try:
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # whatever transformers and tokenizers make of a stranger's files
+        found = f"cannot be read: {' '.join(str(error).split())[:MAX_TOLD_CHARACTERS] or type(error).__name__}"
+        report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))
+        return report
+    probe_loaded(report, tokenizer, facts)
+    order = list(WHY)
+    report.checks.sort(key=lambda check: order.index(check.name))
+    return report
+
+
+def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None:
+    """Add the checks of template and tokenizer to `report`."""
+    guarded = GuardedTokenizer(tokenizer)
+    report.add(token_checks.check_tokenizer(guarded, report.folder))
+    report.add(token_checks.check_end_of_sequence(guarded))
+    padding = token_checks.check_padding(guarded, len(tokenizer))
+    report.add(padding)
+    report.add(token_checks.check_control_tokens(guarded))
+    report.add(token_checks.check_vocabulary(guarded, facts))
+    report.add(token_checks.check_head(facts))
+    report.add(token_checks.check_context(guarded, facts))
+    if facts.is_language_model and guarded.eos_token_id is not None:
+        report.add(token_checks.check_stopping(guarded, facts))
+    report.add(template_checks.check_date(guarded))
+    usable = GuardedTokenizer(tokenizer, stand_in_padding=padding.state == "problem")
+    try:
+        chat_format = format_of(report.folder, usable, str(report.folder))
+    except FormatError as error:
+        _refuse_format(report, error)
+        return
+    report.add(token_checks.check_round_trip(chat_format))
+    report.add(token_checks.check_speed(chat_format))
+    _probe_template(report, chat_format, usable)
+
+
+def _refuse_format(report: ModelReport, error: FormatError) -> None:
+    known = {check.name for check in report.problems}
+    if error.aspect not in known:
+        report.refuse(error.aspect, error)
+
+
+def _probe_template(report: ModelReport, chat_format: ChatFormat, tokenizer: GuardedTokenizer) -> None:
+    conversations = [] if isinstance(chat_format, PlainFormat) else _CONVERSATION_CHECKS
+    checks: list[tuple[Aspect | str, Callable[[], ModelCheck]]] = [
+        ("template", lambda: template_checks.check_template(chat_format)),
+        ("beginning", lambda: template_checks.check_beginning(chat_format, tokenizer)),
+        *((name, lambda check=check: check(chat_format)) for name, check in [*_COMPLETION_CHECKS, *conversations]),
+    ]
+    for name, check in checks:
+        try:
+            report.add(check())
+        except FormatError as error:  # a rendering that did not end
+            report.refuse(name, error)
+            return
+        except TemplateProblem as problem:
+            report.add(ModelCheck(name, "problem", str(problem), _MEND))
+
+
+_COMPLETION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...] = (
+    ("end_of_turn", template_checks.check_end_of_turn),
+    ("one_pass", template_checks.check_one_pass),
+    ("completions", template_checks.check_completions),
+)
+_CONVERSATION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...] = (
+    ("prompt_prefix", template_checks.check_prompt_prefix),
+    ("first_message", template_checks.check_first_message),
+    ("system_message", template_checks.check_system_message),
+    ("two_turns", template_checks.check_two_turns),
+)

@@ -1,0 +1,183 @@
+"""Checks of the tokenizer alone: its special tokens, and whether texts come back as they went in."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from align.data.model_checks import special_tokens
+from align.data.template import ChatFormat
+from align.models.facts import ModelFacts
+from align.report.model.check import ModelCheck, listed
+from align.report.model.guard import GuardedTokenizer
+
+TEXTS = {
+    "English": "The quick brown fox, 12.5 % (see p. 3)!",
+    "Korean": "안녕하세요, 오늘 날씨가 어때요?",
+    "Korean, decomposed (NFD)": "\u1112\u1161\u11ab\u1100\u1173\u11af",
+    "Chinese and Japanese": "今日は天気がいいですね。你好。",
+    "emoji": "👍🏽 👨‍👩‍👧 🇰🇷",
+    "spaces and tabs": "  two  spaces\tand a tab ",
+    "line ends": "\nfirst\n\n\nsecond\n",
+    "code": "def f(x):\n    return {'a': [x ** 2]}\n",
+}
+"""Texts that every byte-level tokenizer gives back, by what they stand for."""
+SPEED_SECONDS = 0.2
+
+
+def check_end_of_sequence(tokenizer: GuardedTokenizer) -> ModelCheck:
+    """Whether there is an end-of-sequence token, and its text becomes that one token."""
+    name = "end_of_sequence"
+    if tokenizer.eos_token_id is None:
+        return ModelCheck(name, "problem", "the tokenizer has none", "Set eos_token in tokenizer_config.json of that folder.")
+    ids = _ids(tokenizer, str(tokenizer.eos_token))
+    if ids != [tokenizer.eos_token_id]:
+        found = f"{tokenizer.eos_token!r} is token {tokenizer.eos_token_id}, but as text it becomes {ids}"
+        return ModelCheck(name, "problem", found, "Make it a special token: tokenizer.add_special_tokens({'eos_token': …}).")
+    return ModelCheck(name, "ok", f"{tokenizer.eos_token!r}, token {tokenizer.eos_token_id}")
+
+
+def check_padding(tokenizer: GuardedTokenizer, num_tokens: int) -> ModelCheck:
+    """Whether there is a padding token other than the end-of-sequence token, inside the vocabulary.
+
+    Args:
+        tokenizer: with its own padding token, not a stand-in.
+        num_tokens: size of the vocabulary with added tokens.
+    """
+    pad, token = tokenizer.pad_token_id, tokenizer.pad_token
+    if pad is None:
+        return ModelCheck("padding", "problem", "the tokenizer has none", "Set pad_token to a token of the vocabulary.")
+    if pad == tokenizer.eos_token_id:
+        advice = "Set pad_token in tokenizer_config.json to another token of the vocabulary, such as an unused special one."
+        return ModelCheck("padding", "problem", f"{token!r}, which is the end-of-sequence token as well", advice)
+    if not 0 <= pad < num_tokens:
+        found = f"{token!r} is token {pad}, but the vocabulary has {num_tokens:,} tokens"
+        return ModelCheck("padding", "problem", found, "Set pad_token to a token of the vocabulary.")
+    return ModelCheck("padding", "ok", f"{token!r}, token {pad}")
+
+
+def check_stopping(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
+    """Whether the files that servers read name the end-of-sequence token."""
+    end = tokenizer.eos_token_id
+    if not facts.end_token_ids:
+        found = "neither generation_config.json nor config.json names a token that ends a completion"
+        return ModelCheck("stopping", "problem", found, f"Set eos_token_id: {end} in generation_config.json.")
+    file, ids = next(iter(facts.end_token_ids.items()))
+    if end not in ids:
+        found = f"{file} names {_named(tokenizer, ids)}, but the end-of-sequence token is {_named(tokenizer, [end])}"
+        return ModelCheck("stopping", "problem", found, f"Set eos_token_id: {end} in {file}. `align export` does so.")
+    others = [item for item in ids if item != end]
+    if others:
+        found = f"{file} names {_named(tokenizer, others)} beside {_named(tokenizer, [end])}; align stops at the latter only"
+        return ModelCheck("stopping", "info", found)
+    return ModelCheck("stopping", "ok", f"{file} names {_named(tokenizer, ids)}")
+
+
+def check_round_trip(chat_format: ChatFormat) -> ModelCheck:
+    """Whether texts come back from tokens as they are."""
+    changed: list[str] = []
+    lost: list[str] = []
+    for language, text in TEXTS.items():
+        back = _decoded(chat_format, text)
+        if back == text:
+            continue
+        (changed if chat_format.same_text(back, text) else lost).append(language)
+    if "English" in lost:
+        found = f"{TEXTS['English']!r} comes back as {_decoded(chat_format, TEXTS['English'])!r}"
+        return ModelCheck("round_trip", "problem", found, "The tokenizer's files do not fit together; get the model again.")
+    if not lost and not changed:
+        return ModelCheck("round_trip", "ok", f"{len(TEXTS)} texts ({listed(list(TEXTS), 3)}) come back as they are")
+    told = [f"do not come back: {', '.join(lost)}"] if lost else []
+    told += [f"come back normalised: {', '.join(changed)}"] if changed else []
+    advice = "Rows with such texts cannot be trained on with this model." if lost else ""
+    return ModelCheck("round_trip", "info", "; ".join(told), advice)
+
+
+def check_control_tokens(tokenizer: GuardedTokenizer) -> ModelCheck:
+    """Which texts become control tokens when a user writes them."""
+    numbers = tokenizer.get_vocab()
+    control = [token for token in special_tokens(tokenizer) if numbers.get(token) in _ids(tokenizer, f"a {token} b")]
+    if not control:
+        return ModelCheck("control_tokens", "ok", "no text of a user becomes one")
+    return ModelCheck(
+        "control_tokens",
+        "info",
+        f"read in a user's text as control tokens: {listed(control)}",
+        "`align data validate FILE --model MODEL` finds rows that have them.",
+    )
+
+
+def check_vocabulary(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
+    """Whether every token has a row in the embedding table, and config.json says its size."""
+    vocabulary = tokenizer.get_vocab()
+    highest = max(vocabulary.values(), default=-1)
+    table, rows = facts.embedding or ("config.json's vocab_size", facts.vocab_size)
+    if rows is None:
+        return ModelCheck("vocabulary", "info", f"{len(vocabulary):,} tokens; no tensor or setting says how many rows there are")
+    if highest >= rows:
+        beyond = sorted((token for token, number in vocabulary.items() if number >= rows), key=vocabulary.__getitem__)
+        found = f"{listed(beyond)}: no row in {table}, which has {rows:,} ({highest + 1:,} are needed)"
+        advice = "The tokenizer is not this model's, or tokens were added without model.resize_token_embeddings()."
+        return ModelCheck("vocabulary", "problem", found, advice)
+    if facts.embedding is not None and facts.vocab_size is not None and rows != facts.vocab_size:
+        found = f"{table} has {rows:,} rows, but config.json's vocab_size is {facts.vocab_size:,}"
+        return ModelCheck("vocabulary", "problem", found, "config.json is not that of the weights; get the model again.")
+    spare = rows - highest - 1
+    told = f"; {spare:,} rows are spare" if spare else ""
+    return ModelCheck("vocabulary", "ok", f"{len(vocabulary):,} tokens, {rows:,} rows in {table}{told}")
+
+
+def check_head(facts: ModelFacts) -> ModelCheck:
+    """Whether a language model has the head that it needs."""
+    if not facts.is_language_model:
+        return ModelCheck("head", "info", "a reward model: its head gives a score")
+    if facts.embedding is None:
+        return ModelCheck("head", "info", "the tensors have names that are not known here")
+    if facts.tied:
+        return ModelCheck("head", "ok", f"tied to {facts.embedding[0]}")
+    if not facts.has_head:
+        found = "config.json says that it is a tensor of its own, but there is none"
+        return ModelCheck("head", "problem", found, "Set tie_word_embeddings: true if it was trained so, or get the model again.")
+    return ModelCheck("head", "ok", "a tensor of its own")
+
+
+def check_context(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
+    """How many tokens fit, and whether tokenizer and model agree."""
+    own, bound = tokenizer.model_max_length, facts.context_tokens
+    if bound is None:
+        return ModelCheck("context", "info", "config.json sets no bound")
+    if isinstance(own, int) and own < bound:
+        return ModelCheck(
+            "context", "info", f"{bound:,} tokens by config.json, {own:,} by the tokenizer; align goes by the former"
+        )
+    return ModelCheck("context", "ok", f"{bound:,} tokens")
+
+
+def check_speed(chat_format: ChatFormat) -> ModelCheck:
+    """How fast texts become tokens, on this machine now."""
+    texts = list(TEXTS.values()) * 100
+    chat_format.tokenize(texts[:1])
+    tokens, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < SPEED_SECONDS:
+        tokens += sum(map(len, chat_format.tokenize(texts)))
+    return ModelCheck("speed", "info", f"{tokens / seconds:,.0f} tokens/s here")
+
+
+def check_tokenizer(tokenizer: GuardedTokenizer, folder: Path) -> ModelCheck:
+    """That it could be loaded, and as what."""
+    size = sum(file.stat().st_size for file in folder.glob("tokenizer*.json"))
+    return ModelCheck("tokenizer", "ok", f"{len(tokenizer.get_vocab()):,} tokens, {size / 1e6:.1f} MB of files")
+
+
+def _ids(tokenizer: GuardedTokenizer, text: str) -> list[int]:
+    return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+
+def _decoded(chat_format: ChatFormat, text: str) -> str:
+    ids = chat_format.tokenize([text])[0]
+    return str(chat_format.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _named(tokenizer: GuardedTokenizer, ids: list[int]) -> str:
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    return listed([f"{tokens.get(number, 'a token it does not have')!r} ({number})" for number in ids])

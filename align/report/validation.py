@@ -1,0 +1,120 @@
+"""What `align data validate` shows: problems one by one as they are found, then a summary by kind of mistake."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.config.row_checks import ROW_CHECKS, STATISTICS
+from align.data.validation.finding import catalogue_name, shown_places
+from align.data.validation.problem import Problem
+from align.data.validation.scanned import Tally
+from align.data.validation.survey import Summary
+from align.report.dataset.visible import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LABEL_ADVICE = "trim it: as labels such values look equal and are not"
+
+
+def problem_line(problem: Problem) -> str:
+    """`file:line: field: message → what to do`; what controls a terminal is shown, not obeyed."""
+    left = "" if problem.action == "error" else " (left out)"
+    return visible(f"{problem.render()}{left} → {problem.advice}")
+
+
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """One problem for `--json`."""
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "row": problem.row_number,
+        "id": problem.row_id,
+        "field": problem.field,
+        "reason": problem.reason,
+        "message": problem.message,
+        "action": problem.action,
+        "advice": problem.advice,
+    }
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """Everything but the problems, for `--json`."""
+    return {
+        "source": summary.shown,
+        "kind": summary.kind,
+        "usable": summary.usable,
+        "rows_in": summary.rows_in,
+        "rows_out": summary.rows_out,
+        "errors": summary.errors,
+        "dropped": dict(summary.dropped.most_common()),
+        "checks": [
+            {
+                "name": name,
+                "count": tally.count,
+                "action": action,
+                "meaning": meaning,
+                "advice": advice,
+                "places": [{"file": file, "line": line} for file, line in tally.places],
+            }
+            for name, tally, action, meaning, advice in _found(summary)
+        ],
+        "columns_unused": list(summary.unused),
+        "notes": summary.notes(),
+        "cut_short": summary.cut_short,
+        "near_duplicates_searched": summary.near_duplicates,
+    }
+
+
+def summary_table(summary: Summary) -> Table | None:
+    """Every kind of mistake and finding with its count, what becomes of it, where it is, and what to do; None without any."""
+    from rich import box
+    from rich.table import Table
+
+    found = _found(summary)
+    if not found:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("found", overflow="fold")
+    table.add_column("times", justify="right")
+    table.add_column("action")
+    table.add_column("what it is, where, and what to do", overflow="fold", ratio=1)
+    for name, tally, action, meaning, advice in found:
+        where = shown_places(tally, single_file=len(summary.files) < 2) if tally.places else ""
+        told = "; ".join(part for part in (meaning, where) if part)
+        table.add_row(visible(name), f"{tally.count:,}", action, visible(told + (f" → {advice}" if advice else "")))
+    return table
+
+
+def closing_lines(summary: Summary) -> list[str]:
+    """What came of it, in words."""
+    bad = summary.dropped.total()
+    lines = [f"{summary.shown}: {summary.rows_in:,} rows of {summary.kind}, {summary.rows_out:,} can be used, {bad:,} cannot"]
+    lines += summary.reading.notes()
+    lines += summary.unused_note()
+    if not summary.near_duplicates:
+        lines.append("near duplicates were not searched for: --near-duplicates does it, in memory and minutes")
+    if summary.cut_short:
+        lines.append("a file cannot be read to its end: nobody knows what is missing")
+    elif not summary.rows_out:
+        lines.append("no row can be used: does --kind fit the file? --columns maps fields to its columns")
+    return [visible(line) for line in lines]
+
+
+def _found(summary: Summary) -> list[tuple[str, Tally, str, str, str]]:
+    """Name, tally, action, meaning and advice of everything that was found: what makes rows leave first."""
+    found = []
+    for name in [*(one for one in ROW_CHECKS if one in summary.problems), *summary.findings]:
+        tally = summary.problems.get(name) or summary.findings[name]
+        action = summary.actions.get(name, "")
+        if name in STATISTICS:
+            share = f", {100 * tally.count / max(summary.rows_read, 1):.0f} %"
+            found.append((name, tally, action, STATISTICS[name] + share, ""))
+            continue
+        check = ROW_CHECKS[catalogue_name(name)]
+        meaning, advice = check.meaning, check.advice
+        if ":" in name:
+            meaning += f" (column {name.partition(':')[2]!r})"
+            advice = LABEL_ADVICE if check.name == "trailing_white_space" else advice
+        found.append((name, tally, action, meaning, advice))
+    return found

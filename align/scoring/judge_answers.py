@@ -1,0 +1,84 @@
+"""Replies of judges, kept in the store by the content of the question, so that no question is paid for twice.
+
+One file per endpoint and model, JSON Lines, only ever appended to, each line on disk before the next request goes out. A line
+that a killed process or a full disk left torn is skipped; its question is asked again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from align.errors import EnvironmentProblem
+
+FOLDER_NAME = "judge-answers"
+
+
+@dataclass(frozen=True)
+class JudgeAnswer:
+    """One reply."""
+
+    text: str
+    finish_reason: str
+    """What the endpoint says of the end: stop, length, …"""
+    prompt_tokens: int
+    """Tokens of the question, as the endpoint reports them; 0 where it does not."""
+    completion_tokens: int
+    """Tokens of the reply, likewise."""
+
+
+class AnswerFile:
+    """The replies known so far, by key. Threads may share it, and so may processes: a line is written in one piece."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._lock = threading.Lock()
+        self._known: dict[str, JudgeAnswer] = {}
+        content = path.read_bytes() if path.exists() else b""
+        for line in content.splitlines():
+            if entry := _read_line(line):
+                self._known[entry[0]] = entry[1]
+        # What is appended must not become part of a torn line.
+        self._before_next = b"\n" if content and not content.endswith(b"\n") else b""
+
+    def get(self, key: str) -> JudgeAnswer | None:
+        return self._known.get(key)
+
+    def add(self, key: str, answer: JudgeAnswer) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
+        with self._lock:
+            try:
+                self._append(self._before_next + line)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    hint = "Free some space and run the same command again; what was answered is kept."
+                    raise EnvironmentProblem(f"{self._path}: the disk is full", hint=hint) from error
+                raise
+            self._before_next = b""
+            self._known[key] = answer
+
+    def _append(self, content: bytes) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            written = os.write(descriptor, content)
+            if written != len(content):
+                self._before_next = b"\n"
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_line(line: bytes) -> tuple[str, JudgeAnswer] | None:
+    """Key and reply of a line, or None for one that is not whole."""
+    try:
+        fields = json.loads(line)
+        return str(fields.pop("key")), JudgeAnswer(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

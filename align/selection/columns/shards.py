@@ -1,0 +1,191 @@
+"""Select from files in tasks, each a sealed shard: a kill costs the unfinished ones, and who does them changes nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+from align.attempt import end_with_parent
+from align.errors import AlignError, StageError
+from align.selection.candidate import require_some
+from align.selection.columns.chunk import RowFile, open_file, prompts_in
+from align.selection.columns.layout import TASK_ROWS, Task, lay_out
+from align.selection.columns.regroup import regroup
+from align.selection.columns.selector import Selector
+from align.selection.columns.tally import Tally, Totals
+from align.store.artifact import DROPS_NAME, ROWS_NAME
+from align.store.atomic import atomic_writer
+from align.store.shard import read_seal, seal_shard, shard_path
+
+POLL_SECONDS = 0.2
+TASKS_PER_PROCESS = 2
+"""A process for fewer takes longer to start than it saves."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection gave; its rows and drops are in files."""
+
+    num_prompts: int
+    num_rows: int
+    dropped: Mapping[str, int]
+    metrics: Mapping[str, Any]
+
+
+def select_from_files(
+    files: Sequence[RowFile],
+    selector: Selector,
+    *,
+    name: str,
+    output: Path,
+    work: Path,
+    count: Callable[[int, int], None],
+    num_processes: int | None = None,
+    task_rows: int = TASK_ROWS,
+) -> Selected:
+    """Select prompt by prompt and write `rows.jsonl` and `drops.jsonl`, in the order in which the prompts are first seen.
+
+    Args:
+        name: of the stage, for messages.
+        output: folder for the two files.
+        work: folder for shards and regrouped rows; what an earlier attempt finished there is used, so it must have been about
+            the same files and the same selector.
+        count: called with (finished tasks, tasks); may raise to stop.
+        num_processes: most processes that work at the same time; default: one per core. No byte depends on it.
+        task_rows: rows of a task at least.
+    Raises:
+        DataError: if a row cannot be used. StageError: if a prompt has one candidate_index twice, two prompts share an id, a
+            score is missing, or every prompt is dropped. Both name the file or the prompt.
+    """
+    layout = lay_out(files, task_rows=task_rows)
+    if layout.scattered:
+        files = regroup(files, layout, selector.scorers, work / "regrouped")
+        layout = lay_out(files, task_rows=task_rows)
+    facts = _run_tasks(layout.tasks, selector, work / "shards", count, num_processes)
+    num_prompts = sum(fact["prompts"] for fact in facts)
+    dropped: Counter[str] = Counter()
+    for fact in facts:
+        dropped.update(fact["dropped"])
+    num_rows = sum(fact["rows"] for fact in facts)
+    require_some(num_rows, dropped, name)
+    shards = [shard_path(work / "shards", index) for index in range(len(layout.tasks))]
+    _join(shards, output / ROWS_NAME)
+    _join([_drops_path(shard) for shard in shards], output / DROPS_NAME)
+    metrics = selector.metrics(Totals([fact["tally"] for fact in facts]))
+    return Selected(num_prompts, num_rows, dict(dropped), metrics)
+
+
+def _drops_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.stem}-drops.jsonl")
+
+
+def _join(pieces: Sequence[Path], target: Path) -> None:
+    with atomic_writer(target) as sink:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def run_task(task: Task, selector: Selector, shard: Path) -> dict[str, Any]:
+    """Select from one task's rows; write rows and drops, and last the seal with the facts, which are returned."""
+    tally = Tally()
+    dropped: Counter[str] = Counter()
+    num_prompts = num_rows = 0
+    chunks = (chunk for piece in task for chunk in open_file(piece.file).chunks(piece, selector.scorers))
+    with ExitStack() as stack:
+        rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
+        for candidates, prompt in prompts_in(chunks):
+            rows, drops = selector.select(candidates, prompt, tally)
+            num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
+            for row in rows:
+                rows_file.write((row.model_dump_json() + "\n").encode())
+            for drop in drops:
+                dropped[drop.drop_reason] += 1
+                drops_file.write((drop.model_dump_json() + "\n").encode())
+    facts = {"prompts": num_prompts, "rows": num_rows, "dropped": dict(dropped), "tally": tally.facts()}
+    seal_shard(_drops_path(shard))
+    seal_shard(shard, **facts)
+    return facts
+
+
+def _run_tasks(
+    tasks: Sequence[Task], selector: Selector, folder: Path, count: Callable[[int, int], None], num_processes: int | None
+) -> list[Mapping[str, Any]]:
+    """The facts of every task, in order; those whose shards are whole are not done again."""
+    facts: dict[int, Mapping[str, Any]] = {}
+    for index in range(len(tasks)):
+        shard = shard_path(folder, index)
+        if (seal := read_seal(shard)) is not None and read_seal(_drops_path(shard)) is not None:
+            facts[index] = seal
+    missing = [index for index in range(len(tasks)) if index not in facts]
+    count(len(facts), len(tasks))
+
+    def done(index: int, made: Mapping[str, Any]) -> None:
+        facts[index] = made
+        count(len(facts), len(tasks))
+
+    workers = min(num_processes or len(os.sched_getaffinity(0)), len(missing) // TASKS_PER_PROCESS)
+    if workers > 1:
+        poll = lambda: count(len(facts), len(tasks))  # noqa: E731
+        _run_in_processes({index: tasks[index] for index in missing}, selector, folder, workers, done, poll)
+    else:
+        for index in missing:
+            done(index, run_task(tasks[index], selector, shard_path(folder, index)))
+    return [facts[index] for index in range(len(tasks))]
+
+
+def _run_in_processes(
+    tasks: Mapping[int, Task],
+    selector: Selector,
+    folder: Path,
+    workers: int,
+    done: Callable[[int, Mapping[str, Any]], None],
+    poll: Callable[[], None],
+) -> None:
+    """Share tasks among processes: each gets every `workers`-th one."""
+    context = multiprocessing.get_context("spawn")
+    shares = [dict(list(tasks.items())[number::workers]) for number in range(workers)]
+    processes: dict[Connection, Any] = {}
+    try:
+        for share in shares:
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(share, selector, folder, sender), daemon=True)
+            process.start()
+            sender.close()
+            processes[receiver] = process
+        open_pipes = set(processes)
+        while open_pipes:
+            for receiver in cast(list[Connection], wait(list(open_pipes), POLL_SECONDS)):
+                try:
+                    said = receiver.recv()
+                except EOFError:
+                    open_pipes.discard(receiver)
+                    processes[receiver].join()
+                    if (code := processes[receiver].exitcode) != 0:
+                        raise StageError(f"A selecting process ended with code {code}", hint="The log says why.") from None
+                    continue
+                if isinstance(said, AlignError):
+                    raise said
+                done(*said)
+            poll()
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+
+
+def _work(tasks: Mapping[int, Task], selector: Selector, folder: Path, sender: Connection) -> None:
+    end_with_parent()
+    try:
+        for index, task in tasks.items():
+            sender.send((index, run_task(task, selector, shard_path(folder, index))))
+    except AlignError as error:
+        sender.send(error)

@@ -1,0 +1,192 @@
+"""The order of one prompt's candidates: which can be used, how several scorers are combined, what length costs.
+
+Everything here works on plain lists, so that rows read in columns and records go through the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from align.config.selection import Combine
+from align.records import Drop
+
+CHARACTERS_PER_PENALTY = 100
+_TOLD = {
+    "truncated": "cut at the token limit",
+    "nonfinite_score": "without a finite score",
+    "too_few_candidates": "empty",
+}
+
+
+class PromptCandidates(NamedTuple):
+    """All candidates of one prompt in columns, by rising candidate_index."""
+
+    prompt_id: str
+    indices: Sequence[int]
+    texts: Sequence[str]
+    truncated: Sequence[bool]
+    """Whether the candidate was cut at the token limit."""
+    scores: Sequence[Sequence[float | None]]
+    """One list per scorer of the ranking, in its order; None or a number that is not finite where there is no score."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How candidates are put in order.
+
+    A candidate's combined score is, by `combine`:
+    `weighted_sum` the sum of weight times score; `z_scores` the same of standard scores, (score - mean) / population standard
+    deviation over the prompt's usable candidates, 0 where that deviation is 0; `vote` the share of the other usable candidates
+    that it beats, a tie being half, averaged over the scorers by their weights (between 0 and 1; 0 when it is alone).
+    It is ranked by its combined score minus `length_penalty` for every 100 characters.
+    """
+
+    scorers: Mapping[str, float]
+    """Weight by scorer, each above 0. Higher is better for every scorer."""
+    combine: Combine = "weighted_sum"
+    length_penalty: float = 0.0
+    """In the unit of the combined score, per 100 characters; 0 or more."""
+    keep_truncated: bool = False
+    """Use candidates that were cut at the token limit."""
+
+    def __post_init__(self) -> None:
+        if not self.scorers or not all(0 < weight < math.inf for weight in self.scorers.values()):
+            raise ValueError(f"scorers must be names with weights above 0, not {dict(self.scorers)}")
+        if self.combine not in _COMBINE:
+            raise ValueError(f"combine must be one of {', '.join(_COMBINE)}, not {self.combine!r}")
+        if not 0 <= self.length_penalty < math.inf:
+            raise ValueError(f"length_penalty must be a number, 0 or more, not {self.length_penalty}")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The usable candidates of a prompt in order. Lists are by position in `candidates`."""
+
+    candidates: PromptCandidates
+    combined: list[float]
+    """Combined score; has no meaning for what cannot be used."""
+    rank: list[float]
+    """What orders: the combined score after the length penalty."""
+    order: list[int]
+    """Positions of the usable candidates, best first; of equal ones the lower candidate_index first."""
+    removed: Mapping[str, int] = field(default_factory=dict)
+    """How many cannot be used, by what is wrong with them."""
+
+    def too_few(self) -> Drop:
+        """The drop of a prompt that has too few usable candidates; it blames what removed the most."""
+        most = max(self.removed, key=lambda name: self.removed[name]) if any(self.removed.values()) else "too_few_candidates"
+        parts = [f"{count} {_TOLD[name]}" for name, count in self.removed.items() if count]
+        detail = f"{len(self.order)} of {len(self.candidates.indices)} candidates can be used"
+        detail += f" ({', '.join(parts)})" if parts else ""
+        return Drop(id=self.candidates.prompt_id, drop_reason=most, detail=detail)
+
+    def different_texts(self, positions: Sequence[int]) -> list[int]:
+        """The first of every text, in the order given."""
+        first: dict[str, int] = {}
+        for position in positions:
+            first.setdefault(self.candidates.texts[position], position)
+        return list(first.values())
+
+
+def rank_candidates(candidates: PromptCandidates, ranking: Ranking) -> Ranked:
+    """Order a prompt's candidates by their score.
+
+    Left out are candidates that lack a finite score by any scorer, empty ones (there is nothing to imitate), and, unless
+    `keep_truncated`, those that were cut at the token limit.
+    """
+    truncated, nonfinite, empty = 0, 0, 0
+    # For a number that is not finite, the difference from itself is NaN.
+    lacking = {place for scores in candidates.scores for place, score in enumerate(scores) if score is None or score - score != 0}
+    usable = []
+    for position, (text, cut) in enumerate(zip(candidates.texts, candidates.truncated, strict=True)):
+        if cut and not ranking.keep_truncated:
+            truncated += 1
+        elif position in lacking:
+            nonfinite += 1
+        elif not text or text.isspace():
+            empty += 1
+        else:
+            usable.append(position)
+    combined = rank = _combined(candidates, ranking, usable)
+    if ranking.length_penalty:
+        price = ranking.length_penalty / CHARACTERS_PER_PENALTY
+        rank = [math.nan] * len(combined)
+        for position in usable:
+            rank[position] = combined[position] - price * len(candidates.texts[position])
+    order = usable
+    if rank is not candidates.scores[0]:
+        # Finite scores of about 1e308 may add up to an infinity, which cannot rank.
+        order = [position for position in usable if -math.inf < rank[position] < math.inf]
+        nonfinite += len(usable) - len(order)
+    order.sort(key=rank.__getitem__, reverse=True)  # a reversed sort keeps the order of equal ones
+    removed = {"truncated": truncated, "nonfinite_score": nonfinite, "too_few_candidates": empty}
+    return Ranked(candidates, combined, rank, order, removed)
+
+
+def _combined(candidates: PromptCandidates, ranking: Ranking, usable: Sequence[int]) -> list[float]:
+    """Combined score by position."""
+    weights = list(ranking.scorers.values())
+    if weights == [1.0] and ranking.combine == "weighted_sum":
+        # The one scorer's own scores, to the bit: a sum would make 0.0 of -0.0.
+        return candidates.scores[0]  # type: ignore[return-value]
+    columns = [[scores[position] for position in usable] for scores in candidates.scores]
+    combined = [math.nan] * len(candidates.texts)
+    for position, value in zip(usable, _COMBINE[ranking.combine](columns, weights), strict=True):  # type: ignore[arg-type]
+        combined[position] = value
+    return combined
+
+
+def agreement(candidates: PromptCandidates, weights: Sequence[float], chosen: int, rejected: int) -> tuple[float, bool]:
+    """Share of the scorers' weight that strictly prefers `chosen` to `rejected`, and whether any scorer prefers `rejected`."""
+    share, against = 0.0, False
+    for weight, scores in zip(weights, candidates.scores, strict=True):
+        first, second = scores[chosen], scores[rejected]
+        assert first is not None  # both were ranked
+        assert second is not None
+        share += weight if first > second else 0.0
+        against = against or first < second
+    return share / sum(weights), against
+
+
+def mean_and_deviation(scores: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation of finite numbers, not even of 1e308 overflowing."""
+    largest = max(abs(score) for score in scores) or 1.0
+    scaled = [score / largest for score in scores]
+    mean = math.fsum(scaled) / len(scaled)
+    return mean * largest, math.sqrt(math.fsum((score - mean) ** 2 for score in scaled) / len(scaled)) * largest
+
+
+def _weighted_sum(columns: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    return [sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _z_scores(columns: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    return _weighted_sum([_standardised(column) for column in columns], weights)
+
+
+def _standardised(column: Sequence[float]) -> list[float]:
+    if not column or min(column) == max(column):
+        return [0.0] * len(column)
+    largest = max(abs(score) for score in column)
+    scaled = [score / largest for score in column]
+    mean, deviation = mean_and_deviation(scaled)
+    return [(score - mean) / deviation if deviation else 0.0 for score in scaled]
+
+
+def _vote(columns: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    whole = sum(weights)
+    return _weighted_sum([_won_share(column) for column in columns], [weight / whole for weight in weights])
+
+
+def _won_share(column: Sequence[float]) -> list[float]:
+    """Share of the others that each beats, a tie being half."""
+    rising = sorted(column)
+    others = max(len(column) - 1, 1)
+    return [(bisect_left(rising, score) + bisect_right(rising, score) - 1) / (2 * others) for score in column]
+
+
+_COMBINE = {"weighted_sum": _weighted_sum, "z_scores": _z_scores, "vote": _vote}

@@ -1,0 +1,109 @@
+"""Which files an input stands for, and what is said where that cannot be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.config.inputs import DataInput
+from align.data.source import Source, find_source, read_file
+from align.errors import AlignError, DataError, RecipeError
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    (tmp_path / "README.md").write_text("no data")
+    return tmp_path
+
+
+def _find(folder: Path, path: str, kind: str = "text", **columns: str) -> Source:
+    return find_source(DataInput(kind=kind, path=path, columns=columns), lambda written: folder / written)
+
+
+def _names(source: Source) -> list[str]:
+    return [file.path.name for file in source.files]
+
+
+def test_a_file_a_glob_and_a_folder(shards: Path) -> None:
+    assert _names(_find(shards, "b.jsonl")) == ["b.jsonl"]
+    assert _names(_find(shards, "*.jsonl")) == ["a.jsonl", "b.jsonl"]
+    assert _names(_find(shards, "")) == ["a.jsonl", "b.jsonl"]
+    assert [row for file in _find(shards, "[a]*").files for _, row in read_file(file)] == [{"text": "a.jsonl"}]
+
+
+def test_a_file_whose_name_looks_like_a_glob(shards: Path) -> None:
+    (shards / "x[1].jsonl").write_text("{}")
+    assert _names(_find(shards, "x[1].jsonl")) == ["x[1].jsonl"]
+
+
+def test_lines_of_text_are_prompts_where_prompts_are_wanted(shards: Path) -> None:
+    (shards / "c.txt").write_text("a\n")
+    assert _find(shards, "c.txt", kind="prompts").files[0].columns == {"prompt": "text"}
+    assert _find(shards, "c.txt").files[0].columns == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "told"),
+    [
+        ("aa.jsonl", DataError, "Did you mean"),
+        ("no/such/a.jsonl", DataError, "there is: README.md, a.jsonl, b.jsonl"),
+        ("*.csv", RecipeError, "no file fits"),
+        ("README.md", DataError, "'.md'|.md says nothing"),
+    ],
+)
+def test_what_is_not_there(shards: Path, path: str, error: type[AlignError], told: str) -> None:
+    with pytest.raises(error, match=told):
+        _find(shards, path)
+
+
+def test_a_folder_of_several_formats_is_not_guessed(shards: Path) -> None:
+    (shards / "c.csv").write_text("text\na\n")
+    with pytest.raises(RecipeError, match=r"2 \.jsonl, 1 \.csv"):
+        _find(shards, "")
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "saved" / "train"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "x-2.arrow"}, {"filename": "x-1.arrow"}]}))
+    (folder / "cache-1.arrow").write_bytes(b"")
+    (folder / "x-1.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match=r"x-2\.arrow is missing"):
+        _find(folder, "")
+    (folder / "x-2.arrow").write_bytes(b"")
+    assert _names(_find(folder, "")) == ["x-2.arrow", "x-1.arrow"]
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(RecipeError, match="several splits: train"):
+        _find(tmp_path / "saved", "")
+
+
+def test_parts_of_a_mixture(shards: Path) -> None:
+    parts = {
+        "one": {"path": "*.jsonl", "weight": 2.0, "columns": {"text": "t"}},
+        "hub": {"dataset": "owner/rows", "split": "train", "weight": 1.0},
+    }
+    spec = DataInput.model_validate({"kind": "text", "mixture": parts})
+    source = find_source(spec, lambda written: shards / written)
+    assert [(file.part, file.path.name) for file in source.files] == [("one", "a.jsonl"), ("one", "b.jsonl"), ("hub", "rows")]
+    assert source.weights == {"one": 2.0, "hub": 1.0}
+    assert source.files[0].columns == {"text": "t"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"path": "a.jsonl"},
+        {"columns": {"text": "t"}},
+        {"mixture": {"a/b": {"path": "a.jsonl", "weight": 1.0}}},
+        {"mixture": {"a": {"path": "a.jsonl", "weight": 0.0}}},
+        {"mixture": {"a": {"weight": 1.0}}},
+        {"mixture": {}},
+    ],
+)
+def test_mixtures_that_cannot_be_meant(more: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        DataInput.model_validate({"kind": "text", "mixture": {"a": {"path": "a.jsonl", "weight": 1.0}}, **more})

@@ -1,0 +1,194 @@
+"""What files of scored candidates may look like, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align import load_recipe
+from align.attempt import Progress
+from align.cli.stage_recipe import StageRequest
+from align.errors import DataError, RecipeError, StageError
+from align.pipeline.inputs import resolve_inputs
+from align.selection.columns.chunk import RowFile, open_file
+from align.selection.columns.selector import PairSelector
+from align.selection.columns.shards import select_from_files
+from align.selection.pair import PairRule
+from align.stages import pairs
+from align.stages.protocol import StageContext
+from align.store.artifact import Store
+
+ROW: dict[str, Any] = {"prompt_id": "p", "prompt": "x", "completion": "a", "scores": {"rm": 1.0}}
+ROWS: list[dict[str, Any]] = [ROW, {**ROW, "completion": "b", "scores": {"rm": 2.0}}]
+
+
+def written(path: Path, rows: list[dict[str, Any]], schema: Any = None) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows))
+    return path
+
+
+def pairs_from(file: RowFile, folder: Path, scorer: str = "rm") -> list[dict[str, Any]]:
+    open_file(file).check()
+    selector = PairSelector(PairRule(scorer=scorer))
+    select_from_files([file], selector, name="pairs", output=folder / "out", work=folder / "work", count=lambda *_: None)
+    return [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+class TestForms:
+    def test_what_is_optional_may_be_absent(self, tmp_path: Path, suffix: str) -> None:
+        (pair,) = pairs_from(RowFile(written(tmp_path / f"x{suffix}", ROWS)), tmp_path)
+        assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ([{"role": "user", "content": "x"}], "b", "a")
+
+    def test_messages_with_further_fields(self, tmp_path: Path, suffix: str) -> None:
+        prompt = [{"role": "system", "name": "n", "content": "s"}, {"role": "user", "name": None, "content": "안녕"}]
+        rows = [{**row, "prompt": prompt} for row in ROWS]
+        (pair,) = pairs_from(RowFile(written(tmp_path / f"x{suffix}", rows)), tmp_path)
+        assert pair["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "안녕"}]
+
+    def test_scores_in_columns_of_other_names_and_numbers_as_ids(self, tmp_path: Path, suffix: str) -> None:
+        rows = [{"qid": 7, "prompt": "x", "completion": text, "reward": score} for text, score in (("a", 1), ("b", 2))]
+        file = RowFile(written(tmp_path / f"x{suffix}", rows), {"prompt_id": "qid", "scores.rm": "reward"})
+        (pair,) = pairs_from(file, tmp_path)
+        assert (pair["id"], pair["chosen_score"]) == ("7", 2.0)
+
+    def test_a_single_score(self, tmp_path: Path, suffix: str) -> None:
+        rows = [{**row, "score": 1.0 + index, "scores": None} for index, row in enumerate(ROWS)]
+        for row in rows:
+            del row["scores"]
+        assert pairs_from(RowFile(written(tmp_path / f"x{suffix}", rows)), tmp_path, scorer="score")[0]["chosen"] == "b"
+
+    def test_not_finite_scores_and_cut_completions(self, tmp_path: Path, suffix: str) -> None:
+        more = [{**ROW, "completion": "c", "scores": {"rm": float("nan")}}, {**ROW, "completion": "d", "scores": {"rm": None}}]
+        cut = {**ROW, "completion": "e", "scores": {"rm": 9.0}, "finish_reason": "length"}
+        rows = [{"finish_reason": None, **row} for row in [*ROWS, *more, cut]]
+        assert pairs_from(RowFile(written(tmp_path / f"x{suffix}", rows)), tmp_path)[0]["chosen"] == "b"
+
+    @pytest.mark.parametrize(
+        ("wrong", "expected"),
+        [
+            ({"completion": None}, ":2: completion: expected a"),
+            ({"prompt_id": ""}, ":2: prompt_id: "),
+            ({"finish_reason": "eos"}, ":2: finish_reason: expected stop or length"),
+            ({"candidate_index": -1}, ":2: candidate_index: expected a whole number"),
+            ({"prompt": "y"}, "two different prompts have the id 'p'"),
+            ({"candidate_index": 0}, "prompt 'p' has candidate 0 twice"),
+        ],
+    )
+    def test_a_wrong_row_is_named(self, tmp_path: Path, suffix: str, wrong: dict[str, Any], expected: str) -> None:
+        rows = [{**row, "candidate_index": index, "finish_reason": "stop"} for index, row in enumerate(ROWS)]
+        path = written(tmp_path / f"x{suffix}", [rows[0], {**rows[1], **wrong}])
+        if suffix == ".jsonl":
+            path.write_text(path.read_text().replace("\n\n", "\n"))
+        with pytest.raises((DataError, StageError)) as caught:
+            pairs_from(RowFile(path), tmp_path)
+        assert expected in str(caught.value)
+
+    def test_a_scorer_that_is_not_there(self, tmp_path: Path, suffix: str) -> None:
+        with pytest.raises(StageError, match=r"no score by 'gold'; it has rm"):
+            pairs_from(RowFile(written(tmp_path / f"x{suffix}", ROWS)), tmp_path, scorer="gold")
+
+    def test_a_missing_column(self, tmp_path: Path, suffix: str) -> None:
+        rows = [{key: value for key, value in row.items() if key != "completion"} for row in ROWS]
+        with pytest.raises(DataError, match="completion"):
+            open_file(RowFile(written(tmp_path / f"x{suffix}", rows))).check()
+        rows = [{key: value for key, value in row.items() if key != "scores"} for row in ROWS]
+        with pytest.raises(DataError, match="no score: expected scores"):
+            open_file(RowFile(written(tmp_path / f"y{suffix}", rows))).check()
+
+
+def test_scores_in_a_map(tmp_path: Path) -> None:
+    fields = [("prompt_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())]
+    schema = pa.schema([*fields, ("scores", pa.map_(pa.string(), pa.float32()))])
+    rows = [{**row, "scores": list(row["scores"].items())} for row in ROWS]
+    file = RowFile(written(tmp_path / "x.parquet", rows, schema))
+    assert pairs_from(file, tmp_path)[0]["chosen"] == "b"
+    with pytest.raises(DataError, match=r"x.parquet:1: no score by 'gold'"):
+        pairs_from(file, tmp_path / "other", scorer="gold")
+
+
+def test_columns_of_the_wrong_type_and_files_that_are_none(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.parquet", [{**row, "completion": 5} for row in ROWS])
+    with pytest.raises(DataError, match="completion: expected texts, got a column of int64"):
+        pairs_from(RowFile(path), tmp_path)
+    path.write_text("not parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        open_file(RowFile(path))
+    with pytest.raises(DataError, match=r"x.csv: expected scored candidates in .parquet or .jsonl"):
+        open_file(RowFile(tmp_path / "x.csv"))
+    (tmp_path / "x.jsonl").write_text('{"prompt_id": "p"\n')
+    with pytest.raises(DataError, match=r"x.jsonl:1: not JSON"):
+        open_file(RowFile(tmp_path / "x.jsonl")).check()
+
+
+RECIPE = """\
+name: shards
+inputs:
+  rows: {kind: scored_candidates, path: "*.parquet", columns: {scores.rm: reward}}
+stages:
+  pairs: {stage: pairs, scored: rows, scorers: {rm: 2.0}, combine: z_scores}
+"""
+
+
+def test_a_recipe_reads_files_where_they_lie(tmp_path: Path) -> None:
+    paths = [written(tmp_path / f"{n}.parquet", [{**row, "prompt_id": f"p{n}"} for row in ROWS]) for n in range(2)]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    store = Store(tmp_path / "store")
+    resolved = resolve_inputs(recipe, store)["rows"]
+    assert resolved.artifact is not None
+    assert resolved.artifact.row_paths == paths
+    config = recipe.stages["pairs"].config
+    assert isinstance(config, pairs.Config)
+    context: StageContext[pairs.Config] = StageContext(
+        name="pairs",
+        work=tmp_path / "work",
+        seed=17,
+        progress=Progress(lambda event: None),
+        stop_requested=lambda: None,
+        config=config,
+        artifacts={"rows": resolved.artifact},
+        output=tmp_path / "out",
+        store_root=tmp_path / "store",
+    )
+    outcome = pairs.run(context)
+    assert (outcome.rows_in, outcome.rows_out, outcome.metrics["disagreement_share"]) == (2, 2, 0.0)
+    assert [json.loads(line)["id"] for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()] == ["p0", "p1"]
+    written(paths[1], ROWS)
+    assert resolve_inputs(recipe, store)["rows"].fingerprint != resolved.fingerprint
+
+
+def test_options_of_a_command_line(tmp_path: Path) -> None:
+    written(tmp_path / "x.jsonl", ROWS)
+    request = StageRequest("pairs", pairs.Config, out=tmp_path / "out", seed=1, columns=["completion=text", "scores.rm=reward"])
+    request.set_field("scored", str(tmp_path / "*.jsonl"))
+    request.set_field("scorers", ["rm=1.5", "gold=2"])
+    document = request.finish().value
+    columns = {"completion": "text", "scores.rm": "reward"}
+    assert document["inputs"] == {"scored": {"kind": "scored_candidates", "path": str(tmp_path / "*.jsonl"), "columns": columns}}
+    assert document["stages"]["pairs"] == {"stage": "pairs", "scored": "scored", "scorers": {"rm": 1.5, "gold": 2}}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("k: 3, scorer: rm", "k: goes with policy: top_k_bottom_k only; here the policy is max_min"),
+        ("policy: margin_window, scorer: rm", "max_margin must be given with margin_window"),
+        ("policy: max_min", "scorer: this key is missing"),
+        ("scorer: rm, scorers: {rm: 1.0}", "one of scorer and scorers must be given"),
+    ],
+)
+def test_a_recipe_with_options_that_make_no_sense(tmp_path: Path, options: str, expected: str) -> None:
+    written(tmp_path / "x.parquet", ROWS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("scorers: {rm: 2.0}, combine: z_scores", options))
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        load_recipe(tmp_path / "recipe.yaml")
