@@ -20,6 +20,10 @@ def convert(
         Literal["error", "drop"],
         typer.Option("--on-invalid", help="What to do with a row that cannot be used: stop, or leave it out."),
     ] = "error",
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option("--decontaminate", metavar="FILE", help="Leave out rows that overlap these evaluation prompts. Repeatable."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write the rows of a source as canonical rows: one shape per kind, an id for every row.
@@ -28,11 +32,14 @@ def convert(
     """
     from align.config.inputs import DataInput
     from align.data.convert import convert as convert_rows
+    from align.data.evaluation import evaluation_index
     from align.data.source import find_source
 
     spec = DataInput(kind=kind.value, path=source, columns=column_mapping(columns), on_invalid=on_invalid)
-    found = find_source(spec, lambda written: Path(written).expanduser())
-    converted = convert_rows(spec, found, to)
+    found = find_source(spec, _locate)
+    evaluations = [DataInput(kind="prompts", path=path) for path in decontaminate or ()]
+    index = evaluation_index((find_source(each, _locate), each) for each in evaluations) if evaluations else None
+    converted = convert_rows(spec, found, to, evaluation=index)
     result = converted.result
     if json:
         print_json(
@@ -56,3 +63,7 @@ def convert(
         typer.echo(f"  {note}")
     if result.dropped:
         typer.echo(f"{converted.drops_path}: what was left out")
+
+
+def _locate(written: str) -> Path:
+    return Path(written).expanduser()

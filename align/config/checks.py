@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,26 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
             yield Mistake((*path, *field), f"there is no such file: {place}{_beside(place)}")
         elif not glob.glob(str(place), recursive=True):
             yield Mistake((*path, *field), f"no file fits: {place}")
+
+
+def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) -> Iterator[Mistake]:
+    """Whether the evaluation prompts that data are held against are inputs with prompts, read from files.
+
+    Args:
+        inputs: those that are right by themselves.
+        names: of all inputs; nothing is said about one that is wrong itself.
+    """
+    for name, spec in inputs.items():
+        for number, evaluation in enumerate(spec.decontaminate if isinstance(spec, DataInput) else ()):
+            path, held = ("inputs", name, "decontaminate", number), inputs.get(evaluation)
+            if evaluation not in names:
+                yield Mistake(path, unknown(evaluation, [other for other in names if other != name], what="input"))
+            elif evaluation == name:
+                yield Mistake(path, "rows cannot be held against themselves")
+            elif held is not None and not (isinstance(held, DataInput) and held.kind == "prompts"):
+                yield Mistake(path, f"'{evaluation}' holds {held.kind}; expected an input of the kind prompts")
+            elif isinstance(held, DataInput) and (held.dataset is not None or held.mixture is not None):
+                yield Mistake(path, f"'{evaluation}' must be read from files (path), to know them before anything is fetched")
 
 
 def _beside(place: Path) -> str:

@@ -94,6 +94,8 @@ class DataInput(StrictModel):
     """What to do with a row that cannot be used: stop and name it, or drop and count it."""
     checks: dict[str, Action] = Field(default_factory=dict)
     """What to do about a single check, by its name in docs/data.md: {repeated_rows: drop, near_duplicate: error}."""
+    decontaminate: list[str] = Field(default_factory=list)
+    """Inputs of the kind prompts: rows that overlap one of their prompts are dropped and counted."""
     max_characters: int = Field(default=100_000, ge=1)
     """A longer text in a row is invalid."""
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from align.config.base import StrictModel
-from align.config.checks import AnyInput, check_input_path, check_stage
+from align.config.checks import AnyInput, check_decontamination, check_input_path, check_stage
 from align.config.expand import Expansion, expand
 from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
@@ -143,6 +143,8 @@ class _Parser:
         for key in ambiguous:
             self.add(Mistake(("stages", key), "an input has this name too; names are used once", at_key=True))
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
+        for mistake in check_decontamination(inputs, list(written_inputs)):
+            self.add(mistake)
         self.read_rule_files(written_stages)
         self.expansion = expand(written_stages, list(written_inputs), self.stage_types)
         for mistake in self.expansion.mistakes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from align.config.inputs import DataInput
 from align.data.ingest import Ingested, ingest
+from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source
 from align.data.writer import require_writable_format, write_canonical
 from align.errors import EnvironmentProblem, RecipeError
@@ -33,12 +34,13 @@ class Converted:
     """Counts and notes."""
 
 
-def convert(spec: DataInput, source: Source, target: Path) -> Converted:
+def convert(spec: DataInput, source: Source, target: Path, *, evaluation: EvaluationIndex | None = None) -> Converted:
     """Write the rows of a source that can be used to `target`, and the others beside it.
 
     Args:
         source: the files of `spec`.
         target: a .jsonl or .parquet file, replaced if it is there.
+        evaluation: prompts that no row may overlap; the rows that do are left out.
     Raises:
         RecipeError: if `target` is one of the files that are read, or its ending names no format that is written.
         DataError: see `ingest`. Nothing is written then.
@@ -53,7 +55,7 @@ def convert(spec: DataInput, source: Source, target: Path) -> Converted:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
             folder = Path(temporary)
-            result = ingest(spec, source, source.shown, folder)
+            result = ingest(spec, source, source.shown, folder, evaluation=evaluation)
             write_canonical(target, spec.kind, _rows(folder / ROWS_NAME))
             write_bytes(drops, (folder / DROPS_NAME).read_bytes())
     except EnvironmentProblem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -12,13 +12,15 @@ from pathlib import Path
 from align.config.inputs import DataInput
 from align.data.hub import fetch_dataset_rows
 from align.data.mixture import NOT_SAMPLED, mixed_places
+from align.data.quality.decontamination import evaluation_overlap
+from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source, SourceFile
 from align.data.validation.block import BLOCK_ROWS, Block
 from align.data.validation.collection import Collection, Kept, collect_rows
 from align.data.validation.problem import Problem
 from align.data.validation.survey import Summary, rules_of
 from align.errors import MAX_ERROR_LINES, DataError
-from align.records import Drop
+from align.records import RECORD_TYPES, Drop, Record
 from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
 
@@ -44,7 +46,14 @@ class Ingested:
     """The file, or the hub id with its commit."""
 
 
-def ingest(spec: DataInput, source: Source | None, shown_name: str, entry_folder: Path) -> Ingested:
+def ingest(
+    spec: DataInput,
+    source: Source | None,
+    shown_name: str,
+    entry_folder: Path,
+    *,
+    evaluation: EvaluationIndex | None = None,
+) -> Ingested:
     """Write `rows.jsonl` and `drops.jsonl` into `entry_folder`.
 
     Args:
@@ -52,6 +61,7 @@ def ingest(spec: DataInput, source: Source | None, shown_name: str, entry_folder
         source: the files; None for a hub dataset.
         shown_name: how messages call the input, as the user wrote it.
         entry_folder: existing folder of the store entry.
+        evaluation: prompts that no row may overlap; the rows that do are dropped, whatever `on_invalid` says.
     Raises:
         DataError: if something is found for which the input cannot be used (`on_invalid`, `checks`), if no row can be used, or
             if a file ends before its end (cut short, damaged): nobody would know how many rows are missing. Nothing is written.
@@ -66,7 +76,7 @@ def ingest(spec: DataInput, source: Source | None, shown_name: str, entry_folder
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
-        dropped = _write(collection, source, entry_folder)
+        dropped = _write(_without_evaluation(collection, spec.kind, evaluation), source, entry_folder)
     return Ingested(
         rows_in=summary.rows_in,
         rows_out=summary.rows_in - dropped.total(),
@@ -87,37 +97,63 @@ def _hub_source(spec: DataInput, shown_name: str) -> tuple[Source, Iterator[Bloc
     return source, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
 
 
-def _write(collection: Collection, source: Source, entry_folder: Path) -> Counter[str]:
-    """Write what stays and what leaves; the rows that leave by reason."""
+def _without_evaluation(collection: Collection, kind: str, evaluation: EvaluationIndex | None) -> Iterable[Kept | Drop]:
+    """The rows, those that overlap an evaluation prompt as drops."""
+    if evaluation is None:
+        yield from collection
+        return
+    for row in collection:
+        if isinstance(row, Kept):
+            record = RECORD_TYPES[kind].model_validate_json(row.line)
+            assert isinstance(record, Record)  # every kind of user data is one
+            yield evaluation_overlap(record, evaluation) or row
+        else:
+            yield row
+
+
+def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> Counter[str]:
+    """Write what stays and what leaves; the rows that leave by reason.
+
+    Raises:
+        DataError: if none stays.
+    """
     dropped: Counter[str] = Counter()
+    num_kept = 0
     with ExitStack() as stack:
         rows_stream = stack.enter_context(atomic_writer(entry_folder / ROWS_NAME))
         drops_stream = stack.enter_context(atomic_writer(entry_folder / DROPS_NAME))
-        for row in _mixed(collection, source) if source.weights else collection:
+        for row in _mixed(rows, source) if source.weights else rows:
             if isinstance(row, Kept):
+                num_kept += 1
                 rows_stream.write(row.line)
             else:
                 dropped[row.drop_reason] += 1
                 drops_stream.write((row.model_dump_json() + "\n").encode())
+        if not num_kept:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common())
+            raise DataError(
+                f"{source.shown}: no row is left ({reasons})",
+                hint="Do all rows overlap the evaluation prompts, or has a part of the mixture no row?",
+            )
     return dropped
 
 
-def _mixed(collection: Collection, source: Source) -> Iterator[Kept | Drop]:
+def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]:
     """The rows of a mixture in its order; before them, what cannot be used, and behind them, what was not taken."""
     parts: dict[str, list[Kept]] = {name: [] for name in source.weights}
-    for row in collection:
+    for row in rows:
         if isinstance(row, Drop):
             yield row
         else:
             parts[source.files[row.file_number].part or ""].append(row)
-    places = mixed_places({name: [row.id for row in rows] for name, rows in parts.items()}, source.weights)
+    places = mixed_places({name: [row.id for row in of_part] for name, of_part in parts.items()}, source.weights)
     yield from (parts[place.part][place.index].within(place.part) for place in places)
-    for name, rows in parts.items():
+    for name, of_part in parts.items():
         taken = {place.index for place in places if place.part == name}
-        detail = f"{len(taken):,} of {len(rows):,} rows were taken"
+        detail = f"{len(taken):,} of {len(of_part):,} rows were taken"
         yield from (
             Drop(id=row.within(name).id, drop_reason=NOT_SAMPLED, detail=detail)
-            for index, row in enumerate(rows)
+            for index, row in enumerate(of_part)
             if index not in taken
         )
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
+from align.data.evaluation import evaluation_index
 from align.data.ingest import ingest
+from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
@@ -39,6 +41,8 @@ class ResolvedInput:
     source: Source | None
     """Files of a data input; None for a hub dataset, and for what is no data input."""
     shown_source: str
+    evaluations: tuple[ResolvedInput, ...] = ()
+    """Prompts that its rows must not overlap."""
 
 
 def resolve_inputs(recipe: Recipe, store: Store) -> dict[str, ResolvedInput]:
@@ -112,13 +116,17 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
     # What the files are called does not count, what is in them does, and the order in which they are read.
-    how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}})
+    how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}, "decontaminate": True})
     source = find_source(spec, recipe.locate) if spec.dataset is None else None
     content = [_content_of(file, store) for file in source.files] if source is not None else None
-    digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content})
+    held_against = [(other, recipe.inputs[other]) for other in spec.decontaminate]
+    evaluations = tuple(_resolve_data(recipe, other, held, store) for other, held in held_against if isinstance(held, DataInput))
+    against = [evaluation.fingerprint for evaluation in evaluations]
+    digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
     entry = store.entry(INPUT_STAGE, digest)
     artifact = store.load(name, entry) if entry.check(store.hashes)[0] == "done" else None
-    return ResolvedInput(name, digest, artifact, spec, source, source.shown if source is not None else str(spec.dataset))
+    shown = source.shown if source is not None else str(spec.dataset)
+    return ResolvedInput(name, digest, artifact, spec, source, shown, evaluations)
 
 
 def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
@@ -167,6 +175,14 @@ def import_inputs(
     return artifacts
 
 
+def _evaluation_index(resolved: ResolvedInput) -> EvaluationIndex | None:
+    """The prompts that its rows must not overlap; None where there are none."""
+    sources = [(each.source, each.spec) for each in resolved.evaluations]
+    if not sources:
+        return None
+    return evaluation_index((source, spec) for source, spec in sources if source and isinstance(spec, DataInput))
+
+
 def _import_rows(resolved: ResolvedInput, store: Store, report: Callable[[dict[str, Any]], None]) -> Artifact:
     spec = resolved.spec
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
@@ -182,7 +198,8 @@ def _import_rows(resolved: ResolvedInput, store: Store, report: Callable[[dict[s
         if state != "done":
             started = time.perf_counter()
             entry.begin()
-            result = ingest(spec, resolved.source, resolved.shown_source, entry.path)
+            index = _evaluation_index(resolved)
+            result = ingest(spec, resolved.source, resolved.shown_source, entry.path, evaluation=index)
             entry.commit(
                 _manifest(
                     spec.kind,

@@ -13,14 +13,15 @@ OVERLAPS_EVALUATION = "overlaps_evaluation"
 
 def evaluation_overlap(record: Record, index: EvaluationIndex) -> Drop | None:
     """Why a row must leave: the evaluation prompt that one of its messages or completions overlaps; None if it may stay."""
-    overlap = index.overlap(*_texts(record))
+    overlap = index.overlap(*texts_of(record))
     if overlap is None:
         return None
     detail = f"has {100 * overlap.share:.0f} % of the evaluation prompt {overlap.prompt_id!r}, such as {overlap.ngram!r}"
     return Drop(id=record.id, drop_reason=OVERLAPS_EVALUATION, detail=detail)
 
 
-def _texts(record: Record) -> Iterator[str]:
+def texts_of(record: Record) -> Iterator[str]:
+    """Every message and completion of a row, each on its own."""
     if isinstance(record, TextRow):
         yield record.text
         return

@@ -25,6 +25,7 @@ from align.data.quality import (
     openings,
     signals,
 )
+from align.data.quality.decontamination import texts_of
 from align.records import Instruction, Preference, Prompt, Record, TextRow
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import (
@@ -113,7 +114,7 @@ class Collector:
             self._scored += 1
             self._inverted += row.scores[0] < row.scores[1]
         for overlap in self._overlaps:
-            overlap.add(row.place, "\n".join(sides))
+            overlap.add(row.place, record, "\n".join(sides))
 
     def finish(self, source: SourceSummary) -> Facts:
         """The numbers of all rows that were added."""
@@ -198,7 +199,8 @@ def _examples(rows: Sequence[_Texts], members: Sequence[int]) -> tuple[tuple[str
 
 
 def _preference(rows: Sequence[_Texts]) -> LengthBaseline | None:
-    return length_baseline((row.id, *(len(text) for text in row.completions)) for row in rows)  # type: ignore[misc]
+    """The pairs of one prompt are in one fold, so the prompt stands for its id."""
+    return length_baseline((row.prompt, *(len(text) for text in row.completions)) for row in rows)  # type: ignore[misc]
 
 
 class _OverlapCounter:
@@ -214,8 +216,8 @@ class _OverlapCounter:
         self._found: set[str] = set()
         self._largest: list[tuple[float, int, str, str, Overlap]] = []
 
-    def add(self, place: str, text: str) -> None:
-        overlap = self._index.overlap(text)
+    def add(self, place: str, record: Record, text: str) -> None:
+        overlap = self._index.overlap(*texts_of(record))
         if overlap is None:
             return
         self._rows += 1

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.config.inputs import DataInput
+from align.data.evaluation import evaluation_prompts
 from align.data.source import find_source
 from align.data.validation import rules_of
-from align.data.validation.collection import collect_rows, valid_rows
+from align.data.validation.collection import collect_rows
 from align.errors import DataError
-from align.records import Prompt
 from align.report.dataset.collect import Collector
 from align.report.dataset.facts import Facts, SourceSummary
 from align.report.dataset.tokens import TrainingView
@@ -39,7 +39,8 @@ def inspect_source(
         RecipeError: if there is no such file or column.
     """
     source = find_source(spec, locate)
-    prompts = {name: list(_evaluation_prompts(name, locate)) for name in against}
+    evaluations = {name: DataInput(kind="prompts", path=name) for name in against}
+    prompts = {name: evaluation_prompts(find_source(each, locate), each) for name, each in evaluations.items()}
     collector = Collector(spec.kind, seed=seed, samples=samples, against=prompts, view=training)
     with collect_rows(source, rules_of(spec)) as collection:
         for record in collection.records():
@@ -62,16 +63,3 @@ def inspect_source(
             cut_short=found.cut_short,
         )
     )
-
-
-def _evaluation_prompts(path: str, locate: Callable[[str], Path]) -> Iterator[tuple[str, str]]:
-    """(id, text) of every prompt of an evaluation file."""
-    spec = DataInput(kind="prompts", path=path)
-    source = find_source(spec, locate)
-    empty = True
-    for record in valid_rows(source, spec):
-        assert isinstance(record, Prompt)  # that is what was asked for
-        empty = False
-        yield record.id, "\n".join(message.content for message in record.prompt)
-    if empty:
-        raise DataError(f"{source.shown}: there is no prompt in it to compare with", hint="`align data validate` says why.")

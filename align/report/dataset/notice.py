@@ -132,8 +132,8 @@ def _overlaps(facts: Facts) -> Iterator[Notice]:
             f"{counted(overlap.rows, 'row shares', 'rows share')} a long run of words with {overlap.prompts_found:,} of the "
             f"{overlap.prompts:,} prompts of {overlap.evaluation} ({share_text(share)} of the rows); "
             f"{whole} nearly the whole of one.",
-            "A model that was trained on them is not measured by those prompts. Look at the examples, and leave out the rows "
-            "that are the same question.",
+            "A model that was trained on them is not measured by those prompts. Look at the examples; `align data convert "
+            "--decontaminate` leaves such rows out.",
             share,
         )
 

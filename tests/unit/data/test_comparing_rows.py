@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from align.config.inputs import DataInput
-from align.data.validation import block
 from align.data.ingest import ingest
 from align.data.source import Source, SourceFile
-from align.data.validation import collect_rows, valid_rows, validate_source
+from align.data.validation import block, collect_rows, valid_rows, validate_source
 from align.data.validation.block import blocks_of, starts_with_mark
 from align.data.validation.crossing import contradictions, mirrored, repetitions
 from align.data.validation.ledger import PARTITIONS, Ledger, with_company

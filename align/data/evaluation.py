@@ -1,0 +1,38 @@
+"""Evaluation prompts, which training data are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from align.config.inputs import DataInput
+from align.data.quality.overlap import EvaluationIndex
+from align.data.source import Source
+from align.data.validation import valid_rows
+from align.errors import DataError
+from align.records import Prompt
+
+
+def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]:
+    """(id, text) of every prompt of a source that can be used.
+
+    Raises:
+        DataError: if there is none, or a file cannot be read.
+    """
+    prompts = []
+    for record in valid_rows(source, spec):
+        assert isinstance(record, Prompt)  # `spec` is of the kind prompts
+        prompts.append((record.id, "\n".join(message.content for message in record.prompt)))
+    if not prompts:
+        raise DataError(f"{source.shown}: there is no prompt in it to compare with", hint="`align data validate` says why.")
+    return prompts
+
+
+def evaluation_index(sources: Iterable[tuple[Source, DataInput]]) -> EvaluationIndex:
+    """An index of the prompts of several sources; an id is preceded by its source where there are several."""
+    listed = list(sources)
+    several = len(listed) > 1
+    return EvaluationIndex(
+        (f"{source.shown}:{prompt_id}" if several else prompt_id, text)
+        for source, spec in listed
+        for prompt_id, text in evaluation_prompts(source, spec)
+    )
