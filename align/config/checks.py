@@ -79,7 +79,7 @@ def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) 
             elif evaluation == name:
                 yield Mistake(path, "rows cannot be held against themselves")
             elif held is not None and not (isinstance(held, DataInput) and held.kind == "prompts"):
-                yield Mistake(path, f"'{evaluation}' holds {held.kind}; expected an input of the kind prompts")
+                yield Mistake(path, f"'{evaluation}' holds {kind_phrase(held.kind)}; expected an input of the kind prompts")
             elif isinstance(held, DataInput) and (held.dataset is not None or held.mixture is not None):
                 yield Mistake(path, f"'{evaluation}' must be read from files (path), to know them before anything is fetched")
 

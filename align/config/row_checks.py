@@ -82,7 +82,7 @@ _ALL = (
     ),
     _check("identical", "row", "chosen equals rejected", "remove the pair"),
     _check("nonfinite_score", "row", "a score that is NaN or infinite", "score again, or leave the score out"),
-    _check("tie", "row", "a label or scores that prefer none", "remove the row"),
+    RowCheck("tie", "row", "a label or scores that prefer none", "nothing: it says nothing of preference", BY_ON_INVALID, "drop"),
     _finding(
         "identical_after_trim", "text", "chosen and rejected differ only in white space around them", "remove the pair", None
     ),

@@ -76,7 +76,7 @@ def ingest(
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
-        dropped = _write(_without_evaluation(collection, spec.kind, evaluation), source, entry_folder)
+        dropped = _write(_without_evaluation(collection, source, spec.kind, evaluation), source, entry_folder)
     return Ingested(
         rows_in=summary.rows_in,
         rows_out=summary.rows_in - dropped.total(),
@@ -97,18 +97,20 @@ def _hub_source(spec: DataInput, shown_name: str) -> tuple[Source, Iterator[Bloc
     return source, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
 
 
-def _without_evaluation(collection: Collection, kind: str, evaluation: EvaluationIndex | None) -> Iterable[Kept | Drop]:
+def _without_evaluation(
+    collection: Collection, source: Source, kind: str, evaluation: EvaluationIndex | None
+) -> Iterator[Kept | Drop]:
     """The rows, those that overlap an evaluation prompt as drops."""
-    if evaluation is None:
-        yield from collection
-        return
     for row in collection:
-        if isinstance(row, Kept):
+        overlapping = None
+        if evaluation is not None and isinstance(row, Kept):
             record = RECORD_TYPES[kind].model_validate_json(row.line)
             assert isinstance(record, Record)  # every kind of user data is one
-            yield evaluation_overlap(record, evaluation) or row
-        else:
-            yield row
+            overlapping = evaluation_overlap(record, evaluation)
+            if overlapping is not None:
+                place = f"{source.files[row.file_number].shown}:{record.line}"
+                overlapping = overlapping.model_copy(update={"detail": f"{place}: {overlapping.detail}"})
+        yield overlapping or row
 
 
 def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> Counter[str]:

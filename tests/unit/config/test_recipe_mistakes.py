@@ -16,6 +16,22 @@ from align.stages.registry import STAGES
 Problems = Callable[..., list[str]]
 
 ONE_MISTAKE = [
+    # evaluation prompts
+    (
+        "path: lessons.jsonl",
+        "path: lessons.jsonl, decontaminate: [held_ot]",
+        "recipe.yaml:4:70: inputs.lessons.decontaminate.0: unknown input; did you mean 'held_out'?",
+    ),
+    (
+        "path: lessons.jsonl",
+        "path: lessons.jsonl, decontaminate: [base]",
+        "recipe.yaml:4:70: inputs.lessons.decontaminate.0: 'base' holds a model; expected an input of the kind prompts",
+    ),
+    (
+        "path: prompts.jsonl",
+        "path: prompts.jsonl, decontaminate: [prompts]",
+        "recipe.yaml:5:65: inputs.prompts.decontaminate.0: rows cannot be held against themselves",
+    ),
     # unknown keys
     ("beta: 0.1", "betta: 0.1", "recipe.yaml:8:47: stages.dpo.betta: unknown key; did you mean 'beta'?"),
     (

@@ -99,3 +99,36 @@ def test_there_and_back_every_byte_is_the_same(tmp_path: Path, pairs: list[dict[
     assert _convert(tmp_path / "b.parquet", *kind, tmp_path / "c.jsonl") == 0
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
     assert [row for _, row in read_raw(tmp_path / "b.parquet")] == rows
+
+
+def test_rows_that_evaluation_will_ask_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "How many apples does Kim have left when seven of thirty are eaten by birds?"
+    lessons = [
+        ("Kim: " + asked.lower(), "23"),
+        ("What is a bird?", "An animal."),
+        ("Say", asked),
+        ("오늘 날씨 어때", "맑아요"),
+    ]
+    rows = [json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) for prompt, completion in lessons]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"id": "q7", "prompt": asked}), encoding="utf-8")
+    (tmp_path / "more.txt").write_text("오늘 날씨 어때\n내일은 우산을 가져가야 할까요\n", encoding="utf-8")
+    held = ("--decontaminate", tmp_path / "held_out.jsonl", "--decontaminate", tmp_path / "more.txt")
+    to = tmp_path / "b.jsonl"
+    assert _convert(tmp_path / "a.jsonl", "--kind", "instructions", "--to", to, *held, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows_in"], told["rows_out"], told["dropped"]) == (4, 1, {"overlaps_evaluation": 3})
+    assert [row["completion"] for row in _lines(to)] == ["An animal."]
+    drops = _lines(tmp_path / "b.drops.jsonl")
+    assert [drop["drop_reason"] for drop in drops] == ["overlaps_evaluation"] * 3
+    assert (
+        f"{tmp_path / 'a.jsonl'}:1: has 100 % of the evaluation prompt '{tmp_path / 'held_out.jsonl'}:q7'" in drops[0]["detail"]
+    )
+
+
+def test_when_every_row_is_asked_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "내일은 우산을 가져가야 할까요"}', encoding="utf-8")
+    to, itself = tmp_path / "out" / "b.jsonl", ("--decontaminate", tmp_path / "a.jsonl")
+    assert _convert(tmp_path / "a.jsonl", "--kind", "prompts", "--to", to, *itself) == 3
+    assert "no row is left (overlaps_evaluation 1)" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []

@@ -28,6 +28,8 @@ def shards(tmp_path: Path) -> Path:
 
 def _recipe(folder: Path, **spec: Any) -> Recipe:
     inputs = {"rows": DataInput.model_validate({"kind": "text", **spec})}
+    if spec.get("decontaminate"):
+        inputs["asked"] = DataInput(kind="prompts", path="asked.txt")
     document = parse_text("{}", label="recipe.yaml")
     return Recipe("r", 1, folder / "recipe.yaml", folder, inputs, {}, {}, document, Expansion({}, {}))
 
@@ -69,3 +71,15 @@ def test_a_mixture(tmp_path: Path, shards: Path) -> None:
     assert drop["id"].startswith("one/")
     heavier = {**parts, "one": {"path": "shards/a.jsonl", "weight": 2.0}}
     assert _digest(tmp_path, mixture=heavier) != artifact.fingerprint
+
+
+def test_evaluation_prompts_decide_by_their_content_what_is_left(tmp_path: Path, shards: Path) -> None:
+    asked = tmp_path / "asked.txt"
+    asked.write_text("three\n")
+    plain, held = _digest(tmp_path, path="shards"), _digest(tmp_path, path="shards", decontaminate=["asked"])
+    artifact = _imported(tmp_path, path="shards", decontaminate=["asked"])
+    assert artifact.manifest.dropped == {"overlaps_evaluation": 1}
+    assert [row.text for row in artifact.rows(TextRow)] == ["one", "two"]
+    asked.write_text("one\n")
+    assert len({plain, held, _digest(tmp_path, path="shards", decontaminate=["asked"])}) == 3
+    assert [row.text for row in _imported(tmp_path, path="shards", decontaminate=["asked"]).rows(TextRow)] == ["two", "three"]
