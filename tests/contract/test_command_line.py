@@ -13,9 +13,9 @@ from align.stages.registry import STAGES
 
 COMMANDS = [
     *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]),
-    *(["export"], ["serve"], ["chat"], ["pairs"]),
+    *(["export"], ["serve"], ["chat"], ["pairs"], ["data"], ["data", "validate"], ["data", "inspect"], ["data", "convert"]),
 ]
-HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "vllm", "numpy", "datasets", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "vllm", "numpy", "datasets", "scipy", "matplotlib", "pyarrow")
 FULL_DEVICE = Path("/dev/full")
 
 

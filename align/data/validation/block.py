@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,6 +30,8 @@ SMALL_BYTES = 48 << 20
 """Below this, starting a second process takes longer than it saves."""
 LINE_FORMATS = (".jsonl", ".ndjson")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+START_BYTES = 64 << 10
+"""Read to see how a file begins; a longer first line does not tell how it ends."""
 ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
 
 
@@ -121,11 +124,16 @@ def scan_block(block: Block, rules: RowRules, file: FileRules, wanted: Wanted, c
     return scan(block.data, rules, file, wanted, checks, block.previous_line)
 
 
-def starts_with_mark(file: SourceFile) -> bool:
-    """Whether the file begins with a UTF-8 byte order mark."""
+def marks_of(file: SourceFile) -> dict[str, str]:
+    """What the first bytes of a text file tell of it as a whole, by the name of the check, in words."""
     if file.hub is not None or file_format(file.path) in (".parquet", ".arrow"):
-        return False
-    return _start(file.path).startswith(BYTE_ORDER_MARK)
+        return {}
+    start, found = _start(file.path), {}
+    if start.startswith(BYTE_ORDER_MARK):
+        found["byte_order_mark"] = "the file begins with a byte order mark; expected UTF-8 without one"
+    if start.partition(b"\n")[0].endswith(b"\r"):
+        found["crlf_line_ends"] = "the first line ends in CR LF; expected LF"
+    return found
 
 
 def _start(path: Path) -> bytes:
@@ -133,8 +141,8 @@ def _start(path: Path) -> bytes:
 
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            return bytes(stream.read(len(BYTE_ORDER_MARK) + 1))
-    except (OSError, EOFError):
+            return bytes(stream.read(START_BYTES))
+    except (OSError, EOFError, zlib.error):
         return b""  # whoever reads the rows says what is wrong
 
 

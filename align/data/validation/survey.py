@@ -11,7 +11,7 @@ from align.config.inputs import DataInput
 from align.config.row_checks import Action
 from align.data.rows.row import Reading
 from align.data.source import Source
-from align.data.validation.block import Block, scanned_blocks, starts_with_mark
+from align.data.validation.block import Block, marks_of, scanned_blocks
 from align.data.validation.cross_check import CrossCheck, Settled
 from align.data.validation.finding import catalogue_name, finding_note, findings_in_order
 from align.data.validation.ledger import ROWS_IN_MEMORY
@@ -210,9 +210,8 @@ class Survey:
 
     def _note_marks(self) -> None:
         for file in self._source.files:
-            if starts_with_mark(file):
-                if self._rules.action("byte_order_mark") == "keep":
-                    self.summary.findings.setdefault("byte_order_mark", Tally()).add(file.shown, 1)
+            for name, told in marks_of(file).items():
+                if self._rules.action(name) == "keep":
+                    self.summary.findings.setdefault(name, Tally()).add(file.shown, 1)
                 else:
-                    told = "the file begins with a byte order mark; expected UTF-8 without one"
-                    self._count(Problem(1, 1, "", "", "byte_order_mark", told, ends_file=False, file=file.shown, counted=False))
+                    self._count(Problem(1, 1, "", "", name, told, ends_file=False, file=file.shown, counted=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from align.config.inputs import DataInput
 from align.data.ingest import ingest
 from align.data.source import Source, SourceFile
 from align.data.validation import block, collect_rows, valid_rows, validate_source
-from align.data.validation.block import blocks_of, starts_with_mark
+from align.data.validation.block import blocks_of, marks_of
 from align.data.validation.crossing import contradictions, mirrored, repetitions
 from align.data.validation.ledger import PARTITIONS, Ledger, with_company
 from align.data.validation.scanned import RowRules
@@ -159,11 +160,25 @@ def test_a_byte_order_mark_is_told_and_may_be_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\xef\xbb\xbf{"prompt": "b"}\n')
     source = Source((SourceFile(path, "x.jsonl", {}),), "x.jsonl")
-    assert starts_with_mark(source.files[0])
+    assert list(marks_of(source.files[0])) == ["byte_order_mark"]
     summary = validate_source(source, RowRules("prompts"))
     assert summary.counts() == {"byte_order_mark": 1}
     assert summary.dropped == {"not_json": 1}
     assert validate_source(source, RowRules("prompts", checks={"byte_order_mark": "error"})).errors == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.csv", b"prompt\r\na\r\n"), ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\r\n', mtime=0))],
+    ids=["csv", "gzip"],
+)
+def test_line_ends_of_windows_are_told_and_change_nothing(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = Source((SourceFile(tmp_path / name, name, {}),), name)
+    with collect_rows(source, RowRules("prompts")) as collection:
+        assert collection.summary.counts() == {"crlf_line_ends": 1}
+        assert [row.prompt[0].content for row in collection.records()] == ["a"]  # type: ignore[attr-defined]
+    assert validate_source(source, RowRules("prompts", checks={"crlf_line_ends": "error"})).errors == 1
 
 
 def test_a_line_too_long_for_memory_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
