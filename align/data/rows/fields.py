@@ -55,6 +55,8 @@ class FieldTaker:
         self.extra_message_keys: set[str] = set()
         """`field.key` of messages, that say neither who speaks nor what."""
         self.from_transcripts = 0
+        self.empty_inputs = 0
+        """Instructions whose input is there and empty."""
         """Rows that were split from Human/Assistant transcripts."""
 
     def text(self, field: str, value: Any, empty_reason: str, faults: Faults) -> Any:
@@ -141,12 +143,13 @@ class FieldTaker:
         given = row.get(columns["input"]) if "input" in columns else None
         if text is None:
             return None
-        if given is None or given == "":
+        if given is None:
             return [{"role": "user", "content": text}]
         if not isinstance(given, str):
             faults.append(FieldError("input", "wrong_type", f"must be text, but is {shown(given)} ({type(given).__name__})"))
             return None
-        if given.isspace():
+        if not given or given.isspace():
+            self.empty_inputs += 1
             return [{"role": "user", "content": text}]
         self.text("input", given, "empty_prompt", faults)
         self.text("prompt", f"{text}\n\n{given}", "empty_prompt", faults)

@@ -120,6 +120,7 @@ class RowReader:
         """How the rows so far were understood."""
         remarks = {
             "rows are Human/Assistant transcripts; they were split into messages": self._take.from_transcripts,
+            "rows have an empty input: the instruction alone is their prompt": self._take.empty_inputs,
             "prompts have further turns, left out: they cannot follow without an answer": self._builder.later_turns,
             "conversations end with an answer, which is no part of the prompt": self._builder.answers_left_out,
         }

@@ -223,6 +223,13 @@ class TestPrompts:
         ]
 
 
+def test_empty_inputs_of_instructions_are_counted() -> None:
+    reader = RowReader("instructions", {}, 100)
+    for given in ("", " ", "b", None):
+        assert not reader.read({"instruction": "a", "input": given, "output": "c"}).faults
+    assert reader.reading().notes()[1:] == ["2 rows have an empty input: the instruction alone is their prompt"]
+
+
 def test_the_plain_shape_needs_no_mention() -> None:
     reader = RowReader("preferences", {}, 100)
     reader.read({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 1})
