@@ -12,21 +12,23 @@ LOOKED_AT = 50
 
 
 def guess_kind(source: Source, max_characters: int = 100_000) -> str:
-    """The kind as which most of the first rows can be read; of several, the one that leaves the fewest columns unused.
+    """Of the kinds as which half of the first rows can be read or more, the one that leaves the fewest columns unused.
+
+    Then the number of rows decides: a pair whose sides are missing is a broken pair, although it would do as a prompt.
 
     Raises:
         DataError: if no kind fits, or several do; nothing is guessed then.
     """
     file = source.files[0]
     rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[float, int]] = {}
     for kind in FIELDS:
         if file.columns.keys() - set(FIELDS[kind]):
             continue
         reader = RowReader(kind, file.columns, max_characters)
         reads = [read for read in map(reader.read, rows) if read.parts]
-        if reads:
-            found[kind] = (len(reads), -sum(len(read.unused) for read in reads))
+        if reads and 2 * len(reads) >= len(rows):
+            found[kind] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
     best = [kind for kind, fit in found.items() if fit == max(found.values())]
     if len(best) == 1:
         return best[0]

@@ -1,0 +1,48 @@
+"""Which kind of rows a file holds: told by the columns, or asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.source import Source, SourceFile
+from align.data.validation.kind import guess_kind
+from align.errors import DataError
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+def _source(folder: Path, rows: list[Any]) -> Source:
+    path = folder / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Source((SourceFile(path, "x.jsonl", {}),), "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([PAIR, PAIR], "preferences"),
+        ([PAIR, PAIR, {"prompt": "a"}], "preferences"),  # a broken pair makes no file of prompts
+        ([{"prompt": "a", "completion": "b"}], "instructions"),
+        ([{"prompt": "a", "source": "x"}, 7], "prompts"),
+        ([{"text": "a"}], "text"),
+    ],
+)
+def test_the_kind_that_leaves_fewest_columns_unused(rows: list[Any], kind: str, tmp_path: Path) -> None:
+    assert guess_kind(_source(tmp_path, rows)) == kind
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"question": "a", "answer": "b"}], "can be read as instructions or prompts; they have question, answer"),
+        ([{"x": 1}], "fit no kind; they have x"),
+        ([], "fit no kind; they have no column"),
+    ],
+)
+def test_nothing_is_guessed_where_several_or_none_fit(rows: list[Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        guess_kind(_source(tmp_path, rows))
