@@ -64,16 +64,16 @@ def open_model_format(model: Path) -> ModelFormat:
     """Load the tokenizer of a stage's or a model's folder.
 
     Raises:
-        RecipeError, EnvironmentProblem: see `open_source`, `load_tokenizer` and `format_of`.
+        RecipeError, EnvironmentProblem: see `find_source`, `load_tokenizer` and `format_of`.
     """
     from align.pipeline.worker import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no remarks
     from align.data.plain import format_of
-    from align.export.source import open_source
+    from align.export.source import find_source
     from align.models.folder import context_tokens
     from align.models.load import load_tokenizer
 
-    found = open_source(model)
+    found = find_source(model)
     chat_format = format_of(found.folder, load_tokenizer(found.folder), str(model))
     return ModelFormat(found.name, chat_format, context_tokens(found.folder))

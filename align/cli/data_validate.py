@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from align.cli.data_options import ColumnsOption, Kind, SourceArgument, column_mapping
+from align.cli.data_options import ColumnsOption, Kind, SourceArgument, column_mapping, open_model_format
 from align.cli.options import JsonOption, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
@@ -142,14 +142,9 @@ def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
 
 def _model_checks(model: Path, max_tokens: int | None) -> RecordChecks:
     from align.data.model_checks import ModelChecks
-    from align.data.plain import format_of
-    from align.export.source import open_source
-    from align.models.folder import context_tokens
-    from align.models.load import load_tokenizer
 
-    found = open_source(model)
-    chat_format = format_of(found.folder, load_tokenizer(found.folder), str(model))
-    return ModelChecks(chat_format, max_tokens or context_tokens(found.folder))
+    found = open_model_format(model)
+    return ModelChecks(found.chat_format, max_tokens or found.context_tokens)
 
 
 class _Progress:

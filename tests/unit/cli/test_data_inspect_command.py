@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.cli.main import main
-from align.testing.tiny import tiny_causal_lm
+from align.testing.tiny import tiny_causal_lm, tiny_seq2seq_lm
 
 ROWS = [{"prompt": f"Question {number}?", "chosen": f"answer {number}", "rejected": "no"} for number in range(12)]
 
@@ -49,6 +49,16 @@ def test_with_a_model_tokens_are_counted(pairs: Path, tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"]["limit"] == 20
     assert found["tokens"]["over_limit"] == found["tokens"]["row"]["rows"] == 12
+
+
+def test_with_an_encoder_decoder_model_tokens_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_seq2seq_lm(tmp_path / "model")
+    (tmp_path / "lessons.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n', encoding="utf-8")
+    lessons = [str(tmp_path / "lessons.jsonl"), "--kind", "instructions", "--model", str(model)]
+    assert main(["data", "inspect", *lessons, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"]["row"]["rows"] == 1
+    assert main(["data", "validate", *lessons, "--max-tokens", "2"]) == 3
+    assert "lessons.jsonl:1: prompt:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
