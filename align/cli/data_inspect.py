@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from align.cli.data_options import ColumnsOption, GuessedKindOption, Kind, SourceArgument, column_mapping, open_model_format
+from align.cli.data_options import (
+    ColumnsOption,
+    GuessedKindOption,
+    Kind,
+    MaxTokensOption,
+    ModelOption,
+    SourceArgument,
+    column_mapping,
+    open_model_format,
+    require_model,
+)
 from align.cli.options import JsonOption, output_console, print_json
 from align.errors import RecipeError
 
@@ -23,20 +33,8 @@ def inspect(
     source: SourceArgument,
     kind: GuessedKindOption = None,
     columns: ColumnsOption = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="MODEL", help="Count tokens and show samples as this model is trained on them."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            metavar="INTEGER",
-            min=1,
-            help="Longer rows are told of.  [default: what the model can see]",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
+    max_tokens: MaxTokensOption = None,
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="FILE", help="Evaluation prompts that the rows must not contain. Repeatable."),
@@ -50,8 +48,7 @@ def inspect(
 
     Warnings come first, worst first. Nothing is changed. With --model: tokens, and samples with the tokens the loss is taken on.
     """
-    if max_tokens is not None and model is None:
-        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
+    require_model(model, max_tokens)
     if html is not None and html.suffix not in PAGE_SUFFIXES:
         raise RecipeError(
             f"--html {html}: expected a name that ends in .html", hint="A data file could be overwritten otherwise."

@@ -34,6 +34,20 @@ ColumnsOption = Annotated[
     typer.Option("--columns", metavar="FIELD=COLUMN", help="Our field and the file's column: prompt=question. Repeatable."),
 ]
 
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="MODEL", help="Look at the rows as this model is trained on them.")
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="INTEGER",
+        min=1,
+        help="With --model: longer rows are told of.  [default: what the model can see]",
+        show_default=False,
+    ),
+]
+
 
 def column_mapping(pairs: list[str] | None) -> dict[str, str]:
     """`prompt=question` as field → column.
@@ -58,6 +72,12 @@ class ModelFormat(NamedTuple):
     name: str
     chat_format: ChatFormat
     context_tokens: int
+
+
+def require_model(model: Path | None, max_tokens: int | None) -> None:
+    """Refuse a limit of tokens where there is no model to count them by."""
+    if max_tokens is not None and model is None:
+        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
 
 
 def open_model_format(model: Path) -> ModelFormat:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from align.cli.data_options import ColumnsOption, Kind, SourceArgument, column_mapping, open_model_format
+from align.cli.data_options import (
+    ColumnsOption,
+    GuessedKindOption,
+    Kind,
+    MaxTokensOption,
+    ModelOption,
+    SourceArgument,
+    column_mapping,
+    open_model_format,
+    require_model,
+)
 from align.cli.options import JsonOption, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
@@ -24,9 +34,7 @@ PROGRESS_SECONDS = 1.0
 
 def validate(
     source: SourceArgument,
-    kind: Annotated[
-        Kind | None, typer.Option("--kind", help="What a row holds; guessed from the columns where they leave no doubt.")
-    ] = None,
+    kind: GuessedKindOption = None,
     columns: ColumnsOption = None,
     check: Annotated[
         list[str] | None,
@@ -34,20 +42,8 @@ def validate(
             "--check", metavar="NAME=ACTION", help="error, drop or keep for one check: repeated_rows=error. Repeatable."
         ),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="MODEL", help="Look at the rows through this model's template and tokenizer."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            metavar="INTEGER",
-            min=1,
-            help="Longer rows are named.  [default: what the model can see]",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
+    max_tokens: MaxTokensOption = None,
     max_characters: Annotated[
         int, typer.Option("--max-characters", metavar="INTEGER", min=1, help="A longer text is named.")
     ] = 100_000,
@@ -68,8 +64,7 @@ def validate(
 
     Ends with exit code 3 when a recipe would stop at these rows.
     """
-    if max_tokens is not None and model is None:
-        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
+    require_model(model, max_tokens)
     checks = _actions(check or [], with_model=model is not None)
     from align.config.inputs import DataInput
     from align.data.source import find_source

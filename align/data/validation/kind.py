@@ -12,7 +12,7 @@ LOOKED_AT = 50
 
 
 def guess_kind(source: Source, max_characters: int = 100_000) -> str:
-    """Of the kinds as which half of the first rows can be read or more, the one that leaves the fewest columns unused.
+    """The kind that leaves the fewest columns of the first rows unused, if it reads half as many rows as any kind, or more.
 
     Then the number of rows decides: a pair whose sides are missing is a broken pair, although it would do as a prompt.
 
@@ -27,9 +27,11 @@ def guess_kind(source: Source, max_characters: int = 100_000) -> str:
             continue
         reader = RowReader(kind, file.columns, max_characters)
         reads = [read for read in map(reader.read, rows) if read.parts]
-        if reads and 2 * len(reads) >= len(rows):
+        if reads:
             found[kind] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
-    best = [kind for kind, fit in found.items() if fit == max(found.values())]
+    most = max((count for _, count in found.values()), default=0)
+    fitting = {kind: fit for kind, fit in found.items() if 2 * fit[1] >= most}
+    best = [kind for kind, fit in fitting.items() if fit == max(fitting.values())]
     if len(best) == 1:
         return best[0]
     columns = ", ".join(dict.fromkeys(str(name) for row in rows[:1] for name in row)) or "no column"
