@@ -188,7 +188,9 @@ def _fields(kind: str) -> Sequence[str]:
 
 def _holds_files(place: Path) -> bool:
     """Whether scored candidates are given as files rather than as a result of align."""
-    return place.is_file() or glob.has_magic(str(place)) or any(place.glob("*.parquet")) or any(place.glob("*.jsonl"))
+    if place.suffix in (".parquet", ".jsonl") or place.is_file() or glob.has_magic(str(place)):
+        return True
+    return any(place.glob("*.parquet")) or any(place.glob("*.jsonl"))
 
 
 def _holds_judge(file: Path) -> bool:
