@@ -51,9 +51,12 @@ class Tokenizer(Protocol):
 
 
 class FormatError(RecipeError):
-    """The model cannot be shown conversations at all. `aspect` is what is wrong with it."""
+    """The model cannot be shown conversations at all. `aspect` is what is wrong with it.
 
-    def __init__(self, aspect: Aspect, message: str, *, hint: str | None = None) -> None:
+    An error travels between processes by its message alone and gets its other attributes back afterwards: they have defaults.
+    """
+
+    def __init__(self, message: str, *, aspect: Aspect = "template", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.aspect = aspect
 
@@ -177,7 +180,6 @@ class ChatFormat:
         except TimeLimitExceeded:
             what = "a conversation" if conversations == 1 else f"{conversations:,} conversations"
             raise FormatError(
-                "template",
                 f"{self.where}: its chat template took more than {seconds:.0f} seconds for {what}",
                 hint="Look at chat_template.jinja of that model; it may not end.",
             ) from None
@@ -201,14 +203,12 @@ class ChatFormat:
         template = self.tokenizer.chat_template
         if not template:
             raise FormatError(
-                "template",
                 f"{self.where}: the tokenizer has no chat template",
                 hint="Add chat_template.jinja to that folder, or start from an instruction-tuned model.",
             )
         text = template if isinstance(template, str) else json.dumps(template)
         if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
             raise FormatError(
-                "template",
                 f"{self.where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
                 hint="Look at chat_template.jinja of that model.",
             )
@@ -217,15 +217,15 @@ class ChatFormat:
         for name in ("eos", "pad"):
             if getattr(self.tokenizer, f"{name}_token_id") is None:
                 raise FormatError(
-                    "end_of_sequence" if name == "eos" else "padding",
                     f"{self.where}: the tokenizer has no {name} token",
+                    aspect="end_of_sequence" if name == "eos" else "padding",
                     hint=f"Set {name}_token in tokenizer_config.json of that folder.",
                 )
         if self.tokenizer.eos_token_id == self.tokenizer.pad_token_id:
             raise FormatError(
-                "padding",
                 f"{self.where}: padding and end of sequence are the same token, {self.tokenizer.eos_token!r}: "
                 "a model trained so never learns to stop",
+                aspect="padding",
                 hint="Set pad_token in tokenizer_config.json to another token of the vocabulary.",
             )
 
@@ -236,24 +236,22 @@ class ChatFormat:
             prompt = self._render(messages, add_generation_prompt=True)
             whole = self._render([*messages, Message(role="assistant", content=_PROBE)], add_generation_prompt=False)
         except TemplateProblem as problem:
-            raise FormatError(
-                "template", f"{self.where}: the chat template cannot show one question and its answer: {problem}"
-            ) from problem
+            raise FormatError(f"{self.where}: the chat template cannot show one question and its answer: {problem}") from problem
         begins = whole.startswith(prompt) and whole[len(prompt) :].startswith(_PROBE)
         if not begins:
             raise FormatError(
-                "prompt_prefix",
                 f"{self.where}: the chat template does not show a completion right after the generation prompt: "
                 f"{difference(prompt + _PROBE, whole)}",
+                aspect="prompt_prefix",
                 hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
             )
         rest = whole[len(prompt) + len(_PROBE) :]
         before, found, _ = rest.partition(self.eos_token)
         if before.strip():
             raise FormatError(
-                "end_of_turn",
                 f"{self.where}: the chat template ends a completion with {rest.strip()!r}, but the end-of-sequence token is "
                 f"{self.eos_token!r}: the model would never stop",
+                aspect="end_of_turn",
                 hint="Set eos_token in tokenizer_config.json to the token that ends a turn.",
             )
         self.template_closes = bool(found)
