@@ -63,8 +63,8 @@ def reduced(name: str, folder: Path, **sizes: int) -> Path:
     for kind, size in {**SIZES, **sizes}.items():
         (path,) = folder.glob(f"**/{kind}.jsonl")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:size]))
-    (retention,) = folder.glob("**/retention.txt")
-    retention.write_text("".join(retention.read_text().splitlines(keepends=True)[:20]))
+    for retention in folder.glob("**/retention.txt"):
+        retention.write_text("".join(retention.read_text().splitlines(keepends=True)[:20]))
     return folder
 
 
@@ -140,6 +140,26 @@ def test_dpo_against_rejection_sampling(tmp_path: Path) -> None:
     assert [row for row in results.models if "best of" in row] == [f"sft best of {n}" for n in (1, 2, 4, 8, 16)]
     assert list(results.models["rs"].replicates or {}) == ["rs-s17", "rs-s18", "rs-s19"]
     assert results.models["sft best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
+
+
+def test_every_way_of_pairing(tmp_path: Path) -> None:
+    ways = [name for name in load_recipe(RECIPES / "preference-data").stages if name.endswith("-pairs-s17")]
+    names = [way.removesuffix("-pairs-s17") for way in ways]
+    results = run_small(
+        "preference-data",
+        tmp_path,
+        "stages.sampled.seeds=[17]",
+        "stages.sampled.engine=transformers",
+        "stages.sampled.max_completion_tokens=16",
+        "stages.margin-window-pairs.min_margin=0.0",
+        "stages.margin-window-pairs.max_margin=100.0",
+        "stages.length-matched-pairs.max_length_ratio=10.0",
+        "stages.agreed-pairs.min_agreement=0.0",
+        *(f"stages.{name}-pairs.keep_truncated=true" for name in names),
+        *(f"stages.{name}.num_epochs=1" for name in names),
+    )
+    assert set(results.models) == {"sft", *names}
+    assert len(names) == 11
 
 
 def test_reward_hacking(tmp_path: Path) -> None:
