@@ -20,7 +20,7 @@ setup: $(BIN)/python
 quickstart: setup
 	$(BIN)/align run recipes/quickstart
 
-# Two processes with one thread each are faster than one with two; the tests of a file stay together, as they share what they made.
+# Two processes with one thread each, for two cores; the tests of a file stay together, as they share what they made.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

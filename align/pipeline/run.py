@@ -188,7 +188,7 @@ class _Runner:
         """A process with the trainers imported, from which every stage's process is forked.
 
         It starts importing at once, while the inputs are read. Its environment is set around the start and put back after it.
-        Stages that need no trainer start sooner, and in less memory, without it.
+        Stages that need no trainer are started without it: they would wait for imports that they do not use.
         """
         if not any(STAGES[stage.stage_type].needs_trainers for stage in to_run):
             return multiprocessing.get_context("spawn")

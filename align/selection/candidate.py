@@ -12,7 +12,10 @@ from align.selection.ranking import PromptCandidates
 Group = Sequence[ScoredCandidate]
 """All candidates of one prompt."""
 
-REMAKE = "The candidates were not made by one generate stage; remove the result and run again."
+REMAKE = (
+    "In files of yours, give every prompt an id of its own and its candidates different candidate_index numbers. "
+    "What a stage made, remove and make again."
+)
 
 
 def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:

@@ -28,7 +28,7 @@ as the whole text: "Why?" is part of many."""
 MIN_SHARE = 0.3
 
 _Units = tuple[bytes, ...] | str
-"""A text as words (in UTF-8, which are several times faster to take from ASCII text than strings), or as letters."""
+"""A text as words (in UTF-8, as `bytes.translate` leaves ASCII text), or as letters."""
 
 _WORD = regex.compile(r"\w+")
 _ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() or chr(code) == "_" else 32 for code in range(128)).ljust(256)
@@ -61,7 +61,7 @@ class EvaluationIndex:
         ngram_letters: int = NGRAM_LETTERS,
         min_share: float = MIN_SHARE,
     ) -> None:
-        """Index the prompts; about 300 bytes per word of them.
+        """Index the prompts; memory grows with their words.
 
         Args:
             prompts: (id, text) each. Texts without a word are left out; of equal ones the first is found.

@@ -2,7 +2,7 @@
 
 The MinHash is datasketch's (scheme `affine32`, its permutations and its mixing): the signatures are the same as it would make
 from the same hashes, number for number. It hashes one shingle at a time in Python; here a batch is hashed and permuted as
-arrays, which is tens of times faster.
+arrays.
 """
 
 from __future__ import annotations
