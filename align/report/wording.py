@@ -151,10 +151,14 @@ def _listed(texts: list[str]) -> str:
 
 
 def _seed_cautions(results: Results) -> list[str]:
+    by_count: dict[int, list[str]] = {}
+    for name, count in results.several_seeds.items():
+        if count < FEW_SEEDS:
+            by_count.setdefault(count, []).append(name)
     sentences = [
-        f"{name} has {count} seeds only: how much another seed would change is hardly known, so its intervals are wide."
-        for name, count in results.several_seeds.items()
-        if count < FEW_SEEDS
+        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {count} seeds only: how much another seed would change is hardly "
+        f"known, so {'its' if len(names) == 1 else 'their'} intervals are wide."
+        for count, names in by_count.items()
     ]
     single = [name for name in results.trained_rows if name not in results.several_seeds and name != results.baseline]
     if results.several_seeds and single:

@@ -193,6 +193,15 @@ def test_sentences_warn_of_few_seeds_and_of_models_with_one(make_candidate: Make
     assert sentences[2] == "rs was trained with one seed: the interval does not say what another seed would give."
 
 
+def test_methods_with_few_seeds_are_named_in_one_sentence(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    up = {name: [score + shift for score in wave] for name, shift in (("a1", 0.9), ("a2", 1.2), ("b1", 0.5), ("b2", 0.6))}
+    results = of_seeds(make_candidate, make_results, {"dpo": ["a1", "a2"], "ppo": ["b1", "b2"]}, sft=wave, **up)
+    few = [sentence for sentence in conclusions(results) if "seeds only" in sentence]
+    told = "dpo and ppo have 2 seeds only: how much another seed would change is hardly known, so their intervals are wide."
+    assert few == [told]
+
+
 def test_sentences_say_against_how_many_draws_training_wins(make_candidate: Make, make_results: MakeResults) -> None:
     answers = {
         name: [make_candidate(f"p{n}", scores={"gold": n % 5 + shift}) for n in range(40)]
