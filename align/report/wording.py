@@ -156,8 +156,8 @@ def _seed_cautions(results: Results) -> list[str]:
         if count < FEW_SEEDS:
             by_count.setdefault(count, []).append(name)
     sentences = [
-        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {count} seeds only: how much another seed would change is hardly "
-        f"known, so {'its' if len(names) == 1 else 'their'} intervals are wide."
+        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {count} seeds only: how much another seed would change is "
+        f"hardly known, so {'its' if len(names) == 1 else 'their'} intervals are wide."
         for count, names in by_count.items()
     ]
     single = [name for name in results.trained_rows if name not in results.several_seeds and name != results.baseline]
