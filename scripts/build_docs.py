@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from align.config import inputs, judge, peft, rules
 from align.config.explain import describe, kind_phrase
 from align.config.shape import members, reference_kinds
-from align.stages.protocol import StageType
+from align.stage import StageType
 from align.stages.registry import STAGES
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"

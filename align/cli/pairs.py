@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from align.cli.stage import Options
     from align.cli.stage_recipe import StageRequest
     from align.config.source import Document
-    from align.stages.protocol import StageConfig
+    from align.stage import StageConfig
 
 GENERATE, SCORE, PAIRS = "generate", "score", "pairs"
 FILLED: Mapping[str, frozenset[str]] = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # Typer has no public name for these two, which the methods of its groups take and give.
     from typer._click import Command, Context
 
-    from align.stages.protocol import StageConfig
+    from align.stage import StageConfig
 
 MODEL_KINDS = ("model", "reward_model")
 OutFolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")]

@@ -16,7 +16,7 @@ from align.config.recipe import Recipe, StageNode
 from align.config.reference import iterate_references
 from align.errors import RecipeError
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
-from align.stages.protocol import StageConfig
+from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Entry, Manifest, Store
 from align.store.fingerprint import fingerprint

@@ -25,7 +25,7 @@ from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
 from align.pipeline import worker
 from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
-from align.stages.protocol import StageConfig
+from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
 from align.store.atomic import fsync_folder, write_bytes, write_json

@@ -27,7 +27,7 @@ from align.attempt import Progress, end_with_parent
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import is_adapter
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
 from align.store.fingerprint import FileHashes

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from align.config.reference import ScoredCandidatesReference
 from align.selection.best_of_n import BestRule
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 
 VERSION = 1
 

@@ -23,7 +23,7 @@ from align.config.sections import Generation, PointwiseScorer
 from align.data.plain import format_of
 from align.errors import DataError
 from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, Artifact, write_rows
 from align.store.atomic import write_json
 

@@ -21,7 +21,7 @@ from align.data.template import ChatFormat
 from align.errors import RecipeError
 from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Preference
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 
 VERSION = 3

@@ -15,7 +15,7 @@ from align.config.reference import ModelReference, PromptsReference
 from align.config.sections import Generation
 from align.data.plain import format_of
 from align.records import Candidate, Prompt
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
 VERSION = 2

@@ -18,7 +18,7 @@ from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
 from align.models.folder import refuse_encoder_decoder
 from align.records import Preference
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
 VERSION = 2

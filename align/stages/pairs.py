@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from align.config.reference import ScoredCandidatesReference
 from align.config.selection import Combine, OnLengthFlip, PairPolicy
 from align.selection.pair import PairRule
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 
 VERSION = 1
 

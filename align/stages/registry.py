@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.stages.protocol import StageType
+from align.stage import StageType
 
 STAGES: dict[str, StageType] = {
     stage.name: stage

@@ -16,7 +16,7 @@ from pydantic import Field
 from align.config.reference import CandidatesReference
 from align.config.sections import Scorer
 from align.records import Candidate, ScoredCandidate
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
 

@@ -29,7 +29,7 @@ from align.errors import RecipeError, StageError
 from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, read_rows, write_rows
 from align.store.atomic import write_bytes, write_json
 from align.store.shard import read_seal, shard_path, write_shard

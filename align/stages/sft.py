@@ -21,7 +21,7 @@ from align.data.encoding import encode_instructions
 from align.data.plain import format_of
 from align.errors import RecipeError
 from align.records import Instruction
-from align.stages.protocol import StageConfig, StageContext, StageOutcome
+from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
 VERSION = 2

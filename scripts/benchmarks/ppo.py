@@ -67,8 +67,8 @@ def run_ours(run: Path, engine: str) -> None:
     import torch
 
     from align.attempt import Progress
+    from align.stage import StageContext
     from align.stages.ppo import run as run_stage
-    from align.stages.protocol import StageContext
 
     os.environ.update(ENVIRONMENT)
     torch.set_num_threads(SETTINGS["threads"])

@@ -13,8 +13,8 @@ from align.attempt import Progress
 from align.models.folder import ADAPTER_WEIGHTS_NAME
 from align.models.start import Start, load_start
 from align.records import Instruction, Message, Preference, Prompt
+from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, ppo, reward_model, sft
-from align.stages.protocol import StageContext, StageOutcome
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
 
 LORA = {"method": "lora", "rank": 2}

@@ -20,8 +20,8 @@ from align.selection.columns.chunk import RowFile, open_file
 from align.selection.columns.selector import PairSelector
 from align.selection.columns.shards import select_from_files
 from align.selection.pair import PairRule
+from align.stage import StageContext
 from align.stages import pairs
-from align.stages.protocol import StageContext
 from align.store.artifact import Store
 
 ROW: dict[str, Any] = {"prompt_id": "p", "prompt": "x", "completion": "a", "scores": {"rm": 1.0}}

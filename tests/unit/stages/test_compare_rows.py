@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from align.attempt import Progress
 from align.records import Message, Prompt, ScoredCandidate
 from align.report.training import train_seconds
+from align.stage import StageContext
 from align.stages import compare
-from align.stages.protocol import StageContext
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows, write_rows
 from align.testing.tiny import tiny_causal_lm
 

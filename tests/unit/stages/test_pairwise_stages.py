@@ -14,8 +14,8 @@ from align.attempt import Progress
 from align.errors import DataError, RecipeError
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
+from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, reward_model
-from align.stages.protocol import StageContext, StageOutcome
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
 from align.testing import tiny_causal_lm
 

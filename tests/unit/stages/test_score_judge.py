@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 from align.attempt import Progress
 from align.stages import score
-from align.stages.protocol import StageContext
+from align.stage import StageContext
 from align.store.artifact import Artifact, Entry
 
 folder, base_url = Path(sys.argv[1]), sys.argv[2]

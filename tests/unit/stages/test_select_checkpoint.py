@@ -14,7 +14,7 @@ from align.attempt import Progress
 from align.errors import AlignError, Interrupted, RecipeError
 from align.pipeline.plan import make_plan
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
-from align.stages.protocol import StageContext
+from align.stage import StageContext
 from align.stages.select_checkpoint import run as run_stage
 from align.store.artifact import MODEL_FOLDER, Artifact, Manifest
 

@@ -18,8 +18,8 @@ from align.models.save import save_model
 from align.records import Candidate, ScoredCandidate
 from align.report.results import Results
 from align.report.table import render_table
+from align.stage import StageContext, StageOutcome
 from align.stages import dpo, generate, orpo, ppo, reward_model, select_checkpoint, sft
-from align.stages.protocol import StageContext, StageOutcome
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows
 from align.testing import tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 from align.testing.project import write_jsonl

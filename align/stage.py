@@ -1,7 +1,7 @@
 """What a stage is, and what it is handed when it runs.
 
-A stage is a file with a `Config`, a `VERSION` and a `run` function, and a line in `registry.py` that names it. It never imports
-another stage and finds its inputs through the context only, never by a guessed path.
+A stage is a file with a `Config`, a `VERSION` and a `run` function, and a line in `stages/registry.py` that names it. It never
+imports another stage and finds its inputs through the context only, never by a guessed path.
 """
 
 from __future__ import annotations
