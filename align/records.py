@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.config.base import StrictModel
+from align.strict import Strict
 
 DATA_KINDS = ("instructions", "preferences", "prompts", "text", "candidates", "scored_candidates")
 ARTIFACT_KINDS = ("model", "reward_model", *DATA_KINDS, "comparison")
@@ -19,7 +19,7 @@ ARTIFACT_KINDS = ("model", "reward_model", *DATA_KINDS, "comparison")
 FinishReason = Literal["stop", "length"]
 
 
-class Message(StrictModel):
+class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -28,7 +28,7 @@ class Message(StrictModel):
     """What is said."""
 
 
-class Record(StrictModel):
+class Record(Strict):
     """A row that came from a user's file or was made from one."""
 
     id: str = Field(min_length=1)
@@ -79,7 +79,7 @@ class TextRow(Record):
     """The text."""
 
 
-class Candidate(StrictModel):
+class Candidate(Strict):
     """One completion of one prompt, before selection."""
 
     prompt_id: str
@@ -109,7 +109,7 @@ class ScoredCandidate(Candidate):
     """Score by scorer; null where the scorer gave no finite number."""
 
 
-class Drop(StrictModel):
+class Drop(Strict):
     """A row that left, and why."""
 
     id: str
@@ -120,7 +120,7 @@ class Drop(StrictModel):
     """The values that decided it."""
 
 
-RECORD_TYPES: Mapping[str, type[StrictModel]] = {
+RECORD_TYPES: Mapping[str, type[Strict]] = {
     "instructions": Instruction,
     "preferences": Preference,
     "prompts": Prompt,

@@ -20,9 +20,9 @@ from pydantic import BaseModel, TypeAdapter
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, Copies, Rounds
 from align.config.inputs import InputSpec
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
-from align.data.rows.row import FIELDS
 from align.records import RECORD_TYPES
 from align.report.results import Results
+from align.rows.row import FIELDS
 from align.stages.registry import STAGES
 from align.store.artifact import Manifest
 

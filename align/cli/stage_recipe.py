@@ -15,8 +15,8 @@ from align.config.reference import FieldPath
 from align.config.sections import RulesScorer
 from align.config.shape import Members, is_list, is_mapping, is_reference, members
 from align.config.source import Document, Position, parse_text, read_document
-from align.data.rows.row import FIELDS
 from align.errors import RecipeError
+from align.rows.row import FIELDS
 
 SCORER_SUFFIXES = (".yaml", ".yml")
 """Of a file with rules, or with the fields of a judge."""

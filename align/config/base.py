@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from align.strict import Strict
 
 
-class StrictModel(BaseModel):
-    """Unknown keys are errors, values are not coerced across types, and an instance never changes.
+class StrictModel(Strict):
+    """A part of a configuration.
 
     A field listed in `execution_fields` says how the work is done and cannot change a byte of the result; it stays out of
     fingerprints.
     """
 
     execution_fields: ClassVar[frozenset[str]] = frozenset()
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
 
 
 def execution_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

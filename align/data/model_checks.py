@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.data.lossless import canonical, lossless_normalization
-from align.data.rows.conversation import FieldError
 from align.data.template import ChatFormat, TemplateProblem, difference
 from align.records import Instruction, Message, Preference, Record, TextRow
+from align.rows.conversation import FieldError
 
 _FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
 _COMPLETIONS: Mapping[type, tuple[str, ...]] = {Instruction: ("completion",), Preference: ("chosen", "rejected")}

@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from align.data.rows.row import OWN_COLUMNS
 from align.errors import RecipeError
 from align.records import RECORD_TYPES
+from align.rows.row import OWN_COLUMNS
 from align.store.atomic import atomic_writer
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from align.data.reader import FORMATS
-from align.data.rows.row import RowReader
-from align.data.rows.shapes import FIELDS, SHAPES
 from align.records import RECORD_TYPES
+from align.rows.row import RowReader
+from align.rows.shapes import FIELDS, SHAPES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import islice
 
-from align.data.rows.row import FIELDS, RowReader
 from align.data.source import Source, read_file
 from align.errors import DataError
+from align.rows.row import FIELDS, RowReader
 
 LOOKED_AT = 50
 

@@ -14,9 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from align.data.formats.raw import RawProblem, RawRow
-from align.data.rows.conversation import FieldError, shown
-from align.data.rows.row import Fields, RowReader
-from align.data.rows.text import explain, oddities
 from align.data.validation.ledger import Table, hash_text
 from align.data.validation.problem import Problem
 from align.data.validation.scanned import (
@@ -36,6 +33,9 @@ from align.data.validation.scanned import (
     Wanted,
 )
 from align.records import RECORD_TYPES, Message
+from align.rows.conversation import FieldError, shown
+from align.rows.row import Fields, RowReader
+from align.rows.text import explain, oddities
 
 CONTENT_ID_DIGITS = 16
 SCORE_FIELDS = ("chosen_score", "rejected_score")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from align.config.row_checks import Action, action_of
-from align.data.rows.row import Reading
 from align.data.validation.ledger import Table
 from align.data.validation.problem import Problem
+from align.rows.row import Reading
 
 SHOWN_PLACES = 5
 MAX_LABEL_VALUES = 20

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from align.config.inputs import DataInput
 from align.config.row_checks import Action
-from align.data.rows.row import Reading
 from align.data.source import Source
 from align.data.validation.block import Block, marks_of, scanned_blocks
 from align.data.validation.cross_check import CrossCheck, Settled
@@ -18,6 +17,7 @@ from align.data.validation.ledger import ROWS_IN_MEMORY
 from align.data.validation.problem import Problem
 from align.data.validation.scan import RecordChecks
 from align.data.validation.scanned import RowRules, Scanned, Tally, Wanted
+from align.rows.row import Reading
 
 NEAR_DUPLICATE_ROWS = 200_000
 """Near duplicates are not searched for beyond, unless asked for: that takes longer than everything else together."""

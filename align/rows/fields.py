@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.data.rows.comparison import number_of
-from align.data.rows.conversation import (
+from align.rows.comparison import number_of
+from align.rows.conversation import (
     FieldError,
     PlainMessage,
     checked_prompt,

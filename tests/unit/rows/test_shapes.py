@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from align.data.rows import row as row_module
-from align.data.rows.conversation import FieldError
-from align.data.rows.row import RowRead, RowReader
 from align.errors import RecipeError
+from align.rows import row as row_module
+from align.rows.conversation import FieldError
+from align.rows.row import RowRead, RowReader
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}

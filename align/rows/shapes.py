@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from align.data.rows.conversation import FieldError
 from align.errors import RecipeError
+from align.rows.conversation import FieldError
 
 Names = tuple[str, ...]
 Variant = tuple[dict[str, Names], dict[str, Names]]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
-from align.data.rows.text import is_blank
 from align.records import Message
+from align.rows.text import is_blank
 
 ROLES: tuple[str, ...] = get_args(Message.model_fields["role"].annotation)
 MESSAGE_KEYS = frozenset({"role", "content"})

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from align.data.rows.build import Build, Builder, Fields, Part
-from align.data.rows.conversation import FieldError, check_encodable, shown
-from align.data.rows.fields import Columns, Faults, FieldTaker, Row
-from align.data.rows.shapes import FIELDS, Fit, Recogniser, is_plain
+from align.rows.build import Build, Builder, Fields, Part
+from align.rows.conversation import FieldError, check_encodable, shown
+from align.rows.fields import Columns, Faults, FieldTaker, Row
+from align.rows.shapes import FIELDS, Fit, Recogniser, is_plain
 
 __all__ = ["FIELDS", "OWN_COLUMNS", "Fields", "Reading", "RowRead", "RowReader"]
 

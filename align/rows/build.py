@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from align.data.rows.comparison import best_of, is_first_preferred
-from align.data.rows.conversation import FieldError, PlainMessage, is_transcript, parse_transcript, shown, split_completion
-from align.data.rows.fields import Columns, Faults, FieldTaker, Row, required
-from align.data.rows.shapes import Shape
+from align.rows.comparison import best_of, is_first_preferred
+from align.rows.conversation import FieldError, PlainMessage, is_transcript, parse_transcript, shown, split_completion
+from align.rows.fields import Columns, Faults, FieldTaker, Row, required
+from align.rows.shapes import Shape
 
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""
