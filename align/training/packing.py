@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -33,19 +34,26 @@ def pack_first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     room: list[int] = []
-    first_with_room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[index] > capacity:
-            raise ValueError(f"sample {index} has {lengths[index]} tokens, a row holds {capacity}")
-        target = next((row for row in range(first_with_room, len(rows)) if room[row] >= lengths[index]), None)
-        if target is None:
-            rows.append([index])
-            room.append(capacity - lengths[index])
-        else:
-            rows[target].append(index)
-            room[target] -= lengths[index]
-        while first_with_room < len(rows) and room[first_with_room] <= 0:
-            first_with_room += 1
+    # Lengths only fall, so that a row with room for this sample has room for the next until it takes one more. Rows with room
+    # are kept by number, the first on top; the others by room, the largest on top, until samples are short enough for them.
+    # Every sample moves one row at most in each direction: O(n log n).
+    with_room: list[int] = []
+    waiting: list[tuple[int, int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"sample {index} has {length} tokens, a row holds {capacity}")
+        while waiting and -waiting[0][0] >= length:
+            heappush(with_room, heappop(waiting)[1])
+        if not with_room:
+            with_room.append(len(rows))
+            rows.append([])
+            room.append(capacity)
+        row = with_room[0]
+        rows[row].append(index)
+        room[row] -= length
+        if room[row] < length:
+            heappush(waiting, (-room[row], heappop(with_room)))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,35 @@ def test_every_sample_is_in_exactly_one_row_that_holds_it(lengths: list[int], ca
     # Two rows that would fit into one were not both opened.
     fills = sorted(sum(lengths[index] for index in row) for row in rows)
     assert len(fills) < 2 or fills[0] + fills[1] > capacity
+
+
+def naive_first_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """First-fit decreasing as its definition says: every row is tried in turn."""
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        fitting = (row for row in rows if sum(lengths[other] for other in row) + lengths[index] <= capacity)
+        row = next(fitting, None)
+        if row is None:
+            rows.append([index])
+        else:
+            row.append(index)
+    return rows
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 120))
+@settings(max_examples=200, deadline=None)
+def test_rows_are_those_of_first_fit_decreasing(lengths: list[int], capacity: int) -> None:
+    assert pack_first_fit(lengths, capacity) == naive_first_fit(lengths, capacity)
+
+
+def test_many_samples_are_packed_in_seconds() -> None:
+    """Trying every row for every sample would take many minutes."""
+    generator = random.Random(0)
+    lengths = [generator.randint(20, 1000) for _ in range(200_000)]
+    started = time.process_time()
+    rows = pack_first_fit(lengths, 2048)
+    assert time.process_time() - started < 20
+    assert sum(lengths) / (len(rows) * 2048) > 0.99
 
 
 def test_a_sample_longer_than_a_row_is_refused() -> None:
