@@ -87,7 +87,7 @@ class PpoOptimization(StrictModel):
     value_head: Literal["reward_model", "zero"] = "reward_model"
     """Head that the value model starts with: the reward model's, or zeros."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 where the machine has it."""
+    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
     checkpoint_steps: int = Field(default=5, ge=1)
     """Rollout batches between checkpoints to resume from."""
 

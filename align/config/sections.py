@@ -86,7 +86,7 @@ class Optimization(StrictModel):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 where the machine has it."""
+    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
     checkpoint_steps: int = Field(default=200, ge=1)
     """Optimizer steps between checkpoints to resume from."""
 

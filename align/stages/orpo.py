@@ -21,7 +21,7 @@ from align.records import Preference
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(PairwiseOptimization, AnyPeft, StageConfig):

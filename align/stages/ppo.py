@@ -28,7 +28,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifac
 if TYPE_CHECKING:
     from align.models.start import Start
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(Ppo, EngineChoice, LoraOnly, StageConfig):

@@ -23,7 +23,7 @@ from align.records import Preference
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(PairwiseOptimization, LoraOnly, StageConfig):

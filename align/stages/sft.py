@@ -24,7 +24,7 @@ from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(Optimization, AnyPeft, StageConfig):

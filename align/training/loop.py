@@ -31,12 +31,13 @@ NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_seco
 
 
 def resolve_precision(name: str) -> str:
-    """The arithmetic that `auto` means here: bfloat16 where the machine computes it natively."""
+    """The arithmetic that `auto` means here: bfloat16 on a GPU that computes it natively, float32 elsewhere.
+
+    Some CPUs compute bfloat16 natively too. `auto` ignores that: the same recipe must give the same numbers on every CPU.
+    """
     if name != "auto":
         return name
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
 def training_arguments(config: Optimization, attempt: Attempt, *, num_rows: int) -> dict[str, Any]:

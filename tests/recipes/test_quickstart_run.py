@@ -103,6 +103,10 @@ def test_from_base_model_to_table(tmp_path: Path) -> None:
     assert manifests["sft"]["metrics"]["epochs"].keys() == {"1", "2"}
     ppo = manifests["ppo"]
     assert ppo["versions"]["vllm"] == results.engine.version
+    # What is shipped for CPUs computes in float32 on every CPU, whatever it could do, so that tables can be compared.
+    trained = {name: m["metrics"]["precision"] for name, m in manifests.items() if "precision" in m["metrics"]}
+    assert set(trained) == {"lessons", "reward", "rs", "orpo", "dpo-1", "dpo-2", "ppo"}
+    assert set(trained.values()) == {"float32"}
     assert ppo["metrics"]["rollout/sampler_gap"] < 1e-4
 
     second = align("run", str(recipe), "--out", str(tmp_path), *settings, "--json")

@@ -16,8 +16,6 @@ from pathlib import Path
 from align.pipeline.estimate.memory import Device, Precision
 
 GPU_SECONDS = 5
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Of a processor that computes bfloat16 natively."""
 BFLOAT16_CAPABILITY = 8.0
 """Compute capability from which NVIDIA's GPUs do (Ampere)."""
 
@@ -35,6 +33,7 @@ class Machine:
     """What of it is not taken now."""
     free_disk_bytes: int
     has_bfloat16: bool
+    """Whether `precision: auto` means bfloat16: on a GPU that computes it natively, never on a CPU."""
 
     def precision(self, name: str) -> Precision:
         """The arithmetic that a recipe's `precision` means here; as `align.training.loop.resolve_precision`."""
@@ -52,7 +51,7 @@ def read_machine(folder: Path) -> Machine:
         name, total, used, capability = gpu
         return Machine("cuda", name, total, total - used, disk, capability >= BFLOAT16_CAPABILITY)
     total, free = _memory()
-    return Machine("cpu", "memory", total, free, disk, bool(BFLOAT16_FLAGS & _processor_flags()))
+    return Machine("cpu", "memory", total, free, disk, has_bfloat16=False)
 
 
 def _gpu() -> tuple[str, int, int, float] | None:
@@ -127,11 +126,3 @@ def _numbers(path: Path) -> Iterator[tuple[str, int]]:
         words = line.split()
         if len(words) >= 2 and words[1].isdigit():
             yield words[0], int(words[1])
-
-
-def _processor_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
