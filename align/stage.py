@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from align.attempt import Attempt
 from align.config.base import StrictModel
 from align.config.form import Seed
+from align.runtime.context import RunContext
 from align.store.artifact import Artifact
 
 
@@ -53,7 +53,7 @@ class StageOutcome:
 
 
 @dataclass(kw_only=True)
-class StageContext(Attempt, Generic[ConfigT]):
+class StageContext(RunContext, Generic[ConfigT]):
     """Everything a running stage may use."""
 
     config: ConfigT

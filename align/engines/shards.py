@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from align.attempt import end_with_parent
 from align.config.architecture import is_encoder_decoder
 from align.config.sections import Generation, GenerationEngine
 from align.data.encoding import Where, encode_prompts
@@ -27,6 +26,7 @@ from align.engines.protocol import GenerationRequest, SampledCompletion, Samplin
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.folder import context_tokens
 from align.records import Candidate, Drop, Prompt
+from align.runtime.process import end_with_parent
 from align.store.artifact import read_rows
 from align.store.shard import read_seal, shard_path, write_shard
 

@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.attempt import end_with_parent
 from align.data.template import ChatFormat, TemplateProblem
 from align.engines.open import open_engine
 from align.engines.protocol import GenerationRequest, SamplingSettings, TextEngine
@@ -29,6 +28,7 @@ from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.folder import context_tokens
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.records import Message, Prompt
+from align.runtime.process import end_with_parent
 from align.store.artifact import read_rows
 
 if TYPE_CHECKING:

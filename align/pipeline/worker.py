@@ -23,10 +23,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from align.attempt import Progress, end_with_parent
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import is_adapter
+from align.runtime.context import Progress
+from align.runtime.process import end_with_parent
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest

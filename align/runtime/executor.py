@@ -26,8 +26,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
-from align.attempt import end_with_parent
 from align.errors import Interrupted, StageError
+from align.runtime.process import end_with_parent
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 45.0

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
@@ -19,6 +18,7 @@ from align.errors import StageError
 from align.models.load import load_causal_lm
 from align.models.start import Start, load_start
 from align.models.virtual_tokens import without_virtual_tokens
+from align.runtime.context import RunContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.training.loop import TrainingHistory, resolve_precision
@@ -52,7 +52,7 @@ class Reference:
 
 def train_dpo(
     pairs: Sequence[EncodedPreference],
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     *,
     start: Start,
@@ -70,21 +70,21 @@ def train_dpo(
     """
     precision = resolve_precision(config.precision)
     pad_token_id = chat_format.pad_token_id
-    kept = None if reference.is_policy else _logps_of_another(reference, pairs, attempt, pad_token_id, precision)
+    kept = None if reference.is_policy else _logps_of_another(reference, pairs, context, pad_token_id, precision)
     gc.collect()  # a model refers to itself; the reference's weights would stay until the collector happens to run
-    torch.manual_seed(attempt.seed)  # a new adapter is drawn from it
+    torch.manual_seed(context.seed)  # a new adapter is drawn from it
     model = prepare_model(load_start(start))
-    collator = choose_collator(model, [TrainingPair(row) for row in pairs], attempt, pad_token_id=pad_token_id)
+    collator = choose_collator(model, [TrainingPair(row) for row in pairs], context, pad_token_id=pad_token_id)
     # Of the policy before its first step: a new LoRA is nothing yet, and what is trained further is its own reference, so that
     # no second copy is ever in memory. Only virtual tokens are something from the start.
     with without_virtual_tokens(model) if start.moves_the_model else contextlib.nullcontext():
-        logps = kept or _logps(reference, pairs, attempt, lambda: (model, collator), precision, quantized=start.is_quantized)
+        logps = kept or _logps(reference, pairs, context, lambda: (model, collator), precision, quantized=start.is_quantized)
     rows = [TrainingPair(row, _numbers(logps[row.id])) for row in pairs]
-    trainer = pairwise_trainer(model, rows, attempt, config, objective, collator)
+    trainer = pairwise_trainer(model, rows, context, config, objective, collator)
     first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
     if reference.is_policy and not start.moves_the_model:
         _check_step_zero(first_loss, objective.loss_without_margin(), precision)
-    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, start, shown=SHOWN)
+    history, metrics = train_and_save(trainer, context, config, chat_format, output, start, shown=SHOWN)
     return history, {"loss_at_step_0": first_loss, **metrics}
 
 
@@ -93,21 +93,21 @@ def _numbers(reference: ReferenceLogps) -> dict[str, float]:
 
 
 def _logps_of_another(
-    reference: Reference, pairs: Sequence[EncodedPreference], attempt: Attempt, pad_token_id: int, precision: str
+    reference: Reference, pairs: Sequence[EncodedPreference], context: RunContext, pad_token_id: int, precision: str
 ) -> Mapping[str, ReferenceLogps]:
     """Of a model that is not the policy. It is gone again before the policy comes, so that one model is in memory."""
 
     def load() -> tuple[Any, PairCollator]:
         model = prepare_model(load_causal_lm(reference.artifact.model_path, dtype="float32"))
-        return model, choose_collator(model, [TrainingPair(row) for row in pairs], attempt, pad_token_id=pad_token_id)
+        return model, choose_collator(model, [TrainingPair(row) for row in pairs], context, pad_token_id=pad_token_id)
 
-    return _logps(reference, pairs, attempt, load, precision)
+    return _logps(reference, pairs, context, load, precision)
 
 
 def _logps(
     reference: Reference,
     pairs: Sequence[EncodedPreference],
-    attempt: Attempt,
+    context: RunContext,
     load: Callable[[], tuple[Any, PairCollator]],
     precision: str,
     *,
@@ -119,9 +119,9 @@ def _logps(
 
     def compute() -> list[ReferenceLogps]:
         model, collator = load()
-        return compute_reference_logps(model, pairs, collator, attempt, precision=precision)
+        return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
-    return cached_reference_logps(reference.store_root, key, pairs, attempt, compute)
+    return cached_reference_logps(reference.store_root, key, pairs, context, compute)
 
 
 def _check_step_zero(loss: float, expected: float, precision: str) -> None:

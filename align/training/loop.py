@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.start import load_trained_state, trained_state
+from align.runtime.context import RunContext
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 
@@ -40,7 +40,7 @@ def resolve_precision(name: str) -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-def training_arguments(config: Optimization, attempt: Attempt, *, num_rows: int) -> dict[str, Any]:
+def training_arguments(config: Optimization, context: RunContext, *, num_rows: int) -> dict[str, Any]:
     """Keyword arguments for `TrainingArguments` and its subclasses.
 
     Raises:
@@ -48,10 +48,10 @@ def training_arguments(config: Optimization, attempt: Attempt, *, num_rows: int)
     """
     micro = config.micro_batch_size or config.batch_size
     if config.batch_size % micro:
-        raise RecipeError(f"{attempt.name}: batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
+        raise RecipeError(f"{context.name}: batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
     return {
-        "output_dir": str(attempt.work / CHECKPOINTS_NAME),
+        "output_dir": str(context.work / CHECKPOINTS_NAME),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": config.batch_size // micro,
         "num_train_epochs": float(config.num_epochs),
@@ -64,8 +64,8 @@ def training_arguments(config: Optimization, attempt: Attempt, *, num_rows: int)
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,
-        "seed": attempt.seed,
-        "data_seed": attempt.seed,
+        "seed": context.seed,
+        "data_seed": context.seed,
         "save_strategy": "steps",
         "save_steps": config.checkpoint_steps,
         "logging_strategy": "steps",
@@ -117,10 +117,10 @@ class GuardedTraining:
 
 
 class _StageCallback(TrainerCallback):
-    """Tells the attempt where training is, seals checkpoints and obeys a request to stop."""
+    """Reports where training is, seals checkpoints and obeys a request to stop."""
 
-    def __init__(self, attempt: Attempt, folder: Path) -> None:
-        self._attempt = attempt
+    def __init__(self, context: RunContext, folder: Path) -> None:
+        self._context = context
         self._folder = folder
         self._loss: dict[str, float] = {}
         self.stopped_by: int | None = None
@@ -139,8 +139,8 @@ class _StageCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._attempt.progress.update("train", state.global_step, state.max_steps, "steps", **self._loss)
-        self.stopped_by = self._attempt.stop_requested()
+        self._context.progress.update("train", state.global_step, state.max_steps, "steps", **self._loss)
+        self.stopped_by = self._context.stop_requested()
         if self.stopped_by is not None:
             control.should_training_stop = True
             control.should_save = True
@@ -180,7 +180,7 @@ class TrainingHistory:
         return values[-1] if values else None
 
 
-def train(trainer: Trainer, attempt: Attempt, *, keep_epoch: Callable[[int], None] | None = None) -> TrainingHistory:
+def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], None] | None = None) -> TrainingHistory:
     """Train to the end, from the newest whole checkpoint where there is one.
 
     Raises:
@@ -188,13 +188,13 @@ def train(trainer: Trainer, attempt: Attempt, *, keep_epoch: Callable[[int], Non
         StageError: if a loss or gradient is not finite.
     """
     folder = Path(trainer.args.output_dir or "")
-    callback = _StageCallback(attempt, folder)
+    callback = _StageCallback(context, folder)
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))
-    start = checkpoint.newest_valid(folder, on_damage=attempt.progress.note)
+    start = checkpoint.newest_valid(folder, on_damage=context.progress.note)
     if start is not None:
-        attempt.progress.note(f"resuming from step {checkpoint.step_of(start)}")
+        context.progress.note(f"resuming from step {checkpoint.step_of(start)}")
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if callback.stopped_by is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(

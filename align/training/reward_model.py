@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from scipy.stats import binomtest
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.data.template import ChatFormat
 from align.models.start import Start, load_start
 from align.records import Preference
+from align.runtime.context import RunContext
 from align.training.loop import TrainingHistory
 from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
 from align.training.pairwise.form import choose_collator
@@ -48,7 +48,7 @@ def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPref
 
 def train_reward_model(
     pairs: Sequence[EncodedPreference],
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     *,
     start: Start,
@@ -64,12 +64,12 @@ def train_reward_model(
     Raises:
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
-    torch.manual_seed(attempt.seed)  # the new score head is drawn from it, and a new adapter
+    torch.manual_seed(context.seed)  # the new score head is drawn from it, and a new adapter
     model = prepare_model(load_start(start, task="SEQ_CLS", new_head=True, pad_token_id=chat_format.pad_token_id))
     rows = [TrainingPair(row, {} if margins is None else {"margin": margins[row.id]}) for row in pairs]
-    collator = choose_collator(model, rows, attempt, pad_token_id=chat_format.pad_token_id)
-    trainer = pairwise_trainer(model, rows, attempt, config, RewardObjective(center_coef), collator)
-    history, metrics = train_and_save(trainer, attempt, config, chat_format, output, start, shown=("loss",))
+    collator = choose_collator(model, rows, context, pad_token_id=chat_format.pad_token_id)
+    trainer = pairwise_trainer(model, rows, context, config, RewardObjective(center_coef), collator)
+    history, metrics = train_and_save(trainer, context, config, chat_format, output, start, shown=("loss",))
     return history, {"train_loss": metrics.pop("loss"), **metrics}
 
 

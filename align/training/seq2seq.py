@@ -13,7 +13,6 @@ from typing import Any
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat, check_label_spans
@@ -23,6 +22,7 @@ from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.start import count_trained
+from align.runtime.context import RunContext
 from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
 from align.training.sampler import LengthGroupedSampler
 from align.training.sft import GUARD_ROWS, SftResult, keep_epoch
@@ -83,7 +83,7 @@ def _lengths(samples: Sequence[Sample]) -> list[int]:
 def train_seq2seq_sft(
     encoded: Sequence[EncodedInstruction],
     completions: Sequence[str],
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     *,
     source: Path,
@@ -100,9 +100,9 @@ def train_seq2seq_sft(
     set_dropout(model, dropout)
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
     _guard_labels(samples, completions, collator, chat_format)
-    trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, attempt, num_rows=len(samples)))
+    trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
-    history = train(trainer, attempt, keep_epoch=lambda epoch: keep_epoch(save, attempt.work, epoch))
+    history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
     save(output)
     metrics = {
         "train_loss": history.last("loss"),

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat, check_label_spans
 from align.models.dropout import set_dropout
 from align.models.start import Start, count_trained, load_start, save_trained
+from align.runtime.context import RunContext
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 
@@ -35,7 +35,7 @@ class SftResult:
 def train_sft(
     encoded: Sequence[EncodedInstruction],
     completions: Sequence[str],
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     *,
     start: Start,
@@ -50,7 +50,7 @@ def train_sft(
     Args:
         encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
         completions: the text of each sample's completion, to check the labels against.
-        output: folder for the trained model; every epoch's model goes to `attempt.work/epochs/epoch-N`.
+        output: folder for the trained model; every epoch's model goes to `context.work/epochs/epoch-N`.
         max_tokens: tokens of a packed row.
         dropout: of every layer that has one, while training.
     Raises:
@@ -63,13 +63,13 @@ def train_sft(
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
-    torch.manual_seed(attempt.seed)  # a new adapter is drawn from it
+    torch.manual_seed(context.seed)  # a new adapter is drawn from it
     model = load_start(start)
     set_dropout(model, dropout)
-    arguments = training_arguments(config, attempt, num_rows=len(built))
+    arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, start)  # noqa: E731
-    history = train(trainer, attempt, keep_epoch=lambda epoch: keep_epoch(save, attempt.work, epoch))
+    history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
     save(output)
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens

@@ -66,7 +66,7 @@ def run_ours(run: Path, engine: str) -> None:
     """Run the stage in this process; prints the end of every rollout batch and the metrics."""
     import torch
 
-    from align.attempt import Progress
+    from align.runtime.context import Progress
     from align.stage import StageContext
     from align.stages.ppo import run as run_stage
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from align.attempt import Progress
 from align.models.folder import ADAPTER_WEIGHTS_NAME
 from align.models.start import Start, load_start
 from align.records import Instruction, Message, Preference, Prompt
+from align.runtime.context import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from align.attempt import Attempt, Progress
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
+from align.runtime.context import Progress, RunContext
 from align.training.loop import TrainingHistory, train, training_arguments
 from align.training.pairwise.fit import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -56,7 +56,7 @@ def build(
     optimizer: str = "sgd",
     stop_at: int | None = None,
     precision: Any = "float32",
-) -> tuple[PairwiseTrainer, Attempt]:
+) -> tuple[PairwiseTrainer, RunContext]:
     torch.manual_seed(1)
     model = prepare_model(load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base))
     steps = [0]
@@ -65,14 +65,14 @@ def build(
         steps[0] += 1
         return signal.SIGTERM if stop_at is not None and steps[0] >= stop_at else None
 
-    attempt = Attempt(name="test", work=work, seed=3, progress=Progress(lambda event: None), stop_requested=stop_requested)
+    context = RunContext(name="test", work=work, seed=3, progress=Progress(lambda event: None), stop_requested=stop_requested)
     config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=2, learning_rate=0.02)
-    arguments = {**training_arguments(config, attempt, num_rows=len(PAIRS)), "optim": optimizer}
+    arguments = {**training_arguments(config, context, num_rows=len(PAIRS)), "optim": optimizer}
     collator = PairCollator(form=form, pad_token_id=0, row_tokens=row_tokens)
     if reverse:  # the pairs of a micro-batch stand in another order
         forwards = collator
         collator = lambda pairs: forwards(list(reversed(pairs)))  # type: ignore[assignment] # noqa: E731
-    return PairwiseTrainer(model, PAIRS, OBJECTIVES[kind], collator, arguments), attempt
+    return PairwiseTrainer(model, PAIRS, OBJECTIVES[kind], collator, arguments), context
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def initial_weights(base: Path, work: Path, kind: str) -> torch.Tensor:
 
 
 def trained(base: Path, work: Path, kind: str, **changes: Any) -> tuple[torch.Tensor, TrainingHistory]:
-    trainer, attempt = build(base, work, kind, **changes)
+    trainer, context = build(base, work, kind, **changes)
     before = weights_of(trainer)
-    history = train(trainer, attempt)
+    history = train(trainer, context)
     after = weights_of(trainer)
     assert (after - before).abs().max() > 1e-3
     return after, history
@@ -170,16 +170,16 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     base = project_template / "base"
     settings: dict[str, Any] = {"micro": 2, "optimizer": "adamw_torch", "precision": precision}
     expected, _ = trained(base, tmp_path / "whole", kind, **settings)
-    trainer, attempt = build(base, tmp_path / "cut", kind, **settings, stop_at=5)
+    trainer, context = build(base, tmp_path / "cut", kind, **settings, stop_at=5)
     with pytest.raises(Interrupted, match="Stopped at step 5 of 8"):
-        train(trainer, attempt)
+        train(trainer, context)
     resumed, _ = trained(base, tmp_path / "cut", kind, **settings)
     assert torch.equal(resumed, expected)
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(project_template: Path, tmp_path: Path) -> None:
-    trainer, attempt = build(project_template / "base", tmp_path, "dpo")
+    trainer, context = build(project_template / "base", tmp_path, "dpo")
     trainer.train_dataset[0] = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].numbers, "reference_chosen_logps": float("nan")})
     with pytest.raises(StageError, match="The loss is nan at step"):
-        train(trainer, attempt)
+        train(trainer, context)
     assert torch.isfinite(weights_of(trainer)).all()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from align.attempt import Attempt, Progress
 from align.config.ppo import Ppo
 from align.config.rules import RuleSet
 from align.config.sections import RulesScorer
@@ -21,6 +20,7 @@ from align.errors import Interrupted, StageError
 from align.models.load import load_tokenizer
 from align.models.start import Start
 from align.records import Message, Prompt
+from align.runtime.context import Progress, RunContext
 from align.scoring.scorers import ScorerSet
 from align.testing import tiny_causal_lm
 from align.training.ppo.experience import make_experience
@@ -93,9 +93,9 @@ class Training:
             else:
                 self.notes.append(event["text"])
 
-        attempt = Attempt(name="ppo", work=self.work, seed=11, progress=Progress(send), stop_requested=lambda: stop(done[0]))
+        context = RunContext(name="ppo", work=self.work, seed=11, progress=Progress(send), stop_requested=lambda: stop(done[0]))
         engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
-        trainer = PpoTrainer(models, sampler, engine, attempt, self.config, arithmetic, num_rollouts=num_rollouts)
+        trainer = PpoTrainer(models, sampler, engine, context, self.config, arithmetic, num_rollouts=num_rollouts)
         return trainer.train()
 
     def weights(self) -> dict[str, torch.Tensor]:

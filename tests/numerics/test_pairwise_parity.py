@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
-from align.attempt import Attempt, Progress
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.runtime.context import Progress, RunContext
 from align.training.loop import train, training_arguments
 from align.training.pairwise.fit import pairwise_trainer, prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -38,21 +38,21 @@ REFERENCE = [(-5.9 * len(pair.chosen_ids) + 0.1 * (i % 5), -5.9 * len(pair.rejec
 CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3, warmup_ratio=0.1)
 
 
-def attempt_in(folder: Path) -> Attempt:
-    return Attempt(name="test", work=folder, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+def context_in(folder: Path) -> RunContext:
+    return RunContext(name="test", work=folder, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
 
 
-def curves_of(trainer: Any, attempt: Attempt) -> list[dict[str, float]]:
+def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
     trainer._get_train_sampler = lambda *args: SequentialSampler(trainer.train_dataset)
-    rows = [row for row in train(trainer, attempt).rows if "loss" in row]
+    rows = [row for row in train(trainer, context).rows if "loss" in row]
     assert len(rows) == STEPS
     return rows
 
 
 def ours(folder: Path, model: Any, objective: Any, pairs: list[TrainingPair], **layout: Any) -> list[dict[str, float]]:
-    attempt = attempt_in(folder)
+    context = context_in(folder)
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40, **layout)
-    return curves_of(pairwise_trainer(prepare_model(model), pairs, attempt, CONFIG, objective, collator), attempt)
+    return curves_of(pairwise_trainer(prepare_model(model), pairs, context, CONFIG, objective, collator), context)
 
 
 def silent(trainer_type: Any) -> Any:
@@ -98,9 +98,9 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
-    attempt = attempt_in(tmp_path / "trl")
+    context = context_in(tmp_path / "trl")
     config = DPOConfig(
-        **training_arguments(CONFIG, attempt, num_rows=len(PAIRS)),
+        **training_arguments(CONFIG, context, num_rows=len(PAIRS)),
         max_length=None,
         beta=beta,
         loss_type=variant,
@@ -122,7 +122,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         train_dataset=Dataset.from_list(dataset),
         processing_class=load_tokenizer(base),
     )
-    compare(mine, curves_of(trainer, attempt), DPO_METRICS)
+    compare(mine, curves_of(trainer, context), DPO_METRICS)
 
 
 @pytest.mark.parametrize(("center_coef", "with_margin"), [(0.0, False), (0.05, True)])
@@ -138,8 +138,8 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
 
     rows = [TrainingPair(pair, margin) for pair, margin in zip(PAIRS, margins, strict=True)]
     mine = ours(tmp_path / "ours", model(), RewardObjective(center_coef), rows)
-    attempt = attempt_in(tmp_path / "trl")
-    arguments = training_arguments(CONFIG, attempt, num_rows=len(PAIRS))
+    context = context_in(tmp_path / "trl")
+    arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     dataset = [
         {"chosen_ids": pair.prompt_ids + pair.chosen_ids, "rejected_ids": pair.prompt_ids + pair.rejected_ids, **margin}
         for pair, margin in zip(PAIRS, margins, strict=True)
@@ -150,7 +150,7 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
         train_dataset=Dataset.from_list(dataset),
         processing_class=load_tokenizer(base),
     )
-    compare(mine, curves_of(trainer, attempt), ("loss", "accuracy", "margin", "mean_reward"))
+    compare(mine, curves_of(trainer, context), ("loss", "accuracy", "margin", "mean_reward"))
 
 
 def test_orpo(project_template: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
     base = project_template / "base"
     rows = [TrainingPair(pair) for pair in PAIRS]
     mine = ours(tmp_path / "ours", load_causal_lm(base), OrpoObjective(0.4), rows, with_prompts=True)
-    attempt = attempt_in(tmp_path / "trl")
+    context = context_in(tmp_path / "trl")
 
     class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]
         def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
@@ -172,7 +172,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
                 batch[f"{side}_labels"] = [-100] * len(pair.prompt_ids) + ids
             return batch
 
-    arguments = training_arguments(CONFIG, attempt, num_rows=len(PAIRS))
+    arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     trainer = ReadyORPOTrainer(
         model=load_causal_lm(base),
         args=ORPOConfig(**arguments, max_length=64, beta=0.4),
@@ -180,4 +180,4 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
         processing_class=load_tokenizer(base),
     )
     names = ("nll_loss", "log_odds_ratio", "log_odds_chosen", *DPO_METRICS)
-    compare(mine, curves_of(trainer, attempt), names)
+    compare(mine, curves_of(trainer, context), names)

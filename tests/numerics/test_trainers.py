@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from align.attempt import Attempt, Progress
 from align.config.sections import Optimization
 from align.models.load import load_causal_lm, load_tokenizer
+from align.runtime.context import Progress, RunContext
 from align.scoring.likelihood import completion_logps
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
@@ -24,8 +24,8 @@ PAIRS = [
 
 
 @pytest.fixture
-def attempt(tmp_path: Path) -> Attempt:
-    return Attempt(name="test", work=tmp_path, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+def context(tmp_path: Path) -> RunContext:
+    return RunContext(name="test", work=tmp_path, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
 
 
 def first_loss(trainer: Any, indices: range) -> float:
@@ -35,11 +35,11 @@ def first_loss(trainer: Any, indices: range) -> float:
         return float(trainer.compute_loss(trainer.model, inputs))
 
 
-def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_template: Path, attempt: Attempt) -> None:
+def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_template: Path, context: RunContext) -> None:
     base = project_template / "base"
     samples = [TrainingSample(pair["prompt_ids"], pair["chosen_ids"]) for pair in PAIRS]
     rows = [build_row(samples[:2]), build_row(samples[2:])]
-    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=2)
+    arguments = training_arguments(Optimization(precision="float32"), context, num_rows=2)
     trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, arguments)
     model = load_causal_lm(base).eval()
     logps = completion_logps(
@@ -62,12 +62,12 @@ def test_accumulation_equals_one_large_batch(
     ]
     weights = []
     for micro in (None, 1, 3):
-        attempt = Attempt(
+        context = RunContext(
             name="test", work=tmp_path / str(micro), seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None
         )
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
-        trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, attempt, num_rows=6))
-        history = train(trainer, attempt)
+        trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, context, num_rows=6))
+        history = train(trainer, context)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
         assert history.last("loss") < history.rows[0]["loss"]
     for other in weights[1:]:
@@ -76,12 +76,12 @@ def test_accumulation_equals_one_large_batch(
         assert difference.mean() < mean
 
 
-def test_our_loss_is_that_of_trl(project_template: Path, attempt: Attempt) -> None:
+def test_our_loss_is_that_of_trl(project_template: Path, context: RunContext) -> None:
     """TRL's own compute_loss, on the same trainer and batch."""
     from trl import SFTTrainer
 
     base, tokenizer = project_template / "base", load_tokenizer(project_template / "base")
-    arguments = training_arguments(Optimization(precision="float32"), attempt, num_rows=3)
+    arguments = training_arguments(Optimization(precision="float32"), context, num_rows=3)
     rows = [build_row([TrainingSample(pair["prompt_ids"], pair["chosen_ids"])]) for pair in PAIRS]
     sft = sft_trainer(load_causal_lm(base), tokenizer, rows, arguments)
     inputs = sft.data_collator([sft.train_dataset[index] for index in range(3)])

@@ -15,7 +15,6 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from align.attempt import end_with_parent
 from align.data.formats.lines import read_json_lines
 from align.data.formats.raw import MAX_LINE_BYTES, RawRow
 from align.data.reader import file_format
@@ -23,6 +22,7 @@ from align.data.source import Source, SourceFile, read_file
 from align.data.validation.scan import RecordChecks, scan
 from align.data.validation.scanned import FileRules, RowRules, Scanned, Wanted
 from align.errors import EnvironmentProblem
+from align.runtime.process import end_with_parent
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 8192

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-from align.attempt import end_with_parent
 from align.errors import AlignError, StageError
+from align.runtime.process import end_with_parent
 from align.selection.candidate import require_some
 from align.selection.columns.chunk import RowFile, open_file, prompts_in
 from align.selection.columns.layout import TASK_ROWS, Task, lay_out

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from align.attempt import Attempt
 from align.config.sections import Optimization
 from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
 from align.models.start import Start, count_trained, save_trained
+from align.runtime.context import RunContext
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.pairwise.forward import add_pair_outputs
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -33,18 +33,18 @@ def prepare_model(model: Any) -> Any:
 def pairwise_trainer(
     model: Any,
     pairs: Sequence[TrainingPair],
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     objective: Objective,
     collator: PairCollator,
 ) -> PairwiseTrainer:
     """A trainer of a model that was prepared."""
-    return PairwiseTrainer(model, pairs, objective, collator, training_arguments(config, attempt, num_rows=len(pairs)))
+    return PairwiseTrainer(model, pairs, objective, collator, training_arguments(config, context, num_rows=len(pairs)))
 
 
 def train_and_save(
     trainer: PairwiseTrainer,
-    attempt: Attempt,
+    context: RunContext,
     config: Optimization,
     chat_format: ChatFormat,
     output: Path,
@@ -59,7 +59,7 @@ def train_and_save(
     Raises:
         StageError: if training diverges. Interrupted: if a stop was requested.
     """
-    history = train(trainer, attempt)
+    history = train(trainer, context)
     save_trained(trainer.model, chat_format.tokenizer, output, start)
     facts = {
         "steps": trainer.state.global_step,

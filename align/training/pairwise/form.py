@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from align.attempt import Attempt
 from align.models.virtual_tokens import virtual_tokens_of
+from align.runtime.context import RunContext
 from align.training.pairwise.forward import layout_of
 from align.training.pairwise.layout import PairCollator, TrainingPair
 
@@ -23,7 +23,7 @@ ROW_TOKENS = {"cpu": 128, "cuda": 1024}
 
 
 def choose_collator(
-    model: Any, pairs: Sequence[TrainingPair], attempt: Attempt, *, pad_token_id: int, with_prompts: bool = False
+    model: Any, pairs: Sequence[TrainingPair], context: RunContext, *, pad_token_id: int, with_prompts: bool = False
 ) -> PairCollator:
     """The shared-prompt form where the model gives the same numbers in it, on the longest and a few other pairs; else the padded.
 
@@ -44,7 +44,7 @@ def choose_collator(
     problem = _difference(model, shared, padded, _sample(pairs))
     if problem is None:
         return shared
-    attempt.progress.note(f"batches repeat the prompt for each completion (slower, same result): {problem}")
+    context.progress.note(f"batches repeat the prompt for each completion (slower, same result): {problem}")
     return padded
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from align.attempt import Attempt
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
+from align.runtime.context import RunContext
 from align.scoring.batching import length_sorted_batches
 from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
 from align.store.fingerprint import FileHashes, fingerprint
@@ -42,7 +42,7 @@ class ReferenceLogps(BaseModel):
 
 
 def compute_reference_logps(
-    model: Any, pairs: Sequence[EncodedPreference], collator: PairCollator, attempt: Attempt, *, precision: str
+    model: Any, pairs: Sequence[EncodedPreference], collator: PairCollator, context: RunContext, *, precision: str
 ) -> list[ReferenceLogps]:
     """Log-probabilities of both sides under `model`, in the order of the pairs.
 
@@ -53,7 +53,7 @@ def compute_reference_logps(
         StageError: if one of them is not finite. Interrupted: if a stop was requested.
     """
     device = next(model.parameters()).device
-    count = attempt.counter("reference", "pairs")
+    count = context.counter("reference", "pairs")
     found: dict[int, ReferenceLogps] = {}
     for batch in length_sorted_batches([shared_length(pair) for pair in pairs], REFERENCE_BATCH_TOKENS):
         layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]))
@@ -111,7 +111,7 @@ def cached_reference_logps(
     store_root: Path,
     key: str,
     pairs: Sequence[EncodedPreference],
-    attempt: Attempt,
+    context: RunContext,
     compute: Callable[[], Sequence[ReferenceLogps]],
 ) -> Mapping[str, ReferenceLogps]:
     """Reference log-probabilities by pair id, from the store where they are there and whole, else computed and kept.
@@ -120,19 +120,19 @@ def cached_reference_logps(
         Interrupted: if a stop was requested; nothing half-written is taken for whole later.
     """
     entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
-    waiting = lambda holder: attempt.progress.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
-    with hold(entry.lock_path, on_wait=waiting, give_up=lambda: attempt.stop_requested() is not None) as held:
+    waiting = lambda holder: context.progress.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
+    with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
         if not held:
-            raise Interrupted("Stopped while waiting for another run.", signal_number=attempt.stop_requested() or 15)
+            raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
         state, problem = entry.check(FileHashes(entry.path / "no-memory"))
         rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
         if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
             state, problem = "damaged", "it is of other pairs"
         if state == "damaged":
             moved = entry.quarantine()
-            attempt.progress.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
+            context.progress.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
         if state == "done":
-            attempt.progress.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
+            context.progress.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
         else:
             rows = _keep(entry, key, compute())
     return {row.id: row for row in rows}

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.attempt import Attempt
 from align.config.ppo import Ppo
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.models.start import count_trained
+from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.ppo.experience import Experience, make_experience, mean_numbers
@@ -45,7 +45,7 @@ class PpoTrainer:
         models: Models,
         sampler: RolloutSampler,
         engine: TextEngine,
-        attempt: Attempt,
+        context: RunContext,
         config: Ppo,
         arithmetic: Arithmetic,
         *,
@@ -62,7 +62,7 @@ class PpoTrainer:
         self._models = models
         self._sampler = sampler
         self._engine = engine
-        self._attempt = attempt
+        self._context = context
         self._config = config
         self._arithmetic = arithmetic
         self._num_rollouts = num_rollouts
@@ -71,11 +71,11 @@ class PpoTrainer:
         self._optimizers = Optimizers.of(
             models, config, policy_updates=learning * per_rollout, value_updates=num_rollouts * per_rollout
         )
-        self._updater = Updater(models, self._optimizers, arithmetic, config, attempt.seed)
+        self._updater = Updater(models, self._optimizers, arithmetic, config, context.seed)
         self._state = Progression(kl_coef=config.kl_coef)
         self._before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may ask for it back."""
-        self._checkpoints = attempt.work / CHECKPOINTS_NAME
+        self._checkpoints = context.work / CHECKPOINTS_NAME
 
     def train(self) -> PpoResult:
         """To the end, from the newest whole checkpoint where there is one.
@@ -153,7 +153,7 @@ class PpoTrainer:
         state = self._state
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
         shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
-        self._attempt.progress.update("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
+        self._context.progress.update("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
         if state.rollouts % self._config.checkpoint_steps == 0 and state.rollouts < self._num_rollouts:
             self._write_checkpoint()
 
@@ -172,7 +172,7 @@ class PpoTrainer:
         with torch.no_grad():
             for parameter, before in zip(trainable(self._models.policy), self._before, strict=True):
                 parameter.copy_(before)
-        self._attempt.progress.note(
+        self._context.progress.note(
             f"stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches: KL {kl:.3g} nats is above kl_limit "
             f"{limit:g}; the policy from before the last updates is kept"
         )
@@ -209,7 +209,7 @@ class PpoTrainer:
 
     def _check_stop(self) -> None:
         """Obey a request to stop. Only called where the models are as the last rollout batch left them."""
-        number = self._attempt.stop_requested()
+        number = self._context.stop_requested()
         if number is None:
             return
         if self._state.rollouts > 0:
@@ -229,8 +229,8 @@ class PpoTrainer:
             checkpoint.remove_old(self._checkpoints)
 
     def _resume(self) -> None:
-        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._attempt.progress.note)
+        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.progress.note)
         if start is None:
             return
         self._state, self._before = load_state(start, self._models, self._optimizers)
-        self._attempt.progress.note(f"resuming after rollout batch {self._state.rollouts}")
+        self._context.progress.note(f"resuming after rollout batch {self._state.rollouts}")

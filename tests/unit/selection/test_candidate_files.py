@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from align import load_recipe
-from align.attempt import Progress
 from align.cli.stage_recipe import StageRequest
 from align.errors import DataError, RecipeError, StageError
 from align.pipeline.inputs import resolve_inputs
+from align.runtime.context import Progress
 from align.selection.columns.chunk import RowFile, open_file
 from align.selection.columns.selector import PairSelector
 from align.selection.columns.shards import select_from_files

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from align.attempt import Progress
 from align.records import Message, Prompt, ScoredCandidate
 from align.report.training import train_seconds
+from align.runtime.context import Progress
 from align.stage import StageContext
 from align.stages import compare
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows, write_rows

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from align import load_recipe
-from align.attempt import Progress
 from align.errors import DataError, RecipeError
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
+from align.runtime.context import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, reward_model
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows

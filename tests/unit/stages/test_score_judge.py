@@ -40,7 +40,7 @@ stages:
 RUN_STAGE = """\
 import sys
 from pathlib import Path
-from align.attempt import Progress
+from align.runtime.context import Progress
 from align.stages import score
 from align.stage import StageContext
 from align.store.artifact import Artifact, Entry

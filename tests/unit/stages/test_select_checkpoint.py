@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from align import load_recipe, run_recipe
-from align.attempt import Progress
 from align.errors import AlignError, Interrupted, RecipeError
 from align.pipeline.plan import make_plan
+from align.runtime.context import Progress
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageContext
 from align.stages.select_checkpoint import run as run_stage

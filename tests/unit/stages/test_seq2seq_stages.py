@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from align import load_recipe, run_recipe
-from align.attempt import Progress
 from align.errors import AlignError, Interrupted, RecipeError
 from align.models.load import load_causal_lm, load_reward_model, load_seq2seq_lm, load_tokenizer
 from align.models.save import save_model
 from align.records import Candidate, ScoredCandidate
 from align.report.results import Results
 from align.report.table import render_table
+from align.runtime.context import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, generate, orpo, ppo, reward_model, select_checkpoint, sft
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows

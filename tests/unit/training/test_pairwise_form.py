@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig
 
-from align.attempt import Attempt, Progress
 from align.data.encoding import EncodedPreference
+from align.runtime.context import Progress, RunContext
 from align.training.pairwise.fit import prepare_model
 from align.training.pairwise.form import choose_collator
 from align.training.pairwise.layout import TrainingPair
@@ -36,7 +36,7 @@ PAIRS = [TrainingPair(EncodedPreference(str(i), [5 + i, 6, 7], [8, 9 + i, 2], [1
 class Notes:
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.attempt = Attempt(
+        self.context = RunContext(
             name="test",
             work=Path(),
             seed=0,
@@ -53,18 +53,18 @@ def model_of(config: Any, *, auto: Any = AutoModelForCausalLM) -> Any:
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
 def test_a_model_that_takes_the_mask_shares_the_prompt(auto: Any) -> None:
     notes = Notes()
-    assert choose_collator(model_of(LlamaConfig(**SIZE), auto=auto), PAIRS, notes.attempt, pad_token_id=0).form == "shared_prompt"
+    assert choose_collator(model_of(LlamaConfig(**SIZE), auto=auto), PAIRS, notes.context, pad_token_id=0).form == "shared_prompt"
     assert notes.texts == []
 
 
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
 def test_a_window_that_cuts_only_the_longest_pair_is_found(auto: Any) -> None:
     notes, model = Notes(), model_of(MistralConfig(**SIZE, sliding_window=24), auto=auto)
-    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
     assert "repeat the prompt" in notes.texts[0]
     assert "outputs differ by" in notes.texts[0]
     notes = Notes()
-    assert choose_collator(model, PAIRS[:10], notes.attempt, pad_token_id=0).form == "shared_prompt"
+    assert choose_collator(model, PAIRS[:10], notes.context, pad_token_id=0).form == "shared_prompt"
     assert notes.texts == []
 
 
@@ -78,7 +78,7 @@ def test_a_model_that_refuses_the_mask_gets_padded_batches(monkeypatch: pytest.M
         return original(*args, attention_mask=attention_mask, **kwargs)
 
     monkeypatch.setattr(model.base_model, "forward", refuse)
-    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
     assert "ValueError: a mask of four dimensions is new to me" in notes.texts[0]
 
 
@@ -93,13 +93,13 @@ def test_out_of_memory_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(model.base_model, "forward", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        choose_collator(model, PAIRS, Notes().attempt, pad_token_id=0)
+        choose_collator(model, PAIRS, Notes().context, pad_token_id=0)
 
 
 def test_attention_that_knows_no_masks_is_not_tried() -> None:
     notes, model = Notes(), model_of(LlamaConfig(**SIZE))
     model.config._attn_implementation = "flash_attention_2"
-    assert choose_collator(model, PAIRS, notes.attempt, pad_token_id=0).form == "padded"
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
     assert "flash_attention_2" in notes.texts[0]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from align.attempt import Attempt, Progress
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm
+from align.runtime.context import Progress, RunContext
 from align.scoring.likelihood import completion_logps
 from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
@@ -44,7 +44,7 @@ class Place:
         self.entry = root / "reference_logps-k"
         self.notes: list[str] = []
         self.computed = 0
-        self.attempt = Attempt(
+        self.context = RunContext(
             name="test",
             work=root / "work",
             seed=0,
@@ -53,7 +53,7 @@ class Place:
         )
 
     def get(self, pairs: Sequence[EncodedPreference] = PAIRS) -> Any:
-        return cached_reference_logps(self.root, "k", pairs, self.attempt, self._compute)
+        return cached_reference_logps(self.root, "k", pairs, self.context, self._compute)
 
     def _compute(self) -> list[ReferenceLogps]:
         self.computed += 1
@@ -137,7 +137,7 @@ def test_killed_between_rows_and_manifest_they_are_computed_again(place: Place) 
 def test_waiting_can_be_given_up(place: Place) -> None:
     from align.store.lock import hold
 
-    place.attempt.stop_requested = lambda: signal.SIGTERM
+    place.context.stop_requested = lambda: signal.SIGTERM
     with hold(place.root / "reference_logps-k.lock", on_wait=lambda holder: None), pytest.raises(Interrupted) as caught:
         place.get()
     assert caught.value.exit_code == 143
@@ -182,7 +182,7 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
 def test_they_are_what_the_model_says(project_template: Path, place: Place) -> None:
     base = project_template / "base"
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=1)
-    rows = compute_reference_logps(prepare_model(load_causal_lm(base)), PAIRS, collator, place.attempt, precision="float32")
+    rows = compute_reference_logps(prepare_model(load_causal_lm(base)), PAIRS, collator, place.context, precision="float32")
     sides = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
     expected = completion_logps(load_causal_lm(base), sides, pad_token_id=0, batch_tokens=64)
     assert [row.id for row in rows] == ["a", "b"]
@@ -194,4 +194,4 @@ def test_a_number_that_is_not_finite_is_an_error_with_the_row(project_template: 
     model.base_model.norm.weight.data.fill_(float("nan"))
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=1)
     with pytest.raises(StageError, match="b: the reference gives its completions the log-probabilities nan"):
-        compute_reference_logps(model, PAIRS[1:], collator, place.attempt, precision="float32")
+        compute_reference_logps(model, PAIRS[1:], collator, place.context, precision="float32")

@@ -1,14 +1,9 @@
-"""One attempt at a piece of long work: where it may keep unfinished things, whom it tells, who may ask it to stop."""
+"""What long work may know of its surroundings: where it keeps unfinished files, where it reports, who may ask it to stop."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,7 @@ class Progress:
 
 
 @dataclass(kw_only=True)
-class Attempt:
+class RunContext:
     """What trainers and samplers need to know of their surroundings."""
 
     name: str
@@ -58,17 +53,3 @@ class Attempt:
             self.check_stop()
 
         return count
-
-
-def end_with_parent() -> None:
-    """Kill this process as soon as the process that started it is gone, however it went. No orphan goes on writing."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
