@@ -85,6 +85,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         output=context.output,
         work=context.work,
         count=context.counter("select", "tasks"),
+        check_stop=context.check_stop,
         num_processes=config.num_processes,
     )
     return StageOutcome(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from align.errors import AlignError, StageError
-from align.runtime.process import end_with_parent
+from align.runtime.executor import executor_for
 from align.selection.candidate import require_some
 from align.selection.columns.chunk import RowFile, open_file, prompts_in
 from align.selection.columns.layout import TASK_ROWS, Task, lay_out
@@ -25,7 +22,6 @@ from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
 from align.store.shard import read_seal, seal_shard, shard_path
 
-POLL_SECONDS = 0.2
 TASKS_PER_PROCESS = 2
 """A process for fewer takes longer to start than it saves."""
 
@@ -48,6 +44,7 @@ def select_from_files(
     output: Path,
     work: Path,
     count: Callable[[int, int], None],
+    check_stop: Callable[[], None] = lambda: None,
     num_processes: int | None = None,
     task_rows: int = TASK_ROWS,
 ) -> Selected:
@@ -59,6 +56,7 @@ def select_from_files(
         work: folder for shards and regrouped rows; what an earlier attempt finished there is used, so it must have been about
             the same files and the same selector.
         count: called with (finished tasks, tasks); may raise to stop.
+        check_stop: called between tasks and a few times a second while processes work; raises to stop.
         num_processes: most processes that work at the same time; default: one per core. No byte depends on it.
         task_rows: rows of a task at least.
     Raises:
@@ -69,7 +67,7 @@ def select_from_files(
     if layout.scattered:
         files = regroup(files, layout, selector.scorers, work / "regrouped")
         layout = lay_out(files, task_rows=task_rows)
-    facts = _run_tasks(layout.tasks, selector, work / "shards", count, num_processes)
+    facts = _run_tasks(layout.tasks, selector, work / "shards", count, check_stop, num_processes)
     num_prompts = sum(fact["prompts"] for fact in facts)
     dropped: Counter[str] = Counter()
     for fact in facts:
@@ -117,7 +115,12 @@ def run_task(task: Task, selector: Selector, shard: Path) -> dict[str, Any]:
 
 
 def _run_tasks(
-    tasks: Sequence[Task], selector: Selector, folder: Path, count: Callable[[int, int], None], num_processes: int | None
+    tasks: Sequence[Task],
+    selector: Selector,
+    folder: Path,
+    count: Callable[[int, int], None],
+    check_stop: Callable[[], None],
+    num_processes: int | None,
 ) -> list[Mapping[str, Any]]:
     """The facts of every task, in order; those whose shards are whole are not done again."""
     facts: dict[int, Mapping[str, Any]] = {}
@@ -128,64 +131,26 @@ def _run_tasks(
     missing = [index for index in range(len(tasks)) if index not in facts]
     count(len(facts), len(tasks))
 
-    def done(index: int, made: Mapping[str, Any]) -> None:
-        facts[index] = made
+    def done(item: tuple[int, Task], made: Mapping[str, Any]) -> None:
+        facts[item[0]] = made
         count(len(facts), len(tasks))
 
     workers = min(num_processes or len(os.sched_getaffinity(0)), len(missing) // TASKS_PER_PROCESS)
-    if workers > 1:
-        poll = lambda: count(len(facts), len(tasks))  # noqa: E731
-        _run_in_processes({index: tasks[index] for index in missing}, selector, folder, workers, done, poll)
-    else:
-        for index in missing:
-            done(index, run_task(tasks[index], selector, shard_path(folder, index)))
+    executor_for(workers, len(missing)).map(
+        _SelectTask(selector, folder),
+        [(index, tasks[index]) for index in missing],
+        on_done=done,
+        check_stop=check_stop,
+    )
     return [facts[index] for index in range(len(tasks))]
 
 
-def _run_in_processes(
-    tasks: Mapping[int, Task],
-    selector: Selector,
-    folder: Path,
-    workers: int,
-    done: Callable[[int, Mapping[str, Any]], None],
-    poll: Callable[[], None],
-) -> None:
-    """Share tasks among processes: each gets every `workers`-th one."""
-    context = multiprocessing.get_context("spawn")
-    shares = [dict(list(tasks.items())[number::workers]) for number in range(workers)]
-    processes: dict[Connection, Any] = {}
-    try:
-        for share in shares:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(share, selector, folder, sender), daemon=True)
-            process.start()
-            sender.close()
-            processes[receiver] = process
-        open_pipes = set(processes)
-        while open_pipes:
-            for receiver in cast(list[Connection], wait(list(open_pipes), POLL_SECONDS)):
-                try:
-                    said = receiver.recv()
-                except EOFError:
-                    open_pipes.discard(receiver)
-                    processes[receiver].join()
-                    if (code := processes[receiver].exitcode) != 0:
-                        raise StageError(f"A selecting process ended with code {code}", hint="The log says why.") from None
-                    continue
-                if isinstance(said, AlignError):
-                    raise said
-                done(*said)
-            poll()
-    finally:
-        for process in processes.values():
-            process.terminate()
-            process.join()
+@dataclass(frozen=True)
+class _SelectTask:
+    """The work on one task and its number."""
 
+    selector: Selector
+    folder: Path
 
-def _work(tasks: Mapping[int, Task], selector: Selector, folder: Path, sender: Connection) -> None:
-    end_with_parent()
-    try:
-        for index, task in tasks.items():
-            sender.send((index, run_task(task, selector, shard_path(folder, index))))
-    except AlignError as error:
-        sender.send(error)
+    def __call__(self, item: tuple[int, Task]) -> dict[str, Any]:
+        return run_task(item[1], self.selector, shard_path(self.folder, item[0]))
