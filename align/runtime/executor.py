@@ -76,15 +76,16 @@ class WorkerDied(StageError):
     """The process of a worker ended before its work was done."""
 
 
-def executor_for(num_workers: int, num_items: int, *, gpus_each: int = 0) -> Executor:
-    """How this machine works on `num_items` items: the one place that decides.
+def executor_for(num_workers: int, num_items: int | None = None, *, gpus_each: int = 0, items_ahead: int = 0) -> Executor:
+    """How this machine works on items: the one place that decides.
 
     Args:
         num_workers: most workers that may work at the same time.
-        gpus_each: GPUs that a worker has for itself, where the machine has that many; 0 if it uses none.
+        num_items: None if it is not known.
+        gpus_each, items_ahead: see `Processes`.
     """
-    workers = min(num_workers, num_items)
-    return Processes(workers, gpus_each=gpus_each) if workers > 1 else Inline()
+    workers = num_workers if num_items is None else min(num_workers, num_items)
+    return Processes(workers, gpus_each=gpus_each, items_ahead=items_ahead) if workers > 1 else Inline()
 
 
 class Inline:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
+from itertools import groupby, islice
 from pathlib import Path
 
 from align.data.formats.lines import read_json_lines
@@ -22,7 +17,7 @@ from align.data.source import Source, SourceFile, read_file
 from align.data.validation.scan import RecordChecks, scan
 from align.data.validation.scanned import FileRules, RowRules, Scanned, Wanted
 from align.errors import EnvironmentProblem
-from align.runtime.process import end_with_parent
+from align.runtime.executor import Inline, WorkerDied, executor_for
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 8192
@@ -64,19 +59,21 @@ def blocks_of(source: Source) -> Iterator[Block]:
         yield from _cut(file.path, number) if _can_be_cut(file) else _collected(file, number)
 
 
-def scanned_blocks(
+def scan_blocks(
     source: Source,
     rules: RowRules,
     wanted: Callable[[], Wanted],
+    take: Callable[[Block, Scanned], None],
     checks: RecordChecks | None = None,
     *,
     processes: int | None = None,
     blocks: Iterable[Block] | None = None,
-) -> Iterator[tuple[Block, Scanned]]:
-    """Every block with what is in it, in the order of the source.
+) -> None:
+    """Scan every block of a source.
 
     Args:
-        wanted: asked for every block anew.
+        wanted: called for every block before it is scanned.
+        take: called with every block and what is in it, in the order of the source.
         checks: those that need a model; they run in this process.
         processes: how many look at rows; None: as many as pay.
         blocks: the rows, where they are not read from the source's files.
@@ -86,34 +83,34 @@ def scanned_blocks(
     """
     files = [_file_rules(source, file) for file in source.files]
     count = processes if processes is not None else _worthwhile_processes(source)
-    if checks is not None or count < 2:
-        for block in blocks or blocks_of(source):
-            yield block, scan_block(block, rules, files[block.file_number], wanted(), checks)
-        return
-    context = get_context("spawn")  # a fork would copy the threads that show progress
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process) as pool:
-        waiting: deque[tuple[Block, Future[Scanned]]] = deque()
-        try:
-            for block in blocks or blocks_of(source):
-                file = files[block.file_number]
-                if isinstance(block.data, bytes):
-                    waiting.append((block, pool.submit(scan_block, block, rules, file, wanted())))
-                else:  # sending rows to another process takes as long as looking at them
-                    done: Future[Scanned] = Future()
-                    done.set_result(scan_block(block, rules, file, wanted()))
-                    waiting.append((block, done))
-                if len(waiting) > 2 * count:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for block, future in waiting:
-                yield block, future.result()
-        except BrokenProcessPool as error:
-            raise EnvironmentProblem(
-                f"{source.shown}: a process that looked at rows was killed", hint="Is there enough memory? Run it again."
-            ) from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    executor = executor_for(count if checks is None else 1, items_ahead=1)
+    scan_one = _ScanBlock(rules, files, checks)
+    try:
+        for is_text, some in groupby(blocks or blocks_of(source), lambda block: isinstance(block.data, bytes)):
+            # Rows that are parsed already stay here: to send them takes as long as to scan them.
+            (executor if is_text else Inline()).map(
+                scan_one,
+                ((block, wanted()) for block in some),
+                on_done=lambda item, scanned: take(item[0], scanned),
+                in_order=True,
+            )
+    except WorkerDied as error:
+        raise EnvironmentProblem(
+            f"{source.shown}: a process that looked at rows was killed", hint="Is there enough memory? Run it again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _ScanBlock:
+    """The work on one block."""
+
+    rules: RowRules
+    files: list[FileRules]
+    checks: RecordChecks | None
+
+    def __call__(self, item: tuple[Block, Wanted]) -> Scanned:
+        block, wanted = item
+        return scan_block(block, self.rules, self.files[block.file_number], wanted, self.checks)
 
 
 def scan_block(block: Block, rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None = None) -> Scanned:
@@ -160,12 +157,6 @@ def _worthwhile_processes(source: Source) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = [file.path.stat().st_size for file in source.files if _can_be_cut(file)]
     return min(cores, 4) if sum(sizes) > SMALL_BYTES else 1
-
-
-def _begin_process() -> None:
-    """A process that looks at rows: it dies with its parent, which alone is told of Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
 
 
 def _can_be_cut(file: SourceFile) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from align.config.inputs import DataInput
 from align.config.row_checks import Action
 from align.data.source import Source
-from align.data.validation.block import Block, marks_of, scanned_blocks
+from align.data.validation.block import Block, marks_of, scan_blocks
 from align.data.validation.cross_check import CrossCheck, Settled
 from align.data.validation.finding import catalogue_name, finding_note, findings_in_order
 from align.data.validation.ledger import ROWS_IN_MEMORY
@@ -150,13 +150,16 @@ class Survey:
         def wanted() -> Wanted:
             return Wanted(rows=self._want_rows, keys=self._near is not False)
 
-        for block, scanned in scanned_blocks(self._source, self._rules, wanted, model_checks, processes=processes, blocks=blocks):
+        def take(block: Block, scanned: Scanned) -> None:
+            nonlocal bytes_done
             self._take(scanned, block.file_number)
             if on_scanned is not None:
                 on_scanned(scanned, block)
             bytes_done += block.size_bytes
             if on_progress is not None:
                 on_progress(self.summary.rows_in, bytes_done)
+
+        scan_blocks(self._source, self._rules, wanted, take, model_checks, processes=processes, blocks=blocks)
         self._settle()
 
     def _take(self, scanned: Scanned, file_number: int) -> None:
