@@ -53,8 +53,12 @@ class AnswerFile:
         """Keep a reply; it is on disk when this returns."""
         line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
         with self._lock:
+            content, self._before_next = self._before_next + line, b"\n"
             try:
-                self._append(self._before_next + line)
+                with self._path.open("ab", buffering=0) as stream:  # one write: lines of several processes do not mix
+                    if stream.write(content) != len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                    os.fsync(stream.fileno())
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     hint = "Free some space and run the same command again; what was answered is kept."
@@ -62,17 +66,6 @@ class AnswerFile:
                 raise
             self._before_next = b""
             self._known[key] = answer
-
-    def _append(self, content: bytes) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            written = os.write(descriptor, content)
-            if written != len(content):
-                self._before_next = b"\n"
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read_line(line: bytes) -> tuple[str, JudgeAnswer] | None:

@@ -1,4 +1,4 @@
-"""Questions to a judge's endpoint: sent by a few threads, repeated where that may help, answered from disk where it can be.
+"""A client of a judge's endpoint: a few threads send the questions, retry what may pass, and keep every reply on disk.
 
 The key stands in one header and nowhere else: no message, log or file has it. Redirects are not followed, so that neither texts
 nor key go to a place that the user did not allow.
@@ -10,22 +10,21 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx
 
 from align.config.judge import Judge
 from align.errors import AlignError, EnvironmentProblem, RecipeError, StageError
 from align.scoring.judge_answers import FOLDER_NAME, AnswerFile, JudgeAnswer
-from align.scoring.judge_limit import Budget, TokenBucket, backoff_seconds, retry_after_seconds
+from align.scoring.judge_limit import RateLimit, backoff_seconds, retry_after_seconds
 from align.scoring.judge_prompt import ChatMessages
 from align.store.fingerprint import canonical_json, fingerprint
-
-if TYPE_CHECKING:
-    import httpx
 
 POLL_SECONDS = 0.2
 QUESTIONS_AHEAD = 4
@@ -33,15 +32,15 @@ QUESTIONS_AHEAD = 4
 MAX_REPLY_BYTES = 4 << 20
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 SHOWN_CHARACTERS = 200
-REPEATABLE = frozenset({408, 409, 425, 429})
+RETRIED = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may be different the next time."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What a body that is not the JSON it should be can raise."""
+"""What a body that is not the expected JSON can raise."""
 KEPT = "Run the same command again; what was answered is kept and is not asked again."
 
 
 class BudgetUsedUp(Exception):
-    """No request is left of the budget."""
+    """The budget allows no further request."""
 
 
 class _Closing(Exception):
@@ -53,7 +52,7 @@ class _Failure:
     """Why a request gave no answer but may the next time."""
 
     reason: str
-    wait_seconds: float | None = None
+    wait_seconds: float = 0.0
     """What the endpoint asks for."""
 
 
@@ -71,19 +70,17 @@ class JudgeClient:
     def __init__(self, name: str, judge: Judge, *, store_root: Path, environment: Mapping[str, str]) -> None:
         if refusal := judge.refusal(environment):
             raise RecipeError(f"{name}: {refusal[0]}: {refusal[1]}", hint=refusal[2])
-        self._name = name
         self._judge = judge
+        self._where = f"{name}: {judge.base_url}"
         self._key = _usable_key(name, judge, environment)
-        self._endpoint = {"url": judge.base_url.rstrip("/") + "/chat/completions", "model": judge.model}
-        self._answers = AnswerFile(store_root / FOLDER_NAME / f"{fingerprint(self._endpoint)}.jsonl")
-        self._bucket = TokenBucket(judge.requests_per_minute)
-        self._budget = Budget(judge.max_requests)
+        self._url = judge.base_url.rstrip("/") + "/chat/completions"
+        endpoint = fingerprint({"url": self._url, "model": judge.model})
+        self._answers = AnswerFile(store_root / FOLDER_NAME / f"{endpoint}.jsonl")
+        self._limit = RateLimit(judge.requests_per_minute)
         self._closing = threading.Event()
-
-    @property
-    def requests_sent(self) -> int:
-        """Since this client was made, repeated ones included."""
-        return self._budget.spent
+        self._lock = threading.Lock()
+        self.requests_sent = 0
+        """Since this client was made, retries included."""
 
     def known(self, messages: ChatMessages) -> JudgeAnswer | None:
         """The reply to a question that was asked before."""
@@ -95,8 +92,7 @@ class JudgeClient:
         return {"model": judge.model, "messages": messages, **parameters}
 
     def _key_of(self, messages: ChatMessages) -> str:
-        question = canonical_json({"url": self._endpoint["url"], "body": self._body(messages)})
-        return hashlib.sha256(question.encode()).hexdigest()
+        return hashlib.sha256(canonical_json({"url": self._url, "body": self._body(messages)}).encode()).hexdigest()
 
     def ask_all(
         self,
@@ -117,58 +113,43 @@ class JudgeClient:
             StageError: when the endpoint refuses, or fails too often.
         """
         self._closing.clear()
-        numbered = enumerate(questions)
-        under_way: dict[Future[JudgeAnswer], list[int]] = {}
-        by_key: dict[str, Future[JudgeAnswer]] = {}
+        under_way: dict[str, tuple[Future[JudgeAnswer], list[int]]] = {}
+        next_tick = 0.0
+
+        def drain(most: int) -> None:
+            """Wait until at most `most` questions are under way, and hand their answers on."""
+            nonlocal next_tick
+            while True:
+                if (now := time.monotonic()) >= next_tick:
+                    tick()
+                    next_tick = now + POLL_SECONDS
+                if len(under_way) <= most:
+                    return
+                wait([future for future, _ in under_way.values()], timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for key in [key for key, (future, _) in under_way.items() if future.done()]:
+                    future, numbers = under_way.pop(key)
+                    for position, number in enumerate(numbers):
+                        on_answer(number, future.result(), position > 0)
+
         with self._open() as client, ThreadPoolExecutor(self._judge.max_concurrency, thread_name_prefix="judge") as pool:
             try:
-                more = True
-                while more or under_way:
-                    tick()
-                    more = more and self._submit(numbered, pool, client, under_way, by_key, on_answer)
-                    if not under_way:
-                        continue
-                    done, _ = wait(under_way, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        answer = future.result()
-                        for position, number in enumerate(under_way.pop(future)):
-                            on_answer(number, answer, position > 0)
-                    by_key = {key: future for key, future in by_key.items() if future in under_way}
+                for number, messages in enumerate(questions):
+                    key = self._key_of(messages)
+                    if (known := self._answers.get(key)) is not None:
+                        on_answer(number, known, True)
+                    elif key in under_way:
+                        under_way[key][1].append(number)
+                    else:
+                        under_way[key] = pool.submit(self._ask, client, key, messages), [number]
+                    drain(self._judge.max_concurrency * QUESTIONS_AHEAD - 1)
+                drain(0)
             finally:
                 self._closing.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _submit(
-        self,
-        numbered: Iterator[tuple[int, ChatMessages]],
-        pool: ThreadPoolExecutor,
-        client: httpx.Client,
-        under_way: dict[Future[JudgeAnswer], list[int]],
-        by_key: dict[str, Future[JudgeAnswer]],
-        on_answer: Callable[[int, JudgeAnswer, bool], None],
-    ) -> bool:
-        """Hand questions to the threads until enough are ready, or a second is over. False when there are no more."""
-        until = time.monotonic() + 1
-        while len(under_way) < self._judge.max_concurrency * QUESTIONS_AHEAD and time.monotonic() < until:
-            number, messages = next(numbered, (None, None))
-            if number is None or messages is None:
-                return False
-            key = self._key_of(messages)
-            if (known := self._answers.get(key)) is not None:
-                on_answer(number, known, True)
-            elif key in by_key:
-                under_way[by_key[key]].append(number)
-            else:
-                by_key[key] = pool.submit(self._ask, client, key, messages)
-                under_way[by_key[key]] = [number]
-        return True
-
     def _open(self) -> httpx.Client:
-        import httpx
-
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return httpx.Client(
-            headers=headers,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=self._judge.timeout_seconds,
             limits=httpx.Limits(max_connections=self._judge.max_concurrency),
             follow_redirects=False,
@@ -177,29 +158,34 @@ class JudgeClient:
 
     def _ask(self, client: httpx.Client, key: str, messages: ChatMessages) -> JudgeAnswer:
         """Send one question until it is answered; runs in a thread."""
-        failure = _Failure("")
+        reason = ""
         for attempt in range(self._judge.retries + 1):
-            self._pause(self._bucket.take())
-            if not self._budget.spend():
-                raise BudgetUsedUp
+            self._pause(self._limit.take())
+            self._spend()
             outcome = self._send(client, messages)
             if isinstance(outcome, JudgeAnswer):
                 self._answers.add(key, outcome)
                 return outcome
-            failure = outcome
-            if (asked := failure.wait_seconds) is not None and asked > LONGEST_RETRY_AFTER_SECONDS:
-                raise StageError(f"{self._where}: {failure.reason}, and asks to wait {asked:.0f} s", hint=f"Wait, then: {KEPT}")
+            reason = outcome.reason
+            if outcome.wait_seconds > LONGEST_RETRY_AFTER_SECONDS:
+                message = f"{self._where}: {reason}, and asks to wait {outcome.wait_seconds:.0f} s"
+                raise StageError(message, hint=f"Wait, then: {KEPT}")
             if attempt < self._judge.retries:
-                self._pause(max(asked or 0.0, backoff_seconds(attempt)))
-        raise StageError(f"{self._where}: {failure.reason}, {self._judge.retries + 1} times in a row", hint=KEPT)
+                self._pause(max(outcome.wait_seconds, backoff_seconds(attempt)))
+        raise StageError(f"{self._where}: {reason}, {self._judge.retries + 1} times in a row", hint=KEPT)
 
     def _pause(self, seconds: float) -> None:
         if self._closing.wait(seconds):
             raise _Closing
 
-    def _send(self, client: httpx.Client, messages: ChatMessages) -> JudgeAnswer | _Failure:
-        import httpx
+    def _spend(self) -> None:
+        """Count one more request."""
+        with self._lock:
+            if self._judge.max_requests is not None and self.requests_sent >= self._judge.max_requests:
+                raise BudgetUsedUp
+            self.requests_sent += 1
 
+    def _send(self, client: httpx.Client, messages: ChatMessages) -> JudgeAnswer | _Failure:
         try:
             status, headers, content = self._post(client, messages)
         except httpx.TimeoutException:
@@ -208,16 +194,14 @@ class JudgeClient:
             return _Failure(f"cannot be reached ({type(error).__name__})")
         if status == HTTPStatus.OK:
             return _read_reply(content) or _Failure("answers something that is not a chat completion")
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in REPEATABLE:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED:
             return _Failure(f"answers {_status_text(status)}", retry_after_seconds(headers.get("retry-after")))
         raise self._refused(status, content)
 
     def _post(self, client: httpx.Client, messages: ChatMessages) -> tuple[int, httpx.Headers, bytes]:
-        """Status, headers and body. The time and the size of the whole are bounded, not only those of its parts."""
-        import httpx
-
+        """Status, headers and body. httpx bounds the wait for each piece; this bounds the time and the size of the whole."""
         started, content = time.monotonic(), bytearray()
-        with client.stream("POST", self._endpoint["url"], json=self._body(messages)) as response:
+        with client.stream("POST", self._url, json=self._body(messages)) as response:
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > MAX_REPLY_BYTES:
@@ -241,13 +225,9 @@ class JudgeClient:
             hint = "Check model, and whether it takes temperature and max_completion_tokens."
         return StageError(f"{message}{f': {said}' if said else ''}", hint=hint)
 
-    @property
-    def _where(self) -> str:
-        return f"{self._name}: {self._judge.base_url}"
-
 
 def _usable_key(name: str, judge: Judge, environment: Mapping[str, str]) -> str | None:
-    """The key, or None where none is wanted. A wrong one must not reach a library that would print it."""
+    """The key, or None where the recipe names none. A malformed key must not reach a library that would print it."""
     if judge.api_key_env is None:
         return None
     key = environment[judge.api_key_env].strip()
@@ -272,10 +252,7 @@ def _read_reply(content: bytes) -> JudgeAnswer | None:
 
 
 def _status_text(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
+    return f"{status} {httpx.codes.get_reason_phrase(status)}".rstrip()
 
 
 def _said(content: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.config.judge import Judge
-from align.errors import StageError
+from align.errors import EnvironmentProblem, StageError
 from align.records import Candidate, Message
 from align.scoring.judge import JudgeTally, PairwiseJudge, comparisons_of, pairings, settle
 from align.scoring.judge_answers import AnswerFile, JudgeAnswer
@@ -168,6 +170,20 @@ def test_a_torn_line_is_skipped_and_the_next_one_whole(tmp_path: Path) -> None:
     torn.add("k3", answer)
     healed = AnswerFile(path)
     assert [healed.get(key) for key in ("k1", "k2", "k3")] == [answer, None, answer]
+
+
+def test_a_full_disk_is_named_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    path, answer = tmp_path / "answers.jsonl", JudgeAnswer("Verdict: A", "stop", 1, 2)
+    answers = AnswerFile(path)
+    with monkeypatch.context() as patch, pytest.raises(EnvironmentProblem, match="the disk is full"):
+        patch.setattr(os, "fsync", full)
+        answers.add("k1", answer)
+    assert answers.get("k1") is None
+    answers.add("k2", answer)
+    assert AnswerFile(path).get("k2") == answer
 
 
 def test_a_budget_ends_the_work_and_keeps_the_answers(tmp_path: Path) -> None:

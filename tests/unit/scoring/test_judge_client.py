@@ -15,7 +15,7 @@ from align.errors import EnvironmentProblem, Interrupted, RecipeError, StageErro
 from align.scoring import judge_client
 from align.scoring.judge_answers import JudgeAnswer
 from align.scoring.judge_client import JudgeClient
-from align.scoring.judge_limit import TokenBucket, backoff_seconds, retry_after_seconds
+from align.scoring.judge_limit import RateLimit, backoff_seconds, retry_after_seconds
 from align.scoring.judge_prompt import ChatMessages, comparison_messages
 from align.testing.judge import SILENT, FakeJudge, fake_judge
 
@@ -67,7 +67,7 @@ def test_retry_after_is_honoured(tmp_path: Path, waits: list[float]) -> None:
 
 def test_retry_after_may_be_a_date() -> None:
     assert retry_after_seconds("Sun, 06 Nov 1994 08:49:37 GMT", now=lambda: 784111767.0) == 10.0
-    assert [retry_after_seconds(header) for header in (None, "soon", "nan", "inf")] == [None] * 4
+    assert [retry_after_seconds(header) for header in (None, "soon", "nan", "inf")] == [0.0] * 4
     assert retry_after_seconds("-3") == 0.0
 
 
@@ -128,17 +128,17 @@ def test_a_client_for_a_host_that_is_not_allowed_is_not_made(tmp_path: Path) -> 
         client_of(server, tmp_path, base_url="https://api.example.com/v1")
 
 
-def test_requests_are_spaced_by_a_token_bucket() -> None:
+def test_requests_are_spaced_by_the_rate_limit() -> None:
     now = 0.0
-    bucket = TokenBucket(30, clock=lambda: now)
+    bucket = RateLimit(30, clock=lambda: now)
     assert [bucket.take() for _ in range(3)] == [0, 2.0, 4.0]
     now = 4.0
     assert bucket.take() == 2.0
     now = 100.0
     assert [bucket.take() for _ in range(2)] == [0, 2.0]
-    fast = TokenBucket(180, clock=lambda: now)
+    fast = RateLimit(180, clock=lambda: now)
     assert [fast.take() for _ in range(4)] == [0, 0, 0, pytest.approx(1 / 3)]
-    assert TokenBucket(None).take() == 0
+    assert RateLimit(None).take() == 0
 
 
 def test_no_more_requests_than_allowed_are_under_way(tmp_path: Path) -> None:
