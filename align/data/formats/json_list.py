@@ -25,72 +25,59 @@ class _JsonText:
         self.ended = False
 
     def more(self) -> None:
-        """Read on; each time at least as much again as is unparsed, so that a large object is not parsed from its start often."""
+        """Read on. The buffer at least doubles, so that a large object is not parsed from its start many times."""
         rest = self.buffer[self.position :]
         chunk = self._reader.read(max(_CHUNK_CHARACTERS, len(rest)))
         self.ended = not chunk
         self.buffer, self.position = rest + chunk, 0
 
-    def advance(self, end: int) -> str:
-        """Move to `end` and return what was passed over."""
-        passed = self.buffer[self.position : end]
-        self.line += passed.count("\n")
+    def advance(self, end: int) -> None:
+        """Move to `end`."""
+        self.line += self.buffer.count("\n", self.position, end)
         self.position = end
-        return passed
 
     def next_character(self) -> str:
         """The next character that is no white space, without passing it; empty at the end of the file."""
         while True:
-            match = _SPACE.match(self.buffer, self.position)
-            assert match is not None  # the pattern matches the empty string
-            self.advance(match.end())
+            self.advance(_SPACE.match(self.buffer, self.position).end())  # type: ignore[union-attr]  # it matches the empty string
             if self.position < len(self.buffer) or self.ended:
                 return self.buffer[self.position : self.position + 1]
             self.more()
 
 
 def read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Objects of one JSON list."""
+    """Objects of one JSON list. Malformed JSON ends the file: nothing tells where the next item would start."""
     with characters_of(stream) as characters:
-        yield from _read_json_list(_JsonText(characters))
-
-
-def _read_json_list(text: _JsonText) -> Iterator[RawRow]:
-    first = text.next_character()
-    if not first:
-        return
-    if first != "[":
-        told = "it looks like JSON Lines: name it .jsonl" if first == "{" else "expected [ at the start"
-        yield text.line, RawProblem("not_json", f"a .json file must hold one list of objects; {told}", ends_file=True)
-        return
-    text.advance(text.position + 1)
-    if text.next_character() == "]":
-        return
-    while True:
-        line, row = _read_json_item(text)
-        yield line, row
-        if isinstance(row, RawProblem) and row.ends_file:
+        text = _JsonText(characters)
+        first = text.next_character()
+        if not first:
             return
-        separator = text.next_character()
-        text.advance(text.position + 1)
-        if separator == "]":
-            break
-        if separator != ",":
+        if first != "[":
+            hint = "it looks like JSON Lines: name it .jsonl" if first == "{" else "expected [ at the start"
+            yield text.line, _end_of_file(f"a .json file must hold one list of objects; {hint}")
+            return
+        text.position += 1
+        if text.next_character() == "]":
+            return
+        separator = ","
+        while separator == ",":
+            text.next_character()
+            line, row = _read_item(text)
+            yield line, row
+            if isinstance(row, RawProblem) and row.ends_file:
+                return
+            separator = text.next_character()
+            text.position += 1
+        if separator != "]":
             found = repr(separator) if separator else "the end of the file"
-            yield (
-                text.line,
-                RawProblem(
-                    "not_json", f"expected , or ] after an object, found {found}; the rest cannot be read", ends_file=True
-                ),
-            )
+            yield text.line, _end_of_file(f"expected , or ] after an object, found {found}; the rest cannot be read")
             return
-    if text.next_character():
-        yield text.line, RawProblem("not_json", "there is text after the list's closing ]", ends_file=True)
+        if text.next_character():
+            yield text.line, _end_of_file("there is text after the list's closing ]")
 
 
-def _read_json_item(text: _JsonText) -> RawRow:
-    """The next item of the list. Malformed JSON ends the file: there is no telling where the next item starts."""
-    text.next_character()
+def _read_item(text: _JsonText) -> RawRow:
+    """The item that begins at the current place."""
     line = text.line
     while True:
         try:
@@ -99,14 +86,19 @@ def _read_json_item(text: _JsonText) -> RawRow:
             if not text.ended:
                 text.more()
                 continue
-            shown = excerpt(text.buffer, error.pos)
             line += text.buffer.count("\n", text.position, error.pos)
-            return line, RawProblem("not_json", f"not JSON: {error.msg}: {shown}; the rest cannot be read", ends_file=True)
+            return line, _end_of_file(f"not JSON: {error.msg}: {excerpt(text.buffer, error.pos)}; the rest cannot be read")
         except (ValueError, RecursionError) as error:
-            return line, RawProblem("not_json", f"not usable JSON: {reason_of(error)}; the rest cannot be read", ends_file=True)
+            return line, _end_of_file(f"not usable JSON: {reason_of(error)}; the rest cannot be read")
         if end == len(text.buffer) and not text.ended:  # a number may go on in the next chunk
             text.more()
             continue
-        if UNDECODED.search(text.advance(end)):
+        undecoded = not text.buffer.isascii() and UNDECODED.search(text.buffer, text.position, end)
+        text.advance(end)
+        if undecoded:
             return line, RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
         return line, require_object(value)
+
+
+def _end_of_file(message: str) -> RawProblem:
+    return RawProblem("not_json", message, ends_file=True)
