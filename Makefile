@@ -3,13 +3,15 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check clean
+.PHONY: help setup quickstart test check format clean
 
 help:
 	@echo "make quickstart  set everything up, run recipes/quickstart end to end, print the table"
 	@echo "make test        set everything up, run the tests"
-	@echo "make check       lint, types, layers, schema drift"
+	@echo "make check       lint, format, types, layers, drift of schemas and docs; pre-commit runs the same"
+	@echo "make format      fix what ruff can fix, then format"
 	@echo "make setup       make .venv and install align with vLLM"
+	@echo "make clean       remove runs/ and build/"
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -31,6 +33,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_schemas.py --check
 	$(BIN)/python scripts/build_docs.py --check
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 clean:
 	rm -rf runs build
