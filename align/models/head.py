@@ -6,7 +6,6 @@ exists; with gradients, a chunk's logits are made again in the backward pass whe
 
 from __future__ import annotations
 
-import contextlib
 import types
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.models.last_layer import only_at
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
 IGNORED = -100
@@ -83,7 +81,6 @@ def last_hidden_states(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
-    read_at: Tensor | None = None,
 ) -> Tensor:
     """[batch, seq, width] what the head reads, behind the model's virtual tokens where it has some.
 
@@ -91,14 +88,12 @@ def last_hidden_states(
         input_ids: [batch, seq].
         attention_mask, position_ids: as transformers takes them. With virtual tokens a row is one sequence, the mask is
             [batch, seq], and positions follow from it.
-        read_at: [n] places in the flattened batch that are read; the others need not be right. None: all are.
     """
     if (encoder := virtual_tokens_of(model)) is not None:
         return states_behind(model, encoder, input_ids, attention_mask)
-    with contextlib.nullcontext() if read_at is None else only_at(model, read_at):
-        hidden: Tensor = model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+    hidden: Tensor = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
     return hidden
 
 

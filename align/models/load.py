@@ -199,9 +199,6 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
             f"{path}: {name} is {list(found)} in the weights, but {list(wanted)} is needed",
             hint="config.json must be that of the weights, and a reward model gives one score: its head is [1, width].",
         )
-    from align.models.fused import fuse
-
-    fuse(model)
     if "quantization_config" in options:
         from align.models.lora import keep_plain_format
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from align.engines.shards import EngineHolder, SamplingReport, SamplingTask
     from align.report.best_of import BestOfPool
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(Generation, StageConfig):

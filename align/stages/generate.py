@@ -18,7 +18,7 @@ from align.records import Candidate, Prompt
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(Generation, StageConfig):

@@ -20,7 +20,7 @@ from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
 
-VERSION = 2
+VERSION = 3
 SHARD_ROWS = 4096
 """Candidates that an interruption can cost; what is in a shard follows from their order."""
 

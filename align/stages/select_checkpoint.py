@@ -37,7 +37,7 @@ from align.store.shard import read_seal, shard_path, write_shard
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray, Interval
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(Generation, StageConfig):

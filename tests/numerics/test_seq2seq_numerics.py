@@ -78,15 +78,6 @@ def test_likelihoods_do_not_depend_on_the_batch(base: Path) -> None:
     assert likelihood.perplexity(["a text"]) is None
 
 
-def test_the_fused_norms_compute_what_t5_does(base: Path) -> None:
-    from transformers import T5ForConditionalGeneration
-
-    inputs = collator(load_seq2seq_lm(base))(ROWS)
-    plain = T5ForConditionalGeneration.from_pretrained(base).eval()
-    assert type(plain.encoder.final_layer_norm) is not type(load_seq2seq_lm(base).encoder.final_layer_norm)
-    assert torch.allclose(label_logps(plain, inputs), label_logps(load_seq2seq_lm(base), inputs), atol=1e-5)
-
-
 def test_a_saved_model_is_the_model_even_with_a_head_of_its_own(base: Path, tmp_path: Path) -> None:
     from align.models.load import load_tokenizer
 

@@ -118,8 +118,8 @@ def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Ba
     """Of one layer and token."""
     hidden, number = shape.hidden_size, FLOAT32_BYTES if arithmetic.precision == "float32" else 2
     learns_in_layers = not isinstance(peft, VirtualTokens)
-    # Two norms keep their normalised states in float32; transformers' own code, used on GPUs, keeps what it was given too.
-    norms = 2 * FLOAT32_BYTES * hidden * (1 if arithmetic.device == "cpu" else 2)
+    # Two norms keep what they were given and what they normalised, in float32.
+    norms = 4 * FLOAT32_BYTES * hidden
     # The inputs of linear layers are kept where something learns from them; autocast makes a copy for each layer that reads them.
     readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2)
     inputs = (2 * FLOAT32_BYTES if arithmetic.precision == "float32" else readers * number) * hidden if learns_in_layers else 0

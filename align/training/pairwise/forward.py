@@ -59,7 +59,6 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
         input_ids=layout["input_ids"],
         position_ids=layout["position_ids"],
         attention_mask=_attention_mask(model, layout),
-        read_at=layout["sources" if score_head is None else "ends"],
     ).flatten(0, 1)
     if score_head is not None:
         scores: Tensor = score_head(hidden.index_select(0, layout["ends"]))

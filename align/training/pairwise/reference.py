@@ -22,7 +22,7 @@ from align.store.lock import hold
 from align.training.pairwise.forward import layout_of
 from align.training.pairwise.layout import PairCollator, TrainingPair, shared_length
 
-REFERENCE_VERSION = 1
+REFERENCE_VERSION = 2
 """Raised whenever the same model and pairs would give other numbers than before."""
 ENTRY_TYPE = "reference_logps"
 REFERENCE_BATCH_TOKENS = 8192

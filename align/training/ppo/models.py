@@ -140,5 +140,5 @@ def token_values(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> T
 
 
 def _states(model: Any, batch: PackedEpisodes) -> Tensor:
-    hidden = last_hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, read_at=batch.sources)
+    hidden = last_hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids)
     return hidden.flatten(0, 1)[batch.sources]

@@ -89,7 +89,7 @@ def test_weights_are_four_bytes_and_quantised_ones_half_a_byte_and_scales() -> N
 
 def test_activations_of_one_layer_and_token() -> None:
     batch = Batch(tokens=1, row_tokens=16, targets=0, is_masked=False, accumulates=False)
-    norms, inputs, attention, feed_forward, final = 2 * 4 * 4, 2 * 4 * 4, 4 * (4 + 4 + 2 + 2), 4 * 4 * 6, 2 * 4 * 4
+    norms, inputs, attention, feed_forward, final = 2 * 2 * 4 * 4, 2 * 4 * 4, 4 * (4 + 4 + 2 + 2), 4 * 4 * 6, 2 * 4 * 4
     plain = norms + inputs + attention + feed_forward + final
     assert activation_bytes(shape(), None, batch, FLOAT32) == plain
     assert activation_bytes(shape(), None, replace(batch, is_masked=True), FLOAT32) == plain + 4 * 16
