@@ -28,7 +28,9 @@ from align.store.artifact import DROPS_NAME, Artifact, write_rows
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
-    from align.engines.shards import EngineHolder, SamplingReport, SamplingTask
+    from align.engines.holder import EngineHolder
+    from align.engines.shards import SamplingReport
+    from align.engines.task import SamplingTask
     from align.report.best_of import BestOfPool
 
 VERSION = 3
@@ -211,7 +213,8 @@ def _key(row: Any) -> str:
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.shards import EngineHolder, prepare_task
+    from align.engines.holder import EngineHolder
+    from align.engines.task import prepare_task
     from align.models.load import load_tokenizer
 
     config = context.config

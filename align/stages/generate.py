@@ -34,7 +34,9 @@ class Config(Generation, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode the prompts, sample the shards that are not there yet, put them together."""
-    from align.engines.shards import EngineHolder, prepare_task, sample
+    from align.engines.holder import EngineHolder
+    from align.engines.shards import sample
+    from align.engines.task import prepare_task
     from align.models.load import load_tokenizer
 
     config = context.config

@@ -78,7 +78,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
     import torch
 
     from align.engines.open import open_engine
-    from align.engines.shards import decoder, prompt_room
+    from align.engines.shards import decoder
+    from align.engines.task import max_prompt_tokens_for
     from align.models.load import load_tokenizer
     from align.models.start import Start, save_trained
     from align.scoring.scorers import ScorerSet, reward_model_folders
@@ -92,7 +93,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     refuse_encoder_decoder("ppo", source)
     tokenizer = load_tokenizer(source.model_path)
     chat_format = ChatFormat(tokenizer, where=source.where(None))
-    room = prompt_room(source.model_path, config)
+    room = max_prompt_tokens_for(source.model_path, config)
     records = data.rows(Prompt)
     encoded = encode_prompts(records, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=data.where)
     value = None if (name := config.value_source()) is None else context.artifact(name)

@@ -132,7 +132,9 @@ class _Sampled:
 
 def _sample_all(context: StageContext[Config], folders: Mapping[int, Path], prompts: list[Prompt]) -> _Sampled:
     """Every epoch on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.shards import EngineHolder, prepare_task, sample
+    from align.engines.holder import EngineHolder
+    from align.engines.shards import sample
+    from align.engines.task import prepare_task
     from align.models.load import load_tokenizer
 
     config = context.config

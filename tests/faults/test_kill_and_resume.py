@@ -154,7 +154,9 @@ def test_a_second_run_waits_for_the_first_and_says_for_whom(project: Path, tmp_p
 
 def test_a_stop_between_shards_is_not_an_error_of_the_stage(project: Path, tmp_path: Path) -> None:
     """In one process, so that the request can come at an exact moment."""
-    from align.engines.shards import EngineHolder, SamplingTask, sample
+    from align.engines.holder import EngineHolder
+    from align.engines.shards import sample
+    from align.engines.task import SamplingTask
     from align.records import Message, Prompt
     from align.stages.generate import Config
 

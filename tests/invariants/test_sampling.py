@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from align.engines.shards import EngineHolder, SamplingTask, prompt_seed, sample
+from align.engines.holder import EngineHolder
+from align.engines.shards import prompt_seed, sample
+from align.engines.task import SamplingTask, max_prompt_tokens_for
 from align.errors import Interrupted, RecipeError
 from align.records import Candidate, Message, Prompt
 from align.stages.generate import Config
@@ -71,10 +73,17 @@ def test_two_workers_give_the_texts_of_one(project_template: Path, tmp_path: Pat
     assert run(task(project_template, num_workers=2), tmp_path) == expected
 
 
-def test_a_prompt_must_have_room_beside_its_completion(project_template: Path) -> None:
-    from align.engines.shards import prompt_room
+def test_a_stop_of_two_workers_keeps_their_shards_and_changes_no_text(project_template: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(task(project_template, shard_prompts=1, num_workers=2), tmp_path / "stopped", stop_after=1)
+    whole = [index for index in range(7) if read_seal(shard_path(tmp_path / "stopped", index)) is not None]
+    assert 1 <= len(whole) <= 3
+    one_by_one = task(project_template, shard_prompts=1)
+    assert run(one_by_one, tmp_path / "stopped") == run(one_by_one, tmp_path / "whole")
 
+
+def test_a_prompt_must_have_room_beside_its_completion(project_template: Path) -> None:
     config = task(project_template, max_completion_tokens=500, max_prompt_tokens=400).config
-    assert prompt_room(project_template / "base", config) == 12  # the model sees 512
+    assert max_prompt_tokens_for(project_template / "base", config) == 12  # the model sees 512
     with pytest.raises(RecipeError, match="sees 512 tokens, max_completion_tokens is 512"):
-        prompt_room(project_template / "base", task(project_template, max_completion_tokens=512).config)
+        max_prompt_tokens_for(project_template / "base", task(project_template, max_completion_tokens=512).config)

@@ -13,7 +13,7 @@ from align.config.sections import Generation
 from align.engines.open import open_engine
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.seq2seq_engine import Seq2SeqEngine
-from align.engines.shards import prompt_room
+from align.engines.task import max_prompt_tokens_for
 from align.errors import RecipeError
 from align.models.load import load_seq2seq_lm
 from align.testing import tiny_seq2seq_lm
@@ -92,6 +92,6 @@ def test_auto_takes_transformers_even_where_vllm_is_installed(base: Path, monkey
 def test_prompt_and_completion_do_not_share_the_room(tmp_path: Path) -> None:
     folder = tiny_seq2seq_lm(tmp_path / "t5", n_positions=32)
     config = Generation(max_prompt_tokens=40, max_completion_tokens=30)
-    assert prompt_room(folder, config) == 32
+    assert max_prompt_tokens_for(folder, config) == 32
     with pytest.raises(RecipeError, match="sees 32 tokens, max_completion_tokens is 40"):
-        prompt_room(folder, Generation(max_completion_tokens=40))
+        max_prompt_tokens_for(folder, Generation(max_completion_tokens=40))

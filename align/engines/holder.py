@@ -1,0 +1,47 @@
+"""One engine for several models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.config.sections import GenerationEngine
+from align.engines.open import architecture_of, open_engine
+from align.engines.protocol import TextEngine
+
+
+class EngineHolder:
+    """Keeps one engine alive from model to model, and only exchanges the weights where the architecture is the same.
+
+    An engine does not travel: a copy in another process starts its own.
+    """
+
+    def __init__(self, config: GenerationEngine) -> None:
+        self._config = config
+        self._engine: TextEngine | None = None
+        self._architecture = ""
+        self._model_folder: Path | None = None
+        self._max_model_tokens = 0
+
+    def engine_for(self, model_folder: Path, max_model_tokens: int) -> TextEngine:
+        if self._engine is not None and (
+            self._architecture != architecture_of(model_folder) or self._max_model_tokens < max_model_tokens
+        ):
+            self.close()
+        if self._engine is None:
+            self._engine = open_engine(
+                self._config.engine, model_folder, dtype=self._config.dtype, max_model_tokens=max_model_tokens
+            )
+            self._architecture, self._max_model_tokens = architecture_of(model_folder), max_model_tokens
+        elif self._model_folder != model_folder:
+            self._engine.load_weights(model_folder)
+        self._model_folder = model_folder
+        return self._engine
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            self._model_folder = None
+
+    def __reduce__(self) -> tuple[type[EngineHolder], tuple[GenerationEngine]]:
+        return EngineHolder, (self._config,)

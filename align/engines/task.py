@@ -1,0 +1,104 @@
+"""What is to be sampled: the prompts that fit a model, as tokens, and every setting that decides a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from align.config.architecture import is_encoder_decoder
+from align.config.sections import Generation
+from align.data.encoding import Where, encode_prompts
+from align.data.template import ChatFormat
+from align.engines.protocol import SamplingSettings
+from align.errors import RecipeError
+from align.models.folder import context_tokens
+from align.records import Drop, Prompt
+
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """Everything that decides the candidates of one model.
+
+    `prompt_token_ids[i]` are the tokens of `prompts[i]`; `stop_token_ids` end a completion.
+    """
+
+    model_folder: Path
+    prompts: Sequence[Prompt]
+    prompt_token_ids: Sequence[list[int]]
+    stop_token_ids: tuple[int, ...]
+    config: Generation
+    seed: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.prompts) // self.config.shard_prompts)
+
+    @property
+    def max_model_tokens(self) -> int:
+        """Tokens of the longest prompt and completion together; never more than the model can see."""
+        return max_prompt_tokens_for(self.model_folder, self.config) + self.config.max_completion_tokens
+
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings(
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            max_completion_tokens=self.config.max_completion_tokens,
+            num_candidates=self.config.num_candidates,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+
+def prepare_task(
+    prompts: Sequence[Prompt], chat_format: ChatFormat, config: Generation, *, model_folder: Path, seed: int, where: Where
+) -> tuple[SamplingTask, list[Drop]]:
+    """Encode prompts for one model; the task, and the prompts that do not fit it.
+
+    Raises:
+        DataError: if a prompt does not fit and `config.on_invalid` is error, or none fits.
+    """
+    room = max_prompt_tokens_for(model_folder, config)
+    encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=where)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    task = SamplingTask(
+        model_folder=model_folder,
+        prompts=[by_id[row.id] for row in encoded.rows],
+        prompt_token_ids=[row.prompt_ids for row in encoded.rows],
+        stop_token_ids=(chat_format.eos_token_id,),
+        config=config,
+        seed=seed,
+    )
+    return task, encoded.drops
+
+
+class TokenLimits(Protocol):
+    """What says how long prompts and completions may be."""
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    @property
+    def max_completion_tokens(self) -> int: ...
+
+
+def max_prompt_tokens_for(model_folder: Path, sampling: TokenLimits) -> int:
+    """Most tokens a prompt may have, so that it and its completion fit into what the model can see.
+
+    An encoder–decoder model sees its prompt with one part and its completion with the other: each has all the room.
+
+    Raises:
+        RecipeError: if max_completion_tokens alone fills it.
+    """
+    context = context_tokens(model_folder)
+    room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)
+    if is_encoder_decoder(model_folder) and sampling.max_completion_tokens <= context:
+        room = min(sampling.max_prompt_tokens, context)
+    if room < 1:
+        raise RecipeError(
+            f"{model_folder}: the model sees {context} tokens, max_completion_tokens is {sampling.max_completion_tokens}: "
+            "there is no room for a prompt",
+            hint="Lower max_completion_tokens.",
+        )
+    return room
