@@ -1,4 +1,4 @@
-"""The rows that flow between stages, and the kinds of artifact that hold them.
+"""The rows that flow between stages; align/rows/table.py says which kind of artifact holds which.
 
 A row file is JSON Lines in UTF-8, one record a line, keys in the order of the fields below. Rows are joined by `id`
 (`prompt_id` for candidates), never by position.
@@ -6,15 +6,11 @@ A row file is JSON Lines in UTF-8, one record a line, keys in the order of the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from align.strict import Strict
-
-DATA_KINDS = ("instructions", "preferences", "prompts", "text", "candidates", "scored_candidates")
-ARTIFACT_KINDS = ("model", "reward_model", *DATA_KINDS, "comparison")
 
 FinishReason = Literal["stop", "length"]
 
@@ -39,20 +35,23 @@ class Record(Strict):
     """Source file, where an input is read from several; none for a single one, which the manifest names."""
 
 
-class Instruction(Record):
-    """A prompt and the completion to imitate."""
+class PromptRecord(Record):
+    """A row about a prompt."""
 
     prompt: list[Message] = Field(min_length=1)
     """The conversation up to the completion; the last message is not the assistant's."""
+
+
+class Instruction(PromptRecord):
+    """A prompt and the completion to imitate."""
+
     completion: str = Field(min_length=1)
     """The assistant's answer."""
 
 
-class Preference(Record):
+class Preference(PromptRecord):
     """A prompt and two completions, of which a judge preferred one."""
 
-    prompt: list[Message] = Field(min_length=1)
-    """The conversation up to the completions."""
     chosen: str = Field(min_length=1)
     """The preferred completion."""
     rejected: str = Field(min_length=1)
@@ -63,11 +62,9 @@ class Preference(Record):
     """Score of the rejected completion, where a scorer made the pair."""
 
 
-class Prompt(Record):
+class Prompt(PromptRecord):
     """A conversation to be continued."""
 
-    prompt: list[Message] = Field(min_length=1)
-    """The conversation up to the completion."""
     reference: str | None = None
     """What a rule compares the completion with: a topic, a number, an answer."""
 
@@ -118,13 +115,3 @@ class Drop(Strict):
     """Why it left: `tie`, `identical`, `truncated`, …"""
     detail: str = ""
     """The values that decided it."""
-
-
-RECORD_TYPES: Mapping[str, type[Strict]] = {
-    "instructions": Instruction,
-    "preferences": Preference,
-    "prompts": Prompt,
-    "text": TextRow,
-    "candidates": Candidate,
-    "scored_candidates": ScoredCandidate,
-}

@@ -53,7 +53,8 @@ BOUNDS = {
 
 def type_text(info: FieldInfo) -> str:
     """What the field may be, with its bounds: `a number, > 0`."""
-    parts = [describe(members(info.annotation))]
+    choices = [constraint.describe() for constraint in info.metadata if isinstance(constraint, inputs.OneOf)]
+    parts = choices or [describe(members(info.annotation))]
     for constraint in info.metadata:
         if type(constraint) in BOUNDS:
             attribute, sign = BOUNDS[type(constraint)]

@@ -20,9 +20,8 @@ from pydantic import BaseModel, TypeAdapter
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, Copies, Rounds
 from align.config.inputs import InputSpec
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
-from align.records import RECORD_TYPES
 from align.report.results import Results
-from align.rows.row import FIELDS
+from align.rows import ROW_KINDS, DataKind
 from align.stages.registry import STAGES
 from align.store.artifact import Manifest
 
@@ -156,52 +155,53 @@ def _allow_scorer_files(definitions: Schema) -> None:
     }
 
 
-def user_row_schema(kind: str) -> Schema:
+def user_row_schema(kind: DataKind[Any]) -> Schema:
     """A row of a user's file: like the record, but a prompt may be text, and the id may be left out."""
-    schema = of_model(RECORD_TYPES[kind])
-    properties = {name: schema["properties"][name] for name in FIELDS[kind] if name in schema["properties"]}
+    schema = of_model(kind.record)
+    properties = {name: schema["properties"][name] for name in kind.fields if name in schema["properties"]}
     properties["id"] = {
         "description": "Unique within the file. Left out, it is made from the row's content.",
         "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}],
     }
     messages = {"type": "array", "items": {"$ref": "#/$defs/Message"}, "minItems": 1}
     text = {"type": "string", "minLength": 1}
-    if "prompt" in properties:
+    if kind.has_prompt:
         properties["prompt"] = {
             "description": "A text, which is one user message, or the conversation up to the completion.",
             "anyOf": [text, messages],
         }
-    for field in {"completion", "chosen", "rejected"} & properties.keys():
+    for field in kind.completions:
         described = f"{properties[field]['description']} As text, or as messages that end with it."
         properties[field] = {"description": described, "anyOf": [text, messages]}
-    required = [name for name in FIELDS[kind] if name in schema.get("required", []) and name != "id"]
+    forms = _forms(kind, properties)
+    if "messages" in forms[-1]:
+        ending = "a conversation that ends with the assistant" if kind.completions else "a conversation"
+        properties["messages"] = {**messages, "description": f"Instead of {' and '.join(kind.sides)}: {ending}."}
     rows: Schema = {
         "description": f"{schema['description']} One row of a user's file.",
         "type": "object",
         "properties": properties,
+        **({"required": forms[0]} if len(forms) == 1 else {"anyOf": [{"required": form} for form in forms]}),
     }
-    if kind == "instructions":
-        properties["messages"] = {
-            **messages,
-            "description": "Instead of prompt and completion: a conversation that ends with the assistant.",
-        }
-        rows["anyOf"] = [{"required": required}, {"required": ["messages"]}]
-    elif kind == "preferences":
-        # Without a prompt, chosen and rejected are whole conversations that begin alike.
-        rows["required"] = [name for name in required if name != "prompt"]
-    else:
-        rows["required"] = required
     if "$defs" in schema:
         message = schema["$defs"]["Message"]
         rows["$defs"] = {"Message": {**message, "additionalProperties": True}}
     return rows
 
 
+def _forms(kind: DataKind[Any], properties: Schema) -> list[list[str]]:
+    """The columns that a row needs, where they are called like our fields; several lists where it can be written in several ways.
+    Of pairs without a prompt, chosen and rejected are whole conversations that begin alike."""
+    named = [list(one.required) for one in kind.shapes if all(field in names for field, names in one.required.items())]
+    known = [form for form in named if properties.keys() >= set(form) or form == ["messages"]]
+    return [form for form in known if not any(set(other) < set(form) for other in known)]
+
+
 def all_schemas() -> dict[str, Schema]:
     """Every schema, by file name."""
     schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results)}
-    for kind, record in RECORD_TYPES.items():
-        schemas[kind] = user_row_schema(kind) if kind in FIELDS else of_model(record)
+    for name, kind in ROW_KINDS.items():
+        schemas[name] = user_row_schema(kind) if isinstance(kind, DataKind) else of_model(kind.record)
     return {f"{name}.schema.json": {"$schema": DIALECT, **without_titles(schema)} for name, schema in schemas.items()}
 
 

@@ -35,7 +35,7 @@ def convert(
     from align.data.evaluation import evaluation_index
     from align.data.source import find_source
 
-    spec = DataInput(kind=kind.value, path=source, columns=column_mapping(columns), on_invalid=on_invalid)
+    spec = DataInput(kind=kind.name, path=source, columns=column_mapping(columns), on_invalid=on_invalid)
     found = find_source(spec, _locate)
     evaluations = [DataInput(kind="prompts", path=path) for path in decontaminate or ()]
     index = evaluation_index((find_source(each, _locate), each) for each in evaluations) if evaluations else None

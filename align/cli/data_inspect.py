@@ -11,7 +11,6 @@ import typer
 from align.cli.data_options import (
     ColumnsOption,
     GuessedKindOption,
-    Kind,
     MaxTokensOption,
     ModelOption,
     SourceArgument,
@@ -21,6 +20,7 @@ from align.cli.data_options import (
 )
 from align.cli.options import JsonOption, output_console, print_json
 from align.errors import RecipeError
+from align.rows import PROMPTS
 
 if TYPE_CHECKING:
     from align.report.dataset.tokens import TrainingView
@@ -63,9 +63,9 @@ def inspect(
     from align.report.dataset.notice import notices
     from align.report.dataset.terminal import DatasetReport
 
-    spec = DataInput(kind=(kind or Kind.prompts).value, path=source, columns=column_mapping(columns))
+    spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))
     if kind is None:
-        spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, _located))})
+        spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, _located)).name})
     training = None if model is None else _training_view(model, max_tokens)
     with Console(stderr=True).status(f"reading {source} …"):  # seen on a terminal only
         facts = inspect_source(spec, against=against or [], training=training, samples=samples, seed=seed, locate=_located)

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from align.errors import RecipeError
+from align.rows import DataKind, data_kinds
 
 if TYPE_CHECKING:
     from align.data.template import ChatFormat
 
 
-class Kind(StrEnum):
-    """What the rows of a file are."""
-
-    instructions = "instructions"
-    preferences = "preferences"
-    prompts = "prompts"
-    text = "text"
-
-
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="A data file, a folder of them, or a glob in quotes.")]
-KindOption = Annotated[Kind, typer.Option("--kind", help="What a row holds.")]
+_KINDS = f"<{'|'.join(data_kinds())}>"
+
+
+def _kind(name: str) -> DataKind[Any]:
+    if name not in data_kinds():
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, data_kinds()))}.")
+    return data_kinds()[name]
+
+
+KindOption = Annotated[DataKind[Any], typer.Option("--kind", parser=_kind, metavar=_KINDS, help="What a row holds.")]
 GuessedKindOption = Annotated[
-    Kind | None, typer.Option("--kind", help="What a row holds; guessed from the columns where they leave no doubt.")
+    DataKind[Any] | None,
+    typer.Option(
+        "--kind",
+        parser=_kind,
+        metavar=_KINDS,
+        help="What a row holds; guessed from the columns where they leave no doubt.",
+    ),
 ]
 ColumnsOption = Annotated[
     list[str] | None,

@@ -13,7 +13,6 @@ import typer
 from align.cli.data_options import (
     ColumnsOption,
     GuessedKindOption,
-    Kind,
     MaxTokensOption,
     ModelOption,
     SourceArgument,
@@ -24,6 +23,7 @@ from align.cli.data_options import (
 from align.cli.options import JsonOption, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
+from align.rows import TEXT
 
 if TYPE_CHECKING:
     from align.data.validation.problem import Problem
@@ -73,9 +73,9 @@ def validate(
     from align.report.validation import closing_lines, problem_json, problem_line, summary_json, summary_table
 
     mapping = column_mapping(columns)
-    spec = DataInput(kind=(kind or Kind.text).value, path=source, columns=mapping)
+    spec = DataInput(kind=(kind or TEXT).name, path=source, columns=mapping)
     found = find_source(spec, lambda written: Path(written).expanduser())
-    rules = RowRules(kind.value if kind else guess_kind(found, max_characters), max_characters, "error", checks)
+    rules = RowRules(kind or guess_kind(found, max_characters), max_characters, "error", checks)
     shown = 0
 
     def show(problem: Problem) -> None:

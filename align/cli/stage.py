@@ -110,7 +110,8 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
 
     Values are taken as text and read as in a recipe, so that a wrong one gives the same message.
     """
-    from align.config.shape import is_list, is_mapping, is_reference, members
+    from align.config.reference import is_reference, kinds_of
+    from align.config.shape import is_list, is_mapping, members
 
     alternatives = members(info.annotation)
     flag = f"--{field.replace('_', '-')}"
@@ -122,7 +123,7 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
     if repeated:
         metavar = _repeated_metavar(alternatives)
     elif is_reference(alternatives[0]):
-        metavar = "FILE" if not set(alternatives[0].kinds) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
+        metavar = "FILE" if not set(kinds_of(alternatives[0])) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
     elif choices := get_args(alternatives[0]):
         metavar = "|".join(str(choice) for choice in choices)
     else:

@@ -10,18 +10,16 @@ from typing import Any, get_args
 
 from align.config.base import StrictModel
 from align.config.checks import MANIFEST_NAME, artifact_kind
-from align.config.inputs import CANDIDATE_FIELDS
-from align.config.reference import FieldPath
+from align.config.inputs import CANDIDATE_FIELDS, ModelKind, data_kind_names
+from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.sections import RulesScorer
-from align.config.shape import Members, is_list, is_mapping, is_reference, members
+from align.config.shape import Members, is_list, is_mapping, members
 from align.config.source import Document, Position, parse_text, read_document
 from align.errors import RecipeError
-from align.rows.row import FIELDS
+from align.rows import data_kinds
 
 SCORER_SUFFIXES = (".yaml", ".yml")
 """Of a file with rules, or with the fields of a judge."""
-DIRECT_KINDS = ("model", "reward_model", *FIELDS)
-"""Kinds that can be given as they are; the others exist only as results of align."""
 
 
 class StageRequest:
@@ -93,7 +91,7 @@ class StageRequest:
             (entry_type,) = members(get_args(next(alternative for alternative in alternatives if is_list(alternative)))[0])
             label = f"{flag} {' '.join(given)}"
             if is_reference(entry_type):
-                self._put(path, [self._named(text, entry_type.kinds, f"{flag} {text}") for text in given], label)
+                self._put(path, [self._named(text, kinds_of(entry_type), f"{flag} {text}") for text in given], label)
             else:
                 self._put(path, [parse_text(text, label=f"{flag} {text}", show_lines=False).value for text in given], label)
         elif is_reference(alternatives[0]):
@@ -110,7 +108,7 @@ class StageRequest:
         if RulesScorer in alternatives and given.endswith(SCORER_SUFFIXES):
             return {"rules": given}
         known = given in self._document.value["inputs"]
-        return given if known else self._add_input(field, given, alternatives[0].kinds, label)
+        return given if known else self._add_input(field, given, kinds_of(alternatives[0]), label)
 
     def _set_scorer(self, path: FieldPath, text: str, label: str) -> None:
         name, place = self._split(text, label)
@@ -148,7 +146,8 @@ class StageRequest:
         folder = Path(place).expanduser()
         if (folder / MANIFEST_NAME).is_file():
             return {"kind": artifact_kind(folder) or kinds[0], "artifact": place}
-        if kinds[0] not in DIRECT_KINDS and not (kinds[0] == "scored_candidates" and _holds_files(folder)):
+        is_direct = kinds[0] in (*get_args(ModelKind), *data_kind_names())
+        if not is_direct and not (kinds[0] == "scored_candidates" and _holds_files(folder)):
             return {"kind": kinds[0], "artifact": place}
         spec: dict[str, Any] = {"kind": kinds[0], "path": place}
         if columns := self._columns_of(kinds[0]):
@@ -176,14 +175,16 @@ class StageRequest:
             raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
         on_invalid = self._document.value["stages"][self._stage].get("on_invalid")
         for spec in self._document.value["inputs"].values():
-            if on_invalid is not None and spec["kind"] in FIELDS and "path" in spec:
+            if on_invalid is not None and spec["kind"] in data_kind_names() and "path" in spec:
                 spec["on_invalid"] = on_invalid
         return self._document
 
 
 def _fields(kind: str) -> Sequence[str]:
     """The fields that --columns can name, of a kind of row."""
-    return CANDIDATE_FIELDS if kind == "scored_candidates" else tuple(FIELDS.get(kind, ()))
+    if kind == "scored_candidates":
+        return CANDIDATE_FIELDS
+    return data_kinds()[kind].fields if kind in data_kinds() else ()
 
 
 def _holds_files(place: Path) -> bool:

@@ -12,7 +12,7 @@ from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_ar
 from align.config.explain import Mistake, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
 from align.config.inputs import ADAPTER_KINDS, ArtifactInput, CandidatesInput, DataInput, ModelInput
-from align.config.reference import FieldPath
+from align.config.reference import FieldPath, kinds_of
 from align.config.selection import POLICY_OPTIONS
 
 MANIFEST_NAME = "manifest.json"
@@ -154,7 +154,7 @@ def _check_encoder_decoder(
     stage_type = draft.stage_type.name
     engine_told = False
     for field_path, wanted, name in draft.references():
-        source = _model_folder(name, drafts, inputs, folder) if "model" in wanted.kinds else None
+        source = _model_folder(name, drafts, inputs, folder) if "model" in kinds_of(wanted) else None
         architecture = encoder_decoder_architecture(source) if source else None
         if architecture is None:
             continue

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from align.config.reference import FieldPath
+from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.rules import RuleSet
-from align.config.shape import Members, fitting_model, follow, is_list, is_model, is_reference, members
+from align.config.shape import Members, fitting_model, follow, is_list, is_model, members
 from align.config.source import resolve_scalar
+from align.rows import ROW_KINDS
 
 LISTED_CHARACTERS = 110
 """A list of names in a message is cut near this length."""
@@ -33,7 +34,7 @@ def show_path(path: FieldPath) -> str:
 
 def kind_phrase(kind: str) -> str:
     """`a reward model`, `scored candidates`."""
-    return ARTICLES.get(kind, kind.replace("_", " "))
+    return ROW_KINDS[kind].phrase if kind in ROW_KINDS else ARTICLES.get(kind, kind)
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
@@ -88,7 +89,7 @@ def _describe_one(alternative: Any) -> str:
     if alternative in simple:
         return simple[alternative]
     if is_reference(alternative):
-        return f"the name of {' or '.join(kind_phrase(kind) for kind in alternative.kinds)}"
+        return f"the name of {' or '.join(kind_phrase(kind) for kind in kinds_of(alternative))}"
     if alternative is RuleSet:
         return "a list of rules, or the path of a YAML file that holds one"
     if is_model(alternative):

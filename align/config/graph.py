@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from align.config.base import StrictModel
 from align.config.explain import Mistake, kind_phrase, listing, nearest
-from align.config.reference import FieldPath, Reference
+from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
 LONGEST_ADVICE = 2
@@ -35,7 +35,7 @@ class Draft:
     stage_type: StageTypeLike
     fields: Mapping[str, Any]
 
-    def references(self) -> Iterator[tuple[FieldPath, type[Reference], str]]:
+    def references(self) -> Iterator[tuple[FieldPath, Any, str]]:
         yield from references_in(self.stage_type.config_type, self.fields)
 
 
@@ -57,32 +57,30 @@ def check_references(
                 yield Mistake(path, "a stage cannot use its own result")
             elif name not in kinds:
                 yield Mistake(path, _unknown_name(name, wanted, stage, kinds))
-            elif kinds[name] and kinds[name] not in wanted.kinds:
+            elif kinds[name] and kinds[name] not in kinds_of(wanted):
                 verb = "holds" if name in inputs else "makes"
                 advice = _advice(kinds[name], wanted, stage, kinds, stage_types)
-                phrase = " or ".join(kind_phrase(kind) for kind in wanted.kinds)
+                phrase = " or ".join(kind_phrase(kind) for kind in kinds_of(wanted))
                 yield Mistake(path, f"wants {phrase}, but '{name}' {verb} {kind_phrase(kinds[name])}; {advice}")
 
 
-def _fitting(wanted: type[Reference], stage: str, kinds: Mapping[str, str]) -> list[str]:
-    return [name for name, kind in kinds.items() if kind in wanted.kinds and name != stage]
+def _fitting(wanted: Any, stage: str, kinds: Mapping[str, str]) -> list[str]:
+    return [name for name, kind in kinds.items() if kind in kinds_of(wanted) and name != stage]
 
 
-def _unknown_name(name: str, wanted: type[Reference], stage: str, kinds: Mapping[str, str]) -> str:
+def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) -> str:
     fitting = _fitting(wanted, stage, kinds)
     near = nearest(name, fitting) or nearest(name, [other for other in kinds if other != stage])
     if near:
         return f"no input or stage is called '{name}'; did you mean '{near}'?"
-    phrase = " or ".join(kind_phrase(kind) for kind in wanted.kinds)
+    phrase = " or ".join(kind_phrase(kind) for kind in kinds_of(wanted))
     there = f"; of this kind there is: {listing(fitting)}" if fitting else f"; nothing in the recipe is {phrase}"
     return f"no input or stage is called '{name}'{there}"
 
 
-def _advice(
-    made: str, wanted: type[Reference], stage: str, kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]
-) -> str:
+def _advice(made: str, wanted: Any, stage: str, kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]) -> str:
     """What to put between a result of one kind and a field that wants another, or what to name instead."""
-    ways = [way for kind in wanted.kinds if (way := way_between(made, kind, stage_types))]
+    ways = [way for kind in kinds_of(wanted) if (way := way_between(made, kind, stage_types))]
     proposals = []
     if ways:
         way = min(ways, key=len)
@@ -91,8 +89,8 @@ def _advice(
         quoted = [f"'{name}'" for name in fitting]
         proposals.append(f"name {listing(quoted)}")
     if not proposals:
-        makers = [stage_type.name for stage_type in stage_types.values() if stage_type.produces in wanted.kinds]
-        proposals.append(f"give an input of kind {' or '.join(wanted.kinds)}")
+        makers = [stage_type.name for stage_type in stage_types.values() if stage_type.produces in kinds_of(wanted)]
+        proposals.append(f"give an input of kind {' or '.join(kinds_of(wanted))}")
         proposals += [f"add a stage that makes it ({listing(makers)})"] if makers else []
     return ", or ".join(proposals)
 

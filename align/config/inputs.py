@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from align.config.base import StrictModel
 from align.config.row_checks import Action, check_actions
 from align.config.sections import OnInvalid
+from align.rows import ROW_KINDS, DataKind, data_kinds
 
 ModelKind = Literal["model", "reward_model"]
-DataKind = Literal["instructions", "preferences", "prompts", "text"]
-ArtifactKind = Literal[
-    "model", "reward_model", "instructions", "preferences", "prompts", "text", "candidates", "scored_candidates", "comparison"
-]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A text that must be one of some names. They are looked up when they are needed, since kinds of rows can be registered."""
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self.names()), "type": "string"}
+
+    def _check(self, value: str) -> str:
+        if value not in self.names():
+            raise ValueError(f"expected {self.describe()}, got '{value}'")
+        return value
+
+    def describe(self) -> str:
+        """`one of prompts, text`."""
+        return f"one of {', '.join(self.names())}"
+
+
+def data_kind_names() -> tuple[str, ...]:
+    """Kinds of rows that can be read from files."""
+    return tuple(data_kinds())
+
+
+def artifact_kind_names() -> tuple[str, ...]:
+    """Everything that a stage can make or an input can be."""
+    return (*get_args(ModelKind), *ROW_KINDS, "comparison")
+
+
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 """Name of a mixture's part; the ids of its rows begin with it."""
 
@@ -76,7 +110,7 @@ class MixturePart(StrictModel):
 class DataInput(StrictModel):
     """Rows: local files, a hub dataset with a split, or a mixture of several of these."""
 
-    kind: DataKind
+    kind: Annotated[str, OneOf(data_kind_names)]
     """What a row holds."""
     path: str | None = None
     """Local file, folder or glob, relative to the recipe: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet or .arrow."""
@@ -104,6 +138,11 @@ class DataInput(StrictModel):
     def _known_checks(cls, value: dict[str, Action]) -> dict[str, Action]:
         check_actions(value, with_model=False)
         return value
+
+    @property
+    def row_kind(self) -> DataKind[Any]:
+        """What its rows are."""
+        return data_kinds()[self.kind]
 
     @model_validator(mode="after")
     def _one_source(self) -> DataInput:
@@ -140,7 +179,7 @@ class CandidatesInput(StrictModel):
 class ArtifactInput(StrictModel):
     """What a stage of another run made."""
 
-    kind: ArtifactKind
+    kind: Annotated[str, OneOf(artifact_kind_names)]
     """What the folder holds."""
     artifact: str = Field(min_length=1)
     """Folder with a manifest.json that align wrote, relative to the recipe: runs/<recipe>/stages/<stage>."""

@@ -19,7 +19,15 @@ from align.config.expand import Expansion, expand
 from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
 from align.config.graph import Draft, StageTypeLike, check_references, order_stages
-from align.config.inputs import ArtifactInput, ArtifactKind, CandidatesInput, DataInput, DataKind, ModelInput, ModelKind
+from align.config.inputs import (
+    ArtifactInput,
+    CandidatesInput,
+    DataInput,
+    ModelInput,
+    ModelKind,
+    artifact_kind_names,
+    data_kind_names,
+)
 from align.config.override import apply_override
 from align.config.reference import FieldPath, iterate_references
 from align.config.sections import JudgeScorer, RulesScorer
@@ -227,13 +235,13 @@ class _Parser:
         path = ("inputs", name)
         if not isinstance(value, dict):
             return None
-        kind = self.choice((*path, "kind"), value, get_args(ArtifactKind), what="kind")
+        kind = self.choice((*path, "kind"), value, artifact_kind_names(), what="kind")
         if kind is None:
             return None
         reader: type[AnyInput] = ArtifactInput
         if "artifact" not in value and kind in get_args(ModelKind):
             reader = ModelInput
-        elif "artifact" not in value and kind in get_args(DataKind):
+        elif "artifact" not in value and kind in data_kind_names():
             reader = DataInput
         elif "artifact" not in value and kind == "scored_candidates" and "path" in value:
             reader = CandidatesInput

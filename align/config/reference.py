@@ -6,62 +6,61 @@ checked from the configuration alone, before anything is started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from align.rows import kind_of
+from align.strict import Strict
+
 FieldPath = tuple[str | int, ...]
+RowT = TypeVar("RowT", bound=Strict)
 
 
 class Reference(str):
-    """The name of an input or a stage. Subclasses say which kinds of artifact they accept."""
-
-    kinds: ClassVar[tuple[str, ...]] = ()
+    """The name of an input or a stage. `kinds_of` says which kinds of artifact an annotation accepts."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(
             cls,
             core_schema.str_schema(strict=True, min_length=1),
+            metadata={"pydantic_js_extra": {"x-artifact-kinds": list(kinds_of(source))}},
         )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "minLength": 1, "x-artifact-kinds": list(cls.kinds)}
 
 
 class ModelReference(Reference):
-    kinds = ("model",)
+    """The name of a model."""
 
 
 class RewardModelReference(Reference):
-    kinds = ("reward_model",)
+    """The name of a reward model."""
 
 
-class InstructionsReference(Reference):
-    kinds = ("instructions",)
+class RowsReference(Reference, Generic[RowT]):
+    """The name of rows of one record: `RowsReference[Preference]`."""
 
 
-class PreferencesReference(Reference):
-    kinds = ("preferences",)
+_MODEL_KINDS: Mapping[Any, str] = {ModelReference: "model", RewardModelReference: "reward_model"}
 
 
-class PromptsReference(Reference):
-    kinds = ("prompts",)
+def is_reference(annotation: Any) -> bool:
+    """Whether values of a type are references."""
+    written = get_origin(annotation) or annotation
+    return isinstance(written, type) and issubclass(written, Reference)
 
 
-class TextReference(Reference):
-    kinds = ("text",)
+def kinds_of(annotation: Any) -> tuple[str, ...]:
+    """The kinds of artifact that a reference of this type may name.
 
-
-class CandidatesReference(Reference):
-    kinds = ("candidates",)
-
-
-class ScoredCandidatesReference(Reference):
-    kinds = ("scored_candidates",)
+    Raises:
+        TypeError: if it is the reference of a record that no kind of rows has.
+    """
+    if annotation in _MODEL_KINDS:
+        return (_MODEL_KINDS[annotation],)
+    return tuple(kind_of(record).name for record in get_args(annotation))
 
 
 def iterate_references(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Reference]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from align.config.reference import FieldPath, Reference
+from align.config.reference import FieldPath, is_reference, kinds_of
 
 Members = tuple[Any, ...]
 """The types that a value may have, without None: one, or those of a union."""
@@ -26,10 +26,6 @@ def members(annotation: Any) -> Members:
 
 def is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def is_reference(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Reference)
 
 
 def is_list(annotation: Any) -> bool:
@@ -92,8 +88,8 @@ def walk(alternatives: Members, value: Any, path: FieldPath = ()) -> Iterator[tu
         yield from walk(below(alternatives, value, key), inner, (*path, key))
 
 
-def references_in(config_type: type[BaseModel], value: Any) -> Iterator[tuple[FieldPath, type[Reference], str]]:
-    """Every text of a document that stands where a reference is read: path, type of the reference, name."""
+def references_in(config_type: type[BaseModel], value: Any) -> Iterator[tuple[FieldPath, Any, str]]:
+    """Every text of a document that stands where a reference is read: path, type of the reference (see `kinds_of`), name."""
     for path, alternatives, part in walk((config_type,), value):
         for alternative in alternatives:
             if is_reference(alternative) and isinstance(part, str) and part:
@@ -108,7 +104,7 @@ def reference_kinds(config_type: type[BaseModel]) -> frozenset[str]:
     while pending:
         for alternative in members(pending.pop()):
             if is_reference(alternative):
-                kinds.update(alternative.kinds)
+                kinds.update(kinds_of(alternative))
             elif arguments := get_args(alternative):  # a list or a mapping
                 pending.append(arguments[-1])
     return frozenset(kinds)

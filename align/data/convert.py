@@ -56,7 +56,7 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
         with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
             folder = Path(temporary)
             result = ingest(spec, source, source.shown, folder, evaluation=evaluation)
-            write_canonical(target, spec.kind, _rows(folder / ROWS_NAME))
+            write_canonical(target, spec.row_kind, _rows(folder / ROWS_NAME))
             write_bytes(drops, (folder / DROPS_NAME).read_bytes())
     except EnvironmentProblem:
         raise

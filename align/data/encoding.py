@@ -10,12 +10,13 @@ from typing import Generic, TypeVar
 from align.config.sections import OnInvalid
 from align.data.template import ChatFormat, TemplateProblem
 from align.errors import DataError
-from align.records import Drop, Instruction, Preference, Prompt
+from align.records import Drop, Instruction, Preference, Prompt, PromptRecord
+from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
 
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
 
-RecordT = TypeVar("RecordT", bound=Instruction | Preference | Prompt)
+RecordT = TypeVar("RecordT", bound=PromptRecord)
 EncodedT = TypeVar("EncodedT")
 
 
@@ -77,7 +78,7 @@ def encode_instructions(
     Raises:
         DataError: for such rows with `error`, or if no row is left.
     """
-    intake = _Intake(records, chat_format, lambda record: [record.completion])
+    intake = _Intake(INSTRUCTIONS, records, chat_format)
     rows = []
     for record, (prompt_ids, completion_ids) in intake.tokenized():
         longer, seen = max(len(prompt_ids), len(completion_ids)), "what the model can see"
@@ -95,7 +96,7 @@ def encode_preferences(
 
     Two texts that the tokenizer makes the same tokens of (it may normalise) are no pair: drop_reason `identical`.
     """
-    intake = _Intake(records, chat_format, lambda record: [record.chosen, record.rejected])
+    intake = _Intake(PREFERENCES, records, chat_format)
     rows = []
     for record, (prompt_ids, chosen_ids, rejected_ids) in intake.tokenized():
         length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
@@ -110,7 +111,7 @@ def encode_prompts(
     records: Sequence[Prompt], chat_format: ChatFormat, *, max_prompt_tokens: int, on_invalid: OnInvalid, where: Where
 ) -> Encoded[EncodedPrompt]:
     """Token ids of prompts; as `encode_instructions`, with a limit for the prompt alone."""
-    intake = _Intake(records, chat_format, lambda record: [])
+    intake = _Intake(PROMPTS, records, chat_format)
     rows = []
     for record, (prompt_ids,) in intake.tokenized():
         if intake.fits(record, len(prompt_ids), max_prompt_tokens, "prompt", "max_prompt_tokens"):
@@ -121,10 +122,10 @@ def encode_prompts(
 class _Intake(Generic[RecordT]):
     """Renders and tokenizes records, and keeps account of those that cannot be used."""
 
-    def __init__(self, records: Sequence[RecordT], chat_format: ChatFormat, completions: Callable[[RecordT], list[str]]) -> None:
+    def __init__(self, kind: DataKind[RecordT], records: Sequence[RecordT], chat_format: ChatFormat) -> None:
+        self._kind = kind
         self._records = records
         self._format = chat_format
-        self._completions = completions
         self._refused: list[tuple[RecordT, str, str]] = []
 
     def tokenized(self) -> list[tuple[RecordT, list[list[int]]]]:
@@ -140,7 +141,7 @@ class _Intake(Generic[RecordT]):
 
     def _render(self, record: RecordT) -> list[str] | None:
         try:
-            return self._format.texts_of(record.prompt, self._completions(record))
+            return self._format.texts_of(record.prompt, self._kind.completions_of(record).values())
         except TemplateProblem as problem:
             self.refuse(record, problem.reason, str(problem))
             return None

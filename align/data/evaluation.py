@@ -9,7 +9,6 @@ from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source
 from align.data.validation import valid_rows
 from align.errors import DataError
-from align.records import Prompt
 
 
 def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]:
@@ -18,10 +17,7 @@ def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]
     Raises:
         DataError: if there is none, or a file cannot be read.
     """
-    prompts = []
-    for record in valid_rows(source, spec):
-        assert isinstance(record, Prompt)  # `spec` is of the kind prompts
-        prompts.append((record.id, "\n".join(message.content for message in record.prompt)))
+    prompts = [(record.id, spec.row_kind.subject_text(record)) for record in valid_rows(source, spec)]
     if not prompts:
         raise DataError(f"{source.shown}: there is no prompt in it to compare with", hint="`align data validate` says why.")
     return prompts

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from align.config.inputs import DataInput
 from align.data.hub import fetch_dataset_rows
@@ -20,7 +21,8 @@ from align.data.validation.collection import Collection, Kept, collect_rows
 from align.data.validation.problem import Problem
 from align.data.validation.survey import Summary, rules_of
 from align.errors import MAX_ERROR_LINES, DataError
-from align.records import RECORD_TYPES, Drop, Record
+from align.records import Drop
+from align.rows import DataKind
 from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
 
@@ -76,7 +78,7 @@ def ingest(
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
-        dropped = _write(_without_evaluation(collection, source, spec.kind, evaluation), source, entry_folder)
+        dropped = _write(_without_evaluation(collection, source, spec.row_kind, evaluation), source, entry_folder)
     return Ingested(
         rows_in=summary.rows_in,
         rows_out=summary.rows_in - dropped.total(),
@@ -98,15 +100,14 @@ def _hub_source(spec: DataInput, shown_name: str) -> tuple[Source, Iterator[Bloc
 
 
 def _without_evaluation(
-    collection: Collection, source: Source, kind: str, evaluation: EvaluationIndex | None
+    collection: Collection, source: Source, kind: DataKind[Any], evaluation: EvaluationIndex | None
 ) -> Iterator[Kept | Drop]:
     """The rows, those that overlap an evaluation prompt as drops."""
     for row in collection:
         overlapping = None
         if evaluation is not None and isinstance(row, Kept):
-            record = RECORD_TYPES[kind].model_validate_json(row.line)
-            assert isinstance(record, Record)  # every kind of user data is one
-            overlapping = evaluation_overlap(record, evaluation)
+            record = kind.record.model_validate_json(row.line)
+            overlapping = evaluation_overlap(record.id, kind.texts(record).values(), evaluation)
             if overlapping is not None:
                 place = f"{source.files[row.file_number].shown}:{record.line}"
                 overlapping = overlapping.model_copy(update={"detail": f"{place}: {overlapping.detail}"})

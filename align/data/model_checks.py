@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from align.data.lossless import canonical, lossless_normalization
 from align.data.template import ChatFormat, TemplateProblem, difference
-from align.records import Instruction, Message, Preference, Record, TextRow
+from align.records import Message
+from align.rows import DataKind
 from align.rows.conversation import FieldError
 
 _FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
-_COMPLETIONS: Mapping[type, tuple[str, ...]] = {Instruction: ("completion",), Preference: ("chosen", "rejected")}
 MIN_MARKER_CHARACTERS = 4
 """A shorter text between turns is too common in texts to say anything."""
 
@@ -35,12 +35,8 @@ class ModelChecks:
         self._control = re.compile("|".join(map(re.escape, found))) if found else None
         self._normalization = lossless_normalization(chat_format.tokenizer)
 
-    def faults(self, record: Record) -> list[FieldError]:
-        """What is wrong with one record; see `faults_of`."""
-        return self.faults_of([record])[0]
-
-    def faults_of(self, records: Sequence[Any]) -> list[list[FieldError]]:
-        """What is wrong with each record of any kind of data; an empty list for nothing.
+    def faults_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldError]]:
+        """What is wrong with each record of a kind; an empty list for nothing.
 
         Reasons: special_tokens, contains_eos, template_error, template_rewrites, not_representable, too_many_tokens, identical
         (as tokens) and identical_after_truncation.
@@ -48,33 +44,31 @@ class ModelChecks:
         Raises:
             RecipeError: if the template does not end.
         """
-        faults = [self._control_faults(record) for record in records]
+        faults = [self._control_faults(kind, record) for record in records]
         shown: list[tuple[int, list[str]]] = []
         with self._format.time_limit(conversations=len(records)):
-            for number, record in enumerate(records):
-                if isinstance(record, TextRow):
-                    continue
+            for number, record in enumerate(records if kind.has_prompt else ()):
                 try:
-                    texts = self._format.texts_of(record.prompt, completions_of(record).values())
+                    texts = self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
                 except TemplateProblem as problem:
-                    faults[number].append(_template_fault(self._format, record, problem))
+                    faults[number].append(_template_fault(self._format, kind, record, problem))
                     continue
                 if faults[number] or self._needs_tokens(texts):
                     shown.append((number, texts))
         unique = list(dict.fromkeys(text for _, texts in shown for text in texts))
         ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
         for number, texts in shown:
-            faults[number] += self._token_faults(records[number], texts, [ids[text] for text in texts])
+            faults[number] += self._token_faults(kind.completions, texts, [ids[text] for text in texts])
         return faults
 
-    def _control_faults(self, record: Any) -> list[FieldError]:
+    def _control_faults(self, kind: DataKind[Any], record: Any) -> list[FieldError]:
         """Control tokens in what people wrote. An end-of-sequence token in a completion is named by the template's check."""
         if self._control is None:
             return []
         found = []
-        for field, text in texts_by_field(record).items():
+        for field, text in kind.texts(record).items():
             for match in self._control.finditer(text):
-                if match.group() == self._format.eos_token and field in ("completion", "chosen", "rejected"):
+                if match.group() == self._format.eos_token and field in kind.completions:
                     continue
                 markers = "which the template puts between turns"
                 told = markers if match.group() in self._markers else "a control token of the model"
@@ -95,8 +89,7 @@ class ModelChecks:
         most = [len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in spelt]
         return most[0] + max(most[1:], default=0) > self._max_tokens
 
-    def _token_faults(self, record: Any, texts: Sequence[str], ids: Sequence[list[int]]) -> list[FieldError]:
-        fields = list(completions_of(record))
+    def _token_faults(self, fields: Sequence[str], texts: Sequence[str], ids: Sequence[list[int]]) -> list[FieldError]:
         prompt, completions = ids[0], ids[1:]
         faults = []
         if self._normalization is None:
@@ -132,36 +125,19 @@ class ModelChecks:
         )
 
 
-def _template_fault(chat_format: ChatFormat, record: Any, problem: TemplateProblem) -> FieldError:
+def _template_fault(chat_format: ChatFormat, kind: DataKind[Any], record: Any, problem: TemplateProblem) -> FieldError:
     """The fault with the field that it is about."""
+    messages = kind.messages(record)
     try:
-        chat_format.prompt_text(record.prompt)
+        chat_format.prompt_text(messages)
     except TemplateProblem:
         return FieldError("prompt", problem.reason, str(problem))
-    for field, text in completions_of(record).items():
+    for field, text in kind.completions_of(record).items():
         try:
-            chat_format.completion_text(record.prompt, text)
+            chat_format.completion_text(messages, text)
         except TemplateProblem as one:
             return FieldError(field, one.reason, str(one))
     return FieldError("prompt", problem.reason, str(problem))  # of a template that draws at random
-
-
-def completions_of(record: Any) -> dict[str, str]:
-    """The completions of a record, by field, in the order in which they are tokenized."""
-    return {field: getattr(record, field) for field in _COMPLETIONS.get(type(record), ())}
-
-
-def texts_by_field(record: Any) -> dict[str, str]:
-    """Every text of a record that a person or a model wrote, by where it is: `prompt`, `prompt message 2`, `chosen`, `text`."""
-    if isinstance(record, TextRow):
-        return {"text": record.text}
-    messages: Sequence[Message] = record.prompt
-    texts = {
-        "prompt" if len(messages) == 1 else f"prompt message {number}": message.content
-        for number, message in enumerate(messages, start=1)
-    }
-    texts.update(completions_of(record))
-    return texts
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

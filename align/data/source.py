@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from align.config.inputs import DataInput, MixturePart
 from align.data.hub import fetch_dataset_rows
 from align.data.reader import FORMATS, RawRow, file_format, read_raw, unknown_format
 from align.errors import DataError, RecipeError
+from align.rows import DataKind
 
 MAX_SHOWN = 5
 
@@ -73,7 +75,7 @@ def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
     if spec.path is None:
         raise TypeError("a hub dataset has no files; its rows come from fetch_dataset_rows")
     path = locate(spec.path)
-    return Source(tuple(_files(path, spec.kind, spec.columns)), str(path))
+    return Source(tuple(_files(path, spec.row_kind, spec.columns)), str(path))
 
 
 def read_file(file: SourceFile) -> Iterator[RawRow]:
@@ -92,18 +94,19 @@ def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callab
         hub = HubRows(part.dataset, part.split, part.revision)
         shown = f"{part.dataset}@{part.revision or 'newest'}:{part.split}"
         return [SourceFile(Path(part.dataset), shown, part.columns, name, hub)]
-    return _files(locate(part.path or ""), spec.kind, part.columns, name)
+    return _files(locate(part.path or ""), spec.row_kind, part.columns, name)
 
 
-def _files(path: Path, kind: str, columns: Mapping[str, str], part: str | None = None) -> list[SourceFile]:
+def _files(path: Path, kind: DataKind[Any], columns: Mapping[str, str], part: str | None = None) -> list[SourceFile]:
     """The files that a path stands for."""
     found = find_files(path)
     return [SourceFile(one, str(one), columns or _default_columns(kind, one), part) for one in found]
 
 
-def _default_columns(kind: str, path: Path) -> Mapping[str, str]:
+def _default_columns(kind: DataKind[Any], path: Path) -> Mapping[str, str]:
     """The lines of a .txt file are prompts where prompts are wanted."""
-    return {"prompt": "text"} if kind == "prompts" and file_format(path) == ".txt" else {}
+    is_alone = kind.has_prompt and not kind.completions
+    return {"prompt": "text"} if is_alone and file_format(path) == ".txt" else {}
 
 
 def find_files(path: Path) -> list[Path]:

@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from align.config.shape import members
 from align.errors import RecipeError
-from align.records import RECORD_TYPES
-from align.rows.row import OWN_COLUMNS
+from align.records import Message
+from align.rows import RowKind
 from align.store.atomic import atomic_writer
 
 if TYPE_CHECKING:
@@ -23,12 +24,7 @@ PARQUET_BATCH_ROWS = 10_000
 """Rows in memory, and in a row group."""
 
 
-def canonical_columns(kind: str) -> tuple[str, ...]:
-    """Columns of a canonical file of rows of `kind`."""
-    return tuple(name for name in RECORD_TYPES[kind].model_fields if name not in OWN_COLUMNS)
-
-
-def write_canonical(path: Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_canonical(path: Path, kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows of `kind` atomically, in the format that the ending of `path` names; how many there were.
 
     Raises:
@@ -50,16 +46,16 @@ def require_writable_format(path: Path) -> None:
         raise RecipeError(f"{path}: rows are written as {' or '.join(_WRITERS)}", hint="Give the file one of these endings.")
 
 
-def _write_json_lines(stream: IO[bytes], kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    count, columns = 0, canonical_columns(kind)
+def _write_json_lines(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
     for row in rows:
-        record = {name: row[name] for name in columns}
+        record = {name: row[name] for name in kind.columns}
         stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n")
         count += 1
     return count
 
 
-def _write_parquet(stream: IO[bytes], kind: str, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_parquet(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
     import pyarrow
     from pyarrow import parquet
 
@@ -79,16 +75,18 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
-def _arrow_schema(kind: str) -> pyarrow.Schema:
+def _arrow_schema(kind: RowKind[Any]) -> pyarrow.Schema:
     import pyarrow
 
     text = pyarrow.string()
     message = pyarrow.struct([("role", text), ("content", text)])
-    types = {"prompt": pyarrow.list_(message), "chosen_score": pyarrow.float64(), "rejected_score": pyarrow.float64()}
-    return pyarrow.schema([(name, types.get(name, text)) for name in canonical_columns(kind)])
+    types: dict[Any, pyarrow.DataType] = {str: text, float: pyarrow.float64(), bool: pyarrow.bool_()}
+    types[list[Message]] = pyarrow.list_(message)
+    fields = kind.record.model_fields
+    return pyarrow.schema([(name, types[members(fields[name].annotation)[0]]) for name in kind.columns])
 
 
-_WRITERS: Mapping[str, Callable[[IO[bytes], str, Iterable[Mapping[str, Any]]], int]] = {
+_WRITERS: Mapping[str, Callable[[IO[bytes], RowKind[Any], Iterable[Mapping[str, Any]]], int]] = {
     ".jsonl": _write_json_lines,
     ".parquet": _write_parquet,
 }

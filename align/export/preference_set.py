@@ -12,6 +12,7 @@ from typing import Any
 from align.data.writer import write_canonical
 from align.errors import StageError
 from align.export.dataset_card import render_dataset_card
+from align.rows import PREFERENCES
 from align.store.artifact import DROPS_NAME, ROWS_NAME, Artifact, Entry
 from align.store.atomic import atomic_writer, write_bytes
 
@@ -70,5 +71,5 @@ def write_preference_set(stage_folder: Path, out: Path, *, command: Sequence[str
     card = render_dataset_card(artifact, file_name=out.name, drops_name=made.drops.name, command=command)
     write_bytes(made.card, card.encode())
     with (folder / ROWS_NAME).open("rb") as rows:
-        write_canonical(out, artifact.kind, map(json.loads, rows))
+        write_canonical(out, PREFERENCES, map(json.loads, rows))
     return made

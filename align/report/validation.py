@@ -42,7 +42,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     """Everything but the problems, for `--json`."""
     return {
         "source": summary.shown,
-        "kind": summary.kind,
+        "kind": summary.kind.name,
         "usable": summary.usable,
         "rows_in": summary.rows_in,
         "rows_out": summary.rows_out,
@@ -89,8 +89,10 @@ def summary_table(summary: Summary) -> Table | None:
 def closing_lines(summary: Summary) -> list[str]:
     """What came of it, in words."""
     bad = summary.dropped.total()
-    lines = [f"{summary.shown}: {summary.rows_in:,} rows of {summary.kind}, {summary.rows_out:,} can be used, {bad:,} cannot"]
-    lines += summary.reading.notes()
+    lines = [
+        f"{summary.shown}: {summary.rows_in:,} rows of {summary.kind.name}, {summary.rows_out:,} can be used, {bad:,} cannot"
+    ]
+    lines += summary.reading.notes(summary.kind)
     lines += summary.unused_note()
     if not summary.near_duplicates:
         lines.append("near duplicates were not searched for: --near-duplicates does it, in memory and minutes")

@@ -1,1 +1,19 @@
-"""What one row of a user's file means: shapes, fields, conversations."""
+"""What one row of a file means: its kind, shape, fields, conversations."""
+
+from align.rows.kind import ROW_KINDS, DataKind, RowKind, data_kinds, kind_of, register
+from align.rows.table import CANDIDATES, INSTRUCTIONS, PREFERENCES, PROMPTS, SCORED_CANDIDATES, TEXT
+
+__all__ = [
+    "CANDIDATES",
+    "INSTRUCTIONS",
+    "PREFERENCES",
+    "PROMPTS",
+    "ROW_KINDS",
+    "SCORED_CANDIDATES",
+    "TEXT",
+    "DataKind",
+    "RowKind",
+    "data_kinds",
+    "kind_of",
+    "register",
+]

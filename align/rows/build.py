@@ -3,63 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from align.rows.comparison import best_of, is_first_preferred
 from align.rows.conversation import FieldError, PlainMessage, is_transcript, parse_transcript, shown, split_completion
 from align.rows.fields import Columns, Faults, FieldTaker, Row, required
-from align.rows.shapes import Shape
 
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""
 Part = tuple[str, Fields | FieldError]
 """What is added to the row's id; and the record's fields, or why there is no record."""
-Build = Callable[[Row, Columns, Faults], Sequence[Part]]
-"""Takes the parts out of a row, and adds what is wrong with it to the faults. With a fault, the parts mean nothing."""
 
 
 class Builder:
-    """Builds records of one kind.
+    """Builds records. Every public method is a `Build`: `Shape.build` says which of them reads rows of the shape.
 
     Args:
-        kind: instructions, preferences, prompts or text.
         take: takes single fields.
     """
 
-    def __init__(self, kind: str, take: FieldTaker) -> None:
-        self._kind = kind
-        self._take = take
+    def __init__(self, take: FieldTaker) -> None:
+        self.take = take
         self.later_turns = 0
         """Prompts behind which there are turns that cannot be asked without an answer."""
         self.answers_left_out = 0
         """Conversations read as prompts that end with an answer."""
 
-    def for_shape(self, shape: Shape) -> Build:
-        """The function that reads rows of a shape."""
-        fields = shape.required
-        if self._kind == "text":
-            return self._text
-        if self._kind == "prompts":
-            return self._turns if "turns" in fields else self._open_conversation if "messages" in fields else self._prompt
-        if self._kind == "instructions":
-            return self._conversation if "messages" in fields else self._instruction
-        if "ranking" in fields or "completions" in fields:
-            return self._ranked
-        pair_of = self._pair_of if "prompt" in fields or "instruction" in fields else self._pair_of_conversations
-        return partial(self._labelled if "label" in fields else self._pair, pair_of)
+    def text(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        return (("", {"text": self.take.required_text("text", row, columns, "empty_text", faults)}),)
 
-    def _text(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
-        return (("", {"text": self._take.required_text("text", row, columns, "empty_text", faults)}),)
-
-    def _prompt(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
-        prompt = self._take.prompt(row, columns, faults)[0]
+    def prompt(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        prompt = self.take.prompt(row, columns, faults)[0]
         return (("", {"prompt": prompt, "reference": self._reference(row, columns, faults)}),)
 
     def _reference(self, row: Row, columns: Columns, faults: Faults) -> Any:
-        return self._take.reference(row.get(columns["reference"]), faults) if "reference" in columns else None
+        return self.take.reference(row.get(columns["reference"]), faults) if "reference" in columns else None
 
-    def _turns(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+    def turns(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
         """The first of several turns of a user. A list of references belongs to the turns, one by one."""
         try:
             turns = required("turns", row, columns)
@@ -71,43 +51,54 @@ class Builder:
         self.later_turns += len(turns) > 1
         system = {name: column for name, column in columns.items() if name == "system"}
         first = {**{column: row[column] for column in system.values()}, "turn 1": turns[0]}
-        prompt = self._take.prompt(first, {**system, "prompt": "turn 1"}, faults)[0]
+        prompt = self.take.prompt(first, {**system, "prompt": "turn 1"}, faults)[0]
         reference = row.get(columns["reference"]) if "reference" in columns else None
         if isinstance(reference, list):
             reference = reference[0] if reference else None
-        return (("", {"prompt": prompt, "reference": self._take.reference(reference, faults)}),)
+        return (("", {"prompt": prompt, "reference": self.take.reference(reference, faults)}),)
 
-    def _open_conversation(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+    def open_conversation(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
         """A conversation up to the completion that is wanted: without the answer at its end, if there is one."""
         try:
-            messages = self._take.messages("messages", required("messages", row, columns))
+            messages = self.take.messages("messages", required("messages", row, columns))
         except FieldError as fault:
             faults.append(fault)
             return ()
         if messages[-1]["role"] == "assistant":
             self.answers_left_out += 1
             messages.pop()
-        prompt = self._take.checked("messages", messages, faults)
+        prompt = self.take.checked("messages", messages, faults)
         return (("", {"prompt": prompt, "reference": self._reference(row, columns, faults)}),)
 
-    def _instruction(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
-        prompt = self._take.prompt(row, columns, faults)
-        return (("", {"prompt": prompt[0], "completion": self._take.completion("completion", row, columns, prompt, faults)}),)
+    def instruction(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        prompt = self.take.prompt(row, columns, faults)
+        return (("", {"prompt": prompt[0], "completion": self.take.completion("completion", row, columns, prompt, faults)}),)
 
-    def _conversation(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+    def conversation(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
         try:
-            before, text = split_completion("messages", self._take.messages("messages", required("messages", row, columns)))
+            before, text = split_completion("messages", self.take.messages("messages", required("messages", row, columns)))
         except FieldError as fault:
             faults.append(fault)
             return ()
-        prompt = self._take.checked("messages", before, faults)
-        return (("", {"prompt": prompt, "completion": self._take.text("messages", text, "empty_completion", faults)}),)
+        prompt = self.take.checked("messages", before, faults)
+        return (("", {"prompt": prompt, "completion": self.take.text("messages", text, "empty_completion", faults)}),)
 
-    def _pair(self, pair_of: Callable[..., Fields], row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
-        fields = pair_of(row, columns, faults)
-        fields["chosen_score"] = self._take.score("chosen_score", row, columns, faults)
-        fields["rejected_score"] = self._take.score("rejected_score", row, columns, faults)
-        return (("", fields),)
+    def pair(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        return self._with_scores(self._pair_of(row, columns, faults), row, columns, faults)
+
+    def pair_of_conversations(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        return self._with_scores(self._pair_of_conversations(row, columns, faults), row, columns, faults)
+
+    def labelled_pair(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        return self._labelled(self._pair_of, row, columns, faults)
+
+    def labelled_conversations(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        return self._labelled(self._pair_of_conversations, row, columns, faults)
+
+    def _with_scores(self, pair: Fields, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+        pair["chosen_score"] = self.take.score("chosen_score", row, columns, faults)
+        pair["rejected_score"] = self.take.score("rejected_score", row, columns, faults)
+        return (("", pair),)
 
     def _labelled(self, pair_of: Callable[..., Fields], row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
         """Two completions, of which a label names the preferred one."""
@@ -121,9 +112,9 @@ class Builder:
         fields = pair_of(row, {**columns, "chosen": chosen, "rejected": rejected}, faults)
         return (("", {**fields, "chosen_score": None, "rejected_score": None}),)
 
-    def _ranked(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+    def ranked(self, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
         """Several completions: the best against each of the others."""
-        prompt = self._take.prompt(row, columns, faults)
+        prompt = self.take.prompt(row, columns, faults)
         field = "ranking" if "ranking" in columns else "completions"
         scores, ranks = (row.get(columns[name]) if name in columns else None for name in ("scores", "ranks"))
         try:
@@ -133,7 +124,7 @@ class Builder:
         except FieldError as fault:
             faults.append(fault)
             return ()
-        texts = [self._take.completion_of(f"{field} {n}", value, prompt, faults) for n, value in enumerate(values, start=1)]
+        texts = [self.take.completion_of(f"{field} {n}", value, prompt, faults) for n, value in enumerate(values, start=1)]
         chosen = texts[order.best]
         parts: list[Part] = []
         for number, other in enumerate((place for place in range(len(texts)) if place != order.best), start=1):
@@ -150,9 +141,9 @@ class Builder:
 
     def _pair_of(self, row: Row, columns: Columns, faults: Faults) -> Fields:
         """Prompt, chosen and rejected."""
-        prompt = self._take.prompt(row, columns, faults)
-        chosen = self._take.completion("chosen", row, columns, prompt, faults)
-        rejected = self._take.completion("rejected", row, columns, prompt, faults)
+        prompt = self.take.prompt(row, columns, faults)
+        chosen = self.take.completion("chosen", row, columns, prompt, faults)
+        rejected = self.take.completion("rejected", row, columns, prompt, faults)
         _require_difference(chosen, rejected, faults)
         return {"prompt": prompt[0], "chosen": chosen, "rejected": rejected}
 
@@ -163,12 +154,12 @@ class Builder:
         except FieldError as fault:
             faults.append(fault)
             return {}
-        self._take.from_transcripts += is_transcript(row[columns["chosen"]])
+        self.take.from_transcripts += is_transcript(row[columns["chosen"]])
         if prompt != other:
             faults.append(FieldError("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
-        self._take.checked("prompt", prompt, faults)
+        self.take.checked("prompt", prompt, faults)
         for field, text in (("chosen", chosen), ("rejected", rejected)):
-            self._take.text(field, text, "empty_completion", faults)
+            self.take.text(field, text, "empty_completion", faults)
         _require_difference(chosen, rejected, faults)
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -178,7 +169,11 @@ class Builder:
             return split_completion(field, parse_transcript(value))
         if isinstance(value, str):
             required("prompt", row, {})  # a bare completion: what is missing is the prompt
-        return split_completion(field, self._take.messages(field, value))
+        return split_completion(field, self.take.messages(field, value))
+
+
+Build = Callable[[Builder, Row, Columns, Faults], Sequence[Part]]
+"""Takes the parts out of a row, and adds what is wrong with it to the faults. With a fault, the parts mean nothing."""
 
 
 def _require_order(field: str, columns: Columns) -> None:

@@ -7,21 +7,19 @@ well costs a few microseconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from align.rows.build import Build, Builder, Fields, Part
+from align.rows.build import Builder, Part
 from align.rows.conversation import FieldError, check_encodable, shown
 from align.rows.fields import Columns, Faults, FieldTaker, Row
-from align.rows.shapes import FIELDS, Fit, Recogniser, is_plain
+from align.rows.kind import ORIGIN_COLUMNS, DataKind
+from align.rows.shapes import Fit, Recogniser
 
-__all__ = ["FIELDS", "OWN_COLUMNS", "Fields", "Reading", "RowRead", "RowReader"]
-
-OWN_COLUMNS = frozenset({"line", "file"})
-"""Columns that `align` itself writes and that say nothing here."""
 MAX_PLANS = 10_000
-"""Sets of columns of which is remembered how they are read."""
+"""Column sets whose reading is cached."""
 
 
 class RowRead(NamedTuple):
@@ -60,14 +58,18 @@ class Reading:
             self.columns.setdefault(name, {}).update(columns)
         self.remarks.update(other.remarks)
 
-    def notes(self) -> list[str]:
+    def notes(self, kind: DataKind[Any]) -> list[str]:
         """What is worth knowing of it, a sentence each."""
         shapes = [(f"{name} ({', '.join(self.columns[name])})", count) for name, count in self.shapes.most_common()]
         if len(shapes) > 1:
             notes = ["shapes: " + ", ".join(f"{name} {count:,} rows" for name, count in shapes)]
         else:
-            notes = [f"shape: {name}" for name, _ in shapes if not all(is_plain(*one) for one in self.columns.items())]
+            notes = [f"shape: {name}" for name, _ in shapes if not all(kind.is_plain(*one) for one in self.columns.items())]
         return [*notes, *(f"{count:,} {sentence}" for sentence, count in self.remarks.items() if count)]
+
+
+_Read = Callable[[Row, Columns, Faults], Sequence[Part]]
+"""A `Build` with its builder."""
 
 
 class _Plan:
@@ -75,7 +77,7 @@ class _Plan:
 
     __slots__ = ("build", "columns", "count", "fit", "unused")
 
-    def __init__(self, fit: Fit | None, build: Build, unused: tuple[str, ...]) -> None:
+    def __init__(self, fit: Fit | None, build: _Read, unused: tuple[str, ...]) -> None:
         self.fit = fit
         self.columns: Columns = fit.columns if fit is not None else {}
         self.build = build
@@ -87,17 +89,17 @@ class RowReader:
     """Reads the rows of one file.
 
     Args:
-        kind: instructions, preferences, prompts or text.
+        kind: what the rows are.
         columns: field of ours → column of the file, where they differ.
         max_characters: a longer text is a fault, in Unicode code points.
     Raises:
         RecipeError: if `columns` maps fields that do not belong together.
     """
 
-    def __init__(self, kind: str, columns: Columns, max_characters: int) -> None:
-        self._recogniser = Recogniser(kind, columns)
+    def __init__(self, kind: DataKind[Any], columns: Columns, max_characters: int) -> None:
+        self._recogniser = Recogniser(kind.name, kind.shapes, columns)
         self._take = FieldTaker(max_characters)
-        self._builder = Builder(kind, self._take)
+        self._builder = Builder(self._take)
         self._id_column = columns.get("id", "id")
         self._plans: dict[tuple[str, ...], _Plan] = {}
         self._forgotten = Reading()
@@ -144,19 +146,20 @@ class RowReader:
         if len(self._plans) >= MAX_PLANS:
             self._count(self._forgotten)
             self._plans.clear()
-        used = {self._id_column, *OWN_COLUMNS}
+        used = {self._id_column, *ORIGIN_COLUMNS}
         try:
             fit = self._recogniser.find(names)
         except FieldError as fault:
             plan = _Plan(None, _refuse(fault), tuple(name for name in names if name not in used))
         else:
             used.update(fit.columns.values())
-            plan = _Plan(fit, self._builder.for_shape(fit.shape), tuple(name for name in names if name not in used))
+            build = partial(fit.shape.build, self._builder)
+            plan = _Plan(fit, build, tuple(name for name in names if name not in used))
         self._plans[names] = plan
         return plan
 
 
-def _refuse(fault: FieldError) -> Build:
+def _refuse(fault: FieldError) -> _Read:
     """Reads no row, for one reason."""
 
     def build(row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:

@@ -1,21 +1,21 @@
-"""The shapes that rows of users' files come in, recognised by the names of their columns.
+"""The shape of a row of a user's file, recognised by the names of its columns.
 
-`SHAPES` is the table; docs/formats.md shows a row of each. A shape fits a row that has a value (null is none) in each of its
-required columns, whatever the case of their names. Where two fit, nothing is guessed: the row is an error that names both.
+align/rows/table.py has the shapes of every kind; docs/formats.md shows a row of each. A shape fits a row that has a value (null
+is none) in each of its required columns, whatever the case of their names. Where two fit, nothing is guessed: the row is an error
+that names both.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from align.errors import RecipeError
+from align.rows.build import Build
 from align.rows.conversation import FieldError
 
 Names = tuple[str, ...]
-Variant = tuple[dict[str, Names], dict[str, Names]]
-"""A way to say the prompt: the columns it needs and those it may have."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Shape:
     """One way in which a row says what a record needs. Fields are ours, column names are in lower case."""
 
     name: str
+    build: Build
+    """Makes records of rows of this shape."""
     required: Mapping[str, Names]
     """Field → columns that are taken for it."""
     optional: Mapping[str, Names] = field(default_factory=dict)
@@ -49,109 +51,21 @@ class Fit:
 AUXILIARY = frozenset({"id", "system", "reference", "chosen_score", "rejected_score"})
 """Fields that say nothing about a row's shape: mapping one by `columns` leaves the others to be recognised."""
 
-FIELDS: Mapping[str, Names] = {
-    "instructions": ("id", "prompt", "completion", "messages", "instruction", "input", "system"),
-    "preferences": (
-        *("id", "prompt", "chosen", "rejected", "chosen_score", "rejected_score", "instruction", "input", "system"),
-        *("completions", "ranking", "scores", "ranks", "completion_a", "completion_b", "label"),
-    ),
-    "prompts": ("id", "prompt", "reference", "messages", "turns", "instruction", "input", "system"),
-    "text": ("id", "text"),
-}
-"""Fields a row of each kind may have, and that `columns` may map."""
-
-_QUESTION: Names = ("question", "q", "problem")
-_SYSTEM: dict[str, Names] = {"system": ("system_prompt",)}
-_SCORES: dict[str, Names] = {
-    "chosen_score": ("chosen_score", "score_chosen"),
-    "rejected_score": ("rejected_score", "score_rejected"),
-}
-_REFERENCE: Names = ("reference", "answer", "solution")
-
-_PROMPT: Variant = ({"prompt": ("prompt",)}, {})
-_INSTRUCTION: Variant = ({"instruction": ("instruction",)}, {"input": ("input",)})
-_ASKED: Variant = ({"prompt": _QUESTION}, {})
-_PROMPT_COLUMNS = frozenset({"prompt", "instruction", *_QUESTION})
-
-
-def _ranked() -> Iterator[Shape]:
-    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED):
-        optional = {**more, **_SYSTEM}
-        lists: Names = ("completions", "responses")
-        yield Shape("ranking", {**prompt, "ranking": ("ranking",)}, optional)
-        yield Shape("scores", {**prompt, "completions": lists, "scores": ("scores",)}, optional)
-        yield Shape("ranks", {**prompt, "completions": lists, "ranks": ("ranks",)}, optional)
-
-
-def _labelled() -> Iterator[Shape]:
-    """Two completions and a label: each stem of the columns' names with each pair of endings."""
-    label: dict[str, Names] = {"label": ("label", "preference", "winner")}
-    given: Variant = ({"prompt": ("input",)}, {})
-    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED, given):
-        without = frozenset({"instruction"} if prompt is given[0] else ())
-        for sides in (sides for stem in ("completion", "output", "response", "answer") for sides in _sides(stem)):
-            yield Shape("a/b", {**prompt, **sides, **label}, {**more, **_SYSTEM}, without)
-    yield from (Shape("a/b", {**sides, **label}) for sides in _sides("conversation"))
-
-
-def _sides(stem: str) -> list[dict[str, Names]]:
-    return [{"completion_a": (f"{stem}_{first}",), "completion_b": (f"{stem}_{second}",)} for first, second in ("ab", "12", "01")]
-
-
-_ANSWERS: Names = ("output", "response", "answer", "completion")
-_CONVERSATIONS = (
-    Shape("messages", {"messages": ("messages", "conversation")}),
-    Shape("sharegpt", {"messages": ("conversations",)}),
-)
-SHAPES: Mapping[str, tuple[Shape, ...]] = {
-    "instructions": (
-        Shape("prompt/completion", {"prompt": ("prompt",), "completion": ("completion", "response")}, _SYSTEM),
-        *_CONVERSATIONS,
-        Shape("alpaca", {"instruction": ("instruction",), "completion": _ANSWERS}, {"input": ("input",), **_SYSTEM}),
-        Shape("question/answer", {"prompt": _QUESTION, "completion": ("answer", "a", "response")}, _SYSTEM),
-    ),
-    "preferences": (
-        *(
-            Shape("chosen/rejected", {**prompt, "chosen": ("chosen",), "rejected": ("rejected",)}, more | _SCORES | _SYSTEM)
-            for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
-        ),
-        Shape("conversations", {"chosen": ("chosen",), "rejected": ("rejected",)}, _SCORES, _PROMPT_COLUMNS),
-        *_ranked(),
-        *_labelled(),
-    ),
-    "prompts": (
-        Shape("prompt", {"prompt": ("prompt",)}, {"reference": _REFERENCE, **_SYSTEM}),
-        Shape("turns", {"turns": ("turns",)}, {"reference": ("reference",), **_SYSTEM}),
-        Shape("question", {"prompt": _QUESTION}, {"reference": (*_REFERENCE, "a"), **_SYSTEM}),
-        Shape("instruction", {"instruction": ("instruction",)}, {"input": ("input",), "reference": _REFERENCE, **_SYSTEM}),
-        *(Shape(one.name, one.required, {"reference": _REFERENCE}) for one in _CONVERSATIONS),
-    ),
-    "text": (Shape("text", {"text": ("text", "content")}),),
-}
-"""By kind of row; the order decides only which is named when none fits."""
-
-_PLAIN_NAMES = frozenset({"prompt/completion", "chosen/rejected", "prompt", "text"})
-_OWN_NAMES = frozenset(name for names in FIELDS.values() for name in names) - {"instruction", "input"}
-
-
-def is_plain(name: str, columns: Iterable[str]) -> bool:
-    """Whether a shape is the one that `align` itself writes, with columns called like our fields."""
-    return name in _PLAIN_NAMES and all(column in _OWN_NAMES for column in columns)
-
 
 class Recogniser:
     """Finds the shape of rows by their columns.
 
     Args:
-        kind: instructions, preferences, prompts or text.
+        kind: name of the kind of rows, for messages.
+        known: the shapes that its rows may have.
         columns: field → column, as the user says; a field of it that is not auxiliary leaves nothing else to be recognised.
     Raises:
         RecipeError: if no shape has all the fields that `columns` maps.
     """
 
-    def __init__(self, kind: str, columns: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, known: Sequence[Shape], columns: Mapping[str, str]) -> None:
         told = columns.keys() - AUXILIARY
-        shapes = [shape for shape in SHAPES[kind] if told <= shape.fields]
+        shapes = [shape for shape in known if told <= shape.fields]
         if not shapes:
             raise RecipeError(
                 f"columns: no row of {kind} has {', '.join(sorted(told))} together",
@@ -218,7 +132,8 @@ def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_told: bool) 
     if not only_told:
         return shape
     required = {name: (name,) for name in shape.required}
-    return Shape(shape.name, required, {name: (name,) for name in shape.optional}, shape.without - set(columns.values()))
+    optional = {name: (name,) for name in shape.optional}
+    return replace(shape, required=required, optional=optional, without=shape.without - set(columns.values()))
 
 
 def _unique(shapes: Iterable[Shape]) -> list[Shape]:

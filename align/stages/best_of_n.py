@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from align.config.reference import ScoredCandidatesReference
+from align.config.reference import RowsReference
+from align.records import ScoredCandidate
 from align.selection.best_of_n import BestRule
 from align.stage import StageConfig, StageContext, StageOutcome
 
@@ -22,7 +23,7 @@ class Config(StageConfig):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"num_processes"})
 
-    scored: ScoredCandidatesReference
+    scored: RowsReference[ScoredCandidate]
     """Scored candidates."""
     scorer: str = Field(min_length=1)
     """Name of the scorer that ranks."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from align.config.architecture import is_encoder_decoder
-from align.config.reference import ModelReference, PromptsReference, TextReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.plain import format_of
 from align.errors import DataError
-from align.records import Candidate, Drop, Instruction, Preference, Prompt, ScoredCandidate, TextRow
+from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow
+from align.rows import data_kinds
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, Artifact, write_rows
 from align.store.atomic import write_json
@@ -46,11 +47,11 @@ class Config(Generation, StageConfig):
     """Models to compare."""
     baseline: ModelReference
     """The model that differences, win rates and KL are against; one of `models`."""
-    prompts: PromptsReference
+    prompts: RowsReference[Prompt]
     """Held-out prompts; none may occur in the training data."""
     scorers: dict[str, PointwiseScorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, or {rules: …}."""
-    retention: TextReference | None = None
+    retention: RowsReference[TextRow] | None = None
     """Plain text on which forgetting is measured as perplexity."""
     num_candidates: int = Field(default=1, ge=1)
     """Completions per prompt and model; scores are averaged per prompt before the statistics."""
@@ -103,11 +104,6 @@ RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 ANSWERS_NAME = "answers"
 POOL_NAME = "best_of_candidates.jsonl"
-TRAINED_ON: dict[str, type[Instruction | Preference | Prompt]] = {
-    "instructions": Instruction,
-    "preferences": Preference,
-    "prompts": Prompt,
-}
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -200,8 +196,9 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
     held_out = {_key(prompt) for prompt in prompts}
     seen: set[str] = set()
     for name, artifact in context.artifacts.items():
-        if artifact.kind in TRAINED_ON and name != context.config.prompts:
-            seen |= held_out & {_key(row) for row in artifact.rows(TRAINED_ON[artifact.kind])}
+        kind = data_kinds().get(artifact.kind)
+        if kind is not None and kind.has_prompt and name != context.config.prompts:
+            seen |= held_out & {_key(row) for row in artifact.rows(kind.record)}
     if seen:
         context.progress.note(f"{len(seen)} of {len(held_out)} held-out prompts occur in the training data; scores may flatter")
     return len(seen)

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align.config.peft import AnyPeft
-from align.config.reference import ModelReference, PreferencesReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
@@ -34,7 +34,7 @@ class Config(PairwiseOptimization, AnyPeft, StageConfig):
 
     model: ModelReference
     """Model to start from."""
-    pairs: PreferencesReference
+    pairs: RowsReference[Preference]
     """Pairs of a chosen and a rejected completion."""
     reference: ModelReference | None = None
     """Model to stay near. Default: model."""

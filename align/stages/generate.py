@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from align.config.reference import ModelReference, PromptsReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
 from align.data.plain import format_of
 from align.records import Candidate, Prompt
@@ -28,7 +28,7 @@ class Config(Generation, StageConfig):
 
     model: ModelReference
     """Model to sample from."""
-    prompts: PromptsReference
+    prompts: RowsReference[Prompt]
     """Prompts to continue."""
 
 

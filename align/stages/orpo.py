@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align.config.peft import AnyPeft
-from align.config.reference import ModelReference, PreferencesReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import encode_preferences
 from align.data.template import ChatFormat
@@ -31,7 +31,7 @@ class Config(PairwiseOptimization, AnyPeft, StageConfig):
 
     model: ModelReference
     """Model to start from."""
-    pairs: PreferencesReference
+    pairs: RowsReference[Preference]
     """Pairs of a chosen and a rejected completion."""
     odds_ratio_weight: float = Field(default=0.1, ge=0)
     """Weight of the odds-ratio term beside the likelihood of the chosen completions (lambda of the paper)."""

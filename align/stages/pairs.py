@@ -11,8 +11,9 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from align.config.reference import ScoredCandidatesReference
+from align.config.reference import RowsReference
 from align.config.selection import Combine, OnLengthFlip, PairPolicy
+from align.records import ScoredCandidate
 from align.selection.pair import PairRule
 from align.stage import StageConfig, StageContext, StageOutcome
 
@@ -24,7 +25,7 @@ class Config(StageConfig):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"num_processes"})
 
-    scored: ScoredCandidatesReference
+    scored: RowsReference[ScoredCandidate]
     """Scored candidates."""
     scorer: str | None = Field(default=None, min_length=1)
     """Name of the scorer that ranks. Or scorers."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from align.config.peft import LoraOnly
 from align.config.ppo import Ppo
-from align.config.reference import ModelReference, PromptsReference, RewardModelReference
+from align.config.reference import ModelReference, RewardModelReference, RowsReference
 from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer, RulesScorer
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
@@ -38,7 +38,7 @@ class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
 
     model: ModelReference
     """Model to start from; a frozen copy of it is the reference."""
-    prompts: PromptsReference
+    prompts: RowsReference[Prompt]
     """Prompts to sample completions for."""
     scorers: dict[str, PointwiseScorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, or {rules: …}; their weighted sum is optimised."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align.config.peft import LoraOnly
-from align.config.reference import ModelReference, PreferencesReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
 from align.data.encoding import Where, encode_preferences
 from align.data.template import ChatFormat
@@ -33,7 +33,7 @@ class Config(PairwiseOptimization, LoraOnly, StageConfig):
 
     model: ModelReference
     """Model to start from; usually the SFT model."""
-    data: PreferencesReference
+    data: RowsReference[Preference]
     """Pairs of a chosen and a rejected completion."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from align.config.reference import CandidatesReference
+from align.config.reference import RowsReference
 from align.config.sections import Scorer
 from align.records import Candidate, ScoredCandidate
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -28,7 +28,7 @@ SHARD_ROWS = 4096
 class Config(StageConfig):
     """Score candidates."""
 
-    candidates: CandidatesReference
+    candidates: RowsReference[Candidate]
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, {rules: …}, or {judge: …}."""

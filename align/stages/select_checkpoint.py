@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from align.config.reference import InstructionsReference, ModelReference, PromptsReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
 from align.data.template import ChatFormat
@@ -47,11 +47,11 @@ class Config(Generation, StageConfig):
 
     model: ModelReference
     """Model made by an sft stage, which keeps a checkpoint per epoch."""
-    prompts: PromptsReference
+    prompts: RowsReference[Prompt]
     """Validation prompts: neither those of training nor those of the comparison."""
     scorer: PointwiseScorer
     """What scores the completions: the name of a reward model stage, or {rules: …}."""
-    data: InstructionsReference | None = None
+    data: RowsReference[Instruction] | None = None
     """Held-out instructions on which the loss of every epoch is shown beside its score."""
     num_candidates: int = Field(default=1, ge=1)
     """Completions per prompt and epoch; scores are averaged per prompt."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from align.config.architecture import is_encoder_decoder
 from align.config.peft import AnyPeft, VirtualTokens
-from align.config.reference import InstructionsReference, ModelReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import OnInvalid, Optimization
 from align.data.encoding import encode_instructions
 from align.data.plain import format_of
@@ -34,7 +34,7 @@ class Config(Optimization, AnyPeft, StageConfig):
 
     model: ModelReference
     """Model to start from."""
-    data: InstructionsReference
+    data: RowsReference[Instruction]
     """Prompts and the completions to imitate."""
     max_tokens: int = Field(default=1024, ge=8)
     """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""

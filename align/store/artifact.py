@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import EnvironmentProblem
-from align.records import RECORD_TYPES
+from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, sha256_of_file
 
@@ -115,9 +115,8 @@ class Artifact:
 
     def rows(self, record_type: type[RecordT]) -> list[RecordT]:
         """All rows, in file order. `record_type` must be the type of this artifact's kind."""
-        expected = RECORD_TYPES[self.kind]
-        if record_type is not expected:
-            raise TypeError(f"{self.name} holds {expected.__name__}, not {record_type.__name__}")
+        if kind_of(record_type).name != self.kind:
+            raise TypeError(f"{self.name} holds {self.kind}, not rows of {record_type.__name__}")
         return list(read_rows(self.path / ROWS_NAME, record_type))
 
     def where(self, line: int | None) -> str:

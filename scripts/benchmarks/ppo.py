@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config.reference import ModelReference, PromptsReference, RewardModelReference
+from align.config.reference import ModelReference, RewardModelReference, RowsReference
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
 from align.models.load import load_tokenizer
@@ -75,7 +75,7 @@ def run_ours(run: Path, engine: str) -> None:
     times: list[float] = []
     config = Config(
         model=ModelReference("sft"),
-        prompts=PromptsReference("prompts"),
+        prompts=RowsReference[Prompt]("prompts"),
         scorers={"rm": RewardModelReference("reward")},
         num_episodes=SETTINGS["batch"] * SETTINGS["rollouts"],
         rollout_batch_size=SETTINGS["batch"],

@@ -23,6 +23,7 @@ from typing import Any
 
 from align.data.source import Source, SourceFile
 from align.data.validation import RowRules, validate_source
+from align.rows import PREFERENCES
 from align.store.atomic import write_json
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -69,7 +70,7 @@ def measure(path: Path) -> dict[str, Any]:
     """Validate one file in this process and those it starts."""
     started = time.perf_counter()
     source = Source((SourceFile(path, path.name, {}),), path.name)
-    summary = validate_source(source, RowRules("preferences"), near_duplicates=False)
+    summary = validate_source(source, RowRules(PREFERENCES), near_duplicates=False)
     seconds = time.perf_counter() - started
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in (own, children))

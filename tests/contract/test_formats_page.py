@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from align.data.reader import FORMATS
-from align.records import RECORD_TYPES
+from align.rows import data_kinds
 from align.rows.row import RowReader
-from align.rows.shapes import FIELDS, SHAPES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 
@@ -28,26 +27,27 @@ def _rows(kind: str) -> Iterator[dict[str, Any]]:
             text = text[end:].strip()
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_every_shape_has_a_row_that_can_be_read(kind: str) -> None:
+@pytest.mark.parametrize("name", data_kinds())
+def test_every_shape_has_a_row_that_can_be_read(name: str) -> None:
+    kind = data_kinds()[name]
     shapes = set()
-    for row in _rows(kind):
+    for row in _rows(name):
         reader = RowReader(kind, {}, 1000)
         read = reader.read(row)
         assert not read.faults, row
         for suffix, fields in read.parts:
             assert isinstance(fields, dict)
-            RECORD_TYPES[kind].model_validate({"id": f"a{suffix}", **fields})
+            kind.record.model_validate({"id": f"a{suffix}", **fields})
         shapes.update(reader.reading().shapes)
-    assert shapes == {shape.name for shape in SHAPES[kind]}
+    assert shapes == {shape.name for shape in kind.shapes}
 
 
 def test_every_column_format_and_field_is_named() -> None:
     stems = ("completion", "output", "response", "answer", "conversation")
     sides = {f"{stem}_{end}" for stem in stems for end in "ab012"}
-    for kind, shapes in SHAPES.items():
-        for shape in shapes:
+    for kind, entry in data_kinds().items():
+        for shape in entry.shapes:
             columns = {name for names in (*shape.required.values(), *shape.optional.values()) for name in names}
             assert sorted(name for name in columns - sides if f"`{name}`" not in PAGE) == [], f"{kind}: {shape.name}"
     assert [ending for ending in FORMATS if f"`{ending}`" not in PAGE] == []
-    assert {name for names in FIELDS.values() for name in names if f"`{name}`" not in PAGE} == set()
+    assert {name for kind in data_kinds().values() for name in kind.fields if f"`{name}`" not in PAGE} == set()

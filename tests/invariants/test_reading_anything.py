@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from align.data.source import Source, SourceFile
 from align.data.validation import RowRules, collect_rows
 from align.errors import DataError
+from align.rows import data_kinds
 
 KINDS = ("instructions", "preferences", "prompts", "text")
 ROWS_WANTED = 10_000
@@ -96,7 +97,9 @@ def _read(name: str, data: bytes, kind: str, action: Any) -> tuple[Any, ...]:
         problems: list[Any] = []
         checks = {"repeated_rows": action, "conflicting_pairs": action, "not_nfc": action}
         try:
-            with collect_rows(source, RowRules(kind, on_invalid="drop", checks=checks), on_problem=problems.append) as rows:
+            with collect_rows(
+                source, RowRules(data_kinds()[kind], on_invalid="drop", checks=checks), on_problem=problems.append
+            ) as rows:
                 return rows.summary, [record.model_dump_json() for record in rows.records()], list(rows.drops()), problems
         except DataError as error:
             return (str(error).replace(folder, ""),)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from align.config.row_checks import Action
 from align.data.formats.raw import RawRow
@@ -21,6 +22,7 @@ from align.data.validation.scan import RecordChecks
 from align.data.validation.scanned import RowRules
 from align.data.validation.survey import NEAR_DUPLICATE_ROWS, Progress, Summary, Survey, rules_of
 from align.records import Drop, Record
+from align.rows import DataKind
 
 __all__ = [
     "NEAR_DUPLICATE_ROWS",
@@ -109,7 +111,7 @@ class Validated:
 def validate_rows(
     raw: Iterable[RawRow],
     *,
-    kind: str,
+    kind: DataKind[Any],
     columns: Mapping[str, str],
     max_characters: int,
     source_name: str,

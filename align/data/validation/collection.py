@@ -20,7 +20,7 @@ from align.data.validation.problem import Problem
 from align.data.validation.scan import RecordChecks
 from align.data.validation.scanned import RowRules, Scanned
 from align.data.validation.survey import Progress, Summary, Survey, rules_of
-from align.records import RECORD_TYPES, Drop, Record
+from align.records import Drop, Record
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Collection:
     def __init__(self, source: Source, survey: Survey, spool: Path) -> None:
         self.summary: Summary = survey.summary
         self._source = source
-        self._kind = survey.summary.kind
         self._survey = survey
         self._spool = spool
 
@@ -77,12 +76,8 @@ class Collection:
 
     def records(self) -> Iterator[Record]:
         """The rows that can be used."""
-        record_type = RECORD_TYPES[self._kind]
-        for row in self:
-            if isinstance(row, Kept):
-                record = record_type.model_validate_json(row.line)
-                assert isinstance(record, Record)  # every kind of user data is one
-                yield record
+        record = self.summary.kind.record
+        return (record.model_validate_json(row.line) for row in self if isinstance(row, Kept))
 
     def drops(self) -> Iterator[Drop]:
         """The rows that leave."""

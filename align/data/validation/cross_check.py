@@ -181,11 +181,15 @@ class CrossCheck:
         kind = self._rules.kind
         table = self._staying(table)
         table = self._find("repeated_rows", table, repetitions(table, "key", "first", "second"))
-        if kind == "preferences":
-            table = self._find("conflicting_pairs", table, mirrored(table))
-        if kind == "instructions":
-            table = self._find("conflicting_completions", table, contradictions(table, ("key",), "first"))
-        if kind != "text":
+        match kind.contradiction:
+            case "conflicting_pairs":
+                table = self._find("conflicting_pairs", table, mirrored(table))
+            case "conflicting_completions":
+                table = self._find("conflicting_completions", table, contradictions(table, ("key",), "first"))
+            case "conflicting_labels":
+                found = contradictions(table, ("key", "first"), "second")
+                table = self._find("conflicting_labels", table, found, kind.contents[1])
+        if kind.has_prompt:
             self._find("repeated_prompts", table, repetitions(table, "key"))
 
     def _settle_keys(self) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from align.data.source import Source, read_file
 from align.errors import DataError
-from align.rows.row import FIELDS, RowReader
+from align.rows import DataKind, data_kinds
+from align.rows.row import RowReader
 
 LOOKED_AT = 50
 
 
-def guess_kind(source: Source, max_characters: int = 100_000) -> str:
+def guess_kind(source: Source, max_characters: int = 100_000) -> DataKind[Any]:
     """The kind that leaves the fewest columns of the first rows unused, if it reads half as many rows as any kind, or more.
 
     Then the number of rows decides: a pair whose sides are missing is a broken pair, although it would do as a prompt.
@@ -22,18 +24,18 @@ def guess_kind(source: Source, max_characters: int = 100_000) -> str:
     file = source.files[0]
     rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
     found: dict[str, tuple[float, int]] = {}
-    for kind in FIELDS:
-        if file.columns.keys() - set(FIELDS[kind]):
+    for name, kind in data_kinds().items():
+        if file.columns.keys() - set(kind.fields):
             continue
         reader = RowReader(kind, file.columns, max_characters)
         reads = [read for read in map(reader.read, rows) if read.parts]
         if reads:
-            found[kind] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
+            found[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
     most = max((count for _, count in found.values()), default=0)
     fitting = {kind: fit for kind, fit in found.items() if 2 * fit[1] >= most}
     best = [kind for kind, fit in fitting.items() if fit == max(fitting.values())]
     if len(best) == 1:
-        return best[0]
+        return data_kinds()[best[0]]
     columns = ", ".join(dict.fromkeys(str(name) for row in rows[:1] for name in row)) or "no column"
     if not best:
         raise DataError(

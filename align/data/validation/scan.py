@@ -32,9 +32,11 @@ from align.data.validation.scanned import (
     Tally,
     Wanted,
 )
-from align.records import RECORD_TYPES, Message
+from align.records import Message
+from align.rows import DataKind
+from align.rows.build import Fields
 from align.rows.conversation import FieldError, shown
-from align.rows.row import Fields, RowReader
+from align.rows.row import RowReader
 from align.rows.text import explain, oddities
 
 CONTENT_ID_DIGITS = 16
@@ -45,7 +47,7 @@ _EMPTY = FieldError("", "missing_field", "holds nothing that makes a record")
 class RecordChecks(Protocol):
     """Checks that need a model's tokenizer."""
 
-    def faults_of(self, records: Sequence[Any]) -> list[list[FieldError]]:
+    def faults_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldError]]:
         """What is wrong with each record; an empty list for nothing."""
 
 
@@ -73,8 +75,6 @@ class _Scanner:
         self._wanted = wanted
         self._checks = checks
         self._last_line = previous_line
-        self._pairs = rules.kind == "preferences"
-        self._labelled = rules.kind != "text"
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
         self._salt = f"{file.part}/" if file.part else ""
         self._result = Scanned()
@@ -112,7 +112,7 @@ class _Scanner:
         result = self._result
         if self._checks is not None and self._waiting:
             records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
-            for unit, faults in zip(self._waiting, self._checks.faults_of(records), strict=True):
+            for unit, faults in zip(self._waiting, self._checks.faults_of(self._rules.kind, records), strict=True):
                 self._take(*unit, faults)
             result.problems.sort(key=lambda problem: problem.row_number)
         reader = self._reader
@@ -146,16 +146,16 @@ class _Scanner:
                     text = message["content"]
                     if not (text.isascii() and text.isprintable() and text[-1] != " "):
                         self._judge(label, text, names, faults)
-        if self._pairs:
+        if self._rules.kind.is_pair:
             self._look_at_pair(row, fields, names, faults)
         if faults and (faults := self._standing(faults, line, names)):
             self._refuse(seq, line, own_id, faults, shares_line)
             return
         for name in names:
             self._found(name, line)
-        if self._pairs:
+        if self._rules.kind.is_pair:
             self._result.chosen_longer += len(fields["chosen"]) > len(fields["rejected"])
-        key, first, second = _hashes(fields)
+        key, first, second = _hashes(self._rules.kind, fields)
         self._contents.extend((key, first, second, seq, line))
         if unused:
             self._count_unused(row, unused, key, seq, line)
@@ -238,7 +238,7 @@ class _Scanner:
             self._result.unused[name] = None
             if isinstance(value, str) and value != value.rstrip():
                 self._found(f"trailing_white_space:{name}", line)
-            if self._labelled and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
+            if self._rules.kind.has_prompt and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
                 self._labels.setdefault(name, _LabelColumn()).add(key, value, seq, line)
 
     def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any]) -> None:
@@ -295,17 +295,15 @@ def _key_text(fields: Mapping[str, Any]) -> str:
     return "\x00".join([f"{message['role']}:{message['content']}" for message in prompt])
 
 
-def _hashes(fields: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Of the prompt (or text); of completion, chosen or reference; of rejected."""
-    key = hash_text(_key_text(fields))
-    if "chosen" in fields:
-        return key, hash_text(fields["chosen"]), hash_text(fields["rejected"])
-    other = fields.get("completion") or fields.get("reference")
-    return key, hash_text(other) if other else 0, 0
+def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Of the prompt (or text); of what else the row holds, 0 for nothing."""
+    values = [fields[name] for name in kind.contents]
+    first, second, *_ = (*(0 if value is None else hash_text(str(value)) for value in values), 0, 0)
+    return hash_text(_key_text(fields)), first, second
 
 
-def _record(kind: str, line: int, fields: Mapping[str, Any]) -> Any:
+def _record(kind: DataKind[Any], line: int, fields: Mapping[str, Any]) -> Any:
     """The record of fields that were checked already."""
     prompt = fields.get("prompt")
     messages = {} if prompt is None else {"prompt": [Message.model_construct(**message) for message in prompt]}
-    return RECORD_TYPES[kind].model_construct(id="", line=line, **{**fields, **messages})
+    return kind.record.model_construct(id="", line=line, **{**fields, **messages})

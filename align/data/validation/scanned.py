@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from align.config.row_checks import Action, action_of
 from align.data.validation.ledger import Table
 from align.data.validation.problem import Problem
+from align.rows import DataKind
 from align.rows.row import Reading
 
 SHOWN_PLACES = 5
@@ -24,7 +26,7 @@ ID_TYPE = np.dtype([("key", "u8"), ("seq", "u8"), ("line", "u4"), ("origin", "u1
 GIVEN, GIVEN_BAD, MADE = 0, 1, 2
 """An id of a usable row, of a row that cannot be used, and one made from the row's content."""
 CONTENT_TYPE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8"), ("line", "u4")])
-"""Hashes of the prompt (or text); of completion, reference or chosen; of rejected."""
+"""Hashes of the prompt (or text); of what else the row holds, at most two fields: see `DataKind.contents`."""
 LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 
 
@@ -32,8 +34,7 @@ LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "
 class RowRules:
     """How rows are read and what is done about what is wrong with them."""
 
-    kind: str
-    """instructions, preferences, prompts or text."""
+    kind: DataKind[Any]
     max_characters: int = 100_000
     """A longer text is a problem, in Unicode code points."""
     on_invalid: Action = "error"

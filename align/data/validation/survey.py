@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from align.config.inputs import DataInput
 from align.config.row_checks import Action
@@ -17,6 +18,7 @@ from align.data.validation.ledger import ROWS_IN_MEMORY
 from align.data.validation.problem import Problem
 from align.data.validation.scan import RecordChecks
 from align.data.validation.scanned import RowRules, Scanned, Tally, Wanted
+from align.rows import DataKind
 from align.rows.row import Reading
 
 NEAR_DUPLICATE_ROWS = 200_000
@@ -36,7 +38,7 @@ class Summary:
 
     shown: str
     """How messages call the source."""
-    kind: str
+    kind: DataKind[Any]
     files: list[str] = field(default_factory=list)
     rows_in: int = 0
     """Rows found, good and bad; a list of ranked completions counts once for every pair in it."""
@@ -79,7 +81,7 @@ class Summary:
         """The findings in words, with the first lines, and how the rows were understood."""
         single = len(self.files) < 2
         notes = [finding_note(name, tally, self.rows_read, single_file=single) for name, tally in self.findings.items()]
-        notes += self.reading.notes()
+        notes += self.reading.notes(self.kind)
         return [*notes, *self.unused_note()]
 
     def unused_note(self) -> list[str]:
@@ -96,7 +98,7 @@ class Summary:
 
 def rules_of(spec: DataInput) -> RowRules:
     """How the rows of an input of a recipe are looked at."""
-    return RowRules(spec.kind, spec.max_characters, spec.on_invalid, spec.checks)
+    return RowRules(spec.row_kind, spec.max_characters, spec.on_invalid, spec.checks)
 
 
 class Survey:

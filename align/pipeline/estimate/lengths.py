@@ -13,7 +13,7 @@ from align.data.source import read_file
 from align.data.validation import validate_rows
 from align.models.folder import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
-from align.records import RECORD_TYPES, Instruction, Preference, Prompt
+from align.rows import DataKind, data_kinds
 from align.store.artifact import ROWS_NAME, Artifact
 
 SAMPLED_ROWS = 256
@@ -48,30 +48,32 @@ def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowL
         model_folder: has the tokenizer.
     """
     try:
-        records = _records(data)
-        return _measured(records, model_folder / TOKENIZER_NAME) if records else None
+        kind, records = _rows(data)
+        return _measured(kind, records, model_folder / TOKENIZER_NAME) if records else None
     except Exception:  # whatever is wrong with rows or tokenizer is said when they are used; tokenizers raises bare Exceptions
         return None
 
 
-def _records(data: ResolvedInput | Artifact) -> list[Any]:
+def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
     artifact = data if isinstance(data, Artifact) else data.artifact
     if artifact is not None:
+        kind = data_kinds()[artifact.kind]
         with (artifact.path / ROWS_NAME).open("rb") as stream:
-            return [RECORD_TYPES[artifact.kind].model_validate_json(line) for line in itertools.islice(stream, SAMPLED_ROWS)]
+            return kind, [kind.record.model_validate_json(line) for line in itertools.islice(stream, SAMPLED_ROWS)]
     assert isinstance(data, ResolvedInput)
     spec, source = data.spec, data.source
-    if source is None or not isinstance(spec, DataInput):
-        return []
+    assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
+    if source is None:
+        return spec.row_kind, []
     file = source.files[0]
     rows = itertools.islice(read_file(file), SAMPLED_ROWS)
     validated = validate_rows(
-        rows, kind=spec.kind, columns=file.columns, max_characters=spec.max_characters, source_name=file.shown
+        rows, kind=spec.row_kind, columns=file.columns, max_characters=spec.max_characters, source_name=file.shown
     )
-    return list(validated.rows)
+    return spec.row_kind, list(validated.rows)
 
 
-def _measured(records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
+def _measured(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -79,19 +81,14 @@ def _measured(records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
     def count(texts: list[str]) -> list[int]:
         return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    prompts = ["\n".join(f"{message.role}{message.content}" for message in record.prompt) for record in records]
-    completions = [_completions(record) for record in records]
+    messages = [kind.messages(record) for record in records]
+    prompts = count(["\n".join(f"{message.role}{message.content}" for message in prompt) for prompt in messages])
+    completions = [kind.completions_of(record).values() for record in records]
     lengths = iter(count([text for texts in completions for text in texts]))
     return [
         RowLength(
-            prompt + MESSAGE_TOKENS * (len(record.prompt) + 1),  # the completion's message is begun in the prompt
+            prompt + MESSAGE_TOKENS * (len(of_prompt) + 1),  # the completion's message is begun in the prompt
             tuple(next(lengths) + 1 for _ in texts),  # and its end-of-sequence token
         )
-        for record, prompt, texts in zip(records, count(prompts), completions, strict=True)
+        for of_prompt, prompt, texts in zip(messages, prompts, completions, strict=True)
     ]
-
-
-def _completions(record: Instruction | Preference | Prompt) -> list[str]:
-    if isinstance(record, Preference):
-        return [record.chosen, record.rejected]
-    return [record.completion] if isinstance(record, Instruction) else []

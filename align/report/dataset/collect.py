@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,10 @@ from align.data.quality import (
     openings,
     signals,
 )
-from align.data.quality.decontamination import texts_of
-from align.records import Instruction, Preference, Prompt, Record, TextRow
+from align.records import Preference, Record
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import (
     NEARLY_WHOLE,
-    SIDES,
     DuplicateCluster,
     Duplicates,
     Facts,
@@ -41,6 +40,7 @@ from align.report.dataset.facts import (
 )
 from align.report.dataset.sample import HashSample, row_key
 from align.report.dataset.tokens import TrainingView
+from align.rows import DataKind
 
 SAMPLED_ROWS = 200_000
 READ_ROWS = 50_000
@@ -68,7 +68,7 @@ class Collector:
     """Takes rows one by one; `finish` gives their numbers.
 
     Args:
-        kind: of the rows: instructions, preferences, prompts or text.
+        kind: of the rows.
         seed: of the samples.
         samples: rows to be shown.
         against: name → prompts of an evaluation file.
@@ -79,7 +79,7 @@ class Collector:
 
     def __init__(
         self,
-        kind: str,
+        kind: DataKind[Any],
         *,
         seed: int,
         samples: int,
@@ -89,8 +89,8 @@ class Collector:
         tokenized_rows: int = TOKENIZED_ROWS,
     ) -> None:
         self._kind, self._seed, self._view = kind, seed, view
-        self._characters = {name: Distribution() for name in SIDES[kind]}
-        self._words = {name: Distribution() for name in SIDES[kind]}
+        self._characters = {name: Distribution() for name in kind.sides}
+        self._words = {name: Distribution() for name in kind.sides}
         self._texts: HashSample[_Texts] = HashSample(sampled_rows)
         self._records: HashSample[Record] = HashSample(max(samples, tokenized_rows if view else 0))
         self._shown: HashSample[Record] = HashSample(samples)
@@ -100,7 +100,7 @@ class Collector:
 
     def add(self, record: Record) -> None:
         """Look at one row."""
-        row = _texts_of(record)
+        row = _texts_of(self._kind, record)
         sides = (row.prompt, *row.completions)
         for name, text in zip(self._characters, sides, strict=True):
             self._characters[name].add(len(text))
@@ -114,7 +114,7 @@ class Collector:
             self._scored += 1
             self._inverted += row.scores[0] < row.scores[1]
         for overlap in self._overlaps:
-            overlap.add(row.place, record, "\n".join(sides))
+            overlap.add(row.place, self._kind.texts(record).values(), "\n".join(sides))
 
     def finish(self, source: SourceSummary) -> Facts:
         """The numbers of all rows that were added."""
@@ -123,6 +123,7 @@ class Collector:
         signal_counts, signal_texts = _signals(read)
         return Facts(
             source=source,
+            kind=self._kind,
             characters=self._characters,
             words=self._words,
             sampled=len(rows),
@@ -133,10 +134,10 @@ class Collector:
             duplicates=_duplicates(rows),
             signals=signal_counts,
             signal_texts=signal_texts,
-            preference=_preference(rows) if self._kind == "preferences" else None,
+            preference=_preference(rows) if self._kind.is_pair else None,
             scores=self._scores(rows),
             overlaps=[overlap.facts() for overlap in self._overlaps],
-            tokens=self._view.lengths(self._records.in_file_order(), self._kind) if self._view else None,
+            tokens=self._view.lengths(self._kind, self._records.in_file_order()) if self._view else None,
             samples=self._shown.in_file_order(),
             seed=self._seed,
         )
@@ -148,23 +149,16 @@ class Collector:
         return ScoreFacts(self._scored, self._inverted, pairs[:, 0], pairs[:, 1])
 
 
-def _texts_of(record: Record) -> _Texts:
+def _texts_of(kind: DataKind[Any], record: Any) -> _Texts:
     place = f"line {record.line:,}" if record.line is not None else record.id
     if record.file is not None:
         place = f"{record.file}:{record.line}"
-    if isinstance(record, TextRow):
-        return _Texts(record.id, place, record.text, record.text, (), None)
-    assert isinstance(record, (Instruction, Preference, Prompt))  # the four kinds of user data
-    completions: tuple[str, ...] = ()
     scores = None
-    if isinstance(record, Instruction):
-        completions = (record.completion,)
-    elif isinstance(record, Preference):
-        completions = (record.chosen, record.rejected)
-        if record.chosen_score is not None and record.rejected_score is not None:
-            scores = (record.chosen_score, record.rejected_score)
-    prompt = "\n".join(message.content for message in record.prompt)
-    return _Texts(record.id, place, prompt, record.prompt[-1].content, completions, scores)
+    if isinstance(record, Preference) and record.chosen_score is not None and record.rejected_score is not None:
+        scores = (record.chosen_score, record.rejected_score)
+    messages, subject = kind.messages(record), kind.subject_text(record)
+    asked = messages[-1].content if messages else subject
+    return _Texts(record.id, place, subject, asked, tuple(kind.completions_of(record).values()), scores)
 
 
 def _signals(rows: Sequence[_Texts]) -> tuple[dict[str, int], int]:
@@ -216,8 +210,8 @@ class _OverlapCounter:
         self._found: set[str] = set()
         self._largest: list[tuple[float, int, str, str, Overlap]] = []
 
-    def add(self, place: str, record: Record, text: str) -> None:
-        overlap = self._index.overlap(*texts_of(record))
+    def add(self, place: str, texts: Iterable[str], text: str) -> None:
+        overlap = self._index.overlap(*texts)
         if overlap is None:
             return
         self._rows += 1

@@ -10,15 +10,7 @@ from align.data.quality import LengthBaseline, Openings, Overlap
 from align.records import Record
 from align.report.dataset.distribution import Distribution
 from align.report.statistics import FloatArray
-
-SIDES: Mapping[str, tuple[str, ...]] = {
-    "instructions": ("prompt", "completion"),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "prompts": ("prompt",),
-    "text": ("text",),
-}
-"""The texts of a row by kind; the first is what the row is about."""
-
+from align.rows import DataKind
 
 NEARLY_WHOLE = 0.8
 """Share of an evaluation prompt's runs of words from which on a row is taken for the same question."""
@@ -141,6 +133,7 @@ class Facts:
     """What is in a data file."""
 
     source: SourceSummary
+    kind: DataKind[Any]
     characters: dict[str, Distribution]
     """By text of the row, over all rows."""
     words: dict[str, Distribution]
@@ -172,7 +165,7 @@ class Facts:
     @property
     def subject(self) -> str:
         """What the first text of a row is called."""
-        return SIDES[self.source.kind][0]
+        return self.kind.subject
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the samples' rendering, as values that JSON has."""

@@ -41,7 +41,7 @@ def inspect_source(
     source = find_source(spec, locate)
     evaluations = {name: DataInput(kind="prompts", path=name) for name in against}
     prompts = {name: evaluation_prompts(find_source(each, locate), each) for name, each in evaluations.items()}
-    collector = Collector(spec.kind, seed=seed, samples=samples, against=prompts, view=training)
+    collector = Collector(spec.row_kind, seed=seed, samples=samples, against=prompts, view=training)
     with collect_rows(source, rules_of(spec)) as collection:
         for record in collection.records():
             collector.add(record)

@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from align.data.template import ChatFormat, TemplateProblem
-from align.records import Instruction, Preference, Prompt, Record, TextRow
 from align.report.dataset.distribution import Distribution
-from align.report.dataset.facts import SIDES, TokenFacts
+from align.report.dataset.facts import TokenFacts
+from align.rows import DataKind
 
 ROWS_AT_ONCE = 1_000
 
@@ -54,13 +54,13 @@ class TrainingView:
         self._limit = limit
         self._special = frozenset(_special_ids(chat_format.tokenizer))
 
-    def lengths(self, records: Sequence[Record], kind: str) -> TokenFacts:
+    def lengths(self, kind: DataKind[Any], records: Sequence[Any]) -> TokenFacts:
         """Token counts of every text of every record that can be shown."""
-        sides = {name: Distribution() for name in SIDES[kind]}
+        sides = {name: Distribution() for name in kind.sides}
         rows, refused = Distribution(), Counter[str]()
         iterator = iter(records)
         while batch := list(islice(iterator, ROWS_AT_ONCE)):
-            texts = [text for record in batch if (text := self._texts_or_reason(record, refused)) is not None]
+            texts = [text for record in batch if (text := self._texts_or_reason(kind, record, refused)) is not None]
             ids = iter(self._format.tokenize([text for row in texts for text in row]))
             for row in texts:
                 counts = [len(next(ids)) for _ in row]
@@ -69,33 +69,29 @@ class TrainingView:
                 rows.add(counts[0] + max(counts[1:], default=0))
         return TokenFacts(self._model, self._limit, sides, rows, dict(refused.most_common()), len(records))
 
-    def _texts_or_reason(self, record: Record, refused: Counter[str]) -> list[str] | None:
+    def _texts_or_reason(self, kind: DataKind[Any], record: Any, refused: Counter[str]) -> list[str] | None:
         try:
-            return self._texts(record)
+            return self._texts(kind, record)
         except TemplateProblem as problem:
             refused[problem.reason] += 1
             return None
 
-    def _texts(self, record: Record) -> list[str]:
+    def _texts(self, kind: DataKind[Any], record: Any) -> list[str]:
         """The rendered prompt and the rendered completions; of a text, itself."""
-        if isinstance(record, TextRow):
-            return [record.text]
-        assert isinstance(record, (Instruction, Preference, Prompt))  # the other kinds of rows with texts
-        completions = {Instruction: ["completion"], Preference: ["chosen", "rejected"], Prompt: []}[type(record)]
-        tails = [self._format.completion_text(record.prompt, getattr(record, name)) for name in completions]
-        return [self._format.prompt_text(record.prompt), *tails]
+        if not kind.has_prompt:
+            return [kind.subject_text(record)]
+        return self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
 
-    def sequences(self, record: Record) -> list[TokenSequence]:
+    def sequences(self, kind: DataKind[Any], record: Any) -> list[TokenSequence]:
         """Every sequence of tokens that a row becomes.
 
         Raises:
             TemplateProblem: if the template or the tokenizer cannot show the row.
         """
-        first, *completions = (self._pieces(text, trained=index > 0) for index, text in enumerate(self._texts(record)))
+        first, *completions = (self._pieces(text, trained=index > 0) for index, text in enumerate(self._texts(kind, record)))
         if not completions:
-            return [_sequence("text" if isinstance(record, TextRow) else "prompt", first, [])]
-        names = ("completion",) if len(completions) == 1 else ("chosen", "rejected")
-        return [_sequence(name, first, completion) for name, completion in zip(names, completions, strict=True)]
+            return [_sequence(kind.subject, first, [])]
+        return [_sequence(name, first, completion) for name, completion in zip(kind.completions, completions, strict=True)]
 
     def _pieces(self, text: str, *, trained: bool) -> list[Piece]:
         """Cut a rendered text where its tokens begin. Prompt and completion are tokenized apart, as in training."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from align.data.quality import SIGNALS, Share
 from align.data.template import TemplateProblem
-from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
+from align.records import Record
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import Facts
 from align.report.dataset.notice import counted, share_text
 from align.report.dataset.tokens import Piece, TokenSequence, TrainingView
 from align.report.dataset.visible import shortened
 from align.report.wording import number
+from align.rows import DataKind
 
 LANGUAGES_SHOWN = 8
 PIECES_SHOWN = 600
@@ -186,17 +188,17 @@ def measured_on(facts: Facts) -> str:
 
 def sample_views(facts: Facts, view: TrainingView | None) -> list[SampleView]:
     """The samples, through the model's template where there is a model, else by role."""
-    return [_sample_view(record, view) for record in facts.samples]
+    return [_sample_view(facts.kind, record, view) for record in facts.samples]
 
 
-def _sample_view(record: Record, view: TrainingView | None) -> SampleView:
+def _sample_view(kind: DataKind[Any], record: Record, view: TrainingView | None) -> SampleView:
     place = record.id if record.line is None else f"{record.file or 'line'} {record.line:,}"
     if view is None:
-        return SampleView(record.id, place, list(_plain_parts(record)), "")
+        return SampleView(record.id, place, list(_plain_parts(kind, record)), "")
     try:
-        sequences = view.sequences(record)
+        sequences = view.sequences(kind, record)
     except TemplateProblem as problem:
-        return SampleView(record.id, place, list(_plain_parts(record)), str(problem))
+        return SampleView(record.id, place, list(_plain_parts(kind, record)), str(problem))
     return SampleView(record.id, place, [_token_part(sequence) for sequence in sequences], "")
 
 
@@ -224,22 +226,12 @@ def middle_left_out(pieces: Sequence[Piece], shown: int) -> list[Piece]:
     return short
 
 
-def _plain_parts(record: Record) -> Iterable[Part]:
-    if isinstance(record, TextRow):
-        yield _plain("text", record.text)
-        return
-    assert isinstance(record, (Instruction, Preference, Prompt))  # the other kinds of rows with texts
-    for message in record.prompt:
-        yield _message(message)
-    for name in ("completion", "chosen", "rejected"):
-        if (text := getattr(record, name, None)) is not None:
-            yield _plain(name, text)
-    if isinstance(record, Prompt) and record.reference is not None:
-        yield _plain("reference", record.reference)
-
-
-def _message(message: Message) -> Part:
-    return _plain(message.role, message.content)
+def _plain_parts(kind: DataKind[Any], record: Any) -> Iterable[Part]:
+    for message in kind.messages(record):
+        yield _plain(message.role, message.content)
+    for name in kind.contents if kind.has_prompt else ("text",):
+        if (value := getattr(record, name)) is not None:
+            yield _plain(name, str(value))
 
 
 def _plain(name: str, text: str) -> Part:

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from align.config.inputs import ArtifactInput, ArtifactKind, DataInput, ModelInput
+from align.config.inputs import ArtifactInput, DataInput, ModelInput
 from align.config.recipe import Recipe, parse_recipe
 from align.errors import RecipeError
 from align.pipeline.recipe import load_recipe
-from align.records import ARTIFACT_KINDS
+from align.rows import ROW_KINDS
 from align.stages.registry import STAGES
 
 
@@ -89,7 +90,10 @@ def test_kind_and_key_decide_what_reads_an_input(folder: Path) -> None:
 
 
 def test_artifact_inputs_can_have_every_kind_of_artifact() -> None:
-    assert ArtifactKind.__args__ == ARTIFACT_KINDS  # type: ignore[attr-defined]
+    for kind in ("model", "reward_model", *ROW_KINDS, "comparison"):
+        assert ArtifactInput(kind=kind, artifact="runs/x").kind == kind
+    with pytest.raises(ValidationError, match="expected one of model"):
+        ArtifactInput(kind="adapter", artifact="runs/x")
 
 
 def test_overrides_win_and_are_where_the_command_line_is(folder: Path) -> None:

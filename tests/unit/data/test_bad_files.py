@@ -16,6 +16,7 @@ from align.data.ingest import ingest
 from align.data.source import find_source
 from align.data.validation import RowRules, validate_source
 from align.errors import AlignError
+from align.rows import data_kinds
 
 GOOD = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 CALL = b'{"prompt": "a", "completion": "b"}\n'
@@ -99,7 +100,7 @@ def test_a_bad_file_is_named_by_reason_and_line(
     spec = DataInput.model_validate({"kind": kind, "path": name})
     source = find_source(spec, lambda _: path)
     problems: list[Any] = []
-    summary = validate_source(source, RowRules(kind), on_problem=problems.append)
+    summary = validate_source(source, RowRules(data_kinds()[kind]), on_problem=problems.append)
     assert (problems[0].reason, problems[0].line) == (reason, line)
     assert not summary.usable
     with pytest.raises(AlignError) as caught:

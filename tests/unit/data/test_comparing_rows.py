@@ -21,6 +21,7 @@ from align.data.validation.crossing import contradictions, mirrored, repetitions
 from align.data.validation.ledger import PARTITIONS, Ledger, with_company
 from align.data.validation.scanned import RowRules
 from align.data.validation.survey import Survey
+from align.rows import PREFERENCES, PROMPTS, TEXT
 
 TABLE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8")])
 
@@ -89,7 +90,7 @@ def test_from_files_as_in_memory(rows_in_memory: int, tmp_path: Path) -> None:
     folder.mkdir()
     problems: list[Any] = []
     survey = Survey(
-        _source(tmp_path, ROWS), RowRules("preferences"), folder, on_problem=problems.append, rows_in_memory=rows_in_memory
+        _source(tmp_path, ROWS), RowRules(PREFERENCES), folder, on_problem=problems.append, rows_in_memory=rows_in_memory
     )
     survey.run(processes=1)
     assert survey.summary.counts() == {
@@ -112,7 +113,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.M
     told: list[Any] = []
     for processes in (1, 2):
         problems: list[Any] = []
-        summary = validate_source(source, RowRules("preferences"), on_problem=problems.append, processes=processes)
+        summary = validate_source(source, RowRules(PREFERENCES), on_problem=problems.append, processes=processes)
         told.append((summary, problems))
     assert told[0] == told[1]
     assert told[0][0].rows_in == len(ROWS) * 41 + 1
@@ -120,7 +121,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_to_be_dropped_leaves_and_is_listed_in_order(tmp_path: Path) -> None:
     checks: Any = {"conflicting_pairs": "drop", "repeated_rows": "drop"}
-    rules = RowRules("preferences", on_invalid="drop", checks=checks)
+    rules = RowRules(PREFERENCES, on_invalid="drop", checks=checks)
     with collect_rows(_source(tmp_path, ROWS[:3], ROWS[3:]), rules) as rows:
         kept, drops = list(rows.records()), list(rows.drops())
     assert [(record.file, record.line, record.id) for record in kept] == [("1.jsonl", 1, "k")]
@@ -161,10 +162,10 @@ def test_a_byte_order_mark_is_told_and_may_be_refused(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\xef\xbb\xbf{"prompt": "b"}\n')
     source = Source((SourceFile(path, "x.jsonl", {}),), "x.jsonl")
     assert list(marks_of(source.files[0])) == ["byte_order_mark"]
-    summary = validate_source(source, RowRules("prompts"))
+    summary = validate_source(source, RowRules(PROMPTS))
     assert summary.counts() == {"byte_order_mark": 1}
     assert summary.dropped == {"not_json": 1}
-    assert validate_source(source, RowRules("prompts", checks={"byte_order_mark": "error"})).errors == 2
+    assert validate_source(source, RowRules(PROMPTS, checks={"byte_order_mark": "error"})).errors == 2
 
 
 @pytest.mark.parametrize(
@@ -175,10 +176,10 @@ def test_a_byte_order_mark_is_told_and_may_be_refused(tmp_path: Path) -> None:
 def test_line_ends_of_windows_are_told_and_change_nothing(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     source = Source((SourceFile(tmp_path / name, name, {}),), name)
-    with collect_rows(source, RowRules("prompts")) as collection:
+    with collect_rows(source, RowRules(PROMPTS)) as collection:
         assert collection.summary.counts() == {"crlf_line_ends": 1}
         assert [row.prompt[0].content for row in collection.records()] == ["a"]  # type: ignore[attr-defined]
-    assert validate_source(source, RowRules("prompts", checks={"crlf_line_ends": "error"})).errors == 1
+    assert validate_source(source, RowRules(PROMPTS, checks={"crlf_line_ends": "error"})).errors == 1
 
 
 def test_a_line_too_long_for_memory_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +188,6 @@ def test_a_line_too_long_for_memory_is_one_row(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("align.data.formats.lines.MAX_LINE_BYTES", 1000)
     source = _source(tmp_path, [{"text": "a"}, {"text": "b" * 5000}, {"text": "c"}])
     problems: list[Any] = []
-    summary = validate_source(source, RowRules("text"), on_problem=problems.append)
+    summary = validate_source(source, RowRules(TEXT), on_problem=problems.append)
     assert (summary.rows_in, summary.rows_out) == (3, 2)
     assert [(problem.reason, problem.line) for problem in problems] == [("too_long", 2)]

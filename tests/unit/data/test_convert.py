@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from align.cli.main import main
 from align.data.reader import read_raw
 from align.data.writer import write_canonical
+from align.rows import PREFERENCES
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -94,7 +95,7 @@ _PAIRS = st.lists(
 def test_there_and_back_every_byte_is_the_same(tmp_path: Path, pairs: list[dict[str, Any]]) -> None:
     rows = [{"id": f"row {number}", **pair} for number, pair in enumerate(pairs)]
     kind = ("--kind", "preferences", "--to")
-    assert write_canonical(tmp_path / "a.jsonl", "preferences", rows) == len(rows)
+    assert write_canonical(tmp_path / "a.jsonl", PREFERENCES, rows) == len(rows)
     assert _convert(tmp_path / "a.jsonl", *kind, tmp_path / "b.parquet") == 0
     assert _convert(tmp_path / "b.parquet", *kind, tmp_path / "c.jsonl") == 0
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()

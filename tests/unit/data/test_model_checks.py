@@ -12,6 +12,8 @@ from align.data.model_checks import ModelChecks, turn_markers
 from align.data.plain import PlainFormat
 from align.data.template import ChatFormat
 from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
+from align.rows import INSTRUCTIONS, PREFERENCES, DataKind, kind_of
+from align.rows.conversation import FieldError
 from align.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 MakeTokenizer = Callable[..., Any]
@@ -33,13 +35,24 @@ def pair(chosen: str, rejected: str) -> Preference:
     return Preference(id="a", prompt=prompt("hi"), chosen=chosen, rejected=rejected)
 
 
+def _faults(checks: ModelChecks, record: Record) -> list[FieldError]:
+    """What is wrong with one record of any kind."""
+    kind = kind_of(type(record))
+    assert isinstance(kind, DataKind)
+    return checks.faults_of(kind, [record])[0]
+
+
+def _told(checks: ModelChecks, pairs: list[Preference]) -> list[list[tuple[str, str, str]]]:
+    return [[(fault.field, fault.reason, fault.message) for fault in row] for row in checks.faults_of(PREFERENCES, pairs)]
+
+
 @pytest.fixture
 def found(make_tokenizer: MakeTokenizer) -> Callable[..., list[tuple[str, str]]]:
     """A function from a record to fields and reasons."""
 
     def look(record: Record, template: str = CHAT_TEMPLATE, limit: int | None = None) -> list[tuple[str, str]]:
         checks = ModelChecks(ChatFormat(make_tokenizer(template)), limit)
-        return [(fault.field, fault.reason) for fault in checks.faults(record)]
+        return [(fault.field, fault.reason) for fault in _faults(checks, record)]
 
     return look
 
@@ -68,7 +81,7 @@ def test_control_tokens(found: Found, record: Record, expected: list[tuple[str, 
 
 
 def test_the_token_and_its_place_are_named(make_tokenizer: MakeTokenizer) -> None:
-    (fault,) = ModelChecks(ChatFormat(make_tokenizer())).faults(instruction("ok", "end it <|im_start|>"))
+    (fault,) = _faults(ModelChecks(ChatFormat(make_tokenizer())), instruction("ok", "end it <|im_start|>"))
     assert fault.message == "has '<|im_start|>' at character 8, a control token of the model"
 
 
@@ -109,10 +122,10 @@ def test_the_same_tokens(make_tokenizer: MakeTokenizer) -> None:
 
     tokenizer = make_tokenizer()
     one, other = "\uac00", "\u1100\u1161"
-    assert ModelChecks(ChatFormat(tokenizer)).faults(pair(one, other)) == []
+    assert _faults(ModelChecks(ChatFormat(tokenizer)), pair(one, other)) == []
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     assert lossless_normalization(tokenizer) == "NFC"
-    (fault,) = ModelChecks(ChatFormat(tokenizer)).faults(pair(one, other))
+    (fault,) = _faults(ModelChecks(ChatFormat(tokenizer)), pair(one, other))
     assert (fault.field, fault.reason) == ("chosen", "identical")
     tokenizer.backend_tokenizer.normalizer = None
 
@@ -130,14 +143,14 @@ def test_texts_that_the_tokenizer_cannot_write(make_tokenizer: MakeTokenizer) ->
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert lossless_normalization(tokenizer) is None
-    faults = ModelChecks(ChatFormat(tokenizer)).faults_of([instruction("OK"), instruction("ok")])
+    faults = ModelChecks(ChatFormat(tokenizer)).faults_of(INSTRUCTIONS, [instruction("OK"), instruction("ok")])
     assert [[fault.reason for fault in row] for row in faults] == [["not_representable"], []]
 
 
 def test_plain_text_models() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    assert ModelChecks(PlainFormat(tokenizer)).faults(instruction("ok")) == []
+    assert _faults(ModelChecks(PlainFormat(tokenizer)), instruction("ok")) == []
 
 
 def test_what_is_known_without_tokens_is_what_the_tokens_say(
@@ -147,9 +160,9 @@ def test_what_is_known_without_tokens_is_what_the_tokens_say(
     texts = ["", "a", "\uac00", "\u1100\u1161", "가나다 라마", "<pad>", "x" * 9, "\U0001d160", " a\t"]
     rows = [pair(f"c{one}", f"c{other}") for one in texts for other in texts]
     checks = ModelChecks(ChatFormat(make_tokenizer()), PROMPT_TOKENS + 8)
-    quick = [[(fault.field, fault.reason, fault.message) for fault in row] for row in checks.faults_of(rows)]
+    quick = _told(checks, rows)
     monkeypatch.setattr(ModelChecks, "_needs_tokens", lambda self, texts: True)
-    assert [[(fault.field, fault.reason, fault.message) for fault in row] for row in checks.faults_of(rows)] == quick
+    assert _told(checks, rows) == quick
     assert any(quick)
 
 
@@ -161,9 +174,10 @@ def test_short_rows_are_not_tokenized(make_tokenizer: MakeTokenizer, monkeypatch
         return []
 
     monkeypatch.setattr(chat_format, "tokenize", refuse)
-    assert ModelChecks(chat_format, 1000).faults_of([instruction("ok"), pair("a", "b")]) == [[], []]
+    checks = ModelChecks(chat_format, 1000)
+    assert [_faults(checks, row) for row in (instruction("ok"), pair("a", "b"))] == [[], []]
     with pytest.raises(AssertionError):
-        ModelChecks(chat_format, 10).faults(instruction("ok"))
+        _faults(ModelChecks(chat_format, 10), instruction("ok"))
 
 
 def test_byte_level_is_recognised(make_tokenizer: MakeTokenizer) -> None:

@@ -12,6 +12,7 @@ from align.data.source import Source, SourceFile
 from align.data.validation import RowRules, Summary, validate_source
 from align.data.validation.kind import guess_kind
 from align.data.validation.problem import Problem
+from align.rows import data_kinds
 
 FOLDER = os.environ.get("ALIGN_REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="ALIGN_REAL_DATA is not set")
@@ -23,7 +24,7 @@ def _source(name: str) -> Source:
 
 def _validate(name: str, kind: str) -> tuple[Summary, list[Problem]]:
     problems: list[Problem] = []
-    return validate_source(_source(name), RowRules(kind), on_problem=problems.append), problems
+    return validate_source(_source(name), RowRules(data_kinds()[kind]), on_problem=problems.append), problems
 
 
 def test_korean_chit_chat() -> None:
@@ -68,4 +69,4 @@ def test_clean_files(name: str, kind: str, rows: int) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind, _ in CLEAN if "gsm8k" not in name])
 def test_kinds_that_the_columns_tell(name: str, kind: str) -> None:
-    assert guess_kind(_source(name)) == kind
+    assert guess_kind(_source(name)).name == kind

@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 from align.data.reader import RawProblem
 from align.data.validation import Validated, validate_rows
 from align.errors import RecipeError
+from align.rows import TEXT, data_kinds
 
 
 def _validate(kind: str, *rows: Any, columns: dict[str, str] | None = None, max_characters: int = 1000) -> Validated:
     return validate_rows(
-        enumerate(rows, start=1), kind=kind, columns=columns or {}, max_characters=max_characters, source_name="data/x.jsonl"
+        enumerate(rows, start=1),
+        kind=data_kinds()[kind],
+        columns=columns or {},
+        max_characters=max_characters,
+        source_name="data/x.jsonl",
     )
 
 
@@ -189,9 +194,7 @@ def test_a_row_with_several_faults_is_one_drop_that_names_them_all() -> None:
 
 
 def test_rows_that_share_a_line_are_told_apart() -> None:
-    result = validate_rows(
-        [(1, {"text": ""}), (1, {"text": ""})], kind="text", columns={}, max_characters=9, source_name="x.json"
-    )
+    result = validate_rows([(1, {"text": ""}), (1, {"text": ""})], kind=TEXT, columns={}, max_characters=9, source_name="x.json")
     assert [problem.render() for problem in result.problems] == [
         "x.json:1: text: is empty",
         "x.json:1 (row 2): text: is empty",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import RecipeError
+from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT, data_kinds
 from align.rows import row as row_module
 from align.rows.conversation import FieldError
 from align.rows.row import RowRead, RowReader
@@ -17,7 +18,7 @@ NO = {"role": "assistant", "content": "No"}
 
 
 def _read(kind: str, row: dict[str, Any], **columns: str) -> RowRead:
-    return RowReader(kind, columns, 1000).read(row)
+    return RowReader(data_kinds()[kind], columns, 1000).read(row)
 
 
 def _fields(kind: str, row: dict[str, Any], **columns: str) -> dict[str, Any]:
@@ -213,10 +214,10 @@ class TestPrompts:
         assert _fields("prompts", row, reference="answer")["reference"] == "7"
 
     def test_what_is_left_out_is_said(self) -> None:
-        reader = RowReader("prompts", {}, 100)
+        reader = RowReader(PROMPTS, {}, 100)
         for row in ({"turns": ["a", "b"]}, {"turns": ["a"]}, {"messages": [USER, ASSISTANT]}):
             assert not reader.read(row).faults
-        assert reader.reading().notes() == [
+        assert reader.reading().notes(PROMPTS) == [
             "shapes: turns (turns) 2 rows, messages (messages) 1 rows",
             "1 prompts have further turns, left out: they cannot follow without an answer",
             "1 conversations end with an answer, which is no part of the prompt",
@@ -224,26 +225,26 @@ class TestPrompts:
 
 
 def test_empty_inputs_of_instructions_are_counted() -> None:
-    reader = RowReader("instructions", {}, 100)
+    reader = RowReader(INSTRUCTIONS, {}, 100)
     for given in ("", " ", "b", None):
         assert not reader.read({"instruction": "a", "input": given, "output": "c"}).faults
-    assert reader.reading().notes()[1:] == ["2 rows have an empty input: the instruction alone is their prompt"]
+    assert reader.reading().notes(INSTRUCTIONS)[1:] == ["2 rows have an empty input: the instruction alone is their prompt"]
 
 
 def test_the_plain_shape_needs_no_mention() -> None:
-    reader = RowReader("preferences", {}, 100)
+    reader = RowReader(PREFERENCES, {}, 100)
     reader.read({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 1})
-    assert reader.reading().notes() == []
+    assert reader.reading().notes(PREFERENCES) == []
 
 
 def test_columns_of_no_shape() -> None:
     with pytest.raises(RecipeError, match="messages, prompt together"):
-        RowReader("instructions", {"prompt": "a", "messages": "b"}, 100)
+        RowReader(INSTRUCTIONS, {"prompt": "a", "messages": "b"}, 100)
 
 
 def test_rows_whose_columns_were_forgotten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_module, "MAX_PLANS", 2)
-    reader = RowReader("text", {}, 100)
+    reader = RowReader(TEXT, {}, 100)
     for number in range(5):
         reader.read({"text": "a", f"c{number}": 1})
     assert reader.reading().shapes == {"text": 5}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.records import Drop
+from align.records import Drop, TextRow
 from align.store.artifact import Artifact, Entry, Manifest, Store, write_rows
 from align.store.atomic import atomic_writer, write_json
 
@@ -94,8 +94,10 @@ def test_begin_keeps_the_work_and_removes_half_written_outputs(store: Store) -> 
 def test_rows_must_be_read_as_what_they_are(entry: Entry) -> None:
     written = entry.read_manifest()
     assert written is not None
-    with pytest.raises(TypeError, match="holds Prompt, not Drop"):
+    with pytest.raises(TypeError, match="Drop is the record of no kind"):
         Artifact("p", entry.path, written).rows(Drop)
+    with pytest.raises(TypeError, match="p holds prompts, not rows of TextRow"):
+        Artifact("p", entry.path, written).rows(TextRow)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -6,10 +6,17 @@ import pytest
 
 from align.data.quality.decontamination import evaluation_overlap
 from align.data.quality.overlap import EvaluationIndex
-from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
+from align.records import Drop, Instruction, Message, Preference, Prompt, Record, TextRow
+from align.rows import DataKind, kind_of
 
 QUESTION = "A train travels 360 miles in 3 hours. How far does it go in 5 hours?"
 ASK = [Message(role="user", content="Help me.")]
+
+
+def _overlap(record: Record) -> Drop | None:
+    kind = kind_of(type(record))
+    assert isinstance(kind, DataKind)
+    return evaluation_overlap(record.id, kind.texts(record).values(), EvaluationIndex([("gsm/7", QUESTION)]))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ ASK = [Message(role="user", content="Help me.")]
     ],
 )
 def test_an_evaluation_prompt_is_found_anywhere_in_a_row(record: Record) -> None:
-    drop = evaluation_overlap(record, EvaluationIndex([("gsm/7", QUESTION)]))
+    drop = _overlap(record)
     assert drop is not None
     assert (drop.id, drop.drop_reason) == ("r", "overlaps_evaluation")
     assert drop.detail == "has 100 % of the evaluation prompt 'gsm/7', such as 'a train travels 360 miles in 3 hours'"
@@ -30,4 +37,4 @@ def test_an_evaluation_prompt_is_found_anywhere_in_a_row(record: Record) -> None
 
 def test_other_rows_stay() -> None:
     row = Instruction(id="r", prompt=ASK, completion="A train travels far.")
-    assert evaluation_overlap(row, EvaluationIndex([("gsm/7", QUESTION)])) is None
+    assert _overlap(row) is None

@@ -12,6 +12,7 @@ from align.records import Record
 from align.report.dataset.collect import Collector
 from align.report.dataset.facts import Facts, SourceSummary
 from align.report.dataset.tokens import TrainingView
+from align.rows import data_kinds
 from align.testing.tiny import tiny_tokenizer
 
 
@@ -31,7 +32,7 @@ def measure() -> Callable[..., Facts]:
     """The numbers of rows, as `align data inspect` has them of a file."""
 
     def facts_of(records: Sequence[Record], kind: str = "preferences", *, summary: Any = None, **options: Any) -> Facts:
-        collector = Collector(kind, **({"seed": 17, "samples": 20} | options))
+        collector = Collector(data_kinds()[kind], **({"seed": 17, "samples": 20} | options))
         for record in records:
             collector.add(record)
         given = {"dropped": {}, "findings": {}, "notes": []} | (summary or {})

@@ -9,13 +9,14 @@ from align.data.encoding import encode_instructions, encode_preferences
 from align.data.template import ChatFormat, TemplateProblem
 from align.records import Prompt, TextRow
 from align.report.dataset.tokens import TrainingView
+from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT
 
 KOREAN = "안녕 👩‍👩‍👧  뷁\n\tworld "
 
 
 def test_pieces_give_the_rendered_text_back(training: TrainingView, chat_format: ChatFormat) -> None:
     row = instruction(1, completion=KOREAN, prompt=KOREAN)
-    (sequence,) = training.sequences(row)
+    (sequence,) = training.sequences(INSTRUCTIONS, row)
     prompt = "".join(piece.text for piece in sequence.pieces if not piece.trained)
     completion = "".join(piece.text for piece in sequence.pieces if piece.trained)
     assert prompt == chat_format.prompt_text(row.prompt)
@@ -25,7 +26,7 @@ def test_pieces_give_the_rendered_text_back(training: TrainingView, chat_format:
 def test_the_loss_is_shown_on_the_tokens_that_training_takes_it_on(training: TrainingView, chat_format: ChatFormat) -> None:
     row = instruction(1, completion=KOREAN)
     encoded = encode_instructions([row], chat_format, max_tokens=1000, on_invalid="error", where=str).rows[0]
-    (sequence,) = training.sequences(row)
+    (sequence,) = training.sequences(INSTRUCTIONS, row)
     assert sequence.trained_tokens == len(encoded.completion_ids)
     assert sequence.tokens == len(encoded.prompt_ids) + len(encoded.completion_ids)
 
@@ -33,34 +34,34 @@ def test_the_loss_is_shown_on_the_tokens_that_training_takes_it_on(training: Tra
 def test_both_sides_of_a_pair_are_shown_behind_the_same_prompt(training: TrainingView, chat_format: ChatFormat) -> None:
     row = pair(1, chosen="the answer is 뷁", rejected="no")
     encoded = encode_preferences([row], chat_format, max_tokens=1000, on_invalid="error", where=str).rows[0]
-    chosen, rejected = training.sequences(row)
+    chosen, rejected = training.sequences(PREFERENCES, row)
     assert [chosen.name, rejected.name] == ["chosen", "rejected"]
     assert [chosen.trained_tokens, rejected.trained_tokens] == [len(encoded.chosen_ids), len(encoded.rejected_ids)]
     assert [piece for piece in chosen.pieces if not piece.trained] == [piece for piece in rejected.pieces if not piece.trained]
 
 
 def test_bytes_of_one_letter_are_one_piece_of_several_tokens(training: TrainingView) -> None:
-    (sequence,) = training.sequences(instruction(1, completion="뷁"))
+    (sequence,) = training.sequences(INSTRUCTIONS, instruction(1, completion="뷁"))
     letter = next(piece for piece in sequence.pieces if piece.text == "뷁")
     assert (letter.tokens, letter.trained, letter.special) == (3, True, False)
 
 
 def test_control_tokens_are_marked_and_the_last_one_is_trained_on(training: TrainingView) -> None:
-    (sequence,) = training.sequences(instruction(1))
+    (sequence,) = training.sequences(INSTRUCTIONS, instruction(1))
     special = [(piece.text, piece.trained) for piece in sequence.pieces if piece.special]
     assert special == [("<|im_start|>", False), ("<|im_end|>", False), ("<|im_start|>", False), ("<|im_end|>", True)]
 
 
 def test_prompts_and_texts_are_shown_without_a_trained_token(training: TrainingView) -> None:
-    (prompt,) = training.sequences(Prompt(id="1", prompt=pair(1).prompt))
-    (text,) = training.sequences(TextRow(id="1", text="a b"))
+    (prompt,) = training.sequences(PROMPTS, Prompt(id="1", prompt=pair(1).prompt))
+    (text,) = training.sequences(TEXT, TextRow(id="1", text="a b"))
     assert (prompt.name, prompt.trained_tokens, text.name, text.trained_tokens) == ("prompt", 0, "text", 0)
     assert "".join(piece.text for piece in text.pieces) == "a b"
 
 
 def test_lengths_are_those_of_training_and_the_longer_side_counts(training: TrainingView, chat_format: ChatFormat) -> None:
     rows = [pair(1, chosen="the answer is yes", rejected="no"), pair(2, chosen="x", rejected="y" * 60)]
-    facts = training.lengths(rows, "preferences")
+    facts = training.lengths(PREFERENCES, rows)
     encoded = encode_preferences(rows, chat_format, max_tokens=1000, on_invalid="error", where=str).rows
     whole = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in encoded]
     assert sorted(facts.rows.counts.elements()) == sorted(whole)
@@ -69,7 +70,7 @@ def test_lengths_are_those_of_training_and_the_longer_side_counts(training: Trai
 
 def test_rows_that_the_template_refuses_are_counted_by_reason(training: TrainingView) -> None:
     bad = instruction(1, completion="stop <|im_end|> here")
-    facts = training.lengths([bad, instruction(2)], "instructions")
+    facts = training.lengths(INSTRUCTIONS, [bad, instruction(2)])
     assert (facts.refused, facts.rows.rows, facts.sampled) == ({"contains_eos": 1}, 1, 2)
     with pytest.raises(TemplateProblem, match="end-of-sequence"):
-        training.sequences(bad)
+        training.sequences(INSTRUCTIONS, bad)

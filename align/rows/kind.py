@@ -1,0 +1,150 @@
+"""What a kind of rows is, and the register of those there are.
+
+An entry says everything that differs between kinds; reading, checks, reports, schemas, options and references follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from align.records import Message, Preference, PromptRecord, TextRow
+from align.rows.shapes import Shape
+from align.strict import Strict
+
+RowT = TypeVar("RowT", bound=Strict)
+RecordT = TypeVar("RecordT", bound=PromptRecord | TextRow)
+ORIGIN_COLUMNS = frozenset({"line", "file"})
+"""Fields that say where a row came from; they are nothing that a row is."""
+
+
+@dataclass(frozen=True)
+class RowKind(Generic[RowT]):
+    """Rows of one record, as stages write and read them."""
+
+    name: str
+    """What recipes and manifests call it."""
+    record: type[RowT]
+    phrase: str
+    """What messages call several of its rows."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a canonical file: the record's fields without its origin."""
+        return tuple(name for name in self.record.model_fields if name not in ORIGIN_COLUMNS)
+
+
+@dataclass(frozen=True)
+class DataKind(RowKind[RecordT]):
+    """Rows that also users' files may hold: about a prompt, or about a plain text."""
+
+    shapes: tuple[Shape, ...]
+    """What its rows look like. The first is the one that align writes; the order also decides which is named when none fits."""
+    completions: tuple[str, ...]
+    """The record's completions, in the order in which they are tokenized."""
+    details: tuple[str, ...]
+    """What else the row says of prompt and completions: a reference, a label. Rows that differ in nothing are repetitions."""
+    contradiction: Literal["conflicting_pairs", "conflicting_completions", "conflicting_labels"] | None
+    """The check that finds rows about the same prompt which contradict each other; None where nothing contradicts. Labels are the
+    second of `contents`; they contradict each other where prompt and completion are the same."""
+
+    def __post_init__(self) -> None:
+        unknown = {*self.completions, *self.details} - self.record.model_fields.keys()
+        if unknown or not self.shapes or len(self.contents) > 2:
+            raise TypeError(f"kind {self.name}: expected shapes and at most two fields of {self.record.__name__} ({unknown})")
+
+    @property
+    def subject(self) -> Literal["prompt", "text"]:
+        """The field that a row is about."""
+        return "prompt" if self.has_prompt else "text"
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The fields with the texts of a row, the subject first."""
+        return (self.subject, *self.completions)
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """What a row holds beside its subject; at most two fields."""
+        return (*self.completions, *self.details)
+
+    @cached_property
+    def has_prompt(self) -> bool:
+        """Whether a row is about a prompt, and not a plain text."""
+        return issubclass(self.record, PromptRecord)
+
+    @cached_property
+    def is_pair(self) -> bool:
+        """Whether a row is a pair of completions, chosen and rejected."""
+        return issubclass(self.record, Preference)
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that a row may have, and that `columns` may map."""
+        return tuple(dict.fromkeys(["id", *(name for one in self.shapes for name in (*one.required, *one.optional))]))
+
+    def is_plain(self, shape: str, columns: Iterable[str]) -> bool:
+        """Whether rows of a shape look as align itself writes them, with columns called like our fields."""
+        return shape == self.shapes[0].name and self.shapes[0].fields.issuperset(columns)
+
+    def messages(self, record: RecordT) -> Sequence[Message]:
+        """The prompt's messages; none of a plain text."""
+        return record.prompt if isinstance(record, PromptRecord) else ()
+
+    def subject_text(self, record: RecordT) -> str:
+        """The prompt's messages one below the other, or the text."""
+        return "\n".join(message.content for message in record.prompt) if isinstance(record, PromptRecord) else record.text
+
+    def completions_of(self, record: RecordT) -> dict[str, str]:
+        """The completions by field, in the order in which they are tokenized."""
+        return {field: getattr(record, field) for field in self.completions}
+
+    def texts(self, record: RecordT) -> dict[str, str]:
+        """Every text that a person or a model wrote, by where it is: `prompt`, `prompt message 2`, `chosen`, `text`."""
+        if not isinstance(record, PromptRecord):
+            return {"text": record.text}
+        alone = len(record.prompt) == 1
+        prompt = {
+            "prompt" if alone else f"prompt message {number}": message.content
+            for number, message in enumerate(record.prompt, start=1)
+        }
+        return prompt | self.completions_of(record)
+
+
+KindT = TypeVar("KindT", bound=RowKind[Any])
+
+ROW_KINDS: dict[str, RowKind[Any]] = {}
+"""Every kind by name, in the order in which they are listed; `register` fills it."""
+
+
+def register(kind: KindT) -> KindT:
+    """Add a kind to those that recipes, commands and artifacts know.
+
+    Raises:
+        TypeError: if its name or its record is another kind's.
+    """
+    if any(kind.name == other.name or kind.record is other.record for other in ROW_KINDS.values()):
+        raise TypeError(f"there is a kind of rows with the name {kind.name} or the record {kind.record.__name__}")
+    ROW_KINDS[kind.name] = kind
+    return kind
+
+
+def data_kinds() -> Mapping[str, DataKind[Any]]:
+    """The kinds that users' files may hold, by name."""
+    return {name: kind for name, kind in ROW_KINDS.items() if isinstance(kind, DataKind)}
+
+
+def kind_of(record: type[BaseModel]) -> RowKind[Any]:
+    """The kind whose rows are of this record.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    found = [kind for kind in ROW_KINDS.values() if kind.record is record]
+    if not found:
+        raise TypeError(f"{record.__name__} is the record of no kind of rows; align/rows/table.py registers them")
+    return found[0]

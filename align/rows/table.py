@@ -1,0 +1,137 @@
+"""The kinds of rows there are, each with the shapes that its rows come in. docs/formats.md shows a row of each shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from align.records import Candidate, Instruction, Preference, Prompt, ScoredCandidate, TextRow
+from align.rows.build import Builder
+from align.rows.kind import DataKind, RowKind, register
+from align.rows.shapes import Names, Shape
+
+_QUESTION: Names = ("question", "q", "problem")
+_SYSTEM: dict[str, Names] = {"system": ("system_prompt",)}
+_SCORES: dict[str, Names] = {
+    "chosen_score": ("chosen_score", "score_chosen"),
+    "rejected_score": ("rejected_score", "score_rejected"),
+}
+_REFERENCE: Names = ("reference", "answer", "solution")
+
+Variant = tuple[dict[str, Names], dict[str, Names]]
+"""A way to say the prompt: the columns it needs and those it may have."""
+
+_PROMPT: Variant = ({"prompt": ("prompt",)}, {})
+_INSTRUCTION: Variant = ({"instruction": ("instruction",)}, {"input": ("input",)})
+_ASKED: Variant = ({"prompt": _QUESTION}, {})
+_PROMPT_COLUMNS = frozenset({"prompt", "instruction", *_QUESTION})
+
+
+def _ranked() -> Iterator[Shape]:
+    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED):
+        optional = {**more, **_SYSTEM}
+        lists: Names = ("completions", "responses")
+        yield Shape("ranking", Builder.ranked, {**prompt, "ranking": ("ranking",)}, optional)
+        yield Shape("scores", Builder.ranked, {**prompt, "completions": lists, "scores": ("scores",)}, optional)
+        yield Shape("ranks", Builder.ranked, {**prompt, "completions": lists, "ranks": ("ranks",)}, optional)
+
+
+def _labelled() -> Iterator[Shape]:
+    """Two completions and a label: each stem of the columns' names with each pair of endings."""
+    label: dict[str, Names] = {"label": ("label", "preference", "winner")}
+    given: Variant = ({"prompt": ("input",)}, {})
+    for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED, given):
+        without = frozenset({"instruction"} if prompt is given[0] else ())
+        for sides in (sides for stem in ("completion", "output", "response", "answer") for sides in _sides(stem)):
+            yield Shape("a/b", Builder.labelled_pair, {**prompt, **sides, **label}, {**more, **_SYSTEM}, without)
+    yield from (Shape("a/b", Builder.labelled_conversations, {**sides, **label}) for sides in _sides("conversation"))
+
+
+def _sides(stem: str) -> list[dict[str, Names]]:
+    return [{"completion_a": (f"{stem}_{first}",), "completion_b": (f"{stem}_{second}",)} for first, second in ("ab", "12", "01")]
+
+
+_ANSWERS: Names = ("output", "response", "answer", "completion")
+_MESSAGES: Names = ("messages", "conversation")
+_SHAREGPT: Names = ("conversations",)
+
+INSTRUCTIONS = register(
+    DataKind(
+        "instructions",
+        Instruction,
+        "instructions",
+        shapes=(
+            Shape(
+                "prompt/completion",
+                Builder.instruction,
+                {"prompt": ("prompt",), "completion": ("completion", "response")},
+                _SYSTEM,
+            ),
+            Shape("messages", Builder.conversation, {"messages": _MESSAGES}),
+            Shape("sharegpt", Builder.conversation, {"messages": _SHAREGPT}),
+            Shape(
+                "alpaca",
+                Builder.instruction,
+                {"instruction": ("instruction",), "completion": _ANSWERS},
+                {"input": ("input",), **_SYSTEM},
+            ),
+            Shape(
+                "question/answer", Builder.instruction, {"prompt": _QUESTION, "completion": ("answer", "a", "response")}, _SYSTEM
+            ),
+        ),
+        completions=("completion",),
+        details=(),
+        contradiction="conflicting_completions",
+    )
+)
+_PAIR: dict[str, Names] = {"chosen": ("chosen",), "rejected": ("rejected",)}
+PREFERENCES = register(
+    DataKind(
+        "preferences",
+        Preference,
+        "preferences",
+        shapes=(
+            *(
+                Shape("chosen/rejected", Builder.pair, {**prompt, **_PAIR}, more | _SCORES | _SYSTEM)
+                for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
+            ),
+            Shape("conversations", Builder.pair_of_conversations, _PAIR, _SCORES, _PROMPT_COLUMNS),
+            *_ranked(),
+            *_labelled(),
+        ),
+        completions=("chosen", "rejected"),
+        details=(),
+        contradiction="conflicting_pairs",
+    )
+)
+_MAYBE: dict[str, Names] = {"reference": _REFERENCE}
+PROMPTS = register(
+    DataKind(
+        "prompts",
+        Prompt,
+        "prompts",
+        shapes=(
+            Shape("prompt", Builder.prompt, {"prompt": ("prompt",)}, _MAYBE | _SYSTEM),
+            Shape("turns", Builder.turns, {"turns": ("turns",)}, {"reference": ("reference",), **_SYSTEM}),
+            Shape("question", Builder.prompt, {"prompt": _QUESTION}, {"reference": (*_REFERENCE, "a"), **_SYSTEM}),
+            Shape("instruction", Builder.prompt, {"instruction": ("instruction",)}, {"input": ("input",)} | _MAYBE | _SYSTEM),
+            Shape("messages", Builder.open_conversation, {"messages": _MESSAGES}, _MAYBE),
+            Shape("sharegpt", Builder.open_conversation, {"messages": _SHAREGPT}, _MAYBE),
+        ),
+        completions=(),
+        details=("reference",),
+        contradiction=None,
+    )
+)
+TEXT = register(
+    DataKind(
+        "text",
+        TextRow,
+        "text",
+        shapes=(Shape("text", Builder.text, {"text": ("text", "content")}),),
+        completions=(),
+        details=(),
+        contradiction=None,
+    )
+)
+CANDIDATES = register(RowKind("candidates", Candidate, "candidates"))
+SCORED_CANDIDATES = register(RowKind("scored_candidates", ScoredCandidate, "scored candidates"))
