@@ -25,7 +25,7 @@ def main() -> int:
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
-    settings = YAML(typ="safe").load(QUICKSTART / "recipe.yaml")["stages"]["sampled"]
+    settings = YAML(typ="safe").load(QUICKSTART / "recipe.yaml")["stages"]["candidates"]
     model = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(model)
     lines = (QUICKSTART / "data" / "prompts.jsonl").read_text().splitlines()

@@ -3,7 +3,7 @@
 Same models (the quickstart's sft and reward model), prompts, batch sizes and epochs, float32, the same threads; the two run one
 after the other, in turns. The first rollout batch of each is left out: it holds what is done once.
 
-    align run recipes/quickstart --until reward
+    align run recipes/quickstart --until reward_model
     python3.11 -m venv build/trl112
     build/trl112/bin/pip install torch==2.13.0 transformers==5.19.0 trl==1.12.0 accelerate==1.15.0 datasets==5.2.0
     python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python
@@ -59,7 +59,7 @@ def artifact(run: Path, name: str) -> Artifact:
         manifest = Entry(run / folder / name).read_manifest()
         if manifest is not None:
             return Artifact(name, (run / folder / name).resolve(), manifest)
-    raise SystemExit(f"{run}: no finished stage or input {name!r}; run `align run recipes/quickstart --until reward` first")
+    raise SystemExit(f"{run}: no finished stage or input {name!r}; run `align run recipes/quickstart --until reward_model` first")
 
 
 def run_ours(run: Path, engine: str) -> None:
@@ -74,9 +74,9 @@ def run_ours(run: Path, engine: str) -> None:
     torch.set_num_threads(SETTINGS["threads"])
     times: list[float] = []
     config = Config(
-        model=ModelReference("sft"),
+        model=ModelReference("sft_best"),
         prompts=RowsReference[Prompt]("prompts"),
-        scorers={"rm": RewardModelReference("reward")},
+        scorers={"rm": RewardModelReference("reward_model")},
         num_episodes=SETTINGS["batch"] * SETTINGS["rollouts"],
         rollout_batch_size=SETTINGS["batch"],
         mini_batch_size=SETTINGS["mini_batch"],
@@ -95,7 +95,7 @@ def run_ours(run: Path, engine: str) -> None:
             progress=Progress(lambda event: times.append(time.perf_counter()) if event["event"] == "progress" else None),
             stop_requested=lambda: None,
             config=config,
-            artifacts={name: artifact(run, name) for name in ("sft", "reward", "prompts")},
+            artifacts={name: artifact(run, name) for name in ("sft_best", "reward_model", "prompts")},
             output=Path(work) / "output",
             store_root=run.resolve().parent / ".store",
         )
@@ -121,7 +121,9 @@ def rate(times: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a run with the stages sft and reward")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/quickstart"), help="a run with the stages sft_best and reward_model"
+    )
     parser.add_argument("--trl-python", type=Path, help="python of an environment with trl 1.12")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--engine", default="auto")
@@ -129,8 +131,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.ours:
         run_ours(options.run, options.engine)
-    sft, prompts = artifact(options.run, "sft"), artifact(options.run, "prompts")
-    chat_format = ChatFormat(load_tokenizer(sft.model_path), where="sft")
+    sft, prompts = artifact(options.run, "sft_best"), artifact(options.run, "prompts")
+    chat_format = ChatFormat(load_tokenizer(sft.model_path), where="sft_best")
     limit = SETTINGS["max_prompt_tokens"]
     encoded = encode_prompts(prompts.rows(Prompt), chat_format, max_prompt_tokens=limit, on_invalid="error", where=prompts.where)
     work = Path(tempfile.mkdtemp())

@@ -105,12 +105,12 @@ def main() -> int:
         other_beta = ["--set", "stages.dpo.dpo.beta=0.3"]
         changed = json.loads(timed(ALIGN, "plan", RECIPE, "--out", folder, *other_beta, "--json")["output"])
         result["runs_after_beta_changed"] = [stage["name"] for stage in changed["stages"] if stage["status"] == "run"]
-        sampled = stages["sampled"]["metrics"]
-        model = Path(folder) / "quickstart" / "stages" / "sft" / "model"
+        sampling = stages["candidates"]["metrics"]
+        model = Path(folder) / "quickstart" / "stages" / "sft_best" / "model"
         bare = json.loads(timed(sys.executable, str(BARE_SCRIPT), str(model))["output"].splitlines()[-1])
-        ratio = sampled["tokens_per_second"] / bare["tokens_per_second"]
+        ratio = sampling["tokens_per_second"] / bare["tokens_per_second"]
         result["generation"] = {
-            "align": sampled["tokens_per_second"],
+            "align": sampling["tokens_per_second"],
             "bare_vllm": bare["tokens_per_second"],
             "ratio": round(ratio, 3),
         }
