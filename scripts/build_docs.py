@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from align.config import inputs, judge, peft, rules
+from align.config.base import StrictModel
 from align.config.explain import describe, kind_phrase
 from align.config.shape import members, reference_kinds
 from align.stage import StageType
@@ -81,8 +82,9 @@ def cell(text: str) -> str:
 
 def rows(model: type[BaseModel]) -> Iterator[str]:
     """Rows of a table: what must be given, then the model's own fields, then those it shares with others."""
-    own = model.__annotations__
-    order = sorted(model.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
+    # A rule that a stage's configuration takes over is no StrictModel: its fields are the stage's own.
+    shared = {name for base in model.__mro__[1:] if issubclass(base, StrictModel) for name in base.__annotations__}
+    order = sorted(model.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] in shared))
     for name, info in order:
         meaning = info.description or inspect.getdoc(model) or ""
         yield f"| `{name}` | {cell(type_text(info))} | {default_text(info)} | {cell(meaning)} |"

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
+
+from pydantic import Field
 
 from align.records import Drop, Instruction
-from align.selection.candidate import Group, in_columns
-from align.selection.ranking import PromptCandidates, Ranking, rank_candidates
+from align.selection.candidate import Group, PromptCandidates
+from align.selection.ranking import Ranking, rank_candidates
+from align.selection.selector import Tally, Totals, messages_of, rule_of, select_from_groups
+from align.strict import Strict
 
 
-@dataclass(frozen=True, kw_only=True)
-class BestRule:
-    """Everything that decides which completions of a prompt are kept; `best_of_n` says what the options mean.
+class BestRule(Strict):
+    """What decides which completions of a prompt are kept."""
 
-    Raises:
-        ValueError: if `keep` < 1.
-    """
-
-    scorer: str
-    keep: int = 1
+    scorer: str = Field(min_length=1)
+    """Name of the scorer that ranks."""
+    keep: int = Field(default=1, ge=1)
+    """Candidates kept per prompt."""
     min_score: float | None = None
+    """A candidate below this is not kept."""
     keep_truncated: bool = False
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep must be at least 1, not {self.keep}")
+    """Keep candidates that were cut at the token limit."""
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -35,66 +35,71 @@ class BestRule:
         return Ranking(scorers={self.scorer: 1.0}, keep_truncated=self.keep_truncated)
 
 
-class Kept(NamedTuple):
-    """A kept completion: its position among the prompt's candidates, and its row's id."""
-
-    id: str
-    position: int
-
-
-def best_of_n(
-    groups: Sequence[Group],
-    *,
-    scorer: str,
-    keep: int = 1,
-    min_score: float | None = None,
-    keep_truncated: bool = False,
-) -> tuple[list[Instruction], list[Drop]]:
-    """Keep the `keep` best different completions of every prompt.
+def best_of_n(groups: Iterable[Group], **settings: Any) -> tuple[list[Instruction], list[Drop]]:
+    """Keep the best different completions of every prompt.
 
     Candidates without a finite score are left out. Equal scores are ordered by candidate_index, equal texts count once, and a
     prompt with fewer than `keep` good completions gives those it has.
 
     Args:
         groups: candidates by prompt, see `group_candidates`.
-        scorer: name of the score that ranks; higher is better.
-        keep: most completions per prompt, at least 1.
-        min_score: a completion with a lower score is not kept.
-        keep_truncated: use candidates that were cut at the token limit.
+        settings: the fields of `BestRule`: `scorer`, which must be given, `keep`, `min_score` and `keep_truncated`.
     Returns:
         Instructions in the order of the prompts, best first, with the id `prompt_id` (or `prompt_id/candidate_index` when
         `keep` > 1), and one drop for every prompt that gives none: truncated, nonfinite_score, too_few_candidates,
         below_min_score.
     Raises:
         StageError: if a candidate has no score by `scorer`.
-        ValueError: if `keep` < 1 or a group does not hold exactly one prompt.
+        ValueError: if a setting is unknown or out of bounds, or a group does not hold exactly one prompt.
     """
-    rule = BestRule(scorer=scorer, keep=keep, min_score=min_score, keep_truncated=keep_truncated)
-    rows: list[Instruction] = []
-    drops: list[Drop] = []
-    for group in groups:
-        candidates = in_columns(group, [scorer])
-        best = best_of(candidates, rule)
-        if isinstance(best, Drop):
-            drops.append(best)
-        else:
-            rows.extend(Instruction(id=one.id, prompt=group[0].prompt, completion=candidates.texts[one.position]) for one in best)
-    return rows, drops
+    return select_from_groups(groups, BestSelector(rule_of(BestRule, settings)))
 
 
-def best_of(candidates: PromptCandidates, rule: BestRule) -> list[Kept] | Drop:
-    """The kept completions of one prompt, best first, or the drop of a prompt that gives none."""
-    ranked = rank_candidates(candidates, rule.ranking)
-    if not ranked.order:
-        return ranked.too_few()
-    good = ranked.different_texts(ranked.order)
-    if rule.min_score is not None:
-        good = [position for position in good if ranked.rank[position] >= rule.min_score]
-        if not good:
-            detail = f"best score {ranked.rank[ranked.order[0]]:g}, min_score {rule.min_score:g}"
-            return Drop(id=candidates.prompt_id, drop_reason="below_min_score", detail=detail)
-    numbered = rule.keep > 1
-    return [
-        Kept(f"{candidates.prompt_id}/{candidates.indices[position]}" if numbered else candidates.prompt_id, position)
-        for position in good[: rule.keep]
-    ]
+@dataclass(frozen=True)
+class BestSelector:
+    """The best completions by a rule."""
+
+    rule: BestRule
+
+    @property
+    def scorers(self) -> Sequence[str]:
+        return [self.rule.scorer]
+
+    def select(self, candidates: PromptCandidates, tally: Tally) -> tuple[list[Instruction], list[Drop]]:
+        """The kept completions of one prompt, best first, or the drop of a prompt that gives none."""
+        kept = self._best(candidates)
+        positions = [] if isinstance(kept, Drop) else kept
+        kept_texts = {candidates.texts[position] for position in positions}
+        for text, score in zip(candidates.texts, candidates.scores[0], strict=True):
+            if score is not None and math.isfinite(score):
+                tally.values["all"].append(score)
+                if text in kept_texts:
+                    tally.values["kept"].append(score)
+        if isinstance(kept, Drop):
+            return [], [kept]
+        messages, row_id = messages_of(candidates), candidates.prompt_id
+        return [
+            Instruction(
+                id=f"{row_id}/{candidates.indices[position]}" if self.rule.keep > 1 else row_id,
+                prompt=messages,
+                completion=candidates.texts[position],
+            )
+            for position in kept
+        ], []
+
+    def _best(self, candidates: PromptCandidates) -> list[int] | Drop:
+        """Positions of what is kept, best first."""
+        rule, ranked = self.rule, rank_candidates(candidates, self.rule.ranking)
+        if not ranked.order:
+            return ranked.too_few()
+        good = ranked.different_texts(ranked.order)
+        if rule.min_score is not None:
+            good = [position for position in good if ranked.rank[position] >= rule.min_score]
+            if not good:
+                detail = f"best score {ranked.rank[ranked.order[0]]:g}, min_score {rule.min_score:g}"
+                return Drop(id=candidates.prompt_id, drop_reason="below_min_score", detail=detail)
+        return good[: rule.keep]
+
+    def metrics(self, totals: Totals) -> dict[str, Any]:
+        """Mean score of the kept completions, wherever their texts occur, and of all candidates with a score."""
+        return {"score_mean_kept": totals.mean("kept"), "score_mean_all": totals.mean("all")}

@@ -1,13 +1,13 @@
-"""Groups of candidate records, and the plain lists that selection works on."""
+"""The candidates of one prompt, as selection works on them, whether they come from records or from files."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from align.errors import StageError
-from align.records import Drop, ScoredCandidate
-from align.selection.ranking import PromptCandidates
+from align.errors import DataError, StageError
+from align.records import ScoredCandidate
 
 Group = Sequence[ScoredCandidate]
 """All candidates of one prompt."""
@@ -18,6 +18,71 @@ REMAKE = (
 )
 
 
+class PromptCandidates(NamedTuple):
+    """Candidates of one prompt, in lists by candidate."""
+
+    prompt_id: str
+    prompt: Any
+    """Text, which is one user message, or messages: records, or mappings with role and content."""
+    indices: list[int]
+    """candidate_index; empty where the file has none."""
+    texts: list[str]
+    truncated: list[bool]
+    """Whether the candidate was cut at the token limit."""
+    scores: list[list[float | None]]
+    """One list per scorer, in the selector's order; None or a number that is not finite where there is no score."""
+
+    def extend(self, other: PromptCandidates) -> None:
+        """Add further candidates of the same prompt to the lists."""
+        if other.prompt != self.prompt:
+            raise two_prompts(self.prompt_id)
+        if bool(other.indices) != bool(self.indices):
+            raise some_without_index(self.prompt_id)
+        self.indices.extend(other.indices)
+        self.texts.extend(other.texts)
+        self.truncated.extend(other.truncated)
+        for column, more in zip(self.scores, other.scores, strict=True):
+            column.extend(more)
+
+    def by_index(self) -> PromptCandidates:
+        """The same by rising candidate_index; where there is none, candidates count from 0 in their order.
+
+        Raises:
+            StageError: if there is one candidate_index twice.
+        """
+        indices = self.indices or list(range(len(self.texts)))
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        for first, second in pairwise(order):
+            if indices[first] == indices[second]:
+                raise StageError(f"prompt {self.prompt_id!r} has candidate {indices[first]} twice", hint=REMAKE)
+        return PromptCandidates(
+            self.prompt_id,
+            self.prompt,
+            [indices[place] for place in order],
+            [self.texts[place] for place in order],
+            [self.truncated[place] for place in order],
+            [[column[place] for place in order] for column in self.scores],
+        )
+
+
+def joined(parts: Iterable[PromptCandidates]) -> Iterator[PromptCandidates]:
+    """Parts that follow each other and are of one prompt become one.
+
+    Raises:
+        StageError: if two different prompts share an id. DataError: if only some candidates of a prompt have an index.
+    """
+    whole: PromptCandidates | None = None
+    for part in parts:
+        if whole is not None and part.prompt_id == whole.prompt_id:
+            whole.extend(part)
+            continue
+        if whole is not None:
+            yield whole
+        whole = part
+    if whole is not None:
+        yield whole
+
+
 def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:
     """Candidates by `prompt_id`, prompts in the order they are first seen, candidates by index.
 
@@ -26,19 +91,39 @@ def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:
     Raises:
         StageError: if a prompt has one candidate_index twice, or two different prompts share an id.
     """
-    groups: dict[str, dict[int, ScoredCandidate]] = {}
+    groups: dict[str, list[ScoredCandidate]] = {}
     for row in rows:
-        group = groups.setdefault(row.prompt_id, {})
-        if row.candidate_index in group:
-            raise candidate_twice(row.prompt_id, row.candidate_index)
-        if group and next(iter(group.values())).prompt != row.prompt:
-            raise two_prompts(row.prompt_id)
-        group[row.candidate_index] = row
-    return [[group[index] for index in sorted(group)] for group in groups.values()]
+        groups.setdefault(row.prompt_id, []).append(row)
+    for group in groups.values():
+        candidates_of(group, ())  # checks them
+        group.sort(key=lambda row: row.candidate_index)
+    return list(groups.values())
 
 
-def candidate_twice(prompt_id: str, index: int) -> StageError:
-    return StageError(f"prompt {prompt_id!r} has candidate {index} twice", hint=REMAKE)
+def candidates_of(group: Group, scorers: Sequence[str]) -> PromptCandidates:
+    """A group of records with the scores by some scorers.
+
+    Raises:
+        StageError: if a candidate was never scored by one of the `scorers`, or as for `group_candidates`.
+        ValueError: if the group is empty or holds more than one prompt.
+    """
+    if len({row.prompt_id for row in group}) != 1:
+        raise ValueError("a group holds the candidates of exactly one prompt")
+    for row in group:
+        if missing := [scorer for scorer in scorers if scorer not in row.scores]:
+            raise no_score(row.prompt_id, row.candidate_index, missing[0], row.scores)
+    (whole,) = joined(
+        PromptCandidates(
+            row.prompt_id,
+            row.prompt,
+            [row.candidate_index],
+            [row.completion],
+            [row.finish_reason == "length"],
+            [[row.scores[scorer]] for scorer in scorers],
+        )
+        for row in group
+    )
+    return whole.by_index()
 
 
 def two_prompts(prompt_id: str) -> StageError:
@@ -52,40 +137,8 @@ def no_score(prompt_id: str, index: int, scorer: str, scores: Iterable[str]) -> 
     )
 
 
-def in_columns(group: Group, scorers: Sequence[str]) -> PromptCandidates:
-    """The candidates of one prompt as plain lists, by rising candidate_index.
-
-    Raises:
-        StageError: if a candidate was never scored by one of the `scorers`.
-        ValueError: if the group is empty or holds more than one prompt.
-    """
-    if not group or any(candidate.prompt_id != group[0].prompt_id for candidate in group):
-        raise ValueError("a group holds the candidates of exactly one prompt")
-    rising = sorted(group, key=lambda item: item.candidate_index)
-    for candidate in rising:
-        for scorer in scorers:
-            if scorer not in candidate.scores:
-                raise no_score(candidate.prompt_id, candidate.candidate_index, scorer, candidate.scores)
-    return PromptCandidates(
-        group[0].prompt_id,
-        [candidate.candidate_index for candidate in rising],
-        [candidate.completion for candidate in rising],
-        [candidate.finish_reason == "length" for candidate in rising],
-        [[candidate.scores[scorer] for candidate in rising] for scorer in scorers],
-    )
-
-
-def require_rows(kept: Sequence[object], drops: Sequence[Drop], name: str) -> None:
-    """Raise StageError when every prompt was dropped, with the reasons."""
-    require_some(len(kept), Counter(drop.drop_reason for drop in drops), name)
-
-
-def require_some(num_kept: int, dropped: Mapping[str, int], name: str) -> None:
-    """Raise StageError when nothing was kept, with the reasons."""
-    if num_kept:
-        return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(dropped).most_common())
-    raise StageError(
-        f"{name}: none of the {sum(dropped.values())} prompts gave a row ({reasons})",
-        hint="Look at the scored candidates; then lower min_margin or min_score, or sample more candidates.",
+def some_without_index(prompt_id: str) -> DataError:
+    return DataError(
+        f"prompt {prompt_id!r}: only some of the candidates here have a candidate_index",
+        hint="Give all rows one, or none.",
     )

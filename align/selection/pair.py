@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from align.config.selection import POLICY_OPTIONS, Combine, OnLengthFlip, PairPolicy
 from align.records import Drop, Preference
-from align.selection.candidate import Group, in_columns
+from align.selection.candidate import Group, PromptCandidates
 from align.selection.policy import POLICIES, SEVERAL_PAIRS, NoPair
-from align.selection.ranking import PromptCandidates, Ranked, Ranking, agreement, rank_candidates
+from align.selection.ranking import Ranked, Ranking, agreement, rank_candidates
+from align.selection.selector import Tally, Totals, messages_of, rule_of, select_from_groups
+from align.strict import Strict
 
-RSO_BETA = 0.5
-RSO_ACCEPT = 2
-SIGMAS = 2.0
-K = 2
-MAX_LENGTH_RATIO = 1.25
+FLIPPED = "flipped_by_length"
+DISAGREED = "disagreed"
+Weight = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairRule:
-    """Everything that decides which pairs a prompt gives; `build_pairs` says what the options mean.
+class PairRule(Strict):
+    """What decides which pairs a prompt gives."""
 
-    Raises:
-        ValueError: if an option is out of bounds, or given where nothing reads it.
-    """
-
-    scorer: str | None = None
-    scorers: Mapping[str, float] | None = None
+    scorer: str | None = Field(default=None, min_length=1)
+    """Name of the scorer that ranks. Or scorers."""
+    scorers: dict[str, Weight] | None = Field(default=None, min_length=1)
+    """Weight by scorer, where several rank together: {rm: 1.0, gold: 0.5}."""
     combine: Combine | None = None
-    min_agreement: float | None = None
+    """With scorers: add up weighted scores, weighted standard scores per prompt (z_scores), or shares of candidates beaten
+    (vote). Default: weighted_sum."""
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    """With scorers: share of their weight that must strictly prefer the chosen completion. Default: 0."""
     policy: PairPolicy = "max_min"
-    min_margin: float = 0.0
-    max_margin: float | None = None
-    sigmas: float | None = None
-    k: int | None = None
-    max_length_ratio: float | None = None
-    rso_beta: float | None = None
-    rso_accept: int | None = None
-    length_penalty: float = 0.0
+    """Which candidates stand against each other; the page on pairs has the formulas."""
+    min_margin: float = Field(default=0.0, ge=0)
+    """A pair whose scores are closer than this is dropped."""
+    max_margin: float | None = Field(default=None, gt=0)
+    """For policy margin_window, which needs it: largest margin."""
+    sigmas: float | None = Field(default=None, gt=0)
+    """For policy mean_sigma: distance from the mean, in standard deviations. Default: 2."""
+    k: int | None = Field(default=None, ge=1)
+    """For policy top_k_bottom_k: candidates from either end. Default: 2."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """For policy length_matched: most characters of the longer completion for one of the shorter. Default: 1.25."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score for every 100 characters, before ranking."""
     on_length_flip: OnLengthFlip | None = None
+    """With length_penalty: what to do with a pair whose order follows from the penalty alone. Default: drop."""
     keep_truncated: bool = False
-    seed: int = 0
+    """Use candidates that were cut at the token limit."""
+    rso_beta: float | None = Field(default=None, gt=0)
+    """For policy rso: temperature of acceptance, in the unit of the scores. Default: 0.5."""
+    rso_accept: int | None = Field(default=None, ge=2)
+    """For policy rso: candidates that are accepted before two are drawn. Default: 2."""
 
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {self.policy!r}")
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
         for option, policy in POLICY_OPTIONS.items():
             if getattr(self, option) is not None and self.policy != policy:
                 raise ValueError(f"{option} must be given with the policy {policy} only, not {self.policy}")
@@ -58,17 +68,9 @@ class PairRule:
             raise ValueError("combine and min_agreement must be given with scorers only")
         if self.on_length_flip is not None and not self.length_penalty:
             raise ValueError("on_length_flip must be given with a length_penalty only")
-        if self.on_length_flip not in (None, "drop", "keep"):
-            raise ValueError(f"on_length_flip must be drop or keep, not {self.on_length_flip!r}")
-        for option, low, high in _BOUNDS:
-            value = getattr(self, option)
-            if value is not None and not low <= value < high:
-                raise ValueError(f"{option} must be a number, at least {low:g}, not {value}")
         if self.policy == "margin_window" and (self.max_margin is None or not self.max_margin > self.min_margin):
             raise ValueError(f"max_margin must be given with margin_window and be above min_margin, not {self.max_margin}")
-        if self.min_agreement is not None and self.min_agreement > 1:
-            raise ValueError(f"min_agreement must be a share of the scorers' weight, at most 1, not {self.min_agreement}")
-        self.ranking  # noqa: B018  checks what it is made of
+        return self
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -80,113 +82,19 @@ class PairRule:
             keep_truncated=self.keep_truncated,
         )
 
-    @property
-    def num_sigmas(self) -> float:
-        return SIGMAS if self.sigmas is None else self.sigmas
 
-    @property
-    def num_each(self) -> int:
-        return K if self.k is None else self.k
-
-    @property
-    def length_ratio(self) -> float:
-        return MAX_LENGTH_RATIO if self.max_length_ratio is None else self.max_length_ratio
-
-    @property
-    def temperature(self) -> float:
-        return RSO_BETA if self.rso_beta is None else self.rso_beta
-
-    @property
-    def num_accepted(self) -> int:
-        return RSO_ACCEPT if self.rso_accept is None else self.rso_accept
-
-
-_LEAST_ABOVE_ZERO = math.ulp(0.0)
-_BOUNDS = (
-    ("min_margin", 0.0, math.inf),
-    ("max_margin", _LEAST_ABOVE_ZERO, math.inf),
-    ("sigmas", _LEAST_ABOVE_ZERO, math.inf),
-    ("k", 1, math.inf),
-    ("max_length_ratio", 1.0, math.inf),
-    ("rso_beta", _LEAST_ABOVE_ZERO, math.inf),
-    ("rso_accept", 2, math.inf),
-    ("min_agreement", 0.0, math.inf),
-)
-"""Lowest value, and what a value must be below."""
-
-
-class Pair(NamedTuple):
-    """Two positions among a prompt's candidates, with what describes the pair."""
-
-    id: str
-    chosen: int
-    rejected: int
-    chosen_score: float
-    """Combined score before the length penalty."""
-    rejected_score: float
-    flipped_by_length: bool = False
-    """Without the length penalty the chosen one would not be the better one."""
-    disagreed: bool = False
-    """Some scorer prefers the rejected one."""
-
-
-class PromptPairs(NamedTuple):
-    """What one prompt gives. There is a drop for everything that was considered and left out, so one of the two is not empty."""
-
-    pairs: list[Pair]
-    drops: list[Drop]
-
-
-def build_pairs(
-    groups: Sequence[Group],
-    *,
-    scorer: str | None = None,
-    scorers: Mapping[str, float] | None = None,
-    combine: Combine | None = None,
-    min_agreement: float | None = None,
-    policy: PairPolicy = "max_min",
-    min_margin: float = 0.0,
-    max_margin: float | None = None,
-    sigmas: float | None = None,
-    k: int | None = None,
-    max_length_ratio: float | None = None,
-    rso_beta: float | None = None,
-    rso_accept: int | None = None,
-    length_penalty: float = 0.0,
-    on_length_flip: OnLengthFlip | None = None,
-    keep_truncated: bool = False,
-    seed: int = 0,
-) -> tuple[list[Preference], list[Drop]]:
+def build_pairs(groups: Iterable[Group], *, seed: int = 0, **settings: Any) -> tuple[list[Preference], list[Drop]]:
     """Pairs by a policy; the chosen one is always ranked strictly higher, and the texts always differ.
 
     Candidates are ranked by their combined score after the length penalty (`Ranking`), which margins and policies are about; of
-    equal ones the lower candidate_index is first. With one scorer and no penalty that is its score.
-
-    `max_min`, `best_vs_second`, `max_random`, `best_vs_each`: the best against, among those with a lower score and another
-    text, the worst, the best, one at random, each. `margin_window`: the pair with the largest margin between `min_margin` and
-    `max_margin`. `mean_sigma`: the candidates nearest to mean ± `sigmas` population standard deviations. `top_k_bottom_k`: each
-    of the `k` best against each of the `k` worst. `length_matched`: the pair with the largest margin whose longer text has at
-    most `max_length_ratio` times the characters of the shorter. `rso`: two of those that statistical rejection sampling
-    (`accept_candidates`) accepts. Equal texts count once, with their best score, except that `max_min` and `best_vs_second` may
-    take the worse score of a text that was sampled twice. Draws come from a generator seeded with (`seed`, prompt_id), so that
-    neither the order nor the presence of other prompts changes them.
+    equal ones the lower candidate_index is first. With one scorer and no penalty that is its score. docs/pairs.md has the
+    formula of every policy.
 
     Args:
         groups: candidates by prompt, see `group_candidates`.
-        scorer: name of the score that ranks; higher is better. Or:
-        scorers: weight by score name.
-        combine: how several are combined, see `Ranking`; weighted_sum when not given.
-        min_agreement: share of the scorers' weight, 0 to 1, that must strictly prefer the chosen one; 0 when not given.
-        min_margin: a pair that is ranked closer than this is dropped; 0 or more.
-        max_margin: for `margin_window`, which needs it.
-        sigmas: for `mean_sigma`; above 0, 2 when not given.
-        k: for `top_k_bottom_k`; 2 when not given.
-        max_length_ratio: for `length_matched`; 1 or more, 1.25 when not given.
-        rso_beta: for `rso`: temperature of acceptance in the unit of the scores, above 0; 0.5 when not given.
-        rso_accept: for `rso`: how many are accepted before two are drawn, 2 or more; 2 when not given.
-        length_penalty: subtracted from the combined score for every 100 characters before ranking.
-        on_length_flip: a pair that the penalty turned round, or made of a tie, is dropped (when not given) or kept.
-        keep_truncated: use candidates that were cut at the token limit.
+        seed: draws come from a generator seeded with (`seed`, prompt_id), so that neither the order nor the presence of other
+            prompts changes them.
+        settings: the fields of `PairRule`, such as `scorer="rm", policy="max_min"`; `scorer` or `scorers` must be given.
     Returns:
         Pairs in the order of the prompts, with combined scores before the penalty, and drops. A policy that gives one pair per
         prompt gives it the id `prompt_id`, or one drop instead; `best_vs_each` and `top_k_bottom_k` give pairs and drops with
@@ -195,66 +103,89 @@ def build_pairs(
         no_length_match, flipped_by_length, disagreement.
     Raises:
         StageError: if a candidate has no score by a scorer.
-        ValueError: if an option is out of bounds or given where nothing reads it, or a group does not hold exactly one prompt.
+        ValueError: if a setting is unknown, out of bounds or given where nothing reads it, or a group does not hold exactly one
+            prompt.
     """
-    rule = PairRule(
-        scorer=scorer,
-        scorers=scorers,
-        combine=combine,
-        min_agreement=min_agreement,
-        policy=policy,
-        min_margin=min_margin,
-        max_margin=max_margin,
-        sigmas=sigmas,
-        k=k,
-        max_length_ratio=max_length_ratio,
-        rso_beta=rso_beta,
-        rso_accept=rso_accept,
-        length_penalty=length_penalty,
-        on_length_flip=on_length_flip,
-        keep_truncated=keep_truncated,
-        seed=seed,
-    )
-    rows: list[Preference] = []
-    drops: list[Drop] = []
-    for group in groups:
-        candidates = in_columns(group, list(rule.ranking.scorers))
-        given = pairs_of(candidates, rule)
-        prompt = group[0].prompt
-        rows.extend(
-            Preference(
-                id=pair.id,
-                prompt=prompt,
-                chosen=candidates.texts[pair.chosen],
-                rejected=candidates.texts[pair.rejected],
-                chosen_score=pair.chosen_score,
-                rejected_score=pair.rejected_score,
-            )
-            for pair in given.pairs
-        )
-        drops.extend(given.drops)
-    return rows, drops
+    return select_from_groups(groups, PairSelector(rule_of(PairRule, settings), seed))
 
 
-def pairs_of(candidates: PromptCandidates, rule: PairRule) -> PromptPairs:
-    """The pairs and drops of one prompt."""
-    ranked = rank_candidates(candidates, rule.ranking)
-    if len(ranked.order) < 2:
-        return PromptPairs([], [ranked.too_few()])
-    found = _no_difference(ranked) or POLICIES[rule.policy](ranked, rule)
-    if isinstance(found, NoPair):
-        return PromptPairs([], [Drop(id=candidates.prompt_id, drop_reason=found.drop_reason, detail=found.detail)])
-    pairs, drops = [], []
-    for chosen, rejected in found:
+@dataclass(frozen=True)
+class PairSelector:
+    """Preference pairs by a rule."""
+
+    rule: PairRule
+    seed: int = 0
+    """Of the policies that draw."""
+
+    @property
+    def scorers(self) -> Sequence[str]:
+        return list(self.rule.ranking.scorers)
+
+    def select(self, candidates: PromptCandidates, tally: Tally) -> tuple[list[Preference], list[Drop]]:
+        """The pairs of one prompt, and a drop for everything that was considered and left out: one of the two is not empty."""
+        ranked = rank_candidates(candidates, self.rule.ranking)
+        if len(ranked.order) < 2:
+            return [], [ranked.too_few()]
+        found = _no_difference(ranked) or POLICIES[self.rule.policy](ranked, self.rule, self.seed)
+        if isinstance(found, NoPair):
+            return [], [Drop(id=candidates.prompt_id, drop_reason=found.drop_reason, detail=found.detail)]
+        made = [self._pair(ranked, chosen, rejected, tally) for chosen, rejected in found]
+        return [row for row in made if isinstance(row, Preference)], [row for row in made if isinstance(row, Drop)]
+
+    def _pair(self, ranked: Ranked, chosen: int, rejected: int, tally: Tally) -> Preference | Drop:
+        """The pair, or the drop where its margin, a flip by length or a disagreement speaks against it."""
+        rule, candidates = self.rule, ranked.candidates
         row_id = candidates.prompt_id
         if rule.policy in SEVERAL_PAIRS:
-            row_id = f"{row_id}/{candidates.indices[chosen]}-{candidates.indices[rejected]}"
-        made = _checked(ranked, rule, row_id, chosen, rejected)
-        if isinstance(made, Drop):
-            drops.append(made)
-        else:
-            pairs.append(made)
-    return PromptPairs(pairs, drops)
+            row_id += f"/{candidates.indices[chosen]}-{candidates.indices[rejected]}"
+        high, low = ranked.rank[chosen], ranked.rank[rejected]
+        margin = high - low
+        if not margin > 0:
+            return Drop(id=row_id, drop_reason="tie", detail=f"the two score {high:g}")
+        if margin < rule.min_margin:
+            detail = f"{high:g} - {low:g} = {margin:g}, min_margin {rule.min_margin:g}"
+            return Drop(id=row_id, drop_reason="margin_below_min", detail=detail)
+        raw_high, raw_low = ranked.combined[chosen], ranked.combined[rejected]
+        flipped = raw_high <= raw_low
+        if flipped and rule.on_length_flip != "keep":
+            detail = f"{raw_high:g} and {raw_low:g} before the length penalty, {high:g} and {low:g} after it"
+            return Drop(id=row_id, drop_reason="flipped_by_length", detail=detail)
+        disagreed = False
+        if rule.scorers is not None:
+            share, disagreed = agreement(candidates, list(rule.scorers.values()), chosen, rejected)
+            if rule.min_agreement is not None and share < rule.min_agreement:
+                detail = f"{share:g} of the weight prefers the chosen one, min_agreement {rule.min_agreement:g}"
+                return Drop(id=row_id, drop_reason="disagreement", detail=detail)
+        better, worse = candidates.texts[chosen], candidates.texts[rejected]
+        tally.values["margin"].append(raw_high - raw_low)
+        tally.values["chosen_characters"].append(len(better))
+        tally.values["rejected_characters"].append(len(worse))
+        tally.values["longer"].append(1.0 if len(better) > len(worse) else 0.5 if len(better) == len(worse) else 0.0)
+        tally.counts[FLIPPED] += flipped
+        tally.counts[DISAGREED] += disagreed
+        return Preference(
+            id=row_id,
+            prompt=messages_of(candidates),
+            chosen=better,
+            rejected=worse,
+            chosen_score=raw_high,
+            rejected_score=raw_low,
+        )
+
+    def metrics(self, totals: Totals) -> dict[str, Any]:
+        """Margins, lengths in characters, and how often the longer side was chosen: a share far from 0.5 teaches length."""
+        metrics = {
+            "margin_mean": totals.mean("margin"),
+            "margin_min": totals.least("margin"),
+            "chosen_characters_mean": totals.mean("chosen_characters"),
+            "rejected_characters_mean": totals.mean("rejected_characters"),
+            "longer_chosen_share": totals.mean("longer"),
+        }
+        if self.rule.length_penalty:
+            metrics["flipped_by_length"] = totals.counts[FLIPPED]
+        if self.rule.scorers is not None:
+            metrics["disagreement_share"] = totals.counts[DISAGREED] / totals.number("margin")
+        return metrics
 
 
 def _no_difference(ranked: Ranked) -> NoPair | None:
@@ -265,26 +196,3 @@ def _no_difference(ranked: Ranked) -> NoPair | None:
     if ranked.rank[ranked.order[-1]] == ranked.rank[best]:
         return NoPair("tie", f"all {many} candidates score {ranked.rank[best]:g}")
     return None
-
-
-def _checked(ranked: Ranked, rule: PairRule, row_id: str, chosen: int, rejected: int) -> Pair | Drop:
-    """The pair, or the drop where its margin, a flip by length or a disagreement speaks against it."""
-    high, low = ranked.rank[chosen], ranked.rank[rejected]
-    margin = high - low
-    if not margin > 0:
-        return Drop(id=row_id, drop_reason="tie", detail=f"the two score {high:g}")
-    if margin < rule.min_margin:
-        detail = f"{high:g} - {low:g} = {margin:g}, min_margin {rule.min_margin:g}"
-        return Drop(id=row_id, drop_reason="margin_below_min", detail=detail)
-    raw_high, raw_low = ranked.combined[chosen], ranked.combined[rejected]
-    flipped = raw_high <= raw_low
-    if flipped and rule.on_length_flip != "keep":
-        detail = f"{raw_high:g} and {raw_low:g} before the length penalty, {high:g} and {low:g} after it"
-        return Drop(id=row_id, drop_reason="flipped_by_length", detail=detail)
-    disagreed = False
-    if rule.scorers is not None:
-        share, disagreed = agreement(ranked.candidates, list(rule.scorers.values()), chosen, rejected)
-        if rule.min_agreement is not None and share < rule.min_agreement:
-            detail = f"{share:g} of the weight prefers the chosen one, min_agreement {rule.min_agreement:g}"
-            return Drop(id=row_id, drop_reason="disagreement", detail=detail)
-    return Pair(row_id, chosen, rejected, raw_high, raw_low, flipped, disagreed)

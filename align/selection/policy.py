@@ -19,6 +19,12 @@ from align.selection.rejection import accept_candidates
 if TYPE_CHECKING:
     from align.selection.pair import PairRule
 
+RSO_BETA = 0.5
+RSO_ACCEPT = 2
+SIGMAS = 2.0
+K = 2
+MAX_LENGTH_RATIO = 1.25
+
 
 class NoPair(NamedTuple):
     """Why a prompt gives no pair."""
@@ -30,7 +36,7 @@ class NoPair(NamedTuple):
 Positions = list[tuple[int, int]]
 
 
-def _max_min(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _max_min(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The best against the worst; of equally bad ones that with the lowest candidate_index."""
     others = _worse_than_best(ranked)
     if not others:
@@ -39,27 +45,27 @@ def _max_min(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
     return [(ranked.order[0], next(position for position in others if ranked.rank[position] == lowest))]
 
 
-def _best_vs_second(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _best_vs_second(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The best against the best of those with a lower score and another text."""
     others = _worse_than_best(ranked)
     return [(ranked.order[0], others[0])] if others else _same_as_best(ranked)
 
 
-def _max_random(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _max_random(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The best against one worse different text at random, each as likely as the others, however often it was sampled."""
     others = _worse_than_best(ranked)
     if not others:
         return _same_as_best(ranked)
-    return [(ranked.order[0], _generator(ranked, rule).choice(ranked.different_texts(others)))]
+    return [(ranked.order[0], _generator(ranked, seed).choice(ranked.different_texts(others)))]
 
 
-def _best_vs_each(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _best_vs_each(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The best against every other different text."""
     best, *others = ranked.different_texts(ranked.order)
     return [(best, other) for other in others]
 
 
-def _margin_window(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _margin_window(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The pair of different texts with the largest margin of at most max_margin; min_margin holds as for every policy."""
     assert rule.max_margin is not None  # the rule says so
     margins = [entry for entry in _all_margins(ranked) if entry[0] > 0]
@@ -73,13 +79,14 @@ def _margin_window(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
     return NoPair("outside_margin_window", detail)
 
 
-def _mean_sigma(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _mean_sigma(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The different texts nearest to mean + sigmas * deviation and to mean - sigmas * deviation; of equally near ones the
     lowest candidate_index."""
     different = sorted(ranked.different_texts(ranked.order))
     scores = [ranked.rank[position] for position in different]
     mean, deviation = mean_and_deviation(scores)
-    targets = [mean + rule.num_sigmas * deviation, mean - rule.num_sigmas * deviation]
+    sigmas = rule.sigmas or SIGMAS
+    targets = [mean + sigmas * deviation, mean - sigmas * deviation]
     chosen, rejected = (
         min(different, key=lambda position, target=target: abs(ranked.rank[position] - target))  # type: ignore[misc]
         for target in targets
@@ -90,40 +97,38 @@ def _mean_sigma(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
     return [(chosen, rejected)]
 
 
-def _top_k_bottom_k(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _top_k_bottom_k(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """Each of the k best against each of the k worst different texts; with fewer than 2k of them some are in both."""
     different = ranked.different_texts(ranked.order)
-    bottom = len(different) - rule.num_each
-    return [
-        (first, second)
-        for place, first in enumerate(different[: rule.num_each])
-        for second in different[max(bottom, place + 1, 0) :]
-    ]
+    k = rule.k or K
+    bottom = len(different) - k
+    return [(first, second) for place, first in enumerate(different[:k]) for second in different[max(bottom, place + 1, 0) :]]
 
 
-def _length_matched(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _length_matched(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The pair with the largest margin among those of different texts whose lengths are near each other."""
+    most, shortest_ratio = rule.max_length_ratio or MAX_LENGTH_RATIO, math.inf
     matched = []
-    shortest_ratio = math.inf
     for margin, first, second in _all_margins(ranked):
         lengths = len(ranked.candidates.texts[first]), len(ranked.candidates.texts[second])
         ratio = max(lengths) / min(lengths)
         shortest_ratio = min(shortest_ratio, ratio)
-        if ratio <= rule.length_ratio:
+        if ratio <= most:
             matched.append((margin, first, second))
     if not matched:
-        detail = f"the nearest lengths differ by the ratio {shortest_ratio:.3g}, max_length_ratio {rule.length_ratio:g}"
+        detail = f"the nearest lengths differ by the ratio {shortest_ratio:.3g}, max_length_ratio {most:g}"
         return NoPair("no_length_match", detail)
     return _largest(matched)
 
 
-def _rejection_sampled(ranked: Ranked, rule: PairRule) -> Positions | NoPair:
+def _rejection_sampled(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """Two of the candidates that statistical rejection sampling accepts, at random, the higher score first."""
     # In the order they were sampled, as in the paper: the order decides who is left when enough are accepted.
     different = sorted(ranked.different_texts(ranked.order))
-    generator = _generator(ranked, rule)
+    generator = _generator(ranked, seed)
     scores = [ranked.rank[position] for position in different]
-    accepted = accept_candidates(scores, beta=rule.temperature, count=rule.num_accepted, generator=generator)
+    beta, count = rule.rso_beta or RSO_BETA, rule.rso_accept or RSO_ACCEPT
+    accepted = accept_candidates(scores, beta=beta, count=count, generator=generator)
     first, second = (different[index] for index in generator.sample(accepted, 2))
     if ranked.rank[first] == ranked.rank[second]:
         return NoPair("tie", f"the two that were drawn score {ranked.rank[first]:g}")
@@ -156,11 +161,11 @@ def _largest(entries: Sequence[tuple[float, int, int]]) -> Positions:
     return [(chosen, rejected)]
 
 
-def _generator(ranked: Ranked, rule: PairRule) -> random.Random:
-    return random.Random(f"{rule.seed}:{ranked.candidates.prompt_id}")
+def _generator(ranked: Ranked, seed: int) -> random.Random:
+    return random.Random(f"{seed}:{ranked.candidates.prompt_id}")
 
 
-POLICIES: Mapping[PairPolicy, Callable[[Ranked, PairRule], Positions | NoPair]] = {
+POLICIES: Mapping[PairPolicy, Callable[[Ranked, PairRule, int], Positions | NoPair]] = {
     "max_min": _max_min,
     "max_random": _max_random,
     "best_vs_each": _best_vs_each,

@@ -1,7 +1,4 @@
-"""The order of one prompt's candidates: which can be used, how several scorers are combined, what length costs.
-
-Everything here works on plain lists, so that rows read in columns and records go through the same lines.
-"""
+"""The order of one prompt's candidates: which can be used, how several scorers are combined, what length costs."""
 
 from __future__ import annotations
 
@@ -9,29 +6,17 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from align.config.selection import Combine
 from align.records import Drop
+from align.selection.candidate import PromptCandidates
 
 CHARACTERS_PER_PENALTY = 100
-_TOLD = {
+_CAUSES = {
     "truncated": "cut at the token limit",
     "nonfinite_score": "without a finite score",
     "too_few_candidates": "empty",
 }
-
-
-class PromptCandidates(NamedTuple):
-    """All candidates of one prompt in columns, by rising candidate_index."""
-
-    prompt_id: str
-    indices: Sequence[int]
-    texts: Sequence[str]
-    truncated: Sequence[bool]
-    """Whether the candidate was cut at the token limit."""
-    scores: Sequence[Sequence[float | None]]
-    """One list per scorer of the ranking, in its order; None or a number that is not finite where there is no score."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +38,6 @@ class Ranking:
     keep_truncated: bool = False
     """Use candidates that were cut at the token limit."""
 
-    def __post_init__(self) -> None:
-        if not self.scorers or not all(0 < weight < math.inf for weight in self.scorers.values()):
-            raise ValueError(f"scorers must be names with weights above 0, not {dict(self.scorers)}")
-        if self.combine not in _COMBINE:
-            raise ValueError(f"combine must be one of {', '.join(_COMBINE)}, not {self.combine!r}")
-        if not 0 <= self.length_penalty < math.inf:
-            raise ValueError(f"length_penalty must be a number, 0 or more, not {self.length_penalty}")
-
 
 @dataclass(frozen=True)
 class Ranked:
@@ -79,7 +56,7 @@ class Ranked:
     def too_few(self) -> Drop:
         """The drop of a prompt that has too few usable candidates; it blames what removed the most."""
         most = max(self.removed, key=lambda name: self.removed[name]) if any(self.removed.values()) else "too_few_candidates"
-        parts = [f"{count} {_TOLD[name]}" for name, count in self.removed.items() if count]
+        parts = [f"{count} {_CAUSES[name]}" for name, count in self.removed.items() if count]
         detail = f"{len(self.order)} of {len(self.candidates.indices)} candidates can be used"
         detail += f" ({', '.join(parts)})" if parts else ""
         return Drop(id=self.candidates.prompt_id, drop_reason=most, detail=detail)
@@ -99,8 +76,12 @@ def rank_candidates(candidates: PromptCandidates, ranking: Ranking) -> Ranked:
     `keep_truncated`, those that were cut at the token limit.
     """
     truncated, nonfinite, empty = 0, 0, 0
-    # For a number that is not finite, the difference from itself is NaN.
-    lacking = {place for scores in candidates.scores for place, score in enumerate(scores) if score is None or score - score != 0}
+    lacking = {
+        position
+        for scores in candidates.scores
+        for position, score in enumerate(scores)
+        if score is None or not math.isfinite(score)
+    }
     usable = []
     for position, (text, cut) in enumerate(zip(candidates.texts, candidates.truncated, strict=True)):
         if cut and not ranking.keep_truncated:

@@ -34,11 +34,10 @@ POLL_SECONDS = 0.1
 BARE = """
 import sys
 from pathlib import Path
-from align.selection.best_of_n import BestRule
+from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.columns.chunk import RowFile
-from align.selection.columns.selector import BestSelector, PairSelector
 from align.selection.columns.shards import select_from_files
-from align.selection.pair import PairRule
+from align.selection.pair import PairRule, PairSelector
 if __name__ == "__main__":
     what, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     selector = PairSelector(PairRule(scorer="rm")) if what == "pairs" else BestSelector(BestRule(scorer="rm"))

@@ -16,9 +16,8 @@ SELECT = """
 import sys, time
 from pathlib import Path
 from align.selection.columns.chunk import RowFile
-from align.selection.columns.selector import PairSelector
 from align.selection.columns import shards
-from align.selection.pair import PairRule
+from align.selection.pair import PairRule, PairSelector
 
 def count(done, tasks):
     time.sleep(float(sys.argv[3]))

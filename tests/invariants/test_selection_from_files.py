@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from align.errors import StageError
 from align.records import Message, ScoredCandidate
 from align.selection import best_of_n, build_pairs, group_candidates
-from align.selection.best_of_n import BestRule
+from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.columns import chunk, jsonl, parquet, regroup
 from align.selection.columns.chunk import RowFile
-from align.selection.columns.selector import BestSelector, PairSelector, Selector
 from align.selection.columns.shards import select_from_files
-from align.selection.pair import PairRule
+from align.selection.pair import PairRule, PairSelector
+from align.selection.selector import Selector
 
 SEEDED = random.Random(5)
 
@@ -73,7 +73,7 @@ def _in_files(
     return files
 
 
-def select(files: Sequence[RowFile], selector: Selector, folder: Path, **options: Any) -> tuple[bytes, bytes, Any]:
+def select(files: Sequence[RowFile], selector: Selector[Any], folder: Path, **options: Any) -> tuple[bytes, bytes, Any]:
     options = {"num_processes": 1, "task_rows": 9, **options}
     made = select_from_files(files, selector, name="pairs", output=folder, work=folder / "work", count=lambda *_: None, **options)
     return (folder / "rows.jsonl").read_bytes(), (folder / "drops.jsonl").read_bytes(), made
@@ -90,6 +90,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CHUNK_ROWS", 5)
     monkeypatch.setattr(parquet, "ID_ROWS", 4)
     monkeypatch.setattr(regroup, "PARTITION_ROWS", 16)
+
+
+def pair_selector(seed: int = 0, **settings: Any) -> PairSelector:
+    return PairSelector(PairRule(**settings), seed)
 
 
 RULES = st.sampled_from(
@@ -129,11 +133,11 @@ def test_files_give_what_records_give(
     pairs, drops = build_pairs(group_candidates(rows), **options)
     if not pairs:
         with pytest.raises(StageError, match="none of the"):
-            select(files, PairSelector(PairRule(**options)), folder)
+            select(files, pair_selector(**options), folder)
         return
-    made = select(files, PairSelector(PairRule(**options)), folder)
+    made = select(files, pair_selector(**options), folder)
     assert made[:2] == (dumped(pairs), dumped(drops))
-    assert made[2].num_prompts == prompts
+    assert made[2].rows_in == prompts
     kept, left = best_of_n(group_candidates(rows), scorer="rm", keep=2)
     if kept:
         assert select(files, BestSelector(BestRule(scorer="rm", keep=2)), folder / "best")[:2] == (dumped(kept), dumped(left))
@@ -141,7 +145,7 @@ def test_files_give_what_records_give(
 
 def test_processes_and_cuts_change_nothing(tmp_path: Path) -> None:
     files = as_parquet(tmp_path / "in", candidates(40, 4, random.Random(1)), [50, 90])
-    selector = PairSelector(PairRule(scorer="rm"))
+    selector = pair_selector(scorer="rm")
     one = select(files, selector, tmp_path / "one", task_rows=10_000)
     several = select(files, selector, tmp_path / "several", num_processes=2)
     assert one == several
@@ -150,7 +154,7 @@ def test_processes_and_cuts_change_nothing(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_whole_is_not_made_again_and_a_damaged_one_is(tmp_path: Path) -> None:
     files = as_lines(tmp_path / "in", candidates(20, 4, random.Random(2)), [])
-    selector = PairSelector(PairRule(scorer="rm"))
+    selector = pair_selector(scorer="rm")
     undisturbed = select(files, selector, tmp_path / "out")
     shards = tmp_path / "out" / "work" / "shards"
     times = {path: path.stat().st_mtime_ns for path in shards.glob("shard-*0[01].jsonl")}
@@ -163,7 +167,7 @@ def test_a_shard_that_is_whole_is_not_made_again_and_a_damaged_one_is(tmp_path: 
 def test_metrics_do_not_depend_on_the_cuts(tmp_path: Path) -> None:
     generator = random.Random(3)
     rows = [row.model_copy(update={"scores": {"rm": generator.gauss(0, 1e8)}}) for row in candidates(50, 3, generator)]
-    files, selector = as_lines(tmp_path / "in", rows, []), PairSelector(PairRule(scorer="rm"))
+    files, selector = as_lines(tmp_path / "in", rows, []), pair_selector(scorer="rm")
     made = [select(files, selector, tmp_path / str(size), task_rows=size) for size in (3, 40, 1000)]
     assert made[0] == made[1] == made[2]
     pairs = [json.loads(line) for line in made[0][0].splitlines()]

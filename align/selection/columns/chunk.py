@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from align.errors import DataError
-from align.selection.candidate import candidate_twice, two_prompts
-from align.selection.ranking import PromptCandidates
+from align.selection.candidate import PromptCandidates, joined
 from align.store.artifact import Artifact
 
 SCORE_PREFIX = "scores."
@@ -41,13 +39,6 @@ class RowFile:
 def files_of(artifact: Artifact) -> list[RowFile]:
     """The files of scored candidates that an artifact consists of."""
     return [RowFile(path, artifact.manifest.config.get("columns", {})) for path in artifact.row_paths]
-
-
-def some_without_index(prompt_id: str) -> DataError:
-    return DataError(
-        f"prompt {prompt_id!r}: only some of the candidates here have a candidate_index",
-        hint="Give all rows one, or none.",
-    )
 
 
 class Piece(NamedTuple):
@@ -124,68 +115,23 @@ def open_file(file: RowFile) -> Reader:
     )
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """The candidates of one prompt as far as they have been read."""
-
-    prompt_id: str
-    prompt: Any
-    indices: list[int] | None
-    texts: list[str]
-    truncated: list[bool]
-    scores: list[list[float | None]]
-
-    def add(self, other: _Gathered) -> None:
-        if other.prompt != self.prompt:
-            raise two_prompts(self.prompt_id)
-        if (self.indices is None) != (other.indices is None):
-            raise some_without_index(self.prompt_id)
-        if self.indices is not None and other.indices is not None:
-            self.indices += other.indices
-        self.texts += other.texts
-        self.truncated += other.truncated
-        for column, more in zip(self.scores, other.scores, strict=True):
-            column += more
-
-    def finished(self) -> tuple[PromptCandidates, Any]:
-        """By rising candidate_index; where there is none, rows count from 0 in their order."""
-        indices = self.indices
-        if indices is None:
-            indices = list(range(len(self.texts)))
-        elif sorted(set(indices)) != indices:
-            order = sorted(range(len(indices)), key=indices.__getitem__)
-            indices = [indices[place] for place in order]
-            for first, second in itertools.pairwise(indices):
-                if first == second:
-                    raise candidate_twice(self.prompt_id, first)
-            self.texts, self.truncated = [self.texts[place] for place in order], [self.truncated[place] for place in order]
-            self.scores = [[column[place] for place in order] for column in self.scores]
-        return PromptCandidates(self.prompt_id, indices, self.texts, self.truncated, self.scores), self.prompt
-
-
-def prompts_in(chunks: Iterable[Chunk]) -> Iterator[tuple[PromptCandidates, Any]]:
+def prompts_in(chunks: Iterable[Chunk]) -> Iterator[PromptCandidates]:
     """Every prompt with its candidates; runs of one prompt at the border of two chunks are one.
 
     Raises:
         StageError: if a prompt has one candidate_index twice, or two different prompts share an id.
     """
-    pending: _Gathered | None = None
-    for chunk in chunks:
-        stops = [*chunk.starts[1:], len(chunk.texts)]
-        for number, (start, stop) in enumerate(zip(chunk.starts, stops, strict=True)):
-            run = _Gathered(
-                chunk.prompt_ids[number],
-                chunk.prompts[number],
-                None if chunk.indices is None else chunk.indices[start:stop],
-                chunk.texts[start:stop],
-                chunk.truncated[start:stop],
-                [column[start:stop] for column in chunk.scores],
-            )
-            if pending is not None and run.prompt_id == pending.prompt_id:
-                pending.add(run)
-                continue
-            if pending is not None:
-                yield pending.finished()
-            pending = run
-    if pending is not None:
-        yield pending.finished()
+    return (candidates.by_index() for candidates in joined(part for chunk in chunks for part in _parts_of(chunk)))
+
+
+def _parts_of(chunk: Chunk) -> Iterator[PromptCandidates]:
+    stops = [*chunk.starts[1:], len(chunk.texts)]
+    for number, (start, stop) in enumerate(zip(chunk.starts, stops, strict=True)):
+        yield PromptCandidates(
+            chunk.prompt_ids[number],
+            chunk.prompts[number],
+            [] if chunk.indices is None else chunk.indices[start:stop],
+            chunk.texts[start:stop],
+            chunk.truncated[start:stop],
+            [column[start:stop] for column in chunk.scores],
+        )

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from align.selection.candidate import no_score, two_prompts
-from align.selection.columns.chunk import CHUNK_ROWS, SCORE_FORMS, SCORE_PREFIX, Chunk, Piece, RowFile, Run, some_without_index
+from align.selection.candidate import no_score, some_without_index, two_prompts
+from align.selection.columns.chunk import CHUNK_ROWS, SCORE_FORMS, SCORE_PREFIX, Chunk, Piece, RowFile, Run
 
 FINISH_REASONS = {None: False, "stop": False, "length": True}
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import StageError
 from align.runtime.executor import executor_for
-from align.selection.candidate import require_some
-from align.selection.columns.chunk import RowFile, open_file, prompts_in
+from align.selection.columns.chunk import RowFile, files_of, open_file, prompts_in
 from align.selection.columns.layout import TASK_ROWS, Task, lay_out
 from align.selection.columns.regroup import regroup
-from align.selection.columns.selector import Selector
-from align.selection.columns.tally import Tally, Totals
-from align.store.artifact import DROPS_NAME, ROWS_NAME
+from align.selection.selector import Selector, Tally, Totals
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, ROWS_NAME, Artifact
 from align.store.atomic import atomic_writer
 from align.store.shard import read_seal, seal_shard, shard_path
 
@@ -26,19 +26,23 @@ TASKS_PER_PROCESS = 2
 """A process for fewer takes longer to start than it saves."""
 
 
-@dataclass(frozen=True)
-class Selected:
-    """What a selection gave; its rows and drops are in files."""
-
-    num_prompts: int
-    num_rows: int
-    dropped: Mapping[str, int]
-    metrics: Mapping[str, Any]
+def run_selection(context: StageContext[Any], artifact: Artifact, selector: Selector[Any]) -> StageOutcome:
+    """Select from an artifact's scored candidates, as a stage."""
+    return select_from_files(
+        files_of(artifact),
+        selector,
+        name=context.name,
+        output=context.output,
+        work=context.work,
+        count=context.counter("select", "tasks"),
+        check_stop=context.check_stop,
+        num_processes=context.config.num_processes,
+    )
 
 
 def select_from_files(
     files: Sequence[RowFile],
-    selector: Selector,
+    selector: Selector[Any],
     *,
     name: str,
     output: Path,
@@ -47,7 +51,7 @@ def select_from_files(
     check_stop: Callable[[], None] = lambda: None,
     num_processes: int | None = None,
     task_rows: int = TASK_ROWS,
-) -> Selected:
+) -> StageOutcome:
     """Select prompt by prompt and write `rows.jsonl` and `drops.jsonl`, in the order in which the prompts are first seen.
 
     Args:
@@ -68,17 +72,25 @@ def select_from_files(
         files = regroup(files, layout, selector.scorers, work / "regrouped")
         layout = lay_out(files, task_rows=task_rows)
     facts = _run_tasks(layout.tasks, selector, work / "shards", count, check_stop, num_processes)
-    num_prompts = sum(fact["prompts"] for fact in facts)
     dropped: Counter[str] = Counter()
     for fact in facts:
         dropped.update(fact["dropped"])
     num_rows = sum(fact["rows"] for fact in facts)
-    require_some(num_rows, dropped, name)
+    if not num_rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
+        raise StageError(
+            f"{name}: none of the {sum(dropped.values())} prompts gave a row ({reasons})",
+            hint="Look at the scored candidates; then lower min_margin or min_score, or sample more candidates.",
+        )
     shards = [shard_path(work / "shards", index) for index in range(len(layout.tasks))]
     _join(shards, output / ROWS_NAME)
     _join([_drops_path(shard) for shard in shards], output / DROPS_NAME)
-    metrics = selector.metrics(Totals([fact["tally"] for fact in facts]))
-    return Selected(num_prompts, num_rows, dict(dropped), metrics)
+    return StageOutcome(
+        metrics=selector.metrics(Totals(fact["tally"] for fact in facts)),
+        rows_in=sum(fact["prompts"] for fact in facts),
+        rows_out=num_rows,
+        dropped=dict(dropped),
+    )
 
 
 def _drops_path(shard: Path) -> Path:
@@ -92,7 +104,7 @@ def _join(pieces: Sequence[Path], target: Path) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
 
 
-def run_task(task: Task, selector: Selector, shard: Path) -> dict[str, Any]:
+def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]:
     """Select from one task's rows; write rows and drops, and last the seal with the facts, which are returned."""
     tally = Tally()
     dropped: Counter[str] = Counter()
@@ -100,8 +112,8 @@ def run_task(task: Task, selector: Selector, shard: Path) -> dict[str, Any]:
     chunks = (chunk for piece in task for chunk in open_file(piece.file).chunks(piece, selector.scorers))
     with ExitStack() as stack:
         rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
-        for candidates, prompt in prompts_in(chunks):
-            rows, drops = selector.select(candidates, prompt, tally)
+        for candidates in prompts_in(chunks):
+            rows, drops = selector.select(candidates, tally)
             num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
             for row in rows:
                 rows_file.write((row.model_dump_json() + "\n").encode())
@@ -116,7 +128,7 @@ def run_task(task: Task, selector: Selector, shard: Path) -> dict[str, Any]:
 
 def _run_tasks(
     tasks: Sequence[Task],
-    selector: Selector,
+    selector: Selector[Any],
     folder: Path,
     count: Callable[[int, int], None],
     check_stop: Callable[[], None],
@@ -149,7 +161,7 @@ def _run_tasks(
 class _SelectTask:
     """The work on one task and its number."""
 
-    selector: Selector
+    selector: Selector[Any]
     folder: Path
 
     def __call__(self, item: tuple[int, Task]) -> dict[str, Any]:

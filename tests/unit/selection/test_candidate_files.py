@@ -17,9 +17,8 @@ from align.errors import DataError, RecipeError, StageError
 from align.pipeline.inputs import resolve_inputs
 from align.runtime.context import Progress
 from align.selection.columns.chunk import RowFile, open_file
-from align.selection.columns.selector import PairSelector
 from align.selection.columns.shards import select_from_files
-from align.selection.pair import PairRule
+from align.selection.pair import PairRule, PairSelector
 from align.stage import StageContext
 from align.stages import pairs
 from align.store.artifact import Store
@@ -104,6 +103,12 @@ class TestForms:
         rows = [{key: value for key, value in row.items() if key != "scores"} for row in ROWS]
         with pytest.raises(DataError, match="no score: expected scores"):
             open_file(RowFile(written(tmp_path / f"y{suffix}", rows))).check()
+
+
+def test_nothing_kept_says_why(tmp_path: Path) -> None:
+    rows = [*(dict(row, scores={"rm": 1.0}) for row in ROWS), {**ROW, "prompt_id": "q"}]
+    with pytest.raises(StageError, match=r"pairs: none of the 2 prompts gave a row \(tie 1, too_few_candidates 1\)"):
+        pairs_from(RowFile(written(tmp_path / "x.jsonl", rows)), tmp_path)
 
 
 def test_scores_in_a_map(tmp_path: Path) -> None:

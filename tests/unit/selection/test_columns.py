@@ -17,7 +17,7 @@ from align.selection.columns.jsonl import JsonlReader
 from align.selection.columns.layout import lay_out
 from align.selection.columns.parquet import ParquetReader
 from align.selection.columns.regroup import regroup
-from align.selection.columns.tally import Tally, Totals, exact_sum
+from align.selection.selector import Tally, Totals, exact_sum
 
 
 def test_sums_of_sums_are_rounded_once() -> None:
@@ -50,7 +50,7 @@ def test_rows_of_a_prompt_are_brought_together_in_the_order_of_first_appearance(
     again = lay_out([file])
     assert not again.scattered
     ((piece,),) = again.tasks
-    found = [(one.prompt_id, one.texts) for one, _ in prompts_in(JsonlReader(file).chunks(piece, ["rm"]))]
+    found = [(one.prompt_id, one.texts) for one in prompts_in(JsonlReader(file).chunks(piece, ["rm"]))]
     assert found == [("b", ["0", "2"]), ("a", ["1", "4"]), ("c", ["3"])]
 
 
