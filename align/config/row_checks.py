@@ -113,7 +113,7 @@ _ALL = (
     _finding(
         "conflicting_labels",
         "rows",
-        "equal prompts with different values in an unused column of few values",
+        "equal prompts with different labels, in a field or in an unused column of few values",
         "look which label is right",
     ),
     _finding("repeated_prompts", "rows", "the prompt of an earlier row", "fine for preferences; check the source otherwise"),

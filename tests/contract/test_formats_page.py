@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from align.data.reader import FORMATS
-from align.rows import data_kinds
+from align.rows import ROW_KINDS, data_kinds
 from align.rows.row import RowReader
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 
 
 def _rows(kind: str) -> Iterator[dict[str, Any]]:
@@ -40,6 +41,11 @@ def test_every_shape_has_a_row_that_can_be_read(name: str) -> None:
             kind.record.model_validate({"id": f"a{suffix}", **fields})
         shapes.update(reader.reading().shapes)
     assert shapes == {shape.name for shape in kind.shapes}
+
+
+def test_every_kind_is_in_the_recipes_table() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert [name for name in ROW_KINDS if f"\n| `{name}` | " not in page] == []
 
 
 def test_every_column_format_and_field_is_named() -> None:

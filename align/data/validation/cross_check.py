@@ -188,7 +188,7 @@ class CrossCheck:
                 table = self._find("conflicting_completions", table, contradictions(table, ("key",), "first"))
             case "conflicting_labels":
                 found = contradictions(table, ("key", "first"), "second")
-                table = self._find("conflicting_labels", table, found, kind.contents[1])
+                table = self._find("conflicting_labels", table, found, field=kind.contents[1])
         if kind.has_prompt:
             self._find("repeated_prompts", table, repetitions(table, "key"))
 
@@ -207,14 +207,14 @@ class CrossCheck:
         rows, others = (np.array([pair[side] for pair in pairs], np.intp) for side in (0, 1))
         self._find("near_duplicate", table, Crossing(rows, others, rows))
 
-    def _find(self, name: str, table: Table, crossing: Crossing, column: str = "") -> Table:
+    def _find(self, name: str, table: Table, crossing: Crossing, column: str = "", *, field: str = "") -> Table:
         """Count what was found, or let the rows leave; the rows that stay."""
         if not len(crossing.rows):
             return table
         if self._rules.action(name) == "keep":
             self._count(f"conflicting:{column}" if column else name, table, crossing.counted)
             return table
-        self._leave(name, table, crossing, column or _FIELDS.get(name, ""))
+        self._leave(name, table, crossing, column or field or _FIELDS.get(name, ""))
         return np.delete(table, crossing.rows)
 
     def _count(self, name: str, table: Table, rows: Indexes) -> None:
