@@ -44,7 +44,7 @@ def _show_version(wanted: bool) -> None:
         from importlib.metadata import version
 
         print(f"align {version('align')}")
-        raise typer.Exit()
+        raise typer.Exit
 
 
 @app.callback()

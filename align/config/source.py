@@ -178,9 +178,9 @@ def resolve_scalar(text: str) -> Any:
     if _INTEGER.fullmatch(text):
         return int(text)
     if _OCTAL.fullmatch(text):
-        return int(text[2:], 8)
+        return int(text, 8)
     if _HEXADECIMAL.fullmatch(text):
-        return int(text[2:], 16)
+        return int(text, 16)
     return float(text) if _FLOAT.fullmatch(text) else text
 
 

@@ -99,11 +99,8 @@ def find_source(given: Path) -> ModelSource:
 def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
     """The runs that link to an entry of a store, and what each calls it."""
     root = entry_path.resolve().parent.parent
-    found = []
-    for link in sorted([*root.glob(f"{STAGES_NAME}/*"), *root.glob(f"*/{STAGES_NAME}/*")]):
-        if link.is_symlink() and link.resolve() == entry_path.resolve():
-            found.append((link.parent.parent, link.name))
-    return found
+    links = sorted([*root.glob(f"{STAGES_NAME}/*"), *root.glob(f"*/{STAGES_NAME}/*")])
+    return [(link.parent.parent, link.name) for link in links if link.is_symlink() and link.resolve() == entry_path.resolve()]
 
 
 def _from_artifact(entry_path: Path) -> ModelSource:
