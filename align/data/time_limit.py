@@ -25,7 +25,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise TimeLimitExceeded
 
     previous = signal.signal(signal.SIGALRM, stop)

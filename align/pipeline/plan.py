@@ -180,7 +180,7 @@ def make_plan(
         planned = PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, seed, problem)
         plan.stages.append(planned)
     artifact_store.hashes.save()
-    _check_complete(plan, chosen)
+    _check_complete(plan)
     _check_judges(plan)
     return plan
 
@@ -237,7 +237,7 @@ def _needed_by(recipe: Recipe, name: str) -> set[str]:
     return found
 
 
-def _check_complete(plan: Plan, chosen: set[str]) -> None:
+def _check_complete(plan: Plan) -> None:
     """A chosen stage can only run when what it needs is there, or is chosen too."""
     missing = {stage.name for stage in plan.stages if stage.status == "skipped"}
     for stage in plan.stages:

@@ -124,7 +124,7 @@ def _frontier(results: Results, scorer: str) -> Plot:
                 farthest = max(farthest, _root(kl.ci95[1]))
             elif name == results.baseline:
                 _mean_point(axes, 0.0, score.mean, styles[name], None, _ends(score))
-        farthest = max(farthest, _best_of_line(axes, results, scorer, labels))
+        farthest = max(farthest, _best_of_line(axes, results, scorer))
         ticks = sorted({float(f"{root**2:.2g}") for root in np.linspace(0.0, farthest or 1.0, 5)})
         axes.set_xticks([_root(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
         axes.set_xlabel(f"KL to {labels.token(results.baseline)} (nats, square-root axis)")
@@ -138,7 +138,7 @@ def _root(kl: float) -> float:
     return math.sqrt(max(0.0, kl))
 
 
-def _best_of_line(axes: Axes, results: Results, scorer: str, labels: Labels) -> float:
+def _best_of_line(axes: Axes, results: Results, scorer: str) -> float:
     """Best of n at its KL bounds, joined by a line and marked with n; the largest x of it."""
     farthest, xs, ys = 0.0, [], []
     for name in results.best_of_rows:

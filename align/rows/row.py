@@ -162,7 +162,7 @@ class RowReader:
 def _refuse(fault: FieldError) -> _Read:
     """Reads no row, for one reason."""
 
-    def build(row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+    def build(_row: Row, _columns: Columns, faults: Faults) -> Sequence[Part]:
         faults.append(fault)
         return ()
 

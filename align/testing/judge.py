@@ -22,7 +22,7 @@ def prefers_longer(a: str, b: str) -> str:
     return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
 
 
-def prefers_first(a: str, b: str) -> str:
+def prefers_first(_a: str, _b: str) -> str:
     """Sees nothing but the position."""
     return "A"
 
