@@ -33,7 +33,7 @@ class StageConfig(StrictModel):
     """Seed of this stage; default: the recipe's."""
 
 
-ConfigT = TypeVar("ConfigT", bound=StageConfig)
+ConfigT = TypeVar("ConfigT", bound=StageConfig, covariant=True)
 
 
 @dataclass

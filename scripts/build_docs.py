@@ -82,8 +82,13 @@ def cell(text: str) -> str:
 
 def rows(model: type[BaseModel]) -> Iterator[str]:
     """Rows of a table: what must be given, then the model's own fields, then those it shares with others."""
-    # A rule that a stage's configuration takes over is no StrictModel: its fields are the stage's own.
-    shared = {name for base in model.__mro__[1:] if issubclass(base, StrictModel) for name in base.__annotations__}
+
+    # A rule that a stage's configuration takes over is no StrictModel, and a pairwise objective stands in the stage's own file:
+    # their fields are the stage's own.
+    def is_shared(base: type) -> bool:
+        return issubclass(base, StrictModel) and not base.__module__.startswith(("align.stages", "align.training"))
+
+    shared = {name for base in model.__mro__[1:] if is_shared(base) for name in base.__annotations__}
     order = sorted(model.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] in shared))
     for name, info in order:
         meaning = info.description or inspect.getdoc(model) or ""

@@ -48,10 +48,10 @@ class AnyPeft(StrictModel):
     """Train an adapter instead of every weight: {method: lora | qlora | prefix_tuning | prompt_tuning, …}."""
 
 
-class LoraOnly(StrictModel):
+class LoraOnly(AnyPeft):
     """For stages that virtual tokens cannot serve."""
 
-    peft: Lora | None = None
+    peft: Lora | None = None  # type: ignore[assignment]  # narrower, which is safe in a frozen model
     """Train an adapter instead of every weight: {method: lora | qlora, …}."""
 
     @field_validator("peft", mode="before")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
@@ -14,6 +14,7 @@ from align.config.rules import RuleSet
 OnInvalid = Literal["error", "drop"]
 EngineName = Literal["auto", "vllm", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+DpoVariant = Literal["sigmoid", "hinge", "ipo"]
 
 
 class RulesScorer(StrictModel):
@@ -68,6 +69,8 @@ PointwiseScorer = Annotated[RewardModelReference | RulesScorer, BeforeValidator(
 
 class Optimization(StrictModel):
     """How weights are updated."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""

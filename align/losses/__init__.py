@@ -1,5 +1,6 @@
 """Loss functions: pure, on tensors, not reduced. Importing this loads torch."""
 
+from align.config.sections import DpoVariant
 from align.losses.logps import sequence_logps
 from align.losses.ppo import (
     Advantages,
@@ -10,7 +11,7 @@ from align.losses.ppo import (
     ppo_policy_loss,
     ppo_value_loss,
 )
-from align.losses.preference import DpoVariant, OrpoLoss, PreferenceLoss, dpo_loss, orpo_loss
+from align.losses.preference import OrpoLoss, PreferenceLoss, dpo_loss, orpo_loss
 from align.losses.reward import reward_model_loss
 
 __all__ = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-DpoVariant = Literal["sigmoid", "hinge", "ipo"]
+from align.config.sections import DpoVariant
 
 
 class PreferenceLoss(NamedTuple):

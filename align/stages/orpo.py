@@ -7,64 +7,75 @@ log_odds_chosen, rewards/accuracies, logps/chosen, logps/rejected.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from align.config.peft import AnyPeft
-from align.config.reference import ModelReference, RowsReference
-from align.config.sections import PairwiseOptimization
-from align.data.encoding import encode_preferences
-from align.data.template import ChatFormat
-from align.models.folder import refuse_encoder_decoder
+from align.config.reference import RowsReference
 from align.records import Preference
-from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.stage import StageContext, StageOutcome
+from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective, preference_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 3
 
 
-class Config(PairwiseOptimization, AnyPeft, StageConfig):
-    """ORPO on preferences."""
+class OrpoObjective(PairwiseObjective):
+    """ORPO. The likelihood is a mean over the tokens of the optimizer batch, the odds are a mean over its pairs."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
+    method: ClassVar[str] = "orpo"
+    final_metrics: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "nll_loss",
+        "log_odds_ratio",
+        "log_odds_chosen",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    )
 
-    model: ModelReference
-    """Model to start from."""
-    pairs: RowsReference[Preference]
-    """Pairs of a chosen and a rejected completion."""
     odds_ratio_weight: float = Field(default=0.1, ge=0)
     """Weight of the odds-ratio term beside the likelihood of the chosen completions (lambda of the paper)."""
     nll_tokens: Literal["completion", "prompt_and_completion"] = "completion"
     """Tokens of the likelihood term. TRL and the authors' code take the prompt's too."""
+
+    @property
+    def counts_prompts(self) -> bool:
+        return self.nll_tokens == "prompt_and_completion"
+
+    def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
+        from align.losses import orpo_loss
+
+        pairs, weight = len(batch["ends"]) // 2, self.odds_ratio_weight
+        sums, lengths = outputs.view(-1, pairs), batch["token_counts"].view(-1, pairs)
+        chosen, rejected = sums[0] / lengths[0], sums[1] / lengths[1]
+        likelihoods = -(sums[0] if len(sums) == 2 else sums[0] + sums[2])
+        # Scaled so that the mean over pairs is the mean over tokens.
+        nll = likelihoods * (counts.pairs / counts.likelihood_tokens)
+        loss = orpo_loss(chosen, rejected, nll, odds_ratio_weight=weight)
+        metrics = {
+            **preference_metrics(chosen, rejected, weight * chosen.detach(), weight * rejected.detach()),
+            "nll_loss": nll.detach(),
+            "log_odds_ratio": -loss.odds_ratio_losses,
+            "log_odds_chosen": loss.log_odds,
+        }
+        return PairLosses(loss.losses, metrics)
+
+
+class Config(OrpoObjective, PairwiseConfig):
+    """ORPO on preferences."""
+
+    pairs: RowsReference[Preference]
+    """Pairs of a chosen and a rejected completion."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Encode the pairs, train."""
-    from align.models.load import load_tokenizer
-    from align.models.start import Start
-    from align.training.orpo import train_orpo
+    """Train without a reference."""
+    from align.training.pairwise.run import run_pairwise
 
-    config = context.config
-    source, data = context.artifact(config.model), context.artifact(config.pairs)
-    refuse_encoder_decoder("orpo", source)
-    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    start = Start(source.model_path, config.peft, context.store_root, context.name)
-    limit = min(config.max_tokens, start.context_tokens)
-    records = data.rows(Preference)
-    encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
-    history, metrics = train_orpo(
-        encoded.rows,
-        context,
-        config,
-        start=start,
-        output=context.output / MODEL_FOLDER,
-        chat_format=chat_format,
-        odds_ratio_weight=config.odds_ratio_weight,
-        nll_tokens=config.nll_tokens,
-    )
-    write_rows(context.output / DROPS_NAME, encoded.drops)
-    history.write(context.output / METRICS_NAME)
-    return StageOutcome(metrics=metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+    return run_pairwise(context, context.artifact(context.config.pairs))

@@ -7,29 +7,50 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
-from align.config.sections import PairwiseOptimization
-from align.data.encoding import Where, encode_preferences
-from align.data.template import ChatFormat
+from align.data.encoding import Where
 from align.errors import DataError, several
-from align.models.folder import refuse_encoder_decoder
 from align.records import Preference
-from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import MODEL_FOLDER
+from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 4
 
 
-class Config(PairwiseOptimization, LoraOnly, StageConfig):
-    """Bradley–Terry reward model on preferences."""
+class RewardObjective(PairwiseObjective):
+    """Bradley–Terry; takes `margin` from the batch where it is there."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
+    method: ClassVar[str] = "reward_model"
+
+    center_coef: float = Field(default=0.01, ge=0)
+    """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
+
+    def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
+        from align.losses import reward_model_loss
+
+        losses = reward_model_loss(*outputs.chunk(2), margin=batch.get("margin"), center_coef=self.center_coef)
+        chosen, rejected = outputs.detach().chunk(2)
+        metrics = {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "mean_reward": (chosen + rejected) / 2,
+            "center": (chosen + rejected) ** 2,
+        }
+        return PairLosses(losses, metrics)
+
+
+class Config(RewardObjective, LoraOnly, PairwiseConfig):
+    """Bradley–Terry reward model on preferences."""
 
     model: ModelReference
     """Model to start from; usually the SFT model."""
@@ -37,8 +58,6 @@ class Config(PairwiseOptimization, LoraOnly, StageConfig):
     """Pairs of a chosen and a rejected completion."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
-    center_coef: float = Field(default=0.01, ge=0)
-    """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
     margin: Literal["none", "scores"] = "none"
     """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
 
@@ -49,42 +68,28 @@ class Config(PairwiseOptimization, LoraOnly, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Split the pairs by prompt, train on one part, measure on the other."""
-    from align.models.load import load_tokenizer
-    from align.models.start import Start
-    from align.training.reward_model import evaluate_reward_model, split_by_prompt, train_reward_model
+    from align.training.pairwise.held_out import evaluate_reward_model, split_by_prompt
+    from align.training.pairwise.layout import TrainingPair
+    from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
 
     config = context.config
-    source, data = context.artifact(config.model), context.artifact(config.data)
-    refuse_encoder_decoder("reward_model", source)
-    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    start = Start(source.model_path, config.peft, context.store_root, context.name)
-    limit = min(config.max_tokens, start.context_tokens)
-    records = data.rows(Preference)
-    encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
-    split = split_by_prompt(records, encoded.rows, share=config.held_out_share, seed=context.seed)
+    artifact = context.artifact(config.data)
+    data = read_pairs(context, artifact)
+    split = split_by_prompt(data.records, data.encoded.rows, share=config.held_out_share, seed=context.seed)
     if not split.train or not split.held_out:
         raise DataError(
-            f"{data.where(None)}: {len(encoded.rows)} pairs leave {len(split.train)} to train on and {len(split.held_out)} to "
-            "measure accuracy on; both are needed",
+            f"{artifact.where(None)}: {len(data.encoded.rows)} pairs leave {len(split.train)} to train on and "
+            f"{len(split.held_out)} to measure accuracy on; both are needed",
             hint="Give more pairs with different prompts, or change held_out_share.",
         )
-    trained = {row.id for row in split.train}
-    margins = _margins([record for record in records if record.id in trained], data.where) if config.margin == "scores" else None
-    output = context.output / MODEL_FOLDER
-    history, metrics = train_reward_model(
-        split.train,
-        context,
-        config,
-        start=start,
-        output=output,
-        chat_format=chat_format,
-        center_coef=config.center_coef,
-        margins=margins,
-    )
-    metrics.update(evaluate_reward_model(output, split))
-    write_rows(context.output / DROPS_NAME, encoded.drops)
-    history.write(context.output / METRICS_NAME)
-    return StageOutcome(metrics=metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+    rows = [TrainingPair(row) for row in split.train]
+    if config.margin == "scores":
+        trained = {row.id for row in split.train}
+        margins = _margins([record for record in data.records if record.id in trained], artifact.where)
+        rows = [TrainingPair(row, {"margin": margins[row.id]}) for row in split.train]
+    metrics = train_pairs(context, data, rows, new_score_head=True)
+    accuracy = evaluate_reward_model(context.output / MODEL_FOLDER, split)
+    return outcome_of(context, data, {"train_loss": metrics.pop("loss"), **metrics, **accuracy})
 
 
 def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:

@@ -9,7 +9,7 @@ Metrics: loss, learning rate and gradient norm per logging step.
 from __future__ import annotations
 
 import shutil
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -29,8 +29,6 @@ VERSION = 3
 
 class Config(Optimization, AnyPeft, StageConfig):
     """Supervised fine-tuning on instructions."""
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
 
     model: ModelReference
     """Model to start from."""

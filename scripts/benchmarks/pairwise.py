@@ -122,10 +122,11 @@ def training_options(options: argparse.Namespace, folder: str, *, epochs: int) -
 def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], arguments: dict[str, Any]) -> Any:
     from align.data.encoding import EncodedPreference
     from align.runtime.context import Progress, RunContext
-    from align.training.pairwise.fit import prepare_model
+    from align.stages.dpo import DpoObjective
+    from align.stages.reward_model import RewardObjective
     from align.training.pairwise.form import choose_collator
+    from align.training.pairwise.forward import prepare_model
     from align.training.pairwise.layout import TrainingPair
-    from align.training.pairwise.objective import DpoObjective, RewardObjective
     from align.training.pairwise.trainer import PairwiseTrainer
 
     numbers = {} if loss == "reward_model" else {"reference_chosen_logps": -250.0, "reference_rejected_logps": -250.0}
@@ -133,7 +134,7 @@ def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], ar
     progress = Progress(lambda event: print(event, file=sys.stderr))
     context = RunContext(name="benchmark", work=Path(), seed=0, progress=progress, stop_requested=lambda: None)
     collator = choose_collator(prepare_model(model), rows, context, pad_token_id=PAD)
-    objective = RewardObjective() if loss == "reward_model" else DpoObjective(beta=0.1)
+    objective = RewardObjective(center_coef=0.0) if loss == "reward_model" else DpoObjective(beta=0.1)
     return PairwiseTrainer(model, rows, objective, collator, arguments)
 
 

@@ -109,6 +109,6 @@ def remember_started(patch: pytest.MonkeyPatch) -> list[Any]:
         models.append(load_start(start, **options))
         return models[-1]
 
-    for name in ("sft", "dpo", "orpo", "reward_model", "ppo.models"):
+    for name in ("sft", "pairwise.run", "ppo.models"):
         patch.setattr(f"align.training.{name}.load_start", remembering)
     return models

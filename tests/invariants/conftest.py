@@ -11,7 +11,7 @@ from adapter_workshop import ROWS, Workshop, remember_started
 from align.models import start as start_module
 from align.models.load import load_causal_lm
 from align.testing import tiny_causal_lm
-from align.training import dpo as dpo_training
+from align.training.pairwise import reference as reference_module
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(path)
         return load_causal_lm(path, **options)
 
-    for module in (start_module, dpo_training):
+    for module in (start_module, reference_module):
         monkeypatch.setattr(module, "load_causal_lm", counting)
     return folders
 

@@ -15,17 +15,19 @@ from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import Progress, RunContext
+from align.stages.dpo import DpoObjective
+from align.stages.orpo import OrpoObjective
+from align.stages.reward_model import RewardObjective
 from align.training.loop import TrainingHistory, train, training_arguments
-from align.training.pairwise.fit import prepare_model
+from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
-from align.training.pairwise.objective import DpoObjective, OrpoObjective, RewardObjective
 from align.training.pairwise.trainer import PairwiseTrainer
 
 OBJECTIVES = {
-    "dpo": DpoObjective(0.3),
-    "ipo": DpoObjective(0.3, variant="ipo"),
-    "orpo": OrpoObjective(0.5),
-    "reward_model": RewardObjective(0.01),
+    "dpo": DpoObjective(beta=0.3),
+    "ipo": DpoObjective(beta=0.3, variant="ipo"),
+    "orpo": OrpoObjective(odds_ratio_weight=0.5),
+    "reward_model": RewardObjective(center_coef=0.01),
 }
 
 

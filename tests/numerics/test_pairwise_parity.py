@@ -14,10 +14,13 @@ from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.runtime.context import Progress, RunContext
+from align.stages.dpo import DpoObjective
+from align.stages.orpo import OrpoObjective
+from align.stages.reward_model import RewardObjective
 from align.training.loop import train, training_arguments
-from align.training.pairwise.fit import pairwise_trainer, prepare_model
+from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
-from align.training.pairwise.objective import DpoObjective, OrpoObjective, RewardObjective
+from align.training.pairwise.trainer import PairwiseTrainer
 
 STEPS, BATCH = 20, 4
 
@@ -52,7 +55,8 @@ def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
 def ours(folder: Path, model: Any, objective: Any, pairs: list[TrainingPair], **layout: Any) -> list[dict[str, float]]:
     context = context_in(folder)
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40, **layout)
-    return curves_of(pairwise_trainer(prepare_model(model), pairs, context, CONFIG, objective, collator), context)
+    arguments = training_arguments(CONFIG, context, num_rows=len(pairs))
+    return curves_of(PairwiseTrainer(prepare_model(model), pairs, objective, collator, arguments), context)
 
 
 def silent(trainer_type: Any) -> Any:
@@ -89,7 +93,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         TrainingPair(pair, {"reference_chosen_logps": chosen, "reference_rejected_logps": rejected})
         for pair, (chosen, rejected) in zip(PAIRS, REFERENCE, strict=True)
     ]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), DpoObjective(beta, variant=variant), rows)
+    mine = ours(tmp_path / "ours", load_causal_lm(base), DpoObjective(beta=beta, variant=variant), rows)
 
     class ReadyDPOTrainer(silent(DPOTrainer)):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +141,7 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
         return load_reward_model(base, new_head=True)
 
     rows = [TrainingPair(pair, margin) for pair, margin in zip(PAIRS, margins, strict=True)]
-    mine = ours(tmp_path / "ours", model(), RewardObjective(center_coef), rows)
+    mine = ours(tmp_path / "ours", model(), RewardObjective(center_coef=center_coef), rows)
     context = context_in(tmp_path / "trl")
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     dataset = [
@@ -158,7 +162,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
 
     base = project_template / "base"
     rows = [TrainingPair(pair) for pair in PAIRS]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), OrpoObjective(0.4), rows, with_prompts=True)
+    mine = ours(tmp_path / "ours", load_causal_lm(base), OrpoObjective(odds_ratio_weight=0.4), rows, with_prompts=True)
     context = context_in(tmp_path / "trl")
 
     class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]

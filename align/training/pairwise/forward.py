@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.models.dropout import set_dropout
 from align.models.head import last_hidden_states, target_logps
 from align.training.pairwise.layout import attention_of_pairs
 
@@ -24,6 +25,16 @@ LAYOUT_NAMES = (
     "token_counts",
     "ends",
 )
+
+
+def prepare_model(model: Any) -> Any:
+    """The model on the device of training, without dropout, giving what pairwise losses are made of.
+
+    Dropout would make the policy differ from a reference that is itself.
+    """
+    set_dropout(model, 0.0)
+    add_pair_outputs(model)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def add_pair_outputs(model: Any) -> None:

@@ -1,17 +1,22 @@
-"""DPO, ORPO and the reward model: what each makes of a batch's log-probabilities or scores. The formulas are in align.losses."""
+"""What a pairwise method is: its settings, its loss on a batch of pairs, the metrics it logs, and what it expects at step 0.
+
+A stage mixes its objective into its Config, so that a default stands once. Recipes are read with these classes: importing them
+loads no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+from align.config.base import StrictModel
+from align.config.peft import AnyPeft
+from align.config.reference import ModelReference
+from align.config.sections import PairwiseOptimization
+from align.stage import StageConfig
 
-from align.losses import DpoVariant, dpo_loss, orpo_loss, reward_model_loss
-
-NllTokens = Literal["completion", "prompt_and_completion"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class BatchCounts(NamedTuple):
@@ -32,17 +37,38 @@ class PairLosses(NamedTuple):
     """[pairs] each, detached; logged as means over pairs, under TRL's names."""
 
 
-class Objective(Protocol):
-    """A pairwise loss."""
+class PairwiseObjective(StrictModel):
+    """Settings of a pairwise loss, and the loss itself. The formulas are in `align.losses`."""
 
-    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
+    method: ClassVar[str]
+    """Stage type, as messages call it."""
+    final_metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    """Logged metrics whose last values go into the manifest."""
+
+    @property
+    def counts_prompts(self) -> bool:
+        """Whether the loss reads the log-probabilities of the prompts' tokens too."""
+        return False
+
+    def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         """
         Args:
             outputs: see `pair_outputs`.
             batch: see `PairCollator`; has the numbers that the objective needs.
             counts: of the optimizer batch that this micro-batch is a part of.
         """
-        ...
+        raise NotImplementedError
+
+    def loss_without_margin(self) -> float:
+        """The loss of any pair while policy and reference are the same; only for methods that have a reference."""
+        raise NotImplementedError
+
+
+class PairwiseConfig(PairwiseObjective, PairwiseOptimization, AnyPeft, StageConfig):
+    """What the Config of every pairwise stage has."""
+
+    model: ModelReference
+    """Model to start from."""
 
 
 def likelihood_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -51,87 +77,13 @@ def likelihood_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return parts[0] if len(parts) == 2 else parts[0] + parts[2]
 
 
-@dataclass(frozen=True)
-class DpoObjective:
-    """Direct Preference Optimization; needs `reference_chosen_logps` and `reference_rejected_logps` (nats, summed)."""
+def preference_metrics(chosen: Tensor, rejected: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> dict[str, Tensor]:
+    """Metrics of a method that trains a language model on pairs. All are [pairs]; the rewards are detached.
 
-    beta: float
-    label_smoothing: float = 0.0
-    variant: DpoVariant = "sigmoid"
-
-    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
-        chosen, rejected = outputs.chunk(2)
-        reference_chosen, reference_rejected = batch["reference_chosen_logps"], batch["reference_rejected_logps"]
-        # IPO compares averages per token, of the reference as of the policy, or long completions would decide.
-        lengths = batch["token_counts"] if self.variant == "ipo" else torch.ones_like(batch["token_counts"])
-        chosen_length, rejected_length = lengths.chunk(2)
-        losses = dpo_loss(
-            chosen / chosen_length,
-            rejected / rejected_length,
-            reference_chosen / chosen_length,
-            reference_rejected / rejected_length,
-            beta=self.beta,
-            label_smoothing=self.label_smoothing,
-            variant=self.variant,
-        ).losses
-        chosen_rewards = self.beta * (chosen.detach() - reference_chosen)
-        rejected_rewards = self.beta * (rejected.detach() - reference_rejected)
-        return PairLosses(losses, _preference_metrics(chosen, rejected, chosen_rewards, rejected_rewards))
-
-    def loss_without_margin(self) -> float:
-        """The loss of any pair while policy and reference are the same."""
-        zero = torch.zeros(1, dtype=torch.float64)
-        loss = dpo_loss(zero, zero, zero, zero, beta=self.beta, label_smoothing=self.label_smoothing, variant=self.variant)
-        return float(loss.losses)
-
-
-@dataclass(frozen=True)
-class OrpoObjective:
-    """Odds Ratio Preference Optimization; needs no reference.
-
-    The likelihood term is a mean over the tokens of the optimizer batch, as in fine-tuning, the odds-ratio term over its pairs.
+    Args:
+        chosen, rejected: log-probabilities, nats.
+        chosen_rewards, rejected_rewards: implicit rewards, as the method defines them.
     """
-
-    odds_ratio_weight: float
-
-    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
-        pairs = len(batch["ends"]) // 2
-        sums, lengths = outputs.view(-1, pairs), batch["token_counts"].view(-1, pairs)
-        chosen, rejected = sums[0] / lengths[0], sums[1] / lengths[1]
-        likelihoods = -(sums[0] if len(sums) == 2 else sums[0] + sums[2])
-        # Scaled so that the mean over pairs is the mean over tokens.
-        nll = likelihoods * (counts.pairs / counts.likelihood_tokens)
-        loss = orpo_loss(chosen, rejected, nll, odds_ratio_weight=self.odds_ratio_weight)
-        weight = self.odds_ratio_weight
-        metrics = {
-            **_preference_metrics(chosen, rejected, weight * chosen.detach(), weight * rejected.detach()),
-            "nll_loss": nll.detach(),
-            "log_odds_ratio": -loss.odds_ratio_losses,
-            "log_odds_chosen": loss.log_odds,
-        }
-        return PairLosses(loss.losses, metrics)
-
-
-@dataclass(frozen=True)
-class RewardObjective:
-    """Bradley–Terry; takes `margin` from the batch where it is there."""
-
-    center_coef: float = 0.0
-
-    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
-        chosen, rejected = outputs.chunk(2)
-        losses = reward_model_loss(chosen, rejected, margin=batch.get("margin"), center_coef=self.center_coef)
-        chosen, rejected = chosen.detach(), rejected.detach()
-        metrics = {
-            "accuracy": (chosen > rejected).float(),
-            "margin": chosen - rejected,
-            "mean_reward": (chosen + rejected) / 2,
-            "center": (chosen + rejected) ** 2,
-        }
-        return PairLosses(losses, metrics)
-
-
-def _preference_metrics(chosen: Tensor, rejected: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> dict[str, Tensor]:
     return {
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": rejected_rewards,

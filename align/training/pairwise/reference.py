@@ -1,44 +1,91 @@
-"""Log-probabilities under the reference: computed once, kept in the store by the content of all that decides them."""
+"""Log-probabilities under the reference, which is run once, before training."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from align.data.encoding import EncodedPreference
-from align.errors import Interrupted, StageError
+from align.errors import RecipeError, StageError
+from align.models.load import differing_tokens, load_causal_lm
+from align.models.start import Start
+from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
 from align.scoring.batching import length_sorted_batches
-from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
-from align.store.fingerprint import FileHashes, fingerprint
-from align.store.lock import hold
-from align.training.pairwise.forward import layout_of
+from align.stage import StageContext
+from align.store.artifact import Artifact
+from align.store.fingerprint import HASHES_NAME, FileHashes
+from align.training.pairwise.form import choose_collator
+from align.training.pairwise.forward import layout_of, prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair, shared_length
+from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 
-REFERENCE_VERSION = 2
-"""Raised whenever the same model and pairs would give other numbers than before."""
-ENTRY_TYPE = "reference_logps"
 REFERENCE_BATCH_TOKENS = 8192
 
 
-class ReferenceLogps(BaseModel):
-    """What the reference says of one pair."""
+def reference_of_another_model(
+    context: StageContext[Any], reference: Artifact, rows: Sequence[TrainingPair], *, pad_token_id: int, precision: str
+) -> list[TrainingPair]:
+    """The rows with the log-probabilities of a model that is not the policy; that model is gone from memory afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    def load() -> tuple[Any, PairCollator]:
+        model = prepare_model(load_causal_lm(reference.model_path, dtype="float32"))
+        return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 
-    id: str
-    """`id` of the pair."""
-    chosen_logps: float
-    """Nats, summed over the chosen completion."""
-    rejected_logps: float
-    """Nats, summed over the rejected completion."""
+    found = _add_reference(context, reference, rows, load, precision=precision)
+    gc.collect()  # a model refers to itself; its weights would stay until the collector happens to run
+    return found
+
+
+def reference_of_the_policy(
+    context: StageContext[Any],
+    reference: Artifact,
+    rows: Sequence[TrainingPair],
+    model: Any,
+    collator: PairCollator,
+    policy: Start,
+    *,
+    precision: str,
+) -> list[TrainingPair]:
+    """The rows with the log-probabilities of the policy before its first step, so that no second copy is ever in memory.
+
+    A new LoRA changes nothing yet. New virtual tokens do, so the model is run without them.
+    """
+    with without_virtual_tokens(model) if policy.moves_the_model else contextlib.nullcontext():
+        load = lambda: (model, collator)  # noqa: E731
+        return _add_reference(context, reference, rows, load, precision=precision, quantized=policy.is_quantized)
+
+
+def _add_reference(
+    context: StageContext[Any],
+    reference: Artifact,
+    rows: Sequence[TrainingPair],
+    load: Callable[[], tuple[Any, PairCollator]],
+    *,
+    precision: str,
+    quantized: bool = False,
+) -> list[TrainingPair]:
+    """From the store, or computed with the model and the collator that `load` gives."""
+    pairs = [row.tokens for row in rows]
+    hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
+    key = reference_key(reference, pairs, hashes, precision=precision, quantized=quantized)
+
+    def compute() -> list[ReferenceLogps]:
+        model, collator = load()
+        return compute_reference_logps(model, pairs, collator, context, precision=precision)
+
+    found = cached_reference_logps(context.store_root, key, pairs, context, compute)
+    return [replace(row, numbers={**row.numbers, **_columns(found[row.tokens.id])}) for row in rows]
+
+
+def _columns(logps: ReferenceLogps) -> dict[str, float]:
+    return {"reference_chosen_logps": logps.chosen_logps, "reference_rejected_logps": logps.rejected_logps}
 
 
 def compute_reference_logps(
@@ -72,86 +119,17 @@ def compute_reference_logps(
     return [found[index] for index in range(len(pairs))]
 
 
-def reference_key(
-    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, quantized: bool = False
-) -> str:
-    """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
-
-    The form of the batches follows from weights and tokens, so it is covered too.
-
-    Args:
-        artifact: the reference.
-        hashes: of files that are not in the artifact's manifest.
-        precision: float32 or bfloat16.
-        quantized: whether the model's weights were packed into 4 bits when it was loaded.
-    """
-    rows = hashlib.sha256()
-    for pair in pairs:
-        rows.update(json.dumps([pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode() + b"\n")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device, "quantized": quantized}
-    return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
-
-
-def _model_hashes(artifact: Artifact, hashes: FileHashes) -> dict[str, str]:
-    """sha256 of the files that decide what a model computes, by name."""
-    if artifact.manifest.stage == INPUT_STAGE:  # a model from outside stays where it is and has no list of files
-        files = {path.name: hashes.of(path) for path in sorted(artifact.model_path.iterdir()) if _decides(path.name)}
-    else:
-        inside = {name.removeprefix(f"{MODEL_FOLDER}/"): entry.sha256 for name, entry in artifact.manifest.files.items()}
-        files = {name: digest for name, digest in inside.items() if _decides(name)}
-    return files
-
-
-def _decides(name: str) -> bool:
-    return name in ("config.json", "base.json") or ("/" not in name and name.endswith(".safetensors"))
-
-
-def cached_reference_logps(
-    store_root: Path,
-    key: str,
-    pairs: Sequence[EncodedPreference],
-    context: RunContext,
-    compute: Callable[[], Sequence[ReferenceLogps]],
-) -> Mapping[str, ReferenceLogps]:
-    """Reference log-probabilities by pair id, from the store where they are there and whole, else computed and kept.
+def check_vocabulary(source: Artifact, reference: Artifact) -> None:
+    """Policy and reference read the same tokens, so that a number must mean the same token to both.
 
     Raises:
-        Interrupted: if a stop was requested; nothing half-written is taken for whole later.
+        RecipeError: if it does not.
     """
-    entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
-    waiting = lambda holder: context.progress.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
-    with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
-        if not held:
-            raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        state, problem = entry.check(FileHashes(entry.path / "no-memory"))
-        rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
-        if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
-            state, problem = "damaged", "it is of other pairs"
-        if state == "damaged":
-            moved = entry.quarantine()
-            context.progress.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
-        if state == "done":
-            context.progress.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
-        else:
-            rows = _keep(entry, key, compute())
-    return {row.id: row for row in rows}
-
-
-def _keep(entry: Entry, key: str, computed: Sequence[ReferenceLogps]) -> list[ReferenceLogps]:
-    rows = list(computed)
-    entry.begin()
-    write_rows(entry.path / ROWS_NAME, rows)
-    entry.commit(
-        Manifest(
-            kind=ENTRY_TYPE,
-            stage=ENTRY_TYPE,
-            stage_version=REFERENCE_VERSION,
-            fingerprint=key,
-            config={},
-            inputs={},
-            seed=None,
-            rows_out=len(rows),
+    if reference.fingerprint == source.fingerprint:
+        return
+    if differing := differing_tokens(source.model_path, reference.model_path):
+        raise RecipeError(
+            f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
+            f"({', '.join(map(repr, differing[:3]))}, …)",
+            hint="Name a reference that was made from the same base model.",
         )
-    )
-    return rows

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from align.training.loop import GuardedTraining
 from align.training.pairwise.forward import layout_of
 from align.training.pairwise.layout import PairCollator, TrainingPair
-from align.training.pairwise.objective import BatchCounts, Objective, likelihood_tokens
+from align.training.pairwise.objective import BatchCounts, PairwiseObjective, likelihood_tokens
 from align.training.sampler import LengthGroupedSampler
 
 
@@ -29,7 +29,7 @@ class PairwiseTrainer(GuardedTraining, Trainer):
         self,
         model: PreTrainedModel,
         pairs: Sequence[TrainingPair],
-        objective: Objective,
+        objective: PairwiseObjective,
         collator: PairCollator,
         arguments: Mapping[str, Any],
     ) -> None:
@@ -64,7 +64,7 @@ class PairwiseTrainer(GuardedTraining, Trainer):
         """The objective summed over the pairs of a micro-batch, divided by the pairs of the optimizer batch."""
         outputs = model(layout=layout_of(inputs))
         counts = num_items_in_batch if num_items_in_batch is not None else self._count([inputs], outputs.device)
-        result = self._objective(outputs, inputs, counts)
+        result = self._objective.pair_losses(outputs, inputs, counts)
         self._remember(result.metrics)
         # DDP averages gradients over processes; the counts are of all of them.
         loss = result.losses.sum() / counts.pairs * self.args.world_size

@@ -190,14 +190,13 @@ def test_sizes_that_trainers_fix_are_theirs() -> None:
     from align.engines import transformers_engine
     from align.models import head
     from align.pipeline.estimate import batch, memory, stage
-    from align.training import reward_model
-    from align.training.pairwise import form, reference
+    from align.training.pairwise import form, held_out, reference
     from align.training.ppo import layout
 
     assert memory.CHUNK_TOKENS == head.CHUNK_TOKENS
     assert batch.PAIR_ROW_TOKENS == form.ROW_TOKENS
     assert batch.EPISODE_ROW_TOKENS == layout.ROW_TOKENS
-    assert stage.FORWARD_TOKENS == reference.REFERENCE_BATCH_TOKENS == reward_model.EVALUATION_BATCH_TOKENS
+    assert stage.FORWARD_TOKENS == reference.REFERENCE_BATCH_TOKENS == held_out.EVALUATION_BATCH_TOKENS
     assert stage.TRANSFORMERS_ENGINE_ROWS == transformers_engine.ROWS_PER_BATCH
 
 

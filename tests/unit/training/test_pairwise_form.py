@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.data.encoding import EncodedPreference
 from align.runtime.context import Progress, RunContext
-from align.training.pairwise.fit import prepare_model
 from align.training.pairwise.form import choose_collator
+from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import TrainingPair
 
 SIZE = {

@@ -1,27 +1,17 @@
-"""The reward model: training, and what its accuracy is worth."""
+"""Pairs kept out of a reward model's training, and what its accuracy on them is worth."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from scipy.stats import binomtest
 
-from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
-from align.data.template import ChatFormat
-from align.models.start import Start, load_start
 from align.records import Preference
-from align.runtime.context import RunContext
-from align.training.loop import TrainingHistory
-from align.training.pairwise.fit import pairwise_trainer, prepare_model, train_and_save
-from align.training.pairwise.form import choose_collator
-from align.training.pairwise.layout import TrainingPair
-from align.training.pairwise.objective import RewardObjective
 
 EVALUATION_BATCH_TOKENS = 8192
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
@@ -44,33 +34,6 @@ def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPref
         digest = hashlib.sha256(f"{seed}:{prompts[row.id]}".encode()).digest()
         (split.held_out if int.from_bytes(digest[:8], "big") / 2**64 < share else split.train).append(row)
     return split
-
-
-def train_reward_model(
-    pairs: Sequence[EncodedPreference],
-    context: RunContext,
-    config: Optimization,
-    *,
-    start: Start,
-    output: Path,
-    chat_format: ChatFormat,
-    center_coef: float,
-    margins: Mapping[str, float] | None = None,
-) -> tuple[TrainingHistory, dict[str, Any]]:
-    """Train a reward model from the causal model of `start` and save it to `output`.
-
-    Args:
-        margins: by how much a chosen score should be higher, by pair id; None: not at all.
-    Raises:
-        StageError: if training diverges. Interrupted: if a stop was requested.
-    """
-    torch.manual_seed(context.seed)  # the new score head is drawn from it, and a new adapter
-    model = prepare_model(load_start(start, task="SEQ_CLS", new_head=True, pad_token_id=chat_format.pad_token_id))
-    rows = [TrainingPair(row, {} if margins is None else {"margin": margins[row.id]}) for row in pairs]
-    collator = choose_collator(model, rows, context, pad_token_id=chat_format.pad_token_id)
-    trainer = pairwise_trainer(model, rows, context, config, RewardObjective(center_coef), collator)
-    history, metrics = train_and_save(trainer, context, config, chat_format, output, start, shown=("loss",))
-    return history, {"train_loss": metrics.pop("loss"), **metrics}
 
 
 def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:

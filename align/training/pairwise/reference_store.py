@@ -1,0 +1,120 @@
+"""Reference log-probabilities in the store, by the content of all that decides them: a sweep over beta computes them once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from align.data.encoding import EncodedPreference
+from align.errors import Interrupted
+from align.runtime.context import RunContext
+from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
+from align.store.fingerprint import FileHashes, fingerprint
+from align.store.lock import hold
+
+REFERENCE_VERSION = 2
+"""Raised whenever the same model and pairs would give other numbers than before."""
+ENTRY_TYPE = "reference_logps"
+
+
+class ReferenceLogps(BaseModel):
+    """What the reference says of one pair."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """`id` of the pair."""
+    chosen_logps: float
+    """Nats, summed over the chosen completion."""
+    rejected_logps: float
+    """Nats, summed over the rejected completion."""
+
+
+def reference_key(
+    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, quantized: bool = False
+) -> str:
+    """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
+
+    The form of the batches follows from weights and tokens, so it is covered too.
+
+    Args:
+        artifact: the reference.
+        hashes: of files that are not in the artifact's manifest.
+        precision: float32 or bfloat16.
+        quantized: whether the model's weights were packed into 4 bits when it was loaded.
+    """
+    rows = hashlib.sha256()
+    for pair in pairs:
+        rows.update(json.dumps([pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode() + b"\n")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device, "quantized": quantized}
+    return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
+
+
+def _model_hashes(artifact: Artifact, hashes: FileHashes) -> dict[str, str]:
+    """sha256 of the files that decide what a model computes, by name."""
+    if artifact.manifest.stage == INPUT_STAGE:  # a model from outside stays where it is and has no list of files
+        files = {path.name: hashes.of(path) for path in sorted(artifact.model_path.iterdir()) if _decides(path.name)}
+    else:
+        inside = {name.removeprefix(f"{MODEL_FOLDER}/"): entry.sha256 for name, entry in artifact.manifest.files.items()}
+        files = {name: digest for name, digest in inside.items() if _decides(name)}
+    return files
+
+
+def _decides(name: str) -> bool:
+    return name in ("config.json", "base.json") or ("/" not in name and name.endswith(".safetensors"))
+
+
+def cached_reference_logps(
+    store_root: Path,
+    key: str,
+    pairs: Sequence[EncodedPreference],
+    context: RunContext,
+    compute: Callable[[], Sequence[ReferenceLogps]],
+) -> Mapping[str, ReferenceLogps]:
+    """Reference log-probabilities by pair id, from the store where they are there and whole, else computed and kept.
+
+    Raises:
+        Interrupted: if a stop was requested; nothing half-written is taken for whole later.
+    """
+    entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
+    waiting = lambda holder: context.progress.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
+    with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
+        if not held:
+            raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
+        state, problem = entry.check(FileHashes(entry.path / "no-memory"))
+        rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
+        if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
+            state, problem = "damaged", "it is of other pairs"
+        if state == "damaged":
+            moved = entry.quarantine()
+            context.progress.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
+        if state == "done":
+            context.progress.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
+        else:
+            rows = _keep(entry, key, compute())
+    return {row.id: row for row in rows}
+
+
+def _keep(entry: Entry, key: str, computed: Sequence[ReferenceLogps]) -> list[ReferenceLogps]:
+    rows = list(computed)
+    entry.begin()
+    write_rows(entry.path / ROWS_NAME, rows)
+    entry.commit(
+        Manifest(
+            kind=ENTRY_TYPE,
+            stage=ENTRY_TYPE,
+            stage_version=REFERENCE_VERSION,
+            fingerprint=key,
+            config={},
+            inputs={},
+            seed=None,
+            rows_out=len(rows),
+        )
+    )
+    return rows

@@ -1,0 +1,138 @@
+"""The path of every pairwise method: read the pairs, load the model, add the reference, train, save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from align.data.encoding import Encoded, EncodedPreference, encode_preferences
+from align.data.template import ChatFormat
+from align.errors import StageError
+from align.models.folder import context_tokens, refuse_encoder_decoder
+from align.models.load import load_tokenizer
+from align.models.start import Start, Task, count_trained, load_start, save_trained
+from align.records import Preference
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
+from align.training.loop import resolve_precision, train, training_arguments
+from align.training.pairwise.form import choose_collator
+from align.training.pairwise.forward import prepare_model
+from align.training.pairwise.layout import TrainingPair
+from align.training.pairwise.objective import PairwiseConfig
+from align.training.pairwise.reference import check_vocabulary, reference_of_another_model, reference_of_the_policy
+from align.training.pairwise.trainer import PairwiseTrainer
+
+CHECKED_PAIRS = 16
+# How far the loss at step 0 may be from that of equal models, as a share of it where it is above 1: rounding of the two forward
+# passes, which are batched differently.
+STEP_ZERO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+@dataclass(frozen=True)
+class PairData:
+    """The pairs of a stage as its model reads them."""
+
+    records: Sequence[Preference]
+    encoded: Encoded[EncodedPreference]
+    chat_format: ChatFormat
+
+
+def run_pairwise(context: StageContext[PairwiseConfig], pairs: Artifact, *, reference: Artifact | None = None) -> StageOutcome:
+    """A whole stage: train `context.config.model` on all pairs by the objective that the configuration is.
+
+    Args:
+        reference: the model that the policy stays near, for methods that have one.
+    Raises:
+        DataError: if a pair cannot be used and on_invalid is error. RecipeError: if a model cannot be used.
+        StageError: if training diverges, or the loss at step 0 is not that of equal models although policy and reference are.
+        Interrupted: if a stop was requested.
+    """
+    data = read_pairs(context, pairs, reference=reference)
+    rows = [TrainingPair(row) for row in data.encoded.rows]
+    return outcome_of(context, data, train_pairs(context, data, rows, reference=reference))
+
+
+def read_pairs(context: StageContext[PairwiseConfig], pairs: Artifact, *, reference: Artifact | None = None) -> PairData:
+    """Tokens of the pairs, none longer than the policy (and the reference) can see."""
+    config = context.config
+    source = context.artifact(config.model)
+    readers = [source] if reference is None else [source, reference]
+    refuse_encoder_decoder(config.method, *readers)
+    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
+    limit = min(config.max_tokens, policy_of(context).context_tokens)
+    if reference is not None:
+        check_vocabulary(source, reference)
+        limit = min(limit, context_tokens(reference.model_path))
+    records = pairs.rows(Preference)
+    encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=pairs.where)
+    return PairData(records, encoded, chat_format)
+
+
+def policy_of(context: StageContext[PairwiseConfig]) -> Start:
+    """The model that is trained."""
+    config = context.config
+    return Start(context.artifact(config.model).model_path, config.peft, context.store_root, context.name)
+
+
+def train_pairs(
+    context: StageContext[PairwiseConfig],
+    data: PairData,
+    rows: Sequence[TrainingPair],
+    *,
+    reference: Artifact | None = None,
+    new_score_head: bool = False,
+) -> dict[str, Any]:
+    """Train on `rows`, save the model and its curve into the stage's output, and return metrics for the manifest.
+
+    Args:
+        new_score_head: train a reward model: the language model's head is replaced by a new one of a single score.
+    """
+    config, policy, pad_token_id = context.config, policy_of(context), data.chat_format.pad_token_id
+    precision = resolve_precision(config.precision)
+    is_own_reference = reference is not None and reference.fingerprint == context.artifact(config.model).fingerprint
+    if reference is not None and not is_own_reference:
+        # Before the policy is loaded, so that one model is in memory at a time.
+        rows = reference_of_another_model(context, reference, rows, pad_token_id=pad_token_id, precision=precision)
+    torch.manual_seed(context.seed)  # a new adapter or score head is drawn from it
+    task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
+    model = prepare_model(load_start(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id))
+    collator = choose_collator(model, rows, context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
+    if reference is not None and is_own_reference:
+        rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)
+    trainer = PairwiseTrainer(model, rows, config, collator, training_arguments(config, context, num_rows=len(rows)))
+    metrics: dict[str, Any] = {}
+    if reference is not None:
+        metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
+        if is_own_reference and not policy.moves_the_model:
+            _check_step_zero(first_loss, config, precision)
+    history = train(trainer, context)
+    save_trained(trainer.model, data.chat_format.tokenizer, context.output / MODEL_FOLDER, policy)
+    history.write(context.output / METRICS_NAME)
+    return {
+        **metrics,
+        **{name: history.last(name) for name in config.final_metrics},
+        "steps": trainer.state.global_step,
+        "trained_parameters": count_trained(trainer.model),
+        "precision": precision,
+        "batch_form": collator.form,
+    }
+
+
+def _check_step_zero(loss: float, config: PairwiseConfig, precision: str) -> None:
+    expected = config.loss_without_margin()
+    if not abs(loss - expected) <= STEP_ZERO_TOLERANCE[precision] * max(1.0, expected):
+        raise StageError(
+            f"The {config.method.upper()} loss before the first step is {loss:.6f}, not {expected:.6f}: policy and reference "
+            "differ",
+            hint="This is a fault of the model's files or of align, not of your recipe; please report it with the log.",
+        )
+
+
+def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:
+    """Write down which pairs left, and count them."""
+    encoded = data.encoded
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    return StageOutcome(metrics=metrics, rows_in=len(data.records), rows_out=len(encoded.rows), dropped=encoded.dropped())
