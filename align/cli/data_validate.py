@@ -26,8 +26,8 @@ from align.errors import DataError, RecipeError
 from align.rows import TEXT
 
 if TYPE_CHECKING:
-    from align.data.validation.problem import Problem
     from align.data.validation.scan import RecordChecks
+    from align.data.validation.summary import Problem
 
 PROGRESS_SECONDS = 1.0
 

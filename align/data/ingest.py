@@ -18,8 +18,8 @@ from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source, SourceFile
 from align.data.validation.block import BLOCK_ROWS, Block
 from align.data.validation.collection import Collection, Kept, collect_rows
-from align.data.validation.problem import Problem
-from align.data.validation.survey import Summary, rules_of
+from align.data.validation.scan import rules_of
+from align.data.validation.summary import Problem, Summary
 from align.errors import MAX_ERROR_LINES, DataError
 from align.records import Drop
 from align.rows import DataKind

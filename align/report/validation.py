@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from align.config.row_checks import ROW_CHECKS, STATISTICS
-from align.data.validation.finding import catalogue_name, shown_places
-from align.data.validation.problem import Problem
-from align.data.validation.scanned import Tally
-from align.data.validation.survey import Summary
+from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, shown_places
 from align.report.dataset.visible import visible
 
 if TYPE_CHECKING:

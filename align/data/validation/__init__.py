@@ -1,7 +1,7 @@
 """Validate rows: every row becomes a record or one or more named problems, and is never lost in silence.
 
-Texts are kept exactly as they are. Rows are looked at in one pass over the files, which memory does not grow with; what only a
-comparison of all rows can tell (ids given twice, repetitions, contradictions) comes at the end, from hashes.
+Texts are kept exactly as they are. One pass over the files looks at each row by itself; then a comparison of the rows' hashes
+finds ids given twice, repetitions and contradictions. Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from align.config.row_checks import Action
 from align.data.formats.raw import RawRow
 from align.data.source import Source, SourceFile
 from align.data.validation.block import Block
-from align.data.validation.collection import Collection, collect_rows, valid_rows
-from align.data.validation.problem import Problem
-from align.data.validation.scan import RecordChecks
-from align.data.validation.scanned import RowRules
-from align.data.validation.survey import NEAR_DUPLICATE_ROWS, Progress, Summary, Survey, rules_of
+from align.data.validation.collection import (
+    NEAR_DUPLICATE_ROWS,
+    Collection,
+    Progress,
+    Validator,
+    collect_rows,
+    valid_rows,
+)
+from align.data.validation.scan import RecordChecks, RowRules, rules_of
+from align.data.validation.summary import Problem, Summary
 from align.records import Drop, Record
 from align.rows import DataKind
 
@@ -53,7 +58,8 @@ def validate_source(
     """Look at every row of a source; keep none.
 
     Args:
-        on_problem: told everything that is wrong, row by row in the order of the source; then what comparing rows found.
+        on_problem: called with everything that is wrong, row by row in the order of the source; then with what the comparison
+            found.
         model_checks: checks that need a model's tokenizer.
         near_duplicates: whether to search for them; None: up to `NEAR_DUPLICATE_ROWS` rows.
         processes: how many look at rows; None: as many as pay. The result does not depend on it.
@@ -62,50 +68,22 @@ def validate_source(
         RecipeError: if `columns` of a file maps fields that rows of this kind do not have.
     """
     with tempfile.TemporaryDirectory(prefix="align-") as folder:
-        survey = Survey(source, rules, Path(folder), on_problem=on_problem, near_duplicates=near_duplicates)
-        survey.run(model_checks=model_checks, on_progress=on_progress, processes=processes)
-        return survey.summary
+        validator = Validator(source, rules, Path(folder), on_problem=on_problem, near_duplicates=near_duplicates)
+        validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes)
+        return validator.summary
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What some rows hold, all of it in memory."""
+    """What validation made of some rows, all of it in memory."""
 
     summary: Summary
     rows: list[Record]
     """Rows that can be used, in order."""
-    dropped_rows: list[Drop]
+    drops: list[Drop]
     """The others, in order."""
     problems: list[Problem]
     """Everything wrong with those, in order."""
-
-    @property
-    def rows_in(self) -> int:
-        """Rows found, good and bad."""
-        return self.summary.rows_in
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Findings about the rows in `rows`, by name."""
-        return self.summary.counts()
-
-    @property
-    def notes(self) -> list[str]:
-        """The findings in words."""
-        return self.summary.notes()
-
-    @property
-    def columns_unused(self) -> list[str]:
-        """Columns (and `field.key` of messages) that no field took."""
-        return list(self.summary.unused)
-
-    def drops(self) -> list[Drop]:
-        """One drop per unusable row."""
-        return self.dropped_rows
-
-    def dropped(self) -> dict[str, int]:
-        """Unusable rows by reason, most frequent first."""
-        return dict(self.summary.dropped.most_common())
 
 
 def validate_rows(

@@ -1,4 +1,4 @@
-"""A source in blocks of rows, and the pass over them in one or several processes. What comes of it depends on neither."""
+"""A source in blocks of rows, and the scan of them in one or several processes. Results do not depend on the number."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from align.data.formats.lines import read_json_lines
 from align.data.formats.raw import MAX_LINE_BYTES, RawRow
 from align.data.reader import file_format
 from align.data.source import Source, SourceFile, read_file
-from align.data.validation.scan import RecordChecks, scan
-from align.data.validation.scanned import FileRules, RowRules, Scanned, Wanted
+from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, scan
 from align.errors import EnvironmentProblem
 from align.runtime.executor import Inline, WorkerDied, executor_for
 
@@ -26,8 +25,7 @@ SMALL_BYTES = 48 << 20
 LINE_FORMATS = (".jsonl", ".ndjson")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 START_BYTES = 64 << 10
-"""Read to see how a file begins; a longer first line does not tell how it ends."""
-ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
+"""Read to see how a file begins; the end of a longer first line is not seen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def scan_blocks(
     source: Source,
     rules: RowRules,
     wanted: Callable[[], Wanted],
-    take: Callable[[Block, Scanned], None],
+    take: Callable[[Block, BlockResult], None],
     checks: RecordChecks | None = None,
     *,
     processes: int | None = None,
@@ -81,10 +79,9 @@ def scan_blocks(
         EnvironmentProblem: if a process dies.
         DataError: see `read_file`.
     """
-    files = [_file_rules(source, file) for file in source.files]
     count = processes if processes is not None else _worthwhile_processes(source)
     executor = executor_for(count if checks is None else 1, items_ahead=1)
-    scan_one = _ScanBlock(rules, files, checks)
+    scan_one = _ScanBlock(rules, source, checks)
     try:
         for is_text, some in groupby(blocks or blocks_of(source), lambda block: isinstance(block.data, bytes)):
             # Rows that are parsed already stay here: to send them takes as long as to scan them.
@@ -105,24 +102,17 @@ class _ScanBlock:
     """The work on one block."""
 
     rules: RowRules
-    files: list[FileRules]
+    source: Source
     checks: RecordChecks | None
 
-    def __call__(self, item: tuple[Block, Wanted]) -> Scanned:
+    def __call__(self, item: tuple[Block, Wanted]) -> BlockResult:
         block, wanted = item
-        return scan_block(block, self.rules, self.files[block.file_number], wanted, self.checks)
-
-
-def scan_block(block: Block, rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None = None) -> Scanned:
-    """What is in one block."""
-    if isinstance(block.data, bytes):
-        rows = _numbered(block.data, block.lines_before)
-        return scan(rows, rules, file, wanted, checks)
-    return scan(block.data, rules, file, wanted, checks, block.previous_line)
+        rows = _numbered(block.data, block.lines_before) if isinstance(block.data, bytes) else block.data
+        return scan(rows, self.rules, self.source.files[block.file_number], wanted, self.checks, block.previous_line)
 
 
 def marks_of(file: SourceFile) -> dict[str, str]:
-    """What the first bytes of a text file tell of it as a whole, by the name of the check, in words."""
+    """What the first bytes of a text file show about all of it: check → message."""
     if file.hub is not None or file_format(file.path) in (".parquet", ".arrow"):
         return {}
     start, found = _start(file.path), {}
@@ -140,17 +130,7 @@ def _start(path: Path) -> bytes:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             return bytes(stream.read(START_BYTES))
     except (OSError, EOFError, zlib.error):
-        return b""  # whoever reads the rows says what is wrong
-
-
-def _file_rules(source: Source, file: SourceFile) -> FileRules:
-    return FileRules(
-        shown=file.shown,
-        columns=file.columns,
-        part=file.part or "",
-        named=len(source.files) > 1,
-        all_text=file.hub is None and file_format(file.path) in ALL_TEXT_FORMATS,
-    )
+        return b""  # reading the rows will say what is wrong
 
 
 def _worthwhile_processes(source: Source) -> int:

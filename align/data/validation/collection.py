@@ -1,6 +1,6 @@
-"""The rows of a source that can be used, and those that leave, in the order of the source.
+"""Validate a source: one pass over its rows, the comparison of all of them, and the rows that stay or leave, in order.
 
-Which rows leave is known only when all were seen, so they are written to a file first and read back.
+Which rows leave is known only after the comparison, so usable rows are written to a temporary file first and read back.
 """
 
 from __future__ import annotations
@@ -9,18 +9,148 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from align.config.inputs import DataInput
 from align.data.source import Source
-from align.data.validation.block import Block
-from align.data.validation.problem import Problem
-from align.data.validation.scan import RecordChecks
-from align.data.validation.scanned import RowRules, Scanned
-from align.data.validation.survey import Progress, Summary, Survey, rules_of
+from align.data.validation.block import Block, marks_of, scan_blocks
+from align.data.validation.comparison import RowComparison
+from align.data.validation.duplicates import ROWS_IN_MEMORY
+from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, rules_of
+from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, findings_in_order
 from align.records import Drop, Record
+
+NEAR_DUPLICATE_ROWS = 200_000
+"""Above this, near duplicates are searched for on request only: the search takes longer than everything else together."""
+MAX_COLUMNS = 1000
+"""Names of unused columns that are kept, about: rows whose keys are data would fill the memory."""
+
+Progress = Callable[[int, int], None]
+"""Called with rows and bytes so far."""
+
+
+class Validator:
+    """One pass over a source, and the comparison of its rows.
+
+    Args:
+        folder: for files of hashes; the caller removes it.
+        near_duplicates: whether to search for them; None: up to `NEAR_DUPLICATE_ROWS` rows.
+        rows_file: where usable rows and drops are written; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rules: RowRules,
+        folder: Path,
+        *,
+        on_problem: Callable[[Problem], None] | None = None,
+        near_duplicates: bool | None = None,
+        rows_file: IO[bytes] | None = None,
+        rows_in_memory: int = ROWS_IN_MEMORY,
+    ) -> None:
+        self.summary = Summary(source.shown, rules.kind, [file.shown for file in source.files])
+        self.comparison = RowComparison(rules, folder, self.summary.files, rows_in_memory=rows_in_memory)
+        self._source = source
+        self._rules = rules
+        self._report = on_problem
+        self._near = near_duplicates
+        self._rows_file = rows_file
+        self._file_starts: dict[int, int] = {}
+        self._error_row = -2
+
+    def run(
+        self,
+        *,
+        model_checks: RecordChecks | None = None,
+        on_progress: Progress | None = None,
+        processes: int | None = None,
+        blocks: Iterable[Block] | None = None,
+    ) -> None:
+        """Look at all rows; `blocks` are the rows, where they are not read from the source's files."""
+        self._check_first_bytes()
+        bytes_done = 0
+
+        def wanted() -> Wanted:
+            return Wanted(rows=self._rows_file is not None, keys=self._near is not False, file_names=len(self._source.files) > 1)
+
+        def take(block: Block, result: BlockResult) -> None:
+            nonlocal bytes_done
+            self._take(block, result)
+            bytes_done += block.size_bytes
+            if on_progress is not None:
+                on_progress(self.summary.rows_in, bytes_done)
+
+        scan_blocks(self._source, self._rules, wanted, take, model_checks, processes=processes, blocks=blocks)
+        self._compare()
+
+    def _take(self, block: Block, result: BlockResult) -> None:
+        """Number a block's rows within the source, count what is in it and write its rows."""
+        summary, first = self.summary, self.summary.rows_in
+        in_file = first - self._file_starts.setdefault(block.file_number, first)
+        if self._near is None and first + result.units > NEAR_DUPLICATE_ROWS:
+            self._near = False
+            self.comparison.forget_keys()
+        if self._near is False:
+            result.keys = []
+        self.comparison.add(result, first, block.file_number)
+        for number, problem in enumerate(result.problems):
+            seq = first + problem.row_number
+            row_id, row_number = problem.row_id or f"row-{seq + 1:05d}", in_file + problem.row_number + 1
+            result.problems[number] = replace(problem, row_number=row_number, row_id=row_id, seq=seq)
+            self._count(result.problems[number])
+        if self._rows_file is not None:
+            self._write(self._rows_file, result, block.file_number, first)
+        for name, tally in result.findings.items():
+            summary.findings.setdefault(name, Tally()).merge(tally)
+        summary.findings.setdefault("chosen_longer", Tally()).count += result.chosen_longer
+        if len(summary.unused) < MAX_COLUMNS:
+            summary.unused.update(result.unused)
+        summary.reading.merge(result.reading)
+        summary.rows_in += result.units
+        summary.rows_read += result.units - result.bad
+
+    def _count(self, problem: Problem) -> None:
+        self.summary.count(problem)
+        self.summary.actions[problem.reason] = self._rules.action(problem.reason)
+        if problem.counted:
+            self.summary.dropped[problem.reason] += 1
+        if problem.action == "error" and problem.seq != self._error_row:
+            self.summary.errors += 1
+            self._error_row = problem.seq
+        if self._report is not None:
+            self._report(problem)
+
+    def _write(self, stream: IO[bytes], result: BlockResult, file_number: int, first: int) -> None:
+        """Rows and drops of a block in the order of the source, a line each: seq, number of the file, R or D, content."""
+        lines = [
+            (seq + first, b"R" + json.dumps(row_id, ensure_ascii=False).encode() + b"\t" + rest)
+            for seq, row_id, rest in result.rows
+        ]
+        lines += [(seq, b"D" + drop.model_dump_json().encode()) for seq, drop in _drops(result.problems).items()]
+        for seq, line in sorted(lines):
+            stream.write(b"%d %d %s\n" % (seq, file_number, line))
+
+    def _compare(self) -> None:
+        summary = self.summary
+        summary.near_duplicates = self._near is not False
+        self.comparison.compare(self._count, near_duplicates=summary.near_duplicates)
+        for name, tally in self.comparison.findings.items():
+            summary.findings.setdefault(name, Tally()).merge(tally)
+        summary.findings = findings_in_order(summary.findings)
+        summary.actions.update(
+            {name: self._rules.action(catalogue_name(name)) for name in summary.findings if name != "chosen_longer"}
+        )
+
+    def _check_first_bytes(self) -> None:
+        for file in self._source.files:
+            for name, message in marks_of(file).items():
+                if self._rules.action(name) == "keep":
+                    self.summary.findings.setdefault(name, Tally()).add(file.shown, 1)
+                else:
+                    self._count(Problem(1, 1, "", "", name, message, file=file.shown, counted=False))
 
 
 @dataclass(frozen=True)
@@ -44,33 +174,29 @@ class Kept:
 
 
 class Collection:
-    """What a source gave. To be read inside `collect_rows` only."""
+    """The rows of a source. To be read inside `collect_rows` only."""
 
-    def __init__(self, source: Source, survey: Survey, spool: Path) -> None:
-        self.summary: Summary = survey.summary
+    def __init__(self, source: Source, validator: Validator, rows_path: Path) -> None:
+        self.summary = validator.summary
         self._source = source
-        self._survey = survey
-        self._spool = spool
+        self._comparison = validator.comparison
+        self._rows_path = rows_path
 
     def __iter__(self) -> Iterator[Kept | Drop]:
-        """Every row, either kept or dropped, in the order of the source; it can be asked for again."""
-        settled = self._survey.settled
-        leaving, renamed = _Pointer(settled.leaving), _Pointer(settled.renamed)
-        with self._spool.open("rb") as stream:
+        """Every row, either kept or dropped, in the order of the source; it can be read again."""
+        leaving, renamed = _Pointer(self._comparison.leaving), _Pointer(self._comparison.renamed)
+        with self._rows_path.open("rb") as stream:
             for line in stream:
                 number, file_number, rest = line.split(b" ", 2)
-                seq = int(number)
-                gone = leaving.at(seq)
                 if rest.startswith(b"D"):
                     yield Drop.model_validate_json(rest[1:])
                     continue
-                quoted, _, content = rest[1:].partition(b"\t")
+                seq, (quoted, _, content) = int(number), rest[1:].partition(b"\t")
                 row_id = json.loads(quoted)
-                again = renamed.at(seq)
-                if again is not None:
+                if (again := renamed.at(seq)) is not None:
                     row_id = f"{row_id}-{again['number']}" if again["number"] else f"{row_id}-row-{seq + 1:05d}"
-                if gone is not None:
-                    yield self._drop(int(file_number), seq, row_id, gone, content)
+                if (gone := leaving.at(seq)) is not None:
+                    yield self._drop(int(file_number), row_id, gone, content)
                 else:
                     yield Kept(int(file_number), row_id, content)
 
@@ -83,8 +209,8 @@ class Collection:
         """The rows that leave."""
         return (row for row in self if isinstance(row, Drop))
 
-    def _drop(self, file_number: int, seq: int, row_id: str, leaving: Any, content: bytes) -> Drop:
-        reason, message = self._survey.cross.told(leaving, row_id)
+    def _drop(self, file_number: int, row_id: str, leaving: Any, content: bytes) -> Drop:
+        reason, message = self._comparison.reason_for(leaving, row_id)
         line = json.loads(b"{" + content[1:])["line"]
         return Drop(id=row_id, drop_reason=reason, detail=f"{self._source.files[file_number].shown}:{line}: {message}")
 
@@ -114,28 +240,22 @@ def collect_rows(
         DataError, EnvironmentProblem, RecipeError: see `validate_source`.
     """
     with tempfile.TemporaryDirectory(prefix="align-", dir=folder) as temporary:
-        spool = Path(temporary) / "rows"
+        rows_path = Path(temporary) / "rows"
         near = near_duplicates or rules.checks.get("near_duplicate", "keep") != "keep"
-        survey = Survey(source, rules, Path(temporary), on_problem=on_problem, near_duplicates=near, want_rows=True)
-        with spool.open("wb") as stream:
-            survey.run(
-                model_checks=model_checks,
-                on_progress=on_progress,
-                processes=processes,
-                blocks=blocks,
-                on_scanned=lambda scanned, block: _write(stream, scanned, block),
-            )
-        yield Collection(source, survey, spool)
+        with rows_path.open("wb") as stream:
+            validator = Validator(source, rules, Path(temporary), on_problem=on_problem, near_duplicates=near, rows_file=stream)
+            validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes, blocks=blocks)
+        yield Collection(source, validator, rows_path)
 
 
 def valid_rows(source: Source, spec: DataInput) -> Iterator[Record]:
-    """The rows of a source that can be used; what cannot is left out without a word (`collect_rows` says what)."""
+    """The usable rows of a source. The others are left out without a message (`collect_rows` reports them)."""
     with collect_rows(source, rules_of(spec)) as collection:
         yield from collection.records()
 
 
 class _Pointer:
-    """Entries of a table sorted by seq, asked for in ascending order."""
+    """Entries of a table sorted by seq, looked up in ascending order."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -147,15 +267,6 @@ class _Pointer:
         while self._place < len(self._seqs) and self._seqs[self._place] < seq:
             self._place += 1
         return self._table[self._place] if self._place < len(self._seqs) and self._seqs[self._place] == seq else None
-
-
-def _write(stream: IO[bytes], scanned: Scanned, block: Block) -> None:
-    """Rows and drops of a block, in order of the source."""
-    drops = _drops(scanned.problems)
-    lines = [(seq, b"R" + json.dumps(row_id, ensure_ascii=False).encode() + b"\t" + rest) for seq, row_id, rest in scanned.rows]
-    lines += [(seq, b"D" + drop.model_dump_json().encode()) for seq, drop in drops.items()]
-    for seq, line in sorted(lines):
-        stream.write(b"%d %d %s\n" % (seq, block.file_number, line))
 
 
 def _drops(problems: list[Problem]) -> dict[int, Drop]:

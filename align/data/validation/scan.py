@@ -1,6 +1,6 @@
-"""One pass over rows: what is wrong with each, what is odd in it, and the hashes that tell which rows have something in common.
+"""One pass over rows: what is wrong with each, what is odd in it, and the hashes that show which rows have something in common.
 
-This is the inner loop of reading data: a row that can be used costs a few microseconds, and no object of it is kept.
+This is the inner loop of reading data: a usable row costs a few microseconds, and no object of it is kept.
 """
 
 from __future__ import annotations
@@ -9,39 +9,100 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from align.config.inputs import DataInput
+from align.config.row_checks import Action, action_of
 from align.data.formats.raw import RawProblem, RawRow
-from align.data.validation.ledger import Table, hash_text
-from align.data.validation.problem import Problem
-from align.data.validation.scanned import (
-    CONTENT_TYPE,
-    GIVEN,
-    GIVEN_BAD,
-    ID_SHOWN_BYTES,
-    ID_TYPE,
-    LABEL_TYPE,
-    MADE,
-    MAX_LABEL_COLUMNS,
-    MAX_LABEL_VALUES,
-    FileRules,
-    RowRules,
-    Scanned,
-    Tally,
-    Wanted,
-)
+from align.data.reader import file_format
+from align.data.source import SourceFile
+from align.data.validation.duplicates import Table, hash_text
+from align.data.validation.summary import Problem, Tally
 from align.records import Message
 from align.rows import DataKind
 from align.rows.build import Fields
 from align.rows.conversation import FieldError, shown
-from align.rows.row import RowReader
+from align.rows.row import Reading, RowReader
 from align.rows.text import explain, oddities
 
 CONTENT_ID_DIGITS = 16
 SCORE_FIELDS = ("chosen_score", "rejected_score")
+ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
+MAX_LABEL_VALUES = 20
+"""A column with more different values is no label; that equal prompts differ in it says nothing."""
+MAX_LABEL_COLUMNS = 100
+"""Unused columns that are looked at as labels: rows whose keys are data would fill the memory."""
+ID_SHOWN_BYTES = 48
+
+ID_TYPE = np.dtype([("key", "u8"), ("seq", "u8"), ("line", "u4"), ("origin", "u1"), ("id", f"S{ID_SHOWN_BYTES}")])
+"""`origin`: one of those below; `id`: the start of a given id, for messages."""
+GIVEN, GIVEN_BAD, MADE = 0, 1, 2
+"""An id of a usable row, of a row that cannot be used, and one made from the row's content."""
+CONTENT_TYPE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8"), ("line", "u4")])
+"""Hashes of the prompt (or text); of what else the row holds, at most two fields: see `DataKind.contents`."""
+LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 _EMPTY = FieldError("", "missing_field", "holds nothing that makes a record")
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """How rows are read and what is done about what is wrong with them."""
+
+    kind: DataKind[Any]
+    max_characters: int = 100_000
+    """A longer text is a problem, in Unicode code points."""
+    on_invalid: Action = "error"
+    """What is done with a row that cannot be used, unless `checks` says otherwise."""
+    checks: Mapping[str, Action] = field(default_factory=dict)
+    """Action by check, where it is not the default."""
+
+    def action(self, name: str) -> Action:
+        """What is done with a row in which `name` was found."""
+        return action_of(name, self.checks, self.on_invalid)
+
+
+def rules_of(spec: DataInput) -> RowRules:
+    """How the rows of an input of a recipe are looked at."""
+    return RowRules(spec.row_kind, spec.max_characters, spec.on_invalid, spec.checks)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a scan gathers of usable rows, beside counts and hashes."""
+
+    rows: bool = False
+    """The rows as JSON, with ids."""
+    keys: bool = False
+    """The text of each row's prompt, for the search for near duplicates."""
+    file_names: bool = False
+    """Whether records carry the file's name, because there are several files."""
+
+
+@dataclass
+class BlockResult:
+    """What a block of rows holds. `seq` and row numbers count from the block's first row."""
+
+    units: int = 0
+    """Records and unusable rows."""
+    bad: int = 0
+    """Unusable rows."""
+    problems: list[Problem] = field(default_factory=list)
+    findings: dict[str, Tally] = field(default_factory=dict)
+    unused: dict[str, None] = field(default_factory=dict)
+    """Columns that no field took, in the order in which they came."""
+    reading: Reading = field(default_factory=Reading)
+    chosen_longer: int = 0
+    ids: Table = field(default_factory=lambda: np.empty(0, ID_TYPE))
+    contents: Table = field(default_factory=lambda: np.empty(0, CONTENT_TYPE))
+    labels: dict[str, Table | None] = field(default_factory=dict)
+    """By unused column; None for one that has too many values to be a label."""
+    rows: list[tuple[int, str, bytes]] = field(default_factory=list)
+    """seq, id and the rest of the record's JSON behind the id, where wanted."""
+    keys: list[tuple[int, int, str]] = field(default_factory=list)
+    """seq, line and prompt, where wanted."""
 
 
 class RecordChecks(Protocol):
@@ -52,8 +113,8 @@ class RecordChecks(Protocol):
 
 
 def scan(
-    rows: Iterable[RawRow], rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None, previous_line: int = 0
-) -> Scanned:
+    rows: Iterable[RawRow], rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, previous_line: int = 0
+) -> BlockResult:
     """Look at every row once.
 
     Args:
@@ -69,15 +130,19 @@ def scan(
 class _Scanner:
     """The state of one block."""
 
-    def __init__(self, rules: RowRules, file: FileRules, wanted: Wanted, checks: RecordChecks | None, previous_line: int) -> None:
+    def __init__(
+        self, rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, previous_line: int
+    ) -> None:
         self._rules = rules
         self._file = file
         self._wanted = wanted
         self._checks = checks
         self._last_line = previous_line
+        # A number written as text is no mistake where the format knows nothing but text.
+        self._all_text = file.hub is None and file_format(file.path) in ALL_TEXT_FORMATS
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
         self._salt = f"{file.part}/" if file.part else ""
-        self._result = Scanned()
+        self._result = BlockResult()
         self._ids: list[tuple[int, int, int, int, bytes]] = []
         self._contents = array("Q")
         self._labels: dict[str, _LabelColumn] = {}
@@ -107,7 +172,7 @@ class _Scanner:
             else:
                 self._waiting.append((seq, line, part_id, row, unused, fields, shares_line))
 
-    def finish(self) -> Scanned:
+    def finish(self) -> BlockResult:
         """What was found."""
         result = self._result
         if self._checks is not None and self._waiting:
@@ -179,7 +244,7 @@ class _Scanner:
             names.add("identical_after_trim")
             told = f"equals rejected but for white space around it: {shown(chosen)}; the two of a pair must differ"
             faults.append(FieldError("chosen", "identical_after_trim", told))
-        if self._file.all_text:
+        if self._all_text:
             return
         for name in SCORE_FIELDS:
             if fields[name] is not None and isinstance(row.get(self._file.columns.get(name, name)), str):
@@ -246,7 +311,7 @@ class _Scanner:
         row_id = own_id or hashlib.sha256(b"{" + content).hexdigest()[:CONTENT_ID_DIGITS]
         if not own_id:
             self._note_id(row_id, seq, line, MADE)
-        file = json.dumps(self._file.shown, ensure_ascii=False) if self._file.named else "null"
+        file = json.dumps(self._file.shown, ensure_ascii=False) if self._wanted.file_names else "null"
         self._result.rows.append((seq, row_id, f',"line":{line},"file":{file},'.encode() + content))
 
 

@@ -17,10 +17,9 @@ from align.data.ingest import ingest
 from align.data.source import Source, SourceFile
 from align.data.validation import block, collect_rows, valid_rows, validate_source
 from align.data.validation.block import blocks_of, marks_of
-from align.data.validation.crossing import contradictions, mirrored, repetitions
-from align.data.validation.ledger import PARTITIONS, Ledger, with_company
-from align.data.validation.scanned import RowRules
-from align.data.validation.survey import Survey
+from align.data.validation.collection import Validator
+from align.data.validation.duplicates import PARTITIONS, DuplicateIndex, contradictions, mirrored, repetitions
+from align.data.validation.scan import RowRules
 from align.rows import PREFERENCES, PROMPTS, TEXT
 
 TABLE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8")])
@@ -39,7 +38,7 @@ def _source(folder: Path, *files: Iterable[dict[str, Any]]) -> Source:
     return Source(tuple(found), "rows")
 
 
-class TestCrossing:
+class TestMatches:
     rows = _table((1, 5, 6), (1, 6, 5), (2, 5, 0), (1, 5, 6), (1, 6, 7), (2, 5, 0))
 
     def test_repetitions_name_the_first(self) -> None:
@@ -56,21 +55,20 @@ class TestCrossing:
         assert (found.rows.tolist(), found.counted.tolist()) == ([0, 1, 3], [1])
 
 
-class TestLedger:
+class TestDuplicateIndex:
     @pytest.mark.parametrize("rows_in_memory", [10, 10_000])
     def test_equal_keys_meet_wherever_they_were_kept(self, rows_in_memory: int, tmp_path: Path) -> None:
         dtype = np.dtype([("key", "u8"), ("seq", "u8")])
         keys = np.random.default_rng(0).integers(0, 2**63, 500, dtype=np.uint64)
         keys[400] = keys[7]
-        ledger = Ledger(dtype, tmp_path, "x", rows_in_memory=rows_in_memory)
+        index = DuplicateIndex(dtype, tmp_path, "x", rows_in_memory=rows_in_memory)
         for start in range(0, 500, 50):
             piece = np.empty(50, dtype)
             piece["key"], piece["seq"] = keys[start : start + 50], np.arange(start, start + 50)
-            ledger.add(piece)
-        tables = list(ledger.partitions())
-        assert len(tables) == (1 if rows_in_memory > 500 else PARTITIONS)
-        assert sorted(seq for table in tables for seq in table["seq"].tolist()) == list(range(500))
-        assert [table["seq"].tolist() for table in map(with_company, tables) if len(table)] == [[7, 400]]
+            index.add(piece)
+        assert len(list(tmp_path.iterdir())) == (0 if rows_in_memory > 500 else PARTITIONS)
+        tables = list(index.duplicates())
+        assert [table["seq"].tolist() for table in tables if len(table)] == [[7, 400]]
         assert list(tmp_path.iterdir()) == []
 
 
@@ -89,17 +87,17 @@ def test_from_files_as_in_memory(rows_in_memory: int, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     problems: list[Any] = []
-    survey = Survey(
+    validator = Validator(
         _source(tmp_path, ROWS), RowRules(PREFERENCES), folder, on_problem=problems.append, rows_in_memory=rows_in_memory
     )
-    survey.run(processes=1)
-    assert survey.summary.counts() == {
+    validator.run(processes=1)
+    assert validator.summary.counts() == {
         "repeated_rows": 1,
         "conflicting_pairs": 1,
         "conflicting:source": 1,
         "repeated_prompts": 2,
     }
-    assert survey.summary.dropped == {"empty_completion": 1, "duplicate_id": 1}
+    assert validator.summary.dropped == {"empty_completion": 1, "duplicate_id": 1}
     assert [problem.render() for problem in problems] == [
         "0.jsonl:5: chosen: is empty",
         "0.jsonl:6: id: 'k' is also the id of line 4",

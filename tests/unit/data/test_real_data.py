@@ -11,7 +11,7 @@ import pytest
 from align.data.source import Source, SourceFile
 from align.data.validation import RowRules, Summary, validate_source
 from align.data.validation.kind import guess_kind
-from align.data.validation.problem import Problem
+from align.data.validation.summary import Problem
 from align.rows import data_kinds
 
 FOLDER = os.environ.get("ALIGN_REAL_DATA", "")

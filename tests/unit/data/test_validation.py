@@ -26,7 +26,7 @@ def _validate(kind: str, *rows: Any, columns: dict[str, str] | None = None, max_
 
 
 def _reasons(kind: str, *rows: Any, **options: Any) -> list[str]:
-    return [drop.drop_reason for drop in _validate(kind, *rows, **options).drops()]
+    return [drop.drop_reason for drop in _validate(kind, *rows, **options).drops]
 
 
 def _record(kind: str, row: dict[str, Any], **options: Any) -> Any:
@@ -63,7 +63,7 @@ class TestInstructions:
     def test_columns(self) -> None:
         result = _validate("instructions", {"Q": "a", "A": "b", "label": "0"}, columns={"prompt": "Q", "completion": "A"})
         assert result.rows
-        assert result.columns_unused == ["label"]
+        assert list(result.summary.unused) == ["label"]
 
     def test_columns_for_a_field_that_does_not_exist(self) -> None:
         with pytest.raises(RecipeError) as caught:
@@ -159,7 +159,7 @@ class TestIds:
         good, digits = {"text": "a"}, hashlib.sha256(b'{"text":"a"}').hexdigest()[:16]
         result = _validate("text", {"text": "b"}, good, RawProblem("not_json", "…"), {"text": ""}, good, good)
         assert [row.id for row in result.rows[1:]] == [digits, f"{digits}-2", f"{digits}-3"]
-        assert [drop.id for drop in result.drops()] == ["row-00003", "row-00004"]
+        assert [drop.id for drop in result.drops] == ["row-00003", "row-00004"]
 
     def test_an_id_that_is_given_is_not_made_again(self) -> None:
         digits = hashlib.sha256(b'{"text":"a"}').hexdigest()[:16]
@@ -174,7 +174,7 @@ class TestIds:
             "text", {"id": "x", "text": ""}, {"id": "x", "text": "b"}, {"id": "y", "text": "c"}, {"id": "y", "text": ""}
         )
         assert [row.model_dump()["text"] for row in result.rows] == ["c"]
-        assert result.dropped() == {"empty_text": 2, "duplicate_id": 1}
+        assert result.summary.dropped == {"empty_text": 2, "duplicate_id": 1}
         assert [problem.render() for problem in result.problems if problem.reason == "duplicate_id"] == [
             "data/x.jsonl:2: id: 'x' is also the id of line 1",
             "data/x.jsonl:4: id: 'y' is also the id of line 3",
@@ -188,7 +188,7 @@ class TestIds:
 def test_a_row_with_several_faults_is_one_drop_that_names_them_all() -> None:
     result = _validate("preferences", {"prompt": "", "chosen": "", "rejected": 4})
     assert [problem.reason for problem in result.problems] == ["empty_prompt", "empty_completion", "wrong_type"]
-    (drop,) = result.drops()
+    (drop,) = result.drops
     assert drop.drop_reason == "empty_prompt"
     assert drop.detail.count("data/x.jsonl:1: ") == 3
 
@@ -199,43 +199,43 @@ def test_rows_that_share_a_line_are_told_apart() -> None:
         "x.json:1: text: is empty",
         "x.json:1 (row 2): text: is empty",
     ]
-    assert len(result.drops()) == 2
+    assert len(result.drops) == 2
 
 
 def test_what_align_wrote_is_read_back_without_a_finding() -> None:
     row = _record("prompts", {"id": "a", "prompt": "x", "reference": "r"}).model_dump()
     result = _validate("prompts", row)
     assert result.rows[0].model_dump() == row
-    assert result.columns_unused == []
+    assert not result.summary.unused
 
 
 class TestFindings:
     def test_repetitions_and_contradictions(self) -> None:
         rows = [("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"), ("a", "3")]
         result = _validate("instructions", *({"prompt": prompt, "completion": text} for prompt, text in rows))
-        assert result.counts == {"repeated_rows": 1, "conflicting_completions": 1, "repeated_prompts": 3}
-        assert "the prompt of an earlier row: 3 (line 2, 3, 5)" in result.notes
-        assert "a prompt with several different completions: 1 (line 3)" in result.notes
+        assert result.summary.counts() == {"repeated_rows": 1, "conflicting_completions": 1, "repeated_prompts": 3}
+        assert "the prompt of an earlier row: 3 (line 2, 3, 5)" in result.summary.notes()
+        assert "a prompt with several different completions: 1 (line 3)" in result.summary.notes()
 
     def test_characters(self) -> None:
         texts = ["fine\n\tfine", "ends ", "e\u0301", "nul\x00", "bell\x07", "가"]
         result = _validate("text", *({"text": text} for text in texts))
-        assert result.counts == {"trailing_white_space": 1, "not_nfc": 1, "nul_character": 1, "control_characters": 1}
+        assert result.summary.counts() == {"trailing_white_space": 1, "not_nfc": 1, "nul_character": 1, "control_characters": 1}
         assert [row.model_dump()["text"] for row in result.rows] == texts
 
     def test_pairs(self) -> None:
         pairs = [("long", "no"), ("no", "long"), ("no", "other")]
         result = _validate("preferences", *({"prompt": "a", "chosen": c, "rejected": r} for c, r in pairs))
-        assert result.counts == {"repeated_prompts": 2, "conflicting_pairs": 1, "chosen_longer": 1}
+        assert result.summary.counts() == {"repeated_prompts": 2, "conflicting_pairs": 1, "chosen_longer": 1}
 
     def test_unused_columns_that_look_like_labels(self) -> None:
         rows = [("a", "0"), ("a", "1"), ("b", "2 "), ("b", "2 ")]
         result = _validate("prompts", *({"prompt": prompt, "label": label} for prompt, label in rows))
-        assert result.counts["conflicting:label"] == 1
-        assert result.counts["trailing_white_space:label"] == 2
+        assert result.summary.counts()["conflicting:label"] == 1
+        assert result.summary.counts()["trailing_white_space:label"] == 2
 
     def test_unused_keys_of_messages(self) -> None:
-        assert _validate("prompts", {"prompt": [USER | {"name": "x"}]}).columns_unused == ["prompt.name"]
+        assert _validate("prompts", {"prompt": [USER | {"name": "x"}]}).summary.unused == {"prompt.name": None}
 
 
 _JSON = st.recursive(
@@ -253,7 +253,7 @@ _FIELDS = ["id", "prompt", "completion", "messages", "chosen", "rejected", "chos
 )
 def test_no_row_crashes_and_none_is_lost(kind: str, rows: list[dict[str, Any]]) -> None:
     result = _validate(kind, *rows)
-    assert result.rows_in == len(rows) == len(result.rows) + sum(result.dropped().values())
+    assert result.summary.rows_in == len(rows) == len(result.rows) + sum(result.summary.dropped.values())
     assert len({row.id for row in result.rows}) == len(result.rows)
     for row in result.rows:
         assert row.line is not None

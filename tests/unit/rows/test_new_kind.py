@@ -146,7 +146,7 @@ def test_it_is_seen_through_a_models_template(file: Path) -> None:
 def test_a_models_checks_see_it(tmp_path: Path) -> None:
     from align.data.model_checks import ModelChecks
     from align.data.validation import RowRules, validate_source
-    from align.data.validation.problem import Problem
+    from align.data.validation.summary import Problem
 
     source = find_source(
         DataInput(kind="labelled", path=str(_write(tmp_path / "x.jsonl", [GOOD, {**BAD, "completion": "<|im_start|>"}]))), Path

@@ -1,0 +1,147 @@
+"""Which rows repeat or contradict each other, from hashes. Hashes wait on disk, so memory does not grow with the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Table = npt.NDArray[Any]
+"""A structured array; an index's has `key` (64-bit hash) and `seq` (number of the row, from 0)."""
+Indexes = npt.NDArray[np.intp]
+
+ROWS_IN_MEMORY = 200_000
+"""An index of fewer rows writes no file."""
+PARTITIONS = 64
+"""Files per index; equal keys meet in one. With 5 million rows a file holds about 80,000."""
+
+hash_bytes = xxhash.xxh3_64_intdigest
+"""64-bit hash, the same in every process. Among 5 million rows, two differing ones share it with a probability of 1e-6."""
+
+
+def hash_text(text: str) -> int:
+    """The hash of a text; half a surrogate pair is hashed as it stands."""
+    return hash_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+class DuplicateIndex:
+    """Entries of all rows by key.
+
+    Args:
+        dtype: of the entries; it has `key` and `seq`.
+        folder: existing folder for the partition files; the caller removes it.
+        name: prefix of the files' names.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], folder: Path, name: str, *, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
+        self._dtype = dtype
+        self._prefix = folder / name
+        self._limit = rows_in_memory
+        self._waiting = [np.empty(0, dtype)]
+        self._files: list[Path] = []
+
+    def add(self, entries: Table) -> None:
+        """Take entries, in any number."""
+        self._waiting.append(entries)
+        if sum(map(len, self._waiting)) > self._limit:
+            self._write()
+
+    def duplicates(self) -> Iterator[Table]:
+        """The entries whose key other entries have too, equal keys in one table, sorted by key, then seq. To be called once."""
+        if not self._files:
+            yield _duplicates(np.concatenate(self._waiting))
+            return
+        self._write()
+        for path in self._files:
+            yield _duplicates(np.fromfile(path, dtype=self._dtype))
+            path.unlink()
+
+    def _write(self) -> None:
+        """Append what is in memory to the files. They are not kept open: there may be many indexes."""
+        if not self._files:
+            self._files = [Path(f"{self._prefix}-{number:02d}") for number in range(PARTITIONS)]
+        entries = np.concatenate(self._waiting)
+        self._waiting = [np.empty(0, self._dtype)]
+        # The low bits of the key choose the file; sorting by them makes one contiguous piece per file.
+        part = (entries["key"] % np.uint64(PARTITIONS)).astype(np.uint8)
+        entries = entries[np.argsort(part, kind="stable")]
+        ends = np.cumsum(np.bincount(part, minlength=PARTITIONS))
+        for path, piece in zip(self._files, np.split(entries, ends[:-1]), strict=True):
+            with path.open("ab") as stream:
+                stream.write(piece.tobytes())
+
+
+def _duplicates(entries: Table) -> Table:
+    """The entries whose key occurs more than once, sorted by key, then seq."""
+    ordered: Table = entries[np.lexsort((entries["seq"], entries["key"]))]
+    starts = _starts(ordered["key"])
+    unique = starts & np.append(starts[1:], True)
+    duplicates: Table = ordered[~unique]
+    return duplicates
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Rows of a table that repeat or contradict another one."""
+
+    rows: Indexes
+    """The rows concerned: they are dropped if the check's action is drop."""
+    others: Indexes
+    """For each, the row that it repeats or contradicts."""
+    counted: Indexes
+    """The rows by which the finding is counted, and whose lines are shown."""
+
+
+def repetitions(table: Table, *columns: str) -> Matches:
+    """Every row that equals an earlier one in `columns`; the other is the first of them."""
+    order, group = _grouped(table, columns)
+    starts = _starts(group)
+    later = np.flatnonzero(~starts)
+    rows, others = order[later], order[np.flatnonzero(starts)][group[later]]
+    return Matches(rows, others, rows)
+
+
+def contradictions(table: Table, columns: tuple[str, ...], value: str) -> Matches:
+    """Rows that are equal in `columns` and not all equal in `value`: every row of such a group, which is counted once.
+
+    It is counted by its first row that differs from the group's first row. A row's other is the first that differs from it.
+    """
+    order, group = _grouped(table, columns)
+    values = table[value][order]
+    starts = np.flatnonzero(_starts(group))
+    differs = values != values[starts][group]
+    groups, first_differing = np.unique(group[differs], return_index=True)
+    differing = np.flatnonzero(differs)[first_differing]
+    concerned = np.flatnonzero(np.isin(group, groups))
+    of_group = np.searchsorted(groups, group[concerned])
+    others = np.where(differs[concerned], starts[groups][of_group], differing[of_group])
+    return Matches(order[concerned], order[others], order[differing])
+
+
+def mirrored(table: Table) -> Matches:
+    """Pairs that occur both ways round, as `contradictions`; the table has `key`, `first` (chosen) and `second` (rejected)."""
+    pairs = np.empty(len(table), [("key", "u8"), ("low", "u8"), ("high", "u8"), ("way", "?"), ("seq", "u8")])
+    pairs["key"], pairs["seq"] = table["key"], table["seq"]
+    pairs["low"] = np.minimum(table["first"], table["second"])
+    pairs["high"] = np.maximum(table["first"], table["second"])
+    pairs["way"] = table["first"] < table["second"]
+    return contradictions(pairs, ("key", "low", "high"), "way")
+
+
+def _grouped(table: Table, columns: tuple[str, ...]) -> tuple[Indexes, Indexes]:
+    """Row indexes in the order of `columns` and seq, and for each the number of its group from 0."""
+    keys = [table[name] for name in columns]
+    order = np.lexsort([table["seq"], *reversed(keys)])
+    return order, np.cumsum(_starts(*(key[order] for key in keys))) - 1
+
+
+def _starts(*columns: Table) -> npt.NDArray[np.bool_]:
+    """True where a new group begins, in columns that are sorted so that equal entries are neighbours."""
+    new = np.ones(len(columns[0]), dtype=np.bool_)
+    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return new

@@ -1,0 +1,178 @@
+"""What validation found: problems of single rows, how often each finding occurs, and the summary of a source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.config.row_checks import ROW_CHECKS, STATISTICS, Action
+from align.rows import DataKind
+from align.rows.row import Reading
+
+SHOWN_PLACES = 5
+SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with one row. A row with several gives several."""
+
+    line: int
+    """1-based line on which the row starts; of columnar files, the row."""
+    row_number: int
+    """1-based number among the file's rows; a line of a .json file can hold several."""
+    row_id: str
+    """Id of the row; made from its number where it has none."""
+    field: str
+    """Field of ours that is concerned; empty when it is the whole row."""
+    reason: str
+    """`drop_reason`."""
+    message: str
+    """The value and what was expected."""
+    ends_file: bool = False
+    """Whether nothing after it could be read; such a file cannot be used, whatever on_invalid says."""
+    shares_line: bool = False
+    """Whether the row before it starts on the same line, so that the line alone does not tell which row is meant."""
+    action: Action = "error"
+    """What becomes of the row."""
+    file: str = ""
+    """Name of the file, as messages call it."""
+    counted: bool = True
+    """Whether this is the row's first problem: the one that its drop has as its reason."""
+    seq: int = -1
+    """0-based number among the rows of the whole source; -1 for what is no row."""
+
+    @property
+    def place(self) -> str:
+        """`file:line`, with the row's number where several share the line."""
+        return f"{self.file}:{self.line}" + (f" (row {self.row_number:,})" if self.shares_line else "")
+
+    def render(self) -> str:
+        """`file:line: field: message`."""
+        return f"{self.place}: {self.field + ': ' if self.field else ''}{self.message}"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return ROW_CHECKS[self.reason].advice
+
+
+@dataclass
+class Tally:
+    """How often something was found, and the first places."""
+
+    count: int = 0
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """File and line of the first few."""
+
+    def add(self, file: str, line: int) -> None:
+        self.count += 1
+        if len(self.places) < SHOWN_PLACES and (file, line) not in self.places:
+            self.places.append((file, line))
+
+    def merge(self, other: Tally) -> None:
+        self.count += other.count
+        self.places += other.places[: SHOWN_PLACES - len(self.places)]
+
+
+@dataclass
+class Summary:
+    """What a source holds."""
+
+    shown: str
+    """How messages call the source."""
+    kind: DataKind[Any]
+    files: list[str] = field(default_factory=list)
+    rows_in: int = 0
+    """Rows found, good and bad; a list of ranked completions counts once for every pair in it."""
+    rows_read: int = 0
+    """Rows in which nothing is wrong by themselves; some of them may leave because of others."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that leave, by the first thing that is wrong with them."""
+    errors: int = 0
+    """Rows for which the input cannot be used."""
+    problems: dict[str, Tally] = field(default_factory=dict)
+    """Everything that is wrong with the rows that leave, by `drop_reason`; a row may be in several."""
+    actions: dict[str, Action] = field(default_factory=dict)
+    """What is done about each problem and finding."""
+    findings: dict[str, Tally] = field(default_factory=dict)
+    """What should be known of the rows that stay."""
+    unused: dict[str, None] = field(default_factory=dict)
+    """Columns (and `field.key` of messages) that no field took."""
+    reading: Reading = field(default_factory=Reading)
+    """How the rows were understood."""
+    cut_short: bool = False
+    """Whether a file could not be read to its end, so that nobody knows what is missing."""
+    near_duplicates: bool = False
+    """Whether near duplicates were searched for."""
+
+    @property
+    def rows_out(self) -> int:
+        """Rows that stay: rows_in = rows_out + the sum of `dropped`."""
+        return self.rows_in - self.dropped.total()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the input can be used as it is."""
+        return not self.errors and not self.cut_short and self.rows_out > 0
+
+    def counts(self) -> dict[str, int]:
+        """How often each finding occurs, without those that do not occur."""
+        return {name: tally.count for name, tally in self.findings.items()}
+
+    def notes(self) -> list[str]:
+        """The findings in words, with the first lines, and how the rows were understood."""
+        single = len(self.files) < 2
+        notes = [finding_note(name, tally, self.rows_read, single_file=single) for name, tally in self.findings.items()]
+        notes += self.reading.notes(self.kind)
+        return [*notes, *self.unused_note()]
+
+    def unused_note(self) -> list[str]:
+        """One sentence that names the columns that no field took; none without any."""
+        names = list(self.unused)
+        more = f" and {len(names) - SHOWN_COLUMNS:,} more" if len(names) > SHOWN_COLUMNS else ""
+        return [f"columns not used: {', '.join(map(str, names[:SHOWN_COLUMNS]))}{more}"] if names else []
+
+    def count(self, problem: Problem) -> None:
+        """Take a problem into the counts."""
+        self.problems.setdefault(problem.reason, Tally()).add(problem.file, problem.line)
+        self.cut_short = self.cut_short or problem.ends_file
+
+
+def finding_note(name: str, tally: Tally, rows: int, *, single_file: bool) -> str:
+    """One sentence about a finding, with the first lines where it is.
+
+    Args:
+        name: of a check; `trailing_white_space:COLUMN` and `conflicting:COLUMN` are about a column that no field took.
+        rows: rows of which a statistic's count is a share.
+        single_file: whether lines alone tell the place.
+    """
+    if name in STATISTICS:
+        return f"{STATISTICS[name]}: {tally.count:,} of {rows:,} ({100 * tally.count / max(rows, 1):.0f} %)"
+    kind, _, column = name.partition(":")
+    if kind == "conflicting":
+        what = f"prompts with different values in the unused column {column!r}"
+    else:
+        what = f"values of the unused column {column!r} that end in white space" if column else ROW_CHECKS[name].meaning
+    return f"{what}: {tally.count:,} ({shown_places(tally, single_file=single_file)})"
+
+
+def shown_places(tally: Tally, *, single_file: bool) -> str:
+    """`line 3, 7, …`, or `a.jsonl:3, b.jsonl:7, …`."""
+    places = [str(line) if single_file else f"{file}:{line}" for file, line in tally.places]
+    more = ", …" if tally.count > len(places) else ""
+    return ("line " if single_file else "") + ", ".join(places) + more
+
+
+def catalogue_name(finding: str) -> str:
+    """The check that a finding is of."""
+    kind, _, column = finding.partition(":")
+    return "conflicting_labels" if column and kind == "conflicting" else kind
+
+
+def findings_in_order(findings: Mapping[str, Tally]) -> dict[str, Tally]:
+    """The findings that occur, in the order of the catalogue, then statistics."""
+    order = {name: number for number, name in enumerate([*ROW_CHECKS, *STATISTICS])}
+    return {name: findings[name] for name in sorted(findings, key=lambda one: order[catalogue_name(one)]) if findings[name].count}
