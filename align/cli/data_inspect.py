@@ -58,9 +58,9 @@ def inspect(
     from align.config.inputs import DataInput
     from align.data.source import find_source
     from align.data.validation.kind import guess_kind
+    from align.report.dataset.finding import findings
     from align.report.dataset.html import write_page
     from align.report.dataset.inspect import inspect_source
-    from align.report.dataset.notice import notices
     from align.report.dataset.terminal import DatasetReport
 
     spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))
@@ -72,7 +72,7 @@ def inspect(
     if html is not None:
         write_page(html, facts, training, command=shlex.join(context.obj or ["align", "data", "inspect", source]))
     if json:
-        print_json(facts.as_json() | {"notices": [vars(notice) for notice in notices(facts)]})
+        print_json(facts.as_json() | {"notices": [vars(finding) for finding in findings(facts)]})
     else:
         console = output_console()
         console.print(DatasetReport(facts, training))

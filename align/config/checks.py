@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
-from align.config.explain import Mistake, kind_phrase, listing, nearest, unknown
+from align.config.explain import Problem, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
 from align.config.inputs import ADAPTER_KINDS, ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.reference import FieldPath, kinds_of
@@ -22,7 +22,7 @@ MODEL_CONFIG_NAME = "config.json"
 AnyInput = ModelInput | DataInput | CandidatesInput | ArtifactInput
 
 
-def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
+def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
     """Whether the files or folder of an input are there and of the right sort. Nothing is looked up on a hub."""
     if isinstance(spec, (DataInput, CandidatesInput)):
         yield from _check_data_paths(spec, folder, path)
@@ -32,18 +32,18 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
         return
     place = folder / Path(written).expanduser()
     if not written:
-        yield Mistake((*path, field), "must not be empty")
+        yield Problem((*path, field), "must not be empty")
     elif not place.exists():
-        yield Mistake((*path, field), f"there is no such folder: {place}{_beside(place)}")
+        yield Problem((*path, field), f"there is no such folder: {place}{_beside(place)}")
     elif not place.is_dir():
-        yield Mistake((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
+        yield Problem((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
     elif spec.kind == "reward_model" and (architecture := encoder_decoder_architecture(place)):
-        yield Mistake((*path, field), f"{place} is an encoder–decoder model ({architecture}), which cannot be a reward model")
+        yield Problem((*path, field), f"{place} is an encoder–decoder model ({architecture}), which cannot be a reward model")
 
 
-def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: FieldPath) -> Iterator[Mistake]:
+def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
     """Whether there are files where rows are looked for: a file, a folder, or a glob that something fits."""
     written: dict[FieldPath, str | None] = {("path",): spec.path}
     mixture = spec.mixture if isinstance(spec, DataInput) else None
@@ -51,20 +51,20 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
     for field, text in written.items():
         place = folder / Path(text or "").expanduser()
         if text == "":
-            yield Mistake((*path, *field), "must not be empty")
+            yield Problem((*path, *field), "must not be empty")
         elif text is None or place.is_file():
             continue
         elif place.is_dir():
             if (place / MODEL_CONFIG_NAME).is_file() or not any(place.iterdir()):
                 told = "is a model's folder" if (place / MODEL_CONFIG_NAME).is_file() else "is an empty folder"
-                yield Mistake((*path, *field), f"{place} {told}; {kind_phrase(spec.kind)} are read from data files")
+                yield Problem((*path, *field), f"{place} {told}; {kind_phrase(spec.kind)} are read from data files")
         elif not glob.has_magic(text):
-            yield Mistake((*path, *field), f"there is no such file: {place}{_beside(place)}")
+            yield Problem((*path, *field), f"there is no such file: {place}{_beside(place)}")
         elif not glob.glob(str(place), recursive=True):
-            yield Mistake((*path, *field), f"no file fits: {place}")
+            yield Problem((*path, *field), f"no file fits: {place}")
 
 
-def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) -> Iterator[Mistake]:
+def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) -> Iterator[Problem]:
     """Whether the evaluation prompts that data are held against are inputs with prompts, read from files.
 
     Args:
@@ -75,13 +75,13 @@ def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) 
         for number, evaluation in enumerate(spec.decontaminate if isinstance(spec, DataInput) else ()):
             path, held = ("inputs", name, "decontaminate", number), inputs.get(evaluation)
             if evaluation not in names:
-                yield Mistake(path, unknown(evaluation, [other for other in names if other != name], what="input"))
+                yield Problem(path, unknown(evaluation, [other for other in names if other != name], what="input"))
             elif evaluation == name:
-                yield Mistake(path, "rows cannot be held against themselves")
+                yield Problem(path, "rows cannot be held against themselves")
             elif held is not None and not (isinstance(held, DataInput) and held.kind == "prompts"):
-                yield Mistake(path, f"'{evaluation}' holds {kind_phrase(held.kind)}; expected an input of the kind prompts")
+                yield Problem(path, f"'{evaluation}' holds {kind_phrase(held.kind)}; expected an input of the kind prompts")
             elif isinstance(held, DataInput) and (held.dataset is not None or held.mixture is not None):
-                yield Mistake(path, f"'{evaluation}' must be read from files (path), to know them before anything is fetched")
+                yield Problem(path, f"'{evaluation}' must be read from files (path), to know them before anything is fetched")
 
 
 def _beside(place: Path) -> str:
@@ -109,17 +109,17 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterator[Mistake]:
+def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterator[Problem]:
     kind = artifact_kind(place)
     if kind is None:
-        yield Mistake(path, f"{place} has no {MANIFEST_NAME}, so it is not a finished result of align")
+        yield Problem(path, f"{place} has no {MANIFEST_NAME}, so it is not a finished result of align")
     elif kind != spec.kind:
-        yield Mistake((*path[:-1], "kind"), f"expected '{kind}', which is what {place} holds, got '{spec.kind}'")
+        yield Problem((*path[:-1], "kind"), f"expected '{kind}', which is what {place} holds, got '{spec.kind}'")
 
 
 def check_stage(
     name: str, draft: Draft, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Mistake]:
+) -> Iterator[Problem]:
     """Fields of one stage that must agree with each other or with the stage or input they name.
 
     The values may be of any type: what is wrong with a type has been said elsewhere.
@@ -144,12 +144,12 @@ def check_stage(
         whole, part = (draft.fields.get(field, fields[field].default) for field in ("batch_size", "micro_batch_size"))
         if _positive(whole) and _positive(part) and whole % part:
             field = "micro_batch_size" if "micro_batch_size" in draft.fields else "batch_size"
-            yield Mistake((*path, field), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
+            yield Problem((*path, field), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
 
 
 def _check_encoder_decoder(
     draft: Draft, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Mistake]:
+) -> Iterator[Problem]:
     """Encoder–decoder models where the stage cannot take them, or not in the way that is asked for."""
     stage_type = draft.stage_type.name
     engine_told = False
@@ -161,12 +161,12 @@ def _check_encoder_decoder(
         told = f"'{name}' is an encoder–decoder model ({architecture})"
         if stage_type not in ENCODER_DECODER_STAGES:
             refusal = encoder_decoder_refusal(f"'{name}'", architecture, stage_type)
-            yield Mistake((*path, *field_path), f"{refusal}: name another model")
+            yield Problem((*path, *field_path), f"{refusal}: name another model")
         elif draft.fields.get("peft") is not None:
-            yield Mistake((*path, "peft"), f"{told}, of which all weights are trained; leave peft out")
+            yield Problem((*path, "peft"), f"{told}, of which all weights are trained; leave peft out")
         elif draft.fields.get("engine") == "vllm" and not engine_told:
             engine_told = True
-            yield Mistake((*path, "engine"), f"{told}, which vllm does not serve; write transformers, or leave engine out")
+            yield Problem((*path, "engine"), f"{told}, which vllm does not serve; write transformers, or leave engine out")
 
 
 def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path) -> Path | None:
@@ -186,31 +186,31 @@ def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, A
     return None
 
 
-def _check_label_smoothing(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
+def _check_label_smoothing(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
     variant, smoothing = fields.get("variant", "sigmoid"), fields.get("label_smoothing")
     if variant != "sigmoid" and isinstance(smoothing, float) and smoothing > 0:
-        yield Mistake((*path, "label_smoothing"), f"is defined for the variant sigmoid only, not for {variant}; leave it out")
+        yield Problem((*path, "label_smoothing"), f"is defined for the variant sigmoid only, not for {variant}; leave it out")
 
 
 def _positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_models(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
+def _check_models(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
     models, baseline = fields.get("models"), fields.get("baseline")
     if not isinstance(models, list):
         return
     for index, model in enumerate(models):
         if isinstance(model, str) and model in models[:index]:
-            yield Mistake((*path, "models", index), f"'{model}' is here twice")
+            yield Problem((*path, "models", index), f"'{model}' is here twice")
     if isinstance(baseline, str) and models and baseline not in models:
         names = [model for model in models if isinstance(model, str)]
-        yield Mistake((*path, "baseline"), f"'{baseline}' is not one of the models that are compared ({', '.join(names)})")
+        yield Problem((*path, "baseline"), f"'{baseline}' is not one of the models that are compared ({', '.join(names)})")
 
 
 def _check_epochs(
     model: Any, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Mistake]:
+) -> Iterator[Problem]:
     """Whether what a checkpoint is chosen from was made by sft, the one stage that keeps every epoch."""
     maker: str | None = None
     if isinstance(model, str) and model in drafts and drafts[model].stage_type.produces == "model":
@@ -222,28 +222,28 @@ def _check_epochs(
     if maker not in (None, "sft"):
         text = f"wants a model made by an sft stage, which keeps a checkpoint per epoch, but '{model}' was made by {maker}"
         made = [name for name, draft in drafts.items() if draft.stage_type.name == "sft"]
-        yield Mistake(path, text + (f"; name {listing(made)}" if made else ""))
+        yield Problem(path, text + (f"; name {listing(made)}" if made else ""))
 
 
-def _check_policy(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Mistake]:
+def _check_policy(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
     policy = fields.get("policy", "max_min")
     for option, needed in POLICY_OPTIONS.items():
         if policy != needed and fields.get(option) is not None:
-            yield Mistake((*path, option), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
+            yield Problem((*path, option), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
 
 
 def _check_scorer(
     fields: Mapping[str, Any], path: FieldPath, drafts: Mapping[str, Draft], *, one_or_several: bool
-) -> Iterator[Mistake]:
+) -> Iterator[Problem]:
     """Whether the scorer that ranks, or each of several, is one of those that the scored stage has."""
     scored = fields.get("scored")
     source = drafts.get(scored) if isinstance(scored, str) else None
     known = source.fields.get("scorers") if source else None
     several = fields.get("scorers")
     if one_or_several and fields.get("scorer") is None and several is None:
-        yield Mistake((*path, "scorer"), "this key is missing; expected a text (or scorers, each with its weight)", at_key=True)
+        yield Problem((*path, "scorer"), "this key is missing; expected a text (or scorers, each with its weight)", at_key=True)
     named: dict[FieldPath, Any] = {("scorer",): fields.get("scorer")}
     named |= {("scorers", name): name for name in (several if isinstance(several, dict) else {})}
     for field, scorer in named.items():
         if isinstance(scorer, str) and isinstance(known, dict) and known and scorer not in known:
-            yield Mistake((*path, *field), f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")
+            yield Problem((*path, *field), f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")

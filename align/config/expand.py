@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from align.config.explain import Mistake, listing, mistakes_of
+from align.config.explain import Problem, listing, problems_of
 from align.config.form import FILLED, NODE_NAME, Copies, Rounds, is_rounds, written_blocks
 from align.config.graph import StageTypeLike
 from align.config.reference import FieldPath
@@ -28,7 +28,7 @@ class Expansion:
     """Kind by name, of written names that stand for several stages; empty for stages that could not be made."""
     block: dict[str, str] = field(default_factory=dict)
     """For stages of rounds: the block that holds their fields."""
-    mistakes: list[Mistake] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     """What is wrong with the forms themselves, by the paths that a person wrote."""
     origins: dict[FieldPath, FieldPath] = field(default_factory=dict)
 
@@ -110,15 +110,15 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
     try:
         reader.model_validate(given)
     except ValidationError as error:
-        for mistake in mistakes_of(error, reader, given):
-            wrong.add(mistake.path[:1])
-            result.mistakes.append(mistake._replace(path=(*path, *mistake.path)))
+        for problem in problems_of(error, reader, given):
+            wrong.add(problem.path[:1])
+            result.problems.append(problem._replace(path=(*path, *problem.path)))
     given_seeds: list[int] = [] if ("seeds",) in wrong else value.get("seeds") or []
     for index, seed in enumerate(given_seeds):
         if seed in given_seeds[:index]:
-            result.mistakes.append(Mistake((*path, "seeds", index), f"{seed} is here twice"))
+            result.problems.append(Problem((*path, "seeds", index), f"{seed} is here twice"))
     if given_seeds and "seed" in value:
-        result.mistakes.append(Mistake((*path, "seed"), "give either seed or seeds"))
+        result.problems.append(Problem((*path, "seed"), "give either seed or seeds"))
     seeds = list(dict.fromkeys(given_seeds)) or None
     fields = {key: item for key, item in value.items() if key != "seeds"}
     references: list[tuple[FieldPath, str]] = []
@@ -133,7 +133,7 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
             found = references_in(stage_types[stage].config_type, inner)
             references += [((*block[2:], *inner_path), reference) for inner_path, _, reference in found]
     if kind == "comparison" and seeds:
-        result.mistakes.append(Mistake((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
+        result.problems.append(Problem((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
         seeds = None
     rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
     return _Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
@@ -153,7 +153,7 @@ def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> No
             if entry.is_comparison:
                 told.add(where)
                 copies = listing(source.result_of(copy) for copy in source.copy_names())
-                result.mistakes.append(Mistake(where, f"'{name}' has a copy per seed; name one of {copies}"))
+                result.problems.append(Problem(where, f"'{name}' has a copy per seed; name one of {copies}"))
             elif entry.seeds is None:
                 entry.seeds = source.seeds
                 open_names = list(entries)
@@ -161,7 +161,7 @@ def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> No
                 told.add(where)
                 seeds, others = (", ".join(map(str, item.seeds or ())) for item in (entry, source))
                 text = f"'{name}' has copies for the seeds {others}, but this stage for {seeds}; they must be the same"
-                result.mistakes.append(Mistake(where, text))
+                result.problems.append(Problem(where, text))
 
 
 def _in_list(path: FieldPath) -> bool:
@@ -242,17 +242,17 @@ class _Writer:
         for filled in FILLED[key]:
             if filled in block:
                 advice = "; write reference: first or previous beside rounds" if filled == "reference" else ""
-                self._tell(Mistake((*path, filled), f"rounds fill this in; remove it{advice}", at_key=True))
+                self._tell(Problem((*path, filled), f"rounds fill this in; remove it{advice}", at_key=True))
         prompts = block.get("prompts")
         if key == "generate" and isinstance(prompts, list) and len(prompts) != rounds:
             self._tell(
-                Mistake((*path, "prompts"), f"expected one name, or a list of {rounds} (one per round), got {len(prompts)}")
+                Problem((*path, "prompts"), f"expected one name, or a list of {rounds} (one per round), got {len(prompts)}")
             )
         return {inner: value for inner, value in block.items() if inner not in FILLED[key]}
 
-    def _tell(self, mistake: Mistake) -> None:
-        if mistake not in self._result.mistakes:  # every copy of an entry has the same
-            self._result.mistakes.append(mistake)
+    def _tell(self, problem: Problem) -> None:
+        if problem not in self._result.problems:  # every copy of an entry has the same
+            self._result.problems.append(problem)
 
     def _claim(self, entry: _Entry, name: str) -> bool:
         """Whether a name is free and usable; it is taken then."""
@@ -260,9 +260,9 @@ class _Writer:
         if not NODE_NAME.fullmatch(entry.name):
             pass  # which has been said
         elif name in self._taken:
-            self._tell(Mistake(path, f"this makes a stage called '{name}', and that name is in use; rename one", at_key=True))
+            self._tell(Problem(path, f"this makes a stage called '{name}', and that name is in use; rename one", at_key=True))
         elif not NODE_NAME.fullmatch(name):
-            self._tell(Mistake(path, "the stages that this makes have names longer than 64; shorten it", at_key=True))
+            self._tell(Problem(path, "the stages that this makes have names longer than 64; shorten it", at_key=True))
         else:
             self._taken.add(name)
             return True

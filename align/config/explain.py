@@ -1,4 +1,4 @@
-"""Mistakes in plain words: what was expected, what is there, and the nearest thing that exists."""
+"""Problems in plain words: what was expected, what is there, and the nearest thing that exists."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ Branch = tuple[FieldPath, str]
 """Where in the document a union is read, and the alternative that was tried."""
 
 
-class Mistake(NamedTuple):
+class Problem(NamedTuple):
     """One thing that is wrong with a value of a document."""
 
     path: FieldPath
@@ -140,15 +140,15 @@ class Mistake(NamedTuple):
     """For an unknown key: the key that was probably meant."""
 
 
-def mistakes_of(
+def problems_of(
     error: ValidationError,
     config_type: type[BaseModel],
     document: Any,
     *,
     extra_keys: Sequence[str] = (),
     hidden_keys: Collection[str] = (),
-) -> Iterator[Mistake]:
-    """The mistakes that a failed validation of `document` stands for, each once, without the validator's own words.
+) -> Iterator[Problem]:
+    """The problems that a failed validation of `document` stands for, each once, without the validator's own words.
 
     Args:
         error: what `config_type.model_validate(document)` raised.
@@ -161,8 +161,8 @@ def mistakes_of(
     meant = _without_other_branches(located)
     top = [*extra_keys, *(key for key in config_type.model_fields if key not in hidden_keys)]
     found = [_translate(path, details, (config_type,), document, top) for path, details in meant]
-    misspelt = {(*mistake.path[:-1], mistake.instead_of) for mistake in found if mistake.instead_of}
-    yield from dict.fromkeys(mistake for mistake in found if not (mistake.missing_key and mistake.path in misspelt))
+    misspelt = {(*problem.path[:-1], problem.instead_of) for problem in found if problem.instead_of}
+    yield from dict.fromkeys(problem for problem in found if not (problem.missing_key and problem.path in misspelt))
 
 
 def _locate(location: FieldPath, document: Any, kind: str) -> tuple[FieldPath, Branch | None]:
@@ -200,40 +200,40 @@ def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, An
             yield path, details
 
 
-def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_keys: Sequence[str]) -> Mistake:
+def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_keys: Sequence[str]) -> Problem:
     kind, context = details["type"], details.get("ctx", {})
     alternatives, value = follow(top, document, path)
     if kind == "extra_forbidden":
         model = fitting_model(*follow(top, document, path[:-1]))
         known = top_keys if len(path) == 1 else list(model.model_fields) if model else []
         key = str(path[-1])
-        return Mistake(path, unknown(key, known), at_key=True, instead_of=nearest(key, known))
+        return Problem(path, unknown(key, known), at_key=True, instead_of=nearest(key, known))
     if kind == "missing":
-        return Mistake(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
+        return Problem(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
-        return Mistake(path, f"must be {words} {_number(context[limit])}, got {value}")
+        return Problem(path, f"must be {words} {_number(context[limit])}, got {value}")
     if kind == "finite_number":
-        return Mistake(path, f"must be a finite number, got {value}")
+        return Problem(path, f"must be a finite number, got {value}")
     if kind in ("too_short", "string_too_short"):
         least = context["min_length"]
-        return Mistake(path, "must not be empty" if least == 1 else f"must have at least {least} entries")
+        return Problem(path, "must not be empty" if least == 1 else f"must have at least {least} entries")
     if kind == "too_long":
-        return Mistake(path, f"must have at most {context['max_length']} entries")
+        return Problem(path, f"must have at most {context['max_length']} entries")
     if kind == "literal_error":
         near = nearest(value, [str(choice) for choice in get_args(alternatives[0])]) if isinstance(value, str) else None
-        return Mistake(path, expected(alternatives, value) + (f"; did you mean '{near}'?" if near else ""))
+        return Problem(path, expected(alternatives, value) + (f"; did you mean '{near}'?" if near else ""))
     if kind == "union_tag_not_found":
         tag = context["discriminator"].strip("'")
-        return Mistake(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}")
+        return Problem(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}")
     if kind == "union_tag_invalid":
         tag = context["discriminator"].strip("'")
-        return Mistake((*path, tag), unknown(context["tag"], _tags(alternatives, tag), what=tag))
+        return Problem((*path, tag), unknown(context["tag"], _tags(alternatives, tag), what=tag))
     if kind in ("value_error", "assertion_error"):
-        return Mistake(path, str(context["error"]))
+        return Problem(path, str(context["error"]))
     if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of"):
-        return Mistake(path, expected(alternatives, value))
-    return Mistake(path, details["msg"].replace("Input should", "must").rstrip("."))
+        return Problem(path, expected(alternatives, value))
+    return Problem(path, details["msg"].replace("Input should", "must").rstrip("."))
 
 
 def _number(limit: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from align.config.base import StrictModel
-from align.config.explain import Mistake, kind_phrase, listing, nearest
+from align.config.explain import Problem, kind_phrase, listing, nearest
 from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
@@ -41,7 +41,7 @@ class Draft:
 
 def check_references(
     drafts: Mapping[str, Draft], inputs: Sequence[str], kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]
-) -> Iterator[Mistake]:
+) -> Iterator[Problem]:
     """References to nothing, to the stage itself, and to the wrong kind of thing.
 
     Args:
@@ -54,14 +54,14 @@ def check_references(
         for field_path, wanted, name in draft.references():
             path = ("stages", stage, *field_path)
             if name == stage:
-                yield Mistake(path, "a stage cannot use its own result")
+                yield Problem(path, "a stage cannot use its own result")
             elif name not in kinds:
-                yield Mistake(path, _unknown_name(name, wanted, stage, kinds))
+                yield Problem(path, _unknown_name(name, wanted, stage, kinds))
             elif kinds[name] and kinds[name] not in kinds_of(wanted):
                 verb = "holds" if name in inputs else "makes"
                 advice = _advice(kinds[name], wanted, stage, kinds, stage_types)
                 phrase = " or ".join(kind_phrase(kind) for kind in kinds_of(wanted))
-                yield Mistake(path, f"wants {phrase}, but '{name}' {verb} {kind_phrase(kinds[name])}; {advice}")
+                yield Problem(path, f"wants {phrase}, but '{name}' {verb} {kind_phrase(kinds[name])}; {advice}")
 
 
 def _fitting(wanted: Any, stage: str, kinds: Mapping[str, str]) -> list[str]:
@@ -110,14 +110,14 @@ def way_between(made: str, wanted: str, stage_types: Mapping[str, StageTypeLike]
     return None
 
 
-def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Mistake]]:
-    """Names of the stages, each after all it needs and otherwise as written, and a mistake for every circle."""
+def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Problem]]:
+    """Names of the stages, each after all it needs and otherwise as written, and a problem for every circle."""
     needs: dict[str, dict[str, FieldPath]] = {
         stage: {name: path for path, _, name in draft.references() if name in drafts and name != stage}
         for stage, draft in drafts.items()
     }
     order: list[str] = []
-    mistakes: list[Mistake] = []
+    problems: list[Problem] = []
     waiting = list(drafts)
     while waiting:
         ready = next((stage for stage in waiting if not any(need in waiting for need in needs[stage])), None)
@@ -129,8 +129,8 @@ def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Mistake]]
         # Without these the others may be in order; what else is circular through them is mended with them.
         waiting = [stage for stage in waiting if stage not in circle]
         path = ("stages", circle[0], *needs[circle[0]][circle[1]])
-        mistakes.append(Mistake(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
-    return order, mistakes
+        problems.append(Problem(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
+    return order, problems
 
 
 def _circle(waiting: Sequence[str], needs: Mapping[str, Mapping[str, FieldPath]]) -> list[str]:

@@ -1,6 +1,6 @@
 """The recipe: inputs and a graph of stages, read from YAML and checked in full before anything is started.
 
-Every mistake is reported, all at once and in the order of the file, each with its line and column.
+Every problem is reported, all at once and in the order of the file, each with its line and column.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from align.config.base import StrictModel
 from align.config.checks import AnyInput, check_decontamination, check_input_path, check_stage
 from align.config.expand import Expansion, expand
-from align.config.explain import Mistake, expected, listing, mistakes_of, show_path, show_value, unknown
+from align.config.explain import Problem, expected, listing, problems_of, show_path, show_value, unknown
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
 from align.config.graph import Draft, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
@@ -61,7 +61,7 @@ class StageNode:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe without mistakes. Stages come after what they need, otherwise in the order of the file."""
+    """A recipe without problems. Stages come after what they need, otherwise in the order of the file."""
 
     name: str
     seed: int
@@ -103,7 +103,7 @@ def parse_recipe(path: str | Path, *, overrides: Sequence[str] = (), stage_types
         overrides: `KEY=VALUE` texts that win over the file, such as `stages.dpo.beta=0.2`.
         stage_types: every stage type there is, by name.
     Raises:
-        RecipeError: with every mistake on a line of its own, in the order of the file.
+        RecipeError: with every problem on a line of its own, in the order of the file.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -143,20 +143,20 @@ class _Parser:
                 hint=f"A recipe has the keys {listing(TOP_KEYS)}.",
             )
         for rank, text in enumerate(overrides):
-            if problem := apply_override(self.document, text, rank=len(overrides) * 1000 + rank):
-                self.problems.append(problem)
+            if refused := apply_override(self.document, text, rank=len(overrides) * 1000 + rank):
+                self.problems.append(refused)
         name, seed = self.top()
         written_inputs, written_stages = self.section("inputs"), self.section("stages")
         ambiguous = [key for key in written_stages if key in written_inputs]
         for key in ambiguous:
-            self.add(Mistake(("stages", key), "an input has this name too; names are used once", at_key=True))
+            self.add(Problem(("stages", key), "an input has this name too; names are used once", at_key=True))
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
-        for mistake in check_decontamination(inputs, list(written_inputs)):
-            self.add(mistake)
+        for problem in check_decontamination(inputs, list(written_inputs)):
+            self.add(problem)
         self.read_rule_files(written_stages)
         self.expansion = expand(written_stages, list(written_inputs), self.stage_types)
-        for mistake in self.expansion.mistakes:
-            self.add(mistake, written=True)
+        for problem in self.expansion.problems:
+            self.add(problem, written=True)
         drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
         checked = {key: list(check_stage(key, draft, drafts, inputs, self.folder)) for key, draft in drafts.items()}
         configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft, checked[key]))}
@@ -167,25 +167,25 @@ class _Parser:
         for key in ambiguous:
             kinds[key] = ""
             drafts.pop(key, None)
-        for mistake in check_references(drafts, list(written_inputs), {**kinds, **self.expansion.kinds}, self.stage_types):
-            self.add(mistake)
+        for problem in check_references(drafts, list(written_inputs), {**kinds, **self.expansion.kinds}, self.stage_types):
+            self.add(problem)
         order, circles = order_stages(drafts)
-        for mistake in circles:
-            self.add(mistake)
-        for mistake in (mistake for key in drafts for mistake in checked[key]):
-            self.add(mistake)
+        for problem in circles:
+            self.add(problem)
+        for problem in (problem for key in drafts for problem in checked[key]):
+            self.add(problem)
         self.raise_problems(path)
         nodes = {key: self.node(key, drafts[key], configs[key]) for key in order}
         return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
 
-    def add(self, mistake: Mistake, *, written: bool = False) -> None:
-        """Note a mistake, at the place that a person wrote; `written` says that its path is such a place already."""
-        path = mistake.path if written else self.expansion.written(mistake.path)
-        source = None if written else mistake.path
+    def add(self, problem: Problem, *, written: bool = False) -> None:
+        """Note a problem, at the place that a person wrote; `written` says that its path is such a place already."""
+        path = problem.path if written else self.expansion.written(problem.path)
+        source = None if written else problem.path
         if self.said.setdefault(path, source) != source:
             return
-        find = self.document.key_position if mistake.at_key else self.document.value_position
-        self.problems.append((find(path), f"{show_path(path)}: {mistake.text}"))
+        find = self.document.key_position if problem.at_key else self.document.value_position
+        self.problems.append((find(path), f"{show_path(path)}: {problem.text}"))
 
     def raise_problems(self, path: Path) -> None:
         if self.problems:
@@ -197,18 +197,18 @@ class _Parser:
         recipe = self.document.value
         for key in recipe:
             if key not in TOP_KEYS:
-                self.add(Mistake((key,), unknown(key, TOP_KEYS), at_key=True))
+                self.add(Problem((key,), unknown(key, TOP_KEYS), at_key=True))
         name, seed = recipe.get("name"), recipe.get("seed", DEFAULT_SEED)
         if "name" not in recipe:
-            self.add(Mistake(("name",), "this key is missing; expected a text that can be a file name", at_key=True))
+            self.add(Problem(("name",), "this key is missing; expected a text that can be a file name", at_key=True))
         elif not isinstance(name, str):
-            self.add(Mistake(("name",), expected((str,), name)))
+            self.add(Problem(("name",), expected((str,), name)))
         elif not FILE_NAME.fullmatch(name):
-            self.add(Mistake(("name",), f"expected letters, digits, '.', '_' and '-', at most 100, got {show_value(name)}"))
+            self.add(Problem(("name",), f"expected letters, digits, '.', '_' and '-', at most 100, got {show_value(name)}"))
         if isinstance(seed, bool) or not isinstance(seed, int):
-            self.add(Mistake(("seed",), expected((int,), seed)))
+            self.add(Problem(("seed",), expected((int,), seed)))
         elif not 0 <= seed < SEED_LIMIT:
-            self.add(Mistake(("seed",), f"must be from 0 to {SEED_LIMIT - 1}, got {seed}"))
+            self.add(Problem(("seed",), f"must be from 0 to {SEED_LIMIT - 1}, got {seed}"))
         return str(name), seed if isinstance(seed, int) else DEFAULT_SEED
 
     def section(self, key: str) -> dict[str, Any]:
@@ -217,17 +217,17 @@ class _Parser:
         if value is None and key == "inputs":
             return {}
         if key not in self.document.value or value in (None, {}):
-            self.add(Mistake((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))
+            self.add(Problem((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))
             return {}
         if not isinstance(value, dict):
-            self.add(Mistake((key,), f"expected a mapping of names to {key}, got {show_value(value)}"))
+            self.add(Problem((key,), f"expected a mapping of names to {key}, got {show_value(value)}"))
             return {}
         for name, entry in value.items():
             if not NODE_NAME.fullmatch(name):
                 text = "a name starts with a letter and has only letters, digits, '_' and '-', at most 64"
-                self.add(Mistake((key, name), text, at_key=True))
+                self.add(Problem((key, name), text, at_key=True))
             if not isinstance(entry, dict):
-                self.add(Mistake((key, name), f"expected a mapping, got {show_value(entry)}"))
+                self.add(Problem((key, name), f"expected a mapping, got {show_value(entry)}"))
         return value
 
     def input(self, name: str, value: Any) -> AnyInput | None:
@@ -246,8 +246,8 @@ class _Parser:
         elif "artifact" not in value and kind == "scored_candidates" and "path" in value:
             reader = CandidatesInput
         spec = self.validated(reader, value, path)
-        for mistake in check_input_path(spec, self.folder, path) if spec else ():
-            self.add(mistake)
+        for problem in check_input_path(spec, self.folder, path) if spec else ():
+            self.add(problem)
         return spec
 
     def draft(self, name: str, value: Any) -> Draft | None:
@@ -267,11 +267,11 @@ class _Parser:
         """The value of a key that must be there and be one of a few texts."""
         key = path[-1]
         if key not in fields:
-            self.add(Mistake(path, f"this key is missing; expected one of {listing(choices)}{example}", at_key=True))
+            self.add(Problem(path, f"this key is missing; expected one of {listing(choices)}{example}", at_key=True))
         elif not isinstance(value := fields[str(key)], str):
-            self.add(Mistake(path, f"expected one of {listing(choices)}, got {show_value(value)}"))
+            self.add(Problem(path, f"expected one of {listing(choices)}, got {show_value(value)}"))
         elif value not in choices:
-            self.add(Mistake(path, f"'{value}': {unknown(value, choices, what=what)}"))
+            self.add(Problem(path, f"'{value}': {unknown(value, choices, what=what)}"))
         else:
             return value
         return None
@@ -295,10 +295,10 @@ class _Parser:
                 try:
                     self.document.graft(where, read_document(file, rank=self.ranks))
                 except RecipeError as error:
-                    self.add(Mistake(where, error.message))
+                    self.add(Problem(where, error.message))
                     part[key] = harmless  # said once is enough
 
-    def config(self, name: str, draft: Draft, checked: Sequence[Mistake]) -> StrictModel | None:
+    def config(self, name: str, draft: Draft, checked: Sequence[Problem]) -> StrictModel | None:
         """The stage's configuration if it is right.
 
         What a validator of the whole stage says is left out where a check found the field: it says the same, less precisely.
@@ -326,9 +326,9 @@ class _Parser:
         try:
             return reader.model_validate(value)
         except ValidationError as error:
-            for mistake in mistakes_of(error, reader, value, extra_keys=extra_keys, hidden_keys=hidden_keys):
-                if mistake.path or as_a_whole:
-                    self.add(mistake._replace(path=(*path, *mistake.path)))
+            for problem in problems_of(error, reader, value, extra_keys=extra_keys, hidden_keys=hidden_keys):
+                if problem.path or as_a_whole:
+                    self.add(problem._replace(path=(*path, *problem.path)))
         return None
 
     def node(self, name: str, draft: Draft, config: StrictModel) -> StageNode:

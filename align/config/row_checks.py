@@ -34,7 +34,7 @@ class RowCheck:
 
 
 def _check(name: str, found: Found, meaning: str, advice: str) -> RowCheck:
-    """A mistake without which there would be no row."""
+    """A problem without which there would be no row."""
     return RowCheck(name, found, meaning, advice)
 
 

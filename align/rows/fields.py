@@ -55,9 +55,9 @@ class FieldTaker:
         self.extra_message_keys: set[str] = set()
         """`field.key` of messages, that say neither who speaks nor what."""
         self.from_transcripts = 0
+        """Rows that were split from Human/Assistant transcripts."""
         self.empty_inputs = 0
         """Instructions whose input is there and empty."""
-        """Rows that were split from Human/Assistant transcripts."""
 
     def text(self, field: str, value: Any, empty_reason: str, faults: Faults) -> Any:
         """`value`, checked to be a text that can be used."""

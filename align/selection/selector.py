@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from align.config.explain import mistakes_of, show_path
+from align.config.explain import problems_of, show_path
 from align.errors import DataError
 from align.records import Drop, Message, Record
 from align.selection.candidate import Group, PromptCandidates, candidates_of
@@ -53,10 +53,10 @@ def rule_of(rule_type: type[RuleT], settings: Mapping[str, Any]) -> RuleT:
     try:
         return rule_type(**settings)
     except ValidationError as error:
-        mistake = next(mistakes_of(error, rule_type, dict(settings)))
-        name = show_path(mistake.path)
-        separator = ": " if name and not mistake.text.startswith("must") else " "
-        raise ValueError(f"{name}{separator}{mistake.text}".strip()) from None
+        problem = next(problems_of(error, rule_type, dict(settings)))
+        name = show_path(problem.path)
+        separator = ": " if name and not problem.text.startswith("must") else " "
+        raise ValueError(f"{name}{separator}{problem.text}".strip()) from None
 
 
 def messages_of(candidates: PromptCandidates) -> list[Message]:

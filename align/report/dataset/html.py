@@ -11,7 +11,7 @@ from align.errors import EnvironmentProblem
 from align.report.dataset import view
 from align.report.dataset.drawing import drawings
 from align.report.dataset.facts import Facts
-from align.report.dataset.notice import notices, share_text
+from align.report.dataset.finding import findings, share_text
 from align.report.dataset.tokens import Piece, TrainingView
 from align.report.dataset.visible import shortened, visible
 from align.report.html import page_environment
@@ -57,7 +57,7 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
     return environment.get_template(TEMPLATE_NAME).render(
         facts=facts,
         source=facts.source,
-        notices=notices(facts),
+        findings=findings(facts),
         plots=drawings(facts),
         lengths=view.length_groups(facts),
         dropped=view.count_bars(facts.source.dropped, facts.source.rows_in),

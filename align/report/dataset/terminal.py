@@ -1,4 +1,4 @@
-"""The report on a data file in the terminal: notices first, then tables and bars; from 80 columns, Korean letters as two."""
+"""The report on a data file in the terminal: findings first, then tables and bars; from 80 columns, Korean letters as two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from align.report.dataset import view
 from align.report.dataset.distribution import Distribution, shared_edges
 from align.report.dataset.facts import Facts
-from align.report.dataset.notice import Notice, counted, notices, share_text
+from align.report.dataset.finding import Finding, counted, findings, share_text
 from align.report.dataset.tokens import TrainingView
 from align.report.dataset.view import Bar, Fact, Part, SampleView
 from align.report.dataset.visible import one_line, shortened, visible
@@ -52,7 +52,7 @@ class DatasetReport:
         facts, source = self._facts, self._facts.source
         usable = f"{source.kind}, {counted(source.rows_in, 'row')}, {source.rows_usable:,} usable"
         yield Text.assemble((visible(source.name), "bold"), f"  {usable}")
-        yield from _section("To know before training", _notices(notices(facts)))
+        yield from _section("To know before training", _findings(findings(facts)))
         if told := view.measured_on(facts):
             yield Padding(Text(told, style="dim"), (0, 0, 0, 2))
         if source.dropped:
@@ -92,16 +92,16 @@ def _section(title: str, content: RenderableType) -> RenderResult:
     yield Padding(content, (0, 0, 0, 2))
 
 
-def _notices(found: Sequence[Notice]) -> RenderableType:
+def _findings(found: Sequence[Finding]) -> RenderableType:
     if not found:
         return Text("Nothing stands out in what is measured here; read the samples.", style="green")
     table = Table.grid(padding=(0, 1))
     table.add_column(width=1)
     table.add_column(overflow="fold")
-    for notice in found:
-        mark, style = _MARKS[notice.level]
-        table.add_row(Text(mark, style=style), Text(visible(notice.sentence)))
-        table.add_row("", Text(f"→ {notice.advice}", style="dim"))
+    for finding in found:
+        mark, style = _MARKS[finding.level]
+        table.add_row(Text(mark, style=style), Text(visible(finding.sentence)))
+        table.add_row("", Text(f"→ {finding.advice}", style="dim"))
     return table
 
 

@@ -10,7 +10,7 @@ from dataset_rows import instruction, pair
 
 from align.records import Prompt, TextRow
 from align.report.dataset.facts import Facts
-from align.report.dataset.notice import counted, notices, share_text
+from align.report.dataset.finding import counted, findings, share_text
 
 
 def test_lengths_are_of_every_text_apart(measure: Callable[..., Facts]) -> None:
@@ -35,15 +35,15 @@ def test_scores_that_contradict_the_choice_are_counted_and_told(measure: Callabl
     assert facts.scores is not None
     assert (facts.scores.pairs, facts.scores.inverted) == (3, 1)
     assert (facts.scores.chosen - facts.scores.rejected).tolist() == [1.0, -1.0, 0.0]
-    assert "In 1 pair (33 %) the chosen side has the lower score." in [notice.sentence for notice in notices(facts)]
+    assert "In 1 pair (33 %) the chosen side has the lower score." in [finding.sentence for finding in findings(facts)]
 
 
 def test_a_preference_for_length_is_told_with_its_direction(measure: Callable[..., Facts]) -> None:
     longer = [pair(number, chosen="word " * (3 + number % 7), rejected="no") for number in range(200)]
-    told = [notice.sentence for notice in notices(measure(longer))]
+    told = [finding.sentence for finding in findings(measure(longer))]
     assert any(sentence.startswith("100 % of the chosen completions are the longer ones") for sentence in told)
     shorter = [pair(number, chosen="no", rejected="word " * (3 + number % 7)) for number in range(200)]
-    told = [notice.sentence for notice in notices(measure(shorter))]
+    told = [finding.sentence for finding in findings(measure(shorter))]
     assert any(sentence.startswith("100 % of the chosen completions are the shorter ones") for sentence in told)
 
 
@@ -54,9 +54,9 @@ def test_overlap_is_looked_for_in_prompt_and_completions(measure: Callable[..., 
     (overlap,) = facts.overlaps
     assert (overlap.prompts, overlap.rows, overlap.prompts_found) == (2, 2, 1)
     assert {(example.row, example.prompt_text) for example in overlap.examples} == {("line 1", question), ("line 2", question)}
-    assert notices(facts)[0].level == "bad"
-    assert notices(facts)[0].sentence.startswith("2 rows share a long run of words with 1 of the 2 prompts of held_out.jsonl")
-    assert "(67 % of the rows); 2 rows hold nearly the whole of one." in notices(facts)[0].sentence
+    assert findings(facts)[0].level == "bad"
+    assert findings(facts)[0].sentence.startswith("2 rows share a long run of words with 1 of the 2 prompts of held_out.jsonl")
+    assert "(67 % of the rows); 2 rows hold nearly the whole of one." in findings(facts)[0].sentence
 
 
 def test_clusters_show_two_rows_that_differ(measure: Callable[..., Facts]) -> None:
@@ -79,14 +79,14 @@ def test_rows_without_completions_have_numbers_too(kind: str, measure: Callable[
     json.dumps(facts.as_json(), allow_nan=False)
 
 
-def test_notices_come_worst_first_and_name_dropped_rows(measure: Callable[..., Facts]) -> None:
+def test_findings_come_worst_first_and_name_dropped_rows(measure: Callable[..., Facts]) -> None:
     summary = {"dropped": {"not_json": 100}, "findings": {"conflicting_pairs": 2, "conflicting:label": 1}}
     rows = [instruction(number, prompt=f"Do {number} of {number**2}") for number in range(300)]
-    found = notices(measure(rows, "instructions", summary=summary))
-    levels = [notice.level for notice in found]
+    found = findings(measure(rows, "instructions", summary=summary))
+    levels = [finding.level for finding in found]
     assert levels == sorted(levels, key=["bad", "warn", "note"].index)
     assert found[0].sentence == "100 rows of 400 (25 %) cannot be used: not_json 100."
-    assert any("'label'" in notice.sentence for notice in found)
+    assert any("'label'" in finding.sentence for finding in found)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ BAD_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Notice:
+class Finding:
     """One thing to know before training."""
 
     level: Level
@@ -35,8 +35,8 @@ class Notice:
     """Share of rows that it concerns, in [0, 1]; the order within a level."""
 
 
-def notices(facts: Facts) -> list[Notice]:
-    """Every notice, worst first; none for a file without rows that stand out."""
+def findings(facts: Facts) -> list[Finding]:
+    """Every finding, worst first; none for a file without rows that stand out."""
     found = [
         *_rows(facts),
         *_overlaps(facts),
@@ -46,7 +46,7 @@ def notices(facts: Facts) -> list[Notice]:
         *_conflicts(facts),
         *_signals(facts),
     ]
-    return sorted(found, key=lambda notice: (_ORDER[notice.level], -notice.share))
+    return sorted(found, key=lambda finding: (_ORDER[finding.level], -finding.share))
 
 
 def share_text(share: float) -> str:
@@ -69,11 +69,11 @@ def _severity(share: float) -> Level:
     return "bad" if share > BAD_SHARE else "warn"
 
 
-def _rows(facts: Facts) -> Iterator[Notice]:
+def _rows(facts: Facts) -> Iterator[Finding]:
     source = facts.source
     lost = source.rows_in - source.rows_usable
     if source.cut_short:
-        yield Notice(
+        yield Finding(
             "bad",
             "The file could not be read to its end: nobody knows how many rows are missing.",
             "Get or write it again.",
@@ -82,14 +82,14 @@ def _rows(facts: Facts) -> Iterator[Notice]:
     if lost:
         share = lost / source.rows_in
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in source.dropped.items())
-        yield Notice(
+        yield Finding(
             _severity(share),
             f"{counted(lost, 'row')} of {source.rows_in:,} ({share_text(share)}) cannot be used: {reasons}.",
             "`align data validate` names each with its line; mend them, or leave them out with on_invalid: drop.",
             share,
         )
     if source.rows_usable < FEW_ROWS:
-        yield Notice(
+        yield Finding(
             "note",
             f"There are only {counted(source.rows_usable, 'usable row')}.",
             "Shares and intervals below say little; so few rows are learnt by heart in a few epochs.",
@@ -97,12 +97,12 @@ def _rows(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _tokens(tokens: TokenFacts, usable: int) -> Iterator[Notice]:
+def _tokens(tokens: TokenFacts, usable: int) -> Iterator[Finding]:
     of = f"of {tokens.sampled:,} {'rows' if tokens.sampled == usable else 'sampled rows'}"
     if tokens.over_limit:
         share = tokens.over_limit / tokens.sampled
         verb = "is" if tokens.over_limit == 1 else "are"
-        yield Notice(
+        yield Finding(
             _severity(share),
             f"{tokens.over_limit:,} {of} ({share_text(share)}) {verb} longer than {tokens.limit:,} tokens; "
             f"the longest has {tokens.rows.maximum:,}.",
@@ -113,7 +113,7 @@ def _tokens(tokens: TokenFacts, usable: int) -> Iterator[Notice]:
     if refused := sum(tokens.refused.values()):
         share = refused / tokens.sampled
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in tokens.refused.items())
-        yield Notice(
+        yield Finding(
             _severity(share),
             f"{refused:,} {of} ({share_text(share)}) cannot be shown by the template of {tokens.model}: {reasons}.",
             "`align data validate` with the same --model names each of them.",
@@ -121,13 +121,13 @@ def _tokens(tokens: TokenFacts, usable: int) -> Iterator[Notice]:
         )
 
 
-def _overlaps(facts: Facts) -> Iterator[Notice]:
+def _overlaps(facts: Facts) -> Iterator[Finding]:
     for overlap in facts.overlaps:
         if not overlap.rows:
             continue
         share = overlap.rows / facts.source.rows_usable
         whole = counted(overlap.nearly_whole, "row holds", "rows hold") if overlap.nearly_whole else "none holds"
-        yield Notice(
+        yield Finding(
             "bad" if overlap.nearly_whole else "warn",
             f"{counted(overlap.rows, 'row shares', 'rows share')} a long run of words with {overlap.prompts_found:,} of the "
             f"{overlap.prompts:,} prompts of {overlap.evaluation} ({share_text(share)} of the rows); "
@@ -138,11 +138,11 @@ def _overlaps(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _pairs(facts: Facts) -> Iterator[Notice]:
+def _pairs(facts: Facts) -> Iterator[Finding]:
     if facts.preference is not None and facts.preference.accuracy.low > LENGTH_ONLY_ACCURACY:
         won, accuracy = facts.preference.longer_won.value, facts.preference.accuracy
         side, share = ("longer", won) if won >= 0.5 else ("shorter", 1 - won)
-        yield Notice(
+        yield Finding(
             "bad" if accuracy.value > 0.7 else "warn",
             f"{share_text(share)} of the chosen completions are the {side} ones: a rule that sees nothing but lengths gets "
             f"{accuracy.value:.2f} of the pairs right (0.50 is chance).",
@@ -152,7 +152,7 @@ def _pairs(facts: Facts) -> Iterator[Notice]:
         )
     if facts.scores is not None and facts.scores.inverted:
         share = facts.scores.inverted / facts.scores.pairs
-        yield Notice(
+        yield Finding(
             _severity(share),
             f"In {counted(facts.scores.inverted, 'pair')} ({share_text(share)}) the chosen side has the lower score.",
             "Are the two swapped, or do the scores come from another scorer than the labels? One of them is wrong.",
@@ -160,11 +160,11 @@ def _pairs(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _variety(facts: Facts) -> Iterator[Notice]:
+def _variety(facts: Facts) -> Iterator[Finding]:
     usable = max(1, facts.source.rows_usable)
     repeated = usable - facts.distinct
     if facts.distinct and repeated / usable > REPEATED_SHARE:
-        yield Notice(
+        yield Finding(
             "warn",
             f"{counted(repeated, 'row has', 'rows have')} the same {facts.subject} as an earlier row "
             f"({share_text(repeated / usable)}).",
@@ -173,7 +173,7 @@ def _variety(facts: Facts) -> Iterator[Notice]:
         )
     near = facts.duplicates.redundant / max(1, facts.sampled)
     if near > DUPLICATE_SHARE:
-        yield Notice(
+        yield Finding(
             "warn",
             f"{counted(facts.duplicates.redundant, 'row has', 'rows have')} nearly the same {facts.subject} as an earlier row "
             f"({share_text(near)}, in {counted(facts.duplicates.clusters, 'cluster')}).",
@@ -184,7 +184,7 @@ def _variety(facts: Facts) -> Iterator[Notice]:
         opening, count = facts.openings.top[0]
         share = count / max(1, facts.openings.texts)
         if share > OPENING_SHARE and facts.openings.texts >= FEW_ROWS:
-            yield Notice(
+            yield Finding(
                 "note",
                 f"{share_text(share)} of the {facts.subject}s begin with “{opening}”.",
                 "Instructions from one template teach the template; add others if users will ask differently.",
@@ -204,12 +204,12 @@ _CONFLICTS = {
 }
 
 
-def _conflicts(facts: Facts) -> Iterator[Notice]:
+def _conflicts(facts: Facts) -> Iterator[Finding]:
     for name, count in facts.source.findings.items():
         kind, _, column = name.partition(":")
         share = count / max(1, facts.source.rows_usable)
         if kind == "conflicting" and column:
-            yield Notice(
+            yield Finding(
                 "warn",
                 f"Equal prompts differ in the unused column {column!r}: {counted(count, 'prompt')}.",
                 "If the column is a label, the labels contradict each other.",
@@ -217,12 +217,12 @@ def _conflicts(facts: Facts) -> Iterator[Notice]:
             )
         elif name in _CONFLICTS:
             sentence, advice = _CONFLICTS[name]
-            yield Notice("warn" if name == "conflicting_pairs" else "note", sentence.format(count=count), advice, share)
+            yield Finding("warn" if name == "conflicting_pairs" else "note", sentence.format(count=count), advice, share)
 
 
-def _signals(facts: Facts) -> Iterator[Notice]:
+def _signals(facts: Facts) -> Iterator[Finding]:
     for name, count in facts.signals.items():
         share = count / max(1, facts.signal_texts)
         if share >= SIGNAL_SHARE and count >= SIGNAL_TEXTS:
             signal = SIGNALS[name]
-            yield Notice("note", f"Texts that {signal.sentence}: {count:,} ({share_text(share)}).", signal.advice, share)
+            yield Finding("note", f"Texts that {signal.sentence}: {count:,} ({share_text(share)}).", signal.advice, share)
