@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import simpo_method
 import torch
 
 from align import load_recipe
@@ -175,3 +178,21 @@ def test_label_smoothing_belongs_to_sigmoid(project: Path) -> None:
         text.replace("{stage: dpo, model: sft,", "{stage: dpo, model: sft, variant: sigmoid, label_smoothing: 0.1,")
     )
     load_recipe(recipe)
+
+
+def test_a_new_pairwise_method_is_one_short_file(bench: Bench) -> None:
+    assert len(Path(simpo_method.__file__).read_text().splitlines()) <= 70
+    outcome = bench.run(simpo_method, gamma=0.3)
+    assert outcome.metrics["steps"] == 2
+    curve = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "rewards/chosen", "rewards/margins", "logps/rejected"} <= curve[0].keys()
+    assert curve[0]["loss"] != curve[-1]["loss"]
+    assert (bench.output / "model" / "model.safetensors").exists()
+
+
+def test_its_loss_is_that_of_the_paper() -> None:
+    # Averages: chosen -2 and -1.5, rejected -3 and -2.5. Twice the difference of 1, less gamma 0.5: 1.5.
+    outputs, counts = torch.tensor([-4.0, -6.0, -3.0, -5.0]), torch.tensor([2, 4, 1, 2])
+    result = simpo_method.SimpoObjective().pair_losses(outputs, {"token_counts": counts}, counts=None)  # type: ignore[arg-type]
+    assert result.losses.tolist() == pytest.approx([math.log(1 + math.exp(-1.5))] * 2)
+    assert result.metrics["rewards/margins"].tolist() == [2.0, 2.0]
