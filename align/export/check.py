@@ -10,13 +10,9 @@ from __future__ import annotations
 import gc
 import importlib.util
 import math
-import multiprocessing
-import os
-import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +24,7 @@ from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.folder import context_tokens
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.records import Message, Prompt
-from align.runtime.process import end_with_parent
+from align.runtime.executor import Processes
 from align.store.artifact import read_rows
 
 if TYPE_CHECKING:
@@ -226,40 +222,23 @@ def _until(tokens: list[int], end: int | None) -> list[int]:
 
 def _answer_with_vllm(exported: Path, answered: _Answered) -> tuple[str, list[list[int]]]:
     """Greedy tokens by vLLM in a process of its own: it keeps memory and threads until its process ends."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
+    replies: list[tuple[str, list[list[int]]]] = []
     with tempfile.NamedTemporaryFile(prefix="align-export-vllm-") as log:
-        process = context.Process(target=_vllm_process, args=(sender, exported, answered, log.name), name="align-export-vllm")
-        process.start()
-        sender.close()
+        process = Processes(1, log=Path(log.name))
         try:
-            reply = receiver.recv()
-        except EOFError:
-            reply = "its process ended"
-        finally:
-            process.kill()
-            process.join()
-        if isinstance(reply, str):
+            process.map(_greedy_with_vllm, [(exported, answered)], on_done=lambda _, reply: replies.append(reply))
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             said = [line[:200] for line in log.read().decode(errors="replace").splitlines() if line.strip()][-LOG_TAIL_LINES:]
             tail = "".join(f"\n  {line}" for line in said)
-            raise StageError(f"vLLM cannot load the exported model: {reply}. It said last:{tail}", hint=_NO_CHECK)
-    version, tokens = reply
-    return version, tokens
+            raise StageError(f"vLLM cannot load the exported model: {reason}. It said last:{tail}", hint=_NO_CHECK) from None
+    return replies[0]
 
 
-def _vllm_process(connection: Connection, exported: Path, answered: _Answered, log: str) -> None:
-    """Send the version and the tokens, or what went wrong as a text."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    try:
-        engine = open_engine("vllm", exported, dtype="float32", max_model_tokens=answered.max_model_tokens)
-        connection.send((engine.version, _greedy(engine, answered)))
-    except Exception as error:
-        connection.send(str(error).strip().partition("\n")[0] or type(error).__name__)
-    os._exit(0)  # vLLM may hang in its exit handlers
+def _greedy_with_vllm(item: tuple[Path, _Answered]) -> tuple[str, list[list[int]]]:
+    exported, answered = item
+    engine = open_engine("vllm", exported, dtype="float32", max_model_tokens=answered.max_model_tokens)
+    return engine.version, _greedy(engine, answered)
 
 
 def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list[int]], where: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.errors import StageError
-from align.export.check import NUM_PROMPTS, _Answered, _count_ties, check_language_model
+from align.export.check import NUM_PROMPTS, _answer_with_vllm, _Answered, _count_ties, check_language_model
 from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.load import load_tokenizer
 from align.testing import tiny_causal_lm
@@ -52,6 +53,15 @@ def test_a_changed_template_is_found(tmp_path: Path) -> None:
     tokenizer.save_pretrained(exported)
     with pytest.raises(StageError, match="tokenizer or chat template"):
         check_language_model(source, exported, dtype="float32", prompts=None, note=lambda text: None)
+
+
+def test_what_vllm_says_of_a_folder_it_cannot_load_is_passed_on(tmp_path: Path) -> None:
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match="vLLM cannot load the exported model: engine: vllm does not serve") as caught:
+        _answer_with_vllm(tmp_path, _Answered(["prompt"], [[20, 21]], [], end=None))
+    assert "It said last:\n" in caught.value.message
+    assert "--no-check" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("without_vllm")
