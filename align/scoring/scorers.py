@@ -48,6 +48,9 @@ class ScorerSet:
                 assert store_root is not None
                 self._judges[name] = PairwiseJudge(name, scorer.judge, store_root=store_root, environment=os.environ)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_loaded": {}}  # a copy in another process loads its own
+
     @property
     def whole_prompts(self) -> bool:
         """Whether all candidates of a prompt must be scored together."""

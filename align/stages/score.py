@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config.reference import RowsReference
-from align.config.sections import Scorer
+from align.config.sections import JudgeScorer, Scorer
+from align.errors import StageError
 from align.records import Candidate, ScoredCandidate
+from align.runtime.executor import executor_for
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
+
+if TYPE_CHECKING:
+    from align.scoring.scorers import ScorerSet
 
 VERSION = 3
 SHARD_ROWS = 4096
@@ -28,12 +35,26 @@ SHARD_ROWS = 4096
 class Config(StageConfig):
     """Score candidates."""
 
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
+
     candidates: RowsReference[Candidate]
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, {rules: …}, or {judge: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
+    num_workers: int = Field(default=1, ge=1)
+    """Processes that share the shards, each with reward models of its own; only 1 where a judge scores."""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Config:
+        judges = [name for name, scorer in self.scorers.items() if isinstance(scorer, JudgeScorer)]
+        if judges and self.num_workers > 1:
+            raise ValueError(
+                f"num_workers is {self.num_workers}, but the judge '{judges[0]}' is called from one process, whose "
+                "max_concurrency says how many requests run at the same time; leave num_workers out"
+            )
+        return self
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -47,15 +68,30 @@ def run(context: StageContext[Config]) -> StageOutcome:
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens, store_root=context.store_root)
     for sentence in scorers.announce(candidates):
         context.progress.note(sentence)
+    items = list(enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)))
+    folder = context.work / "shards"
+    missing = [(index, piece) for index, piece in items if read_seal(shard_path(folder, index)) is None]
     count, total = context.counter("score", "scores"), len(candidates) * len(config.scorers)
+    finished = total - sum(len(piece) for _, piece in missing) * len(config.scorers)
+
+    def done(item: tuple[int, Sequence[Candidate]], _: None) -> None:
+        nonlocal finished
+        finished += len(item[1]) * len(config.scorers)
+        count(finished, total)
+
+    executor_for(config.num_workers, len(missing), gpus_each=1).map(
+        ShardScorer(scorers, folder, lambda scores: count(finished + scores, total)),
+        missing,
+        on_done=done,
+        check_stop=context.check_stop,
+    )
     scored: list[ScoredCandidate] = []
     tallies = {name: JudgeTally() for name in scorers.take_tallies()}
-    for index, piece in enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)):
-        shard = shard_path(context.work / "shards", index)
-        if (seal := read_seal(shard)) is None:
-            rows = scorers.score(piece, _counting_from(len(scored) * len(config.scorers), total, count))
-            write_shard(shard, rows, judged=scorers.take_tallies())
-            seal = read_seal(shard) or {}
+    for index, _ in items:
+        shard = shard_path(folder, index)
+        seal = read_seal(shard)
+        if seal is None:
+            raise StageError(f"{shard}: the shard changed while it was being used", hint="Run the same command again.")
         for name, tally in tallies.items():
             tally.add(seal["judged"][name])
         scored.extend(read_rows(shard, ScoredCandidate))
@@ -64,6 +100,31 @@ def run(context: StageContext[Config]) -> StageOutcome:
     for name, tally in tallies.items():
         metrics[name] |= tally.metrics()
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
+
+
+@dataclass(frozen=True)
+class ShardScorer:
+    """Scores the candidates of one shard and writes them, and last the seal with what the judges counted.
+
+    `report` gets the number of the shard's scores that are there. A copy in another process loads reward models of its own and
+    reports whole shards only.
+    """
+
+    scorers: ScorerSet
+    folder: Path
+    report: Callable[[int], None]
+
+    def __call__(self, item: tuple[int, Sequence[Candidate]]) -> None:
+        index, candidates = item
+        rows = self.scorers.score(candidates, self.report)
+        write_shard(shard_path(self.folder, index), rows, judged=self.scorers.take_tallies())
+
+    def __reduce__(self) -> tuple[type[ShardScorer], tuple[Any, ...]]:
+        return ShardScorer, (self.scorers, self.folder, _report_nothing)
+
+
+def _report_nothing(scores: int) -> None:
+    pass
 
 
 def pieces(candidates: Sequence[Candidate], *, whole_prompts: bool) -> Iterator[Sequence[Candidate]]:
@@ -84,10 +145,6 @@ def pieces(candidates: Sequence[Candidate], *, whole_prompts: bool) -> Iterator[
             end += 1
         yield candidates[start:end]
         start = end
-
-
-def _counting_from(before: int, total: int, count: Callable[[int, int], None]) -> Callable[[int], None]:
-    return lambda done: count(before + done, total)
 
 
 def describe_scores(scored: Sequence[ScoredCandidate], scorer: str) -> dict[str, float | int | None]:

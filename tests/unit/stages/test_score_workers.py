@@ -1,0 +1,101 @@
+"""The score stage with several workers: the same bytes as with one, and one worker where a judge scores."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from align.errors import Interrupted
+from align.records import Candidate, Message
+from align.runtime.context import Progress
+from align.stage import StageContext, StageOutcome
+from align.stages import score
+from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest, write_rows
+from align.testing import tiny_reward_model
+
+SCORERS = {"rm": "rm", "words": {"rules": [{"type": "length", "name": "w", "max_words": 2}]}}
+NUM_PROMPTS, EACH = 5, 2
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("store")
+    made: dict[str, Any] = {"stage_version": 1, "fingerprint": "f" * 16, "config": {}, "inputs": {}, "seed": 1}
+    sampled, rm = Entry(folder / "sampled"), Entry(folder / "rm")
+    sampled.begin()
+    rows = [
+        Candidate(
+            prompt_id=f"p{prompt}",
+            candidate_index=index,
+            prompt=[Message(role="user", content=f"question {prompt}")],
+            reference=None,
+            completion="word " * (prompt + index + 1),
+            completion_token_ids=[1],
+            completion_tokens=1,
+            finish_reason="stop",
+            seed=1,
+        )
+        for prompt in range(NUM_PROMPTS)
+        for index in range(EACH)
+    ]
+    write_rows(sampled.path / "rows.jsonl", rows)
+    rm.begin()
+    tiny_reward_model(rm.path / MODEL_FOLDER)
+    manifests = [
+        sampled.commit(Manifest(kind="candidates", stage="generate", **made)),
+        rm.commit(Manifest(kind="reward_model", stage="reward_model", **made)),
+    ]
+    entries = zip(("sampled", "rm"), (sampled, rm), manifests, strict=True)
+    return {name: Artifact(name, entry.path, manifest) for name, entry, manifest in entries}
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "SHARD_ROWS", 3)
+
+
+def run(folder: Path, artifacts: dict[str, Artifact], num_workers: int, stop_after: int | None = None) -> StageOutcome:
+    for name in ("work", "output"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    reached = [0.0]
+
+    def send(event: dict[str, Any]) -> None:
+        reached.append(event["done"])
+
+    context = StageContext(
+        name="scored",
+        config=score.Config.model_validate({"candidates": "sampled", "scorers": SCORERS, "num_workers": num_workers}),
+        artifacts=artifacts,
+        output=folder / "output",
+        store_root=folder,
+        work=folder / "work",
+        seed=1,
+        progress=Progress(send),
+        stop_requested=lambda: signal.SIGTERM if stop_after is not None and reached[-1] >= stop_after else None,
+    )
+    outcome = score.run(context)
+    assert reached == sorted(reached)
+    assert reached[-1] == NUM_PROMPTS * EACH * len(SCORERS)
+    return outcome
+
+
+def test_neither_workers_nor_a_stop_change_a_byte(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    alone = run(tmp_path / "alone", artifacts, 1)
+    together = run(tmp_path / "together", artifacts, 2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", artifacts, 1, stop_after=7)
+    assert len(list((tmp_path / "stopped" / "work" / "shards").glob("*.jsonl"))) == 1
+    resumed = run(tmp_path / "stopped", artifacts, 1)
+    rows = [(tmp_path / name / "output" / "rows.jsonl").read_bytes() for name in ("alone", "together", "stopped")]
+    assert rows[0] == rows[1] == rows[2]
+    assert alone == together == resumed
+
+
+def test_a_judge_is_called_from_one_process() -> None:
+    judge = {"judge": {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}}
+    with pytest.raises(ValidationError, match="the judge 'j' is called from one process"):
+        score.Config.model_validate({"candidates": "c", "scorers": {"rm": "rm", "j": judge}, "num_workers": 2})
