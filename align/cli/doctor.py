@@ -152,7 +152,7 @@ def _check_model(model: Path, json: bool) -> None:
 
 
 def _print_model(report: ModelReport) -> None:
-    from align.report.model.text import lines_of
+    from align.report.model.probe import lines_of
 
     console = output_console()
     for line in lines_of(report, width=min(console.width, 100)):

@@ -20,7 +20,7 @@ MIN_MARKER_CHARACTERS = 4
 class ModelChecks:
     """Looks at rows through one model's template and tokenizer.
 
-    Rows are dealt with in batches, with one call of the tokenizer for those of which tokens must be known.
+    Rows are checked in batches: one call of the tokenizer for all rows whose tokens matter.
 
     Args:
         chat_format: how the model is shown conversations.
@@ -78,7 +78,7 @@ class ModelChecks:
         return found
 
     def _needs_tokens(self, texts: Sequence[str]) -> bool:
-        """Whether the texts alone do not tell that there is nothing wrong with their tokens."""
+        """Whether the texts must be tokenized, because their bytes alone cannot prove that their tokens are sound."""
         if self._normalization is None:
             return True
         spelt = [canonical(text, self._normalization) for text in texts]

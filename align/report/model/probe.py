@@ -6,7 +6,8 @@ memory and length of `guard.py`. The first rendering that does not end stops the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from align.models.facts import ModelFacts, read_facts
 from align.models.folder import check_model_folder
 from align.models.load import load_tokenizer
 from align.report.model import template_checks, token_checks
-from align.report.model.check import WHY, ModelCheck
+from align.report.model.check import WHY, ModelCheck, State
 from align.report.model.guard import GuardedTokenizer
 
+_ORDER: tuple[State, ...] = ("problem", "info", "ok")
 MAX_TOLD_CHARACTERS = 300
 _MEND = "Mend chat_template.jinja of that model."
 _SAFE = "safetensors of the right size, no code, nothing outside it"
@@ -150,3 +152,33 @@ _CONVERSATION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...]
     ("system_message", template_checks.check_system_message),
     ("two_turns", template_checks.check_two_turns),
 )
+
+
+def lines_of(report: ModelReport, *, width: int) -> Iterator[str]:
+    """The checks, problems first; why and what to do only where something is to be done.
+
+    Args:
+        width: columns.
+    """
+    margin = " " * (len("problem") + 2)
+    indent = margin + " " * (max(map(len, WHY)) + 2)
+
+    def wrapped(text: str, start: str) -> list[str]:
+        return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+
+    yield str(report.folder)
+    yield ""
+    for check in sorted(report.checks, key=lambda check: _ORDER.index(check.state)):
+        head = check.state.ljust(len(margin)) + check.name.ljust(len(indent) - len(margin))
+        yield from wrapped(check.found, head)
+        if check.state == "problem":
+            yield from wrapped(WHY[check.name], indent)
+        if check.advice:
+            yield from wrapped(f"→ {check.advice}", indent)
+    if report.skipped:
+        yield from textwrap.wrap(f"Not looked at: {', '.join(report.skipped)}.", width)
+    yield ""
+    counts = {state: sum(check.state == state for check in report.checks) for state in _ORDER}
+    verdict = "This model cannot be used as it is" if report.problems else "Nothing stands in the way of using this model"
+    problems = "1 problem" if counts["problem"] == 1 else f"{counts['problem']} problems"
+    yield f"{verdict}: {problems}, {counts['info']} to know of, {counts['ok']} ok."

@@ -13,8 +13,7 @@ from align.data import template as template_module
 from align.models.facts import ModelFacts
 from align.report.model import token_checks
 from align.report.model.check import WHY, ModelCheck
-from align.report.model.probe import ModelReport, probe_loaded, probe_model
-from align.report.model.text import lines_of
+from align.report.model.probe import ModelReport, lines_of, probe_loaded, probe_model
 from align.testing.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
 
 Look = Callable[..., dict[str, ModelCheck]]
