@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from align.strict import Strict
@@ -16,6 +16,18 @@ class StrictModel(Strict):
     """
 
     execution_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yields the path of each field that does not agree with the others, and why.
+
+        Called with a stage's fields as they were written, so that a message can name the line. Values may be of any type: what
+        is wrong with a type is said elsewhere.
+
+        Args:
+            fields: the stage's fields, by name.
+        """
+        yield from ()
 
 
 def execution_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

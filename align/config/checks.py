@@ -129,8 +129,8 @@ def check_stage(
     """
     path = ("stages", name)
     fields = draft.stage_type.config_type.model_fields
-    if "models" in fields and "baseline" in fields:
-        yield from _check_models(draft.fields, path)
+    for field_path, text in draft.stage_type.config_type.check_fields(draft.fields):
+        yield Problem((*path, *field_path), text)
     if "scorer" in fields and "scored" in fields:
         yield from _check_scorer(draft.fields, path, drafts, one_or_several="scorers" in fields)
     yield from _check_encoder_decoder(draft, path, drafts, inputs, folder)
@@ -138,8 +138,6 @@ def check_stage(
         yield from _check_epochs(draft.fields.get("model"), (*path, "model"), drafts, inputs, folder)
     if "rso_beta" in fields:
         yield from _check_policy(draft.fields, path)
-    if "variant" in fields and "label_smoothing" in fields:
-        yield from _check_label_smoothing(draft.fields, path)
     if "micro_batch_size" in fields and "batch_size" in fields:
         whole, part = (draft.fields.get(field, fields[field].default) for field in ("batch_size", "micro_batch_size"))
         if _positive(whole) and _positive(part) and whole % part:
@@ -186,26 +184,8 @@ def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, A
     return None
 
 
-def _check_label_smoothing(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
-    variant, smoothing = fields.get("variant", "sigmoid"), fields.get("label_smoothing")
-    if variant != "sigmoid" and isinstance(smoothing, float) and smoothing > 0:
-        yield Problem((*path, "label_smoothing"), f"is defined for the variant sigmoid only, not for {variant}; leave it out")
-
-
 def _positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_models(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
-    models, baseline = fields.get("models"), fields.get("baseline")
-    if not isinstance(models, list):
-        return
-    for index, model in enumerate(models):
-        if isinstance(model, str) and model in models[:index]:
-            yield Problem((*path, "models", index), f"'{model}' is here twice")
-    if isinstance(baseline, str) and models and baseline not in models:
-        names = [model for model in models if isinstance(model, str)]
-        yield Problem((*path, "baseline"), f"'{baseline}' is not one of the models that are compared ({', '.join(names)})")
 
 
 def _check_epochs(

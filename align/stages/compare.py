@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -66,6 +66,18 @@ class Config(Generation, StageConfig):
     """Extra rows: what the baseline scores when n completions are drawn and the best is kept, for each n given here."""
     best_of_scorer: str | None = None
     """The scorer that chooses in best of n; default: the first."""
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        models, baseline = fields.get("models"), fields.get("baseline")
+        if not isinstance(models, list):
+            return
+        for index, model in enumerate(models):
+            if isinstance(model, str) and model in models[:index]:
+                yield ("models", index), f"'{model}' is here twice"
+        if isinstance(baseline, str) and models and baseline not in models:
+            names = ", ".join(model for model in models if isinstance(model, str))
+            yield ("baseline",), f"'{baseline}' is not one of the models that are compared ({names})"
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Config:

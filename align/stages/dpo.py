@@ -9,8 +9,8 @@ logps/chosen, logps/rejected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -44,6 +44,12 @@ class DpoObjective(PairwiseObjective):
     """Strength of the pull towards the reference."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed share of flipped labels (conservative DPO); for the variant sigmoid only."""
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        variant, smoothing = fields.get("variant", cls.model_fields["variant"].default), fields.get("label_smoothing")
+        if variant != "sigmoid" and isinstance(smoothing, float) and smoothing > 0:
+            yield ("label_smoothing",), f"is defined for the variant sigmoid only, not for {variant}; leave it out"
 
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         chosen, rejected = outputs.chunk(2)
