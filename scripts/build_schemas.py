@@ -22,6 +22,7 @@ from align.config.inputs import InputSpec
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
 from align.report.results import Results
 from align.rows import ROW_KINDS, DataKind
+from align.runtime.events import EVENTS_VERSION, KINDS, adapter_of
 from align.stages.registry import STAGES
 from align.store.artifact import Manifest
 
@@ -197,9 +198,31 @@ def _forms(kind: DataKind[Any], properties: Schema) -> list[list[str]]:
     return [form for form in known if not any(set(other) < set(form) for other in known)]
 
 
+def event_schema() -> Schema:
+    """A line of events.jsonl; which fields it has depends on `kind`."""
+    definitions: Schema = {}
+    choices: list[Schema] = []
+    for kind in KINDS:
+        schema = adapter_of(kind).json_schema(ref_template=DEFINITIONS)
+        definitions.update(schema.pop("$defs", {}))
+        head = {"version": {"const": EVENTS_VERSION}, "kind": {"const": kind}}
+        # A writer always gives every field; what has a default in the code is for the convenience of the code.
+        properties = {name: {k: v for k, v in field.items() if k != "default"} for name, field in schema["properties"].items()}
+        definitions[kind] = {**schema, "properties": {**head, **properties}, "required": [*head, *properties]}
+        choices.append({"if": {"properties": {"kind": {"const": kind}}}, "then": {"$ref": f"#/$defs/{kind}"}})
+    return {
+        "description": "An event of a run: one line of events.jsonl.",
+        "type": "object",
+        "properties": {"version": {"const": EVENTS_VERSION}, "kind": {"enum": list(KINDS)}},
+        "required": ["version", "kind", "time"],
+        "allOf": choices,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
 def all_schemas() -> dict[str, Schema]:
     """Every schema, by file name."""
-    schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results)}
+    schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results), "events": event_schema()}
     for name, kind in ROW_KINDS.items():
         schemas[name] = user_row_schema(kind) if isinstance(kind, DataKind) else of_model(kind.record)
     return {f"{name}.schema.json": {"$schema": DIALECT, **without_titles(schema)} for name, schema in schemas.items()}

@@ -114,7 +114,7 @@ def _run(given: Mapping[str, Any], command: list[str]) -> None:
 
     recipe = parse_document(document, path=Path("align pairs"), folder=Path(), stage_types=STAGES)
     with ProgressDisplay() as display:
-        run_recipe(recipe, work.parent, store=work / ".store", report=display, command=command)
+        run_recipe(recipe, work.parent, store=work / ".store", sinks=[display], command=command)
         made = write_preference_set(work / "stages" / PAIRS, out, command=command)
     if given["json"]:
         print_json(made.to_json())

@@ -6,14 +6,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from align.runtime.events import (
+    Event,
+    Note,
+    Progress,
+    Quarantined,
+    StageCached,
+    StageEvent,
+    StageFinished,
+    StageStarted,
+    Waiting,
+)
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
-
-Event = Mapping[str, Any]
 
 PLAIN_INTERVAL_SECONDS = 5.0
 MOST_METRICS = 4
@@ -47,11 +57,11 @@ class TaskState:
     done: float = 0.0
     total: float | None = None
     seconds: float = 0.0
-    numbers: Mapping[str, float] | None = None
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
 
-    def update(self, event: Event, now: float) -> None:
-        self.done, self.total, self.seconds = event["done"], event["total"], now
-        self.numbers = event.get("numbers")
+    def update(self, event: Progress, now: float) -> None:
+        self.done, self.total, self.seconds = event.done, event.total, now
+        self.numbers = event.numbers
 
     @property
     def rate(self) -> float | None:
@@ -67,7 +77,7 @@ class TaskState:
             parts.append(f"{number(self.rate) if self.rate < 1000 else f'{self.rate:,.0f}'} {self.unit}/s")
             if self.total is not None and self.total > self.done:
                 parts.append(f"{duration((self.total - self.done) / self.rate)} left")
-        parts += [f"{name} {number(value)}" for name, value in (self.numbers or {}).items()]
+        parts += [f"{name} {number(value)}" for name, value in self.numbers.items() if value is not None]
         return ", ".join(parts)
 
 
@@ -116,12 +126,13 @@ class LiveDisplay:
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
 
         console = Console(file=stream, highlight=False, markup=False)
         name, detail = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
         columns = (name, BarColumn(bar_width=24), detail)
-        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress = Bars(*columns, console=console, transient=True)
         self._progress.start()
         self._bars: dict[str, TaskID] = {}
 
@@ -150,7 +161,7 @@ def _label(stage: str, state: TaskState) -> str:
 
 
 class ProgressDisplay:
-    """Shows the events of a run; call it with each. Safe to call from several threads."""
+    """Shows the events of a run. Safe to call from several threads."""
 
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
@@ -167,46 +178,48 @@ class ProgressDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._display.close()
 
-    def __call__(self, event: Event) -> None:
-        stage = str(event.get("stage", ""))
+    def handle(self, event: Event) -> None:
+        if not isinstance(event, StageEvent):
+            return
         with self._lock:
-            if event["event"] == "progress":
-                self._display.progress(stage, self._state(stage, event))
+            if isinstance(event, Progress):
+                self._display.progress(event.stage, self._state(event))
                 return
-            if event["event"] == "stage_finished":
-                self._states.pop(stage, None)
-                self._display.end(stage)
+            if isinstance(event, StageFinished):
+                self._states.pop(event.stage, None)
+                self._display.end(event.stage)
             text = _sentence(event)
             if text is not None:
-                self._display.line(f"{stage}: {text}" if stage else text)
+                self._display.line(f"{event.stage}: {text}")
 
-    def _state(self, stage: str, event: Event) -> TaskState:
+    def _state(self, event: Progress) -> TaskState:
         now = self._clock()
-        state = self._states.get(stage)
-        if state is None or state.task != event["task"]:
-            state = self._states[stage] = TaskState(event["task"], event["unit"], event["done"], now)
+        state = self._states.get(event.stage)
+        if state is None or state.task != event.task:
+            state = self._states[event.stage] = TaskState(event.task, event.unit, event.done, now)
         state.update(event, now)
         return state
 
 
-def _sentence(event: Event) -> str | None:
-    """The line for an event that is not progress; None for events of a newer sender."""
-    kind = event["event"]
-    if kind == "stage_started":
-        return f"started ({event['reason']})" if event.get("reason") else "started"
-    if kind == "stage_cached":
-        return "done before"
-    if kind == "note":
-        return str(event["text"])
-    if kind == "waiting":
-        return f"waiting for {event['holder']}"
-    if kind == "quarantined":
-        return f"damaged result set aside in {event['path']}: {event['problem']}"
-    if kind == "stage_finished":
-        numbers = {name: value for name, value in (event.get("metrics") or {}).items() if _is_number(value)}
-        shown = [f"{name} {number(value)}" for name, value in list(numbers.items())[:MOST_METRICS]]
-        return ", ".join([f"done in {duration(event['seconds'])}", *shown])
-    return None
+def _sentence(event: StageEvent) -> str | None:
+    """The line for an event that is not progress; None for one that the terminal does not show."""
+    match event:
+        case StageStarted(reason=reason):
+            return f"started ({reason})" if reason else "started"
+        case StageCached():
+            return "done before"
+        case Note(text=text):
+            return text
+        case Waiting(holder=holder):
+            return f"waiting for {holder}"
+        case Quarantined(path=path, problem=problem):
+            return f"damaged result set aside in {path}: {problem}"
+        case StageFinished(seconds=seconds, metrics=metrics):
+            numbers = {name: value for name, value in metrics.items() if _is_number(value)}
+            shown = [f"{name} {number(value)}" for name, value in list(numbers.items())[:MOST_METRICS]]
+            return ", ".join([f"done in {duration(seconds)}", *shown])
+        case _:  # curves and completions are for other sinks; main() prints what a run failed with
+            return None
 
 
 def _is_number(value: Any) -> bool:

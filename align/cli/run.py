@@ -95,7 +95,7 @@ def run_and_print(
     from align.pipeline.run import run_recipe
 
     with ProgressDisplay() as display:
-        result = run_recipe(recipe, out, only=only, start=start, until=until, store=store, report=display, command=command)
+        result = run_recipe(recipe, out, only=only, start=start, until=until, store=store, sinks=[display], command=command)
     if json:
         print_json(result.to_json())
     else:

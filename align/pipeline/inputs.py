@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from align.data.source import Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
 from align.models.hub import fetch_model
+from align.runtime.events import Emit, Note, Quarantined, Waiting
 from align.selection.columns.chunk import RowFile, open_file
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manifest, Store
 from align.store.fingerprint import fingerprint
@@ -153,9 +154,7 @@ def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
     return {"part": file.part, "sha256": store.hashes.of(file.path), "suffixes": file.path.suffixes}
 
 
-def import_inputs(
-    inputs: Mapping[str, ResolvedInput], store: Store, report: Callable[[dict[str, Any]], None]
-) -> dict[str, Artifact]:
+def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit) -> dict[str, Artifact]:
     """Every input as an artifact; the rows of data inputs are read, validated and written to the store where they are not yet.
 
     Raises:
@@ -168,7 +167,7 @@ def import_inputs(
             artifacts[name] = resolved.artifact
             continue
         try:
-            artifacts[name] = _import_rows(resolved, store, report)
+            artifacts[name] = _import_rows(resolved, store, emit)
         except DataError as error:
             failures.append(error)
     _raise_all(failures)
@@ -183,18 +182,18 @@ def _evaluation_index(resolved: ResolvedInput) -> EvaluationIndex | None:
     return evaluation_index((source, spec) for source, spec in sources if source and isinstance(spec, DataInput))
 
 
-def _import_rows(resolved: ResolvedInput, store: Store, report: Callable[[dict[str, Any]], None]) -> Artifact:
+def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
     spec = resolved.spec
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
     entry = store.entry(INPUT_STAGE, resolved.fingerprint)
 
     def waiting(holder: str) -> None:
-        report({"event": "waiting", "stage": resolved.name, "holder": holder})
+        emit(Waiting(stage=resolved.name, holder=holder))
 
     with hold(entry.lock_path, on_wait=waiting):
         state, problem = entry.check(store.hashes)
         if state == "damaged":
-            report({"event": "quarantined", "stage": resolved.name, "path": str(entry.quarantine()), "problem": problem})
+            emit(Quarantined(stage=resolved.name, path=str(entry.quarantine()), problem=problem))
         if state != "done":
             started = time.perf_counter()
             entry.begin()
@@ -214,5 +213,5 @@ def _import_rows(resolved: ResolvedInput, store: Store, report: Callable[[dict[s
                 )
             )
             for note in result.notes:
-                report({"event": "note", "stage": resolved.name, "text": note})
+                emit(Note(stage=resolved.name, text=note))
     return store.load(resolved.name, entry)

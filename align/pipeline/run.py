@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -21,10 +22,24 @@ from typing import Any
 from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
-from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
+from align.errors import EXIT_BUG, EXIT_OK, AlignError, EnvironmentProblem, Interrupted, StageError
 from align.pipeline import worker
 from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.runtime.event_file import EVENTS_NAME, JsonlSink
+from align.runtime.events import (
+    Event,
+    EventSink,
+    Note,
+    RunFinished,
+    RunPlanned,
+    StageCached,
+    StageFailed,
+    StageFinished,
+    StagePlan,
+    StageStarted,
+    Waiting,
+)
 from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
@@ -40,8 +55,6 @@ POLL_SECONDS = 0.2
 # How long a stage may take to write its checkpoint after it was asked to stop.
 GRACE_SECONDS = 60.0
 
-Report = Callable[[dict[str, Any]], None]
-
 
 class StageBug(RuntimeError):
     """An error in align itself, in a worker process; carries that process's traceback."""
@@ -51,11 +64,17 @@ class StageBug(RuntimeError):
 
 @dataclass
 class RunResult:
-    """What a run left behind."""
+    """What a run left behind, gathered from its events."""
 
     folder: Path
     stages: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, RunPlanned):
+            self.stages = [{"name": stage.name, "status": stage.status, "seconds": None} for stage in event.stages]
+        elif isinstance(event, (StageCached, StageFinished)):
+            next(stage for stage in self.stages if stage["name"] == event.stage)["seconds"] = event.seconds
 
     def to_json(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "stages": self.stages, "results": self.results}
@@ -108,7 +127,7 @@ def run_recipe(
     start: str | None = None,
     until: str | None = None,
     store: Path | None = None,
-    report: Report = lambda event: None,
+    sinks: Sequence[EventSink] = (),
     command: list[str] | None = None,
 ) -> RunResult:
     """Run every stage whose result is not in the store, and publish `results.json` and `report.html` beside the run.
@@ -117,7 +136,7 @@ def run_recipe(
         recipe: what to run.
         out: folder of all runs; this one goes to `out/<recipe name>`, its artifacts to `out/.store`.
         only, start, until, store: see `make_plan`.
-        report: called with every event, from this thread.
+        sinks: take every event, in this thread; `events.jsonl` in the run's folder does too.
         command: what the user typed, written into the comparison.
     Raises:
         AlignError: see `align.errors` for what each kind means.
@@ -127,55 +146,73 @@ def run_recipe(
     with signals.active():
         plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
-        waited_for: list[str] = []
+        waited: list[Waiting] = []
 
         def on_wait(holder: str) -> None:
-            waited_for.append(holder)
-            report({"event": "waiting", "stage": recipe.name, "holder": holder})
+            waited.append(Waiting(stage=recipe.name, holder=holder))
+            for sink in sinks:
+                sink.handle(waited[0])
 
         lock_path = plan.store.root / f"run-{recipe.name}.lock"
         with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
             signals.check()
-            if waited_for:  # what the other run finished meanwhile need not be made again
+            if waited:  # what the other run finished meanwhile need not be made again
                 plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
-            return _Runner(plan, signals, report, command or []).run()
+            with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
+                return _Runner(plan, signals, [file, *sinks], command or []).run()
 
 
 class _Runner:
-    def __init__(self, plan: Plan, signals: _Signals, report: Report, command: list[str]) -> None:
+    def __init__(self, plan: Plan, signals: _Signals, sinks: list[EventSink], command: list[str]) -> None:
         self._plan = plan
         self._signals = signals
-        self._report = report
         self._command = command
         self._log_path = plan.run_folder / LOG_NAME
         self._result = RunResult(plan.run_folder)
+        self._sinks = [*sinks, self._result]
+
+    def _emit(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.handle(event)
 
     def run(self) -> RunResult:
+        """Run what the plan says.
+
+        Raises:
+            See `run_recipe`.
+        """
+        try:
+            self._emit(_planned(self._plan, self._command))
+            self._run_stages()
+        except BaseException as error:
+            with contextlib.suppress(EnvironmentProblem):  # a full disk may be what ended the run
+                self._emit(RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error)))
+            raise
+        self._emit(RunFinished(exit_code=EXIT_OK))
+        return self._result
+
+    def _run_stages(self) -> None:
         plan = self._plan
         resolved = {**plan.recipe.resolved(), "command": self._command}
         write_json(plan.run_folder / RECIPE_NAME, resolved)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
         context = self._start_server(to_run) if to_run else None
-        artifacts = import_inputs(plan.inputs, plan.store, self._report)
+        artifacts = import_inputs(plan.inputs, plan.store, self._emit)
         for artifact in artifacts.values():
             self._link(INPUT_LINKS_NAME, artifact.name, artifact.path)
         for stage in plan.stages:
             self._signals.check()
             if stage.status == "skipped":
-                self._result.stages.append({"name": stage.name, "status": "skipped", "seconds": None})
                 continue
-            if stage.status == "cached":
-                self._report({"event": "stage_cached", "stage": stage.name})
-            else:
+            if stage.status == "run":
                 assert context is not None
                 self._run_stage(context, stage, artifacts)
             artifacts[stage.name] = plan.store.load(stage.name, stage.entry)
+            if stage.status == "cached":
+                self._emit(StageCached(stage=stage.name, seconds=artifacts[stage.name].manifest.seconds))
             self._link(LINKS_NAME, stage.name, stage.entry.path)
-            seconds = artifacts[stage.name].manifest.seconds
-            self._result.stages.append({"name": stage.name, "status": stage.status, "seconds": seconds})
         self._publish(artifacts)
-        return self._result
 
     @staticmethod
     def _check_environment(to_run: list[PlannedStage]) -> None:
@@ -210,7 +247,7 @@ class _Runner:
 
     def _run_stage(self, context: ForkServerContext | SpawnContext, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
         assert isinstance(stage.node.config, StageConfig)
-        self._report({"event": "stage_started", "stage": stage.name, "reason": stage.reason})
+        self._emit(StageStarted(stage=stage.name, reason=stage.reason))
         with self._log_path.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
         job = worker.Job(
@@ -238,6 +275,10 @@ class _Runner:
         sender.close()
         try:
             self._supervise(process, receiver, stage)
+        except BaseException as error:
+            with contextlib.suppress(EnvironmentProblem):
+                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=getattr(error, "exit_code", EXIT_BUG)))
+            raise
         finally:
             if process.is_alive():
                 process.kill()
@@ -263,39 +304,33 @@ class _Runner:
             ready = wait([receiver, process.sentinel], timeout=POLL_SECONDS)
             if receiver in ready:
                 try:
-                    event = receiver.recv()
+                    message: Event | worker.Failure | None = receiver.recv()
                 except EOFError:
-                    event = None
-                if event is not None and self._handle(event, stage):
-                    return
-                if event is not None:
+                    message = None
+                if isinstance(message, worker.Failure):
+                    raise self._error(message, stage)
+                if message is not None:
+                    self._emit(message)
+                    if isinstance(message, StageFinished):
+                        return
                     continue
             if process.sentinel in ready:
                 process.join()
                 raise self._death(process, stage)
             if self._signals.received and asked_at is None:
                 asked_at = time.monotonic()
-                self._report({"event": "note", "stage": stage.name, "text": "stopping; what is finished is being kept"})
+                self._emit(Note(stage=stage.name, text="stopping; what is finished is being kept"))
                 process.terminate()
             waited_too_long = asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS
             if len(self._signals.received) > 1 or waited_too_long:
                 process.kill()
 
-    def _handle(self, event: dict[str, Any], stage: PlannedStage) -> bool:
-        """True when the stage is done. Raises what the stage failed with."""
-        if event["event"] == "committed":
-            finished = {"event": "stage_finished", "stage": stage.name, "seconds": event["seconds"], "metrics": event["metrics"]}
-            self._report(finished)
-            return True
-        if event["event"] != "failed":
-            self._report(event)
-            return False
-        error = event["error"]
+    def _error(self, failure: worker.Failure, stage: PlannedStage) -> Exception:
+        """What the run ends with, because a stage ended like this."""
+        error = failure.error
         if isinstance(error, Interrupted) and self._signals.received:
-            raise Interrupted(f"{stage.name}: {error.message}", signal_number=self._signals.received[0])
-        if isinstance(error, AlignError):
-            raise error
-        raise StageBug(f"{stage.name} failed:\n{event['traceback']}")
+            return Interrupted(f"{stage.name}: {error.message}", signal_number=self._signals.received[0])
+        return error or StageBug(f"{stage.name} failed:\n{failure.traceback}")
 
     def _death(self, process: ForkServerProcess | SpawnProcess, stage: PlannedStage) -> AlignError:
         if self._signals.received:
@@ -334,6 +369,20 @@ class _Runner:
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 write_bytes(target, source.read_bytes())
         self._result.results = json.loads((self._plan.run_folder / PUBLISHED[0]).read_text())
+
+
+def _planned(plan: Plan, command: list[str]) -> RunPlanned:
+    stages = (
+        StagePlan(
+            name=stage.name,
+            stage_type=stage.stage_type,
+            status=stage.status,
+            reason=stage.reason,
+            fingerprint=stage.fingerprint,
+        )
+        for stage in plan.stages
+    )
+    return RunPlanned(recipe=plan.recipe.name, command=tuple(command), stages=tuple(stages))
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The process that runs one stage.
 
 It is forked from a server that has the trainers imported already, works in the stage's store entry under the entry's lock, and
-commits. Everything it prints goes to the run's log; what a person should see goes through the pipe.
+commits. Everything it prints goes to the run's log; events go through the pipe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import is_adapter
-from align.runtime.context import Progress
+from align.runtime.events import Emit, Event, Quarantined, StageFinished, Waiting
 from align.runtime.process import end_with_parent
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
@@ -69,6 +69,15 @@ class Job:
     command: list[str]
     environment: Mapping[str, str] = field(repr=False)
     """Variables of the runner that may have been set since the fork server began: keys, and hosts they may be sent to."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a stage ended that made no result."""
+
+    error: AlignError | None
+    """None: a bug."""
+    traceback: str
 
 
 class _StopSignal:
@@ -115,25 +124,23 @@ class _WorkSeconds:
 
 
 def work(connection: Connection, job: Job) -> None:
-    """Entry point of the process: run the stage, commit it, report how it went. Never raises."""
+    """Entry point of the process: run the stage and commit it. Sends events, and a `Failure` if there is no result."""
     end_with_parent()
     os.environ.update({**job.environment, **ENVIRONMENT})
     _send_output_to(job.log_path)
     stop = _StopSignal()
 
-    def send(event: dict[str, Any]) -> None:
+    def send(message: Event | Failure) -> None:
         try:
-            connection.send({"stage": job.name, **event})
+            connection.send(message)
         except (BrokenPipeError, OSError):
             os._exit(1)  # the runner is gone
 
     try:
-        manifest = _run_under_lock(job, Progress(send), stop, send)
-        if manifest is not None:
-            send({"event": "committed", "seconds": manifest.seconds, "metrics": manifest.metrics})
-    except BaseException as error:  # everything is told to the runner, which decides what a person sees
+        _run_under_lock(job, send, stop)
+    except BaseException as error:  # the runner decides what a person sees
         traceback.print_exc()
-        send({"event": "failed", "error": _as_align_error(error, job), "traceback": traceback.format_exc()})
+        send(Failure(_as_align_error(error, job), traceback.format_exc()))
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -149,21 +156,22 @@ def _send_output_to(log_path: Path) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
 
 
-def _run_under_lock(job: Job, progress: Progress, stop: _StopSignal, send: Any) -> Manifest | None:
-    """The committed manifest, or None when the wait for the lock was given up."""
-    on_wait = lambda holder: send({"event": "waiting", "holder": holder})  # noqa: E731
-    with hold(job.entry.lock_path, on_wait=on_wait, give_up=lambda: stop() is not None) as held:
+def _run_under_lock(job: Job, emit: Emit, stop: _StopSignal) -> None:
+    def waiting(holder: str) -> None:
+        emit(Waiting(stage=job.name, holder=holder))
+
+    with hold(job.entry.lock_path, on_wait=waiting, give_up=lambda: stop() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=stop() or signal.SIGTERM)
         state, problem = job.entry.check(FileHashes(job.entry.path / "no-memory"))
-        if state == "done":  # the run we waited for made it
-            return job.entry.read_manifest()
         if state == "damaged":
-            send({"event": "quarantined", "path": str(job.entry.quarantine()), "problem": problem})
-        return _run_and_commit(job, progress, stop)
+            emit(Quarantined(stage=job.name, path=str(job.entry.quarantine()), problem=problem))
+        made_by_another = job.entry.read_manifest() if state == "done" else None
+        manifest = made_by_another or _run_and_commit(job, emit, stop)
+    emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
 
 
-def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest:
+def _run_and_commit(job: Job, emit: Emit, stop: _StopSignal) -> Manifest:
     stage = STAGES[job.stage_type]
     job.entry.begin()
     seconds = _WorkSeconds(job.entry)
@@ -175,7 +183,7 @@ def _run_and_commit(job: Job, progress: Progress, stop: _StopSignal) -> Manifest
         store_root=job.entry.path.parent,
         work=job.entry.work,
         seed=job.seed,
-        progress=progress,
+        emit=emit,
         stop_requested=stop,
         recipe=job.recipe,
         command=job.command,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from align.errors import Interrupted
+from align.runtime.events import Emit, Event, Metrics, Note, Progress, Sample, SampledText
+
+SHOWN_COMPLETIONS = 3
+"""Completions of a `Sample`."""
 
 
-class Progress:
-    """Progress of long work, sent to whoever shows it."""
+def _nobody(event: Event) -> None:
+    """Where events go that nobody wants."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
-        self._send = send
 
-    def update(self, task: str, done: float, total: float | None, unit: str, **numbers: float) -> None:
-        """Say that `done` of `total` (None: unknown) `unit`s are finished; `numbers` are shown beside it (loss, tokens/s)."""
-        self._send({"event": "progress", "task": task, "done": done, "total": total, "unit": unit, "numbers": numbers})
-
-    def note(self, text: str) -> None:
-        """Say one line that a person should read."""
-        self._send({"event": "note", "text": text})
+def _never() -> int | None:
+    return None
 
 
 @dataclass(kw_only=True)
@@ -35,9 +32,27 @@ class RunContext:
     """Survives interruptions, and is removed when the stage is committed: unfinished shards and checkpoints live here."""
     seed: int
     """Every random number follows from it."""
-    progress: Progress
-    stop_requested: Callable[[], int | None]
+    emit: Emit = _nobody
+    """Takes what happens, while it happens."""
+    stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
+
+    def progress(self, task: str, done: float, total: float | None, unit: str, **numbers: float) -> None:
+        """Report that `done` of `total` (None: unknown) `unit`s are finished; `numbers` are shown beside it (loss, tokens/s)."""
+        self.emit(Progress(stage=self.name, task=task, done=done, total=total, unit=unit, numbers=numbers))
+
+    def metrics(self, row: Mapping[str, float]) -> None:
+        """Report a row of the stage's curves: numbers by name, `step` among them. See `Metrics` for a step that comes again."""
+        values = {name: value for name, value in row.items() if name != "step"}
+        self.emit(Metrics(stage=self.name, step=int(row["step"]), values=values))
+
+    def note(self, text: str) -> None:
+        """Report one line that a person should read."""
+        self.emit(Note(stage=self.name, text=text))
+
+    def sample(self, step: int, completions: Iterable[SampledText]) -> None:
+        """Report the first few of the completions sampled at `step`."""
+        self.emit(Sample(stage=self.name, step=step, completions=tuple(islice(completions, SHOWN_COMPLETIONS))))
 
     def check_stop(self) -> None:
         """Raise Interrupted when a stop was requested; called where stopping loses nothing that is finished."""
@@ -49,7 +64,7 @@ class RunContext:
         """A function to be called with (done, total) of `task`, between pieces of work: it is where a stop takes effect."""
 
         def count(done: int, total: int) -> None:
-            self.progress.update(task, done, total, unit)
+            self.progress(task, done, total, unit)
             self.check_stop()
 
         return count

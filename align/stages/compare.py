@@ -212,7 +212,7 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
         if kind is not None and kind.has_prompt and name != context.config.prompts:
             seen |= held_out & {_key(row) for row in artifact.rows(kind.record)}
     if seen:
-        context.progress.note(f"{len(seen)} of {len(held_out)} held-out prompts occur in the training data; scores may flatter")
+        context.note(f"{len(seen)} of {len(held_out)} held-out prompts occur in the training data; scores may flatter")
     return len(seen)
 
 
@@ -319,7 +319,7 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
         model = open_likelihood_model(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
         report = context.counter(f"likelihoods of {name}", "texts")
         if texts and is_encoder_decoder(context.artifact(name).model_path):
-            context.progress.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
+            context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
         result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
         if name in comparable and name != config.baseline:
             own[name] = model.completion_logps(rows[name], report=report)

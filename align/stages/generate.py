@@ -15,6 +15,7 @@ from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
 from align.data.plain import format_of
 from align.records import Candidate, Prompt
+from align.runtime.events import SampledText
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
@@ -51,6 +52,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
         stop_requested=context.stop_requested,
         report=context.counter("generate", "shards"),
     )
+    firsts = (candidate for candidate in report.candidates if candidate.candidate_index == 0)
+    context.sample(task.num_shards, (SampledText(prompt_id=row.prompt_id, completion=row.completion) for row in firsts))
     write_rows(context.output / ROWS_NAME, report.candidates)
     write_rows(context.output / DROPS_NAME, drops)
     return StageOutcome(

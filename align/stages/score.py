@@ -67,7 +67,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     folders = reward_model_folders(config.scorers, context.artifacts)
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens, store_root=context.store_root)
     for sentence in scorers.announce(candidates):
-        context.progress.note(sentence)
+        context.note(sentence)
     items = list(enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)))
     folder = context.work / "shards"
     missing = [(index, piece) for index, piece in items if read_seal(shard_path(folder, index)) is None]

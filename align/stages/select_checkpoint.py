@@ -72,7 +72,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     refuse_encoder_decoder("select_checkpoint", context.artifact(config.model))
     folders = epoch_folders(context.artifact(config.model))
     if len(folders) == 1:
-        context.progress.note("there is one epoch only, and it is kept")
+        context.note("there is one epoch only, and it is kept")
     prompts = context.artifact(config.prompts).rows(Prompt)
     sampled = _sample_all(context, folders, prompts)
     scored = _score_all(context, sampled.answers)
@@ -84,9 +84,12 @@ def run(context: StageContext[Config]) -> StageOutcome:
             hint="Score a few completions with the score stage to see what is wrong with the scorer.",
         )
     choice = _choose(context, scores.scores, losses)
-    write_bytes(context.output / METRICS_NAME, _curve(choice).encode())
-    for epoch, rows in scored.items():
-        write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", rows)
+    rows = _curve(choice)
+    for row in rows:
+        context.metrics(row)
+    write_bytes(context.output / METRICS_NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    for epoch, answers in scored.items():
+        write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", answers)
     drops = [*sampled.drops.values(), *scores.drops, *loss_drops]
     write_rows(context.output / DROPS_NAME, drops)
     shutil.copytree(folders[choice["selected_epoch"]], context.output / MODEL_FOLDER)
@@ -243,12 +246,12 @@ def _shown(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.mean, "ci95": [interval.low, interval.high]}
 
 
-def _curve(choice: Mapping[str, Any]) -> str:
+def _curve(choice: Mapping[str, Any]) -> list[dict[str, float]]:
     """Score and loss by epoch, in the form of a training log."""
-    lines = []
+    rows = []
     for epoch, numbers in choice["epochs"].items():
         row = {"step": int(epoch), "epoch": int(epoch), SCORE_NAME: numbers[SCORE_NAME]["mean"]}
         if numbers.get(LOSS_NAME) is not None:
             row[LOSS_NAME] = numbers[LOSS_NAME]
-        lines.append(json.dumps(row) + "\n")
-    return "".join(lines)
+        rows.append(row)
+    return rows

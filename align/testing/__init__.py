@@ -2,11 +2,13 @@
 
 from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
+from align.testing.recorder import Recorder
 from align.testing.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FakeJudge",
+    "Recorder",
     "fake_judge",
     "tiny_causal_lm",
     "tiny_project",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,14 @@ class _StageCallback(TrainerCallback):
         self._loss: dict[str, float] = {}
         self.stopped_by: int | None = None
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # After a kill the checkpoint knows rows that may not have reached a file of events, or only that of another run.
+        for row in _curve_rows(state.log_history):
+            self._context.metrics(row)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        for row in _curve_rows(state.log_history[-1:]):
+            self._context.metrics(row)
         logs = more.get("logs") or {}
         self._loss = {"loss": logs["loss"]} if "loss" in logs else self._loss
 
@@ -139,7 +146,7 @@ class _StageCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._context.progress.update("train", state.global_step, state.max_steps, "steps", **self._loss)
+        self._context.progress("train", state.global_step, state.max_steps, "steps", **self._loss)
         self.stopped_by = self._context.stop_requested()
         if self.stopped_by is not None:
             control.should_training_stop = True
@@ -192,14 +199,19 @@ def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], 
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))
-    start = checkpoint.newest_valid(folder, on_damage=context.progress.note)
+    start = checkpoint.newest_valid(folder, on_damage=context.note)
     if start is not None:
-        context.progress.note(f"resuming from step {checkpoint.step_of(start)}")
+        context.note(f"resuming from step {checkpoint.step_of(start)}")
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if callback.stopped_by is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is kept.",
             signal_number=callback.stopped_by,
         )
-    rows = [{key: value for key, value in row.items() if key not in NOT_CURVES} for row in trainer.state.log_history]
-    return TrainingHistory([row for row in rows if len(row) > 2])
+    return TrainingHistory(_curve_rows(trainer.state.log_history))
+
+
+def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The rows of transformers' log that belong to a curve, which has more than an epoch and a step."""
+    rows = [{key: value for key, value in row.items() if key not in NOT_CURVES} for row in log_history]
+    return [row for row in rows if len(row) > 2]

@@ -121,7 +121,7 @@ def training_options(options: argparse.Namespace, folder: str, *, epochs: int) -
 
 def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], arguments: dict[str, Any]) -> Any:
     from align.data.encoding import EncodedPreference
-    from align.runtime.context import Progress, RunContext
+    from align.runtime.context import RunContext
     from align.stages.dpo import DpoObjective
     from align.stages.reward_model import RewardObjective
     from align.training.pairwise.form import choose_collator
@@ -131,8 +131,7 @@ def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], ar
 
     numbers = {} if loss == "reward_model" else {"reference_chosen_logps": -250.0, "reference_rejected_logps": -250.0}
     rows = [TrainingPair(EncodedPreference(str(i), **pair), numbers) for i, pair in enumerate(pairs)]
-    progress = Progress(lambda event: print(event, file=sys.stderr))
-    context = RunContext(name="benchmark", work=Path(), seed=0, progress=progress, stop_requested=lambda: None)
+    context = RunContext(name="benchmark", work=Path(), seed=0, emit=lambda event: print(event, file=sys.stderr))
     collator = choose_collator(prepare_model(model), rows, context, pad_token_id=PAD)
     objective = RewardObjective(center_coef=0.0) if loss == "reward_model" else DpoObjective(beta=0.1)
     return PairwiseTrainer(model, rows, objective, collator, arguments)

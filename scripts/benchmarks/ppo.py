@@ -66,7 +66,7 @@ def run_ours(run: Path, engine: str) -> None:
     """Run the stage in this process; prints the end of every rollout batch and the metrics."""
     import torch
 
-    from align.runtime.context import Progress
+    from align.runtime.events import Progress
     from align.stage import StageContext
     from align.stages.ppo import run as run_stage
 
@@ -92,7 +92,7 @@ def run_ours(run: Path, engine: str) -> None:
             name="ppo",
             work=Path(work) / "work",
             seed=17,
-            progress=Progress(lambda event: times.append(time.perf_counter()) if event["event"] == "progress" else None),
+            emit=lambda event: times.append(time.perf_counter()) if isinstance(event, Progress) else None,
             stop_requested=lambda: None,
             config=config,
             artifacts={name: artifact(run, name) for name in ("sft_best", "reward_model", "prompts")},

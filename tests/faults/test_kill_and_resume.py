@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,14 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import jsonschema
 import pytest
 
 from align import load_recipe, run_recipe
 from align.errors import Interrupted, StageError
-from align.store.artifact import Manifest
+from align.runtime.event_file import EVENTS_NAME, read_events
+from align.runtime.events import Event, FunctionSink, Progress, Quarantined, RunFinished, StageFailed
+from align.runtime.replay import metrics_of
+from align.store.artifact import METRICS_NAME, Manifest
+from align.testing import Recorder
 
+SCHEMAS = Path(__file__).resolve().parents[2] / "data_schemas"
 ALIGN = [sys.executable, "-m", "align.cli.main"]
 
 
@@ -32,7 +38,17 @@ def content(run: Path) -> dict[str, str]:
     return hashes
 
 
-def worker_of(stage_events: list[dict[str, Any]]) -> int:
+def assert_events_have_the_curves(run: Path) -> None:
+    """What the events of all attempts together say of every training is its metrics.jsonl, and each of them is valid."""
+    paths = (run / "stages").glob(f"*/{METRICS_NAME}")
+    curves = {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
+    assert metrics_of(run / EVENTS_NAME) == curves
+    schema = jsonschema.Draft202012Validator(json.loads((SCHEMAS / "events.schema.json").read_text()))
+    for line in (run / EVENTS_NAME).read_text().splitlines():
+        schema.validate(json.loads(line))
+
+
+def stage_process() -> int:
     """The process that runs the stage: the newest child of this process's fork server (other tests may have theirs)."""
     find = ["pgrep", "-P", str(os.getpid()), "-f", "multiprocessing.forkserver"]
     server = subprocess.run(find, capture_output=True, text=True, check=True)
@@ -40,26 +56,27 @@ def worker_of(stage_events: list[dict[str, Any]]) -> int:
     return max(map(int, children.stdout.split()))
 
 
-@pytest.mark.parametrize(("stage", "moment"), [("sft", 3), ("sampled", 1), ("dpo", 1)])
+@pytest.mark.parametrize(("stage", "moment"), [("sft", 3), ("sampled", 1), ("dpo", 1), ("ppo", 2)])
 def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(
     project: Path, tmp_path: Path, finished_run: Path, stage: str, moment: int
 ) -> None:
     recipe, out = load_recipe(project / "recipe.yaml"), tmp_path / "runs"
-    events: list[dict[str, Any]] = []
 
-    def kill_at_moment(event: dict[str, Any]) -> None:
-        events.append(event)
-        if event["event"] == "progress" and event["stage"] == stage and event["done"] == moment and event["task"] != "reference":
-            os.kill(worker_of(events), signal.SIGKILL)
+    def kill_at_moment(event: Event) -> None:
+        if isinstance(event, Progress) and (event.stage, event.done) == (stage, moment) and event.task != "reference":
+            os.kill(stage_process(), signal.SIGKILL)
 
     with pytest.raises(StageError, match=rf"{stage}: its process was killed by signal 9 \(SIGKILL\)") as caught:
-        run_recipe(recipe, out, report=kill_at_moment, until=stage)
+        run_recipe(recipe, out, sinks=[FunctionSink(kill_at_moment)], until=stage)
     assert "Run the same command again" in str(caught.value)
     assert len(caught.value.render().splitlines()) <= 15
 
     run = run_recipe(recipe, out, until=stage).folder
     expected = content(finished_run)
     assert content(run) == {name: expected[name] for name in content(run)}
+    assert_events_have_the_curves(run)
+    failed = [event for event in read_events(run / EVENTS_NAME) if isinstance(event, (StageFailed, RunFinished))]
+    assert [(type(event), event.exit_code) for event in failed] == [(StageFailed, 5), (RunFinished, 5), (RunFinished, 0)]
 
 
 def start(project: Path, out: Path) -> subprocess.Popen[str]:
@@ -93,6 +110,7 @@ def test_a_runner_killed_at_random_moments_ends_with_the_same_bytes(project: Pat
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert content(out / "tiny") == content(finished_run)
+    assert_events_have_the_curves(out / "tiny")
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -122,12 +140,12 @@ def test_damage_is_quarantined_and_made_again(project: Path, tmp_path: Path, fin
     run = run_recipe(recipe, out, until="sampled").folder
     rows = (run / "stages" / "sampled").resolve() / "rows.jsonl"
     rows.write_text(rows.read_text().replace("p3", "p4"))
-    events: list[dict[str, Any]] = []
-    run = run_recipe(recipe, out, until="sampled", report=events.append).folder
-    quarantined = [event for event in events if event["event"] == "quarantined"]
-    assert [event["stage"] for event in quarantined] == ["sampled"]
-    assert "rows.jsonl does not have the content" in quarantined[0]["problem"]
-    assert Path(quarantined[0]["path"]).is_dir()
+    recorder = Recorder()
+    run = run_recipe(recipe, out, until="sampled", sinks=[recorder]).folder
+    (quarantined,) = recorder.of(Quarantined)
+    assert quarantined.stage == "sampled"
+    assert "rows.jsonl does not have the content" in quarantined.problem
+    assert Path(quarantined.path).is_dir()
     expected = content(finished_run)
     assert content(run) == {name: expected[name] for name in content(run)}
 

@@ -12,10 +12,11 @@ import pytest
 from align.models.folder import ADAPTER_WEIGHTS_NAME
 from align.models.start import Start, load_start
 from align.records import Instruction, Message, Preference, Prompt
-from align.runtime.context import Progress
+from align.runtime.events import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
+from align.testing import Recorder
 
 LORA = {"method": "lora", "rank": 2}
 QLORA = {"method": "qlora", "rank": 2}
@@ -47,12 +48,12 @@ KINDS = {Instruction: "instructions", Preference: "preferences", Prompt: "prompt
 READS = {sft: ("data", Instruction), reward_model: ("data", Preference), ppo: ("prompts", Prompt)}
 
 
-class Workshop:
+class Workshop(Recorder):
     """Runs stages in this process on a tiny model; each result can be the next one's model."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
-        self.notes: list[str] = []
+        super().__init__()
         self.artifacts: dict[str, Artifact] = {}
         self._add("base", base, "model")
         for record, kind in KINDS.items():
@@ -70,20 +71,18 @@ class Workshop:
         self.model = output / "model"
         role, record = READS.get(stage, ("pairs", Preference))
         values = {"model": "base", role: KINDS[record], **FAST, **OF_STAGE[stage], **fields}
-        done = 0
+        seen = len(self.events)
 
-        def send(event: dict[str, Any]) -> None:
-            nonlocal done
-            if event.get("task") == "train":
-                done = event["done"]
-            self.notes.append(event.get("text", ""))
+        def stop_requested() -> int | None:
+            new = (event for event in self.events[seen:] if isinstance(event, Progress) and event.task == "train")
+            return stop(max((int(event.done) for event in new), default=0))
 
         context = StageContext(
             name=name,
             work=output / "work",
             seed=3,
-            progress=Progress(send),
-            stop_requested=lambda: stop(done),
+            emit=self.handle,
+            stop_requested=stop_requested,
             config=stage.Config.model_validate(values),
             artifacts=self.artifacts,
             output=output,

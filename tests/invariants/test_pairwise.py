@@ -14,7 +14,7 @@ from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
 from align.stages.dpo import DpoObjective
 from align.stages.orpo import OrpoObjective
 from align.stages.reward_model import RewardObjective
@@ -67,7 +67,7 @@ def build(
         steps[0] += 1
         return signal.SIGTERM if stop_at is not None and steps[0] >= stop_at else None
 
-    context = RunContext(name="test", work=work, seed=3, progress=Progress(lambda event: None), stop_requested=stop_requested)
+    context = RunContext(name="test", work=work, seed=3, stop_requested=stop_requested)
     config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=2, learning_rate=0.02)
     arguments = {**training_arguments(config, context, num_rows=len(PAIRS)), "optim": optimizer}
     collator = PairCollator(form=form, pad_token_id=0, row_tokens=row_tokens)

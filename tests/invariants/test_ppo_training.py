@@ -20,9 +20,10 @@ from align.errors import Interrupted, StageError
 from align.models.load import load_tokenizer
 from align.models.start import Start
 from align.records import Message, Prompt
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
+from align.runtime.events import Progress
 from align.scoring.scorers import ScorerSet
-from align.testing import tiny_causal_lm
+from align.testing import Recorder, tiny_causal_lm
 from align.training.ppo.experience import make_experience
 from align.training.ppo.models import Arithmetic, Models, load_models
 from align.training.ppo.rollout import RolloutSampler
@@ -51,13 +52,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal_lm(tmp_path_factory.mktemp("ppo") / "base", texts=TEXTS, seed=2)
 
 
-class Training:
+class Training(Recorder):
     """A PPO training that can be stopped and started again."""
 
     def __init__(self, base: Path, work: Path, *, precision: str = "float32", **changes: Any) -> None:
         self.base, self.work, self.precision = base, work, precision
         self.config = Ppo(**{**SMALL, **changes})
-        self.notes: list[str] = []
+        super().__init__()
         self.models: Models | None = None
 
     def parts(self) -> tuple[Models, RolloutSampler, Arithmetic]:
@@ -85,15 +86,12 @@ class Training:
     def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> PpoResult:
         models, sampler, arithmetic = self.parts()
         self.models = models
-        done = [0]
+        self.events.clear()
 
-        def send(event: dict[str, Any]) -> None:
-            if event["event"] == "progress":
-                done[0] = event["done"]
-            else:
-                self.notes.append(event["text"])
+        def stop_requested() -> int | None:
+            return stop(max((int(event.done) for event in self.of(Progress)), default=0))
 
-        context = RunContext(name="ppo", work=self.work, seed=11, progress=Progress(send), stop_requested=lambda: stop(done[0]))
+        context = RunContext(name="ppo", work=self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
         engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
         trainer = PpoTrainer(models, sampler, engine, context, self.config, arithmetic, num_rollouts=num_rollouts)
         return trainer.train()

@@ -13,7 +13,7 @@ from torch.utils.data import SequentialSampler
 from align.config.sections import Optimization
 from align.data.encoding import EncodedPreference
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
 from align.stages.dpo import DpoObjective
 from align.stages.orpo import OrpoObjective
 from align.stages.reward_model import RewardObjective
@@ -42,7 +42,7 @@ CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3,
 
 
 def context_in(folder: Path) -> RunContext:
-    return RunContext(name="test", work=folder, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+    return RunContext(name="test", work=folder, seed=3)
 
 
 def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from align.models.dropout import set_dropout
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
 from align.scoring.seq2seq_likelihood import Seq2SeqLikelihoodModel
 from align.testing import tiny_seq2seq_lm
 from align.training.loop import train, training_arguments
@@ -91,7 +91,7 @@ def test_a_saved_model_is_the_model_even_with_a_head_of_its_own(base: Path, tmp_
 
 
 def context_in(work: Path) -> RunContext:
-    return RunContext(name="test", work=work, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+    return RunContext(name="test", work=work, seed=3)
 
 
 def trainer_of(base: Path, work: Path, **changes: Any) -> Seq2SeqSftTrainer:

@@ -10,7 +10,7 @@ import torch
 
 from align.config.sections import Optimization
 from align.models.load import load_causal_lm, load_tokenizer
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
@@ -25,7 +25,7 @@ PAIRS = [
 
 @pytest.fixture
 def context(tmp_path: Path) -> RunContext:
-    return RunContext(name="test", work=tmp_path, seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None)
+    return RunContext(name="test", work=tmp_path, seed=3)
 
 
 def first_loss(trainer: Any, indices: range) -> float:
@@ -62,9 +62,7 @@ def test_accumulation_equals_one_large_batch(
     ]
     weights = []
     for micro in (None, 1, 3):
-        context = RunContext(
-            name="test", work=tmp_path / str(micro), seed=3, progress=Progress(lambda event: None), stop_requested=lambda: None
-        )
+        context = RunContext(name="test", work=tmp_path / str(micro), seed=3)
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
         trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, context, num_rows=6))
         history = train(trainer, context)

@@ -44,7 +44,7 @@ def choose_collator(
     problem = _difference(model, shared, padded, _sample(pairs))
     if problem is None:
         return shared
-    context.progress.note(f"batches repeat the prompt for each completion (slower, same result): {problem}")
+    context.note(f"batches repeat the prompt for each completion (slower, same result): {problem}")
     return padded
 
 

@@ -83,7 +83,7 @@ def cached_reference_logps(
         Interrupted: if a stop was requested; nothing half-written is taken for whole later.
     """
     entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
-    waiting = lambda holder: context.progress.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
+    waiting = lambda holder: context.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
     with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
@@ -93,9 +93,9 @@ def cached_reference_logps(
             state, problem = "damaged", "it is of other pairs"
         if state == "damaged":
             moved = entry.quarantine()
-            context.progress.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
+            context.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
         if state == "done":
-            context.progress.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
+            context.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
         else:
             rows = _keep(entry, key, compute())
     return {row.id: row for row in rows}

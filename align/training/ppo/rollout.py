@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from align.engines.protocol import GenerationRequest, SampledCompletion, Samplin
 from align.engines.shards import make_candidate, prompt_seed
 from align.errors import StageError
 from align.records import Candidate, Prompt, ScoredCandidate
+from align.runtime.events import SampledText
 from align.scoring.scorers import ScorerSet
 from align.training.ppo.layout import Episode
 
@@ -36,6 +37,8 @@ class Rollout:
     """Mean of every scorer that is optimised, by name; empty where `scores` are those of the only one."""
     nonfinite: int
     """Completions left out because a score was not finite."""
+    texts: list[SampledText] = field(default_factory=list)
+    """The completions as text, with their scores."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ class RolloutSampler:
             watched={name: means[name] for name in means if name not in self._score_weights},
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(sampled) - len(kept),
+            texts=[
+                SampledText(prompt_id=candidate.prompt_id, completion=candidate.completion, score=value)
+                for candidate, value in zip(scored, sums, strict=True)
+            ],
         )
 
     def _weighted(self, candidate: ScoredCandidate) -> float:

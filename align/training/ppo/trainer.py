@@ -114,6 +114,7 @@ class PpoTrainer:
         self._check_stop()
         with self._timed("score"):
             rollout = self._sampler.score(sampled)
+        self._context.sample(state.rollouts, rollout.texts)
         if state.rollouts == 0 and self._config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
@@ -152,8 +153,9 @@ class PpoTrainer:
         """Log a rollout batch, say where training is, and write a checkpoint when one is due."""
         state = self._state
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
+        self._context.metrics(state.rows[-1])
         shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
-        self._context.progress.update("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
+        self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
         if state.rollouts % self._config.checkpoint_steps == 0 and state.rollouts < self._num_rollouts:
             self._write_checkpoint()
 
@@ -172,7 +174,7 @@ class PpoTrainer:
         with torch.no_grad():
             for parameter, before in zip(trainable(self._models.policy), self._before, strict=True):
                 parameter.copy_(before)
-        self._context.progress.note(
+        self._context.note(
             f"stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches: KL {kl:.3g} nats is above kl_limit "
             f"{limit:g}; the policy from before the last updates is kept"
         )
@@ -229,8 +231,10 @@ class PpoTrainer:
             checkpoint.remove_old(self._checkpoints)
 
     def _resume(self) -> None:
-        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.progress.note)
+        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)
         if start is None:
             return
         self._state, self._before = load_state(start, self._models, self._optimizers)
-        self._context.progress.note(f"resuming after rollout batch {self._state.rollouts}")
+        for row in self._state.rows:  # they may not have reached a file of events before the kill
+            self._context.metrics(row)
+        self._context.note(f"resuming after rollout batch {self._state.rollouts}")

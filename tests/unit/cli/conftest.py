@@ -13,6 +13,7 @@ import pytest
 
 from align.cli.main import main
 from align.config.recipe import Recipe
+from align.runtime.events import StageFinished, StageStarted
 
 RECIPE = """\
 name: small
@@ -44,10 +45,11 @@ class FakePipeline:
 
     def run_recipe(self, recipe: Recipe, out: Path, **options: Any) -> Any:
         self.recipe, self.out, self.options = recipe, out, options
-        options["report"]({"event": "stage_started", "stage": "sft", "reason": "no result yet"})
+        (display,) = options["sinks"]
+        display.handle(StageStarted(stage="sft", reason="no result yet"))
         if self.error is not None:
             raise self.error
-        options["report"]({"event": "stage_finished", "stage": "sft", "seconds": 2.0, "metrics": {"loss": 1.23456}})
+        display.handle(StageFinished(stage="sft", seconds=2.0, metrics={"loss": 1.23456}))
         stages = [{"name": "sft", "status": "done", "seconds": 2.0}]
         folder = out / recipe.name
         return SimpleNamespace(folder=folder, results=self.results, stages=stages, to_json=lambda: {"folder": str(folder)})

@@ -12,7 +12,11 @@ import pytest
 from align import load_recipe, run_recipe
 from align.errors import DataError, StageError
 from align.report.results import Results
+from align.runtime.event_file import EVENTS_NAME, read_events
+from align.runtime.events import RunFinished, RunPlanned, Sample, StageFinished, StageStarted
+from align.runtime.replay import metrics_of
 from align.store.artifact import Manifest
+from align.testing import Recorder
 
 STAGES = ["sft", "reward", "sampled", "scored", "best", "rs", "pairs", "dpo", "compare"]
 
@@ -51,6 +55,34 @@ def test_results_and_report_are_published(finished_run: Path) -> None:
     assert results.models["rs"].kl_to_baseline is not None
     page = (finished_run / "report.html").read_text()
     assert "열쇠를 잃어버렸어" in page
+
+
+def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:
+    events = list(read_events(finished_run / EVENTS_NAME))
+    planned, finished = events[0], events[-1]
+    assert isinstance(planned, RunPlanned)
+    assert (planned.recipe, planned.command) == ("tiny", ("align", "run"))
+    names = [stage.name for stage in planned.stages]
+    assert [event.stage for event in events if isinstance(event, StageStarted)] == names
+    assert [event.stage for event in events if isinstance(event, StageFinished)] == names
+    assert finished == RunFinished(time=finished.time, exit_code=0)
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    curves = metrics_of(finished_run / EVENTS_NAME)
+    assert curves == {name: rows_of(finished_run, name, "metrics.jsonl") for name in curves}
+    assert curves.keys() == {path.parent.name for path in (finished_run / "stages").glob("*/metrics.jsonl")}
+
+
+def test_events_show_a_few_completions(finished_run: Path) -> None:
+    samples = [event for event in read_events(finished_run / EVENTS_NAME) if isinstance(event, Sample)]
+    (sampled,) = [event for event in samples if event.stage == "sampled"]
+    rows = [row for row in rows_of(finished_run, "sampled") if row["candidate_index"] == 0]
+    assert [(text.prompt_id, text.completion) for text in sampled.completions] == [
+        (row["prompt_id"], row["completion"]) for row in rows[:3]
+    ]
+    rollouts = [event for event in samples if event.stage == "ppo"]
+    assert [event.step for event in rollouts] == [0, 1, 2]
+    assert all(math.isfinite(text.score or 0.0) for event in rollouts for text in event.completions)
+    assert {len(event.completions) for event in rollouts} == {3}
 
 
 def test_sft_keeps_one_checkpoint_per_epoch(finished_run: Path) -> None:
@@ -98,12 +130,12 @@ def test_nothing_unpickled_or_secret_is_left(finished_run: Path) -> None:
 def test_bad_rows_stop_the_run_before_any_stage(project: Path, tmp_path: Path) -> None:
     with (project / "preferences.jsonl").open("a") as stream:
         stream.write('{"prompt": "a", "chosen": "b", "rejected": "b"}\nnot json\n')
-    events: list[dict[str, Any]] = []
+    recorder = Recorder()
     with pytest.raises(DataError) as caught:
-        run_recipe(load_recipe(project / "recipe.yaml"), tmp_path / "runs", report=events.append)
+        run_recipe(load_recipe(project / "recipe.yaml"), tmp_path / "runs", sinks=[recorder])
     assert "preferences.jsonl:25: " in str(caught.value)
     assert "preferences.jsonl:26: " in str(caught.value)
-    assert "stage_started" not in {event["event"] for event in events}
+    assert recorder.of(StageStarted) == []
 
 
 def test_dropped_rows_are_counted_and_explained(project: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from align import load_recipe
 from align.cli.stage_recipe import StageRequest
 from align.errors import DataError, RecipeError, StageError
 from align.pipeline.inputs import resolve_inputs
-from align.runtime.context import Progress
 from align.selection.columns.chunk import RowFile, open_file
 from align.selection.columns.shards import select_from_files
 from align.selection.pair import PairRule, PairSelector
@@ -158,7 +157,6 @@ def test_a_recipe_reads_files_where_they_lie(tmp_path: Path) -> None:
         name="pairs",
         work=tmp_path / "work",
         seed=17,
-        progress=Progress(lambda event: None),
         stop_requested=lambda: None,
         config=config,
         artifacts={"rows": resolved.artifact},

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from align.records import Message, Prompt, ScoredCandidate
 from align.report.training import train_seconds
-from align.runtime.context import Progress
 from align.stage import StageContext
 from align.stages import compare
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows, write_rows
@@ -71,7 +70,6 @@ def run_compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
             work=work,
             store_root=folder / label / "store",
             seed=3,
-            progress=Progress(lambda event: None),
             stop_requested=lambda: None,
             config=compare.Config.model_validate(config | fields),
             artifacts=artifacts,

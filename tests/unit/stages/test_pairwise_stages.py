@@ -16,11 +16,10 @@ from align import load_recipe
 from align.errors import DataError, RecipeError
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
-from align.runtime.context import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, reward_model
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
-from align.testing import tiny_causal_lm
+from align.testing import Recorder, tiny_causal_lm
 
 
 def row(number: int) -> Preference:
@@ -32,12 +31,12 @@ ROWS = [row(number) for number in range(8)]
 FAST = {"precision": "float32", "batch_size": 4, "learning_rate": 1e-3, "max_tokens": 128}
 
 
-class Bench:
+class Bench(Recorder):
     """Runs single stages in this process, on a tiny model."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder = folder
-        self.notes: list[str] = []
+        super().__init__()
         self.artifacts: dict[str, Artifact] = {}
         self.add("base", base, "model", fingerprint="base")
 
@@ -57,7 +56,7 @@ class Bench:
             name="test",
             work=self.output / "work",
             seed=1,
-            progress=Progress(lambda event: self.notes.append(event.get("text", ""))),
+            emit=self.handle,
             stop_requested=lambda: None,
             config=config,
             artifacts=self.artifacts,

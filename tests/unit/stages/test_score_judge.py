@@ -21,7 +21,7 @@ from align.pipeline.plan import make_plan
 from align.records import Candidate, Message
 from align.stages import score
 from align.store.artifact import Entry, Manifest, write_rows
-from align.testing import fake_judge
+from align.testing import Recorder, fake_judge
 from align.testing.judge import FakeJudge, shown_texts
 
 KEY = "sk-very-secret-93"
@@ -40,7 +40,6 @@ stages:
 RUN_STAGE = """\
 import sys
 from pathlib import Path
-from align.runtime.context import Progress
 from align.stages import score
 from align.stage import StageContext
 from align.store.artifact import Artifact, Entry
@@ -58,7 +57,6 @@ outcome = score.run(StageContext(
     store_root=folder,
     work=folder / "work",
     seed=1,
-    progress=Progress(lambda event: None),
     stop_requested=lambda: None,
 ))
 print(outcome.metrics["j"]["cached_replies"])
@@ -202,17 +200,17 @@ def test_no_prompt_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_scores_and_its_key_is_in_no_file(write: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", KEY)
-    events: list[Any] = []
+    recorder = Recorder()
     with fake_judge(failures=[500]) as server:
         recipe = write(base_url=server.base_url, api_key_env="MY_API_KEY", opponents=1)
-        run = run_recipe(recipe, folder / "runs", report=events.append, command=["align", "run"]).folder
+        run = run_recipe(recipe, folder / "runs", sinks=[recorder], command=["align", "run"]).folder
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     rows = [json.loads(line) for line in (run / "stages" / "scored" / "rows.jsonl").read_text().splitlines()]
     assert [row["scores"] for row in rows] == [{"j": value, "short": 0.0} for _ in range(4) for value in (0.0, 0.5, 1.0)]
     metrics = json.loads((run / "stages" / "scored" / "manifest.json").read_text())["metrics"]["j"]
     assert (metrics["comparisons"], metrics["consistent_share"], metrics["requests"], metrics["mean"]) == (12, 1.0, 25, 0.5)
-    assert "j: 12 comparisons, 24 questions to m at 127.0.0.1" in str(events)
-    assert KEY not in str(events)
+    assert "j: 12 comparisons, 24 questions to m at 127.0.0.1" in str(recorder.events)
+    assert KEY not in str(recorder.events)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("judge-answers" in str(path) for path in files)
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []

@@ -12,11 +12,12 @@ import pytest
 from align import load_recipe, run_recipe
 from align.errors import AlignError, Interrupted, RecipeError
 from align.pipeline.plan import make_plan
-from align.runtime.context import Progress
+from align.runtime.events import Progress
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageContext
 from align.stages.select_checkpoint import run as run_stage
 from align.store.artifact import MODEL_FOLDER, Artifact, Manifest
+from align.testing import Recorder
 
 # The more it is trained, the likelier are the words of the data; a rule that forbids the letters of those words likes the first
 # epoch best, while the loss on the very data it is trained on is lowest after the last.
@@ -187,11 +188,11 @@ def test_an_interrupted_choice_goes_on_with_what_was_finished(finished: Path, pr
     for name, place in (("sft", "stages/sft"), ("prompts", "inputs/prompts"), ("instructions", "inputs/instructions")):
         manifest = Manifest.model_validate_json((finished / place / "manifest.json").read_text())
         artifacts[name] = Artifact(name, finished / place, manifest)
-    told: list[str] = []
+    recorder = Recorder()
     stopping = True
 
     def stop_requested() -> int | None:
-        return 15 if stopping and "score epoch 2" in told else None
+        return 15 if stopping and "score epoch 2" in {event.task for event in recorder.of(Progress)} else None
 
     context = StageContext(
         name="best",
@@ -201,7 +202,7 @@ def test_an_interrupted_choice_goes_on_with_what_was_finished(finished: Path, pr
         store_root=tmp_path,
         work=tmp_path / "entry" / "work",
         seed=5,
-        progress=Progress(lambda event: told.append(event.get("task", ""))),
+        emit=recorder.handle,
         stop_requested=stop_requested,
     )
     with pytest.raises(Interrupted):

@@ -17,11 +17,11 @@ from align.models.save import save_model
 from align.records import Candidate, ScoredCandidate
 from align.report.results import Results
 from align.report.table import render_table
-from align.runtime.context import Progress
+from align.runtime.events import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, generate, orpo, ppo, reward_model, select_checkpoint, sft
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows
-from align.testing import tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
+from align.testing import Recorder, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 from align.testing.project import write_jsonl
 
 LESSONS = [(f"I lost key {number}.", ("Oh no!", "That must hurt.", "속상했겠다.")[number % 3]) for number in range(12)]
@@ -60,16 +60,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def notes() -> list[str]:
-    """What a person was told during the run."""
-    return []
+def recorder() -> Recorder:
+    """The events of the run."""
+    return Recorder()
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, notes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(place: Path, recorder: Recorder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole run; must not be written to. vLLM, which would serve the causal model, takes long to start."""
     recipe = load_recipe(place, ["stages.compare.engine=transformers"])
-    return run_recipe(recipe, tmp_path_factory.mktemp("runs"), report=lambda event: notes.append(event.get("text", ""))).folder
+    return run_recipe(recipe, tmp_path_factory.mktemp("runs"), sinks=[recorder]).folder
+
+
+def steps_of(recorder: Recorder) -> float:
+    return max((event.done for event in recorder.of(Progress)), default=0)
 
 
 def curve_of(stage: Path) -> list[dict[str, float]]:
@@ -103,7 +107,7 @@ def test_generate_takes_transformers_and_says_so(finished: Path) -> None:
     assert manifest["config"]["engine"] == "auto"
 
 
-def test_a_comparison_of_both_kinds(finished: Path, notes: list[str]) -> None:
+def test_a_comparison_of_both_kinds(finished: Path, recorder: Recorder) -> None:
     results = Results.from_json(json.loads((finished / "results.json").read_text()))
     kl = {name: row.kl_to_baseline for name, row in results.models.items()}
     assert kl["more"] is not None
@@ -115,7 +119,7 @@ def test_a_comparison_of_both_kinds(finished: Path, notes: list[str]) -> None:
     assert [name for name, value in perplexity.items() if value is not None] == ["causal"]
     assert all(row.scores["rm"].nonfinite == 0 for row in results.models.values())
     told = "no perplexity, which is not defined for an encoder–decoder model on plain text"
-    assert sorted(note for note in notes if told in note) == [f"{name}: {told}" for name in ("more", "sft", "t5")]
+    assert sorted(note for note in recorder.notes if told in note) == [f"{name}: {told}" for name in ("more", "sft", "t5")]
     console = Console(width=200)
     with console.capture() as captured:
         console.print(render_table(results))
@@ -171,17 +175,13 @@ class Bench:
         )
 
     def run(self, stage: Any, output: str = "out", stop_after: int | None = None, **fields: Any) -> StageOutcome:
-        steps = [0]
-
-        def send(event: dict[str, Any]) -> None:
-            steps[0] = event["done"] if event["event"] == "progress" else steps[0]
-
+        recorder = Recorder()
         context = StageContext(
             name="test",
             work=self.folder / output / "work",
             seed=1,
-            progress=Progress(send),
-            stop_requested=lambda: signal.SIGTERM if stop_after is not None and steps[0] >= stop_after else None,
+            emit=recorder.handle,
+            stop_requested=lambda: signal.SIGTERM if stop_after is not None and steps_of(recorder) >= stop_after else None,
             config=stage.Config.model_validate({"model": "t5", **fields}),
             artifacts=self.artifacts,
             output=self.folder / output,

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig
 
 from align.data.encoding import EncodedPreference
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
+from align.testing import Recorder
 from align.training.pairwise.form import choose_collator
 from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import TrainingPair
@@ -33,16 +34,10 @@ PAIRS = [TrainingPair(EncodedPreference(str(i), [5 + i, 6, 7], [8, 9 + i, 2], [1
 ]
 
 
-class Notes:
+class Notes(Recorder):
     def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.context = RunContext(
-            name="test",
-            work=Path(),
-            seed=0,
-            progress=Progress(lambda event: self.texts.append(event["text"])),
-            stop_requested=lambda: None,
-        )
+        super().__init__()
+        self.context = RunContext(name="test", work=Path(), seed=0, emit=self.handle)
 
 
 def model_of(config: Any, *, auto: Any = AutoModelForCausalLM) -> Any:
@@ -54,18 +49,18 @@ def model_of(config: Any, *, auto: Any = AutoModelForCausalLM) -> Any:
 def test_a_model_that_takes_the_mask_shares_the_prompt(auto: Any) -> None:
     notes = Notes()
     assert choose_collator(model_of(LlamaConfig(**SIZE), auto=auto), PAIRS, notes.context, pad_token_id=0).form == "shared_prompt"
-    assert notes.texts == []
+    assert notes.notes == []
 
 
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
 def test_a_window_that_cuts_only_the_longest_pair_is_found(auto: Any) -> None:
     notes, model = Notes(), model_of(MistralConfig(**SIZE, sliding_window=24), auto=auto)
     assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
-    assert "repeat the prompt" in notes.texts[0]
-    assert "outputs differ by" in notes.texts[0]
+    assert "repeat the prompt" in notes.notes[0]
+    assert "outputs differ by" in notes.notes[0]
     notes = Notes()
     assert choose_collator(model, PAIRS[:10], notes.context, pad_token_id=0).form == "shared_prompt"
-    assert notes.texts == []
+    assert notes.notes == []
 
 
 def test_a_model_that_refuses_the_mask_gets_padded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +74,7 @@ def test_a_model_that_refuses_the_mask_gets_padded_batches(monkeypatch: pytest.M
 
     monkeypatch.setattr(model.base_model, "forward", refuse)
     assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
-    assert "ValueError: a mask of four dimensions is new to me" in notes.texts[0]
+    assert "ValueError: a mask of four dimensions is new to me" in notes.notes[0]
 
 
 def test_out_of_memory_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +95,7 @@ def test_attention_that_knows_no_masks_is_not_tried() -> None:
     notes, model = Notes(), model_of(LlamaConfig(**SIZE))
     model.config._attn_implementation = "flash_attention_2"
     assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
-    assert "flash_attention_2" in notes.texts[0]
+    assert "flash_attention_2" in notes.notes[0]
 
 
 def test_dropout_is_off_and_stays_in_the_configuration() -> None:

@@ -16,10 +16,11 @@ import pytest
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm
-from align.runtime.context import Progress, RunContext
+from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
 from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
+from align.testing import Recorder
 from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator
 from align.training.pairwise.reference import compute_reference_logps
@@ -32,21 +33,15 @@ ROWS = [
 ]
 
 
-class Place:
+class Place(Recorder):
     """A store, notes, and how often the reference was computed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.entry = root / "reference_logps-k"
-        self.notes: list[str] = []
+        super().__init__()
         self.computed = 0
-        self.context = RunContext(
-            name="test",
-            work=root / "work",
-            seed=0,
-            progress=Progress(lambda event: self.notes.append(event.get("text", ""))),
-            stop_requested=lambda: None,
-        )
+        self.context = RunContext(name="test", work=root / "work", seed=0, emit=self.handle)
 
     def get(self, pairs: Sequence[EncodedPreference] = PAIRS) -> Any:
         return cached_reference_logps(self.root, "k", pairs, self.context, self._compute)

@@ -1,0 +1,266 @@
+"""What happens in a run, while it happens.
+
+A stage emits events through its context; the runner hands each to every sink. The file `events.jsonl`, the terminal and the
+result of `align run --json` are sinks of one stream, and so is whatever else wants to know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+EVENTS_VERSION = 1
+"""Raised when a reader of the old form would misread the new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run."""
+
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    time: float = field(default_factory=lambda: round(time.time(), 3))
+    """When, in seconds since 1970 (UTC)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvent(Event):
+    """Something that happened to one stage, or to one input while it is read."""
+
+    stage: str
+    """Name of the stage or input; while the run waits for another one, name of the recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What a run will do about one stage."""
+
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    name: str
+    stage_type: str
+    status: Literal["run", "cached", "skipped"]
+    reason: str
+    """Why it runs or is left out; empty if its result is in the store."""
+    fingerprint: str
+    """Two runs of a stage with the same fingerprint work on the same result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlanned(Event):
+    """A run begins, or goes on after an interruption."""
+
+    recipe: str
+    command: tuple[str, ...] = ()
+    """What the user typed; empty if the run was started from Python."""
+    stages: tuple[StagePlan, ...]
+    """In the order in which they run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStarted(StageEvent):
+    """The process of a stage starts."""
+
+    reason: str
+    """Why it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCached(StageEvent):
+    """A stage does not run: its result is in the store."""
+
+    seconds: float
+    """Time that the stage took when it ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(StageEvent):
+    """How far a task of a stage is."""
+
+    task: str
+    done: float
+    total: float | None
+    """None: unknown."""
+    unit: str
+    """Plural: steps, shards, pairs."""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    """What is shown beside it, such as the loss. null: not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(StageEvent):
+    """One row of a stage's curves.
+
+    The steps of a stage increase. A step that does not means that training went back to it after an interruption: rows of
+    this step and later ones that came before are replaced.
+    """
+
+    step: int
+    """Optimizer steps, rollout batches or epochs so far."""
+    values: Mapping[str, float | None]
+    """By name, as in metrics.jsonl. null: not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(StageEvent):
+    """A line that a person should read."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledText:
+    """One sampled completion."""
+
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    prompt_id: str
+    completion: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(StageEvent):
+    """A few of the completions that a stage sampled."""
+
+    step: int
+    """Shards or rollout batches so far."""
+    completions: tuple[SampledText, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(StageEvent):
+    """Another process works on the same thing; this one waits for it."""
+
+    holder: str
+    """The other process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined(StageEvent):
+    """A damaged result was set aside, and is made again."""
+
+    path: str
+    """Where it is now."""
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFinished(StageEvent):
+    """The result of a stage is in the store."""
+
+    seconds: float
+    """Time over all interrupted attempts."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """As in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFailed(StageEvent):
+    """A stage ended without a result."""
+
+    error: str
+    exit_code: int
+    """As of `align run`; 130 and 143: it was stopped and can go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """A run ended, well or not. A run that was killed has no such event."""
+
+    exit_code: int
+    """As of `align run`; 0: everything that was asked for is there."""
+    error: str | None = None
+
+
+KINDS: dict[str, type[Event]] = {
+    re.sub(r"(?<=.)([A-Z])", r"_\1", event.__name__).lower(): event
+    for event in (
+        RunPlanned,
+        StageStarted,
+        StageCached,
+        Progress,
+        Metrics,
+        Note,
+        Sample,
+        Waiting,
+        Quarantined,
+        StageFinished,
+        StageFailed,
+        RunFinished,
+    )
+}
+"""Every kind of event by its name in JSON."""
+_NAMES = {event: name for name, event in KINDS.items()}
+
+Emit = Callable[[Event], None]
+
+
+class EventSink(Protocol):
+    """Whoever wants to know what happens in a run."""
+
+    def handle(self, event: Event) -> None:
+        """Take an event. Called in their order, from the thread that runs the recipe; what it raises ends the run."""
+
+
+class FunctionSink:
+    """Calls a function with each event."""
+
+    def __init__(self, function: Callable[[Event], object]) -> None:
+        self._function = function
+
+    def handle(self, event: Event) -> None:
+        self._function(event)
+
+
+def to_json(event: Event) -> str:
+    """One line without its end. A number that is not finite is written as null."""
+    content = {"version": EVENTS_VERSION, "kind": _NAMES[type(event)], **dataclasses.asdict(event)}
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@functools.cache
+def adapter_of(kind: str) -> TypeAdapter[Any]:
+    """Checks the fields of one kind of event, and knows their schema."""
+    return TypeAdapter(KINDS[kind])
+
+
+def from_json(line: str | bytes) -> Event:
+    """The event of a line of `to_json`.
+
+    Raises:
+        ValueError: if it is not one, or of another version than this code's.
+    """
+    content = json.loads(line)
+    if not isinstance(content, dict) or (version := content.pop("version", None)) is None:
+        raise ValueError("not an event")
+    if version != EVENTS_VERSION:
+        raise ValueError(f"an event of version {version}; this is align for version {EVENTS_VERSION}")
+    kind = content.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"an event of an unknown kind, {kind!r}")
+    try:
+        event: Event = adapter_of(kind).validate_python(content)
+    except ValidationError as error:
+        raise ValueError(f"not an event of kind {kind}: {error}") from error
+    return event
