@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from align.errors import Interrupted
 from align.records import Candidate, Message
-from align.runtime.context import Progress
+from align.runtime.events import Event, Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import score
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest, write_rows
@@ -63,8 +63,9 @@ def run(folder: Path, artifacts: dict[str, Artifact], num_workers: int, stop_aft
         (folder / name).mkdir(parents=True, exist_ok=True)
     reached = [0.0]
 
-    def send(event: dict[str, Any]) -> None:
-        reached.append(event["done"])
+    def send(event: Event) -> None:
+        assert isinstance(event, Progress)
+        reached.append(event.done)
 
     context = StageContext(
         name="scored",
@@ -74,7 +75,7 @@ def run(folder: Path, artifacts: dict[str, Artifact], num_workers: int, stop_aft
         store_root=folder,
         work=folder / "work",
         seed=1,
-        progress=Progress(send),
+        emit=send,
         stop_requested=lambda: signal.SIGTERM if stop_after is not None and reached[-1] >= stop_after else None,
     )
     outcome = score.run(context)
