@@ -19,7 +19,8 @@ from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
-from align.selection.columns.chunk import RowFile, open_file
+from align.selection.columns.chunk import RowFile
+from align.selection.columns.open import open_file
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold

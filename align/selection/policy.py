@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from align.config.selection import PairPolicy
+from align.selection.pair_rule import PairRule
 from align.selection.ranking import Ranked, mean_and_deviation
 from align.selection.rejection import accept_candidates
-
-if TYPE_CHECKING:
-    from align.selection.pair import PairRule
 
 RSO_BETA = 0.5
 RSO_ACCEPT = 2

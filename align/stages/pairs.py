@@ -13,7 +13,8 @@ from pydantic import Field
 
 from align.config.reference import RowsReference
 from align.records import ScoredCandidate
-from align.selection.pair import PairRule, PairSelector
+from align.selection.pair import PairSelector
+from align.selection.pair_rule import PairRule
 from align.stage import StageConfig, StageContext, StageOutcome
 
 VERSION = 1

@@ -37,7 +37,8 @@ from pathlib import Path
 from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.columns.chunk import RowFile
 from align.selection.columns.shards import select_from_files
-from align.selection.pair import PairRule, PairSelector
+from align.selection.pair import PairSelector
+from align.selection.pair_rule import PairRule
 if __name__ == "__main__":
     what, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     selector = PairSelector(PairRule(scorer="rm")) if what == "pairs" else BestSelector(BestRule(scorer="rm"))

@@ -17,7 +17,8 @@ import sys, time
 from pathlib import Path
 from align.selection.columns.chunk import RowFile
 from align.selection.columns import shards
-from align.selection.pair import PairRule, PairSelector
+from align.selection.pair import PairSelector
+from align.selection.pair_rule import PairRule
 
 def count(done, tasks):
     time.sleep(float(sys.argv[3]))

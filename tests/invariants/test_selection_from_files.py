@@ -21,7 +21,8 @@ from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.columns import chunk, jsonl, parquet, regroup
 from align.selection.columns.chunk import RowFile
 from align.selection.columns.shards import select_from_files
-from align.selection.pair import PairRule, PairSelector
+from align.selection.pair import PairSelector
+from align.selection.pair_rule import PairRule
 from align.selection.selector import Selector
 
 SEEDED = random.Random(5)

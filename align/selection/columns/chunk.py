@@ -13,7 +13,6 @@ from align.store.artifact import Artifact
 
 SCORE_PREFIX = "scores."
 SCORE_FORMS = "scores (a number by name), scores.NAME, or score"
-FORMATS = (".parquet", ".jsonl")
 CHUNK_ROWS = 8192
 
 
@@ -93,26 +92,6 @@ class Reader(Protocol):
 
     def chunks(self, piece: Piece, scorers: Sequence[str]) -> Iterator[Chunk]:
         """The rows of a piece."""
-
-
-def open_file(file: RowFile) -> Reader:
-    """The reader of a file.
-
-    Raises:
-        DataError: if it is neither Parquet nor JSON Lines.
-    """
-    if file.path.suffix == ".parquet":
-        from align.selection.columns.parquet import ParquetReader
-
-        return ParquetReader(file)
-    if file.path.suffix == ".jsonl":
-        from align.selection.columns.jsonl import JsonlReader
-
-        return JsonlReader(file)
-    raise DataError(
-        f"{file.path}: expected scored candidates in {' or '.join(FORMATS)}",
-        hint="Write the rows as Parquet or JSON Lines, not compressed as a whole.",
-    )
 
 
 def prompts_in(chunks: Iterable[Chunk]) -> Iterator[PromptCandidates]:

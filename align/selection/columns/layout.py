@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.selection.columns.chunk import Piece, RowFile, open_file
+from align.selection.columns.chunk import Piece, RowFile
+from align.selection.columns.open import open_file
 
 TASK_ROWS = 1 << 16
 """Rows of a task at least, but for the last: what an interruption can cost a process."""

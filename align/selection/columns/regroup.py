@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import DataError
-from align.selection.columns.chunk import Piece, RowFile, open_file
+from align.selection.columns.chunk import Piece, RowFile
 from align.selection.columns.jsonl import JsonlReader
 from align.selection.columns.layout import Layout, hash_of
+from align.selection.columns.open import open_file
 from align.store.atomic import sync_tree, write_json
 
 PARTITION_ROWS = 1 << 17

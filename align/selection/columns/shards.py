@@ -13,8 +13,9 @@ from typing import Any
 
 from align.errors import StageError
 from align.runtime.executor import executor_for
-from align.selection.columns.chunk import RowFile, files_of, open_file, prompts_in
+from align.selection.columns.chunk import RowFile, files_of, prompts_in
 from align.selection.columns.layout import TASK_ROWS, Task, lay_out
+from align.selection.columns.open import open_file
 from align.selection.columns.regroup import regroup
 from align.selection.selector import Selector, Tally, Totals
 from align.stage import StageContext, StageOutcome

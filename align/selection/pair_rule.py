@@ -1,0 +1,75 @@
+"""The options that decide which preference pairs a prompt gives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from align.config.selection import POLICY_OPTIONS, Combine, OnLengthFlip, PairPolicy
+from align.selection.ranking import Ranking
+from align.strict import Strict
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class PairRule(Strict):
+    """What decides which pairs a prompt gives."""
+
+    scorer: str | None = Field(default=None, min_length=1)
+    """Name of the scorer that ranks. Or scorers."""
+    scorers: dict[str, Weight] | None = Field(default=None, min_length=1)
+    """Weight by scorer, where several rank together: {rm: 1.0, gold: 0.5}."""
+    combine: Combine | None = None
+    """With scorers: add up weighted scores, weighted standard scores per prompt (z_scores), or shares of candidates beaten
+    (vote). Default: weighted_sum."""
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    """With scorers: share of their weight that must strictly prefer the chosen completion. Default: 0."""
+    policy: PairPolicy = "max_min"
+    """Which candidates stand against each other; the page on pairs has the formulas."""
+    min_margin: float = Field(default=0.0, ge=0)
+    """A pair whose scores are closer than this is dropped."""
+    max_margin: float | None = Field(default=None, gt=0)
+    """For policy margin_window, which needs it: largest margin."""
+    sigmas: float | None = Field(default=None, gt=0)
+    """For policy mean_sigma: distance from the mean, in standard deviations. Default: 2."""
+    k: int | None = Field(default=None, ge=1)
+    """For policy top_k_bottom_k: candidates from either end. Default: 2."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """For policy length_matched: most characters of the longer completion for one of the shorter. Default: 1.25."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score for every 100 characters, before ranking."""
+    on_length_flip: OnLengthFlip | None = None
+    """With length_penalty: what to do with a pair whose order follows from the penalty alone. Default: drop."""
+    keep_truncated: bool = False
+    """Use candidates that were cut at the token limit."""
+    rso_beta: float | None = Field(default=None, gt=0)
+    """For policy rso: temperature of acceptance, in the unit of the scores. Default: 0.5."""
+    rso_accept: int | None = Field(default=None, ge=2)
+    """For policy rso: candidates that are accepted before two are drawn. Default: 2."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        for option, policy in POLICY_OPTIONS.items():
+            if getattr(self, option) is not None and self.policy != policy:
+                raise ValueError(f"{option} must be given with the policy {policy} only, not {self.policy}")
+        if (self.scorer is None) == (self.scorers is None):
+            raise ValueError("one of scorer and scorers must be given")
+        if self.scorers is None and (self.combine is not None or self.min_agreement is not None):
+            raise ValueError("combine and min_agreement must be given with scorers only")
+        if self.on_length_flip is not None and not self.length_penalty:
+            raise ValueError("on_length_flip must be given with a length_penalty only")
+        if self.policy == "margin_window" and (self.max_margin is None or not self.max_margin > self.min_margin):
+            raise ValueError(f"max_margin must be given with margin_window and be above min_margin, not {self.max_margin}")
+        return self
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How candidates are ordered."""
+        return Ranking(
+            scorers=self.scorers if self.scorers is not None else {str(self.scorer): 1.0},
+            combine=self.combine or "weighted_sum",
+            length_penalty=self.length_penalty,
+            keep_truncated=self.keep_truncated,
+        )
