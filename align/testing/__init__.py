@@ -1,5 +1,6 @@
 """Tiny models built in code, for the tests of `align` and of those who build on it. Nothing is downloaded."""
 
+from align.testing.builders import candidate, input_artifact, random_pairs, scored_candidate
 from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
 from align.testing.recorder import Recorder
@@ -9,7 +10,11 @@ __all__ = [
     "CHAT_TEMPLATE",
     "FakeJudge",
     "Recorder",
+    "candidate",
     "fake_judge",
+    "input_artifact",
+    "random_pairs",
+    "scored_candidate",
     "tiny_causal_lm",
     "tiny_project",
     "tiny_reward_model",

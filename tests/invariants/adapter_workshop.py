@@ -15,8 +15,8 @@ from align.records import Instruction, Message, Preference, Prompt
 from align.runtime.events import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, ppo, reward_model, sft
-from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
-from align.testing import Recorder
+from align.store.artifact import ROWS_NAME, Artifact, write_rows
+from align.testing import Recorder, input_artifact
 
 LORA = {"method": "lora", "rank": 2}
 QLORA = {"method": "qlora", "rank": 2}
@@ -61,9 +61,7 @@ class Workshop(Recorder):
             self._add(kind, folder / kind, kind)
 
     def _add(self, name: str, path: Path, kind: str) -> None:
-        origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": None, "source": f"{name}.x"}
-        manifest = Manifest(kind=kind, stage=INPUT_STAGE, stage_version=1, fingerprint=name, **origin)
-        self.artifacts[name] = Artifact(name, path, manifest)
+        self.artifacts[name] = input_artifact(name, path, kind)
 
     def run(self, name: str, stage: Any, *, stop: Callable[[int], int | None] = lambda done: None, **fields: Any) -> StageOutcome:
         """The result is in `self.output` and `self.model`, and can be named by later stages."""

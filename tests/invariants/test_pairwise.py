@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from align.config.sections import Optimization
-from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
 from align.stages.dpo import DpoObjective
 from align.stages.orpo import OrpoObjective
 from align.stages.reward_model import RewardObjective
+from align.testing import random_pairs
 from align.training.loop import TrainingHistory, train, training_arguments
 from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -31,19 +31,9 @@ OBJECTIVES = {
 }
 
 
-def make_pairs() -> list[TrainingPair]:
-    """22 pairs, so that the last of the batches of 6 is short."""
-    generator = torch.Generator().manual_seed(2)
-
-    def ids(low: int, high: int) -> list[int]:
-        count = int(torch.randint(low, high, (1,), generator=generator))
-        return torch.randint(3, 200, (count,), generator=generator).tolist()
-
-    numbers = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
-    return [TrainingPair(EncodedPreference(str(i), ids(1, 15), [*ids(0, 10), 2], [*ids(0, 10), 2]), numbers) for i in range(22)]
-
-
-PAIRS = make_pairs()
+REFERENCE = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
+# 22 pairs, so that the last of the batches of 6 is short.
+PAIRS = [TrainingPair(pair, REFERENCE) for pair in random_pairs(22, seed=2, prompt_tokens=14, completion_tokens=9)]
 
 
 def build(

@@ -24,22 +24,19 @@ from align.selection.columns.shards import select_from_files
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 from align.selection.selector import Selector
+from align.testing import scored_candidate
 
 SEEDED = random.Random(5)
 
 
 def candidates(prompts: int, each: int, generator: random.Random = SEEDED) -> list[ScoredCandidate]:
     return [
-        ScoredCandidate(
-            prompt_id=f"p{number}",
-            candidate_index=index,
-            prompt=[Message(role="system", content="be kind"), Message(role="user", content=f"질문 {number}")],
-            reference=None,
+        scored_candidate(
             completion=generator.choice(["", "a", "bb", "c" * 40, "돋", f"{index}"]),
-            completion_token_ids=[1, 2],
-            completion_tokens=2,
+            index=index,
+            prompt_id=f"p{number}",
+            prompt=[Message(role="system", content="be kind"), Message(role="user", content=f"질문 {number}")],
             finish_reason=generator.choice(["stop", "stop", "stop", "length"]),
-            seed=0,
             scores={name: generator.choice([None, -0.0, 0.1, 0.2, 0.3, 1.0, 2.5]) for name in ("rm", "gold")},
         )
         for number in range(prompts)

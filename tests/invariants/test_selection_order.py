@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.config.selection import POLICY_OPTIONS
-from align.records import Drop, Message, Preference, ScoredCandidate
+from align.records import Drop, Preference
 from align.selection import Group, best_of_n, build_pairs, group_candidates
 from align.selection.policy import POLICIES, SEVERAL_PAIRS
+from align.testing import scored_candidate
 
 SCORES = st.none() | st.sampled_from([-1.0, 0.0, 0.5, 2.0]) | st.floats(allow_nan=False, allow_infinity=False)
 
@@ -22,16 +23,12 @@ def groups_of_candidates(draw: st.DrawFn) -> list[Group]:
     groups: list[Group] = []
     for number in range(draw(st.integers(0, 5))):
         group = [
-            ScoredCandidate(
-                prompt_id=f"p{number}",
-                candidate_index=index,
-                prompt=[Message(role="user", content="the same text under every id")],
-                reference=None,
+            scored_candidate(
                 completion=draw(st.sampled_from(["", "a", "b", "c", "dd"])),
-                completion_token_ids=[],
-                completion_tokens=0,
+                index=index,
+                prompt_id=f"p{number}",
+                prompt="the same text under every id",
                 finish_reason=draw(st.sampled_from(["stop", "stop", "stop", "length"])),
-                seed=0,
                 scores={"rm": draw(SCORES), "gold": draw(SCORES)},
             )
             for index in range(draw(st.integers(1, 5)))
@@ -164,18 +161,7 @@ def test_grouping_puts_every_candidate_with_its_prompt(groups: list[Group]) -> N
 
 def test_non_finite_scores_never_rank() -> None:
     """A record cannot hold them; a candidate made otherwise still must not be chosen for one."""
-    good = ScoredCandidate(
-        prompt_id="p",
-        candidate_index=0,
-        prompt=[Message(role="user", content="x")],
-        reference=None,
-        completion="a",
-        completion_token_ids=[],
-        completion_tokens=0,
-        finish_reason="stop",
-        seed=0,
-        scores={"rm": 1.0},
-    )
+    good = scored_candidate({"rm": 1.0}, "a")
     for value in (math.nan, math.inf, -math.inf):
         bad = good.model_copy(update={"candidate_index": 1, "completion": "b", "scores": {"rm": value}})
         pairs, drops = build_pairs([[good, bad]], scorer="rm")

@@ -11,12 +11,12 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
 from align.config.sections import Optimization
-from align.data.encoding import EncodedPreference
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.runtime.context import RunContext
 from align.stages.dpo import DpoObjective
 from align.stages.orpo import OrpoObjective
 from align.stages.reward_model import RewardObjective
+from align.testing import random_pairs
 from align.training.loop import train, training_arguments
 from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
@@ -25,17 +25,7 @@ from align.training.pairwise.trainer import PairwiseTrainer
 STEPS, BATCH = 20, 4
 
 
-def make_pairs() -> list[EncodedPreference]:
-    generator = torch.Generator().manual_seed(8)
-
-    def ids(low: int, high: int) -> list[int]:
-        count = int(torch.randint(low, high, (1,), generator=generator))
-        return torch.randint(3, 200, (count,), generator=generator).tolist()
-
-    return [EncodedPreference(str(i), ids(1, 12), [*ids(0, 9), 2], [*ids(0, 9), 2]) for i in range(STEPS * BATCH)]
-
-
-PAIRS = make_pairs()
+PAIRS = random_pairs(STEPS * BATCH, seed=8, prompt_tokens=11, completion_tokens=8)
 # Plausible and different from pair to pair: near the policy, where the sigmoid is steep.
 REFERENCE = [(-5.9 * len(pair.chosen_ids) + 0.1 * (i % 5), -5.9 * len(pair.rejected_ids)) for i, pair in enumerate(PAIRS)]
 CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3, warmup_ratio=0.1)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from align.records import Message, ScoredCandidate
 from align.selection import accept_candidates, build_pairs
+from align.testing import scored_candidate
 
 DRAWS = 40_000
 
@@ -104,18 +104,7 @@ def test_pairs_are_two_of_the_accepted() -> None:
     scores, texts = [0.1, -0.4, 0.6, 0.3], "abcd"
     groups = [
         [
-            ScoredCandidate(
-                prompt_id=f"p{number}",
-                candidate_index=index,
-                prompt=[Message(role="user", content="x")],
-                reference=None,
-                completion=text,
-                completion_token_ids=[],
-                completion_tokens=0,
-                finish_reason="stop",
-                seed=0,
-                scores={"rm": score},
-            )
+            scored_candidate({"rm": score}, text, index, prompt_id=f"p{number}")
             for index, (text, score) in enumerate(zip(texts, scores, strict=True))
         ]
         for number in range(4000)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from align.records import Message, Prompt, ScoredCandidate
+from align.records import Message, Prompt
 from align.report.results import build_results
 from align.store.artifact import MODEL_FOLDER, ROWS_NAME, Entry, Manifest, write_rows
 from align.store.atomic import write_json
-from align.testing import tiny_causal_lm, tiny_reward_model
+from align.testing import scored_candidate, tiny_causal_lm, tiny_reward_model
 
 TEXTS = ("우산을 잃어버렸어.", "I lost my keys.", "시험을 망쳤어.", "My cup broke.") * 4
 
@@ -48,17 +48,11 @@ def commit(store: Path, value: Manifest, fill: Callable[[Path], Any]) -> Path:
 def _results(folder: Path) -> None:
     answers = {
         model: [
-            ScoredCandidate(
+            scored_candidate(
+                {"rm": number / 10 + shift, "gold": (number % 3) / 3 + shift / 2},
+                "속상했겠다",
                 prompt_id=f"p{number}",
-                candidate_index=0,
-                prompt=[Message(role="user", content="?")],
-                reference=None,
-                completion="속상했겠다",
-                completion_token_ids=[1],
-                completion_tokens=1,
-                finish_reason="stop",
-                seed=0,
-                scores={"rm": number / 10 + shift, "gold": (number % 3) / 3 + shift / 2},
+                prompt="?",
             )
             for number in range(12)
         ]

@@ -12,6 +12,7 @@ import pytest
 from align.records import Message, ScoredCandidate
 from align.report.best_of import BestOfPool
 from align.report.results import Results, build_results
+from align.testing import scored_candidate
 
 SHIFTS = {"sft": 0.0, "rs-거절표집": 0.5, "dpo": 0.45, "ppo_long_name": 0.9}
 TOPICS = ("김치찌개 끓이는 법", "서울에서 부산까지 가는 길", "photosynthesis", "한국의 사계절", "why the sky is blue")
@@ -22,17 +23,15 @@ def candidate(
 ) -> ScoredCandidate:
     """One scored candidate whose prompt follows from its id."""
     tokens = len(completion.split()) + 1
-    return ScoredCandidate(
+    return scored_candidate(
+        scores,
+        completion,
+        index,
         prompt_id=prompt_id,
-        candidate_index=index,
-        prompt=[Message(role="user", content=f"Tell me about {prompt_id}.")],
-        reference=None,
-        completion=completion,
+        prompt=f"Tell me about {prompt_id}.",
         completion_token_ids=[0] * tokens,
         completion_tokens=tokens,
-        finish_reason="length" if finish == "length" else "stop",
-        seed=0,
-        scores=scores,
+        finish_reason=finish,
     )
 
 

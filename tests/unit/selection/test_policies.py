@@ -7,25 +7,15 @@ from typing import Any
 
 import pytest
 
-from align.records import Message, Preference, ScoredCandidate
+from align.records import Preference
 from align.selection import Group, build_pairs
+from align.testing import scored_candidate
 
 
 def group(*candidates: tuple[str, float | tuple[float | None, float | None] | None]) -> Group:
     """Candidates as (completion, score by a) or (completion, (score by a, score by b))."""
     return [
-        ScoredCandidate(
-            prompt_id="p",
-            candidate_index=index,
-            prompt=[Message(role="user", content="x")],
-            reference=None,
-            completion=text,
-            completion_token_ids=[],
-            completion_tokens=0,
-            finish_reason="stop",
-            seed=0,
-            scores={"a": scores[0], "b": scores[1]} if isinstance(scores, tuple) else {"a": scores},
-        )
+        scored_candidate({"a": scores[0], "b": scores[1]} if isinstance(scores, tuple) else {"a": scores}, text, index)
         for index, (text, scores) in enumerate(candidates)
     ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from align.errors import StageError
-from align.records import FinishReason, Message, ScoredCandidate
+from align.records import FinishReason
 from align.selection import Group, PairPolicy, best_of_n, build_pairs, group_candidates
+from align.testing import scored_candidate
 
 Shown = tuple[str, float | None] | tuple[str, float | None, FinishReason]
 
@@ -14,19 +15,15 @@ Shown = tuple[str, float | None] | tuple[str, float | None, FinishReason]
 def _group(*candidates: Shown, prompt_id: str = "p", text: str = "x") -> Group:
     """Candidates as (completion, score) or (completion, score, finish_reason)."""
     return [
-        ScoredCandidate(
+        scored_candidate(
+            {"rm": score, "other": 0.0},
+            completion,
+            index,
             prompt_id=prompt_id,
-            candidate_index=index,
-            prompt=[Message(role="user", content=text)],
-            reference=None,
-            completion=candidate[0],
-            completion_token_ids=[],
-            completion_tokens=0,
-            finish_reason=candidate[2] if len(candidate) == 3 else "stop",
-            seed=0,
-            scores={"rm": candidate[1], "other": 0.0},
+            prompt=text,
+            finish_reason=end[0] if end else "stop",
         )
-        for index, candidate in enumerate(candidates)
+        for index, (completion, score, *end) in enumerate(candidates)
     ]
 
 

@@ -18,8 +18,8 @@ from align.models.load import load_causal_lm
 from align.records import Message, Preference
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, orpo, reward_model
-from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Manifest, write_rows
-from align.testing import Recorder, tiny_causal_lm
+from align.store.artifact import ROWS_NAME, Artifact, write_rows
+from align.testing import Recorder, input_artifact, tiny_causal_lm
 
 
 def row(number: int) -> Preference:
@@ -41,9 +41,7 @@ class Bench(Recorder):
         self.add("base", base, "model", fingerprint="base")
 
     def add(self, name: str, path: Path, kind: str, *, fingerprint: str) -> None:
-        origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": None, "source": f"{name}.x"}
-        manifest = Manifest(kind=kind, stage=INPUT_STAGE, stage_version=1, fingerprint=fingerprint, **origin)
-        self.artifacts[name] = Artifact(name, path, manifest)
+        self.artifacts[name] = input_artifact(name, path, kind, fingerprint=fingerprint)
 
     def run(self, stage: Any, rows: Sequence[Preference] = ROWS, **fields: Any) -> StageOutcome:
         data = self.folder / f"data-{len(self.artifacts)}-{len(list(self.folder.iterdir()))}"

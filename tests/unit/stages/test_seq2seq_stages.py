@@ -20,8 +20,8 @@ from align.report.table import render_table
 from align.runtime.events import Progress
 from align.stage import StageContext, StageOutcome
 from align.stages import dpo, generate, orpo, ppo, reward_model, select_checkpoint, sft
-from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows
-from align.testing import Recorder, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
+from align.store.artifact import Artifact, read_rows
+from align.testing import Recorder, input_artifact, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 from align.testing.project import write_jsonl
 
 LESSONS = [(f"I lost key {number}.", ("Oh no!", "That must hurt.", "속상했겠다.")[number % 3]) for number in range(12)]
@@ -169,10 +169,7 @@ class Bench:
         self.add("t5", place / "t5", "model")
 
     def add(self, name: str, path: Path, kind: str) -> None:
-        origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": None, "source": f"{name}.x"}
-        self.artifacts[name] = Artifact(
-            name, path, Manifest(kind=kind, stage=INPUT_STAGE, stage_version=1, fingerprint=name, **origin)
-        )
+        self.artifacts[name] = input_artifact(name, path, kind)
 
     def run(self, stage: Any, output: str = "out", stop_after: int | None = None, **fields: Any) -> StageOutcome:
         recorder = Recorder()

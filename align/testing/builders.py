@@ -1,0 +1,65 @@
+"""Rows and inputs for tests, of which a test gives only what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.data.encoding import EncodedPreference
+from align.records import Candidate, Message, ScoredCandidate
+from align.store.artifact import INPUT_STAGE, Artifact, Manifest
+
+
+def input_artifact(name: str, path: Path, kind: str, *, fingerprint: str | None = None) -> Artifact:
+    """What a stage sees of an input of the recipe called `name`; its fingerprint is the name unless given."""
+    manifest = Manifest(
+        kind=kind,
+        stage=INPUT_STAGE,
+        stage_version=1,
+        fingerprint=fingerprint or name,
+        config={},
+        inputs={},
+        seed=None,
+        source=f"{name}.x",
+    )
+    return Artifact(name, path, manifest)
+
+
+def candidate(
+    completion: str = "a", index: int = 0, *, prompt_id: str = "p", prompt: str | list[Message] = "x", **fields: Any
+) -> Candidate:
+    """A candidate of the user message `prompt`, with a token and an end; `fields` replace any field of the record."""
+    values: dict[str, Any] = {
+        "prompt_id": prompt_id,
+        "candidate_index": index,
+        "prompt": [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt,
+        "reference": None,
+        "completion": completion,
+        "completion_token_ids": [1, 2],
+        "completion_tokens": 2,
+        "finish_reason": "stop",
+        "seed": 0,
+    }
+    return Candidate(**values | fields)
+
+
+def scored_candidate(scores: Mapping[str, float | None], completion: str = "a", index: int = 0, **fields: Any) -> ScoredCandidate:
+    """`candidate` with a score by scorer."""
+    return ScoredCandidate(**dict(candidate(completion, index, **fields)), scores=dict(scores))
+
+
+def random_pairs(count: int, *, seed: int, prompt_tokens: int, completion_tokens: int) -> list[EncodedPreference]:
+    """Pairs of random tokens below 200: prompts of 1 to `prompt_tokens`, completions up to `completion_tokens` and an end."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high + 1, (1,), generator=generator))
+        return [int(token) for token in torch.randint(3, 200, (length,), generator=generator)]
+
+    return [
+        EncodedPreference(str(i), ids(1, prompt_tokens), [*ids(0, completion_tokens), 2], [*ids(0, completion_tokens), 2])
+        for i in range(count)
+    ]
