@@ -1,7 +1,9 @@
 """Loss functions: pure, on tensors, not reduced. Importing this loads torch."""
 
 from align.config.sections import DpoVariant
+from align.losses.dpo import PreferenceLoss, dpo_loss
 from align.losses.logps import sequence_logps
+from align.losses.orpo import OrpoLoss, orpo_loss
 from align.losses.ppo import (
     Advantages,
     PolicyLoss,
@@ -11,7 +13,6 @@ from align.losses.ppo import (
     ppo_policy_loss,
     ppo_value_loss,
 )
-from align.losses.preference import OrpoLoss, PreferenceLoss, dpo_loss, orpo_loss
 from align.losses.reward import reward_model_loss
 
 __all__ = [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 IGNORED_LABEL = -100
+"""Label of a token that no loss is taken on. transformers and torch's cross-entropy use the same number."""
 
 
 def sequence_logps(logits: Tensor, labels: Tensor, *, average: bool = False) -> Tensor:
@@ -37,3 +38,14 @@ def sequence_logps(logits: Tensor, labels: Tensor, *, average: bool = False) -> 
     counted_logps = chosen_logits - counted_logits.logsumexp(-1)
     sums = counted_logps.new_zeros(mask.shape).masked_scatter(mask, counted_logps).sum(-1)
     return sums / mask.sum(-1).clamp(min=1) if average else sums
+
+
+def check_pairs(*tensors: Tensor) -> None:
+    """Refuse inputs that would broadcast: a loss on pairs is one value per pair.
+
+    Raises:
+        ValueError: if the tensors are not [batch] of one size.
+    """
+    shapes = [list(tensor.shape) for tensor in tensors]
+    if any(shape != shapes[0] or len(shape) != 1 for shape in shapes):
+        raise ValueError(f"all inputs must be [batch] of one size, not {shapes}")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from align.losses.logps import check_pairs
+
 
 def reward_model_loss(
     chosen_scores: Tensor, rejected_scores: Tensor, *, margin: Tensor | None = None, center_coef: float = 0.0
@@ -26,9 +28,7 @@ def reward_model_loss(
     Raises:
         ValueError: if the batches differ in shape or `center_coef` is negative.
     """
-    shapes = [list(tensor.shape) for tensor in (chosen_scores, rejected_scores, margin) if tensor is not None]
-    if any(shape != shapes[0] or len(shape) != 1 for shape in shapes):
-        raise ValueError(f"all inputs must be [batch] of one size, not {shapes}")
+    check_pairs(*(tensor for tensor in (chosen_scores, rejected_scores, margin) if tensor is not None))
     if not center_coef >= 0:
         raise ValueError(f"center_coef must be 0 or more, not {center_coef}")
     wide = torch.promote_types(chosen_scores.dtype, torch.float32)

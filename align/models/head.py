@@ -7,15 +7,16 @@ exists; with gradients, a chunk's logits are made again in the backward pass whe
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from align.losses.logps import IGNORED_LABEL
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
-IGNORED = -100
 CHUNK_TOKENS = 4096
 
 
@@ -105,21 +106,19 @@ def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
         hidden: [batch, seq, width], the states that predict `labels` (already shifted).
         labels: [batch, seq], token ids; -100 is ignored.
     """
-    counted = labels != IGNORED
+    counted = labels != IGNORED_LABEL
     logps = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return logps.masked_scatter(counted, target_logps(model, hidden[counted], labels[counted]).logps)
 
 
-def add_label_logps(model: Any) -> None:
-    """Let `model(…, logps_of=labels)` return `token_logps` of the shifted labels, [batch, seq - 1], in place of logits.
-
-    It goes through `forward`, so that whatever wraps the model (autocast, DDP, FSDP) wraps this too.
-    """
+def extend_forward(model: Any, keyword: str, compute: Callable[..., Tensor]) -> None:
+    """Let `model(keyword=value, **inputs)` return `compute(model, value, **inputs)`; every other call stays as it was."""
+    # Not a function beside the model: accelerate puts autocast around `forward`, and DDP and FSDP start a step in the `forward`
+    # of their wrapper, so what does not go through it trains in other arithmetic, or without its gradients being averaged. Not a
+    # module around the model either: that would rename every parameter in checkpoints.
     original = model.forward
 
-    def forward(self: Any, *args: Any, logps_of: Tensor | None = None, **kwargs: Any) -> Any:
-        if logps_of is None:
-            return original(*args, **kwargs)
-        return token_logps(self, last_hidden_states(self, **kwargs)[:, :-1], logps_of[:, 1:])
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return compute(self, kwargs.pop(keyword), **kwargs) if keyword in kwargs else original(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)

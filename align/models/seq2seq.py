@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from align.models.head import IGNORED
+from align.losses.logps import IGNORED_LABEL
 
 
 class Seq2SeqCollator:
@@ -36,7 +36,7 @@ class Seq2SeqCollator:
             "attention_mask": _padded([[1] * len(prompt) for prompt, _ in rows], 0),
             "decoder_input_ids": _padded(decoder_rows, self._pad),
             "decoder_attention_mask": _padded([[1] * len(row) for row in decoder_rows], 0),
-            "labels": _padded([completion or [IGNORED] for _, completion in rows], IGNORED),
+            "labels": _padded([completion or [IGNORED_LABEL] for _, completion in rows], IGNORED_LABEL),
         }
 
 
@@ -55,5 +55,5 @@ def label_logps(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     rest = {name: tensor for name, tensor in inputs.items() if name != "labels"}
     # The model's own logits: T5 scales the states before its head, BART adds a bias behind it.
     logits = model(**rest, use_cache=False).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
     return -losses

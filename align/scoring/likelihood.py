@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from align.config.architecture import is_encoder_decoder
-from align.models.head import IGNORED, last_hidden_states, token_logps
+from align.losses.logps import IGNORED_LABEL
+from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_tokenizer
 from align.scoring.batching import length_sorted_batches, pad_right
 from align.scoring.seq2seq_likelihood import Seq2SeqLikelihoodModel
@@ -43,9 +44,9 @@ def completion_logps(
     for batch in length_sorted_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens):
         sequences = [rows[index][0] + rows[index][1] for index in batch]
         input_ids, attention_mask = (tensor.to(device) for tensor in pad_right(sequences, pad_token_id))
-        labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORED_LABEL)
         for row, index in enumerate(batch):
-            labels[row, : len(rows[index][0])] = IGNORED
+            labels[row, : len(rows[index][0])] = IGNORED_LABEL
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             hidden = last_hidden_states(model, input_ids=input_ids, attention_mask=attention_mask)
             logps = token_logps(model, hidden[:, :-1], labels[:, 1:])

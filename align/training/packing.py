@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-IGNORED = -100
+from align.losses.logps import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
         row["input_ids"] += sample.prompt_token_ids + sample.completion_token_ids
         # The first token of a sample is predicted from the sample before it; it is never a label.
         ignored = max(len(sample.prompt_token_ids), 1)
-        row["labels"] += [IGNORED] * ignored + row["input_ids"][-len(sample) :][ignored:]
+        row["labels"] += [IGNORED_LABEL] * ignored + row["input_ids"][-len(sample) :][ignored:]
         row["position_ids"] += range(len(sample))
     return row
 
@@ -76,7 +76,7 @@ class PackedCollator:
     """
 
     def __init__(self, pad_token_id: int) -> None:
-        self._fill = {"input_ids": pad_token_id, "labels": IGNORED, "position_ids": 0}
+        self._fill = {"input_ids": pad_token_id, "labels": IGNORED_LABEL, "position_ids": 0}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)

@@ -15,14 +15,15 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
-from align.data.template import ChatFormat, check_label_spans
+from align.data.template import ChatFormat
+from align.losses.logps import IGNORED_LABEL
 from align.models.dropout import set_dropout
-from align.models.head import IGNORED
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.start import count_trained
 from align.runtime.context import RunContext
+from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
 from align.training.sampler import LengthGroupedSampler
 from align.training.sft import GUARD_ROWS, SftResult, keep_epoch
@@ -60,7 +61,7 @@ class Seq2SeqSftTrainer(GuardedTraining, Trainer):
     ) -> Any:
         """Cross-entropy, summed over the labels and divided by their number in the whole optimizer step."""
         logps = label_logps(model, inputs)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORED).sum()
+        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORED_LABEL).sum()
         loss = -logps.sum() / tokens
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the count is of all processes

@@ -13,10 +13,11 @@ import torch
 
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
-from align.data.template import ChatFormat, check_label_spans
+from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
 from align.models.start import Start, count_trained, load_start, save_trained
 from align.runtime.context import RunContext
+from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from align.models.head import IGNORED, add_label_logps
+from align.losses.logps import IGNORED_LABEL
+from align.models.head import extend_forward, last_hidden_states, token_logps
 from align.training.loop import GuardedTraining
 from align.training.packing import PackedCollator
 
@@ -28,7 +30,7 @@ class GuardedSFTTrainer(GuardedTraining, SFTTrainer):
         labels = inputs["labels"]
         rest = {key: value for key, value in inputs.items() if key != "labels"}
         logps = model(**rest, logps_of=labels)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED).sum()
+        tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED_LABEL).sum()
         loss = -logps.sum() / tokens
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the count is of all processes
@@ -54,3 +56,12 @@ def sft_trainer(
             value.data = adapter[name].to(value.device)
     add_label_logps(trainer.model)
     return trainer
+
+
+def add_label_logps(model: Any) -> None:
+    """Let `model(…, logps_of=labels)` return `token_logps` of the shifted labels, [batch, seq - 1], in place of logits."""
+    extend_forward(model, "logps_of", _label_logps)
+
+
+def _label_logps(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
+    return token_logps(model, last_hidden_states(model, **inputs)[:, :-1], labels[:, 1:])

@@ -14,7 +14,7 @@ from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
-from align.training.trl_trainers import sft_trainer
+from align.training.trl_trainers import add_label_logps, sft_trainer
 
 PAIRS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 2], "rejected_ids": [10, 2]},
@@ -92,7 +92,7 @@ def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path,
     from align.models import head
 
     model = load_causal_lm(project_template / "base")
-    head.add_label_logps(model)
+    add_label_logps(model)
     ids = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 2, 0, 0]])
     labels = ids.masked_fill(torch.tensor([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1]]).bool(), -100)
     gradients = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from align.models.dropout import set_dropout
-from align.models.head import last_hidden_states, target_logps
+from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.training.pairwise.layout import attention_of_pairs
 
 LAYOUT_NAMES = (
@@ -38,16 +37,8 @@ def prepare_model(model: Any) -> Any:
 
 
 def add_pair_outputs(model: Any) -> None:
-    """Let `model(layout=…)` return what `pair_outputs` says.
-
-    It goes through `forward`, so that whatever wraps the model (autocast, DDP, FSDP) wraps this too.
-    """
-    original = model.forward
-
-    def forward(self: Any, *args: Any, layout: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if layout is None else pair_outputs(self, layout)
-
-    model.forward = types.MethodType(forward, model)
+    """Let `model(layout=…)` return what `pair_outputs` says."""
+    extend_forward(model, "layout", pair_outputs)
 
 
 def layout_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

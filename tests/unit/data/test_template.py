@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from align.data import template as template_module
-from align.data.template import ChatFormat, TemplateProblem, check_label_spans, spans_of
-from align.errors import RecipeError, StageError
+from align.data.template import ChatFormat, TemplateProblem
+from align.errors import RecipeError
 from align.records import Message
 from align.testing.tiny import CHAT_TEMPLATE
 
@@ -121,35 +121,3 @@ class TestRefusedTokenizers:
         loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
         with pytest.raises(RecipeError, match="seconds for a conversation"):
             ChatFormat(make_tokenizer(loops + CHAT_TEMPLATE))
-
-
-class TestSpans:
-    def test_spans_are_the_runs_that_are_not_ignored(self) -> None:
-        assert spans_of([-100, 1, 2, -100, -100, 3]) == [[1, 2], [3]]
-        assert spans_of([-100, -100]) == []
-        assert spans_of([]) == []
-
-    def test_labels_that_are_right(self, chat_format: ChatFormat) -> None:
-        first, second = (chat_format.encode_completion(HELLO, text) for text in ("하나", "two"))
-        check_label_spans([[-100, *first, -100, *second], [-100, *second]], ["하나", "two", "two"], chat_format)
-
-    @pytest.mark.parametrize(
-        "spoil",
-        [
-            lambda ids: ids[:-1],  # the end of sequence is masked
-            lambda ids: ids[1:],  # shifted by one
-            lambda ids: [7, *ids],  # one token of the prompt
-            lambda ids: [*ids[:2], -100, *ids[3:]],  # a hole
-            lambda ids: [-100] * len(ids),  # nothing at all
-        ],
-    )
-    def test_labels_that_are_wrong(self, chat_format: ChatFormat, spoil: Callable[[list[int]], list[int]]) -> None:
-        ids = chat_format.encode_completion(HELLO, "Hello")
-        with pytest.raises(StageError):
-            check_label_spans([[-100, *spoil(ids)]], ["Hello"], chat_format)
-
-    def test_both_texts_are_shown(self, chat_format: ChatFormat) -> None:
-        with pytest.raises(StageError) as caught:
-            check_label_spans([chat_format.encode_completion(HELLO, "other")], ["Hello"], chat_format)
-        assert "'Hello<|im_end|>'" in str(caught.value)
-        assert "'other<|im_end|>'" in str(caught.value)
