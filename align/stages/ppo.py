@@ -84,9 +84,9 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.models.start import Start, save_trained
     from align.scoring.scorers import ScorerSet, reward_model_folders
     from align.training.loop import resolve_precision
-    from align.training.ppo.models import Arithmetic, load_models
-    from align.training.ppo.rollout import RolloutSampler
-    from align.training.ppo.trainer import PpoTrainer
+    from align.training.online.models import ForwardSettings, load_models
+    from align.training.online.rollout import RolloutSampler
+    from align.training.online.trainer import OnlineTrainer
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
@@ -121,7 +121,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         decode=decoder(source.model_path),
         seed=context.seed,
     )
-    arithmetic = Arithmetic(
+    settings = ForwardSettings(
         device, resolve_precision(config.precision), config.temperature, config.micro_batch_tokens, chat_format.pad_token_id
     )
     engine = open_engine(
@@ -131,15 +131,15 @@ def run(context: StageContext[Config]) -> StageOutcome:
         max_model_tokens=room + config.max_completion_tokens,
         memory_share=config.engine_memory_share,
     )
-    trainer = PpoTrainer(
+    trainer = OnlineTrainer(
         models,
         sampler,
         engine,
         context,
         config,
-        arithmetic,
+        settings,
         num_rollouts=-(-(config.num_episodes or len(encoded.rows)) // config.rollout_batch_size),
-        engine_is_behind=start.is_quantized,
+        engine_weights_differ=start.is_quantized,
     )
     result = trainer.train()
     save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)

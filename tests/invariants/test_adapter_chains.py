@@ -21,8 +21,8 @@ from align.models.start import Start, load_start
 from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import ROWS_NAME
 from align.testing import tiny_seq2seq_lm
-from align.training.ppo.layout import Episode
-from align.training.ppo.models import Arithmetic, Models, load_models, policy_logps
+from align.training.online.layout import Episode
+from align.training.online.models import ForwardSettings, Models, load_models, policy_logps
 
 
 @pytest.mark.parametrize("peft", [LORA, QLORA, PREFIX, PROMPT], ids=lambda peft: peft["method"])
@@ -162,13 +162,13 @@ def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, 
         Start(base, settings, folder / "store", "ppo"), None, value_head="zero", device=torch.device("cpu"),
         pad_token_id=pad, seed=3,
     )  # fmt: skip
-    arithmetic = Arithmetic(torch.device("cpu"), "float32", 1.0, 256, pad)
+    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)
     episodes = [Episode([5, 6, 7 + n], [20 + n, 21, 2]) for n in range(4)]
-    (batch,) = arithmetic.passes(episodes, range(4))
+    (batch,) = settings.passes(episodes, range(4))
 
     def logps(model: Any) -> torch.Tensor:
         with torch.no_grad():
-            return policy_logps(model, batch, arithmetic)
+            return policy_logps(model, batch, settings)
 
     return models, logps
 

@@ -24,11 +24,11 @@ from align.runtime.context import RunContext
 from align.runtime.events import Progress
 from align.scoring.scorers import ScorerSet
 from align.testing import Recorder, tiny_causal_lm
-from align.training.ppo.experience import make_experience
-from align.training.ppo.models import Arithmetic, Models, load_models
-from align.training.ppo.rollout import RolloutSampler
-from align.training.ppo.trainer import PpoResult, PpoTrainer
-from align.training.ppo.update import Optimizers, Updater
+from align.training.online.experience import make_experience
+from align.training.online.learner import Optimizers, PolicyLearner
+from align.training.online.models import ForwardSettings, Models, load_models
+from align.training.online.rollout import RolloutSampler
+from align.training.online.trainer import OnlineResult, OnlineTrainer
 
 CPU = torch.device("cpu")
 TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
@@ -61,7 +61,7 @@ class Training(Recorder):
         super().__init__()
         self.models: Models | None = None
 
-    def parts(self) -> tuple[Models, RolloutSampler, Arithmetic]:
+    def parts(self) -> tuple[Models, RolloutSampler, ForwardSettings]:
         tokenizer = load_tokenizer(self.base)
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
@@ -80,11 +80,11 @@ class Training(Recorder):
             seed=11,
         )
         config = self.config
-        arithmetic = Arithmetic(CPU, self.precision, config.temperature, config.micro_batch_tokens, chat_format.pad_token_id)
-        return models, sampler, arithmetic
+        settings = ForwardSettings(CPU, self.precision, config.temperature, config.micro_batch_tokens, chat_format.pad_token_id)
+        return models, sampler, settings
 
-    def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> PpoResult:
-        models, sampler, arithmetic = self.parts()
+    def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> OnlineResult:
+        models, sampler, settings = self.parts()
         self.models = models
         self.events.clear()
 
@@ -93,7 +93,7 @@ class Training(Recorder):
 
         context = RunContext(name="ppo", work=self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
         engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
-        trainer = PpoTrainer(models, sampler, engine, context, self.config, arithmetic, num_rollouts=num_rollouts)
+        trainer = OnlineTrainer(models, sampler, engine, context, self.config, settings, num_rollouts=num_rollouts)
         return trainer.train()
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -156,13 +156,13 @@ def test_the_same_seed_gives_the_same_bytes(base: Path, tmp_path: Path, undistur
 def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
     """Gradients of one mini-batch of 16 episodes, not yet applied."""
     training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
-    models, sampler, arithmetic = training.parts()
+    models, sampler, settings = training.parts()
     engine = TransformersEngine(base, dtype="float32", max_model_tokens=128)
     rollout = sampler.score(sampler.sample(0, engine))
     # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
     config = training.config
     experience, _ = make_experience(
-        rollout, models, arithmetic, config, kl_coef=0.05, score_bias=0.1, importance_limit=config.importance_limit
+        rollout, models, settings, config, kl_coef=0.05, score_bias=0.1, importance_limit=config.importance_limit
     )
     noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
     experience = type(experience)(
@@ -172,8 +172,8 @@ def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torc
         experience.returns,
         experience.importance + 0.1 * noise,
     )
-    updater = Updater(models, Optimizers.of(models, config, policy_updates=1, value_updates=1), arithmetic, config, 0)
-    updater._accumulate(arithmetic.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
+    learner = PolicyLearner(models, Optimizers.of(models, config, policy_updates=1, value_updates=1), settings, config, 0)
+    learner._accumulate(settings.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
     pairs = [("policy", models.policy), ("value", models.value)]
     return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}
 

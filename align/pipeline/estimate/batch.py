@@ -19,7 +19,7 @@ from align.stages import sft
 PAIR_ROW_TOKENS: dict[Device, int] = {"cpu": 128, "cuda": 1024}
 """`align.training.pairwise.form.ROW_TOKENS`."""
 EPISODE_ROW_TOKENS: dict[Device, int] = {"cpu": 192, "cuda": 1024}
-"""`align.training.ppo.layout.ROW_TOKENS`."""
+"""`align.training.online.layout.ROW_TOKENS`."""
 
 
 def sft_batch(

@@ -190,8 +190,8 @@ def test_sizes_that_trainers_fix_are_theirs() -> None:
     from align.engines import transformers_engine
     from align.models import head
     from align.pipeline.estimate import batch, memory, stage
+    from align.training.online import layout
     from align.training.pairwise import form, held_out, reference
-    from align.training.ppo import layout
 
     assert memory.CHUNK_TOKENS == head.CHUNK_TOKENS
     assert batch.PAIR_ROW_TOKENS == form.ROW_TOKENS

@@ -14,9 +14,9 @@ from transformers import get_scheduler
 from align.config.ppo import PpoOptimization
 from align.errors import StageError
 from align.losses.ppo import ppo_policy_loss, ppo_value_loss
-from align.training.ppo.experience import Experience
-from align.training.ppo.layout import Episode, PackedEpisodes
-from align.training.ppo.models import Arithmetic, Models, policy_logps, token_values, trainable
+from align.training.online.experience import Experience
+from align.training.online.layout import Episode, PackedEpisodes
+from align.training.online.models import ForwardSettings, Models, policy_logps, token_values, trainable
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def num_mini_batches(count: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Updater:
+class PolicyLearner:
     """Trains policy and value model on rollout batches."""
 
     models: Models
     optimizers: Optimizers
-    arithmetic: Arithmetic
+    settings: ForwardSettings
     config: PpoOptimization
     seed: int
 
@@ -89,7 +89,7 @@ class Updater:
         rows: list[dict[str, float]] = []
         for epoch in range(config.ppo_epochs):
             for chosen in mini_batches(len(episodes), config.mini_batch_size, seed=self.seed, rollout=rollout, epoch=epoch):
-                passes = self.arithmetic.passes(episodes, chosen)
+                passes = self.settings.passes(episodes, chosen)
                 row = self._accumulate(passes, experience, score_bias, learn_policy)
                 rows.append(row | self._apply(learn_policy))
                 if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
@@ -103,9 +103,9 @@ class Updater:
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
         sums: dict[str, Tensor] = {}
         for batch in passes:
-            values = token_values(self.models.value, batch, self.arithmetic) - score_bias
+            values = token_values(self.models.value, batch, self.settings) - score_bias
             with torch.set_grad_enabled(learn_policy):
-                logps = policy_logps(self.models.policy, batch, self.arithmetic)
+                logps = policy_logps(self.models.policy, batch, self.settings)
             old, mask = experience.at(batch.tokens), torch.ones_like(values, dtype=torch.bool)[None]
             value_losses = ppo_value_loss(
                 values[None], old.values[None], old.returns[None], mask, cliprange_value=config.cliprange_value

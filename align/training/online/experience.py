@@ -11,15 +11,15 @@ from torch import Tensor
 
 from align.config.ppo import Rewards
 from align.losses.ppo import generalized_advantages, kl_penalized_rewards, masked_whiten
-from align.training.ppo.layout import completion_offsets, to_rows
-from align.training.ppo.models import (
-    Arithmetic,
+from align.training.online.layout import completion_offsets, to_rows
+from align.training.online.models import (
+    ForwardSettings,
     Models,
     policy_logps,
     policy_logps_and_entropy,
     token_values,
 )
-from align.training.ppo.rollout import Rollout
+from align.training.online.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Experience:
 def make_experience(
     rollout: Rollout,
     models: Models,
-    arithmetic: Arithmetic,
+    settings: ForwardSettings,
     config: Rewards,
     *,
     kl_coef: float,
@@ -61,13 +61,13 @@ def make_experience(
     """
     episodes = rollout.episodes
     offsets = completion_offsets(episodes)
-    logps, entropy, reference_logps, values = (torch.zeros(offsets[-1], device=arithmetic.device) for _ in range(4))
-    for batch in arithmetic.passes(episodes, range(len(episodes))):
-        logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, arithmetic)
+    logps, entropy, reference_logps, values = (torch.zeros(offsets[-1], device=settings.device) for _ in range(4))
+    for batch in settings.passes(episodes, range(len(episodes))):
+        logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
         with models.as_reference() as reference:
-            reference_logps[batch.tokens] = policy_logps(reference, batch, arithmetic)
-        values[batch.tokens] = token_values(models.value, batch, arithmetic) - score_bias
-    scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(arithmetic.device)
+            reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
+        values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
+    scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(settings.device)
     logps_rows, mask = to_rows(logps, offsets)
     reference_rows, _ = to_rows(reference_logps, offsets)
     values_rows, _ = to_rows(values, offsets)
@@ -77,7 +77,7 @@ def make_experience(
     estimate = generalized_advantages(rewards, values_rows, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
     advantages = masked_whiten(estimate.advantages, mask)
     returns = estimate.returns[mask]
-    sampler_gap = logps - rollout.sampler_logps.to(arithmetic.device)
+    sampler_gap = logps - rollout.sampler_logps.to(settings.device)
     experience = Experience(
         logps=logps,
         values=values,

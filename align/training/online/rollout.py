@@ -17,7 +17,7 @@ from align.errors import StageError
 from align.records import Candidate, Prompt, ScoredCandidate
 from align.runtime.events import SampledText
 from align.scoring.scorers import ScorerSet
-from align.training.ppo.layout import Episode
+from align.training.online.layout import Episode
 
 
 @dataclass(frozen=True)

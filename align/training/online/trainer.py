@@ -21,23 +21,24 @@ from align.models.start import count_trained
 from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
-from align.training.ppo.experience import Experience, make_experience, mean_numbers
-from align.training.ppo.kl_controller import adapted_kl_coef
-from align.training.ppo.models import Arithmetic, Models, trainable
-from align.training.ppo.rollout import Rollout, RolloutSampler
-from align.training.ppo.state import Progression, load_state, save_state
-from align.training.ppo.update import Optimizers, Updater, num_mini_batches
+from align.training.online.experience import Experience, make_experience, mean_numbers
+from align.training.online.learner import Optimizers, PolicyLearner, num_mini_batches
+from align.training.online.models import ForwardSettings, Models, trainable
+from align.training.online.rollout import Rollout, RolloutSampler
+from align.training.online.state import TrainerState, load_state, save_state
+
+MAX_KL_ERROR = 0.2
 
 
 @dataclass(frozen=True)
-class PpoResult:
+class OnlineResult:
     """What training left; the policy is in the models that were given."""
 
     history: TrainingHistory
     metrics: dict[str, Any]
 
 
-class PpoTrainer:
+class OnlineTrainer:
     """Trains `models.policy` and `models.value` in place."""
 
     def __init__(
@@ -47,37 +48,37 @@ class PpoTrainer:
         engine: TextEngine,
         context: RunContext,
         config: Ppo,
-        arithmetic: Arithmetic,
+        settings: ForwardSettings,
         *,
         num_rollouts: int,
-        engine_is_behind: bool = False,
+        engine_weights_differ: bool = False,
     ) -> None:
         """
         Args:
             engine: runs the model that training starts from; it is closed at the end.
             num_rollouts: rollout batches to learn from.
-            engine_is_behind: whether the policy is not the model in the engine even before the first update (4 bits a weight).
+            engine_weights_differ: whether policy and engine differ even before the first update, as with 4-bit weights.
         """
-        self._engine_is_behind = engine_is_behind
+        self._engine_weights_differ = engine_weights_differ
         self._models = models
         self._sampler = sampler
         self._engine = engine
         self._context = context
         self._config = config
-        self._arithmetic = arithmetic
+        self._settings = settings
         self._num_rollouts = num_rollouts
         per_rollout = config.ppo_epochs * num_mini_batches(config.rollout_batch_size, config.mini_batch_size)
         learning = max(num_rollouts - config.critic_warmup_batches, 0)
         self._optimizers = Optimizers.of(
             models, config, policy_updates=learning * per_rollout, value_updates=num_rollouts * per_rollout
         )
-        self._updater = Updater(models, self._optimizers, arithmetic, config, context.seed)
-        self._state = Progression(kl_coef=config.kl_coef)
-        self._before: list[Tensor] | None = None
+        self._learner = PolicyLearner(models, self._optimizers, settings, config, context.seed)
+        self._state = TrainerState(kl_coef=config.kl_coef)
+        self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may ask for it back."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
 
-    def train(self) -> PpoResult:
+    def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
 
         Raises:
@@ -89,24 +90,24 @@ class PpoTrainer:
         try:
             while self._state.rollouts < self._num_rollouts and not stopped_by_kl:
                 rollout, experience, numbers = self._roll_out()
-                stopped_by_kl = self._is_over_limit(numbers)
+                stopped_by_kl = self._exceeds_kl_limit(numbers)
                 if not stopped_by_kl:
                     self._learn(rollout, experience, numbers)
                     self._keep(numbers)
             if self._config.kl_limit is not None and not stopped_by_kl:
                 _, _, numbers = self._roll_out()  # of the last update nothing is known yet
-                stopped_by_kl = self._is_over_limit(numbers)
+                stopped_by_kl = self._exceeds_kl_limit(numbers)
         finally:
             self._engine.close()
         if stopped_by_kl:
-            self._take_back(numbers)
-        return PpoResult(TrainingHistory(self._state.rows), self._metrics(stopped_by_kl))
+            self._restore_policy(numbers)
+        return OnlineResult(TrainingHistory(self._state.rows), self._metrics(stopped_by_kl))
 
     def _roll_out(self) -> tuple[Rollout, Experience, dict[str, float]]:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
-        if state.rollouts > 0 or self._engine_is_behind:
+        if state.rollouts > 0 or self._engine_weights_differ:
             with self._timed("sync"):
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
@@ -121,7 +122,7 @@ class PpoTrainer:
             experience, numbers = make_experience(
                 rollout,
                 self._models,
-                self._arithmetic,
+                self._settings,
                 self._config,
                 kl_coef=state.kl_coef,
                 score_bias=state.score_bias,
@@ -134,9 +135,9 @@ class PpoTrainer:
         """Update the models; the numbers of the updates join those of the rollout batch."""
         state, config = self._state, self._config
         if config.kl_limit is not None:
-            self._before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
+            self._policy_before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
         with self._timed("train"):
-            rows = self._updater.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
+            rows = self._learner.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
         numbers.update(mean_numbers(rows))
         numbers["updates"] = len(rows)
         state.kl_coef = adapted_kl_coef(
@@ -159,20 +160,20 @@ class PpoTrainer:
         if state.rollouts % self._config.checkpoint_steps == 0 and state.rollouts < self._num_rollouts:
             self._write_checkpoint()
 
-    def _is_over_limit(self, numbers: dict[str, float]) -> bool:
+    def _exceeds_kl_limit(self, numbers: dict[str, float]) -> bool:
         limit = self._config.kl_limit
         return limit is not None and numbers["objective/kl"] > limit
 
-    def _take_back(self, numbers: dict[str, float]) -> None:
+    def _restore_policy(self, numbers: dict[str, float]) -> None:
         """Undo the updates that led over the KL limit."""
         kl, limit = numbers["objective/kl"], self._config.kl_limit
-        if self._before is None:
+        if self._policy_before is None:
             raise StageError(
                 f"The KL to the reference is {kl:.3g} nats per completion before the first update, above kl_limit {limit}",
                 hint="Raise kl_limit: so large a value at the start is the noise of the estimate.",
             )
         with torch.no_grad():
-            for parameter, before in zip(trainable(self._models.policy), self._before, strict=True):
+            for parameter, before in zip(trainable(self._models.policy), self._policy_before, strict=True):
                 parameter.copy_(before)
         self._context.note(
             f"stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches: KL {kl:.3g} nats is above kl_limit "
@@ -195,7 +196,7 @@ class PpoTrainer:
             "score_bias": state.score_bias,
             "nonfinite_scores": state.nonfinite,
             "trained_parameters": count_trained(self._models.policy),
-            "precision": self._arithmetic.precision,
+            "precision": self._settings.precision,
             "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
             "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
             "episodes_per_second": round(episodes / work, 2),
@@ -226,7 +227,7 @@ class PpoTrainer:
         if checkpoint.problem_with(folder) is None:
             return  # written when this rollout batch was done
         with self._timed("checkpoint"):
-            save_state(folder, self._state, self._models, self._optimizers, self._before)
+            save_state(folder, self._state, self._models, self._optimizers, self._policy_before)
             checkpoint.seal(folder)
             checkpoint.remove_old(self._checkpoints)
 
@@ -234,7 +235,24 @@ class PpoTrainer:
         start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)
         if start is None:
             return
-        self._state, self._before = load_state(start, self._models, self._optimizers)
+        self._state, self._policy_before = load_state(start, self._models, self._optimizers)
         for row in self._state.rows:  # they may not have reached a file of events before the kill
             self._context.metrics(row)
         self._context.note(f"resuming after rollout batch {self._state.rollouts}")
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, *, target: float | None, horizon: int, episodes: int) -> float:
+    """The coefficient for the next rollout batch.
+
+    kl_coef * (1 + error * episodes / horizon), error = kl / target - 1, held within ±0.2. Ziegler et al. 2019, §2.2.
+
+    Args:
+        kl: mean KL per completion of this rollout batch, nats.
+        target: None leaves the coefficient as it is.
+        horizon: episodes over which the coefficient follows.
+        episodes: completions in this rollout batch.
+    """
+    if target is None:
+        return kl_coef
+    error = min(max(kl / target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
+    return kl_coef * (1 + error * episodes / horizon)

@@ -22,12 +22,12 @@ from align.models.start import Start
 from align.records import Candidate, Message, Prompt, ScoredCandidate
 from align.scoring.scorers import ScorerSet
 from align.testing import tiny_causal_lm, tiny_reward_model
-from align.training.ppo.experience import explained_variance, shaped_scores
-from align.training.ppo.kl_controller import adapted_kl_coef
-from align.training.ppo.layout import Episode, completion_offsets, pack_episodes, to_rows
-from align.training.ppo.models import Arithmetic, load_models, policy_logps, token_values
-from align.training.ppo.rollout import RolloutSampler, SampledEpisode
-from align.training.ppo.update import mini_batches, num_mini_batches
+from align.training.online.experience import explained_variance, shaped_scores
+from align.training.online.layout import Episode, completion_offsets, pack_episodes, to_rows
+from align.training.online.learner import mini_batches, num_mini_batches
+from align.training.online.models import ForwardSettings, load_models, policy_logps, token_values
+from align.training.online.rollout import RolloutSampler, SampledEpisode
+from align.training.online.trainer import adapted_kl_coef
 
 EPISODES = [Episode([5, 6, 7], [8, 9]), Episode([5], [10]), Episode([11, 12], [13, 14, 15, 2]), Episode([9, 9, 9, 9], [2])]
 CPU = torch.device("cpu")
@@ -49,8 +49,8 @@ def start(folder: Path) -> Start:
     return Start(folder, None, folder.parent, "ppo")
 
 
-def arithmetic(micro_batch_tokens: int, temperature: float = 1.0) -> Arithmetic:
-    return Arithmetic(CPU, "float32", temperature, micro_batch_tokens, 0)
+def forward_settings(micro_batch_tokens: int, temperature: float = 1.0) -> ForwardSettings:
+    return ForwardSettings(CPU, "float32", temperature, micro_batch_tokens, 0)
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 6, 9, 1000])
@@ -84,8 +84,8 @@ def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path
     )
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     with torch.no_grad():
-        logps = policy_logps(policy, batch, arithmetic(1000, temperature))
-        values = token_values(models.value, batch, arithmetic(1000))
+        logps = policy_logps(policy, batch, forward_settings(1000, temperature))
+        values = token_values(models.value, batch, forward_settings(1000))
     offsets = completion_offsets(EPISODES)
     found, found_values = torch.zeros(8), torch.zeros(8)
     found[batch.tokens], found_values[batch.tokens] = logps, values
@@ -228,4 +228,4 @@ def test_a_value_model_without_a_reward_model_starts_at_zero(tmp_path: Path) -> 
     tiny_causal_lm(tmp_path / "policy")
     models = load_models(start(tmp_path / "policy"), None, value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
-    assert token_values(models.value, batch, arithmetic(1000)).tolist() == [0.0] * 8
+    assert token_values(models.value, batch, forward_settings(1000)).tolist() == [0.0] * 8

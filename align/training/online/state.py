@@ -19,15 +19,15 @@ from torch import Tensor
 
 from align.models.start import load_trained_state, trained_state
 from align.store.atomic import write_json
-from align.training.ppo.models import Models
-from align.training.ppo.update import Optimizers
+from align.training.online.learner import Optimizers
+from align.training.online.models import Models
 
 STATE_NAME = "state.json"
 BEFORE_NAME = "policy-before.safetensors"
 
 
 @dataclass
-class Progression:
+class TrainerState:
     """The numbers that travel from one rollout batch to the next."""
 
     rollouts: int = 0
@@ -44,7 +44,7 @@ class Progression:
 
 
 def save_state(
-    folder: Path, progression: Progression, models: Models, optimizers: Optimizers, before: Sequence[Tensor] | None
+    folder: Path, trainer_state: TrainerState, models: Models, optimizers: Optimizers, before: Sequence[Tensor] | None
 ) -> None:
     """Write everything into `folder`, which is made anew; it is whole only once it has been sealed.
 
@@ -59,10 +59,10 @@ def save_state(
         save_file(trained_state(model), folder / f"{name}.safetensors")
         save_file(_moments(optimizer), folder / f"{name}-optimizer.safetensors")
     schedules = {"policy": optimizers.policy_schedule.state_dict(), "value": optimizers.value_schedule.state_dict()}
-    write_json(folder / STATE_NAME, {"progression": asdict(progression), "schedules": schedules})
+    write_json(folder / STATE_NAME, {"trainer_state": asdict(trainer_state), "schedules": schedules})
 
 
-def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[Progression, list[Tensor] | None]:
+def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[TrainerState, list[Tensor] | None]:
     """Put everything that `save_state` wrote into fresh models and optimizers; returns the rest."""
     state = json.loads((folder / STATE_NAME).read_text())
     for name, model, optimizer in _learners(models, optimizers):
@@ -80,7 +80,7 @@ def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[Pr
     if (folder / BEFORE_NAME).exists():
         tensors = load_file(folder / BEFORE_NAME)
         before = [tensors[str(number)] for number in range(len(tensors))]
-    return Progression(**state["progression"]), before
+    return TrainerState(**state["trainer_state"]), before
 
 
 def _learners(models: Models, optimizers: Optimizers) -> list[tuple[str, Any, torch.optim.Optimizer]]:

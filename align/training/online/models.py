@@ -14,11 +14,11 @@ from torch import Tensor
 from align.models.head import last_hidden_states, target_logps
 from align.models.lora import merged_weights
 from align.models.start import Start, load_start
-from align.training.ppo.layout import ROW_TOKENS, Episode, PackedEpisodes, pack_episodes
+from align.training.online.layout import ROW_TOKENS, Episode, PackedEpisodes, pack_episodes
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class ForwardSettings:
     """How forward passes are computed."""
 
     device: torch.device
@@ -51,7 +51,7 @@ class Models:
     """None where an adapter is trained: the reference is then the policy with the adapter that it started with."""
     value: Any
     """A reward model architecture: a backbone and a head of one number."""
-    started_with: Mapping[str, Tensor] = field(default_factory=dict)
+    initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
     """The adapter's parameters before the first step, by name."""
 
     def policy_weights(self) -> list[tuple[str, Tensor]]:
@@ -66,11 +66,11 @@ class Models:
         if self.reference is not None:
             yield self.reference
             return
-        trained = {name: value for name, value in self.policy.named_parameters() if name in self.started_with}
+        trained = {name: value for name, value in self.policy.named_parameters() if name in self.initial_adapter}
         now = {name: value.data for name, value in trained.items()}
         try:
             for name, value in trained.items():
-                value.data = self.started_with[name]
+                value.data = self.initial_adapter[name]
             yield self.policy
         finally:
             for name, value in trained.items():
@@ -109,32 +109,32 @@ def load_models(
     trained = load_start(policy).to(device).eval()
     value_model.to(device).eval()
     if policy.peft is not None:
-        started_with = {name: value.detach().clone() for name, value in trained.named_parameters() if value.requires_grad}
-        return Models(trained, None, value_model, started_with)
+        initial_adapter = {name: value.detach().clone() for name, value in trained.named_parameters() if value.requires_grad}
+        return Models(trained, None, value_model, initial_adapter)
     reference = load_start(policy).to(device).eval()
     return Models(trained, reference.requires_grad_(False), value_model)
 
 
-def policy_logps(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> Tensor:
+def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] log-probability of every sampled token, nats; carries the gradient."""
-    with arithmetic.autocast():
+    with settings.autocast():
         states = _states(model, batch)
-        return target_logps(model, states, batch.targets, temperature=arithmetic.temperature).logps
+        return target_logps(model, states, batch.targets, temperature=settings.temperature).logps
 
 
 @torch.no_grad()
-def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
+def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> tuple[Tensor, Tensor]:
     """[completion tokens] log-probability of every sampled token, and the entropy it was drawn with, nats."""
-    with arithmetic.autocast():
+    with settings.autocast():
         states = _states(model, batch)
-        result = target_logps(model, states, batch.targets, temperature=arithmetic.temperature, with_entropy=True)
+        result = target_logps(model, states, batch.targets, temperature=settings.temperature, with_entropy=True)
     assert result.entropy is not None
     return result.logps, result.entropy
 
 
-def token_values(model: Any, batch: PackedEpisodes, arithmetic: Arithmetic) -> Tensor:
+def token_values(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] value of the state before each token was drawn, float32; carries the gradient."""
-    with arithmetic.autocast():
+    with settings.autocast():
         values: Tensor = model.score(_states(model, batch))[:, 0]
     return values.float()
 
