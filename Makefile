@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format clean
+.PHONY: help setup quickstart test test-fast check format clean
 
 help:
 	@echo "make quickstart  set everything up, run recipes/quickstart end to end, print the table"
 	@echo "make test        set everything up, run the tests"
+	@echo "make test-fast   the tests that are not marked slow"
 	@echo "make check       lint, format, types, layers, drift of schemas and docs; pre-commit runs the same"
 	@echo "make format      fix what ruff can fix, then format"
 	@echo "make setup       make .venv and install align with vLLM"
@@ -25,6 +26,9 @@ quickstart: setup
 # Two processes with one thread each, for two cores; the tests of a file stay together, as they share what they made.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .

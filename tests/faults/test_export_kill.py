@@ -14,6 +14,8 @@ import pytest
 from align.export import export_model, open_source
 from align.testing import tiny_causal_lm
 
+pytestmark = pytest.mark.slow
+
 # A shell that starts something in the background makes it deaf to Ctrl-C, and so this test, and so what it starts.
 HEARING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
 ALIGN = [sys.executable, "-c", f"{HEARING}; from align.cli.main import main; sys.exit(main())"]

@@ -22,6 +22,8 @@ from align.runtime.replay import metrics_of
 from align.store.artifact import METRICS_NAME, Manifest
 from align.testing import Recorder
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = Path(__file__).resolve().parents[2] / "data_schemas"
 ALIGN = [sys.executable, "-m", "align.cli.main"]
 

@@ -24,6 +24,8 @@ from align.testing import tiny_seq2seq_lm
 from align.training.online.layout import Episode
 from align.training.online.models import ForwardSettings, Models, load_models, policy_logps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("peft", [LORA, QLORA, PREFIX, PROMPT], ids=lambda peft: peft["method"])
 def test_dpo_goes_on_from_an_adapter_that_is_its_own_reference(

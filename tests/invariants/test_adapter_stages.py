@@ -22,6 +22,8 @@ from align.models.start import Start, load_start
 from align.records import Preference
 from align.stages import dpo, orpo, ppo, reward_model, sft
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     *((stage, peft) for stage in (sft, dpo, orpo) for peft in (LORA, QLORA, PREFIX, PROMPT)),
     *((stage, peft) for stage in (reward_model, ppo) for peft in (LORA, QLORA)),

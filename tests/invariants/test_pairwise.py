@@ -23,6 +23,8 @@ from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.layout import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES = {
     "dpo": DpoObjective(beta=0.3),
     "ipo": DpoObjective(beta=0.3, variant="ipo"),

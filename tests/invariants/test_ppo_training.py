@@ -30,6 +30,8 @@ from align.training.online.models import ForwardSettings, Models, load_models
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineResult, OnlineTrainer
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
 # Rewards short completions: about half of a random model's are, so that there is something to learn from at once.

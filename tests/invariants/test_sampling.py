@@ -15,6 +15,8 @@ from align.records import Candidate, Message, Prompt
 from align.stages.generate import Config
 from align.store.shard import read_seal, shard_path
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(id=f"p{i}", prompt=[Message(role="user", content="x" * i)], reference=None) for i in range(7)]
 
 

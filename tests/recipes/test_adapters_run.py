@@ -15,6 +15,8 @@ from align import load_recipe, run_recipe
 from align.report.results import Results
 from align.report.table import behaviour_columns
 
+pytestmark = pytest.mark.slow
+
 LORA, QLORA, PROMPT = (
     "peft: {method: lora, rank: 4}",
     "peft: {method: qlora, rank: 4}",

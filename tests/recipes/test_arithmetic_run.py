@@ -12,6 +12,8 @@ import pytest
 from align.pipeline.recipe import load_recipe
 from align.pipeline.run import run_recipe
 
+pytestmark = pytest.mark.slow
+
 TRAINED = ("sft", "reward", "rs", "orpo", "ppo", "dpo")
 
 

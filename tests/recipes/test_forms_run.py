@@ -11,6 +11,8 @@ import pytest
 
 from align import load_recipe, run_recipe
 
+pytestmark = pytest.mark.slow
+
 STAGES = """\
   iterated:
     rounds: 2

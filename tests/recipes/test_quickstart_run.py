@@ -16,6 +16,8 @@ from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
 from align.report.results import Results
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {"instructions": 160, "preferences": 200, "prompts": 48, "validation": 16, "held_out": 40}
 # Few instructions and pairs make a weak reward model; its margins are small.

@@ -14,6 +14,8 @@ from align.stages.ppo import Config
 from align.store.artifact import Manifest
 from align.testing import tiny_causal_lm, tiny_reward_model
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 name: tiny-ppo
 seed: 5

@@ -19,6 +19,8 @@ from align.stages.select_checkpoint import run as run_stage
 from align.store.artifact import MODEL_FOLDER, Artifact, Manifest
 from align.testing import Recorder
 
+pytestmark = pytest.mark.slow
+
 # The more it is trained, the likelier are the words of the data; a rule that forbids the letters of those words likes the first
 # epoch best, while the loss on the very data it is trained on is lowest after the last.
 RULE = "{rules: [{type: avoids, name: untrained, none_of: ['[a-z가-힣]{3}']}]}"

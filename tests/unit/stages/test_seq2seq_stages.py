@@ -24,6 +24,8 @@ from align.store.artifact import Artifact, read_rows
 from align.testing import Recorder, input_artifact, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 from align.testing.project import write_jsonl
 
+pytestmark = pytest.mark.slow
+
 LESSONS = [(f"I lost key {number}.", ("Oh no!", "That must hurt.", "속상했겠다.")[number % 3]) for number in range(12)]
 RECIPE = """\
 name: two-sided
