@@ -49,13 +49,14 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
     require_writable_format(target)
     drops = target.with_name(target.stem + DROPS_SUFFIX)
     for file in source.files:
-        if any(one.exists() and os.path.samefile(one, file.path) for one in (target, drops)):
+        origin = file.origin
+        if isinstance(origin, Path) and any(one.exists() and os.path.samefile(one, origin) for one in (target, drops)):
             raise RecipeError(f"{target}: would overwrite {file.shown}, which is being read", hint="Give another name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
             folder = Path(temporary)
-            result = ingest(spec, source, source.shown, folder, evaluation=evaluation)
+            result = ingest(spec, source, folder, evaluation=evaluation)
             write_canonical(target, spec.row_kind, _rows(folder / ROWS_NAME))
             write_bytes(drops, (folder / DROPS_NAME).read_bytes())
     except EnvironmentProblem:

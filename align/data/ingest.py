@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from align.data.hub import fetch_dataset_rows
 from align.data.mixture import NOT_SAMPLED, mixed_places
 from align.data.quality.decontamination import evaluation_overlap
 from align.data.quality.overlap import EvaluationIndex
-from align.data.source import Source, SourceFile
+from align.data.source import HubRows, Source
 from align.data.validation.block import BLOCK_ROWS, Block
 from align.data.validation.collection import Collection, Kept, collect_rows
 from align.data.validation.scan import rules_of
@@ -48,20 +48,12 @@ class Ingested:
     """The file, or the hub id with its commit."""
 
 
-def ingest(
-    spec: DataInput,
-    source: Source | None,
-    shown_name: str,
-    entry_folder: Path,
-    *,
-    evaluation: EvaluationIndex | None = None,
-) -> Ingested:
+def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: EvaluationIndex | None = None) -> Ingested:
     """Write `rows.jsonl` and `drops.jsonl` into `entry_folder`.
 
     Args:
         spec: the input as the recipe has it.
-        source: the files; None for a hub dataset.
-        shown_name: how messages call the input, as the user wrote it.
+        source: the files of `spec`.
         entry_folder: existing folder of the store entry.
         evaluation: prompts that no row may overlap; the rows that do are dropped, whatever `on_invalid` says.
     Raises:
@@ -70,9 +62,8 @@ def ingest(
         EnvironmentProblem, RecipeError: see `fetch_dataset_rows`.
     """
     blocks = None
-    if source is None:
-        source, blocks = _hub_source(spec, shown_name)
-        shown_name = source.shown
+    if spec.dataset is not None:
+        source, blocks = _fetched(source)
     first = _FirstProblems()
     with collect_rows(source, rules_of(spec), folder=entry_folder, on_problem=first.add, blocks=blocks) as collection:
         summary = collection.summary
@@ -85,18 +76,17 @@ def ingest(
         dropped=dict(dropped.most_common()),
         findings=summary.counts(),
         notes=summary.notes(),
-        source=shown_name,
+        source=source.shown,
     )
 
 
-def _hub_source(spec: DataInput, shown_name: str) -> tuple[Source, Iterator[Block]]:
-    """A hub dataset as a source, named with its commit, and its rows."""
-    if spec.dataset is None or spec.split is None:
-        raise TypeError("a data input without a dataset needs a source")
-    commit, rows = fetch_dataset_rows(spec.dataset, spec.split, spec.revision)
-    shown = f"{spec.dataset}@{commit or spec.revision or 'cached'}:{spec.split}"
-    source = Source((SourceFile(Path(spec.dataset), shown_name, spec.columns),), shown)
-    return source, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
+def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
+    """A hub dataset's source, named with the commit that its rows are of, and the rows."""
+    hub = source.files[0].origin
+    assert isinstance(hub, HubRows)  # `find_source` made it of a dataset
+    commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision)
+    named = replace(source, shown=f"{hub.dataset}@{commit or hub.revision or 'cached'}:{hub.split}")
+    return named, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
 
 
 def _without_evaluation(

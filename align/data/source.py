@@ -31,18 +31,21 @@ class HubRows:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of an input."""
+    """One file of an input, or one split of a hub dataset."""
 
-    path: Path
-    """The file; of a hub dataset (see `hub`), nothing that exists."""
+    origin: Path | HubRows
+    """Where its rows are read from."""
     shown: str
-    """How messages call it."""
+    """Its name in messages."""
     columns: Mapping[str, str]
     """Field of ours → column of this file, where the names differ."""
     part: str | None = None
     """Name of the mixture's part that it belongs to; None outside mixtures."""
-    hub: HubRows | None = None
-    """For the part of a mixture that is a hub dataset: which."""
+
+    @property
+    def format(self) -> str:
+        """The ending that names the file's format, such as `.jsonl`; empty for rows from the hub."""
+        return file_format(self.origin) if isinstance(self.origin, Path) else ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Source:
 
 
 def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
-    """The files of a data input that is a path or a mixture.
+    """The files of a data input.
 
     A path may be a file, a glob such as `shards/*.parquet` (sorted by name), a folder that `datasets.save_to_disk` wrote, or a
     folder whose data files have one format.
@@ -72,9 +75,10 @@ def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
         files = [file for name, part in spec.mixture.items() for file in _files_of_part(spec, name, part, locate)]
         weights = {name: part.weight for name, part in spec.mixture.items()}
         return Source(tuple(files), "mixture of " + ", ".join(spec.mixture), weights)
-    if spec.path is None:
-        raise TypeError("a hub dataset has no files; its rows come from fetch_dataset_rows")
-    path = locate(spec.path)
+    if spec.dataset is not None:
+        hub = HubRows(spec.dataset, spec.split or "", spec.revision)
+        return Source((SourceFile(hub, spec.dataset, spec.columns),), spec.dataset)
+    path = locate(spec.path or "")
     return Source(tuple(_files(path, spec.row_kind, spec.columns)), str(path))
 
 
@@ -84,16 +88,16 @@ def read_file(file: SourceFile) -> Iterator[RawRow]:
     Raises:
         DataError, EnvironmentProblem: see `read_raw` and `fetch_dataset_rows`.
     """
-    if file.hub is not None:
-        return fetch_dataset_rows(file.hub.dataset, file.hub.split, file.hub.revision)[1]
-    return read_raw(file.path)
+    if isinstance(file.origin, HubRows):
+        return fetch_dataset_rows(file.origin.dataset, file.origin.split, file.origin.revision)[1]
+    return read_raw(file.origin)
 
 
 def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callable[[str], Path]) -> list[SourceFile]:
     if part.dataset is not None and part.split is not None:
         hub = HubRows(part.dataset, part.split, part.revision)
         shown = f"{part.dataset}@{part.revision or 'newest'}:{part.split}"
-        return [SourceFile(Path(part.dataset), shown, part.columns, name, hub)]
+        return [SourceFile(hub, shown, part.columns, name)]
     return _files(locate(part.path or ""), spec.row_kind, part.columns, name)
 
 

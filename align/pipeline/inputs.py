@@ -14,7 +14,7 @@ from align.config.recipe import Recipe
 from align.data.evaluation import evaluation_index
 from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
-from align.data.source import Source, SourceFile, find_files, find_source
+from align.data.source import HubRows, Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
 from align.models.hub import fetch_model
@@ -41,8 +41,7 @@ class ResolvedInput:
     """None while its rows are not in the store yet."""
     spec: ModelInput | DataInput | CandidatesInput | ArtifactInput
     source: Source | None
-    """Files of a data input; None for a hub dataset, and for what is no data input."""
-    shown_source: str
+    """Where the rows of a data input are; None for any other input."""
     evaluations: tuple[ResolvedInput, ...] = ()
     """Prompts that its rows must not overlap."""
 
@@ -100,7 +99,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     }
     digest = fingerprint({"kind": spec.kind, "files": files})
     artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
-    return ResolvedInput(name, digest, artifact, spec, None, shown)
+    return ResolvedInput(name, digest, artifact, spec, None)
 
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:
@@ -113,22 +112,21 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
             f"{recipe.where(('inputs', name))}: {spec.artifact}: {problem or 'holds no finished result of align'}",
             hint="Run the recipe that makes it again; it repairs what is damaged.",
         )
-    return ResolvedInput(name, manifest.fingerprint, Artifact(name, folder, manifest), spec, None, str(folder))
+    return ResolvedInput(name, manifest.fingerprint, Artifact(name, folder, manifest), spec, None)
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
     # What the files are called does not count, what is in them does, and the order in which they are read.
     how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}, "decontaminate": True})
-    source = find_source(spec, recipe.locate) if spec.dataset is None else None
-    content = [_content_of(file, store) for file in source.files] if source is not None else None
+    source = find_source(spec, recipe.locate)
+    content = [_content_of(file, store) for file in source.files] if spec.dataset is None else None
     held_against = [(other, recipe.inputs[other]) for other in spec.decontaminate]
     evaluations = tuple(_resolve_data(recipe, other, held, store) for other, held in held_against if isinstance(held, DataInput))
     against = [evaluation.fingerprint for evaluation in evaluations]
     digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
     entry = store.entry(INPUT_STAGE, digest)
     artifact = store.load(name, entry) if entry.check(store.hashes)[0] == "done" else None
-    shown = source.shown if source is not None else str(spec.dataset)
-    return ResolvedInput(name, digest, artifact, spec, source, shown, evaluations)
+    return ResolvedInput(name, digest, artifact, spec, source, evaluations)
 
 
 def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
@@ -145,14 +143,14 @@ def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store:
     content = [{"sha256": entry.sha256, "suffix": Path(file).suffix} for file, entry in entries.items()]
     digest = fingerprint({"ingest": INGEST_VERSION, "kind": spec.kind, "columns": spec.columns, "content": content})
     artifact = Artifact(name, folder, _manifest(spec.kind, digest, spec, str(place), files=entries))
-    return ResolvedInput(name, digest, artifact, spec, None, str(place))
+    return ResolvedInput(name, digest, artifact, spec, None)
 
 
 def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
     """What a file's rows depend on. Of a hub dataset, the name, split and revision are part of the recipe."""
-    if file.hub is not None:
+    if isinstance(file.origin, HubRows):
         return {"part": file.part}
-    return {"part": file.part, "sha256": store.hashes.of(file.path), "suffixes": file.path.suffixes}
+    return {"part": file.part, "sha256": store.hashes.of(file.origin), "suffixes": file.origin.suffixes}
 
 
 def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit) -> dict[str, Artifact]:
@@ -186,6 +184,7 @@ def _evaluation_index(resolved: ResolvedInput) -> EvaluationIndex | None:
 def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
     spec = resolved.spec
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
+    assert resolved.source is not None
     entry = store.entry(INPUT_STAGE, resolved.fingerprint)
 
     def waiting(holder: str) -> None:
@@ -199,7 +198,7 @@ def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
             started = time.perf_counter()
             entry.begin()
             index = _evaluation_index(resolved)
-            result = ingest(spec, resolved.source, resolved.shown_source, entry.path, evaluation=index)
+            result = ingest(spec, resolved.source, entry.path, evaluation=index)
             entry.commit(
                 _manifest(
                     spec.kind,

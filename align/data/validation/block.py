@@ -12,7 +12,6 @@ from pathlib import Path
 
 from align.data.formats.lines import read_json_lines
 from align.data.formats.raw import MAX_LINE_BYTES, RawRow
-from align.data.reader import file_format
 from align.data.source import Source, SourceFile, read_file
 from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, scan
 from align.errors import EnvironmentProblem
@@ -54,7 +53,8 @@ def blocks_of(source: Source) -> Iterator[Block]:
         DataError, EnvironmentProblem: see `read_file`.
     """
     for number, file in enumerate(source.files):
-        yield from _cut(file.path, number) if _can_be_cut(file) else _collected(file, number)
+        path = _lines_path(file)
+        yield from _cut(path, number) if path is not None else _collected(file, number)
 
 
 def scan_blocks(
@@ -113,9 +113,9 @@ class _ScanBlock:
 
 def marks_of(file: SourceFile) -> dict[str, str]:
     """What the first bytes of a text file show about all of it: check → message."""
-    if file.hub is not None or file_format(file.path) in (".parquet", ".arrow"):
+    if not isinstance(file.origin, Path) or file.format in (".parquet", ".arrow"):
         return {}
-    start, found = _start(file.path), {}
+    start, found = _start(file.origin), {}
     if start.startswith(BYTE_ORDER_MARK):
         found["byte_order_mark"] = "the file begins with a byte order mark; expected UTF-8 without one"
     if start.partition(b"\n")[0].endswith(b"\r"):
@@ -135,15 +135,18 @@ def _start(path: Path) -> bytes:
 
 def _worthwhile_processes(source: Source) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sizes = [file.path.stat().st_size for file in source.files if _can_be_cut(file)]
+    sizes = [path.stat().st_size for file in source.files if (path := _lines_path(file)) is not None]
     return min(cores, 4) if sum(sizes) > SMALL_BYTES else 1
 
 
-def _can_be_cut(file: SourceFile) -> bool:
-    """Whether it is a plain JSON Lines file; one that begins with anything else than an object is left to the reader."""
-    if file.hub is not None or not file.path.name.lower().endswith(LINE_FORMATS):
-        return False
-    return _start(file.path).removeprefix(BYTE_ORDER_MARK).startswith(b"{")
+def _lines_path(file: SourceFile) -> Path | None:
+    """The path of a plain JSON Lines file, which can be cut at line ends; None for any other.
+
+    A file that begins with anything else than an object is left to the reader, which names what is wrong with it.
+    """
+    if not isinstance(file.origin, Path) or not file.origin.name.lower().endswith(LINE_FORMATS):
+        return None
+    return file.origin if _start(file.origin).removeprefix(BYTE_ORDER_MARK).startswith(b"{") else None
 
 
 def _cut(path: Path, number: int) -> Iterator[Block]:

@@ -17,7 +17,6 @@ import numpy as np
 from align.config.inputs import DataInput
 from align.config.row_checks import Action, action_of
 from align.data.formats.raw import RawProblem, RawRow
-from align.data.reader import file_format
 from align.data.source import SourceFile
 from align.data.validation.duplicates import Table, hash_text
 from align.data.validation.summary import Problem, Tally
@@ -139,7 +138,7 @@ class _Scanner:
         self._checks = checks
         self._last_line = previous_line
         # A number written as text is no mistake where the format knows nothing but text.
-        self._all_text = file.hub is None and file_format(file.path) in ALL_TEXT_FORMATS
+        self._all_text = file.format in ALL_TEXT_FORMATS
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
         self._salt = f"{file.part}/" if file.part else ""
         self._result = BlockResult()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.inputs import DataInput
-from align.data.source import read_file
+from align.data.source import HubRows, read_file
 from align.data.validation import validate_rows
 from align.models.folder import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
@@ -63,9 +63,10 @@ def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
     assert isinstance(data, ResolvedInput)
     spec, source = data.spec, data.source
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
-    if source is None:
-        return spec.row_kind, []
+    assert source is not None  # every data input has one
     file = source.files[0]
+    if isinstance(file.origin, HubRows):  # a plan fetches nothing
+        return spec.row_kind, []
     rows = itertools.islice(read_file(file), SAMPLED_ROWS)
     validated = validate_rows(
         rows, kind=spec.row_kind, columns=file.columns, max_characters=spec.max_characters, source_name=file.shown

@@ -104,7 +104,7 @@ def test_a_bad_file_is_named_by_reason_and_line(
     assert (problems[0].reason, problems[0].line) == (reason, line)
     assert not summary.usable
     with pytest.raises(AlignError) as caught:
-        ingest(spec, source, str(path), tmp_path)
+        ingest(spec, source, tmp_path)
     told = caught.value.render()
     assert caught.value.exit_code == 3
     assert len(told.splitlines()) <= 15

@@ -148,7 +148,7 @@ def test_a_mixture_is_taken_by_weight(tmp_path: Path) -> None:
     spec = DataInput.model_validate({"kind": "prompts", "mixture": mixture, "on_invalid": "drop"})
     entry = tmp_path / "entry"
     entry.mkdir()
-    result = ingest(spec, Source(files, "mixture", {"one": 1.0, "two": 1.0}), "mixture", entry)
+    result = ingest(spec, Source(files, "mixture", {"one": 1.0, "two": 1.0}), entry)
     rows = [json.loads(line) for line in (entry / "rows.jsonl").read_text().splitlines()]
     assert sorted(row["id"].split("/")[0] for row in rows) == ["one"] * 4 + ["two"] * 4
     assert result.dropped == {"not_sampled": 2, "empty_prompt": 1}

@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.cli.main import main
+from align.config.inputs import DataInput
+from align.data import source as data_source
+from align.data.convert import convert
 from align.data.reader import read_raw
 from align.data.writer import write_canonical
 from align.rows import PREFERENCES
@@ -66,6 +69,16 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.Cap
     assert _convert(tmp_path / "a.txt", "--kind", "prompts", "--to", tmp_path / "b.jsonl") == 4
     assert _convert(tmp_path / "a.txt", "--kind", "prompts", "--to", tmp_path / "a.txt" / "c.jsonl") == 4
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_part_from_the_hub_replaces_an_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset on the hub is no file, so it cannot be the file that would be overwritten."""
+    monkeypatch.setattr(data_source, "fetch_dataset_rows", lambda *_: (None, iter([(1, {"text": "new"})])))
+    part = {"dataset": "owner/rows", "split": "train", "weight": 1.0}
+    spec = DataInput.model_validate({"kind": "text", "mixture": {"hub": part}})
+    (tmp_path / "a.jsonl").write_text("old")
+    convert(spec, data_source.find_source(spec, Path), tmp_path / "a.jsonl")
+    assert [row["text"] for row in _lines(tmp_path / "a.jsonl")] == ["new"]
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(lambda text: text + "x")

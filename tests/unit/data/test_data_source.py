@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.config.inputs import DataInput
-from align.data.source import Source, find_source, read_file
+from align.data.source import HubRows, Source, find_source, read_file
 from align.errors import AlignError, DataError, RecipeError
 
 
@@ -25,7 +25,7 @@ def _find(folder: Path, path: str, kind: str = "text", **columns: str) -> Source
 
 
 def _names(source: Source) -> list[str]:
-    return [file.path.name for file in source.files]
+    return [file.origin.name for file in source.files if isinstance(file.origin, Path)]
 
 
 def test_a_file_a_glob_and_a_folder(shards: Path) -> None:
@@ -88,7 +88,8 @@ def test_parts_of_a_mixture(shards: Path) -> None:
     }
     spec = DataInput.model_validate({"kind": "text", "mixture": parts})
     source = find_source(spec, lambda written: shards / written)
-    assert [(file.part, file.path.name) for file in source.files] == [("one", "a.jsonl"), ("one", "b.jsonl"), ("hub", "rows")]
+    origins = [shards / "a.jsonl", shards / "b.jsonl", HubRows("owner/rows", "train", None)]
+    assert [(file.part, file.origin) for file in source.files] == list(zip(["one", "one", "hub"], origins, strict=True))
     assert source.weights == {"one": 2.0, "hub": 1.0}
     assert source.files[0].columns == {"text": "t"}
 

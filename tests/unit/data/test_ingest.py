@@ -32,7 +32,7 @@ def _ingest(folder: Path, rows: list[Any] | str, name: str = "x.jsonl", **option
     spec = DataInput(kind=options.pop("kind", "instructions"), path=name, **options)
     output = folder / "entry"
     output.mkdir()
-    return ingest(spec, _source(spec, path), f"data/{name}", output)
+    return ingest(spec, _source(spec, path), output)
 
 
 def test_rows_are_written_with_their_line(tmp_path: Path) -> None:
@@ -91,6 +91,7 @@ def test_lines_of_a_text_file_are_prompts_where_prompts_are_wanted(tmp_path: Pat
 def test_a_hub_dataset_without_a_hub(tmp_path: Path) -> None:
     """The suite runs with HF_HUB_OFFLINE=1."""
     with pytest.raises(EnvironmentProblem) as caught:
-        ingest(DataInput(kind="text", dataset="owner/absent", split="train"), None, "owner/absent", tmp_path)
+        spec = DataInput(kind="text", dataset="owner/absent", split="train")
+        ingest(spec, find_source(spec, Path), tmp_path)
     assert "owner/absent" in str(caught.value)
     assert "local file" in str(caught.value)

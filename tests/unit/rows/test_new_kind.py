@@ -101,7 +101,7 @@ def test_its_rows_are_read_into_the_store_and_out_of_it(file: Path, tmp_path: Pa
     folder.mkdir()
     asked = DataInput(kind="prompts", path=str(_write(tmp_path / "asked.jsonl", [{"prompt": "Would you sing?"}])))
     index = evaluation_index([(find_source(asked, Path), asked)])
-    assert ingest(spec, find_source(spec, Path), "rows", folder, evaluation=index).rows_out == 2
+    assert ingest(spec, find_source(spec, Path), folder, evaluation=index).rows_out == 2
     first = Labelled.model_validate_json((folder / "rows.jsonl").read_text().splitlines()[0])
     assert (first.prompt[0].content, first.completion, first.label, first.line) == ("Say hello.", "Hello!", True, 1)
 
