@@ -71,8 +71,8 @@ class Start:
         return self.peft is not None and self.peft.method == "qlora"
 
     @property
-    def moves_the_model(self) -> bool:
-        """Whether the model is another one before the first step already: new virtual tokens are something, a new LoRA is not."""
+    def changes_initial_policy(self) -> bool:
+        """Whether the model to train is another one than in its folder: new virtual tokens change it, a new LoRA does not."""
         return isinstance(self.peft, VirtualTokens) and self.adapter is None
 
     @property

@@ -49,7 +49,7 @@ class OrpoObjective(PairwiseObjective):
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         from align.losses import orpo_loss
 
-        pairs, weight = len(batch["ends"]) // 2, self.odds_ratio_weight
+        pairs, weight = len(batch["last_index"]) // 2, self.odds_ratio_weight
         sums, lengths = outputs.view(-1, pairs), batch["token_counts"].view(-1, pairs)
         chosen, rejected = sums[0] / lengths[0], sums[1] / lengths[1]
         likelihoods = -(sums[0] if len(sums) == 2 else sums[0] + sums[2])

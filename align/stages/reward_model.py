@@ -68,8 +68,8 @@ class Config(RewardObjective, LoraOnly, PairwiseConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Split the pairs by prompt, train on one part, measure on the other."""
+    from align.training.pairwise.collator import TrainingPair
     from align.training.pairwise.held_out import evaluate_reward_model, split_by_prompt
-    from align.training.pairwise.layout import TrainingPair
     from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
 
     config = context.config

@@ -19,8 +19,8 @@ from align.stages.orpo import OrpoObjective
 from align.stages.reward_model import RewardObjective
 from align.testing import random_pairs
 from align.training.loop import TrainingHistory, train, training_arguments
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.forward import prepare_model
-from align.training.pairwise.layout import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(project_template: Path, tmp_path: Path) -> None:
     trainer, context = build(project_template / "base", tmp_path, "dpo")
-    trainer.train_dataset[0] = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].numbers, "reference_chosen_logps": float("nan")})
+    trainer.train_dataset[0] = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].extra_columns, "reference_chosen_logps": float("nan")})
     with pytest.raises(StageError, match="The loss is nan at step"):
         train(trainer, context)
     assert torch.isfinite(weights_of(trainer)).all()

@@ -21,7 +21,7 @@ SUMS = [-4.0, -6.0, -3.0, -5.0]
 def batch_of(*, prompts: bool = False, **numbers: list[float]) -> dict[str, Any]:
     counts = COUNTS + ([3, 0] if prompts else [])
     values = {name: torch.tensor(column) for name, column in numbers.items()}
-    return {"token_counts": torch.tensor(counts), "ends": torch.zeros(4, dtype=torch.long), **values}
+    return {"token_counts": torch.tensor(counts), "last_index": torch.zeros(4, dtype=torch.long), **values}
 
 
 def counts_of(pairs: int, tokens: int) -> BatchCounts:

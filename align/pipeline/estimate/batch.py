@@ -17,7 +17,7 @@ from align.pipeline.estimate.memory import Batch, Device
 from align.stages import sft
 
 PAIR_ROW_TOKENS: dict[Device, int] = {"cpu": 128, "cuda": 1024}
-"""`align.training.pairwise.form.ROW_TOKENS`."""
+"""`align.training.pairwise.mask_probe.ROW_TOKENS`."""
 EPISODE_ROW_TOKENS: dict[Device, int] = {"cpu": 192, "cuda": 1024}
 """`align.training.online.layout.ROW_TOKENS`."""
 

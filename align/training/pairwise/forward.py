@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align.models.dropout import set_dropout
 from align.models.head import extend_forward, last_hidden_states, target_logps
-from align.training.pairwise.layout import attention_of_pairs
+from align.training.pairwise.collator import attention_of_pairs
 
 LAYOUT_NAMES = (
     "input_ids",
@@ -18,11 +18,11 @@ LAYOUT_NAMES = (
     "pair_ids",
     "side_ids",
     "attention_mask",
-    "sources",
-    "targets",
-    "sequences",
+    "hidden_index",
+    "target_ids",
+    "sequence_index",
     "token_counts",
-    "ends",
+    "last_index",
 )
 
 
@@ -63,10 +63,10 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
         attention_mask=_attention_mask(model, layout),
     ).flatten(0, 1)
     if score_head is not None:
-        scores: Tensor = score_head(hidden.index_select(0, layout["ends"]))
+        scores: Tensor = score_head(hidden.index_select(0, layout["last_index"]))
         return scores[:, 0].float()
-    logps = target_logps(model, hidden.index_select(0, layout["sources"]), layout["targets"]).logps
-    return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequences"], logps)
+    logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"]).logps
+    return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequence_index"], logps)
 
 
 def _attention_mask(model: Any, layout: Mapping[str, Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ class PairwiseConfig(PairwiseObjective, PairwiseOptimization, AnyPeft, StageConf
 
 def likelihood_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     """[pairs]: targets of the chosen completions, and of the prompts where the batch has them."""
-    parts = batch["token_counts"].view(-1, len(batch["ends"]) // 2)
+    parts = batch["token_counts"].view(-1, len(batch["last_index"]) // 2)
     return parts[0] if len(parts) == 2 else parts[0] + parts[2]
 
 

@@ -21,9 +21,9 @@ from align.scoring.batching import length_sorted_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
-from align.training.pairwise.form import choose_collator
+from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
 from align.training.pairwise.forward import layout_of, prepare_model
-from align.training.pairwise.layout import PairCollator, TrainingPair, shared_length
+from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 
 REFERENCE_BATCH_TOKENS = 8192
@@ -57,7 +57,7 @@ def reference_of_the_policy(
 
     A new LoRA changes nothing yet. New virtual tokens do, so the model is run without them.
     """
-    with without_virtual_tokens(model) if policy.moves_the_model else contextlib.nullcontext():
+    with without_virtual_tokens(model) if policy.changes_initial_policy else contextlib.nullcontext():
         load = lambda: (model, collator)  # noqa: E731
         return _add_reference(context, reference, rows, load, precision=precision, quantized=policy.is_quantized)
 
@@ -81,7 +81,7 @@ def _add_reference(
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
-    return [replace(row, numbers={**row.numbers, **_columns(found[row.tokens.id])}) for row in rows]
+    return [replace(row, extra_columns={**row.extra_columns, **_columns(found[row.tokens.id])}) for row in rows]
 
 
 def _columns(logps: ReferenceLogps) -> dict[str, float]:

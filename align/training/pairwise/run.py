@@ -18,9 +18,9 @@ from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.loop import resolve_precision, train, training_arguments
-from align.training.pairwise.form import choose_collator
+from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.forward import prepare_model
-from align.training.pairwise.layout import TrainingPair
+from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.reference import check_vocabulary, reference_of_another_model, reference_of_the_policy
 from align.training.pairwise.trainer import PairwiseTrainer
@@ -106,7 +106,7 @@ def train_pairs(
     metrics: dict[str, Any] = {}
     if reference is not None:
         metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
-        if is_own_reference and not policy.moves_the_model:
+        if is_own_reference and not policy.changes_initial_policy:
             _check_step_zero(first_loss, config, precision)
     history = train(trainer, context)
     save_trained(trainer.model, data.chat_format.tokenizer, context.output / MODEL_FOLDER, policy)

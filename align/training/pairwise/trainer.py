@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from align.training.loop import GuardedTraining
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.forward import layout_of
-from align.training.pairwise.layout import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseObjective, likelihood_tokens
 from align.training.sampler import LengthGroupedSampler
 
@@ -52,7 +52,7 @@ class PairwiseTrainer(GuardedTraining, Trainer):
         return self._count(batch_samples, device) if batch_samples else None
 
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
-        pairs = sum(len(batch["ends"]) // 2 for batch in batches)
+        pairs = sum(len(batch["last_index"]) // 2 for batch in batches)
         counts = torch.tensor([pairs, sum(int(likelihood_tokens(batch).sum()) for batch in batches)], device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")

@@ -21,8 +21,8 @@ from align.scoring.likelihood import completion_logps
 from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
 from align.testing import Recorder
+from align.training.pairwise.collator import PairCollator
 from align.training.pairwise.forward import prepare_model
-from align.training.pairwise.layout import PairCollator
 from align.training.pairwise.reference import compute_reference_logps
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 

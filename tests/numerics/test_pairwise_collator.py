@@ -19,8 +19,8 @@ from transformers import (
 
 from align.data.encoding import EncodedPreference
 from align.losses import sequence_logps
+from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT, REJECTED, PairCollator, TrainingPair, attention_of_pairs
 from align.training.pairwise.forward import add_pair_outputs
-from align.training.pairwise.layout import CHOSEN, NO_PAIR, PROMPT, REJECTED, PairCollator, TrainingPair, attention_of_pairs
 
 SMALL = {
     "vocab_size": 61,
@@ -159,11 +159,11 @@ def test_the_tensors_of_one_pair() -> None:
     assert batch["pair_ids"].tolist() == [[0] * 7 + [NO_PAIR]]
     assert batch["side_ids"].tolist() == [[PROMPT] * 2 + [CHOSEN] * 2 + [REJECTED] * 3 + [PROMPT]]
     # Both completions are predicted from the prompt's last token, at place 1.
-    assert batch["sources"].tolist() == [1, 2, 1, 4, 5]
-    assert batch["targets"].tolist() == [7, 2, 8, 9, 2]
-    assert batch["sequences"].tolist() == [0, 0, 1, 1, 1]
+    assert batch["hidden_index"].tolist() == [1, 2, 1, 4, 5]
+    assert batch["target_ids"].tolist() == [7, 2, 8, 9, 2]
+    assert batch["sequence_index"].tolist() == [0, 0, 1, 1, 1]
     assert batch["token_counts"].tolist() == [2, 3]
-    assert batch["ends"].tolist() == [3, 6]
+    assert batch["last_index"].tolist() == [3, 6]
     assert batch["margin"].tolist() == [0.5]
 
 
@@ -195,7 +195,8 @@ def break_pairs(batch: dict[str, torch.Tensor]) -> None:
 
 
 def break_sources(batch: dict[str, torch.Tensor]) -> None:
-    batch["sources"] = torch.where(batch["sequences"] >= len(PAIRS), batch["sources"] - 1, batch["sources"]).clamp(min=0)
+    is_prompt, source = batch["sequence_index"] >= len(PAIRS), batch["hidden_index"]
+    batch["hidden_index"] = torch.where(is_prompt, source - 1, source).clamp(min=0)
 
 
 @pytest.mark.parametrize("fault", [break_sides, break_positions, break_pairs, break_sources])

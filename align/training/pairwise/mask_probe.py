@@ -9,8 +9,8 @@ import torch
 
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.forward import layout_of
-from align.training.pairwise.layout import PairCollator, TrainingPair
 
 # Attention that takes a mask of who sees whom; others know only which tokens are padding.
 TAKES_ANY_MASK = ("sdpa", "eager")

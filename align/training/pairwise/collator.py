@@ -34,7 +34,7 @@ class TrainingPair:
     """A pair in tokens, and the numbers that its loss needs besides them."""
 
     tokens: EncodedPreference
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    extra_columns: Mapping[str, float] = field(default_factory=dict)
     """`reference_chosen_logps` and `reference_rejected_logps` (DPO), `margin` (reward model); each is [pairs] in a batch."""
 
     def __len__(self) -> int:
@@ -54,11 +54,12 @@ class PairCollator:
     - `input_ids`, `position_ids`: [rows, seq].
     - `pair_ids`, `side_ids`: [rows, seq], shared prompt only; see `attention_of_pairs`.
     - `attention_mask`: [rows, seq], 1 on real tokens, padded form only.
-    - `sources`, `targets`, `sequences`: [tokens]. The hidden state at the flat place `sources` predicts the token `targets`,
-      which counts for sequence `sequences`. The first tokens of chosen and rejected have one source, the prompt's last token.
-    - `ends`: [2 P], flat place of the last token of each side.
+    - `hidden_index`, `target_ids`, `sequence_index`: [targets]. The hidden state at the flat place `hidden_index` predicts the
+      token `target_ids`, which counts for sequence `sequence_index`. The first tokens of chosen and rejected are predicted by
+      one state, that of the prompt's last token.
+    - `last_index`: [2 P], flat place of the last token of each side.
     - `token_counts`: [S], targets of every sequence.
-    - every name in the pairs' `numbers`: [P], float32.
+    - every name in the pairs' `extra_columns`: [P], float32.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class PairCollator:
     def __call__(self, pairs: Sequence[TrainingPair]) -> dict[str, Tensor]:
         tokens = [pair.tokens for pair in pairs]
         batch = (self._shared if self.form == "shared_prompt" else self._padded)(tokens)
-        numbers = {name: torch.tensor([pair.numbers[name] for pair in pairs], dtype=torch.float32) for name in pairs[0].numbers}
-        return {**batch, **numbers}
+        names = pairs[0].extra_columns
+        extra = {name: torch.tensor([pair.extra_columns[name] for pair in pairs], dtype=torch.float32) for name in names}
+        return {**batch, **extra}
 
     def _shared(self, pairs: Sequence[EncodedPreference]) -> dict[str, Tensor]:
         lengths = [shared_length(pair) for pair in pairs]
@@ -133,7 +135,7 @@ class PairCollator:
         if self.with_prompts:
             for start, pair in zip(starts, pairs, strict=True):
                 targets.add(start, start + 1, pair.prompt_ids[1:])
-        return {**targets.tensors(), "ends": ends}
+        return {**targets.tensors(), "last_index": ends}
 
     def _round_up(self, tokens: int) -> int:
         return -(-tokens // self._multiple_of) * self._multiple_of
@@ -178,9 +180,9 @@ class _Targets:
     def tensors(self) -> dict[str, Tensor]:
         counts = torch.tensor(self._counts)
         return {
-            "sources": torch.tensor(self._sources),
-            "targets": torch.tensor(self._targets),
-            "sequences": torch.repeat_interleave(torch.arange(len(self._counts)), counts),
+            "hidden_index": torch.tensor(self._sources),
+            "target_ids": torch.tensor(self._targets),
+            "sequence_index": torch.repeat_interleave(torch.arange(len(self._counts)), counts),
             "token_counts": counts,
         }
 
