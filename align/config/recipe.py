@@ -190,7 +190,7 @@ class _Parser:
     def raise_problems(self, path: Path) -> None:
         if self.problems:
             lines = [f"{position}: {text}" for position, text in sorted(set(self.problems))]
-            raise RecipeError(several(lines, f"mistakes in {path}"))
+            raise RecipeError(several(lines, f"problems in {path}"))
 
     def top(self) -> tuple[str, int]:
         """Check the keys at the top; what is wrong comes back as a harmless stand-in."""

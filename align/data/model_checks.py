@@ -10,7 +10,7 @@ from align.data.lossless import canonical, lossless_normalization
 from align.data.template import ChatFormat, TemplateProblem, difference
 from align.records import Message
 from align.rows import DataKind
-from align.rows.conversation import FieldError
+from align.rows.conversation import FieldProblem
 
 _FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
 MIN_MARKER_CHARACTERS = 4
@@ -35,7 +35,7 @@ class ModelChecks:
         self._control = re.compile("|".join(map(re.escape, found))) if found else None
         self._normalization = lossless_normalization(chat_format.tokenizer)
 
-    def faults_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldError]]:
+    def problems_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldProblem]]:
         """What is wrong with each record of a kind; an empty list for nothing.
 
         Reasons: special_tokens, contains_eos, template_error, template_rewrites, not_representable, too_many_tokens, identical
@@ -44,24 +44,24 @@ class ModelChecks:
         Raises:
             RecipeError: if the template does not end.
         """
-        faults = [self._control_faults(kind, record) for record in records]
+        problems = [self._control_problems(kind, record) for record in records]
         shown: list[tuple[int, list[str]]] = []
         with self._format.time_limit(conversations=len(records)):
             for number, record in enumerate(records if kind.has_prompt else ()):
                 try:
                     texts = self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
                 except TemplateProblem as problem:
-                    faults[number].append(_template_fault(self._format, kind, record, problem))
+                    problems[number].append(_template_problem(self._format, kind, record, problem))
                     continue
-                if faults[number] or self._needs_tokens(texts):
+                if problems[number] or self._needs_tokens(texts):
                     shown.append((number, texts))
         unique = list(dict.fromkeys(text for _, texts in shown for text in texts))
         ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
         for number, texts in shown:
-            faults[number] += self._token_faults(kind.completions, texts, [ids[text] for text in texts])
-        return faults
+            problems[number] += self._token_problems(kind.completions, texts, [ids[text] for text in texts])
+        return problems
 
-    def _control_faults(self, kind: DataKind[Any], record: Any) -> list[FieldError]:
+    def _control_problems(self, kind: DataKind[Any], record: Any) -> list[FieldProblem]:
         """Control tokens in what people wrote. An end-of-sequence token in a completion is named by the template's check."""
         if self._control is None:
             return []
@@ -73,7 +73,7 @@ class ModelChecks:
                 markers = "which the template puts between turns"
                 told = markers if match.group() in self._markers else "a control token of the model"
                 place = f"has {match.group()!r} at character {match.start() + 1:,}, {told}"
-                found.append(FieldError(field, "special_tokens", place))
+                found.append(FieldProblem(field, "special_tokens", place))
                 break
         return found
 
@@ -89,32 +89,32 @@ class ModelChecks:
         most = [len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in spelt]
         return most[0] + max(most[1:], default=0) > self._max_tokens
 
-    def _token_faults(self, fields: Sequence[str], texts: Sequence[str], ids: Sequence[list[int]]) -> list[FieldError]:
+    def _token_problems(self, fields: Sequence[str], texts: Sequence[str], ids: Sequence[list[int]]) -> list[FieldProblem]:
         prompt, completions = ids[0], ids[1:]
-        faults = []
+        problems = []
         if self._normalization is None:
             for field, text, tokens in zip(fields, texts[1:], completions, strict=True):
                 if told := self._lost(text, tokens):
-                    faults.append(FieldError(field, "not_representable", told))
+                    problems.append(FieldProblem(field, "not_representable", told))
         if len(completions) == 2 and completions[0] == completions[1]:
-            return [*faults, FieldError("chosen", "identical", "chosen and rejected are the same tokens")]
+            return [*problems, FieldProblem("chosen", "identical", "chosen and rejected are the same tokens")]
         limit = self._max_tokens
         if limit is None:
-            return faults
+            return problems
         least = 1 if completions else 0
         if len(prompt) + least > limit:
             told = f"the prompt alone has {len(prompt):,} tokens; the limit is {limit:,}"
-            return [*faults, FieldError("prompt", "too_many_tokens", told)]
+            return [*problems, FieldProblem("prompt", "too_many_tokens", told)]
         for field, tokens in zip(fields, completions, strict=True):
             if (count := len(prompt) + len(tokens)) > limit:
-                faults.append(
-                    FieldError(field, "too_many_tokens", f"prompt and {field}: {count:,} tokens; the limit is {limit:,}")
+                problems.append(
+                    FieldProblem(field, "too_many_tokens", f"prompt and {field}: {count:,} tokens; the limit is {limit:,}")
                 )
         room = limit - len(prompt)
         if len(completions) == 2 and completions[0][:room] == completions[1][:room]:
             told = f"chosen and rejected begin with the same {room:,} tokens, all that the limit of {limit:,} leaves room for"
-            faults.append(FieldError("chosen", "identical_after_truncation", told))
-        return faults
+            problems.append(FieldProblem("chosen", "identical_after_truncation", told))
+        return problems
 
     def _lost(self, text: str, tokens: list[int]) -> str:
         """What the tokens give back, if it is not the text."""
@@ -125,19 +125,19 @@ class ModelChecks:
         )
 
 
-def _template_fault(chat_format: ChatFormat, kind: DataKind[Any], record: Any, problem: TemplateProblem) -> FieldError:
-    """The fault with the field that it is about."""
+def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any, problem: TemplateProblem) -> FieldProblem:
+    """The problem with the field that it is about."""
     messages = kind.messages(record)
     try:
         chat_format.prompt_text(messages)
     except TemplateProblem:
-        return FieldError("prompt", problem.reason, str(problem))
+        return FieldProblem("prompt", problem.reason, str(problem))
     for field, text in kind.completions_of(record).items():
         try:
             chat_format.completion_text(messages, text)
         except TemplateProblem as one:
-            return FieldError(field, one.reason, str(one))
-    return FieldError("prompt", problem.reason, str(problem))  # of a template that draws at random
+            return FieldProblem(field, one.reason, str(one))
+    return FieldProblem("prompt", problem.reason, str(problem))  # of a template that draws at random
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `align data validate` shows: problems one by one as they are found, then a summary by kind of mistake."""
+"""What `align data validate` shows: problems one by one as they are found, then a summary by kind of problem."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 
 
 def summary_table(summary: Summary) -> Table | None:
-    """Every kind of mistake and finding with its count, what becomes of it, where it is, and what to do; None without any."""
+    """Every kind of problem and finding with its count, what becomes of it, where it is, and what to do; None without any."""
     from rich import box
     from rich.table import Table
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.rows.conversation import FieldError, shown
+from align.rows.conversation import FieldProblem, shown
 
 _ENDINGS = {"12": ("1", "2"), "01": ("0", "1")}
 _TIES = ("tie", "tie (bothbad)")
@@ -36,7 +36,7 @@ def is_first_preferred(label: Any, first: str, second: str) -> bool:
     otherwise A and B (or model_a and model_b), in either case; a column's own name always stands for it.
 
     Raises:
-        FieldError: tie, or wrong_type for a label that means neither.
+        FieldProblem: tie, or wrong_type for a label that means neither.
     """
     one, other = _ENDINGS.get((first[-1:] + second[-1:]).lower(), ("a", "b"))
     names = [{one, f"model_{one}", first.lower()}, {other, f"model_{other}", second.lower()}]
@@ -45,11 +45,11 @@ def is_first_preferred(label: Any, first: str, second: str) -> bool:
         value = int(label)
     text = str(value).strip().lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else None
     if text in _TIES:
-        raise FieldError("label", "tie", f"prefers neither completion: {shown(label)}")
+        raise FieldProblem("label", "tie", f"prefers neither completion: {shown(label)}")
     for preferred, called in ((True, names[0]), (False, names[1])):
         if text in called:
             return preferred
-    raise FieldError(
+    raise FieldProblem(
         "label",
         "wrong_type",
         f"must be {one.upper()} for {first!r} or {other.upper()} for {second!r}, or tie, but is {shown(label)}",
@@ -64,10 +64,10 @@ def best_of(field: str, values: Any, scores: Any, ranks: Any) -> Order:
         scores: one number per completion, higher is better; or None.
         ranks: one number per completion, lower is better; or None. Without both, the list is ordered, best first.
     Raises:
-        FieldError: wrong_type for what is no list of at least two, or no list of numbers that fits it; nonfinite_score.
+        FieldProblem: wrong_type for what is no list of at least two, or no list of numbers that fits it; nonfinite_score.
     """
     if not isinstance(values, list) or len(values) < 2:
-        raise FieldError(field, "wrong_type", f"must be a list of at least two completions, but is {shown(values)}")
+        raise FieldProblem(field, "wrong_type", f"must be a list of at least two completions, but is {shown(values)}")
     if scores is None and ranks is None:
         return Order(0, frozenset(), None)
     numbers = _numbers("scores" if ranks is None else "ranks", scores if ranks is None else ranks, len(values))
@@ -78,7 +78,7 @@ def best_of(field: str, values: Any, scores: Any, ranks: Any) -> Order:
 
 def _numbers(field: str, values: Any, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
-        raise FieldError(field, "wrong_type", f"must be a list of {count} numbers, one per completion, but is {shown(values)}")
+        raise FieldProblem(field, "wrong_type", f"must be a list of {count} numbers, one per completion, but is {shown(values)}")
     return [number_of(f"{field} {place}", value) for place, value in enumerate(values, start=1)]
 
 
@@ -86,14 +86,14 @@ def number_of(field: str, value: Any) -> float:
     """A finite number; CSV has it as text.
 
     Raises:
-        FieldError: wrong_type, or nonfinite_score for NaN and infinities.
+        FieldProblem: wrong_type, or nonfinite_score for NaN and infinities.
     """
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise FieldError(field, "wrong_type", f"must be a finite number, but is {shown(value)}") from None
+        raise FieldProblem(field, "wrong_type", f"must be a finite number, but is {shown(value)}") from None
     if not math.isfinite(number):
-        raise FieldError(field, "nonfinite_score", f"must be a finite number, but is {shown(value)}")
+        raise FieldProblem(field, "nonfinite_score", f"must be a finite number, but is {shown(value)}")
     return number

@@ -25,7 +25,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-class FieldError(ValueError):
+class FieldProblem(ValueError):
     """Why a value of a row cannot be used. `reason` is the row's `drop_reason`."""
 
     def __init__(self, field: str, reason: str, message: str) -> None:
@@ -48,14 +48,14 @@ def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -
     """`value` itself, if it is a text that can be used.
 
     Raises:
-        FieldError: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing that can be seen.
+        FieldProblem: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing that can be seen.
     """
     if not isinstance(value, str):
-        raise FieldError(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
+        raise FieldProblem(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
     if is_blank(value):
-        raise FieldError(field, empty_reason, "is empty" if not value else f"has nothing visible in it: {shown(value)}")
+        raise FieldProblem(field, empty_reason, "is empty" if not value else f"has nothing visible in it: {shown(value)}")
     if len(value) > max_characters:
-        raise FieldError(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
+        raise FieldProblem(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
     check_encodable(field, value)
     return value
 
@@ -68,7 +68,7 @@ def check_encodable(field: str, value: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         where = f"character {error.start + 1} (\\u{ord(value[error.start]):04x})"
-        raise FieldError(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
+        raise FieldProblem(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
 
 
 def usable(value: Any, max_characters: int) -> bool:
@@ -88,10 +88,10 @@ def messages_of(field: str, value: Any) -> list[PlainMessage]:
     """Messages of a list of {role, content} or ShareGPT's {from, value}; roles are known, their order is not looked at.
 
     Raises:
-        FieldError: wrong_type for another shape, bad_roles for an unknown role.
+        FieldProblem: wrong_type for another shape, bad_roles for an unknown role.
     """
     if not isinstance(value, list) or not value:
-        raise FieldError(field, "wrong_type", f"must be text or a list of messages, but is {shown(value)}")
+        raise FieldProblem(field, "wrong_type", f"must be text or a list of messages, but is {shown(value)}")
     messages = []
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
@@ -100,7 +100,7 @@ def messages_of(field: str, value: Any) -> list[PlainMessage]:
         if role not in ROLES:
             role, content = _other_message(field, number, item)
         if type(content) is not str:
-            raise FieldError(field, "wrong_type", f"the content of message {number} must be text, but is {shown(content)}")
+            raise FieldProblem(field, "wrong_type", f"the content of message {number} must be text, but is {shown(content)}")
         messages.append({"role": role, "content": content})
     return messages
 
@@ -116,11 +116,13 @@ def _other_message(field: str, number: int, item: dict[str, Any]) -> tuple[str, 
     else:
         raise _not_a_message(field, number, item)
     told = "" if role not in TOOL_ROLES else "; rows with tools cannot be used: write what they say as text, or leave the row out"
-    raise FieldError(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(known)}{told}")
+    raise FieldProblem(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(known)}{told}")
 
 
-def _not_a_message(field: str, number: int, item: Any) -> FieldError:
-    return FieldError(field, "wrong_type", f"message {number} must be {{role, content}} or {{from, value}}, but is {shown(item)}")
+def _not_a_message(field: str, number: int, item: Any) -> FieldProblem:
+    return FieldProblem(
+        field, "wrong_type", f"message {number} must be {{role, content}} or {{from, value}}, but is {shown(item)}"
+    )
 
 
 def extra_keys(value: list[dict[str, Any]]) -> set[str]:
@@ -137,10 +139,10 @@ def checked_prompt(field: str, messages: list[PlainMessage], *, max_characters: 
     """`messages` themselves, if a completion can follow them: [system] user (assistant user)*.
 
     Raises:
-        FieldError: empty_prompt, too_long (one, or all together), lone_surrogate or bad_roles.
+        FieldProblem: empty_prompt, too_long (one, or all together), lone_surrogate or bad_roles.
     """
     if not messages:
-        raise FieldError(field, "empty_prompt", "there is nothing before the completion")
+        raise FieldProblem(field, "empty_prompt", "there is nothing before the completion")
     characters = 0
     for number, message in enumerate(messages, start=1):
         content = message["content"]
@@ -149,15 +151,17 @@ def checked_prompt(field: str, messages: list[PlainMessage], *, max_characters: 
             label = field if len(messages) == 1 else f"{field} message {number}"
             text_of(label, content, empty_reason="empty_prompt", max_characters=max_characters)
     if characters > max_characters:
-        raise FieldError(field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}")
+        raise FieldProblem(
+            field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}"
+        )
     roles = [message["role"] for message in messages]
     if roles[-1] != "user":
-        raise FieldError(field, "bad_roles", f"must end with a user message, but ends with the {roles[-1]}'s")
+        raise FieldProblem(field, "bad_roles", f"must end with a user message, but ends with the {roles[-1]}'s")
     for number in range(1, len(roles)):
         if roles[number] == "system":
-            raise FieldError(field, "bad_roles", f"message {number + 1} is a system message; only the first may be one")
+            raise FieldProblem(field, "bad_roles", f"message {number + 1} is a system message; only the first may be one")
         if roles[number] == roles[number - 1]:
-            raise FieldError(field, "bad_roles", f"messages {number} and {number + 1} are both the {roles[number]}'s")
+            raise FieldProblem(field, "bad_roles", f"messages {number} and {number + 1} are both the {roles[number]}'s")
     return messages
 
 
@@ -165,11 +169,11 @@ def split_completion(field: str, messages: list[PlainMessage]) -> tuple[list[Pla
     """The messages before the last, and the text of the last, which must be the assistant's.
 
     Raises:
-        FieldError: bad_roles.
+        FieldProblem: bad_roles.
     """
     if not messages or messages[-1]["role"] != "assistant":
         told = f"ends with the {messages[-1]['role']}'s" if messages else "there is none"
-        raise FieldError(field, "bad_roles", f"must end with an assistant message, but {told}")
+        raise FieldProblem(field, "bad_roles", f"must end with an assistant message, but {told}")
     return messages[:-1], messages[-1]["content"]
 
 

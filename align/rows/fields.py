@@ -1,4 +1,4 @@
-"""Single fields of a record, taken out of a row. Faults go to a list; a value in which all is well makes no exception."""
+"""Single fields of a record, taken out of a row. Problems go to a list; a value in which all is well makes no exception."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from align.rows.comparison import number_of
 from align.rows.conversation import (
-    FieldError,
+    FieldProblem,
     PlainMessage,
     checked_prompt,
     extra_keys,
@@ -23,7 +23,7 @@ from align.rows.conversation import (
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 """Field of ours → the column of the row that has it."""
-Faults = list[FieldError]
+Problems = list[FieldProblem]
 TRANSCRIPT_START = "\n\nHuman:"
 
 
@@ -31,15 +31,15 @@ def required(field: str, row: Row, columns: Columns) -> Any:
     """The value of a field.
 
     Raises:
-        FieldError: missing_field, if it is absent or null.
+        FieldProblem: missing_field, if it is absent or null.
     """
     column = columns.get(field, field)
     value = row.get(column)
     if value is None:
         if column in row:
-            raise FieldError(field, "missing_field", "is null")
+            raise FieldProblem(field, "missing_field", "is null")
         named = f"is missing (column {column!r})" if column != field else "is missing"
-        raise FieldError(field, "missing_field", f"{named}; the row has: {', '.join(map(str, row)) or 'nothing'}")
+        raise FieldProblem(field, "missing_field", f"{named}; the row has: {', '.join(map(str, row)) or 'nothing'}")
     return value
 
 
@@ -47,7 +47,7 @@ class FieldTaker:
     """Takes fields and keeps count of what should be known.
 
     Args:
-        max_characters: a longer text is a fault, in Unicode code points.
+        max_characters: a longer text is a problem, in Unicode code points.
     """
 
     def __init__(self, max_characters: int) -> None:
@@ -59,68 +59,68 @@ class FieldTaker:
         self.empty_inputs = 0
         """Instructions whose input is there and empty."""
 
-    def text(self, field: str, value: Any, empty_reason: str, faults: Faults) -> Any:
+    def text(self, field: str, value: Any, empty_reason: str, problems: Problems) -> Any:
         """`value`, checked to be a text that can be used."""
         if not usable(value, self._max):
             try:
                 text_of(field, value, empty_reason=empty_reason, max_characters=self._max)
-            except FieldError as fault:
-                faults.append(fault)
+            except FieldProblem as problem:
+                problems.append(problem)
         return value
 
-    def required_text(self, field: str, row: Row, columns: Columns, empty_reason: str, faults: Faults) -> Any:
+    def required_text(self, field: str, row: Row, columns: Columns, empty_reason: str, problems: Problems) -> Any:
         """The text in a field that must be there."""
         value = row.get(columns.get(field, field))
         if usable(value, self._max):
             return value
         try:
-            return self.text(field, required(field, row, columns), empty_reason, faults)
-        except FieldError as fault:
-            faults.append(fault)
+            return self.text(field, required(field, row, columns), empty_reason, problems)
+        except FieldProblem as problem:
+            problems.append(problem)
             return None
 
-    def reference(self, value: Any, faults: Faults) -> Any:
+    def reference(self, value: Any, problems: Problems) -> Any:
         """A reference; an empty one is none."""
-        return None if value is None or value == "" else self.text("reference", value, "empty_reference", faults)
+        return None if value is None or value == "" else self.text("reference", value, "empty_reference", problems)
 
-    def score(self, field: str, row: Row, columns: Columns, faults: Faults) -> float | None:
+    def score(self, field: str, row: Row, columns: Columns, problems: Problems) -> float | None:
         """A finite number, or None where there is none."""
         value = row.get(columns[field]) if field in columns else None
         if value is None or value == "":
             return None
         try:
             return number_of(field, value)
-        except FieldError as fault:
-            faults.append(fault)
+        except FieldProblem as problem:
+            problems.append(problem)
             return None
 
     def messages(self, field: str, value: Any) -> list[PlainMessage]:
         """A list of messages; keys besides role and content are noted.
 
         Raises:
-            FieldError: see `messages_of`.
+            FieldProblem: see `messages_of`.
         """
         messages = messages_of(field, value)
         for key in extra_keys(value):
             self.extra_message_keys.add(f"{field}.{key}")
         return messages
 
-    def prompt(self, row: Row, columns: Columns, faults: Faults) -> tuple[list[PlainMessage] | None, bool]:
+    def prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
         """The prompt, in whichever form it is; and whether it is a transcript that ends with `Assistant:`."""
         messages: list[PlainMessage] | None
         if "instruction" in columns:
-            messages, is_open = self._instruction(row, columns, faults), False
+            messages, is_open = self._instruction(row, columns, problems), False
         else:
             value: Any = row.get(columns.get("prompt", "prompt"))
             if usable(value, self._max) and not value.startswith(TRANSCRIPT_START):
                 messages, is_open = [{"role": "user", "content": value}], False
             else:
-                messages, is_open = self._other_prompt(row, columns, faults)
+                messages, is_open = self._other_prompt(row, columns, problems)
         if "system" in columns and messages is not None:
-            self._put_system(messages, row.get(columns["system"]), faults)
+            self._put_system(messages, row.get(columns["system"]), problems)
         return messages, is_open
 
-    def _other_prompt(self, row: Row, columns: Columns, faults: Faults) -> tuple[list[PlainMessage] | None, bool]:
+    def _other_prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
         """A prompt of messages, a transcript, or one that cannot be used."""
         try:
             value = required("prompt", row, columns)
@@ -133,69 +133,69 @@ class FieldTaker:
                 return checked_prompt("prompt", messages, max_characters=self._max), is_open
             messages = [{"role": "user", "content": value}] if isinstance(value, str) else self.messages("prompt", value)
             return checked_prompt("prompt", messages, max_characters=self._max), False
-        except FieldError as fault:
-            faults.append(fault)
+        except FieldProblem as problem:
+            problems.append(problem)
             return None, False
 
-    def _instruction(self, row: Row, columns: Columns, faults: Faults) -> list[PlainMessage] | None:
+    def _instruction(self, row: Row, columns: Columns, problems: Problems) -> list[PlainMessage] | None:
         """The user message of an instruction and, behind an empty line, its input, if it has one."""
-        text = self.required_text("instruction", row, columns, "empty_prompt", faults)
+        text = self.required_text("instruction", row, columns, "empty_prompt", problems)
         given = row.get(columns["input"]) if "input" in columns else None
         if text is None:
             return None
         if given is None:
             return [{"role": "user", "content": text}]
         if not isinstance(given, str):
-            faults.append(FieldError("input", "wrong_type", f"must be text, but is {shown(given)} ({type(given).__name__})"))
+            problems.append(FieldProblem("input", "wrong_type", f"must be text, but is {shown(given)} ({type(given).__name__})"))
             return None
         if not given or given.isspace():
             self.empty_inputs += 1
             return [{"role": "user", "content": text}]
-        self.text("input", given, "empty_prompt", faults)
-        self.text("prompt", f"{text}\n\n{given}", "empty_prompt", faults)
+        self.text("input", given, "empty_prompt", problems)
+        self.text("prompt", f"{text}\n\n{given}", "empty_prompt", problems)
         return [{"role": "user", "content": f"{text}\n\n{given}"}]
 
-    def _put_system(self, messages: list[PlainMessage], value: Any, faults: Faults) -> None:
+    def _put_system(self, messages: list[PlainMessage], value: Any, problems: Problems) -> None:
         """Begin the prompt with a system message, unless it is empty."""
         if value is None or value == "":
             return
         if messages[0]["role"] == "system":
-            faults.append(FieldError("system", "bad_roles", "the prompt begins with a system message already; leave one out"))
-        messages.insert(0, {"role": "system", "content": self.text("system", value, "empty_prompt", faults)})
+            problems.append(FieldProblem("system", "bad_roles", "the prompt begins with a system message already; leave one out"))
+        messages.insert(0, {"role": "system", "content": self.text("system", value, "empty_prompt", problems)})
 
-    def checked(self, field: str, messages: list[PlainMessage], faults: Faults) -> list[PlainMessage]:
+    def checked(self, field: str, messages: list[PlainMessage], problems: Problems) -> list[PlainMessage]:
         """`messages`, checked to be a conversation that a completion can follow."""
         try:
             checked_prompt(field, messages, max_characters=self._max)
-        except FieldError as fault:
-            faults.append(fault)
+        except FieldProblem as problem:
+            problems.append(problem)
         return messages
 
     def completion(
-        self, field: str, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], faults: Faults
+        self, field: str, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems
     ) -> Any:
         """The completion in a field that must be there."""
         value = row.get(columns.get(field, field))
         if value is None:
             try:
                 required(field, row, columns)
-            except FieldError as fault:
-                faults.append(fault)
+            except FieldProblem as problem:
+                problems.append(problem)
             return None
-        return self.completion_of(field, value, prompt, faults)
+        return self.completion_of(field, value, prompt, problems)
 
-    def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], faults: Faults) -> Any:
+    def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Any:
         """A completion: a text, or messages of which those before the last repeat the prompt or are left out."""
         messages, is_open = prompt
         if type(value) is not list:
             if is_open and type(value) is str:
                 value = value.removeprefix(" ")  # the one behind the prompt's last colon
-            return self.text(field, value, "empty_completion", faults)
+            return self.text(field, value, "empty_completion", problems)
         try:
             before, text = split_completion(field, self.messages(field, value))
-        except FieldError as fault:
-            faults.append(fault)
+        except FieldProblem as problem:
+            problems.append(problem)
             return None
         if before and messages is not None and before != messages:
-            faults.append(FieldError(field, "prompt_differs", "the messages before its last are not the prompt"))
-        return self.text(field, text, "empty_completion", faults)
+            problems.append(FieldProblem(field, "prompt_differs", "the messages before its last are not the prompt"))
+        return self.text(field, text, "empty_completion", problems)

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from align.rows.build import Builder, Part
-from align.rows.conversation import FieldError, check_encodable, shown
-from align.rows.fields import Columns, Faults, FieldTaker, Row
+from align.rows.conversation import FieldProblem, check_encodable, shown
+from align.rows.fields import Columns, FieldTaker, Problems, Row
 from align.rows.kind import ORIGIN_COLUMNS, DataKind
 from align.rows.shapes import Fit, Recogniser
 
@@ -29,7 +29,7 @@ class RowRead(NamedTuple):
     """The row's own id."""
     parts: Sequence[Part]
     """What is added to the id, and the record's fields or why there is no record. A usual row has one part, and adds nothing."""
-    faults: Sequence[FieldError]
+    problems: Sequence[FieldProblem]
     """Everything wrong with the row; it has no parts then."""
     unused: tuple[str, ...]
     """Columns with a value that no field took."""
@@ -68,7 +68,7 @@ class Reading:
         return [*notes, *(f"{count:,} {sentence}" for sentence, count in self.remarks.items() if count)]
 
 
-_Read = Callable[[Row, Columns, Faults], Sequence[Part]]
+_Read = Callable[[Row, Columns, Problems], Sequence[Part]]
 """A `Build` with its builder."""
 
 
@@ -91,7 +91,7 @@ class RowReader:
     Args:
         kind: what the rows are.
         columns: field of ours → column of the file, where they differ.
-        max_characters: a longer text is a fault, in Unicode code points.
+        max_characters: a longer text is a problem, in Unicode code points.
     Raises:
         RecipeError: if `columns` maps fields that do not belong together.
     """
@@ -111,12 +111,12 @@ class RowReader:
             names = tuple(name for name, value in row.items() if value is not None)
         plan = self._plans.get(names) or self._make_plan(names)
         plan.count += 1
-        faults: Faults = []
-        parts = plan.build(row, plan.columns, faults)
+        problems: Problems = []
+        parts = plan.build(row, plan.columns, problems)
         own_id = row.get(self._id_column)
         if own_id is not None:
-            own_id = _own_id(own_id, faults)
-        return RowRead(own_id, () if faults else parts, faults, plan.unused)
+            own_id = _own_id(own_id, problems)
+        return RowRead(own_id, () if problems else parts, problems, plan.unused)
 
     def reading(self) -> Reading:
         """How the rows so far were understood."""
@@ -149,8 +149,8 @@ class RowReader:
         used = {self._id_column, *ORIGIN_COLUMNS}
         try:
             fit = self._recogniser.find(names)
-        except FieldError as fault:
-            plan = _Plan(None, _refuse(fault), tuple(name for name in names if name not in used))
+        except FieldProblem as problem:
+            plan = _Plan(None, _refuse(problem), tuple(name for name in names if name not in used))
         else:
             used.update(fit.columns.values())
             build = partial(fit.shape.build, self._builder)
@@ -159,27 +159,27 @@ class RowReader:
         return plan
 
 
-def _refuse(fault: FieldError) -> _Read:
+def _refuse(problem: FieldProblem) -> _Read:
     """Reads no row, for one reason."""
 
-    def build(_row: Row, _columns: Columns, faults: Faults) -> Sequence[Part]:
-        faults.append(fault)
+    def build(_row: Row, _columns: Columns, problems: Problems) -> Sequence[Part]:
+        problems.append(problem)
         return ()
 
     return build
 
 
-def _own_id(value: Any, faults: Faults) -> str | None:
+def _own_id(value: Any, problems: Problems) -> str | None:
     """The row's own id; whole numbers are accepted, an empty one is none."""
     if type(value) is str:
         if not value.isascii():
             try:
                 check_encodable("id", value)
-            except FieldError as fault:
-                faults.append(fault)
+            except FieldProblem as problem:
+                problems.append(problem)
                 return None
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    faults.append(FieldError("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))
+    problems.append(FieldProblem("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))
     return None

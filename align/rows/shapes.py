@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from align.errors import RecipeError
 from align.rows.build import Build
-from align.rows.conversation import FieldError
+from align.rows.conversation import FieldProblem
 
 Names = tuple[str, ...]
 
@@ -80,7 +80,7 @@ class Recogniser:
         Where none fits, the closest, which lacks the columns of the fields that are missing.
 
         Raises:
-            FieldError: ambiguous_shape, if two fit.
+            FieldProblem: ambiguous_shape, if two fit.
         """
         names = list(names)
         folded: dict[str, list[str]] = {}
@@ -89,7 +89,7 @@ class Recogniser:
         fits = [fit for shape in self._shapes for fit in self._fits(shape, names, folded)]
         if len(fits) > 1:
             shown = " and ".join(fit.describe() for fit in _different(fits))
-            raise FieldError("", "ambiguous_shape", f"can be read in two ways: {shown}; say by columns which fields are meant")
+            raise FieldProblem("", "ambiguous_shape", f"can be read in two ways: {shown}; say by columns which fields are meant")
         return fits[0] if fits else self._closest(names, folded)
 
     def _fits(self, shape: Shape, names: list[str], folded: Mapping[str, list[str]]) -> list[Fit]:

@@ -35,7 +35,7 @@ def test_every_shape_has_a_row_that_can_be_read(name: str) -> None:
     for row in _rows(name):
         reader = RowReader(kind, {}, 1000)
         read = reader.read(row)
-        assert not read.faults, row
+        assert not read.problems, row
         for suffix, fields in read.parts:
             assert isinstance(fields, dict)
             kind.record.model_validate({"id": f"a{suffix}", **fields})

@@ -23,7 +23,7 @@ from align.data.validation.summary import Problem, Tally
 from align.records import Message
 from align.rows import DataKind
 from align.rows.build import Fields
-from align.rows.conversation import FieldError, shown
+from align.rows.conversation import FieldProblem, shown
 from align.rows.row import Reading, RowReader
 from align.rows.text import explain, oddities
 
@@ -43,7 +43,7 @@ GIVEN, GIVEN_BAD, MADE = 0, 1, 2
 CONTENT_TYPE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8"), ("line", "u4")])
 """Hashes of the prompt (or text); of what else the row holds, at most two fields: see `DataKind.contents`."""
 LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
-_EMPTY = FieldError("", "missing_field", "holds nothing that makes a record")
+_EMPTY = FieldProblem("", "missing_field", "holds nothing that makes a record")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class BlockResult:
 class RecordChecks(Protocol):
     """Checks that need a model's tokenizer."""
 
-    def faults_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldError]]:
+    def problems_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldProblem]]:
         """What is wrong with each record; an empty list for nothing."""
 
 
@@ -153,18 +153,18 @@ class _Scanner:
         self._result.units = seq + 1
         shares_line, self._last_line = line == self._last_line, line
         if isinstance(row, RawProblem):
-            self._refuse(seq, line, None, [FieldError("", row.reason, row.message)], shares_line, ends_file=row.ends_file)
+            self._refuse(seq, line, None, [FieldProblem("", row.reason, row.message)], shares_line, ends_file=row.ends_file)
             return
-        own_id, parts, faults, unused = self._reader.read(row)
-        if faults or not parts:
-            self._refuse(seq, line, own_id, faults or [_EMPTY], shares_line)
+        own_id, parts, problems, unused = self._reader.read(row)
+        if problems or not parts:
+            self._refuse(seq, line, own_id, problems or [_EMPTY], shares_line)
             return
         for number, (suffix, fields) in enumerate(parts):
             if number:
                 seq = self._result.units
                 self._result.units = seq + 1
             part_id = own_id and own_id + suffix
-            if isinstance(fields, FieldError):
+            if isinstance(fields, FieldProblem):
                 self._refuse(seq, line, part_id, [fields], shares_line)
             elif self._checks is None:
                 self._take(seq, line, part_id, row, unused, fields, shares_line, [])
@@ -176,8 +176,8 @@ class _Scanner:
         result = self._result
         if self._checks is not None and self._waiting:
             records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
-            for unit, faults in zip(self._waiting, self._checks.faults_of(self._rules.kind, records), strict=True):
-                self._take(*unit, faults)
+            for unit, problems in zip(self._waiting, self._checks.problems_of(self._rules.kind, records), strict=True):
+                self._take(*unit, problems)
             result.problems.sort(key=lambda problem: problem.row_number)
         reader = self._reader
         result.unused.update(dict.fromkeys(sorted(reader.extra_message_keys)))
@@ -196,7 +196,7 @@ class _Scanner:
         unused: tuple[str, ...],
         fields: Fields,
         shares_line: bool,
-        faults: list[FieldError],
+        problems: list[FieldProblem],
     ) -> None:
         """Look at the texts of a row that could be used, and keep its hashes."""
         names: set[str] = set()
@@ -204,16 +204,16 @@ class _Scanner:
             if type(value) is str:
                 # Nearly every text passes this at once; what does not is looked at again.
                 if not (value.isascii() and value.isprintable() and value[-1] != " "):
-                    self._judge(label, value, names, faults)
+                    self._judge(label, value, names, problems)
             elif type(value) is list:
                 for message in value:
                     text = message["content"]
                     if not (text.isascii() and text.isprintable() and text[-1] != " "):
-                        self._judge(label, text, names, faults)
+                        self._judge(label, text, names, problems)
         if self._rules.kind.is_pair:
-            self._look_at_pair(row, fields, names, faults)
-        if faults and (faults := self._standing(faults, line, names)):
-            self._refuse(seq, line, own_id, faults, shares_line)
+            self._look_at_pair(row, fields, names, problems)
+        if problems and (problems := self._standing(problems, line, names)):
+            self._refuse(seq, line, own_id, problems, shares_line)
             return
         for name in names:
             self._found(name, line)
@@ -230,38 +230,38 @@ class _Scanner:
         if self._wanted.keys:
             self._result.keys.append((seq, line, _key_text(fields)))
 
-    def _judge(self, label: str, text: str, names: set[str], faults: list[FieldError]) -> None:
-        """Note what is odd in a text; it is a fault where rows with it are not kept."""
+    def _judge(self, label: str, text: str, names: set[str], problems: list[FieldProblem]) -> None:
+        """Note what is odd in a text; it is a problem where rows with it are not kept."""
         for name in oddities(text):
             names.add(name)
             if self._rules.action(name) != "keep":
-                faults.append(FieldError(label, name, explain(name, text)))
+                problems.append(FieldProblem(label, name, explain(name, text)))
 
-    def _look_at_pair(self, row: dict[str, Any], fields: dict[str, Any], names: set[str], faults: list[FieldError]) -> None:
+    def _look_at_pair(self, row: dict[str, Any], fields: dict[str, Any], names: set[str], problems: list[FieldProblem]) -> None:
         chosen, rejected = fields["chosen"], fields["rejected"]
         if chosen[:1] in rejected and chosen.strip() == rejected.strip():
             names.add("identical_after_trim")
             told = f"equals rejected but for white space around it: {shown(chosen)}; the two of a pair must differ"
-            faults.append(FieldError("chosen", "identical_after_trim", told))
+            problems.append(FieldProblem("chosen", "identical_after_trim", told))
         if self._all_text:
             return
         for name in SCORE_FIELDS:
             if fields[name] is not None and isinstance(row.get(self._file.columns.get(name, name)), str):
                 names.add("number_as_text")
                 told = f"is the text {shown(str(fields[name]))}; expected a number"
-                faults.append(FieldError(name, "number_as_text", told))
+                problems.append(FieldProblem(name, "number_as_text", told))
 
-    def _standing(self, faults: list[FieldError], line: int, names: set[str]) -> list[FieldError]:
-        """The faults for which the row leaves; the others are counted."""
-        names.update(fault.reason for fault in faults if self._rules.action(fault.reason) == "keep")
-        return [fault for fault in faults if self._rules.action(fault.reason) != "keep"]
+    def _standing(self, problems: list[FieldProblem], line: int, names: set[str]) -> list[FieldProblem]:
+        """The problems for which the row leaves; the others are counted."""
+        names.update(problem.reason for problem in problems if self._rules.action(problem.reason) == "keep")
+        return [problem for problem in problems if self._rules.action(problem.reason) != "keep"]
 
     def _refuse(
         self,
         seq: int,
         line: int,
         own_id: str | None,
-        faults: Sequence[FieldError],
+        problems: Sequence[FieldProblem],
         shares_line: bool,
         *,
         ends_file: bool = False,
@@ -270,16 +270,16 @@ class _Scanner:
         if own_id:
             self._note_id(own_id, seq, line, GIVEN_BAD)
         self._result.bad += 1
-        for number, fault in enumerate(faults):
-            action = "error" if ends_file else self._rules.action(fault.reason)
+        for number, problem in enumerate(problems):
+            action = "error" if ends_file else self._rules.action(problem.reason)
             self._result.problems.append(
                 Problem(
                     line=line,
                     row_number=seq,
                     row_id=own_id or "",
-                    field=fault.field,
-                    reason=fault.reason,
-                    message=fault.message,
+                    field=problem.field,
+                    reason=problem.reason,
+                    message=problem.message,
                     ends_file=ends_file,
                     shares_line=shares_line,
                     action=action,

@@ -254,7 +254,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(problems: Problems, folde
     (folder / "gold.yaml").write_text("rules:\n  - {type: length, name: short, max_word: 50}\n")
     found = problems("beta: 0.1", "betta: 0.1, num_epochs: none", overrides=["stages.sft.num_epochs=0"])
     assert found == [
-        "5 mistakes in recipe.yaml:",
+        "5 problems in recipe.yaml:",
         "recipe.yaml:8:47: stages.dpo.betta: unknown key; did you mean 'beta'?",
         "recipe.yaml:8:71: stages.dpo.num_epochs: expected a whole number, got the text 'none'",
         "gold.yaml:2:33: stages.scored.scorers.gold.rules.rules.0.max_word: unknown key; did you mean 'max_words'?",

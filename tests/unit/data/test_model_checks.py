@@ -13,7 +13,7 @@ from align.data.plain import PlainFormat
 from align.data.template import ChatFormat
 from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
 from align.rows import INSTRUCTIONS, PREFERENCES, DataKind, kind_of
-from align.rows.conversation import FieldError
+from align.rows.conversation import FieldProblem
 from align.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 MakeTokenizer = Callable[..., Any]
@@ -35,15 +35,17 @@ def pair(chosen: str, rejected: str) -> Preference:
     return Preference(id="a", prompt=prompt("hi"), chosen=chosen, rejected=rejected)
 
 
-def _faults(checks: ModelChecks, record: Record) -> list[FieldError]:
+def _problems(checks: ModelChecks, record: Record) -> list[FieldProblem]:
     """What is wrong with one record of any kind."""
     kind = kind_of(type(record))
     assert isinstance(kind, DataKind)
-    return checks.faults_of(kind, [record])[0]
+    return checks.problems_of(kind, [record])[0]
 
 
 def _told(checks: ModelChecks, pairs: list[Preference]) -> list[list[tuple[str, str, str]]]:
-    return [[(fault.field, fault.reason, fault.message) for fault in row] for row in checks.faults_of(PREFERENCES, pairs)]
+    return [
+        [(problem.field, problem.reason, problem.message) for problem in row] for row in checks.problems_of(PREFERENCES, pairs)
+    ]
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def found(make_tokenizer: MakeTokenizer) -> Callable[..., list[tuple[str, str]]]
 
     def look(record: Record, template: str = CHAT_TEMPLATE, limit: int | None = None) -> list[tuple[str, str]]:
         checks = ModelChecks(ChatFormat(make_tokenizer(template)), limit)
-        return [(fault.field, fault.reason) for fault in _faults(checks, record)]
+        return [(problem.field, problem.reason) for problem in _problems(checks, record)]
 
     return look
 
@@ -81,8 +83,8 @@ def test_control_tokens(found: Found, record: Record, expected: list[tuple[str, 
 
 
 def test_the_token_and_its_place_are_named(make_tokenizer: MakeTokenizer) -> None:
-    (fault,) = _faults(ModelChecks(ChatFormat(make_tokenizer())), instruction("ok", "end it <|im_start|>"))
-    assert fault.message == "has '<|im_start|>' at character 8, a control token of the model"
+    (problem,) = _problems(ModelChecks(ChatFormat(make_tokenizer())), instruction("ok", "end it <|im_start|>"))
+    assert problem.message == "has '<|im_start|>' at character 8, a control token of the model"
 
 
 def test_markers_between_turns_that_are_plain_text(found: Found, make_tokenizer: MakeTokenizer) -> None:
@@ -122,11 +124,11 @@ def test_the_same_tokens(make_tokenizer: MakeTokenizer) -> None:
 
     tokenizer = make_tokenizer()
     one, other = "\uac00", "\u1100\u1161"
-    assert _faults(ModelChecks(ChatFormat(tokenizer)), pair(one, other)) == []
+    assert _problems(ModelChecks(ChatFormat(tokenizer)), pair(one, other)) == []
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     assert lossless_normalization(tokenizer) == "NFC"
-    (fault,) = _faults(ModelChecks(ChatFormat(tokenizer)), pair(one, other))
-    assert (fault.field, fault.reason) == ("chosen", "identical")
+    (problem,) = _problems(ModelChecks(ChatFormat(tokenizer)), pair(one, other))
+    assert (problem.field, problem.reason) == ("chosen", "identical")
     tokenizer.backend_tokenizer.normalizer = None
 
 
@@ -143,20 +145,20 @@ def test_texts_that_the_tokenizer_cannot_write(make_tokenizer: MakeTokenizer) ->
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert lossless_normalization(tokenizer) is None
-    faults = ModelChecks(ChatFormat(tokenizer)).faults_of(INSTRUCTIONS, [instruction("OK"), instruction("ok")])
-    assert [[fault.reason for fault in row] for row in faults] == [["not_representable"], []]
+    problems = ModelChecks(ChatFormat(tokenizer)).problems_of(INSTRUCTIONS, [instruction("OK"), instruction("ok")])
+    assert [[problem.reason for problem in row] for row in problems] == [["not_representable"], []]
 
 
 def test_plain_text_models() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    assert _faults(ModelChecks(PlainFormat(tokenizer)), instruction("ok")) == []
+    assert _problems(ModelChecks(PlainFormat(tokenizer)), instruction("ok")) == []
 
 
 def test_what_is_known_without_tokens_is_what_the_tokens_say(
     make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without the short cut for byte-level tokenizers, every row has the same faults."""
+    """With and without the short cut for byte-level tokenizers, every row has the same problems."""
     texts = ["", "a", "\uac00", "\u1100\u1161", "가나다 라마", "<pad>", "x" * 9, "\U0001d160", " a\t"]
     rows = [pair(f"c{one}", f"c{other}") for one in texts for other in texts]
     checks = ModelChecks(ChatFormat(make_tokenizer()), PROMPT_TOKENS + 8)
@@ -175,9 +177,9 @@ def test_short_rows_are_not_tokenized(make_tokenizer: MakeTokenizer, monkeypatch
 
     monkeypatch.setattr(chat_format, "tokenize", refuse)
     checks = ModelChecks(chat_format, 1000)
-    assert [_faults(checks, row) for row in (instruction("ok"), pair("a", "b"))] == [[], []]
+    assert [_problems(checks, row) for row in (instruction("ok"), pair("a", "b"))] == [[], []]
     with pytest.raises(AssertionError):
-        _faults(ModelChecks(chat_format, 10), instruction("ok"))
+        _problems(ModelChecks(chat_format, 10), instruction("ok"))
 
 
 def test_byte_level_is_recognised(make_tokenizer: MakeTokenizer) -> None:

@@ -30,8 +30,8 @@ from align.report.dataset.tokens import TrainingView
 from align.report.dataset.view import sample_views
 from align.rows import ROW_KINDS, DataKind, register
 from align.rows.build import Builder, Part
-from align.rows.conversation import FieldError, shown
-from align.rows.fields import Columns, Faults, Row, required
+from align.rows.conversation import FieldProblem, shown
+from align.rows.fields import Columns, Problems, Row, required
 from align.rows.shapes import Shape
 from align.stage import StageConfig
 from align.store.artifact import Store
@@ -47,13 +47,13 @@ class Labelled(PromptRecord):
     """Whether it is good."""
 
 
-def labelled(builder: Builder, row: Row, columns: Columns, faults: Faults) -> Sequence[Part]:
+def labelled(builder: Builder, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
     """Rows of prompt, completion and label."""
-    prompt = builder.take.prompt(row, columns, faults)
-    completion = builder.take.completion("completion", row, columns, prompt, faults)
+    prompt = builder.take.prompt(row, columns, problems)
+    completion = builder.take.completion("completion", row, columns, prompt, problems)
     label = required("label", row, columns)
     if not isinstance(label, bool):
-        faults.append(FieldError("label", "wrong_type", f"must be true or false, but is {shown(label)}"))
+        problems.append(FieldProblem("label", "wrong_type", f"must be true or false, but is {shown(label)}"))
     return (("", {"prompt": prompt[0], "completion": completion, "label": label}),)
 
 

@@ -9,7 +9,7 @@ import pytest
 from align.errors import RecipeError
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT, data_kinds
 from align.rows import row as row_module
-from align.rows.conversation import FieldError
+from align.rows.conversation import FieldProblem
 from align.rows.row import RowRead, RowReader
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -23,16 +23,16 @@ def _read(kind: str, row: dict[str, Any], **columns: str) -> RowRead:
 
 def _fields(kind: str, row: dict[str, Any], **columns: str) -> dict[str, Any]:
     read = _read(kind, row, **columns)
-    assert not read.faults, read.faults
+    assert not read.problems, read.problems
     ((suffix, fields),) = read.parts
     assert suffix == "" and isinstance(fields, dict)
     return fields
 
 
-def _fault(kind: str, row: dict[str, Any], **columns: str) -> tuple[str, str]:
+def _problem(kind: str, row: dict[str, Any], **columns: str) -> tuple[str, str]:
     read = _read(kind, row, **columns)
     assert read.parts == ()
-    return read.faults[0].field, read.faults[0].reason
+    return read.problems[0].field, read.problems[0].reason
 
 
 class TestInstructions:
@@ -76,9 +76,9 @@ class TestInstructions:
         ],
     )
     def test_what_fits_two_shapes_is_not_guessed(self, row: dict[str, Any], told: str) -> None:
-        (fault,) = _read("instructions", row).faults
-        assert fault.reason == "ambiguous_shape"
-        assert told in fault.message
+        (problem,) = _read("instructions", row).problems
+        assert problem.reason == "ambiguous_shape"
+        assert told in problem.message
 
     def test_the_columns_decide(self) -> None:
         row = {"prompt": "a", "completion": "b", "messages": [USER, ASSISTANT]}
@@ -96,7 +96,7 @@ class TestInstructions:
         assert (read.id, read.unused) == (None, ("question_id",))
 
     @pytest.mark.parametrize(
-        ("row", "fault"),
+        ("row", "problem"),
         [
             ({"instruction": "a", "input": 3, "output": "b"}, ("input", "wrong_type")),
             ({"instruction": "a", "input": "x" * 999, "output": "b"}, ("prompt", "too_long")),
@@ -109,8 +109,8 @@ class TestInstructions:
             ({"question": "a"}, ("completion", "missing_field")),
         ],
     )
-    def test_unusable_rows(self, row: dict[str, Any], fault: tuple[str, str]) -> None:
-        assert _fault("instructions", row) == fault
+    def test_unusable_rows(self, row: dict[str, Any], problem: tuple[str, str]) -> None:
+        assert _problem("instructions", row) == problem
 
 
 class TestPreferences:
@@ -137,11 +137,17 @@ class TestPreferences:
 
     @pytest.mark.parametrize("label", [0, 3, "A", "first", True, [1], 1.5, "output"])
     def test_a_label_of_another_meaning_is_an_error(self, label: Any) -> None:
-        assert _fault("preferences", {"prompt": "a", "output_1": "b", "output_2": "c", "label": label}) == ("label", "wrong_type")
+        assert _problem("preferences", {"prompt": "a", "output_1": "b", "output_2": "c", "label": label}) == (
+            "label",
+            "wrong_type",
+        )
 
     @pytest.mark.parametrize("label", [1, 2, 0])
     def test_numbers_do_not_label_a_and_b(self, label: int) -> None:
-        assert _fault("preferences", {"prompt": "a", "output_a": "b", "output_b": "c", "label": label}) == ("label", "wrong_type")
+        assert _problem("preferences", {"prompt": "a", "output_a": "b", "output_b": "c", "label": label}) == (
+            "label",
+            "wrong_type",
+        )
 
     def test_a_label_of_columns_that_were_mapped(self) -> None:
         row = {"p": "Hi", "left": "No", "right": "Hello", "better": "right"}
@@ -150,18 +156,18 @@ class TestPreferences:
 
     @pytest.mark.parametrize("label", ["tie", "Tie (bothbad)"])
     def test_a_tie_gives_no_pair(self, label: str) -> None:
-        assert _fault("preferences", {"prompt": "a", "output_1": "b", "output_2": "c", "label": label}) == ("label", "tie")
+        assert _problem("preferences", {"prompt": "a", "output_1": "b", "output_2": "c", "label": label}) == ("label", "tie")
 
     def test_three_completions_and_a_label_are_ambiguous(self) -> None:
         row = {"prompt": "a", "output_0": "b", "output_1": "c", "output_2": "d", "label": 1}
-        assert _fault("preferences", row) == ("", "ambiguous_shape")
+        assert _problem("preferences", row) == ("", "ambiguous_shape")
 
     def test_of_a_list_the_best_meets_each_of_the_others(self) -> None:
         read = _read(
             "preferences", {"id": "x", "prompt": "Hi", "completions": ["c", "a", "b", "A", "a"], "scores": [1, 3, 2, 3, 0]}
         )
         told = [
-            (suffix, part.reason if isinstance(part, FieldError) else (part["chosen"], part["rejected"]))
+            (suffix, part.reason if isinstance(part, FieldProblem) else (part["chosen"], part["rejected"]))
             for suffix, part in read.parts
         ]
         assert told == [("/1", ("a", "c")), ("/2", ("a", "b")), ("/3", "tie"), ("/4", "identical")]
@@ -178,7 +184,7 @@ class TestPreferences:
         )
 
     @pytest.mark.parametrize(
-        ("more", "fault"),
+        ("more", "problem"),
         [
             ({"completions": ["a", "b"]}, ("scores", "missing_field")),
             ({"completions": ["a", "b"], "scores": [1]}, ("scores", "wrong_type")),
@@ -189,8 +195,8 @@ class TestPreferences:
             ({"completions": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]}, ("", "ambiguous_shape")),
         ],
     )
-    def test_unusable_lists(self, more: dict[str, Any], fault: tuple[str, str]) -> None:
-        assert _fault("preferences", {"prompt": "Hi", **more}) == fault
+    def test_unusable_lists(self, more: dict[str, Any], problem: tuple[str, str]) -> None:
+        assert _problem("preferences", {"prompt": "Hi", **more}) == problem
 
 
 class TestPrompts:
@@ -210,13 +216,13 @@ class TestPrompts:
 
     def test_two_references_are_not_guessed(self) -> None:
         row = {"problem": "Hi", "answer": "7", "solution": "3 + 4"}
-        assert _fault("prompts", row) == ("", "ambiguous_shape")
+        assert _problem("prompts", row) == ("", "ambiguous_shape")
         assert _fields("prompts", row, reference="answer")["reference"] == "7"
 
     def test_what_is_left_out_is_said(self) -> None:
         reader = RowReader(PROMPTS, {}, 100)
         for row in ({"turns": ["a", "b"]}, {"turns": ["a"]}, {"messages": [USER, ASSISTANT]}):
-            assert not reader.read(row).faults
+            assert not reader.read(row).problems
         assert reader.reading().notes(PROMPTS) == [
             "shapes: turns (turns) 2 rows, messages (messages) 1 rows",
             "1 prompts have further turns, left out: they cannot follow without an answer",
@@ -227,7 +233,7 @@ class TestPrompts:
 def test_empty_inputs_of_instructions_are_counted() -> None:
     reader = RowReader(INSTRUCTIONS, {}, 100)
     for given in ("", " ", "b", None):
-        assert not reader.read({"instruction": "a", "input": given, "output": "c"}).faults
+        assert not reader.read({"instruction": "a", "input": given, "output": "c"}).problems
     assert reader.reading().notes(INSTRUCTIONS)[1:] == ["2 rows have an empty input: the instruction alone is their prompt"]
 
 
