@@ -78,15 +78,15 @@ def encode_instructions(
     Raises:
         DataError: for such rows with `error`, or if no row is left.
     """
-    intake = _Intake(INSTRUCTIONS, records, chat_format)
-    rows = []
-    for record, (prompt_ids, completion_ids) in intake.tokenized():
-        longer, seen = max(len(prompt_ids), len(completion_ids)), "what the model can see"
-        if max_side_tokens is not None and not intake.fits(record, longer, max_side_tokens, "prompt or completion", seen):
-            continue
-        if intake.fits(record, len(prompt_ids) + len(completion_ids), max_tokens, "prompt and completion", "max_tokens"):
-            rows.append(EncodedInstruction(record.id, prompt_ids, completion_ids))
-    return intake.result(rows, on_invalid, where)
+
+    def build(record: Instruction, prompt_ids: list[int], completion_ids: list[int]) -> EncodedInstruction:
+        if max_side_tokens is not None:
+            longer = max(len(prompt_ids), len(completion_ids))
+            _require_length(longer, max_side_tokens, "prompt or completion", "what the model can see")
+        _require_length(len(prompt_ids) + len(completion_ids), max_tokens, "prompt and completion", "max_tokens")
+        return EncodedInstruction(record.id, prompt_ids, completion_ids)
+
+    return _encode(INSTRUCTIONS, records, chat_format, build, on_invalid, where)
 
 
 def encode_preferences(
@@ -96,80 +96,70 @@ def encode_preferences(
 
     Two texts that the tokenizer makes the same tokens of (it may normalise) are no pair: drop_reason `identical`.
     """
-    intake = _Intake(PREFERENCES, records, chat_format)
-    rows = []
-    for record, (prompt_ids, chosen_ids, rejected_ids) in intake.tokenized():
-        length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
+
+    def build(record: Preference, prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> EncodedPreference:
         if chosen_ids == rejected_ids:
-            intake.refuse(record, "identical", "chosen and rejected are the same tokens")
-        elif intake.fits(record, length, max_tokens, "prompt and longer completion", "max_tokens"):
-            rows.append(EncodedPreference(record.id, prompt_ids, chosen_ids, rejected_ids))
-    return intake.result(rows, on_invalid, where)
+            raise TemplateProblem("identical", "chosen and rejected are the same tokens")
+        length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
+        _require_length(length, max_tokens, "prompt and longer completion", "max_tokens")
+        return EncodedPreference(record.id, prompt_ids, chosen_ids, rejected_ids)
+
+    return _encode(PREFERENCES, records, chat_format, build, on_invalid, where)
 
 
 def encode_prompts(
     records: Sequence[Prompt], chat_format: ChatFormat, *, max_prompt_tokens: int, on_invalid: OnInvalid, where: Where
 ) -> Encoded[EncodedPrompt]:
     """Token ids of prompts; as `encode_instructions`, with a limit for the prompt alone."""
-    intake = _Intake(PROMPTS, records, chat_format)
+
+    def build(record: Prompt, prompt_ids: list[int]) -> EncodedPrompt:
+        _require_length(len(prompt_ids), max_prompt_tokens, "prompt", "max_prompt_tokens")
+        return EncodedPrompt(record.id, prompt_ids)
+
+    return _encode(PROMPTS, records, chat_format, build, on_invalid, where)
+
+
+def _require_length(tokens: int, limit: int, what: str, option: str) -> None:
+    if tokens > limit:
+        raise TemplateProblem("too_long", f"{what}: {tokens:,} tokens; {option} is {limit:,}")
+
+
+def _encode(
+    kind: DataKind[RecordT],
+    records: Sequence[RecordT],
+    chat_format: ChatFormat,
+    build: Callable[..., EncodedT],
+    on_invalid: OnInvalid,
+    where: Where,
+) -> Encoded[EncodedT]:
+    """Render and tokenize every record.
+
+    Args:
+        build: makes a row from a record, the ids of its prompt and of each completion; raises TemplateProblem to refuse it.
+    """
+    rendered: dict[int, list[str]] = {}
+    refused: dict[int, tuple[str, str]] = {}
+    with chat_format.time_limit(conversations=len(records)):
+        for number, record in enumerate(records):
+            try:
+                rendered[number] = chat_format.texts_of(record.prompt, kind.completions_of(record).values())
+            except TemplateProblem as problem:
+                refused[number] = (problem.reason, str(problem))
+    ids = chat_format.ids_by_text(text for texts in rendered.values() for text in texts)
     rows = []
-    for record, (prompt_ids,) in intake.tokenized():
-        if intake.fits(record, len(prompt_ids), max_prompt_tokens, "prompt", "max_prompt_tokens"):
-            rows.append(EncodedPrompt(record.id, prompt_ids))
-    return intake.result(rows, on_invalid, where)
-
-
-class _Intake(Generic[RecordT]):
-    """Renders and tokenizes records, and keeps account of those that cannot be used."""
-
-    def __init__(self, kind: DataKind[RecordT], records: Sequence[RecordT], chat_format: ChatFormat) -> None:
-        self._kind = kind
-        self._records = records
-        self._format = chat_format
-        self._refused: list[tuple[RecordT, str, str]] = []
-
-    def tokenized(self) -> list[tuple[RecordT, list[list[int]]]]:
-        """Every record that can be rendered, with the ids of its prompt and of each completion.
-
-        All texts go to the tokenizer in one call, which is faster than one call a row; equal prompts go once.
-        """
-        with self._format.time_limit(conversations=len(self._records)):
-            rendered = [(record, texts) for record in self._records if (texts := self._render(record)) is not None]
-        unique = list(dict.fromkeys(text for _, texts in rendered for text in texts))
-        ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
-        return [(record, [ids[text] for text in texts]) for record, texts in rendered]
-
-    def _render(self, record: RecordT) -> list[str] | None:
+    for number, texts in rendered.items():
         try:
-            return self._format.texts_of(record.prompt, self._kind.completions_of(record).values())
+            rows.append(build(records[number], *(ids[text] for text in texts)))
         except TemplateProblem as problem:
-            self.refuse(record, problem.reason, str(problem))
-            return None
-
-    def refuse(self, record: RecordT, reason: str, message: str) -> None:
-        self._refused.append((record, reason, message))
-
-    def fits(self, record: RecordT, tokens: int, limit: int, what: str, option: str) -> bool:
-        """Whether the record is short enough; it is refused when it is not."""
-        if tokens <= limit:
-            return True
-        self.refuse(record, "too_long", f"{what}: {tokens:,} tokens; {option} is {limit:,}")
-        return False
-
-    def result(self, rows: list[EncodedT], on_invalid: OnInvalid, where: Where) -> Encoded[EncodedT]:
-        """The rows and the drops, or the error that names all of them."""
-        refused = self._refused
-        if refused and (on_invalid == "error" or not rows):
-            reasons = Counter(reason for _, reason, _ in refused)
-            told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-            summary = f"{where(None)}: {len(refused):,} of {len(self._records):,} rows cannot be used ({told})"
-            lines = [f"{where(record.line)}: {record.id}: {message}" for record, _, message in refused]
-            hint = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
-            raise DataError(
-                "\n".join([summary, *lines]), hint=hint if rows else "No row is left; raise the limit or mend the data."
-            )
-        if not rows:
-            raise DataError(f"{where(None)}: there is no row in it")
-        order = {id(record): number for number, record in enumerate(self._records)}
-        refused.sort(key=lambda item: order[id(item[0])])
-        return Encoded(rows, [Drop(id=record.id, drop_reason=reason, detail=message) for record, reason, message in refused])
+            refused[number] = (problem.reason, str(problem))
+    drops = [Drop(id=records[number].id, drop_reason=refused[number][0], detail=refused[number][1]) for number in sorted(refused)]
+    result = Encoded(rows, drops)
+    if drops and (on_invalid == "error" or not rows):
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.dropped().items())
+        lines = [f"{where(None)}: {len(drops):,} of {len(records):,} rows cannot be used ({reasons})"]
+        lines += [f"{where(records[number].line)}: {records[number].id}: {refused[number][1]}" for number in sorted(refused)]
+        hint = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
+        raise DataError("\n".join(lines), hint=hint if rows else "No row is left; raise the limit or fix the data.")
+    if not rows:
+        raise DataError(f"{where(None)}: there is no row in it")
+    return result

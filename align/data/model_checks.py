@@ -55,8 +55,7 @@ class ModelChecks:
                     continue
                 if problems[number] or self._needs_tokens(texts):
                     shown.append((number, texts))
-        unique = list(dict.fromkeys(text for _, texts in shown for text in texts))
-        ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
+        ids = self._format.ids_by_text(text for _, texts in shown for text in texts)
         for number, texts in shown:
             problems[number] += self._token_problems(kind.completions, texts, [ids[text] for text in texts])
         return problems

@@ -41,13 +41,9 @@ class Builder:
 
     def turns(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         """The first of several turns of a user. A list of references belongs to the turns, one by one."""
-        try:
-            turns = required("turns", row, columns)
-            if not isinstance(turns, list) or not turns:
-                raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
-        except FieldProblem as problem:
-            problems.append(problem)
-            return ()
+        turns = required("turns", row, columns)
+        if not isinstance(turns, list) or not turns:
+            raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
         self.later_turns += len(turns) > 1
         system = {name: column for name, column in columns.items() if name == "system"}
         first = {**{column: row[column] for column in system.values()}, "turn 1": turns[0]}
@@ -59,11 +55,7 @@ class Builder:
 
     def open_conversation(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         """A conversation up to the completion that is wanted: without the answer at its end, if there is one."""
-        try:
-            messages = self.take.messages("messages", required("messages", row, columns))
-        except FieldProblem as problem:
-            problems.append(problem)
-            return ()
+        messages = self.take.messages("messages", required("messages", row, columns))
         if messages[-1]["role"] == "assistant":
             self.answers_left_out += 1
             messages.pop()
@@ -75,11 +67,7 @@ class Builder:
         return (("", {"prompt": prompt[0], "completion": self.take.completion("completion", row, columns, prompt, problems)}),)
 
     def conversation(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        try:
-            before, text = split_completion("messages", self.take.messages("messages", required("messages", row, columns)))
-        except FieldProblem as problem:
-            problems.append(problem)
-            return ()
+        before, text = split_completion("messages", self.take.messages("messages", required("messages", row, columns)))
         prompt = self.take.checked("messages", before, problems)
         return (("", {"prompt": prompt, "completion": self.take.text("messages", text, "empty_completion", problems)}),)
 
@@ -103,11 +91,7 @@ class Builder:
     def _labelled(self, pair_of: Callable[..., Fields], row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         """Two completions, of which a label names the preferred one."""
         first, second = (columns.get(field, field) for field in ("completion_a", "completion_b"))
-        try:
-            is_first = is_first_preferred(required("label", row, columns), first, second)
-        except FieldProblem as problem:
-            problems.append(problem)
-            return ()
+        is_first = is_first_preferred(required("label", row, columns), first, second)
         chosen, rejected = (first, second) if is_first else (second, first)
         fields = pair_of(row, {**columns, "chosen": chosen, "rejected": rejected}, problems)
         return (("", {**fields, "chosen_score": None, "rejected_score": None}),)
@@ -117,13 +101,9 @@ class Builder:
         prompt = self.take.prompt(row, columns, problems)
         field = "ranking" if "ranking" in columns else "completions"
         scores, ranks = (row.get(columns[name]) if name in columns else None for name in ("scores", "ranks"))
-        try:
-            values = required(field, row, columns)
-            _require_order(field, columns)
-            order = best_of(field, values, scores, ranks)
-        except FieldProblem as problem:
-            problems.append(problem)
-            return ()
+        values = required(field, row, columns)
+        _require_order(field, columns)
+        order = best_of(field, values, scores, ranks)
         texts = [self.take.completion_of(f"{field} {n}", value, prompt, problems) for n, value in enumerate(values, start=1)]
         chosen = texts[order.best]
         parts: list[Part] = []
@@ -173,7 +153,8 @@ class Builder:
 
 
 Build = Callable[[Builder, Row, Columns, Problems], Sequence[Part]]
-"""Takes the parts out of a row, and adds what is wrong with it to the problems. With a problem, the parts mean nothing."""
+"""Makes the parts of a row. What is wrong with a field goes to `problems`, and the other fields are still read; FieldProblem is
+raised where none can be. With a problem, the parts mean nothing."""
 
 
 def _require_order(field: str, columns: Columns) -> None:

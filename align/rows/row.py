@@ -112,7 +112,11 @@ class RowReader:
         plan = self._plans.get(names) or self._make_plan(names)
         plan.count += 1
         problems: Problems = []
-        parts = plan.build(row, plan.columns, problems)
+        parts: Sequence[Part] = ()
+        try:
+            parts = plan.build(row, plan.columns, problems)
+        except FieldProblem as problem:
+            problems.append(problem)
         own_id = row.get(self._id_column)
         if own_id is not None:
             own_id = _own_id(own_id, problems)

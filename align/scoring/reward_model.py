@@ -64,8 +64,7 @@ class RewardModelScorer:
                 texts.append((self._format.prompt_text(candidate.prompt), tail))
             except TemplateProblem:
                 texts.append(None)
-        unique = list(dict.fromkeys(text for pair in texts if pair is not None for text in pair))
-        ids = dict(zip(unique, self._format.tokenize(unique), strict=True))
+        ids = self._format.ids_by_text(text for pair in texts if pair is not None for text in pair)
         sequences = [ids[pair[0]] + ids[pair[1]] for pair in texts if pair is not None]
         scores = iter(self.score_token_ids(sequences, report=report))
         return [None if pair is None else next(scores) for pair in texts]
