@@ -19,8 +19,8 @@ from align.errors import AlignError, DataError, RecipeError
 from align.models.folder import check_model_folder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
-from align.selection.columns.chunk import RowFile
-from align.selection.columns.open import open_file
+from align.selection.files.open import open_file
+from align.selection.files.reader import RowFile
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold

@@ -37,7 +37,10 @@ class PromptCandidates(NamedTuple):
         if other.prompt != self.prompt:
             raise two_prompts(self.prompt_id)
         if bool(other.indices) != bool(self.indices):
-            raise some_without_index(self.prompt_id)
+            raise DataError(
+                f"prompt {self.prompt_id!r}: only some of the candidates here have a candidate_index",
+                hint="Give all rows one, or none.",
+            )
         self.indices.extend(other.indices)
         self.texts.extend(other.texts)
         self.truncated.extend(other.truncated)
@@ -134,11 +137,4 @@ def no_score(prompt_id: str, index: int, scorer: str, scores: Iterable[str]) -> 
     return StageError(
         f"prompt {prompt_id!r}, candidate {index}: no score by {scorer!r}; it has {', '.join(scores) or 'none'}",
         hint="Name one of the scorers of the score stage.",
-    )
-
-
-def some_without_index(prompt_id: str) -> DataError:
-    return DataError(
-        f"prompt {prompt_id!r}: only some of the candidates here have a candidate_index",
-        hint="Give all rows one, or none.",
     )

@@ -31,7 +31,7 @@ class Config(StageConfig, BestRule):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Keep the best prompt by prompt, account for every prompt."""
-    from align.selection.columns.shards import run_selection
+    from align.selection.run import run_selection
 
     config = context.config
     return run_selection(context, context.artifact(config.scored), BestSelector(config))

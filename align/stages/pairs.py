@@ -33,7 +33,7 @@ class Config(StageConfig, PairRule):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Pair prompt by prompt, account for every prompt."""
-    from align.selection.columns.shards import run_selection
+    from align.selection.run import run_selection
 
     config = context.config
     return run_selection(context, context.artifact(config.scored), PairSelector(config, context.seed))

@@ -35,8 +35,8 @@ BARE = """
 import sys
 from pathlib import Path
 from align.selection.best_of_n import BestRule, BestSelector
-from align.selection.columns.chunk import RowFile
-from align.selection.columns.shards import select_from_files
+from align.selection.files.reader import RowFile
+from align.selection.run import select_from_files
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 SELECT = """
 import sys, time
 from pathlib import Path
-from align.selection.columns.chunk import RowFile
-from align.selection.columns import shards
+from align.selection.files.reader import RowFile
+from align.selection.run import select_from_files
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 
@@ -26,7 +26,7 @@ def count(done, tasks):
 if __name__ == "__main__":
     files, out = [RowFile(Path(sys.argv[1]))], Path(sys.argv[2])
     rule = PairRule(scorer="rm", policy="max_random")
-    shards.select_from_files(
+    select_from_files(
         files, PairSelector(rule), name="pairs", output=out, work=out / "work", count=count, num_processes=1, task_rows=8
     )
 """

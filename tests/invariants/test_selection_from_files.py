@@ -18,11 +18,11 @@ from align.errors import StageError
 from align.records import Message, ScoredCandidate
 from align.selection import best_of_n, build_pairs, group_candidates
 from align.selection.best_of_n import BestRule, BestSelector
-from align.selection.columns import chunk, jsonl, parquet, regroup
-from align.selection.columns.chunk import RowFile
-from align.selection.columns.shards import select_from_files
+from align.selection.files import parquet, regroup
+from align.selection.files.reader import RowFile
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
+from align.selection.run import select_from_files
 from align.selection.selector import Selector
 from align.testing import scored_candidate
 
@@ -84,8 +84,7 @@ def dumped(rows: Sequence[Any]) -> bytes:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that prompts lie across the borders of chunks."""
-    for module in (chunk, jsonl, parquet):
-        monkeypatch.setattr(module, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 5)
     monkeypatch.setattr(parquet, "ID_ROWS", 4)
     monkeypatch.setattr(regroup, "PARTITION_ROWS", 16)
 

@@ -15,11 +15,11 @@ from align import load_recipe
 from align.cli.stage_recipe import StageRequest
 from align.errors import DataError, RecipeError, StageError
 from align.pipeline.inputs import resolve_inputs
-from align.selection.columns.chunk import RowFile
-from align.selection.columns.open import open_file
-from align.selection.columns.shards import select_from_files
+from align.selection.files.open import open_file
+from align.selection.files.reader import RowFile
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
+from align.selection.run import select_from_files
 from align.stage import StageContext
 from align.stages import pairs
 from align.store.artifact import Store

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from align.errors import DataError
-from align.selection.columns.chunk import Reader, RowFile
-from align.selection.columns.jsonl import JsonlReader
+from align.selection.files.jsonl import JsonlReader
+from align.selection.files.reader import Reader, RowFile
 
 FORMATS = (".parquet", ".jsonl")
 
@@ -16,7 +16,7 @@ def open_file(file: RowFile) -> Reader:
         DataError: if it is neither Parquet nor JSON Lines.
     """
     if file.path.suffix == ".parquet":
-        from align.selection.columns.parquet import ParquetReader  # loads pyarrow
+        from align.selection.files.parquet import ParquetReader  # loads pyarrow
 
         return ParquetReader(file)
     if file.path.suffix == ".jsonl":

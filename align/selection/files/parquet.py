@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError, StageError
-from align.selection.candidate import two_prompts
-from align.selection.columns.chunk import CHUNK_ROWS, SCORE_FORMS, SCORE_PREFIX, Chunk, Piece, RowFile, Run
+from align.selection.candidate import PromptCandidates, two_prompts
+from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, Piece, RowFile, Run
 
 READ_BYTES = 1 << 20
 """Column chunks are read in pieces of this size: a row group of any size fits in memory."""
+CHUNK_ROWS = 8192
 ID_ROWS = 1 << 16
+PROMPT_NUMBER = "prompt_number"
 
 
 class ParquetReader:
-    """Reads one file; `table_rows` gives our fields, whatever the file calls them and in whichever of the known forms."""
+    """Reads one file, whatever it calls our fields and in whichever of the known forms they are."""
 
     def __init__(self, file: RowFile) -> None:
         self._file = file
@@ -29,7 +34,9 @@ class ParquetReader:
             raise DataError(f"{file.path}: cannot be read as Parquet ({error})", hint="Write the file again.") from None
         self._schema = self._parquet.schema_arrow
         metadata = self._parquet.metadata
-        self._group_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        groups = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+        self._group_bounds = list(pairwise(accumulate(groups, initial=0)))
+        """First row of every row group, and the row behind its last."""
 
     def check(self) -> None:
         for field in ("prompt_id", "prompt", "completion"):
@@ -38,36 +45,26 @@ class ParquetReader:
         if not self.score_names() and self._file.column("scores") not in names and not self._file.has_scores(names):
             raise DataError(f"{self._file.path}: no score: expected {SCORE_FORMS}; it has {', '.join(names)}")
 
-    def size(self) -> tuple[int, int]:
-        rows = self._parquet.metadata.num_rows
-        return rows, rows
-
     def runs(self) -> Iterator[Run]:
-        before = 0
-        for group, rows in enumerate(self._group_rows):
+        for group, (row, _) in enumerate(self._group_bounds):
             may_cut = True
-            for (ids,) in self._batches([group], [self._require("prompt_id")], ID_ROWS):
-                column = self._ids(ids, before)
-                starts = run_starts(column)
-                for start, prompt_id in zip(starts.to_pylist(), column.take(starts).to_pylist(), strict=True):
-                    yield Run(prompt_id, before + start, before + start, may_cut)
+            for (column,) in self._batches([group], [self._require("prompt_id")], ID_ROWS):
+                ids = self._ids(column, row)
+                starts = run_starts(ids)
+                for start, prompt_id in zip(starts.tolist(), ids.take(pa.array(starts)).to_pylist(), strict=True):
+                    yield Run(prompt_id, row + start, row + start, may_cut)
                     may_cut = False
-                before += len(column)
-            assert before == sum(self._group_rows[: group + 1]), rows
+                row += len(ids)
+        rows = self._parquet.metadata.num_rows
+        yield Run(None, rows, rows)
 
-    def chunks(self, piece: Piece, scorers: Sequence[str]) -> Iterator[Chunk]:
-        for batch in self.table_rows(piece, scorers):
-            try:
-                chunk = chunk_of(batch, scorers)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{self._file.path}: a text is not UTF-8 ({error.reason})", hint="Write the file again."
-                ) from None
-            yield chunk
+    def parts(self, piece: Piece, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
+        for columns in self.columns(piece, scorers):
+            yield from _parts_of(columns, scorers, self._file.path)
 
-    def table_rows(self, piece: Piece, scorers: Sequence[str]) -> Iterator[Any]:
-        """The rows of a piece as record batches of prompt_id, prompt, completion, candidate_index and finish_reason where the
-        file has them, and a `scores.NAME` per scorer.
+    def columns(self, piece: Piece, scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a piece as Arrow arrays: prompt_id, prompt, completion, candidate_index and finish_reason where the file
+        has them, and a `scores.NAME` per scorer.
 
         Raises:
             DataError: if a column is missing or of the wrong type, or a value is missing. StageError: if a score is.
@@ -75,24 +72,22 @@ class ParquetReader:
         columns = {name: self._require(name) for name in ("prompt_id", "prompt", "completion")}
         optional = {name: self._file.column(name) for name in ("candidate_index", "finish_reason")}
         columns |= {name: column for name, column in optional.items() if column in self._schema.names}
-        places = [self._score_place(name) for name in scorers]
-        names = list(dict.fromkeys([*columns.values(), *(column for column, _ in places)]))
-        first_group, before = self._group_at(piece.start)
-        groups = list(range(first_group, self._group_at(piece.stop - 1)[0] + 1)) if piece.stop > piece.start else []
+        places = {name: self._score_place(name) for name in scorers}
+        names = list(dict.fromkeys([*columns.values(), *(column for column, _ in places.values())]))
+        groups = [group for group, (first, stop) in enumerate(self._group_bounds) if first < piece.stop and stop > piece.start]
+        row = self._group_bounds[groups[0]][0]
         for arrays in self._batches(groups, names, CHUNK_ROWS):
-            row = before
-            before += len(arrays[0])
-            skip = max(piece.start - row, 0)
-            length = min(piece.stop, before) - row - skip
-            if length <= 0:
-                if row >= piece.stop:
-                    return
+            if row >= piece.stop:
+                return
+            first, row = row, row + len(arrays[0])
+            skip = max(piece.start - first, 0)
+            if piece.start >= row:
                 continue
-            taken = {name: array.slice(skip, length) for name, array in zip(names, arrays, strict=True)}
-            checked = {field: self._checked(field, taken[column], row + skip) for field, column in columns.items()}
-            for scorer, (column, inner) in zip(scorers, places, strict=True):
-                checked[SCORE_PREFIX + scorer] = self._scores(taken[column], inner, scorer, row + skip)
-            yield pa.RecordBatch.from_pydict(checked)
+            taken = {name: array[skip : piece.stop - first] for name, array in zip(names, arrays, strict=True)}
+            checked = {field: self._checked(field, taken[column], first + skip) for field, column in columns.items()}
+            for name, (column, inner) in places.items():
+                checked[SCORE_PREFIX + name] = self._scores(taken[column], inner, name, first + skip)
+            yield checked
 
     def _batches(self, groups: Sequence[int], columns: list[str], rows: int) -> Iterator[list[Any]]:
         try:
@@ -100,15 +95,6 @@ class ParquetReader:
                 yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self._file.path}: damaged ({error})", hint="Write the file again.") from None
-
-    def _group_at(self, row: int) -> tuple[int, int]:
-        """The row group that has a row, and the rows before the group."""
-        before = 0
-        for group, rows in enumerate(self._group_rows):
-            if row < before + rows:
-                return group, before
-            before += rows
-        return len(self._group_rows), before
 
     def _require(self, field: str) -> str:
         column = self._file.column(field)
@@ -215,47 +201,50 @@ class ParquetReader:
 
 def run_starts(ids: Any) -> Any:
     """Rows whose id is another than that of the row before, and row 0."""
-    changes = pc.indices_nonzero(pc.not_equal(ids.slice(1), ids.slice(0, max(len(ids) - 1, 0))))
-    return pa.concat_arrays([pa.array([0] if len(ids) else [], pa.int64()), pc.add(changes.cast(pa.int64()), 1)])
+    changes = pc.not_equal(ids[1:], ids[: max(len(ids) - 1, 0)]).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(np.append([len(ids) > 0], changes))
 
 
-def chunk_of(batch: Any, scorers: Sequence[str]) -> Chunk:
-    """Plain lists of a record batch; of a prompt's rows only the first one's prompt, which the others must equal."""
-    starts = run_starts(batch["prompt_id"])
-    prompt_ids = batch["prompt_id"].take(starts).to_pylist()
-    _require_equal_prompts(batch["prompt"], starts, prompt_ids)
-    names, reasons = batch.schema.names, None
-    if "finish_reason" in names:
-        reasons = pc.fill_null(pc.equal(batch["finish_reason"], "length"), fill_value=False).to_pylist()
-    return Chunk(
-        starts.to_pylist(),
-        prompt_ids,
-        batch["prompt"].take(starts).to_pylist(),
-        batch["candidate_index"].to_pylist() if "candidate_index" in names else None,
-        batch["completion"].to_pylist(),
-        reasons if reasons is not None else [False] * len(batch),
-        [batch[SCORE_PREFIX + name].to_pylist() for name in scorers],
-    )
+def _parts_of(columns: dict[str, Any], scorers: Sequence[str], path: Path) -> Iterator[PromptCandidates]:
+    """Plain lists by run of rows of one prompt; of its rows only the first one's prompt, which the others must equal."""
+    starts = run_starts(columns["prompt_id"])
+    try:
+        ids = columns["prompt_id"].take(pa.array(starts)).to_pylist()
+        run_prompts = columns["prompt"].take(pa.array(starts)).to_pylist()
+        texts = columns["completion"].to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a text is not UTF-8 ({error.reason})", hint="Write the file again.") from None
+    prompts = columns["prompt"]
+    bounds = list(pairwise([*starts.tolist(), len(prompts)]))
+    first_of_run = prompts.take(pa.array(np.repeat(starts, [stop - start for start, stop in bounds])))
+    if not prompts.equals(first_of_run):
+        different = (first != prompt for first, prompt in zip(first_of_run.to_pylist(), prompts.to_pylist(), strict=True))
+        row = next(row for row, differs in enumerate(different) if differs)
+        raise two_prompts(columns["prompt_id"][row].as_py())
+    indices = columns["candidate_index"].to_pylist() if "candidate_index" in columns else []
+    truncated = [False] * len(texts)
+    if "finish_reason" in columns:
+        truncated = pc.fill_null(pc.equal(columns["finish_reason"], "length"), fill_value=False).to_pylist()
+    scores = [columns[SCORE_PREFIX + name].to_pylist() for name in scorers]
+    for prompt_id, prompt, (start, stop) in zip(ids, run_prompts, bounds, strict=True):
+        yield PromptCandidates(
+            prompt_id,
+            prompt,
+            indices[start:stop],
+            texts[start:stop],
+            truncated[start:stop],
+            [column[start:stop] for column in scores],
+        )
 
 
-def _require_equal_prompts(prompts: Any, starts: Any, prompt_ids: Sequence[str]) -> None:
-    import numpy as np
-
-    begin = starts.to_numpy()
-    lengths = np.diff(begin, append=len(prompts))
-    first = prompts.take(pa.array(np.repeat(begin, lengths)))
-    same = np.ones(len(prompts), dtype=bool)
-    if _is_list(prompts.type):
-        same = pc.equal(pc.list_value_length(prompts), pc.list_value_length(first)).to_numpy(zero_copy_only=False)
-        if same.all():
-            rows = pc.list_parent_indices(prompts).to_numpy()
-            for name in ("role", "content"):
-                pairs = [pc.fill_null(pc.struct_field(pc.list_flatten(side), name), "\0") for side in (prompts, first)]
-                same[rows[~pc.equal(*pairs).to_numpy(zero_copy_only=False)]] = False
-    else:
-        same = pc.equal(prompts, first).to_numpy(zero_copy_only=False)
-    if not same.all():
-        raise two_prompts(prompt_ids[int(np.searchsorted(begin, np.argmin(same), side="right")) - 1])
+def read_partition(path: Path, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
+    """The candidates in an Arrow stream that `regroup` wrote, sorted by the number of their prompt."""
+    with pa.ipc.open_stream(path) as stream:
+        table = stream.read_all()
+    order = table[PROMPT_NUMBER].to_numpy().argsort(kind="stable")
+    for start in range(0, len(order), CHUNK_ROWS):
+        (batch,) = table.take(pa.array(order[start : start + CHUNK_ROWS])).combine_chunks().to_batches()
+        yield from _parts_of({name: batch[name] for name in batch.schema.names}, scorers, path)
 
 
 def _only_role_and_content(array: Any) -> Any:

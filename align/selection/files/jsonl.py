@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic_core import from_json
 
-from align.selection.candidate import no_score, some_without_index, two_prompts
-from align.selection.columns.chunk import CHUNK_ROWS, SCORE_FORMS, SCORE_PREFIX, Chunk, Piece, RowFile, Run
+from align.selection.candidate import PromptCandidates, no_score
+from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, Piece, RowFile, Run
 
 FINISH_REASONS = {None: False, "stop": False, "length": True}
-
-
-class _Row(NamedTuple):
-    """One row, checked."""
-
-    prompt_id: str
-    prompt: Any
-    candidate_index: int | None
-    text: str
-    truncated: bool
-    scores: list[float | None]
 
 
 class JsonlReader:
@@ -29,7 +18,6 @@ class JsonlReader:
 
     def __init__(self, file: RowFile) -> None:
         self._file = file
-        self._size = (0, 0)
         # Our own rows begin with the id, which then need not be looked for.
         self._beginning = f'{{"{file.column("prompt_id")}":"'.encode()
 
@@ -39,54 +27,33 @@ class JsonlReader:
         row = self._parsed(line, number)
         if not score_names(row, row.get(self._file.column("scores"))) and not self._file.has_scores(row):
             raise self._file.wrong(number, f"no score: expected {SCORE_FORMS}; it has {', '.join(row)}")
-        self._row(row, number, ())
+        self._candidate(row, number, ())
 
     def runs(self) -> Iterator[Run]:
-        last_id = None
-        position = row = 0
-        for prompt_id, line in self._lines():
-            if prompt_id is not None and prompt_id != last_id:
-                last_id = prompt_id
-                yield Run(prompt_id, position, row, may_cut=True)
-            position, row = position + len(line), row + 1
-        self._size = (position, row)
-
-    def lines(self) -> Iterator[tuple[str, bytes]]:
-        """The prompt id and the bytes of every row."""
-        return ((prompt_id, line) for prompt_id, line in self._lines() if prompt_id is not None)
-
-    def _lines(self) -> Iterator[tuple[str | None, bytes]]:
-        """Every line with its prompt id, which is None for an empty line."""
-        last_raw, last_id = None, ""
+        last_raw: bytes | None = None
+        last_id = prompt_id = None
+        position = number = 0
         with self._file.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 raw = self._raw_id(line)
-                if raw is None and line.isspace():
-                    yield None, line
-                    continue
-                if raw is None or raw != last_raw:
-                    last_raw, last_id = raw, self._prompt_id(self._parsed(line, number), number)
-                yield last_id, line
+                if raw is not None or not line.isspace():
+                    if raw is None or raw != last_raw:
+                        last_raw, prompt_id = raw, self._prompt_id(self._parsed(line, number), number)
+                    if prompt_id != last_id:
+                        last_id = prompt_id
+                        yield Run(prompt_id, position, number - 1)
+                position += len(line)
+        yield Run(None, position, number)
 
-    def size(self) -> tuple[int, int]:
-        return self._size
-
-    def chunks(self, piece: Piece, scorers: Sequence[str]) -> Iterator[Chunk]:
-        rows: list[_Row] = []
+    def parts(self, piece: Piece, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         position, number = piece.start, piece.row
         with self._file.path.open("rb") as stream:
             stream.seek(position)
             while position < piece.stop and (line := stream.readline()):
                 position += len(line)
                 number += 1
-                if line.isspace():
-                    continue
-                rows.append(self._row(self._parsed(line, number), number, scorers))
-                if len(rows) == CHUNK_ROWS:
-                    yield self._chunk(rows, scorers)
-                    rows = []
-        if rows:
-            yield self._chunk(rows, scorers)
+                if not line.isspace():
+                    yield self._candidate(self._parsed(line, number), number, scorers)
 
     def _raw_id(self, line: bytes) -> bytes | None:
         """The id of a row as it is written, if the row begins with it; equal bytes are equal ids."""
@@ -113,7 +80,8 @@ class JsonlReader:
             raise self._file.wrong(number, f"prompt_id: expected a text, got {_shown(value)}")
         return value
 
-    def _row(self, row: Mapping[str, Any], number: int, scorers: Sequence[str]) -> _Row:
+    def _candidate(self, row: Mapping[str, Any], number: int, scorers: Sequence[str]) -> PromptCandidates:
+        """A row, checked."""
         column, wrong = self._file.column, self._file.wrong
         prompt_id = self._prompt_id(row, number)
         prompt, text = row.get(column("prompt")), row.get(column("completion"))
@@ -126,8 +94,8 @@ class JsonlReader:
             raise wrong(number, f"candidate_index: expected a whole number, 0 or more, got {_shown(index)}")
         if not isinstance(reason, (str, type(None))) or reason not in FINISH_REASONS:
             raise wrong(number, f"finish_reason: expected stop or length, got {_shown(reason)}")
-        scores = [self._score(row, number, name, prompt_id, index) for name in scorers]
-        return _Row(prompt_id, prompt, index, text, FINISH_REASONS[reason], scores)
+        scores = [[self._score(row, number, name, prompt_id, index)] for name in scorers]
+        return PromptCandidates(prompt_id, prompt, [] if index is None else [index], [text], [FINISH_REASONS[reason]], scores)
 
     def _score(self, row: Mapping[str, Any], number: int, name: str, prompt_id: str, index: int | None) -> float | None:
         column, scores = self._file.column(SCORE_PREFIX + name), row.get(self._file.column("scores"))
@@ -146,36 +114,11 @@ class JsonlReader:
         except OverflowError:
             raise self._file.wrong(number, f"score by {name}: the number is too large") from None
 
-    def _chunk(self, rows: Sequence[_Row], scorers: Sequence[str]) -> Chunk:
-        starts: list[int] = []
-        for number, row in enumerate(rows):
-            if not starts or row.prompt_id != rows[starts[-1]].prompt_id:
-                starts.append(number)
-            elif row.prompt != rows[starts[-1]].prompt:
-                raise two_prompts(row.prompt_id)
-        return Chunk(
-            starts,
-            [rows[start].prompt_id for start in starts],
-            [rows[start].prompt for start in starts],
-            self._indices(rows),
-            [row.text for row in rows],
-            [row.truncated for row in rows],
-            [[row.scores[place] for row in rows] for place in range(len(scorers))],
-        )
-
-    def _indices(self, rows: Sequence[_Row]) -> list[int] | None:
-        indices = [row.candidate_index for row in rows if row.candidate_index is not None]
-        if indices and len(indices) != len(rows):
-            lacking = next(row for row in rows if row.candidate_index is None)
-            raise some_without_index(lacking.prompt_id)
-        return indices or None
-
 
 def score_names(row: Mapping[str, Any], scores: Any) -> list[str]:
     """Names of the scores that a row has."""
     names = list(scores) if isinstance(scores, dict) else []
-    names += [column.removeprefix(SCORE_PREFIX) for column in row if column.startswith(SCORE_PREFIX) or column == "score"]
-    return names
+    return names + [column.removeprefix(SCORE_PREFIX) for column in row if column.startswith(SCORE_PREFIX) or column == "score"]
 
 
 def _shown(value: Any) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 from align.errors import StageError
 from align.runtime.executor import executor_for
-from align.selection.columns.chunk import RowFile, files_of, prompts_in
-from align.selection.columns.layout import TASK_ROWS, Task, lay_out
-from align.selection.columns.open import open_file
-from align.selection.columns.regroup import regroup
+from align.selection.candidate import joined
+from align.selection.files.layout import TASK_ROWS, Task, lay_out
+from align.selection.files.reader import RowFile, files_of
+from align.selection.files.regroup import regroup
 from align.selection.selector import Selector, Tally, Totals
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, Artifact
@@ -69,10 +69,10 @@ def select_from_files(
             score is missing, or every prompt is dropped. Both name the file or the prompt.
     """
     layout = lay_out(files, task_rows=task_rows)
+    tasks: Sequence[Task] = layout.tasks
     if layout.scattered:
-        files = regroup(files, layout, selector.scorers, work / "regrouped")
-        layout = lay_out(files, task_rows=task_rows)
-    facts = _run_tasks(layout.tasks, selector, work / "shards", count, check_stop, num_processes)
+        tasks = regroup(layout, selector.scorers, work / "regrouped")
+    facts = _run_tasks(tasks, selector, work / "shards", count, check_stop, num_processes)
     dropped: Counter[str] = Counter()
     for fact in facts:
         dropped.update(fact["dropped"])
@@ -83,7 +83,7 @@ def select_from_files(
             f"{name}: none of the {sum(dropped.values())} prompts gave a row ({reasons})",
             hint="Look at the scored candidates; then lower min_margin or min_score, or sample more candidates.",
         )
-    shards = [shard_path(work / "shards", index) for index in range(len(layout.tasks))]
+    shards = [shard_path(work / "shards", index) for index in range(len(tasks))]
     _join(shards, output / ROWS_NAME)
     _join([_drops_path(shard) for shard in shards], output / DROPS_NAME)
     return StageOutcome(
@@ -110,11 +110,10 @@ def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]
     tally = Tally()
     dropped: Counter[str] = Counter()
     num_prompts = num_rows = 0
-    chunks = (chunk for piece in task for chunk in open_file(piece.file).chunks(piece, selector.scorers))
     with ExitStack() as stack:
         rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
-        for candidates in prompts_in(chunks):
-            rows, drops = selector.select(candidates, tally)
+        for candidates in joined(task.parts(selector.scorers)):
+            rows, drops = selector.select(candidates.by_index(), tally)
             num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
             for row in rows:
                 rows_file.write((row.model_dump_json() + "\n").encode())
