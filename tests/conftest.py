@@ -24,12 +24,17 @@ for variable in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
     os.environ.pop(variable, None)
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ProjectMaker = Callable[[], Path]
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no NVIDIA GPU")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,14 @@ def test_files_are_short(folder: str) -> None:
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py")
     }
     assert {name: length for name, length in lengths.items() if length > MAX_LINES and name not in LONGER} == {}
+
+
+def test_each_gpu_test_names_its_twin_on_a_cpu() -> None:
+    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    assert files
+    for path in files:
+        for test in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
+                twin = re.match(r"CPU twin: (tests/\S+\.py)(?:::(\w+)\.|,)", ast.get_docstring(test) or "")
+                assert twin is not None, f"{path.name}::{test.name}"
+                assert twin[2] is None or f"def {twin[2]}(" in (ROOT / twin[1]).read_text(encoding="utf-8"), test.name
