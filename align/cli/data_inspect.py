@@ -58,9 +58,9 @@ def inspect(
     from align.config.inputs import DataInput
     from align.data.source import find_source
     from align.data.validation.kind import guess_kind
+    from align.report.dataset.collect import inspect_source
     from align.report.dataset.finding import findings
     from align.report.dataset.html import write_page
-    from align.report.dataset.inspect import inspect_source
     from align.report.dataset.terminal import DatasetReport
 
     spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))

@@ -17,7 +17,7 @@ from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.runtime.context import RunContext
-from align.scoring.seq2seq_likelihood import Seq2SeqLikelihoodModel
+from align.scoring.likelihood import Seq2SeqLikelihoodModel
 from align.testing import tiny_seq2seq_lm
 from align.training.loop import train, training_arguments
 from align.training.seq2seq import Seq2SeqSftTrainer

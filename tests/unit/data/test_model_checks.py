@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.data.lossless import lossless_normalization
-from align.data.model_checks import ModelChecks, turn_markers
+from align.data.model_checks import ModelChecks, lossless_normalization, turn_markers
 from align.data.plain import PlainFormat
 from align.data.template import ChatFormat
 from align.records import Instruction, Message, Preference, Prompt, Record, TextRow

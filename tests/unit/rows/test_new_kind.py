@@ -25,7 +25,7 @@ from align.errors import RecipeError
 from align.pipeline.estimate.lengths import row_lengths
 from align.pipeline.inputs import resolve_inputs
 from align.records import Instruction, PromptRecord
-from align.report.dataset.inspect import inspect_source
+from align.report.dataset.collect import inspect_source
 from align.report.dataset.tokens import TrainingView
 from align.report.dataset.view import sample_views
 from align.rows import ROW_KINDS, DataKind, register
