@@ -167,7 +167,7 @@ def turn_markers(chat_format: ChatFormat) -> list[str]:
     return list(dict.fromkeys(line for line in lines if len(line) >= MIN_MARKER_CHARACTERS and not line.isalnum()))
 
 
-# A byte-level tokenizer spells a text byte by byte: different texts have different tokens, and no text has more tokens than bytes.
+# A byte-level tokenizer spells a text byte by byte: other texts have other tokens, and no text has more tokens than bytes.
 # For most rows this proves that the tokens are sound; making the tokens would take most of the time of the check.
 
 

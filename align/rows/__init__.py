@@ -1,4 +1,4 @@
-"""What one row of a file means: its kind, shape, fields, conversations."""
+"""Reads one row of a file: its kind, its shape, its fields and its conversations."""
 
 from align.rows.kind import ROW_KINDS, DataKind, RowKind, data_kinds, kind_of, register
 from align.rows.table import CANDIDATES, INSTRUCTIONS, PREFERENCES, PROMPTS, SCORED_CANDIDATES, TEXT

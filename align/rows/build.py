@@ -1,4 +1,4 @@
-"""From a row whose shape is known to the fields of its records: one function per shape."""
+"""Makes the fields of records from a row whose shape is known: one function per shape."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from align.rows.fields import Columns, FieldTaker, Problems, Row, required
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""
 Part = tuple[str, Fields | FieldProblem]
-"""What is added to the row's id; and the record's fields, or why there is no record."""
+"""The suffix that the record's id gets, and the record's fields or the problem because of which there is no record."""
 
 
 class Builder:
-    """Builds records. Every public method is a `Build`: `Shape.build` says which of them reads rows of the shape.
+    """Builds records. Every public method is a `Build`; `Shape.build` names the one for rows of its shape.
 
     Args:
-        take: takes single fields.
+        take: reads single fields.
     """
 
     def __init__(self, take: FieldTaker) -> None:
         self.take = take
         self.later_turns = 0
-        """Prompts behind which there are turns that cannot be asked without an answer."""
+        """Prompts with further turns, which are left out because they cannot be asked before the first is answered."""
         self.answers_left_out = 0
-        """Conversations read as prompts that end with an answer."""
+        """Conversations that were read as prompts without the answer at their end."""
 
     def text(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         return (("", {"text": self.take.required_text("text", row, columns, "empty_text", problems)}),)
@@ -40,7 +40,7 @@ class Builder:
         return self.take.reference(row.get(columns["reference"]), problems) if "reference" in columns else None
 
     def turns(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        """The first of several turns of a user. A list of references belongs to the turns, one by one."""
+        """The first of several turns of a user. A list of references has one reference per turn."""
         turns = required("turns", row, columns)
         if not isinstance(turns, list) or not turns:
             raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
@@ -54,7 +54,7 @@ class Builder:
         return (("", {"prompt": prompt, "reference": self.take.reference(reference, problems)}),)
 
     def open_conversation(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        """A conversation up to the completion that is wanted: without the answer at its end, if there is one."""
+        """A conversation as a prompt; an answer at its end is left out."""
         messages = self.take.messages("messages", required("messages", row, columns))
         if messages[-1]["role"] == "assistant":
             self.answers_left_out += 1
@@ -89,7 +89,7 @@ class Builder:
         return (("", pair),)
 
     def _labelled(self, pair_of: Callable[..., Fields], row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        """Two completions, of which a label names the preferred one."""
+        """Two completions and a label that names the preferred one."""
         first, second = (columns.get(field, field) for field in ("completion_a", "completion_b"))
         is_first = is_first_preferred(required("label", row, columns), first, second)
         chosen, rejected = (first, second) if is_first else (second, first)
@@ -104,10 +104,11 @@ class Builder:
         values = required(field, row, columns)
         _require_order(field, columns)
         order = best_of(field, values, scores, ranks)
+        # Every completion is checked, also those of pairs that are left out: the row names all its problems at once.
         texts = [self.take.completion_of(f"{field} {n}", value, prompt, problems) for n, value in enumerate(values, start=1)]
         chosen = texts[order.best]
         parts: list[Part] = []
-        for number, other in enumerate((place for place in range(len(texts)) if place != order.best), start=1):
+        for number, other in enumerate((index for index in range(len(texts)) if index != order.best), start=1):
             part: Fields | FieldProblem
             if other in order.ties:
                 part = FieldProblem(field, "tie", f"number {other + 1} is as good as the best, number {order.best + 1}")
@@ -128,7 +129,7 @@ class Builder:
         return {"prompt": prompt[0], "chosen": chosen, "rejected": rejected}
 
     def _pair_of_conversations(self, row: Row, columns: Columns, problems: Problems) -> Fields:
-        """A pair whose prompt is what both conversations begin with."""
+        """A pair of conversations; the messages that both begin with are the prompt."""
         try:
             (prompt, chosen), (other, rejected) = (self._whole(field, row, columns) for field in ("chosen", "rejected"))
         except FieldProblem as problem:
@@ -148,7 +149,7 @@ class Builder:
         if is_transcript(value):
             return split_completion(field, parse_transcript(value))
         if isinstance(value, str):
-            required("prompt", row, {})  # a bare completion: what is missing is the prompt
+            required("prompt", row, {})  # the column holds a bare completion, so the row lacks its prompt
         return split_completion(field, self.take.messages(field, value))
 
 
@@ -171,4 +172,4 @@ def _require_order(field: str, columns: Columns) -> None:
 
 def _require_difference(chosen: Any, rejected: Any, problems: Problems) -> None:
     if chosen is not None and chosen == rejected:
-        problems.append(FieldProblem("chosen", "identical", "equals rejected; the two of a pair must differ"))
+        problems.append(FieldProblem("chosen", "identical", "equals rejected; the completions of a pair must differ"))

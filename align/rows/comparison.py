@@ -1,4 +1,4 @@
-"""What a row says about which of several completions is better: a label, a ranking, scores or ranks."""
+"""Finds the better of several completions by a row's label, ranking, scores or ranks."""
 
 from __future__ import annotations
 
@@ -18,53 +18,52 @@ class Order:
     """The best of several completions."""
 
     best: int
-    """Its place in the list, from 0; the first of several that are equally good."""
+    """Its index in the list; of several equally good ones, the first."""
     ties: frozenset[int]
-    """Places of others that are as good."""
+    """Indexes of the others that are as good."""
     scores: Sequence[float] | None
-    """Score by place, where the row has scores."""
+    """Score by index, where the row has scores."""
 
-    def score(self, place: int) -> float | None:
+    def score(self, index: int) -> float | None:
         """The completion's score, if it has one."""
-        return None if self.scores is None else self.scores[place]
+        return None if self.scores is None else self.scores[index]
 
 
 def is_first_preferred(label: Any, first: str, second: str) -> bool:
     """Whether a label prefers the completion of column `first` to that of column `second`.
 
-    The columns' names decide what labels mean: 1 and 2 for `output_1` and `output_2`, 0 and 1 for `response_0` and `response_1`,
-    otherwise A and B (or model_a and model_b), in either case; a column's own name always stands for it.
+    Labels follow the columns' names: 1 and 2 for `output_1` and `output_2`, 0 and 1 for `response_0` and `response_1`,
+    otherwise A and B (or model_a and model_b), in upper or lower case. A column's own name always means that column.
 
     Raises:
         FieldProblem: tie, or wrong_type for a label that means neither.
     """
-    one, other = _ENDINGS.get((first[-1:] + second[-1:]).lower(), ("a", "b"))
-    names = [{one, f"model_{one}", first.lower()}, {other, f"model_{other}", second.lower()}]
-    value = label
-    if isinstance(label, float) and label.is_integer():
-        value = int(label)
+    label_1, label_2 = _ENDINGS.get((first[-1:] + second[-1:]).lower(), ("a", "b"))
+    names = {True: {label_1, f"model_{label_1}", first.lower()}, False: {label_2, f"model_{label_2}", second.lower()}}
+    # Parquet and pandas turn a column of whole numbers with a gap into floats.
+    value = int(label) if isinstance(label, float) and label.is_integer() else label
     text = str(value).strip().lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else None
     if text in _TIES:
         raise FieldProblem("label", "tie", f"prefers neither completion: {shown(label)}")
-    for preferred, called in ((True, names[0]), (False, names[1])):
-        if text in called:
-            return preferred
+    for is_first, values in names.items():
+        if text in values:
+            return is_first
     raise FieldProblem(
         "label",
         "wrong_type",
-        f"must be {one.upper()} for {first!r} or {other.upper()} for {second!r}, or tie, but is {shown(label)}",
+        f"must be {label_1.upper()} for {first!r} or {label_2.upper()} for {second!r}, or tie, but is {shown(label)}",
     )
 
 
 def best_of(field: str, values: Any, scores: Any, ranks: Any) -> Order:
-    """Which of the completions in the list `values` is the best.
+    """Finds the best completion in the list `values`.
 
     Args:
-        field: how messages call the list.
+        field: name of the list in messages.
         scores: one number per completion, higher is better; or None.
         ranks: one number per completion, lower is better; or None. Without both, the list is ordered, best first.
     Raises:
-        FieldProblem: wrong_type for what is no list of at least two, or no list of numbers that fits it; nonfinite_score.
+        FieldProblem: wrong_type for anything but a list of at least two completions, or of as many numbers; nonfinite_score.
     """
     if not isinstance(values, list) or len(values) < 2:
         raise FieldProblem(field, "wrong_type", f"must be a list of at least two completions, but is {shown(values)}")
@@ -72,18 +71,18 @@ def best_of(field: str, values: Any, scores: Any, ranks: Any) -> Order:
         return Order(0, frozenset(), None)
     numbers = _numbers("scores" if ranks is None else "ranks", scores if ranks is None else ranks, len(values))
     top = max(numbers) if ranks is None else min(numbers)
-    best, *ties = (place for place, number in enumerate(numbers) if number == top)
+    best, *ties = (index for index, number in enumerate(numbers) if number == top)
     return Order(best, frozenset(ties), numbers if ranks is None else None)
 
 
 def _numbers(field: str, values: Any, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise FieldProblem(field, "wrong_type", f"must be a list of {count} numbers, one per completion, but is {shown(values)}")
-    return [number_of(f"{field} {place}", value) for place, value in enumerate(values, start=1)]
+    return [number_of(f"{field} {position}", value) for position, value in enumerate(values, start=1)]
 
 
 def number_of(field: str, value: Any) -> float:
-    """A finite number; CSV has it as text.
+    """A finite number. CSV files hold numbers as text.
 
     Raises:
         FieldProblem: wrong_type, or nonfinite_score for NaN and infinities.

@@ -1,6 +1,6 @@
 """Conversations as users write them: a string, a list of messages, or a Human/Assistant transcript.
 
-A message is a plain dict of role and content here, as `rows.jsonl` has it: millions of them are made and checked.
+A message is a plain dict of role and content, as in `rows.jsonl`: a pydantic object for each of millions of messages is too slow.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FieldProblem(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value for a message: at most 60 characters, with its type where that is the point."""
+    """A value as messages show it: at most 60 characters."""
     try:
         text = repr(value)
     except RecursionError:  # JSON may nest deeper than Python can write out
@@ -45,10 +45,10 @@ def shown(value: Any) -> str:
 
 
 def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -> str:
-    """`value` itself, if it is a text that can be used.
+    """`value` itself, if it is a usable text.
 
     Raises:
-        FieldProblem: wrong_type, lone_surrogate, too_long, or `empty_reason` for nothing that can be seen.
+        FieldProblem: wrong_type, lone_surrogate, too_long, or `empty_reason` for a text without visible characters.
     """
     if not isinstance(value, str):
         raise FieldProblem(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
@@ -61,7 +61,7 @@ def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -
 
 
 def check_encodable(field: str, value: str) -> None:
-    """Refuse half a character: JSON can write one, UTF-8 cannot, and no tokenizer can read it."""
+    """Refuse half a surrogate pair: JSON can write one, but UTF-8 cannot, and no tokenizer can read it."""
     if value.isascii():
         return
     try:
@@ -72,7 +72,7 @@ def check_encodable(field: str, value: str) -> None:
 
 
 def usable(value: Any, max_characters: int) -> bool:
-    """Whether `text_of` would take `value`, without saying why not."""
+    """Whether `text_of` accepts `value`; raises nothing, so it is fast enough for every text."""
     return type(value) is str and len(value) <= max_characters and not is_blank(value) and (value.isascii() or _encodable(value))
 
 
@@ -85,7 +85,7 @@ def _encodable(value: str) -> bool:
 
 
 def messages_of(field: str, value: Any) -> list[PlainMessage]:
-    """Messages of a list of {role, content} or ShareGPT's {from, value}; roles are known, their order is not looked at.
+    """Messages of a list of {role, content} or ShareGPT's {from, value}; roles are checked, their order is not.
 
     Raises:
         FieldProblem: wrong_type for another shape, bad_roles for an unknown role.
@@ -106,7 +106,7 @@ def messages_of(field: str, value: Any) -> list[PlainMessage]:
 
 
 def _other_message(field: str, number: int, item: dict[str, Any]) -> tuple[str, Any]:
-    """Role and content of a message that is not of the usual form."""
+    """Role and content of a ShareGPT message; a FieldProblem for any other."""
     if item.get("role") is None and item.get("from") is not None and "value" in item:
         role, known = item["from"], tuple(SHAREGPT_ROLES)
         if isinstance(role, str) and role in SHAREGPT_ROLES:
@@ -115,8 +115,8 @@ def _other_message(field: str, number: int, item: dict[str, Any]) -> tuple[str, 
         role, known = item["role"], ROLES
     else:
         raise _not_a_message(field, number, item)
-    told = "" if role not in TOOL_ROLES else "; rows with tools cannot be used: write what they say as text, or leave the row out"
-    raise FieldProblem(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(known)}{told}")
+    advice = "; rows with tools cannot be used: write what they say as text, or leave the row out" if role in TOOL_ROLES else ""
+    raise FieldProblem(field, "bad_roles", f"message {number} has the role {shown(role)}; expected {', '.join(known)}{advice}")
 
 
 def _not_a_message(field: str, number: int, item: Any) -> FieldProblem:
@@ -126,7 +126,7 @@ def _not_a_message(field: str, number: int, item: Any) -> FieldProblem:
 
 
 def extra_keys(value: list[dict[str, Any]]) -> set[str]:
-    """Keys with a value, of messages that `messages_of` took, that say neither who speaks nor what."""
+    """Keys that have a value but are neither role nor content, in messages that `messages_of` accepted."""
     extra: set[str] = set()
     for item in value:
         if len(item) > len(MESSAGE_KEYS):
@@ -183,7 +183,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def parse_transcript(text: str) -> list[PlainMessage]:
-    """Messages of a transcript. The one space after each colon is the format's; everything else is kept as it is."""
+    """Messages of a transcript. One space after each colon belongs to the format; the rest is kept as it is."""
     pieces = _TURN.split(text)[1:]
     return [
         {"role": _TRANSCRIPT_ROLES[speaker], "content": content.removeprefix(" ")}

@@ -1,4 +1,4 @@
-"""Single fields of a record, taken out of a row. Problems go to a list; a value in which all is well makes no exception."""
+"""Reads single fields of a record from a row. Problems go to a list; a usable value raises no exception, which would be slow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.rows.conversation import (
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
-"""Field of ours → the column of the row that has it."""
+"""align's field → the column of the row that holds it."""
 Problems = list[FieldProblem]
 TRANSCRIPT_START = "\n\nHuman:"
 
@@ -44,7 +44,7 @@ def required(field: str, row: Row, columns: Columns) -> Any:
 
 
 class FieldTaker:
-    """Takes fields and keeps count of what should be known.
+    """Reads fields, and counts what the user should know about them.
 
     Args:
         max_characters: a longer text is a problem, in Unicode code points.
@@ -53,14 +53,14 @@ class FieldTaker:
     def __init__(self, max_characters: int) -> None:
         self._max = max_characters
         self.extra_message_keys: set[str] = set()
-        """`field.key` of messages, that say neither who speaks nor what."""
+        """`field.key` of keys in messages that are neither role nor content."""
         self.from_transcripts = 0
         """Rows that were split from Human/Assistant transcripts."""
         self.empty_inputs = 0
-        """Instructions whose input is there and empty."""
+        """Instructions with an input that is empty."""
 
     def text(self, field: str, value: Any, empty_reason: str, problems: Problems) -> Any:
-        """`value`, checked to be a text that can be used."""
+        """`value`, after checking that it is a usable text."""
         if not usable(value, self._max):
             try:
                 text_of(field, value, empty_reason=empty_reason, max_characters=self._max)
@@ -69,7 +69,7 @@ class FieldTaker:
         return value
 
     def required_text(self, field: str, row: Row, columns: Columns, empty_reason: str, problems: Problems) -> Any:
-        """The text in a field that must be there."""
+        """The text in a required field."""
         value = row.get(columns.get(field, field))
         if usable(value, self._max):
             return value
@@ -80,11 +80,11 @@ class FieldTaker:
             return None
 
     def reference(self, value: Any, problems: Problems) -> Any:
-        """A reference; an empty one is none."""
+        """A reference; None for an empty one."""
         return None if value is None or value == "" else self.text("reference", value, "empty_reference", problems)
 
     def score(self, field: str, row: Row, columns: Columns, problems: Problems) -> float | None:
-        """A finite number, or None where there is none."""
+        """A finite number; None where the row has no score."""
         value = row.get(columns[field]) if field in columns else None
         if value is None or value == "":
             return None
@@ -95,7 +95,7 @@ class FieldTaker:
             return None
 
     def messages(self, field: str, value: Any) -> list[PlainMessage]:
-        """A list of messages; keys besides role and content are noted.
+        """A list of messages; keys besides role and content are recorded.
 
         Raises:
             FieldProblem: see `messages_of`.
@@ -106,7 +106,7 @@ class FieldTaker:
         return messages
 
     def prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
-        """The prompt, in whichever form it is; and whether it is a transcript that ends with `Assistant:`."""
+        """The prompt in any of its forms, and whether it is a transcript that ends with `Assistant:`."""
         messages: list[PlainMessage] | None
         if "instruction" in columns:
             messages, is_open = self._instruction(row, columns, problems), False
@@ -121,7 +121,7 @@ class FieldTaker:
         return messages, is_open
 
     def _other_prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
-        """A prompt of messages, a transcript, or one that cannot be used."""
+        """A prompt that is a list of messages, a transcript, or unusable."""
         try:
             value = required("prompt", row, columns)
             if is_transcript(value):
@@ -138,25 +138,28 @@ class FieldTaker:
             return None, False
 
     def _instruction(self, row: Row, columns: Columns, problems: Problems) -> list[PlainMessage] | None:
-        """The user message of an instruction and, behind an empty line, its input, if it has one."""
+        """An instruction as one user message; its input, if any, follows after an empty line."""
         text = self.required_text("instruction", row, columns, "empty_prompt", problems)
-        given = row.get(columns["input"]) if "input" in columns else None
+        context = row.get(columns["input"]) if "input" in columns else None
         if text is None:
             return None
-        if given is None:
+        if context is None:
             return [{"role": "user", "content": text}]
-        if not isinstance(given, str):
-            problems.append(FieldProblem("input", "wrong_type", f"must be text, but is {shown(given)} ({type(given).__name__})"))
+        if not isinstance(context, str):
+            problems.append(
+                FieldProblem("input", "wrong_type", f"must be text, but is {shown(context)} ({type(context).__name__})")
+            )
             return None
-        if not given or given.isspace():
+        if not context or context.isspace():
             self.empty_inputs += 1
             return [{"role": "user", "content": text}]
-        self.text("input", given, "empty_prompt", problems)
-        self.text("prompt", f"{text}\n\n{given}", "empty_prompt", problems)
-        return [{"role": "user", "content": f"{text}\n\n{given}"}]
+        self.text("input", context, "empty_prompt", problems)
+        # Both together may be too long though each is short enough.
+        self.text("prompt", f"{text}\n\n{context}", "empty_prompt", problems)
+        return [{"role": "user", "content": f"{text}\n\n{context}"}]
 
     def _put_system(self, messages: list[PlainMessage], value: Any, problems: Problems) -> None:
-        """Begin the prompt with a system message, unless it is empty."""
+        """Put a system message in front of the prompt, unless the message is empty."""
         if value is None or value == "":
             return
         if messages[0]["role"] == "system":
@@ -164,7 +167,7 @@ class FieldTaker:
         messages.insert(0, {"role": "system", "content": self.text("system", value, "empty_prompt", problems)})
 
     def checked(self, field: str, messages: list[PlainMessage], problems: Problems) -> list[PlainMessage]:
-        """`messages`, checked to be a conversation that a completion can follow."""
+        """`messages`, after checking that a completion can follow them."""
         try:
             checked_prompt(field, messages, max_characters=self._max)
         except FieldProblem as problem:
@@ -174,7 +177,7 @@ class FieldTaker:
     def completion(
         self, field: str, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems
     ) -> Any:
-        """The completion in a field that must be there."""
+        """The completion in a required field."""
         value = row.get(columns.get(field, field))
         if value is None:
             try:
@@ -185,11 +188,11 @@ class FieldTaker:
         return self.completion_of(field, value, prompt, problems)
 
     def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Any:
-        """A completion: a text, or messages of which those before the last repeat the prompt or are left out."""
+        """A completion: a text, or messages that end with it and otherwise repeat the prompt or hold nothing else."""
         messages, is_open = prompt
         if type(value) is not list:
             if is_open and type(value) is str:
-                value = value.removeprefix(" ")  # the one behind the prompt's last colon
+                value = value.removeprefix(" ")  # the space after the prompt's last colon belongs to the format
             return self.text(field, value, "empty_completion", problems)
         try:
             before, text = split_completion(field, self.messages(field, value))

@@ -1,6 +1,6 @@
-"""What a kind of rows is, and the register of those there are.
+"""A kind of rows, and the register of all kinds.
 
-An entry says everything that differs between kinds; reading, checks, reports, schemas, options and references follow from it.
+An entry holds everything that differs between kinds; reading, checks, reports, schemas, options and references follow from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from align.strict import Strict
 RowT = TypeVar("RowT", bound=Strict)
 RecordT = TypeVar("RecordT", bound=PromptRecord | TextRow)
 ORIGIN_COLUMNS = frozenset({"line", "file"})
-"""Fields that say where a row came from; they are nothing that a row is."""
+"""Fields that say where a row came from; they are not part of its content."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class RowKind(Generic[RowT]):
     """Rows of one record, as stages write and read them."""
 
     name: str
-    """What recipes and manifests call it."""
+    """Its name in recipes and manifests."""
     record: type[RowT]
     phrase: str
-    """What messages call several of its rows."""
+    """What messages call its rows, in the plural."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -40,17 +40,17 @@ class RowKind(Generic[RowT]):
 
 @dataclass(frozen=True)
 class DataKind(RowKind[RecordT]):
-    """Rows that also users' files may hold: about a prompt, or about a plain text."""
+    """Rows that users' files may hold: about a prompt, or about a plain text."""
 
     shapes: tuple[Shape, ...]
-    """What its rows look like. The first is the one that align writes; the order also decides which is named when none fits."""
+    """What its rows may look like. align writes the first; where no shape fits, messages name the closest, in this order."""
     completions: tuple[str, ...]
     """The record's completions, in the order in which they are tokenized."""
     details: tuple[str, ...]
-    """What else the row says of prompt and completions: a reference, a label. Rows that differ in nothing are repetitions."""
+    """The record's other fields, such as a reference or a label. Rows that are equal in all fields are repetitions."""
     contradiction: Literal["conflicting_pairs", "conflicting_completions", "conflicting_labels"] | None
-    """The check that finds rows about the same prompt which contradict each other; None where nothing contradicts. Labels are the
-    second of `contents`; they contradict each other where prompt and completion are the same."""
+    """The check that finds rows with the same prompt that contradict each other; None where rows cannot. Labels, the second of
+    `contents`, contradict each other where prompt and completion are equal."""
 
     def __post_init__(self) -> None:
         unknown = {*self.completions, *self.details} - self.record.model_fields.keys()
@@ -59,7 +59,7 @@ class DataKind(RowKind[RecordT]):
 
     @property
     def subject(self) -> Literal["prompt", "text"]:
-        """The field that a row is about."""
+        """The field that the row is about."""
         return "prompt" if self.has_prompt else "text"
 
     @property
@@ -69,12 +69,12 @@ class DataKind(RowKind[RecordT]):
 
     @cached_property
     def contents(self) -> tuple[str, ...]:
-        """What a row holds beside its subject; at most two fields."""
+        """The fields of a row besides its subject; at most two."""
         return (*self.completions, *self.details)
 
     @cached_property
     def has_prompt(self) -> bool:
-        """Whether a row is about a prompt, and not a plain text."""
+        """Whether a row is about a prompt rather than a plain text."""
         return issubclass(self.record, PromptRecord)
 
     @cached_property
@@ -88,15 +88,15 @@ class DataKind(RowKind[RecordT]):
         return tuple(dict.fromkeys(["id", *(name for one in self.shapes for name in (*one.required, *one.optional))]))
 
     def is_plain(self, shape: str, columns: Iterable[str]) -> bool:
-        """Whether rows of a shape look as align itself writes them, with columns called like our fields."""
+        """Whether rows of a shape look as align writes them, with columns named like the fields."""
         return shape == self.shapes[0].name and self.shapes[0].fields.issuperset(columns)
 
     def messages(self, record: RecordT) -> Sequence[Message]:
-        """The prompt's messages; none of a plain text."""
+        """The prompt's messages; none for a plain text."""
         return record.prompt if isinstance(record, PromptRecord) else ()
 
     def subject_text(self, record: RecordT) -> str:
-        """The prompt's messages one below the other, or the text."""
+        """The prompt's messages joined by line ends, or the text."""
         return "\n".join(message.content for message in record.prompt) if isinstance(record, PromptRecord) else record.text
 
     def completions_of(self, record: RecordT) -> dict[str, str]:
@@ -104,7 +104,7 @@ class DataKind(RowKind[RecordT]):
         return {field: getattr(record, field) for field in self.completions}
 
     def texts(self, record: RecordT) -> dict[str, str]:
-        """Every text that a person or a model wrote, by where it is: `prompt`, `prompt message 2`, `chosen`, `text`."""
+        """Every text of the row by its label in messages: `prompt`, `prompt message 2`, `chosen`, `text`."""
         if not isinstance(record, PromptRecord):
             return {"text": record.text}
         alone = len(record.prompt) == 1
@@ -118,14 +118,14 @@ class DataKind(RowKind[RecordT]):
 KindT = TypeVar("KindT", bound=RowKind[Any])
 
 ROW_KINDS: dict[str, RowKind[Any]] = {}
-"""Every kind by name, in the order in which they are listed; `register` fills it."""
+"""Every kind by name, in listing order; `register` fills it."""
 
 
 def register(kind: KindT) -> KindT:
-    """Add a kind to those that recipes, commands and artifacts know.
+    """Make a kind known to recipes, commands and artifacts.
 
     Raises:
-        TypeError: if its name or its record is another kind's.
+        TypeError: if another kind has its name or its record.
     """
     if any(kind.name == other.name or kind.record is other.record for other in ROW_KINDS.values()):
         raise TypeError(f"there is a kind of rows with the name {kind.name} or the record {kind.record.__name__}")
@@ -139,7 +139,7 @@ def data_kinds() -> Mapping[str, DataKind[Any]]:
 
 
 def kind_of(record: type[BaseModel]) -> RowKind[Any]:
-    """The kind whose rows are of this record.
+    """The kind whose rows have this record.
 
     Raises:
         TypeError: if there is none.

@@ -1,7 +1,7 @@
-"""From one row of a user's file to its records, or to everything that is wrong with the row.
+"""Turns one row of a user's file into records, or into everything that is wrong with the row.
 
-This is the inner loop of reading data: how rows with the same columns are read is worked out once, and a row in which all is
-well costs a few microseconds.
+This is the inner loop of reading data. How to read rows with the same columns is worked out once, and a usable row costs a few
+microseconds.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class RowRead(NamedTuple):
     id: str | None
     """The row's own id."""
     parts: Sequence[Part]
-    """What is added to the id, and the record's fields or why there is no record. A usual row has one part, and adds nothing."""
+    """Usually one, with an empty suffix for the id; see `Part`."""
     problems: Sequence[FieldProblem]
-    """Everything wrong with the row; it has no parts then."""
+    """Everything that is wrong with the row; a row with problems has no parts."""
     unused: tuple[str, ...]
     """Columns with a value that no field took."""
 
 
 @dataclass
 class Reading:
-    """How rows were understood."""
+    """How rows were read."""
 
     shapes: Counter[str] = field(default_factory=Counter)
     """Rows by shape."""
     columns: dict[str, dict[str, None]] = field(default_factory=dict)
-    """Columns that rows of a shape were read from, in order of the fields."""
+    """Columns that rows of a shape were read from, in the order of the fields."""
     remarks: Counter[str] = field(default_factory=Counter)
-    """Rows by sentence that says what was done with them."""
+    """Number of rows by the sentence that says what was done with them."""
 
     def count(self, fit: Fit, rows: int) -> None:
         """Add rows of one shape."""
@@ -59,7 +59,7 @@ class Reading:
         self.remarks.update(other.remarks)
 
     def notes(self, kind: DataKind[Any]) -> list[str]:
-        """What is worth knowing of it, a sentence each."""
+        """What the user should know about it, one sentence each."""
         shapes = [(f"{name} ({', '.join(self.columns[name])})", count) for name, count in self.shapes.most_common()]
         if len(shapes) > 1:
             notes = ["shapes: " + ", ".join(f"{name} {count:,} rows" for name, count in shapes)]
@@ -69,11 +69,11 @@ class Reading:
 
 
 _Read = Callable[[Row, Columns, Problems], Sequence[Part]]
-"""A `Build` with its builder."""
+"""A `Build` bound to its builder."""
 
 
 class _Plan:
-    """How rows with the same columns are read."""
+    """How to read rows with the same columns."""
 
     __slots__ = ("build", "columns", "count", "fit", "unused")
 
@@ -90,10 +90,10 @@ class RowReader:
 
     Args:
         kind: what the rows are.
-        columns: field of ours → column of the file, where they differ.
+        columns: align's field → column of the file, where they differ.
         max_characters: a longer text is a problem, in Unicode code points.
     Raises:
-        RecipeError: if `columns` maps fields that do not belong together.
+        RecipeError: if no shape has all the fields that `columns` maps.
     """
 
     def __init__(self, kind: DataKind[Any], columns: Columns, max_characters: int) -> None:
@@ -102,10 +102,10 @@ class RowReader:
         self._builder = Builder(self._take)
         self._id_column = columns.get("id", "id")
         self._plans: dict[tuple[str, ...], _Plan] = {}
-        self._forgotten = Reading()
+        self._counted_earlier = Reading()
 
     def read(self, row: Row) -> RowRead:
-        """The records of one row. Nothing is raised."""
+        """The records of one row. Never raises."""
         names = tuple(row)
         if None in row.values():
             names = tuple(name for name, value in row.items() if value is not None)
@@ -123,7 +123,7 @@ class RowReader:
         return RowRead(own_id, () if problems else parts, problems, plan.unused)
 
     def reading(self) -> Reading:
-        """How the rows so far were understood."""
+        """How the rows so far were read."""
         remarks = {
             "rows are Human/Assistant transcripts; they were split into messages": self._take.from_transcripts,
             "rows have an empty input: the instruction alone is their prompt": self._take.empty_inputs,
@@ -131,12 +131,12 @@ class RowReader:
             "conversations end with an answer, which is no part of the prompt": self._builder.answers_left_out,
         }
         result = Reading(remarks=Counter(remarks))
-        result.merge(self._forgotten)
+        result.merge(self._counted_earlier)
         self._count(result)
         return result
 
     def _count(self, reading: Reading) -> None:
-        """Add the rows that were read by the plans there are."""
+        """Add the rows that the present plans have read."""
         for plan in self._plans.values():
             if plan.fit is not None:
                 reading.count(plan.fit, plan.count)
@@ -147,8 +147,9 @@ class RowReader:
         return self._take.extra_message_keys
 
     def _make_plan(self, names: tuple[str, ...]) -> _Plan:
+        # Rows whose keys are data would each need a plan; without a bound they would fill the memory.
         if len(self._plans) >= MAX_PLANS:
-            self._count(self._forgotten)
+            self._count(self._counted_earlier)
             self._plans.clear()
         used = {self._id_column, *ORIGIN_COLUMNS}
         try:
@@ -164,7 +165,7 @@ class RowReader:
 
 
 def _refuse(problem: FieldProblem) -> _Read:
-    """Reads no row, for one reason."""
+    """Refuses every row, for the same problem."""
 
     def build(_row: Row, _columns: Columns, problems: Problems) -> Sequence[Part]:
         problems.append(problem)
@@ -174,7 +175,7 @@ def _refuse(problem: FieldProblem) -> _Read:
 
 
 def _own_id(value: Any, problems: Problems) -> str | None:
-    """The row's own id; whole numbers are accepted, an empty one is none."""
+    """The row's own id as text; None for an empty one."""
     if type(value) is str:
         if not value.isascii():
             try:

@@ -20,16 +20,16 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """One way in which a row says what a record needs. Fields are ours, column names are in lower case."""
+    """One layout of a row: which columns hold the fields of a record. Column names are in lower case."""
 
     name: str
     build: Build
-    """Makes records of rows of this shape."""
+    """Makes records from rows of this shape."""
     required: Mapping[str, Names]
-    """Field → columns that are taken for it."""
+    """Field → columns that may hold it."""
     optional: Mapping[str, Names] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
-    """Columns that must not be there: with them it is another shape."""
+    """Columns that must be absent: with them, the row has another shape."""
 
     @property
     def fields(self) -> frozenset[str]:
@@ -38,18 +38,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Fit:
-    """A shape, and the column of the row that each of its fields is in."""
+    """A shape, and the row's column for each of its fields."""
 
     shape: Shape
     columns: Mapping[str, str]
 
     def describe(self) -> str:
-        """The shape with the columns it takes."""
+        """The shape and its columns, as messages show them."""
         return f"{self.shape.name} ({', '.join(self.columns.values())})"
 
 
 AUXILIARY = frozenset({"id", "system", "reference", "chosen_score", "rejected_score"})
-"""Fields that say nothing about a row's shape: mapping one by `columns` leaves the others to be recognised."""
+"""Fields that do not decide a row's shape: where `columns` maps one, the other fields are still recognised."""
 
 
 class Recogniser:
@@ -58,26 +58,27 @@ class Recogniser:
     Args:
         kind: name of the kind of rows, for messages.
         known: the shapes that its rows may have.
-        columns: field → column, as the user says; a field of it that is not auxiliary leaves nothing else to be recognised.
+        columns: field → column, as the user mapped them. Once a field that is not auxiliary is mapped, the others are looked for
+            under their own names only.
     Raises:
         RecipeError: if no shape has all the fields that `columns` maps.
     """
 
     def __init__(self, kind: str, known: Sequence[Shape], columns: Mapping[str, str]) -> None:
-        told = columns.keys() - AUXILIARY
-        shapes = [shape for shape in known if told <= shape.fields]
+        mapped = columns.keys() - AUXILIARY
+        shapes = [shape for shape in known if mapped <= shape.fields]
         if not shapes:
             raise RecipeError(
-                f"columns: no row of {kind} has {', '.join(sorted(told))} together",
+                f"columns: no row of {kind} has {', '.join(sorted(mapped))} together",
                 hint="Map the fields of one shape, such as {prompt: Q, completion: A}; docs/formats.md lists them.",
             )
-        self._told = columns
-        self._shapes = _unique(_with_columns(shape, columns, only_told=bool(told)) for shape in shapes)
+        self._mapped = columns
+        self._shapes = _unique(_with_columns(shape, columns, only_mapped=bool(mapped)) for shape in shapes)
 
     def find(self, names: Iterable[str]) -> Fit:
         """The shape of a row with values in the columns `names`.
 
-        Where none fits, the closest, which lacks the columns of the fields that are missing.
+        Where none fits, the closest one, without columns for the fields that the row lacks.
 
         Raises:
             FieldProblem: ambiguous_shape, if two fit.
@@ -99,37 +100,38 @@ class Recogniser:
         if not all(required.values()):
             return []
         optional = {name: self._columns_for(name, choices, names, folded) for name, choices in shape.optional.items()}
-        # An optional field under its own name is meant, whatever else there is: what align writes has `reference`.
+        # An optional field under its own name wins over its other names: rows that align writes have `reference`.
         optional = {name: [name] if name in found else found for name, found in optional.items() if found}
         fields = {**required, **optional}
         return [Fit(shape, dict(zip(fields, choice, strict=True))) for choice in itertools.product(*fields.values())]
 
     def _columns_for(self, name: str, choices: Names, names: list[str], folded: Mapping[str, list[str]]) -> list[str]:
-        if name in self._told:
-            return [self._told[name]] if self._told[name] in names else []
+        if name in self._mapped:
+            return [self._mapped[name]] if self._mapped[name] in names else []
         return [column for choice in choices for column in folded.get(choice, ())]
 
     def _closest(self, names: list[str], folded: Mapping[str, list[str]]) -> Fit:
-        def found(shape: Shape) -> dict[str, str]:
+        def present(shape: Shape) -> dict[str, str]:
             every = {name: self._columns_for(name, choices, names, folded) for name, choices in shape.required.items()}
             return {name: columns[0] for name, columns in every.items() if columns} | {
-                name: self._told[name] for name in self._told if name in shape.fields
+                name: self._mapped[name] for name in self._mapped if name in shape.fields
             }
 
         def missing(shape: Shape) -> int:
-            return len(shape.required.keys() - found(shape).keys())
+            return len(shape.required.keys() - present(shape).keys())
 
         def distance(shape: Shape) -> tuple[int, int]:
-            there = len(shape.required) - missing(shape)
-            return -there, missing(shape) if there else 0
+            # A shape of which nothing is present is no closer for being short.
+            num_present = len(shape.required) - missing(shape)
+            return -num_present, missing(shape) if num_present else 0
 
         best = min((shape for shape in self._shapes if not shape.without & folded.keys()), key=distance)
-        return Fit(best, found(best))
+        return Fit(best, present(best))
 
 
-def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_told: bool) -> Shape:
-    """The shape with each field under its own name only, where the user says which columns are meant."""
-    if not only_told:
+def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_mapped: bool) -> Shape:
+    """The shape with each field under its own name only, where the user has mapped the columns."""
+    if not only_mapped:
         return shape
     required = {name: (name,) for name in shape.required}
     optional = {name: (name,) for name in shape.optional}
@@ -137,7 +139,7 @@ def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_told: bool) 
 
 
 def _unique(shapes: Iterable[Shape]) -> list[Shape]:
-    """Without those that fit only where an earlier one takes the same columns."""
+    """Without shapes that fit only rows which an earlier shape reads from the same columns."""
     result: list[Shape] = []
     for shape in shapes:
         if not any(one.required == shape.required and one.without <= shape.without for one in result):
@@ -146,6 +148,6 @@ def _unique(shapes: Iterable[Shape]) -> list[Shape]:
 
 
 def _different(fits: list[Fit]) -> list[Fit]:
-    """Two of the fits, whose descriptions differ where possible."""
+    """Two of the fits, with different descriptions where possible."""
     other = next((fit for fit in fits if fit.describe() != fits[0].describe()), fits[1])
     return [fits[0], other]

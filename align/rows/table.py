@@ -1,4 +1,4 @@
-"""The kinds of rows there are, each with the shapes that its rows come in. docs/formats.md shows a row of each shape."""
+"""The kinds of rows, each with its shapes. docs/formats.md shows a row of each shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCORES: dict[str, Names] = {
 _REFERENCE: Names = ("reference", "answer", "solution")
 
 Variant = tuple[dict[str, Names], dict[str, Names]]
-"""A way to say the prompt: the columns it needs and those it may have."""
+"""The columns that a form of the prompt needs, and those that it may have."""
 
 _PROMPT: Variant = ({"prompt": ("prompt",)}, {})
 _INSTRUCTION: Variant = ({"instruction": ("instruction",)}, {"input": ("input",)})
@@ -36,7 +36,7 @@ def _ranked() -> Iterator[Shape]:
 
 
 def _labelled() -> Iterator[Shape]:
-    """Two completions and a label: each stem of the columns' names with each pair of endings."""
+    """Two completions and a label: every stem of the column names with every pair of endings."""
     label: dict[str, Names] = {"label": ("label", "preference", "winner")}
     given: Variant = ({"prompt": ("input",)}, {})
     for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED, given):

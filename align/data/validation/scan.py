@@ -241,7 +241,7 @@ class _Scanner:
         chosen, rejected = fields["chosen"], fields["rejected"]
         if chosen[:1] in rejected and chosen.strip() == rejected.strip():
             names.add("identical_after_trim")
-            told = f"equals rejected but for white space around it: {shown(chosen)}; the two of a pair must differ"
+            told = f"equals rejected but for white space around it: {shown(chosen)}; the completions of a pair must differ"
             problems.append(FieldProblem("chosen", "identical_after_trim", told))
         if self._all_text:
             return
