@@ -11,9 +11,9 @@ from torch import Tensor
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.load import load_causal_lm
+from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
 
-ROWS_PER_BATCH = 64
 NextLogits = Callable[[list[int] | None], Tensor]
 """From the tokens that were just drawn, one a row (None at first), to the logits of the next ones, [rows, vocabulary]."""
 
@@ -67,8 +67,8 @@ class TransformersEngine:
         # Sorted by length so that a batch has little padding; the sort is stable, so the batches are a function of the requests.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
         sampled: list[SampledCompletion | None] = [None] * len(rows)
-        for start in range(0, len(order), ROWS_PER_BATCH):
-            batch = order[start : start + ROWS_PER_BATCH]
+        for start in range(0, len(order), ENGINE_ROWS):
+            batch = order[start : start + ENGINE_ROWS]
             for index, completion in zip(batch, self._sample_batch([rows[index] for index in batch], settings), strict=True):
                 sampled[index] = completion
         finished = [completion for completion in sampled if completion is not None]

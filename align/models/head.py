@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
+from align.models.sizes import LOGITS_CHUNK_TOKENS
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
-
-CHUNK_TOKENS = 4096
 
 
 class TargetLogps(NamedTuple):
@@ -62,7 +61,7 @@ def target_logps(
     """
     head = model.get_output_embeddings()
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    chunks = list(zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True))
+    chunks = list(zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True))
     if with_entropy:
         both = [_chunk_logps_and_entropy(*chunk, head, softcap, temperature) for chunk in chunks]
         return TargetLogps(torch.cat([logps for logps, _ in both]), torch.cat([entropy for _, entropy in both]))

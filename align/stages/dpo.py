@@ -10,6 +10,7 @@ logps/chosen, logps/rejected.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from align.config.reference import ModelReference, RowsReference
 from align.config.sections import DpoVariant
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
+from align.training.needs import TrainingNeeds, pair_batch
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective, preference_metrics
 
 if TYPE_CHECKING:
@@ -84,6 +86,11 @@ class Config(DpoObjective, PairwiseConfig):
     """Model to stay near. Default: model."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(
+            self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self), reference=self.reference or self.model
+        )
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

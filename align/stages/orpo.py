@@ -8,6 +8,7 @@ log_odds_chosen, rewards/accuracies, logps/chosen, logps/rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from pydantic import Field
 from align.config.reference import RowsReference
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
+from align.training.needs import TrainingNeeds, pair_batch
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective, preference_metrics
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Config(OrpoObjective, PairwiseConfig):
     """Pairs of a chosen and a rejected completion."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self))
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

@@ -9,6 +9,7 @@ objective/kl, objective/entropy, policy/clipfrac_avg, policy/approxkl_avg, val/e
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
@@ -24,6 +25,7 @@ from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Prompt
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
+from align.training.needs import Sampler, TrainingNeeds, episode_batch
 
 if TYPE_CHECKING:
     from align.models.start import Start
@@ -71,6 +73,22 @@ class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
         """The reward model that the value model starts from; None for the policy."""
         reward_models = [scorer for scorer in self.scorers.values() if not isinstance(scorer, RulesScorer)]
         return self.value_model or next(iter(reward_models), None)
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(
+            self.model,
+            self.prompts,
+            self.precision,
+            self.peft,
+            partial(episode_batch, self),
+            value_model=self.value_source() or self.model,
+            # The reference, and the policy from before an update that may be taken back.
+            frozen_copies=1 if self.kl_limit is None else 2,
+            scorers=tuple(scorer for scorer in (*self.scorers.values(), *self.watch.values()) if isinstance(scorer, str)),
+            sampler=Sampler(
+                self, self.engine_memory_share, self.max_prompt_tokens + self.max_completion_tokens, self.rollout_batch_size
+            ),
+        )
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

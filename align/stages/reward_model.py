@@ -8,6 +8,7 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from align.errors import DataError, several
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import MODEL_FOLDER
+from align.training.needs import TrainingNeeds, pair_batch
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ class Config(RewardObjective, LoraOnly, PairwiseConfig):
     """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
     margin: Literal["none", "scores"] = "none"
     """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(
+            self.model, self.data, self.precision, self.peft, partial(pair_batch, self, has_logits=False), has_score_head=True
+        )
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:

@@ -9,6 +9,7 @@ Metrics: loss, learning rate and gradient norm per logging step.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -23,6 +24,7 @@ from align.errors import RecipeError
 from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.training.needs import TrainingNeeds, sample_batch
 
 VERSION = 3
 
@@ -43,6 +45,10 @@ class Config(Optimization, AnyPeft, StageConfig):
     tokens, which take one sample a row."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of every layer that has one, while training; the saved model keeps its own. With LoRA, of its input too."""
+
+    def training_needs(self) -> TrainingNeeds:
+        batch = partial(sample_batch, self, max_tokens=self.max_tokens, packing=self.packing)
+        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, num_epochs_kept=self.num_epochs)
 
     @model_validator(mode="after")
     def _virtual_tokens_stand_alone(self) -> Config:

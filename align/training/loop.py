@@ -19,6 +19,7 @@ from align.models.start import load_trained_state, trained_state
 from align.runtime.context import RunContext
 from align.store.atomic import write_bytes
 from align.training import checkpoint
+from align.training.needs import Precision, training_precision
 
 CHECKPOINTS_NAME = "checkpoints"
 TRAINED_NAME = "trained.safetensors"
@@ -30,14 +31,9 @@ LOGGING_RATIO = 0.02
 NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "num_tokens", "train_loss")
 
 
-def resolve_precision(name: str) -> str:
-    """The arithmetic that `auto` means here: bfloat16 on a GPU that computes it natively, float32 elsewhere.
-
-    Some CPUs compute bfloat16 natively too. `auto` ignores that: the same recipe must give the same numbers on every CPU.
-    """
-    if name != "auto":
-        return name
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+def resolve_precision(name: str) -> Precision:
+    """The arithmetic that a recipe's `precision` means on this machine."""
+    return training_precision(name, gpu_has_bfloat16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
 def training_arguments(config: Optimization, context: RunContext, *, num_rows: int) -> dict[str, Any]:

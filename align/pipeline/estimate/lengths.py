@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,12 @@ from align.models.folder import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
 from align.store.artifact import ROWS_NAME, Artifact
+from align.training.needs import RowLength
 
 SAMPLED_ROWS = 256
 """Read from the start of the data; more would take longer than the rest of a plan."""
 MESSAGE_TOKENS = 5
 """What a chat template puts around a message: ChatML's marks, role and line ends."""
-
-
-@dataclass(frozen=True)
-class RowLength:
-    """Tokens of a row."""
-
-    prompt: int
-    completions: tuple[int, ...]
-    """One of an instruction, chosen and rejected of a pair, none of a prompt."""
-
-    @property
-    def total(self) -> int:
-        """With the prompt once."""
-        return self.prompt + sum(self.completions)
-
-    @property
-    def longer_side(self) -> int:
-        return self.prompt + max(self.completions, default=0)
 
 
 def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.pipeline.estimate.memory import Device, Precision
+from align.training.needs import Device
 
 GPU_SECONDS = 5
 BFLOAT16_CAPABILITY = 8.0
@@ -34,12 +34,6 @@ class Machine:
     free_disk_bytes: int
     has_bfloat16: bool
     """Whether `precision: auto` means bfloat16: on a GPU that computes it natively, never on a CPU."""
-
-    def precision(self, name: str) -> Precision:
-        """The arithmetic that a recipe's `precision` means here; as `align.training.loop.resolve_precision`."""
-        if name == "auto":
-            return "bfloat16" if self.has_bfloat16 else "float32"
-        return "bfloat16" if name == "bfloat16" else "float32"
 
 
 def read_machine(folder: Path) -> Machine:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from align.config.peft import Lora, VirtualTokens
+from align.models.sizes import LOGITS_CHUNK_TOKENS
 from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
-
-Device = Literal["cpu", "cuda"]
-Precision = Literal["float32", "bfloat16"]
+from align.training.needs import Batch, Device, Precision
 
 MIB = 1 << 20
 PROCESS_BYTES: dict[Device, int] = {
@@ -41,32 +39,6 @@ MOMENTS_BYTES = 8
 """Two float32 moments of AdamW, for every parameter that learns."""
 LOGITS_BYTES = 12
 """Of a logit at the peak of the head's backward pass: log-softmax, its gradient and the logits' gradient, float32 each."""
-CHUNK_TOKENS = 4096
-"""Tokens whose logits exist at once; that of align.models.head, which cannot be imported without torch."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The largest forward pass of a training."""
-
-    tokens: int
-    """In the whole pass, padding included."""
-    row_tokens: int
-    """In the longest row; what a mask has the square of."""
-    targets: int
-    """Tokens whose log-probability is computed; 0 for a reward model."""
-    is_masked: bool
-    """Whether attention gets a mask of who sees whom: packed and shared-prefix rows do."""
-    accumulates: bool
-    """Whether gradients of an earlier pass are there already."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """Where and how a training computes."""
-
-    device: Device
-    precision: Precision
 
 
 def chosen_layers(shape: ModelShape, peft: Lora) -> list[LinearLayer]:
@@ -108,21 +80,21 @@ def _is_quantized(shape: ModelShape, peft: Lora | VirtualTokens | None) -> bool:
     return peft is not None and peft.method == "qlora" and shape.quantizable
 
 
-def activation_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+def activation_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
     """What the layers keep of a batch for the backward pass."""
     final_norm = 2 * FLOAT32_BYTES * shape.hidden_size
-    return batch.tokens * (shape.num_layers * _layer_bytes(shape, peft, batch, arithmetic) + final_norm)
+    return batch.tokens * (shape.num_layers * _layer_bytes(shape, peft, batch, precision) + final_norm)
 
 
-def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
     """Of one layer and token."""
-    hidden, number = shape.hidden_size, FLOAT32_BYTES if arithmetic.precision == "float32" else 2
+    hidden, number = shape.hidden_size, FLOAT32_BYTES if precision == "float32" else 2
     learns_in_layers = not isinstance(peft, VirtualTokens)
     # Two norms keep what they were given and what they normalised, in float32.
     norms = 4 * FLOAT32_BYTES * hidden
     # The inputs of linear layers are kept where something learns from them; autocast makes a copy for each layer that reads them.
     readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2)
-    inputs = (2 * FLOAT32_BYTES if arithmetic.precision == "float32" else readers * number) * hidden if learns_in_layers else 0
+    inputs = (2 * FLOAT32_BYTES if precision == "float32" else readers * number) * hidden if learns_in_layers else 0
     # Query, key and value, and attention's result. With a mask, grouped keys and values are written out for every head.
     grouped = 1 < shape.num_key_value_heads < shape.num_heads
     key = shape.query_size if batch.is_masked and grouped else shape.key_size
@@ -139,30 +111,32 @@ def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Ba
 
 def logits_bytes(shape: ModelShape, targets: int) -> int:
     """Of the head's backward pass; more than a chunk of tokens is never there at once."""
-    return LOGITS_BYTES * min(targets, CHUNK_TOKENS) * shape.vocabulary
+    return LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
 
 
-def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, arithmetic: Arithmetic) -> int:
+def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, precision: Precision) -> int:
     """Of the bfloat16 copies that autocast makes of linear layers' weights; a quantised layer is unpacked one at a time."""
-    if arithmetic.precision == "float32":
+    if precision == "float32":
         return 0
     return 0 if _is_quantized(shape, peft) else 2 * (shape.linear_parameters + shape.vocabulary * shape.hidden_size)
 
 
-def backward_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, arithmetic: Arithmetic) -> int:
+def backward_bytes(
+    shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, device: Device, precision: Precision
+) -> int:
     """Of a forward and backward pass at its peak, beside weights, gradients and optimizer: where the head's backward pass is."""
-    kept = activation_bytes(shape, peft, batch, arithmetic)
+    kept = activation_bytes(shape, peft, batch, precision)
     head_gradient = FLOAT32_BYTES * shape.vocabulary * shape.hidden_size if peft is None and batch.targets else 0
     unpacked = FLOAT32_BYTES * max(layer.parameters for layer in shape.linear_layers) if _is_quantized(shape, peft) else 0
-    retained = round(ALLOCATOR_SHARE[arithmetic.device, isinstance(peft, Lora)] * kept)
-    return kept + retained + logits_bytes(shape, batch.targets) + head_gradient + unpacked + cast_bytes(shape, peft, arithmetic)
+    retained = round(ALLOCATOR_SHARE[device, isinstance(peft, Lora)] * kept)
+    return kept + retained + logits_bytes(shape, batch.targets) + head_gradient + unpacked + cast_bytes(shape, peft, precision)
 
 
 def inference_bytes(shape: ModelShape, *, tokens: int, targets: int) -> int:
     """Of a forward pass without gradients: the residual stream and its norm, the three states of a feed-forward layer; logits and
     their log-softmax."""
     states = tokens * FLOAT32_BYTES * (3 * shape.hidden_size + 3 * shape.intermediate_size)
-    return states + 2 * FLOAT32_BYTES * min(targets, CHUNK_TOKENS) * shape.vocabulary
+    return states + 2 * FLOAT32_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
 
 
 def step_bytes(shape: ModelShape, trainable: int, *, device: Device, is_full: bool) -> int:

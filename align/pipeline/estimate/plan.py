@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from align.config.peft import Lora, VirtualTokens
-from align.pipeline.estimate.lengths import RowLength, row_lengths
+from align.config.peft import Lora
+from align.pipeline.estimate.lengths import row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
-from align.pipeline.estimate.shape import ModelShape, read_shape
-from align.pipeline.estimate.stage import Estimate, Peft, Sources, TrainingConfig, estimate_stage, method_name
-from align.pipeline.estimate.wording import size_text
-from align.pipeline.plan import Plan, PlannedStage
-from align.stages import dpo, ppo
+from align.pipeline.estimate.shape import read_shape
+from align.pipeline.estimate.stage import Estimate, Peft, estimate_stage, method_name
+from align.pipeline.plan import Plan
 from align.store.artifact import Artifact
+from align.training.needs import RowLength, Trains
 
 METHODS: tuple[Peft, ...] = (None, Lora(method="lora"), Lora(method="qlora"))
 """Shown for every stage: full fine-tuning, and LoRA and QLoRA with their defaults."""
@@ -70,20 +70,6 @@ def fits(estimate: Estimate, machine: Machine) -> bool:
     return estimate.memory.peak <= machine.free_bytes and estimate.disk_bytes <= machine.free_disk_bytes
 
 
-def advice(stage: StageEstimate, machine: Machine) -> str | None:
-    """A sentence where the recipe's method does not fit the memory and another does; None elsewhere."""
-    chosen = stage.of_recipe
-    if chosen is None or chosen.memory.peak <= machine.free_bytes:
-        return None
-    fitting = [other for other in stage.estimates if other.memory.peak <= machine.free_bytes]
-    if not fitting:
-        return None
-    # The largest that fits gives up least.
-    best = max(fitting, key=lambda other: other.trainable_parameters)
-    needs, free = size_text(chosen.memory.peak), size_text(machine.free_bytes)
-    return f"{stage.name}: {chosen.method} needs about {needs} of {free}; {best.method} needs {size_text(best.memory.peak)}"
-
-
 def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
     """What every training stage of the plan needs.
 
@@ -91,93 +77,42 @@ def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
         machine: the one it would run on; default: this one.
     """
     found = machine or read_machine(plan.run_folder)
-    estimator = _Estimator(plan, found)
-    return PlanEstimate(found, tuple(estimator.estimates()))
+    return PlanEstimate(found, tuple(_estimates(plan, found)))
 
 
-class _Estimator:
-    """Follows references to what is on disk, and reads each folder once."""
+def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
+    stages = {stage.name: stage for stage in plan.stages}
 
-    def __init__(self, plan: Plan, machine: Machine) -> None:
-        self._plan = plan
-        self._machine = machine
-        self._stages = {stage.name: stage for stage in plan.stages}
-        self._shapes: dict[Path, ModelShape | None] = {}
-        self._lengths: dict[tuple[str, Path], list[RowLength] | None] = {}
-
-    def estimates(self) -> Iterator[StageEstimate]:
-        for stage in self._plan.stages:
-            config = stage.node.config
-            if not isinstance(config, get_args(TrainingConfig)):
-                continue
-            peft = _peft(config)
-            sources = self._sources(config)
-            estimates: tuple[Estimate, ...] = ()
-            if sources is not None:
-                lengths = self._row_lengths(config)
-                methods = {method_name(method): method for method in (*METHODS, peft)}
-                estimates = tuple(estimate_stage(config, method, sources, lengths, self._machine) for method in methods.values())
-            yield StageEstimate(stage.name, method_name(peft), estimates, _measured(stage))
-
-    def _sources(self, config: TrainingConfig) -> Sources | None:
-        model = self._shape(config.model)
-        if model is None:
-            return None
-        if isinstance(config, dpo.Config) and config.reference not in (None, config.model):
-            reference = self._shape(str(config.reference))
-            return None if reference is None else Sources(model, reference=reference)
-        if isinstance(config, ppo.Config):
-            return self._ppo_sources(config, model)
-        return Sources(model)
-
-    def _ppo_sources(self, config: ppo.Config, model: ModelShape) -> Sources | None:
-        scorers = [scorer for scorer in (*config.scorers.values(), *config.watch.values()) if isinstance(scorer, str)]
-        shapes = [self._shape(scorer) for scorer in dict.fromkeys(scorers)]
-        known = tuple(shape for shape in shapes if shape is not None)
-        value_source = config.value_source()
-        value_model = None if value_source is None else self._shape(value_source)
-        if len(known) < len(shapes) or (value_source is not None and value_model is None):
-            return None
-        return Sources(model, reward_models=known, value_model=value_model)
-
-    def _shape(self, name: str) -> ModelShape | None:
-        """Of an input or of what a stage will make, which has the shape of what it starts from."""
-        folder = self._model_folder(name)
-        if folder is None:
-            return None
-        if folder not in self._shapes:
-            self._shapes[folder] = read_shape(folder)
-        return self._shapes[folder]
-
-    def _model_folder(self, name: str) -> Path | None:
-        """Folder of the input that a model was made from, or is."""
-        while name in self._stages:
-            name = str(getattr(self._stages[name].node.config, "model", ""))
-        resolved = self._plan.inputs.get(name)
+    def model_folder(name: str) -> Path | None:
+        """Folder of the input that a model is, or was made from: what a stage will make has the shape of what it starts from."""
+        while name in stages:
+            name = str(getattr(stages[name].node.config, "model", ""))
+        resolved = plan.inputs.get(name)
         return None if resolved is None or resolved.artifact is None else resolved.artifact.model_path
 
-    def _row_lengths(self, config: TrainingConfig) -> list[RowLength] | None:
-        folder = self._model_folder(config.model)
-        name = str(getattr(config, "data", None) or getattr(config, "pairs", None) or getattr(config, "prompts", ""))
-        data = self._plan.inputs.get(name) or self._made(name)
-        if folder is None or data is None:
-            return None
-        if (name, folder) not in self._lengths:
-            self._lengths[name, folder] = row_lengths(data, folder)
-        return self._lengths[name, folder]
+    shape_in = cache(read_shape)
 
-    def _made(self, name: str) -> Artifact | None:
-        """What a stage made, where it was run before."""
-        stage = self._stages.get(name)
+    @cache
+    def lengths_of(rows: str, folder: Path) -> list[RowLength] | None:
+        """Of an input's rows, or of those that a stage made before."""
+        stage = stages.get(rows)
         manifest = stage.entry.read_manifest() if stage is not None and stage.status == "cached" else None
-        return None if stage is None or manifest is None else Artifact(name, stage.entry.path, manifest)
+        made = None if stage is None or manifest is None else Artifact(rows, stage.entry.path, manifest)
+        data = plan.inputs.get(rows) or made
+        return None if data is None else row_lengths(data, folder)
 
-
-def _peft(config: TrainingConfig) -> Lora | VirtualTokens | None:
-    peft = getattr(config, "peft", None)
-    return peft if isinstance(peft, Lora | VirtualTokens) else None
-
-
-def _measured(stage: PlannedStage) -> int | None:
-    manifest = stage.entry.read_manifest() if stage.status == "cached" else None
-    return manifest.peak_memory_bytes if manifest is not None and manifest.peak_memory_bytes else None
+    for stage in plan.stages:
+        config = stage.node.config
+        if not isinstance(config, Trains):
+            continue
+        needs = config.training_needs()
+        folders = {name: folder for name in needs.models if (folder := model_folder(name)) is not None}
+        shapes = {name: shape for name, folder in folders.items() if (shape := shape_in(folder)) is not None}
+        estimates: tuple[Estimate, ...] = ()
+        if shapes.keys() == needs.models:
+            lengths = lengths_of(needs.rows, folders[needs.model])
+            methods = {method_name(method): method for method in (*METHODS, needs.peft)}
+            estimates = tuple(estimate_stage(needs, method, shapes, lengths, machine) for method in methods.values())
+        manifest = stage.entry.read_manifest() if stage.status == "cached" else None
+        measured = manifest.peak_memory_bytes or None if manifest is not None else None
+        yield StageEstimate(stage.name, method_name(needs.peft), estimates, measured)

@@ -10,14 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from align.pipeline.estimate.machine import Machine
-from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, advice, fits
+from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, fits
 from align.pipeline.estimate.stage import Estimate
-from align.pipeline.estimate.wording import count_text, size_text
 
 HEADERS = ("stage", "method", "trained", "memory", "disk", "here")
 UNKNOWN = "unknown"
 CHOSEN = "←"
 """Behind the method of the recipe, where all are shown."""
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+COUNTS = ("", " k", " M", " B")
+"""Thousands, millions, billions."""
 
 
 def render_estimates(estimate: PlanEstimate, *, all_methods: bool = False) -> Iterator[RenderableType]:
@@ -37,6 +39,20 @@ def render_estimates(estimate: PlanEstimate, *, all_methods: bool = False) -> It
     yield table
     sentences = [sentence for stage in estimate.stages if (sentence := advice(stage, estimate.machine))]
     yield Text("\n".join([*sentences, _machine_text(estimate.machine)]))
+
+
+def advice(stage: StageEstimate, machine: Machine) -> str | None:
+    """A sentence where the recipe's method does not fit the memory and another does; None elsewhere."""
+    chosen = stage.of_recipe
+    if chosen is None or chosen.memory.peak <= machine.free_bytes:
+        return None
+    fitting = [other for other in stage.estimates if other.memory.peak <= machine.free_bytes]
+    if not fitting:
+        return None
+    # The largest that fits gives up least.
+    best = max(fitting, key=lambda other: other.trainable_parameters)
+    needs, free = size_text(chosen.memory.peak), size_text(machine.free_bytes)
+    return f"{stage.name}: {chosen.method} needs about {needs} of {free}; {best.method} needs {size_text(best.memory.peak)}"
 
 
 def _rows(stage: StageEstimate, machine: Machine, *, all_methods: bool) -> Iterator[tuple[str, ...]]:
@@ -65,3 +81,21 @@ def _machine_text(machine: Machine) -> str:
     place = "memory" if machine.device == "cpu" else f"the memory of {machine.name}"
     free = f"{size_text(machine.free_bytes)} of {size_text(machine.total_bytes)} of {place}"
     return f"Free here: {free}, {size_text(machine.free_disk_bytes)} of disk. Estimates; see docs/memory.md."
+
+
+def size_text(size_bytes: int) -> str:
+    """Such as 436 MiB or 2.3 GiB."""
+    return _scaled(size_bytes, 1024, [f" {unit}" for unit in UNITS])
+
+
+def count_text(count: int) -> str:
+    """Such as 23 k or 7.6 M."""
+    return _scaled(count, 1000, COUNTS)
+
+
+def _scaled(value: float, step: int, units: tuple[str, ...] | list[str]) -> str:
+    for unit in units[:-1]:
+        if round(value) < step:
+            return f"{value:.1f}{unit}" if value < 10 and unit != units[0] else f"{value:.0f}{unit}"
+        value /= step
+    return f"{value:.1f}{units[-1]}" if value < 10 else f"{value:.0f}{units[-1]}"

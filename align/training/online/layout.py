@@ -15,9 +15,6 @@ from torch import Tensor
 
 from align.training.packing import pack_first_fit
 
-ROW_TOKENS = {"cpu": 192, "cuda": 1024}
-"""Tokens of a row, unless one sequence is longer: attention's cost grows with the row, padding shrinks with it."""
-
 
 @dataclass(frozen=True)
 class Episode:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from align.models.head import last_hidden_states, target_logps
 from align.models.lora import merged_weights
+from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.start import Start, load_start
-from align.training.online.layout import ROW_TOKENS, Episode, PackedEpisodes, pack_episodes
+from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ForwardSettings:
             episodes,
             chosen,
             micro_batch_tokens=self.micro_batch_tokens,
-            row_tokens=ROW_TOKENS[self.device.type],
+            row_tokens=EPISODE_ROW_TOKENS[self.device.type],
             pad_token_id=self.pad_token_id,
         )
         return [batch.to(self.device) for batch in packed]

@@ -11,9 +11,9 @@ from typing import Any
 from scipy.stats import binomtest
 
 from align.data.encoding import EncodedPreference
+from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
 
-EVALUATION_BATCH_TOKENS = 8192
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
 
@@ -45,7 +45,7 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     """
     from align.scoring.reward_model import RewardModelScorer
 
-    scorer = RewardModelScorer(folder, batch_tokens=EVALUATION_BATCH_TOKENS)
+    scorer = RewardModelScorer(folder, batch_tokens=FORWARD_TOKENS)
     sequences = [row.prompt_ids + ids for row in split.held_out for ids in (row.chosen_ids, row.rejected_ids)]
     scores = scorer.score_token_ids(sequences)
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]

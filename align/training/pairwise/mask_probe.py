@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from align.models.sizes import PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
 from align.training.pairwise.collator import PairCollator, TrainingPair
@@ -18,8 +19,6 @@ PROBED_PAIRS = 4
 # Largest difference between the two forms, as a share of the outputs' root mean square. Rounding in float32 stays under a tenth
 # of it; a window that cuts off a prompt, or a state that runs on from chosen to rejected, is far above.
 TOLERANCE = 3e-4
-# Tokens of a packed row (more where one pair has more): attention, which computes what the mask hides too, costs its square.
-ROW_TOKENS = {"cpu": 128, "cuda": 1024}
 
 
 def choose_collator(
@@ -34,7 +33,7 @@ def choose_collator(
     device = next(model.parameters()).device
     layout: dict[str, Any] = {
         "pad_token_id": pad_token_id,
-        "row_tokens": ROW_TOKENS.get(device.type, ROW_TOKENS["cuda"]),
+        "row_tokens": PAIR_ROW_TOKENS.get(device.type, PAIR_ROW_TOKENS["cuda"]),
         "with_prompts": with_prompts,
         "multiple_of": 1 if device.type == "cpu" else 8,
     }

@@ -14,6 +14,7 @@ import torch
 from align.data.encoding import EncodedPreference
 from align.errors import RecipeError, StageError
 from align.models.load import differing_tokens, load_causal_lm
+from align.models.sizes import FORWARD_TOKENS
 from align.models.start import Start
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
@@ -25,8 +26,6 @@ from align.training.pairwise.collator import PairCollator, TrainingPair, shared_
 from align.training.pairwise.forward import layout_of, prepare_model
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
-
-REFERENCE_BATCH_TOKENS = 8192
 
 
 def reference_of_another_model(
@@ -102,7 +101,7 @@ def compute_reference_logps(
     device = next(model.parameters()).device
     count = context.counter("reference", "pairs")
     found: dict[int, ReferenceLogps] = {}
-    for batch in length_sorted_batches([shared_length(pair) for pair in pairs], REFERENCE_BATCH_TOKENS):
+    for batch in length_sorted_batches([shared_length(pair) for pair in pairs], FORWARD_TOKENS):
         layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]))
         layout = {name: tensor.to(device) for name, tensor in layout.items()}
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):

@@ -9,8 +9,6 @@ import pytest
 
 from align.config.peft import Lora, VirtualTokens
 from align.pipeline.estimate.memory import (
-    Arithmetic,
-    Batch,
     Memory,
     activation_bytes,
     cast_bytes,
@@ -21,6 +19,7 @@ from align.pipeline.estimate.memory import (
     weight_bytes,
 )
 from align.pipeline.estimate.shape import ModelShape, shape_of
+from align.training.needs import Batch
 
 # One layer of Llama: width 4, two heads of 2 with one key, feed-forward 6, 10 tokens; see test_estimate_shape.py.
 SHAPE = ModelShape(
@@ -41,7 +40,6 @@ SHAPE = ModelShape(
     largest_tensor=40,
 )
 LAYERS = {"q": (4, 4), "k": (2, 4), "v": (2, 4), "o": (4, 4), "gate": (6, 4), "up": (6, 4), "down": (4, 6)}
-FLOAT32, BFLOAT16 = Arithmetic("cpu", "float32"), Arithmetic("cpu", "bfloat16")
 
 
 def shape() -> ModelShape:
@@ -91,17 +89,17 @@ def test_activations_of_one_layer_and_token() -> None:
     batch = Batch(tokens=1, row_tokens=16, targets=0, is_masked=False, accumulates=False)
     norms, inputs, attention, feed_forward, final = 2 * 2 * 4 * 4, 2 * 4 * 4, 4 * (4 + 4 + 2 + 2), 4 * 4 * 6, 2 * 4 * 4
     plain = norms + inputs + attention + feed_forward + final
-    assert activation_bytes(shape(), None, batch, FLOAT32) == plain
-    assert activation_bytes(shape(), None, replace(batch, is_masked=True), FLOAT32) == plain + 4 * 16
-    assert activation_bytes(shape(), None, replace(batch, tokens=3), FLOAT32) == 3 * plain
+    assert activation_bytes(shape(), None, batch, "float32") == plain
+    assert activation_bytes(shape(), None, replace(batch, is_masked=True), "float32") == plain + 4 * 16
+    assert activation_bytes(shape(), None, replace(batch, tokens=3), "float32") == 3 * plain
     # Rank 2 for each of seven layers; the inputs are kept for the small matrices.
-    assert activation_bytes(shape(), Lora(method="lora", rank=2), batch, FLOAT32) == plain + 4 * 2 * 7
+    assert activation_bytes(shape(), Lora(method="lora", rank=2), batch, "float32") == plain + 4 * 2 * 7
     # Nothing learns inside: neither the inputs of the layers nor the product before the last of them are kept.
     virtual = VirtualTokens(method="prompt_tuning", num_virtual_tokens=5)
-    assert activation_bytes(shape(), virtual, batch, FLOAT32) == plain - inputs - 4 * 6
+    assert activation_bytes(shape(), virtual, batch, "float32") == plain - inputs - 4 * 6
     # Half the bytes, but norms stay in float32 and five layers read copies of their own.
     in_bfloat16 = norms + 5 * 2 * 4 + attention // 2 + feed_forward // 2 + final
-    assert activation_bytes(shape(), None, batch, BFLOAT16) == in_bfloat16
+    assert activation_bytes(shape(), None, batch, "bfloat16") == in_bfloat16
 
 
 def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any) -> None:
@@ -138,10 +136,9 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
             ):
                 model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
             assert found is not None
-            arithmetic = Arithmetic("cpu", precision)  # type: ignore[arg-type]
             batch = Batch(rows * row_tokens, row_tokens, 0, packed, False)
             casts = 0 if precision == "float32" else 2 * found.linear_parameters
-            counted = activation_bytes(found, None, batch, arithmetic) + casts
+            counted = activation_bytes(found, None, batch, precision) + casts  # type: ignore[arg-type]
             assert counted == pytest.approx(sum(kept.values()), rel=0.03)
 
 
@@ -151,9 +148,9 @@ def test_logits_are_there_a_chunk_at_a_time() -> None:
 
 
 def test_autocast_copies_weights_but_not_quantised_ones() -> None:
-    assert cast_bytes(shape(), None, FLOAT32) == 0
-    assert cast_bytes(shape(), None, BFLOAT16) == 2 * (120 + 40)
-    assert cast_bytes(shape(), Lora(method="qlora"), BFLOAT16) == 0
+    assert cast_bytes(shape(), None, "float32") == 0
+    assert cast_bytes(shape(), None, "bfloat16") == 2 * (120 + 40)
+    assert cast_bytes(shape(), Lora(method="qlora"), "bfloat16") == 0
 
 
 def test_adamw_goes_tensor_by_tensor_on_a_cpu_only() -> None:
@@ -178,26 +175,12 @@ def test_the_peak_is_the_largest_phase() -> None:
 
 def test_more_tokens_and_larger_ranks_never_take_less() -> None:
     sizes = [
-        activation_bytes(shape(), None, Batch(tokens, 16, tokens, True, False), FLOAT32) + logits_bytes(shape(), tokens)
+        activation_bytes(shape(), None, Batch(tokens, 16, tokens, True, False), "float32") + logits_bytes(shape(), tokens)
         for tokens in (1, 2, 8, 4096, 5000)
     ]
     assert sizes == sorted(sizes)
     ranks = [trainable_parameters(shape(), Lora(method="lora", rank=rank)) for rank in (1, 2, 4)]
     assert ranks == sorted(set(ranks))
-
-
-def test_sizes_that_trainers_fix_are_theirs() -> None:
-    from align.engines import transformers_engine
-    from align.models import head
-    from align.pipeline.estimate import batch, memory, stage
-    from align.training.online import layout
-    from align.training.pairwise import form, held_out, reference
-
-    assert memory.CHUNK_TOKENS == head.CHUNK_TOKENS
-    assert batch.PAIR_ROW_TOKENS == form.ROW_TOKENS
-    assert batch.EPISODE_ROW_TOKENS == layout.ROW_TOKENS
-    assert stage.FORWARD_TOKENS == reference.REFERENCE_BATCH_TOKENS == held_out.EVALUATION_BATCH_TOKENS
-    assert stage.TRANSFORMERS_ENGINE_ROWS == transformers_engine.ROWS_PER_BATCH
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prompt_tuning", "prefix_tuning"])

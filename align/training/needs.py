@@ -1,0 +1,166 @@
+"""What a training stage keeps in memory, as its configuration says; `pipeline/estimate` makes bytes of it. Loads no torch."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from align.config.peft import Lora, VirtualTokens
+from align.config.ppo import Ppo
+from align.config.sections import EngineChoice, Optimization, PairwiseOptimization
+from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
+
+
+def training_precision(name: str, *, gpu_has_bfloat16: bool) -> Precision:
+    """The arithmetic that a recipe's `precision` means: auto is bfloat16 on a GPU that computes it natively, else float32.
+
+    Some CPUs compute bfloat16 natively too. `auto` ignores that: the same recipe must give the same numbers on every CPU.
+    """
+    return "bfloat16" if name == "bfloat16" or (name == "auto" and gpu_has_bfloat16) else "float32"
+
+
+@dataclass(frozen=True)
+class RowLength:
+    """Tokens of a row."""
+
+    prompt: int
+    completions: tuple[int, ...]
+    """One of an instruction, chosen and rejected of a pair, none of a prompt."""
+
+    @property
+    def total(self) -> int:
+        """With the prompt once."""
+        return self.prompt + sum(self.completions)
+
+    @property
+    def longer_side(self) -> int:
+        return self.prompt + max(self.completions, default=0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the size of a forward pass besides the stage's configuration."""
+
+    lengths: Sequence[RowLength] | None
+    """Of the rows that are there; None where none is known yet, so that the stage's limits count."""
+    context: int
+    """Tokens that the model can see."""
+    virtual_tokens: int
+    """In front of every row."""
+    device: Device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest forward pass of a training."""
+
+    tokens: int
+    """In the whole pass, padding included."""
+    row_tokens: int
+    """In the longest row; what a mask has the square of."""
+    targets: int
+    """Tokens whose log-probability is computed; 0 for a reward model."""
+    is_masked: bool
+    """Whether attention gets a mask of who sees whom: packed and shared-prefix rows do."""
+    accumulates: bool
+    """Whether gradients of an earlier pass are there already."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampling engine that is there while training runs."""
+
+    choice: EngineChoice
+    memory_share: float
+    """Of a GPU's memory, that vLLM may take."""
+    tokens: int
+    """Of a prompt and completion together, at most."""
+    rows: int
+    """Completions sampled with one state of the policy."""
+
+
+@dataclass(frozen=True)
+class TrainingNeeds:
+    """The models, rows and passes of a training stage. Models and rows are named as in the recipe."""
+
+    model: str
+    rows: str
+    precision: str
+    peft: Lora | VirtualTokens | None
+    batch: Callable[[Setting], Batch]
+    """The largest forward pass."""
+    has_score_head: bool = False
+    """Of a reward model, which scores held-out pairs at the end, read anew from its folder."""
+    reference: str | None = None
+    """Model whose pass over the pairs, without gradients, comes before training."""
+    num_epochs_kept: int = 0
+    """Epochs whose models stay."""
+    value_model: str | None = None
+    """Model that a value model starts from, which is trained beside the first."""
+    frozen_copies: int = 0
+    """Copies of the model that are there all the time; an adapter is switched off instead."""
+    scorers: tuple[str, ...] = ()
+    """Reward models that are there all the time."""
+    sampler: Sampler | None = None
+
+    @property
+    def models(self) -> set[str]:
+        """All models that are named."""
+        return {name for name in (self.model, self.reference, self.value_model, *self.scorers) if name is not None}
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """The configuration of a stage that trains."""
+
+    def training_needs(self) -> TrainingNeeds: ...
+
+
+def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, packing: bool) -> Batch:
+    """Full rows where samples are packed, else rows as long as the longest sample."""
+    limit = min(max_tokens, setting.context)
+    micro, lengths = config.micro_batch_size or config.batch_size, setting.lengths
+    is_packed = packing and not setting.virtual_tokens
+    row = limit if is_packed else min(limit, max((row.total for row in lengths or ()), default=limit))
+    share = sum(sum(row.completions) for row in lengths) / sum(row.total for row in lengths) if lengths else 1.0
+    # Without packing, the padding of shorter rows counts as samples of their own, which needs a mask.
+    masked, row_tokens = is_packed or micro > 1, row + setting.virtual_tokens
+    return Batch(micro * row_tokens, row_tokens, math.ceil(micro * row * share), masked, config.batch_size > micro)
+
+
+def pair_batch(config: PairwiseOptimization, setting: Setting, *, has_logits: bool = True) -> Batch:
+    """The longest pairs together, since batches hold pairs of similar length; the prompt once, unless virtual tokens stand in
+    front of both sides."""
+    limit = min(config.max_tokens, setting.context)
+    micro = config.micro_batch_size or config.batch_size
+    # Pairs that are not there yet may be all completion.
+    fitting = [row for row in setting.lengths or () if row.longer_side <= limit] or [RowLength(0, (limit, limit))]
+    longest = heapq.nlargest(micro, fitting, key=lambda row: row.total)
+    targets = micro * sum(sum(row.completions) for row in longest) // len(longest)
+    if setting.virtual_tokens:
+        row_tokens = setting.virtual_tokens + max(row.longer_side for row in longest)
+        tokens = 2 * micro * row_tokens
+    else:
+        row_tokens = max(PAIR_ROW_TOKENS[setting.device], longest[0].total)
+        pairs_per_row = max(1, row_tokens // max(longest[-1].total, 1))
+        tokens = math.ceil(micro / pairs_per_row) * row_tokens
+    return Batch(tokens, row_tokens, targets if has_logits else 0, True, config.batch_size > micro)
+
+
+def episode_batch(config: Ppo, setting: Setting) -> Batch:
+    """As many rows of episodes as `micro_batch_tokens` lets into a pass; completions as long as they may become."""
+    longest = max((row.prompt for row in setting.lengths or ()), default=config.max_prompt_tokens)
+    episode = min(min(longest, config.max_prompt_tokens) + config.max_completion_tokens, setting.context)
+    row_tokens = max(min(EPISODE_ROW_TOKENS[setting.device], config.micro_batch_tokens), episode)
+    episodes_per_row = max(1, row_tokens // episode)
+    rows = math.ceil(config.mini_batch_size / episodes_per_row)
+    in_a_pass = min(rows, max(1, config.micro_batch_tokens // row_tokens))
+    width = min(episodes_per_row, config.mini_batch_size) * episode
+    targets = min(in_a_pass * episodes_per_row, config.mini_batch_size) * config.max_completion_tokens
+    return Batch(in_a_pass * width, width, targets, True, rows > in_a_pass)
