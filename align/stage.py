@@ -21,12 +21,9 @@ from align.store.artifact import Artifact
 class StageConfig(StrictModel):
     """Fields common to every stage's configuration.
 
-    A field listed in `execution_fields` says how the work is done (number of workers, steps between checkpoints) and cannot
-    change a byte of the result; it stays out of the fingerprint. `labels_matter` says that the names the references carry are
-    part of the result, as the row names of the comparison are.
+    `labels_matter` says that the names the references carry are part of the result, as the row names of the comparison are.
     """
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset()
     labels_matter: ClassVar[bool] = False
 
     seed: Seed | None = None

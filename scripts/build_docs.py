@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from align.config import inputs, judge, peft, rules
-from align.config.base import StrictModel
+from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
 from align.config.shape import members, reference_kinds
 from align.stage import StageType
@@ -103,7 +103,7 @@ def stage_text(stage: StageType) -> str:
     """What a stage takes and makes, its fields, and those that do not enter its fingerprint."""
     taken = ", ".join(sorted(kind_phrase(kind) for kind in reference_kinds(stage.config_type)))
     text = f"Takes: {taken}. Makes: {kind_phrase(stage.produces)}.\n\n{table(stage.config_type)}"
-    if outside := sorted(stage.config_type.execution_fields):
+    if outside := sorted(execution_fields(stage.config_type)):
         text += f"\n\nNot in the fingerprint: {', '.join(f'`{name}`' for name in outside)}."
     return text
 

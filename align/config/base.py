@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, TypeVar
 
 from align.strict import Strict
 
 
+class ExecutionMark:
+    """Metadata of an `ExecutionOnly` field."""
+
+
+T = TypeVar("T")
+ExecutionOnly = Annotated[T, ExecutionMark()]
+"""Type of a field that says how the work is done (number of workers, steps between checkpoints) and cannot change a byte of the
+result; it stays out of fingerprints."""
+
+
 class StrictModel(Strict):
-    """A part of a configuration.
-
-    A field listed in `execution_fields` says how the work is done and cannot change a byte of the result; it stays out of
-    fingerprints.
-    """
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset()
+    """A part of a configuration."""
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -30,11 +34,17 @@ class StrictModel(Strict):
         yield from ()
 
 
+def execution_fields(model: type[StrictModel]) -> list[str]:
+    """Names of the `ExecutionOnly` fields, in their order; not those of models inside it."""
+    return [name for name, info in model.model_fields.items() if any(isinstance(item, ExecutionMark) for item in info.metadata)]
+
+
 def execution_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The path of every execution field in a configuration, those of models inside it included."""
     if isinstance(value, StrictModel):
+        outside = execution_fields(type(value))
         for name in type(value).model_fields:
-            if name in value.execution_fields:
+            if name in outside:
                 yield (*path, name)
             else:
                 yield from execution_paths(getattr(value, name), (*path, name))

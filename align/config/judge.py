@@ -9,12 +9,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, Field, field_validator
 
-from align.config.base import StrictModel
+from align.config.base import ExecutionOnly, StrictModel
 from align.config.reference import FieldPath
 
 HOSTS_VARIABLE = "ALIGN_JUDGE_HOSTS"
@@ -29,15 +29,11 @@ DEFAULT_CRITERIA = (
 class Judge(StrictModel):
     """A language model behind an OpenAI-compatible endpoint that compares completions two by two, in both orders."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "timeout_seconds", "retries", "requests_per_minute", "max_concurrency", "max_requests"}
-    )
-
     base_url: str
     """Address of the endpoint up to /chat/completions, such as http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
     """Model that the endpoint is asked for."""
-    api_key_env: str | None = None
+    api_key_env: ExecutionOnly[str | None] = None
     """Environment variable that holds the key; its name ends in API_KEY. Default: no key is sent."""
     criteria: str = Field(default=DEFAULT_CRITERIA, min_length=1)
     """What makes a completion better, in plain words."""
@@ -48,15 +44,15 @@ class Judge(StrictModel):
     """Sampling temperature of the judge."""
     max_completion_tokens: int = Field(default=512, ge=1)
     """Longest reply of the judge; one that is cut has no verdict."""
-    timeout_seconds: float = Field(default=120.0, gt=0)
+    timeout_seconds: ExecutionOnly[float] = Field(default=120.0, gt=0)
     """Time for one reply."""
-    retries: int = Field(default=6, ge=0)
+    retries: ExecutionOnly[int] = Field(default=6, ge=0)
     """How often a request is repeated when the endpoint is busy, fails or is silent."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: ExecutionOnly[float | None] = Field(default=None, gt=0)
     """Most requests a minute. Default: no limit."""
-    max_concurrency: int = Field(default=8, ge=1, le=256)
+    max_concurrency: ExecutionOnly[int] = Field(default=8, ge=1, le=256)
     """Requests under way at the same time."""
-    max_requests: int | None = Field(default=None, ge=1)
+    max_requests: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Budget: most requests that one run of the stage sends, repeated ones included. Default: no limit."""
 
     @field_validator("base_url")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.config.base import StrictModel
+from align.config.base import ExecutionOnly, StrictModel
 
 
 class Rollouts(StrictModel):
@@ -88,7 +88,7 @@ class PpoOptimization(StrictModel):
     """Head that the value model starts with: the reward model's, or zeros."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
-    checkpoint_steps: int = Field(default=5, ge=1)
+    checkpoint_steps: ExecutionOnly[int] = Field(default=5, ge=1)
     """Rollout batches between checkpoints to resume from."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
-from align.config.base import StrictModel
+from align.config.base import ExecutionOnly, StrictModel
 from align.config.judge import Judge
 from align.config.reference import RewardModelReference
 from align.config.rules import RuleSet
@@ -70,8 +70,6 @@ PointwiseScorer = Annotated[RewardModelReference | RulesScorer, BeforeValidator(
 class Optimization(StrictModel):
     """How weights are updated."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps"})
-
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -90,7 +88,7 @@ class Optimization(StrictModel):
     """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
-    checkpoint_steps: int = Field(default=200, ge=1)
+    checkpoint_steps: ExecutionOnly[int] = Field(default=200, ge=1)
     """Optimizer steps between checkpoints to resume from."""
 
 
@@ -123,7 +121,7 @@ class GenerationEngine(EngineChoice):
 
     shard_prompts: int = Field(default=512, ge=1)
     """Prompts per shard; a shard is the unit that an interruption repeats."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: ExecutionOnly[int] = Field(default=1, ge=1)
     """Processes that share the shards, each with an engine of its own."""
 
 

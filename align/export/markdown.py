@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
+from align.config.base import execution_fields
 from align.config.judge import Judge
 from align.export.lineage import Step
 
@@ -65,7 +66,7 @@ def settings_text(step: Step) -> str:
 def _without_nulls(value: Any) -> Any:
     """Without what was not set, and without how a judge was asked, the variable of its key among it."""
     if isinstance(value, dict):
-        shown = {key: item for key, item in value.items() if item is not None and key not in Judge.execution_fields}
+        shown = {key: item for key, item in value.items() if item is not None and key not in execution_fields(Judge)}
         return {key: _without_nulls(item) for key, item in shown.items()}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 

@@ -6,10 +6,9 @@ Metrics: mean score of kept and of all candidates, drops by reason.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
+from align.config.base import ExecutionOnly
 from align.config.reference import RowsReference
 from align.records import ScoredCandidate
 from align.selection.best_of_n import BestRule, BestSelector
@@ -21,11 +20,9 @@ VERSION = 1
 class Config(StageConfig, BestRule):
     """Best of n by one scorer."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_processes"})
-
     scored: RowsReference[ScoredCandidate]
     """Scored candidates."""
-    num_processes: int | None = Field(default=None, ge=1)
+    num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
 
 

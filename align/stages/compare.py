@@ -40,7 +40,6 @@ VERSION = 3
 class Config(Generation, StageConfig):
     """Compare models on held-out prompts."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
     labels_matter: ClassVar[bool] = True
 
     models: list[ModelReference] = Field(min_length=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
@@ -24,8 +24,6 @@ VERSION = 3
 
 class Config(Generation, StageConfig):
     """Sample candidates from a model."""
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
 
     model: ModelReference
     """Model to sample from."""

@@ -7,10 +7,9 @@ disagree, with a length penalty how many pairs it turned round.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
+from align.config.base import ExecutionOnly
 from align.config.reference import RowsReference
 from align.records import ScoredCandidate
 from align.selection.pair import PairSelector
@@ -23,11 +22,9 @@ VERSION = 1
 class Config(StageConfig, PairRule):
     """Preference pairs by one scorer or several."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_processes"})
-
     scored: RowsReference[ScoredCandidate]
     """Scored candidates."""
-    num_processes: int | None = Field(default=None, ge=1)
+    num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
 
 

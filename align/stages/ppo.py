@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from align.config.base import ExecutionOnly
 from align.config.peft import LoraOnly
 from align.config.ppo import Ppo
 from align.config.reference import ModelReference, RewardModelReference, RowsReference
@@ -36,8 +37,6 @@ VERSION = 3
 class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
     """PPO on prompts, with scorers that score completions."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_steps", "engine_memory_share"})
-
     model: ModelReference
     """Model to start from; a frozen copy of it is the reference."""
     prompts: RowsReference[Prompt]
@@ -54,7 +53,7 @@ class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
     """What to do with a prompt that is too long."""
     score_batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only."""
-    engine_memory_share: float = Field(default=0.3, gt=0, lt=1)
+    engine_memory_share: ExecutionOnly[float] = Field(default=0.3, gt=0, lt=1)
     """Part of a GPU's memory that vLLM may take beside the models that learn; no effect on a CPU."""
 
     @model_validator(mode="after")

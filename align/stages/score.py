@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from align.config.base import ExecutionOnly
 from align.config.reference import RowsReference
 from align.config.sections import JudgeScorer, Scorer
 from align.errors import StageError
@@ -35,15 +36,13 @@ SHARD_ROWS = 4096
 class Config(StageConfig):
     """Score candidates."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
-
     candidates: RowsReference[Candidate]
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
     """Scorer by name: the name of a reward model stage, {rules: …}, or {judge: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: ExecutionOnly[int] = Field(default=1, ge=1)
     """Processes that share the shards, each with reward models of its own; only 1 where a judge scores."""
 
     @model_validator(mode="after")

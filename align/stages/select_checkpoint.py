@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -42,8 +42,6 @@ VERSION = 3
 
 class Config(Generation, StageConfig):
     """Keep the epoch of a fine-tuning whose completions score highest."""
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"num_workers"})
 
     model: ModelReference
     """Model made by an sft stage, which keeps a checkpoint per epoch."""
