@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from align.config.base import StrictModel
-from align.config.checks import MANIFEST_NAME, artifact_kind
-from align.config.inputs import CANDIDATE_FIELDS, ModelKind, data_kind_names
+from align.config.checks import artifact_kind
+from align.config.inputs import CANDIDATE_FIELDS, MANIFEST_NAME, ModelKind, data_kind_names
 from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.sections import RulesScorer
 from align.config.shape import Members, is_list, is_mapping, members

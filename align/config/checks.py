@@ -11,11 +11,10 @@ from typing import Any
 from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
 from align.config.explain import Problem, kind_phrase, listing, nearest, unknown
 from align.config.graph import Draft
-from align.config.inputs import ADAPTER_KINDS, ArtifactInput, CandidatesInput, DataInput, ModelInput
+from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.reference import FieldPath, kinds_of
 from align.config.selection import POLICY_OPTIONS
 
-MANIFEST_NAME = "manifest.json"
 MODEL_CONFIG_NAME = "config.json"
 
 

@@ -176,6 +176,10 @@ class CandidatesInput(StrictModel):
         return value
 
 
+MANIFEST_NAME = "manifest.json"
+"""File that proves a folder to be a finished result."""
+
+
 class ArtifactInput(StrictModel):
     """What a stage of another run made."""
 

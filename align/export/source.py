@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from align.config.architecture import encoder_decoder_architecture
 from align.config.explain import unknown
+from align.config.inputs import MANIFEST_NAME
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.adapter import read_adapter
 from align.models.folder import ADAPTER_CONFIG_NAME, CONFIG_NAME, is_adapter
-from align.store.artifact import MANIFEST_NAME, MODEL_FOLDER, Artifact, Entry
+from align.store.artifact import MODEL_FOLDER, Artifact, Entry
 from align.store.fingerprint import HASHES_NAME, FileHashes
 
 STAGES_NAME = "stages"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.models.adapter import read_adapter
-from align.models.folder import CONFIG_NAME, NO_BOUND, context_tokens, is_adapter, weight_files
+from align.models.folder import CONFIG_NAME, NO_BOUND, context_tokens, is_adapter, tensor_shapes
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -49,7 +49,7 @@ def read_facts(folder: Path) -> ModelFacts:
     config = _read(weights / CONFIG_NAME)
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     both = {**(text_config or {}), **{key: value for key, value in config.items() if value is not None}}
-    rows = _rows(weights)
+    rows = {name: shape[0] if shape else 0 for name, shape in tensor_shapes(weights).items()}
     embedding = next(((name, rows[name]) for end in _EMBEDDINGS for name in sorted(rows) if _is(name, end)), None)
     architectures = config.get("architectures") or []
     ends = {name: _ids(_read(folder / name).get("eos_token_id")) for name in (GENERATION_CONFIG_NAME, CONFIG_NAME)}
@@ -67,19 +67,6 @@ def read_facts(folder: Path) -> ModelFacts:
 
 def _is(name: str, end: str) -> bool:
     return name == end or name.endswith("." + end)
-
-
-def _rows(folder: Path) -> dict[str, int]:
-    """First dimension of every tensor, from the headers alone."""
-    from safetensors import safe_open
-
-    rows = {}
-    for file in weight_files(folder):
-        with safe_open(folder / file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
-                shape = tensors.get_slice(name).get_shape()
-                rows[name] = int(shape[0]) if shape else 0
-    return rows
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -210,10 +210,7 @@ _CONVERT = (
 
 
 def _check_safetensors(path: Path, name: str) -> None:
-    """Check that a weight file is there, and as long as its header says.
-
-    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
-    """
+    """Check that a weight file is there, and as long as its header says."""
     file = path / name
     again = "The download was probably cut short; get this file again."
     if not file.is_file():
@@ -221,16 +218,32 @@ def _check_safetensors(path: Path, name: str) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
-        try:
-            header = json.loads(stream.read(length))
-            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-            raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
+    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
+    try:
+        ends = [int(tensor["data_offsets"][1]) for tensor in _tensor_headers(file).values()]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
+
+
+def _tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
+    """Type, shape and place of each tensor of a safetensors file, by name.
+
+    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
+    """
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header  # type: ignore[no-any-return]
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the weight files of a checked folder, by name; no weight is read."""
+    tensors = {name: tensor for file in weight_files(path) for name, tensor in _tensor_headers(path / file).items()}
+    return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
 
 
 def virtual_tokens(path: Path) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.report.rows import Trained
-from align.store.artifact import INPUT_STAGE, METRICS_NAME, Artifact
+from align.store.artifact import INPUT_STAGE, METRICS_NAME, SFT_STAGE, Artifact
 
-SFT_STAGE, SELECTION_STAGE = "sft", "select_checkpoint"
+SELECTION_STAGE = "select_checkpoint"
 TRAINED_PARAMETERS = "trained_parameters"
 """What the metrics of every training stage call the number of parameters that it trains."""
 

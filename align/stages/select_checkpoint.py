@@ -30,7 +30,7 @@ from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, read_rows, write_rows
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, read_rows, write_rows
 from align.store.atomic import write_bytes, write_json
 from align.store.shard import read_seal, shard_path, write_shard
 
@@ -59,7 +59,6 @@ class Config(Generation, StageConfig):
     """Padded tokens per forward pass of a scorer or a loss; numbers depend on it by rounding only (below 1e-5)."""
 
 
-SFT_STAGE = "sft"
 SCORE_NAME, LOSS_NAME = "score", "eval_loss"
 ANSWERS_NAME = "answers"
 

@@ -19,12 +19,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from align.config.inputs import MANIFEST_NAME
 from align.errors import EnvironmentProblem
 from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, sha256_of_file
 
-MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA_VERSION = 1
 WORK_NAME = "work"
 ROWS_NAME = "rows.jsonl"
@@ -33,6 +33,7 @@ METRICS_NAME = "metrics.jsonl"
 MODEL_FOLDER = "model"
 INPUT_STAGE = "input"
 """What a manifest names as the stage of something that came from outside."""
+SFT_STAGE = "sft"
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 

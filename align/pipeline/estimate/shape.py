@@ -11,7 +11,7 @@ from typing import Any
 
 from align.errors import AlignError
 from align.models.adapter import read_adapter
-from align.models.folder import CONFIG_NAME, INDEX_NAME, MAX_HEADER_BYTES, WEIGHTS_NAME, context_tokens, is_adapter
+from align.models.folder import CONFIG_NAME, context_tokens, is_adapter, tensor_shapes
 
 EMBEDDINGS = ("embed", "wte", "wpe", "relative_attention_bias")
 """Parts of the names of embeddings, of tokens and of positions."""
@@ -88,7 +88,7 @@ def read_shape(folder: Path) -> ModelShape | None:
         if is_adapter(folder):
             folder = read_adapter(folder).base
         config = json.loads((folder / CONFIG_NAME).read_bytes())
-        tensors = _tensors(folder)
+        tensors = tensor_shapes(folder)
         if config.get("is_encoder_decoder") or any("expert" in name for name in tensors):
             return None
         text_config = config.get("text_config")
@@ -96,19 +96,6 @@ def read_shape(folder: Path) -> ModelShape | None:
         return shape_of(settings, tensors, context=context_tokens(folder))
     except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of every tensor in a folder's weight files, from their headers."""
-    names = [WEIGHTS_NAME]
-    if (folder / INDEX_NAME).exists():
-        names = list(dict.fromkeys(json.loads((folder / INDEX_NAME).read_bytes())["weight_map"].values()))
-    tensors: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        with (folder / name).open("rb") as stream:
-            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER_BYTES)))
-        tensors |= {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
-    return tensors
 
 
 def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], *, context: int) -> ModelShape | None:

@@ -22,7 +22,6 @@ LANGUAGES_SHOWN = 8
 PIECES_SHOWN = 600
 """Tokens of a prompt, and of a completion, that the page shows: of a longer one the beginning and the end."""
 CHARACTERS_SHOWN = 4_000
-NOTHING = "–"
 
 
 @dataclass(frozen=True)
