@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.pipeline.recipe import load_recipe
     from align.pipeline.run import run_recipe
-    from align.report.results import build_results as compare
+    from align.report.results import build_results
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "load_recipe", "run_recipe"]
+__all__ = ["__version__", "build_results", "load_recipe", "run_recipe"]
 
-_WHERE = {
-    "load_recipe": ("align.pipeline.recipe", "load_recipe"),
-    "run_recipe": ("align.pipeline.run", "run_recipe"),
-    "compare": ("align.report.results", "build_results"),
+_MODULES = {
+    "build_results": "align.report.results",
+    "load_recipe": "align.pipeline.recipe",
+    "run_recipe": "align.pipeline.run",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'align' has no attribute {name!r}")
-    module, attribute = _WHERE[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_MODULES[name]), name)

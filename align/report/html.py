@@ -36,30 +36,7 @@ def write_report(
     primary_scorer: str | None = None,
     generated: str | None = None,
 ) -> None:
-    """Write report.html, atomically. The arguments are those of `render_report`."""
-    page = render_report(
-        results=results,
-        answers=answers,
-        curves=curves,
-        stages=stages,
-        recipe=recipe,
-        primary_scorer=primary_scorer,
-        generated=generated,
-    )
-    write_bytes(path, page.encode("utf-8", errors="replace"))
-
-
-def render_report(
-    *,
-    results: Results,
-    answers: Answers,
-    curves: Curves,
-    stages: Sequence[StageSummary | Mapping[str, Any]],
-    recipe: Mapping[str, Any],
-    primary_scorer: str | None = None,
-    generated: str | None = None,
-) -> str:
-    """The report as a page. The same arguments give the same text: it holds no time but `generated`.
+    """Write report.html, atomically. The same arguments give the same bytes: the page holds no time but `generated`.
 
     Args:
         results: the numbers, made from the same answers.
@@ -81,7 +58,7 @@ def render_report(
     summaries = [StageSummary.model_validate(stage) for stage in stages]
     selected = {stage.name: stage.metrics.get("selected_epoch") for stage in summaries}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
-    return page_environment().get_template(TEMPLATE_NAME).render(
+    page = page_environment().get_template(TEMPLATE_NAME).render(
         results=results,
         verdicts=wording.verdicts(results),
         cautions=wording.cautions(results),
@@ -100,6 +77,7 @@ def render_report(
         better=wording.BETTER,
         worse=wording.WORSE,
     )  # fmt: skip
+    write_bytes(path, page.encode("utf-8", errors="replace"))  # a model may produce half of a surrogate pair
 
 
 def page_environment() -> Environment:

@@ -14,8 +14,8 @@ from align.config.base import StrictModel
 from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
-from align.report.best_of import BestOfPool
-from align.report.rows import BestOfRow, Measured, Row, Trained, make_rows
+from align.report.best_of import BestOfPool, best_of_kl_bound
+from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, FloatArray, Interval, seeded_bootstrap
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
@@ -63,19 +63,6 @@ class TokenResult(StrictModel):
     """Median over all completions."""
     p95: float
     """95th percentile over all completions."""
-
-
-class BestOfResult(StrictModel):
-    """What best of n was taken from. Its numbers are expectations over all subsets of n of the candidates."""
-
-    n: int = Field(ge=1)
-    """Completions drawn per prompt, of which the best is kept."""
-    num_candidates: int = Field(ge=1)
-    """Candidates per prompt that they are drawn from."""
-    scorer: str
-    """The scorer that chooses."""
-    never_chosen: int = Field(ge=0)
-    """Candidates, over all prompts, without a finite score by that scorer: they are never chosen."""
 
 
 class ModelResult(StrictModel):
@@ -300,15 +287,9 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         train_seconds=row.train_seconds,
         trained_parameters=None if row.trained is None else row.trained.parameters,
         train_memory_bytes=None if row.trained is None else row.trained.memory_bytes,
-        kl_bound=None if best_of is None else best_of.kl_bound,
-        best_of=None if best_of is None else _best_of_result(best_of),
+        kl_bound=None if best_of is None else best_of_kl_bound(best_of.n),
+        best_of=best_of,
         replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,
-    )
-
-
-def _best_of_result(best_of: BestOfRow) -> BestOfResult:
-    return BestOfResult(
-        n=best_of.n, num_candidates=best_of.num_candidates, scorer=best_of.scorer, never_chosen=best_of.never_chosen
     )
 
 

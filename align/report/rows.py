@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from align.config.base import StrictModel
 from align.errors import DataError
 from align.report.answers import AnswerTable, align_answers
-from align.report.best_of import BestOfPool, best_of_kl_bound, best_of_probabilities, expectation
+from align.report.best_of import BestOfPool, best_of_probabilities, expectation
 from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
 
 TOKEN_PERCENTILES = (50, 95)
@@ -39,17 +41,17 @@ class Measured(NamedTuple):
     trained: Mapping[str, Trained]
 
 
-@dataclass(frozen=True)
-class BestOfRow:
-    """What makes a row one of best of n."""
+class BestOfResult(StrictModel):
+    """What best of n was taken from. Its numbers are expectations over all subsets of n of the candidates."""
 
-    n: int
-    num_candidates: int
-    """N, from which the n are drawn."""
+    n: int = Field(ge=1)
+    """Completions drawn per prompt, of which the best is kept."""
+    num_candidates: int = Field(ge=1)
+    """Candidates per prompt that they are drawn from."""
     scorer: str
-    never_chosen: int
-    """Candidates without a finite score by `scorer`, over all prompts."""
-    kl_bound: float
+    """The scorer that chooses."""
+    never_chosen: int = Field(ge=0)
+    """Candidates, over all prompts, without a finite score by that scorer: they are never chosen."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Row:
     trained: Trained | None = None
     seeds: dict[str, Row] = field(default_factory=dict)
     """Of a method: its models as rows of their own, by name."""
-    best_of: BestOfRow | None = None
+    best_of: BestOfResult | None = None
 
 
 def make_rows(
@@ -222,7 +224,7 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             distinct_2=None,
             retention_perplexity=None,
             train_seconds=None,
-            best_of=BestOfRow(n, drawn.num_candidates, pool.scorer, never_chosen, best_of_kl_bound(n)),
+            best_of=BestOfResult(n=n, num_candidates=drawn.num_candidates, scorer=pool.scorer, never_chosen=never_chosen),
         )
     return rows
 

@@ -57,11 +57,6 @@ def paired_bootstrap(values: FloatArray, *, seed: int, resamples: int) -> Interv
     return Interval(mean, *interval)
 
 
-def mean_interval(values: FloatArray, *, seed: int, resamples: int) -> Interval:
-    """Mean of one value per prompt with its 95 % interval: `paired_bootstrap` without a pair."""
-    return paired_bootstrap(values, seed=seed, resamples=resamples)
-
-
 def seeded_bootstrap(*sides: FloatArray, seed: int, resamples: int) -> Interval:
     """Mean over training seeds and prompts with its 95 % two-level bootstrap interval: seeds are resampled, then prompts.
 

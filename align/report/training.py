@@ -1,4 +1,4 @@
-"""What a comparison tells of the training behind its models: how long it took, and what it logged."""
+"""The training of the compared models: how long it took, what it needed, and what it logged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.report.rows import Trained
-from align.store.artifact import INPUT_STAGE, METRICS_NAME, SFT_STAGE, Artifact
+from align.store.artifact import INPUT_STAGE, METRICS_NAME, SFT_STAGE, Artifact, Manifest
 
 SELECTION_STAGE = "select_checkpoint"
 TRAINED_PARAMETERS = "trained_parameters"
@@ -15,41 +15,36 @@ TRAINED_PARAMETERS = "trained_parameters"
 
 
 def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> float | None:
-    """Seconds of the stage that trained a model, wall time; None where it was not trained here.
-
-    A checkpoint that was selected was trained by another stage: its price is the seconds of both.
+    """Wall time, in seconds, of the stages that made a model: its training and, where there was one, the choice of a checkpoint.
 
     Args:
         artifact: the model.
-        artifacts: everything the comparison's models were made from.
+        artifacts: everything that the compared models were made from.
+    Returns:
+        None where the model was not trained here.
     """
-    if artifact.manifest.stage == INPUT_STAGE:
+    training = _training_manifest(artifact, artifacts)
+    if training is None:
         return None
-    if artifact.manifest.stage != SELECTION_STAGE:
-        return artifact.manifest.seconds
-    inputs = set(artifact.manifest.inputs.values())
-    trained = [made.manifest for made in artifacts.values() if made.fingerprint in inputs and made.manifest.stage == SFT_STAGE]
-    seconds = {manifest.fingerprint: manifest.seconds for manifest in trained}
-    return artifact.manifest.seconds + sum(seconds.values()) if seconds else None
+    return training.seconds if training is artifact.manifest else artifact.manifest.seconds + training.seconds
 
 
 def trained(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Trained | None:
-    """How much of a model its training changed, and in how much memory; None where it was not trained here.
+    """How many parameters a model's training changed, and in how much memory. Arguments and None are as for `train_seconds`."""
+    training = _training_manifest(artifact, artifacts)
+    if training is None:
+        return None
+    return Trained(training.metrics.get(TRAINED_PARAMETERS), training.peak_memory_bytes or None)
 
-    Args:
-        artifact, artifacts: as for `train_seconds`; of a checkpoint that was selected, what trained it counts.
-    """
+
+def _training_manifest(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Manifest | None:
+    """The manifest of the stage that trained a model. A selected checkpoint was trained by one of the stage's inputs."""
     manifest = artifact.manifest
     if manifest.stage == SELECTION_STAGE:
         inputs = set(manifest.inputs.values())
-        makers = (other.manifest for other in artifacts.values() if other.fingerprint in inputs)
-        maker = next((other for other in makers if other.stage == SFT_STAGE), None)
-        if maker is None:
-            return None
-        manifest = maker
-    if manifest.stage == INPUT_STAGE:
-        return None
-    return Trained(manifest.metrics.get(TRAINED_PARAMETERS), manifest.peak_memory_bytes or None)
+        makers = (made.manifest for made in artifacts.values() if made.fingerprint in inputs)
+        return next((maker for maker in makers if maker.stage == SFT_STAGE), None)
+    return None if manifest.stage == INPUT_STAGE else manifest
 
 
 def training_logs(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:

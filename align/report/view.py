@@ -60,19 +60,10 @@ class StageSummary(StrictModel):
     def of(cls, artifact: Artifact) -> StageSummary:
         """The summary in an artifact's manifest."""
         manifest = artifact.manifest
-        return cls(
-            name=artifact.name,
-            type=manifest.stage,
-            seconds=manifest.seconds,
-            rows_in=manifest.rows_in,
-            rows_out=manifest.rows_out,
-            dropped=manifest.dropped,
-            metrics=manifest.metrics,
-            versions=manifest.versions,
-            fingerprint=manifest.fingerprint,
-            peak_memory_bytes=manifest.peak_memory_bytes or None,
-            seed=manifest.seed,
-        )
+        shared = cls.model_fields.keys() & type(manifest).model_fields.keys()
+        values = {field: getattr(manifest, field) for field in shared}
+        values["peak_memory_bytes"] = manifest.peak_memory_bytes or None
+        return cls(name=artifact.name, type=manifest.stage, **values)
 
     @property
     def time(self) -> str:
@@ -98,7 +89,7 @@ def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
     return [(prefix, "–" if value is None else str(value))]
 
 
-class Bar(NamedTuple):
+class IntervalBar(NamedTuple):
     """An interval on its column's scale, in percent of the width."""
 
     left: float
@@ -114,7 +105,7 @@ class EstimateView:
 
     mean: str
     interval: str
-    bar: Bar
+    bar: IntervalBar
 
 
 @dataclass(frozen=True)
@@ -199,7 +190,7 @@ def _estimate_view(estimate: AnyEstimate, decimals: int, scale: tuple[float, flo
         return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
 
     left, right = (place(end) for end in estimate.ci95)
-    bar = Bar(left, round(right - left, 2), place(estimate.mean), place(0.0) if difference else None)
+    bar = IntervalBar(left, round(right - left, 2), place(estimate.mean), place(0.0) if difference else None)
     return EstimateView(
         number(estimate.mean, decimals, signed=difference), interval_text(estimate, decimals, signed=difference), bar
     )

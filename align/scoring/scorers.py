@@ -60,7 +60,7 @@ class ScorerSet:
         """Sentences that say what scoring all these will cost, where it costs something."""
         return [judge.announce(candidates) for judge in self._judges.values()]
 
-    def take_tallies(self) -> dict[str, dict[str, int]]:
+    def pop_counts(self) -> dict[str, dict[str, int]]:
         """By judge, what was counted since this was called the last time."""
         return {name: judge.take_tally() for name, judge in self._judges.items()}
 

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from align.records import Drop, Instruction
 from align.selection.candidate import Group, PromptCandidates
-from align.selection.ranking import Ranking, rank_candidates
-from align.selection.selector import Tally, Totals, messages_of, rule_of, select_from_groups
+from align.selection.ranking import RankingRule, rank_candidates
+from align.selection.selector import SelectionTally, Totals, messages_of, rule_of, select_from_groups
 from align.strict import Strict
 
 
@@ -30,9 +30,9 @@ class BestRule(Strict):
     """Keep candidates that were cut at the token limit."""
 
     @cached_property
-    def ranking(self) -> Ranking:
+    def ranking(self) -> RankingRule:
         """How candidates are ordered."""
-        return Ranking(scorers={self.scorer: 1.0}, keep_truncated=self.keep_truncated)
+        return RankingRule(scorers={self.scorer: 1.0}, keep_truncated=self.keep_truncated)
 
 
 def best_of_n(groups: Iterable[Group], **settings: Any) -> tuple[list[Instruction], list[Drop]]:
@@ -65,7 +65,7 @@ class BestSelector:
     def scorers(self) -> Sequence[str]:
         return [self.rule.scorer]
 
-    def select(self, candidates: PromptCandidates, tally: Tally) -> tuple[list[Instruction], list[Drop]]:
+    def select(self, candidates: PromptCandidates, tally: SelectionTally) -> tuple[list[Instruction], list[Drop]]:
         """The kept completions of one prompt, best first, or the drop of a prompt that gives none."""
         kept = self._best(candidates)
         positions = [] if isinstance(kept, Drop) else kept

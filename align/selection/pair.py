@@ -11,7 +11,7 @@ from align.selection.candidate import Group, PromptCandidates
 from align.selection.pair_rule import PairRule
 from align.selection.policy import POLICIES, SEVERAL_PAIRS, NoPair
 from align.selection.ranking import Ranked, agreement, rank_candidates
-from align.selection.selector import Tally, Totals, messages_of, rule_of, select_from_groups
+from align.selection.selector import SelectionTally, Totals, messages_of, rule_of, select_from_groups
 
 FLIPPED = "flipped_by_length"
 DISAGREED = "disagreed"
@@ -20,9 +20,9 @@ DISAGREED = "disagreed"
 def build_pairs(groups: Iterable[Group], *, seed: int = 0, **settings: Any) -> tuple[list[Preference], list[Drop]]:
     """Pairs by a policy; the chosen one is always ranked strictly higher, and the texts always differ.
 
-    Candidates are ranked by their combined score after the length penalty (`Ranking`), which margins and policies are about; of
-    equal ones the lower candidate_index is first. With one scorer and no penalty that is its score. docs/pairs.md has the
-    formula of every policy.
+    Candidates are ranked by their combined score minus the length penalty (`RankingRule`); policies and margins use that number.
+    Of equal candidates the lower candidate_index comes first. With one scorer and no penalty the number is its score.
+    docs/pairs.md has the formula of every policy.
 
     Args:
         groups: candidates by prompt, see `group_candidates`.
@@ -55,7 +55,7 @@ class PairSelector:
     def scorers(self) -> Sequence[str]:
         return list(self.rule.ranking.scorers)
 
-    def select(self, candidates: PromptCandidates, tally: Tally) -> tuple[list[Preference], list[Drop]]:
+    def select(self, candidates: PromptCandidates, tally: SelectionTally) -> tuple[list[Preference], list[Drop]]:
         """The pairs of one prompt, and a drop for everything that was considered and left out: one of the two is not empty."""
         ranked = rank_candidates(candidates, self.rule.ranking)
         if len(ranked.order) < 2:
@@ -66,7 +66,7 @@ class PairSelector:
         made = [self._pair(ranked, chosen, rejected, tally) for chosen, rejected in found]
         return [row for row in made if isinstance(row, Preference)], [row for row in made if isinstance(row, Drop)]
 
-    def _pair(self, ranked: Ranked, chosen: int, rejected: int, tally: Tally) -> Preference | Drop:
+    def _pair(self, ranked: Ranked, chosen: int, rejected: int, tally: SelectionTally) -> Preference | Drop:
         """The pair, or the drop where its margin, a flip by length or a disagreement speaks against it."""
         rule, candidates = self.rule, ranked.candidates
         row_id = candidates.prompt_id

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from align.config.selection import POLICY_OPTIONS, Combine, OnLengthFlip, PairPolicy
-from align.selection.ranking import Ranking
+from align.selection.ranking import RankingRule
 from align.strict import Strict
 
 Weight = Annotated[float, Field(gt=0)]
@@ -65,9 +65,9 @@ class PairRule(Strict):
         return self
 
     @cached_property
-    def ranking(self) -> Ranking:
+    def ranking(self) -> RankingRule:
         """How candidates are ordered."""
-        return Ranking(
+        return RankingRule(
             scorers=self.scorers if self.scorers is not None else {str(self.scorer): 1.0},
             combine=self.combine or "weighted_sum",
             length_penalty=self.length_penalty,

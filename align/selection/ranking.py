@@ -20,7 +20,7 @@ _CAUSES = {
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingRule:
     """How candidates are put in order.
 
     A candidate's combined score is, by `combine`:
@@ -69,7 +69,7 @@ class Ranked:
         return list(first.values())
 
 
-def rank_candidates(candidates: PromptCandidates, ranking: Ranking) -> Ranked:
+def rank_candidates(candidates: PromptCandidates, ranking: RankingRule) -> Ranked:
     """Order a prompt's candidates by their score.
 
     Left out are candidates that lack a finite score by any scorer, empty ones (there is nothing to imitate), and, unless
@@ -108,7 +108,7 @@ def rank_candidates(candidates: PromptCandidates, ranking: Ranking) -> Ranked:
     return Ranked(candidates, combined, rank, order, removed)
 
 
-def _combined(candidates: PromptCandidates, ranking: Ranking, usable: Sequence[int]) -> list[float]:
+def _combined(candidates: PromptCandidates, ranking: RankingRule, usable: Sequence[int]) -> list[float]:
     """Combined score by position."""
     weights = list(ranking.scorers.values())
     if weights == [1.0] and ranking.combine == "weighted_sum":

@@ -17,7 +17,7 @@ from align.selection.candidate import joined
 from align.selection.files.layout import TASK_ROWS, Task, lay_out
 from align.selection.files.reader import RowFile, files_of
 from align.selection.files.regroup import regroup
-from align.selection.selector import Selector, Tally, Totals
+from align.selection.selector import SelectionTally, Selector, Totals
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, Artifact
 from align.store.atomic import atomic_writer
@@ -107,7 +107,7 @@ def _join(pieces: Sequence[Path], target: Path) -> None:
 
 def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]:
     """Select from one task's rows; write rows and drops, and last the seal with the facts, which are returned."""
-    tally = Tally()
+    tally = SelectionTally()
     dropped: Counter[str] = Counter()
     num_prompts = num_rows = 0
     with ExitStack() as stack:

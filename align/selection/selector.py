@@ -26,7 +26,7 @@ class Selector(Protocol[RowT_co]):
     def scorers(self) -> Sequence[str]:
         """The scores it needs, in the order in which the candidates must have them."""
 
-    def select(self, candidates: PromptCandidates, tally: Tally) -> tuple[Sequence[RowT_co], Sequence[Drop]]:
+    def select(self, candidates: PromptCandidates, tally: SelectionTally) -> tuple[Sequence[RowT_co], Sequence[Drop]]:
         """Rows and drops of one prompt; the tally gets the numbers."""
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def select_from_groups(groups: Iterable[Group], selector: Selector[RowT_co]) -> 
     rows: list[RowT_co] = []
     drops: list[Drop] = []
     for group in groups:
-        kept, left = selector.select(candidates_of(group, selector.scorers), Tally())
+        kept, left = selector.select(candidates_of(group, selector.scorers), SelectionTally())
         rows.extend(kept)
         drops.extend(left)
     return rows, drops
@@ -84,7 +84,7 @@ def messages_of(candidates: PromptCandidates) -> list[Message]:
     return messages
 
 
-class Tally:
+class SelectionTally:
     """Values and counts of some prompts."""
 
     def __init__(self) -> None:

@@ -85,7 +85,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         check_stop=context.check_stop,
     )
     scored: list[ScoredCandidate] = []
-    tallies = {name: JudgeTally() for name in scorers.take_tallies()}
+    tallies = {name: JudgeTally() for name in scorers.pop_counts()}
     for index, _ in items:
         shard = shard_path(folder, index)
         seal = read_seal(shard)
@@ -116,7 +116,7 @@ class ShardScorer:
     def __call__(self, item: tuple[int, Sequence[Candidate]]) -> None:
         index, candidates = item
         rows = self.scorers.score(candidates, self.report)
-        write_shard(shard_path(self.folder, index), rows, judged=self.scorers.take_tallies())
+        write_shard(shard_path(self.folder, index), rows, judged=self.scorers.pop_counts())
 
     def __reduce__(self) -> tuple[type[ShardScorer], tuple[Any, ...]]:
         return ShardScorer, (self.scorers, self.folder, _report_nothing)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from align.selection.candidate import PromptCandidates, no_score
-from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, Piece, RowFile, Run
+from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
 
 FINISH_REASONS = {None: False, "stop": False, "length": True}
 
@@ -29,7 +29,7 @@ class JsonlReader:
             raise self._file.wrong(number, f"no score: expected {SCORE_FORMS}; it has {', '.join(row)}")
         self._candidate(row, number, ())
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[PromptStart]:
         last_raw: bytes | None = None
         last_id = prompt_id = None
         position = number = 0
@@ -41,11 +41,11 @@ class JsonlReader:
                         last_raw, prompt_id = raw, self._prompt_id(self._parsed(line, number), number)
                     if prompt_id != last_id:
                         last_id = prompt_id
-                        yield Run(prompt_id, position, number - 1)
+                        yield PromptStart(prompt_id, position, number - 1)
                 position += len(line)
-        yield Run(None, position, number)
+        yield PromptStart(None, position, number)
 
-    def parts(self, piece: Piece, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
+    def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         position, number = piece.start, piece.row
         with self._file.path.open("rb") as stream:
             stream.seek(position)

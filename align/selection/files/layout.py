@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from align.selection.candidate import PromptCandidates
 from align.selection.files.open import open_file
-from align.selection.files.reader import Piece, RowFile
+from align.selection.files.reader import FileRange, RowFile
 
 TASK_ROWS = 1 << 16
 """Rows of a task at least, but for the last: what an interruption can cost a process."""
@@ -29,7 +29,7 @@ class Task(Protocol):
 class Pieces(NamedTuple):
     """Parts of files that follow each other."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FileRange, ...]
 
     def parts(self, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         return chain.from_iterable(open_file(piece.file).parts(piece, scorers) for piece in self.pieces)
@@ -62,7 +62,7 @@ def lay_out(files: Sequence[RowFile], *, task_rows: int = TASK_ROWS) -> Layout:
     """
     hashes = array("Q")
     tasks: list[Pieces] = []
-    pieces: list[Piece] = []
+    pieces: list[FileRange] = []
     last_id: str | None = None
     rows_before = task_began = 0
     for file in files:
@@ -74,7 +74,7 @@ def lay_out(files: Sequence[RowFile], *, task_rows: int = TASK_ROWS) -> Layout:
                 continue
             cuts = may_cut and row - task_began >= task_rows and not ends
             if (ends or cuts) and run.position > start:
-                pieces.append(Piece(file, start, run.position, start_row))
+                pieces.append(FileRange(file, start, run.position, start_row))
             if cuts:
                 tasks.append(Pieces(tuple(pieces)))
                 pieces, start, start_row, task_began = [], run.position, run.row, row

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError, StageError
 from align.selection.candidate import PromptCandidates, two_prompts
-from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, Piece, RowFile, Run
+from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
 
 READ_BYTES = 1 << 20
 """Column chunks are read in pieces of this size: a row group of any size fits in memory."""
@@ -45,24 +45,24 @@ class ParquetReader:
         if not self.score_names() and self._file.column("scores") not in names and not self._file.has_scores(names):
             raise DataError(f"{self._file.path}: no score: expected {SCORE_FORMS}; it has {', '.join(names)}")
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[PromptStart]:
         for group, (row, _) in enumerate(self._group_bounds):
             may_cut = True
             for (column,) in self._batches([group], [self._require("prompt_id")], ID_ROWS):
                 ids = self._ids(column, row)
                 starts = run_starts(ids)
                 for start, prompt_id in zip(starts.tolist(), ids.take(pa.array(starts)).to_pylist(), strict=True):
-                    yield Run(prompt_id, row + start, row + start, may_cut)
+                    yield PromptStart(prompt_id, row + start, row + start, may_cut)
                     may_cut = False
                 row += len(ids)
         rows = self._parquet.metadata.num_rows
-        yield Run(None, rows, rows)
+        yield PromptStart(None, rows, rows)
 
-    def parts(self, piece: Piece, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
+    def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         for columns in self.columns(piece, scorers):
             yield from _parts_of(columns, scorers, self._file.path)
 
-    def columns(self, piece: Piece, scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def columns(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of a piece as Arrow arrays: prompt_id, prompt, completion, candidate_index and finish_reason where the file
         has them, and a `scores.NAME` per scorer.
 

@@ -39,7 +39,7 @@ def files_of(artifact: Artifact) -> list[RowFile]:
     return [RowFile(path, artifact.manifest.config.get("columns", {})) for path in artifact.row_paths]
 
 
-class Piece(NamedTuple):
+class FileRange(NamedTuple):
     """A part of a file: from one position to before another. Positions are rows in Parquet and bytes in JSON Lines."""
 
     file: RowFile
@@ -49,7 +49,7 @@ class Piece(NamedTuple):
     """Rows of the file before `start`."""
 
 
-class Run(NamedTuple):
+class PromptStart(NamedTuple):
     """A row whose prompt is another than that of the row before, or the first row of a file or row group."""
 
     prompt_id: str | None
@@ -67,10 +67,10 @@ class Reader(Protocol):
     def check(self) -> None:
         """Whether it can be read and has what every selection needs, at a glance: DataError if not."""
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[PromptStart]:
         """Where prompts begin, read from the prompt ids alone, and last the end of the file."""
 
-    def parts(self, piece: Piece, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
+    def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         """The rows of a piece; rows of one prompt that follow each other may come in several parts.
 
         Raises:

@@ -11,7 +11,6 @@ from scipy.stats import bootstrap
 
 from align.report.statistics import (
     distinct_n,
-    mean_interval,
     paired_bootstrap,
     perplexity,
     prompt_means,
@@ -33,7 +32,7 @@ def test_the_interval_is_scipys_bca_interval_with_our_seed() -> None:
 def test_large_samples_agree_with_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, size=4000)
     half = 1.96 * values.std(ddof=1) / math.sqrt(4000)
-    interval = mean_interval(values, seed=1, resamples=4000)
+    interval = paired_bootstrap(values, seed=1, resamples=4000)
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
@@ -61,7 +60,7 @@ def test_pairing_cancels_what_makes_a_prompt_hard() -> None:
     paired = paired_bootstrap(model - baseline, seed=0, resamples=1000)
     assert paired.low > 0.4
     assert paired.high < 0.6
-    unpaired = mean_interval(model, seed=0, resamples=1000)
+    unpaired = paired_bootstrap(model, seed=0, resamples=1000)
     assert unpaired.high - unpaired.low > 2.0
 
 
@@ -140,7 +139,7 @@ def test_perplexity_of_a_uniform_choice_is_the_number_of_choices() -> None:
 def test_one_seed_is_the_paired_bootstrap_to_the_last_digit() -> None:
     random = np.random.default_rng(0)
     model, baseline = random.normal(size=(1, 40)), random.normal(size=(1, 40))
-    assert seeded_bootstrap(model, seed=4, resamples=500) == mean_interval(model[0], seed=4, resamples=500)
+    assert seeded_bootstrap(model, seed=4, resamples=500) == paired_bootstrap(model[0], seed=4, resamples=500)
     expected = paired_bootstrap(model[0] - baseline[0], seed=4, resamples=500)
     assert seeded_bootstrap(model, baseline, seed=4, resamples=500) == expected
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from align.records import ScoredCandidate
 from align.report.best_of import BestOfPool
-from align.report.results import BestOfResult, Results
+from align.report.results import Results
+from align.report.rows import BestOfResult
 from align.report.table import render_table
 from align.report.wording import conclusions, number, seconds_text
 

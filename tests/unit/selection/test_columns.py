@@ -16,14 +16,14 @@ from align.selection.candidate import joined
 from align.selection.files.layout import lay_out
 from align.selection.files.reader import RowFile
 from align.selection.files.regroup import regroup
-from align.selection.selector import Tally, Totals, exact_sum
+from align.selection.selector import SelectionTally, Totals, exact_sum
 
 
 def test_sums_of_sums_are_rounded_once() -> None:
     values = [1e16, 1.0, -1e16, 1e-3, 3.3]
     facts = []
     for part in (values[:2], values[2:]):
-        tally = Tally()
+        tally = SelectionTally()
         tally.values["x"].extend(part)
         tally.counts["n"] += len(part)
         facts.append(json.loads(json.dumps(tally.facts())))
