@@ -44,7 +44,7 @@ def _finding(name: str, found: Found, meaning: str, advice: str, default: Action
 
 
 _ALL = (
-    _check("not_json", "reading", "not JSON, or a key is there twice", "mend the line; write files with a JSON library"),
+    _check("not_json", "reading", "not JSON, or a key is there twice", "fix the line; write files with a JSON library"),
     _check("not_an_object", "reading", "JSON, but not an object", "every row is {…}"),
     _check("not_csv", "reading", "quotes that do not fit together", "double every quote inside a quoted cell"),
     _check("wrong_columns", "reading", "more or fewer cells than the header, or a column named twice", "quote cells with commas"),
@@ -131,7 +131,7 @@ _ALL = (
     ),
     _finding("contains_eos", "model", "the end-of-sequence token inside a text", "take it out", None),
     _finding("not_representable", "model", "the tokenizer cannot write the completion", "use another model or text", None),
-    _finding("template_rewrites", "model", "the chat template changes the text", "trim the text, or mend the template", None),
+    _finding("template_rewrites", "model", "the chat template changes the text", "trim the text, or fix the template", None),
     _finding("template_error", "model", "the chat template refuses the conversation", "see the message", None),
 )
 

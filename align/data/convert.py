@@ -1,4 +1,4 @@
-"""Turn a source of any shape and format into canonical rows of one file, with what was left out beside it."""
+"""Converts a source of any shape and format into one file of canonical rows, and lists the dropped rows beside it."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ DROPS_SUFFIX = ".drops.jsonl"
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a source."""
+    """The result of a conversion."""
 
     path: Path
     """The canonical rows."""
     drops_path: Path
-    """The rows that were left out, each with its reason."""
+    """The dropped rows, each with its reason."""
     result: Ingested
     """Counts and notes."""
 
 
 def convert(spec: DataInput, source: Source, target: Path, *, evaluation: EvaluationIndex | None = None) -> Converted:
-    """Write the rows of a source that can be used to `target`, and the others beside it.
+    """Write the usable rows of a source to `target`, and the dropped ones beside it.
 
     Args:
         source: the files of `spec`.
-        target: a .jsonl or .parquet file, replaced if it is there.
-        evaluation: prompts that no row may overlap; the rows that do are left out.
+        target: a .jsonl or .parquet file; an existing one is replaced.
+        evaluation: prompts that no row may overlap; rows that do are dropped.
     Raises:
-        RecipeError: if `target` is one of the files that are read, or its ending names no format that is written.
+        RecipeError: if `target` is one of the source's files, or its ending names no format that can be written.
         DataError: see `ingest`. Nothing is written then.
         EnvironmentProblem: if the files cannot be written.
     """
@@ -50,7 +50,7 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
     drops = target.with_name(target.stem + DROPS_SUFFIX)
     for file in source.files:
         origin = file.origin
-        if isinstance(origin, Path) and any(one.exists() and os.path.samefile(one, origin) for one in (target, drops)):
+        if isinstance(origin, Path) and any(path.exists() and os.path.samefile(path, origin) for path in (target, drops)):
             raise RecipeError(f"{target}: would overwrite {file.shown}, which is being read", hint="Give another name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From records to token ids: rows that are too long or that the template cannot show are named, never cut."""
+"""Turns records into token ids. Rows that are too long, or that the template cannot render, are reported and never cut."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class EncodedPreference:
 
 @dataclass
 class Encoded(Generic[EncodedT]):
-    """Rows in tokens, in the order of the records, and the rows that left."""
+    """Rows in tokens, in the order of the records, and the dropped rows."""
 
     rows: list[EncodedT]
     drops: list[Drop]
 
     def dropped(self) -> dict[str, int]:
-        """Rows that left, by reason."""
+        """Dropped rows by reason."""
         return dict(Counter(drop.drop_reason for drop in self.drops).most_common())
 
 
@@ -72,8 +72,8 @@ def encode_instructions(
 
     Args:
         max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted.
-        max_side_tokens: most tokens of the prompt, and of the completion, alone: what encoder and decoder can see.
-        on_invalid: `error` names every row that does not fit; `drop` leaves it out and says so.
+        max_side_tokens: most tokens of the prompt alone and of the completion alone; encoder and decoder each have this limit.
+        on_invalid: `error` raises an error that lists every row that does not fit; `drop` drops these rows.
         where: `file:line` of a record's line.
     Raises:
         DataError: for such rows with `error`, or if no row is left.
@@ -94,7 +94,7 @@ def encode_preferences(
 ) -> Encoded[EncodedPreference]:
     """Token ids of pairs; as `encode_instructions`, for the longer completion of each pair.
 
-    Two texts that the tokenizer makes the same tokens of (it may normalise) are no pair: drop_reason `identical`.
+    Two texts that become the same tokens (tokenizers may normalise) are no pair: drop_reason `identical`.
     """
 
     def build(record: Preference, prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> EncodedPreference:

@@ -1,4 +1,4 @@
-"""Evaluation prompts, which training data are held against."""
+"""Evaluation prompts, with which training data must not overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.errors import DataError
 
 
 def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]:
-    """(id, text) of every prompt of a source that can be used.
+    """(id, text) of every usable prompt of a source.
 
     Raises:
         DataError: if there is none, or a file cannot be read.
@@ -24,7 +24,7 @@ def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]
 
 
 def evaluation_index(sources: Iterable[tuple[Source, DataInput]]) -> EvaluationIndex:
-    """An index of the prompts of several sources; an id is preceded by its source where there are several."""
+    """An index of the prompts of all sources; with several sources, the source's name precedes each id."""
     listed = list(sources)
     several = len(listed) > 1
     return EvaluationIndex(

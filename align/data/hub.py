@@ -12,9 +12,9 @@ _LOCAL_HINT = "Use a local file instead (path: data/rows.jsonl), or where the hu
 
 
 def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) -> tuple[str | None, Iterator[RawRow]]:
-    """The rows of one split, numbered from 1, and the commit they are of.
+    """The rows of one split, numbered from 1, and their commit.
 
-    Offline, a copy in the local cache is used, whose commit is not known (None) unless `revision` is one.
+    Offline, the copy in the local cache is used; its commit is None.
 
     Raises:
         EnvironmentProblem: if the dataset can neither be fetched nor found in the cache, or `datasets` is not installed.
@@ -48,7 +48,7 @@ def _numbered(rows: Any) -> Iterator[RawRow]:
 
 
 def _commit_of(dataset: str, revision: str | None) -> str | None:
-    """The commit that `revision` names now; None where the hub cannot say."""
+    """The commit that `revision` names now; None if the hub cannot be reached."""
     import httpx
     from huggingface_hub import HfApi, constants
 

@@ -1,4 +1,4 @@
-"""Bring a recipe's data input into the store: read, validate, write the rows and what was dropped."""
+"""Imports a recipe's data input into the store: reads and validates it, writes its rows and its drops."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
 
 MAX_SHOWN = MAX_ERROR_LINES - 3
-"""Problems in an error, beside its headline, how many are not shown, and what to do."""
+"""Most problems listed in an error; the headline, the number of hidden problems and the hint take the other lines."""
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What became of an input."""
+    """The result of importing an input."""
 
     rows_in: int
     """Rows found."""
     rows_out: int
     """Rows written."""
     dropped: dict[str, int]
-    """Rows left out, by `drop_reason`; rows_in = rows_out + their sum."""
+    """Dropped rows by `drop_reason`; rows_in = rows_out + their sum."""
     findings: dict[str, int]
-    """What should be known about the rows written, by name (see `align.config.row_checks`)."""
+    """Number of findings about the rows written, by check (see `align.config.row_checks`)."""
     notes: list[str]
-    """The findings in words, one a line."""
+    """The findings as sentences."""
     source: str
     """The file, or the hub id with its commit."""
 
@@ -57,8 +57,8 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
         entry_folder: existing folder of the store entry.
         evaluation: prompts that no row may overlap; the rows that do are dropped, whatever `on_invalid` says.
     Raises:
-        DataError: if something is found for which the input cannot be used (`on_invalid`, `checks`), if no row can be used, or
-            if a file ends before its end (cut short, damaged): nobody would know how many rows are missing. Nothing is written.
+        DataError: if a row has a problem with the action `error` (`on_invalid`, `checks`), if no row is usable, or if a file is
+            damaged or cut short, since nobody could say how many rows are missing. Nothing is written.
         EnvironmentProblem, RecipeError: see `fetch_dataset_rows`.
     """
     blocks = None
@@ -92,7 +92,7 @@ def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
 def _without_evaluation(
     collection: Collection, source: Source, kind: DataKind[Any], evaluation: EvaluationIndex | None
 ) -> Iterator[Kept | Drop]:
-    """The rows, those that overlap an evaluation prompt as drops."""
+    """The rows; those that overlap an evaluation prompt become drops."""
     for row in collection:
         overlapping = None
         if evaluation is not None and isinstance(row, Kept):
@@ -105,10 +105,10 @@ def _without_evaluation(
 
 
 def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> Counter[str]:
-    """Write what stays and what leaves; the rows that leave by reason.
+    """Write kept rows and drops; returns the number of drops by reason.
 
     Raises:
-        DataError: if none stays.
+        DataError: if no row is kept.
     """
     dropped: Counter[str] = Counter()
     num_kept = 0
@@ -132,7 +132,7 @@ def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> C
 
 
 def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]:
-    """The rows of a mixture in its order; before them, what cannot be used, and behind them, what was not taken."""
+    """The rows of a mixture: first the unusable ones, then the mixture in its order, then the rows that were not sampled."""
     parts: dict[str, list[Kept]] = {name: [] for name in source.weights}
     for row in rows:
         if isinstance(row, Drop):
@@ -152,13 +152,13 @@ def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]
 
 
 class _FirstProblems:
-    """As many problems as an error shows."""
+    """The first problems, as many as an error lists."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     def add(self, problem: Problem) -> None:
-        """Keep it if there is room; one that ends a file takes the last place."""
+        """Keep the problem if there is room; one that ends a file replaces the last."""
         if len(self.problems) < MAX_SHOWN:
             self.problems.append(problem)
         elif problem.ends_file:
@@ -166,16 +166,16 @@ class _FirstProblems:
 
 
 def invalid_rows(summary: Summary, problems: list[Problem]) -> DataError:
-    """The error for an input that cannot be used: numbers by reason first, then the first problems, each on its line."""
+    """The error for an unusable input: the number of rows by reason, then the first problems, one a line."""
     name = summary.shown
     if not summary.rows_in:
         return DataError(f"{name}: there is no row in it", hint="Check the path; is the file empty?")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.dropped.most_common())
     bad = summary.dropped.total()
     headline = f"{name}: {bad:,} of {summary.rows_in:,} rows cannot be used" + (f" ({reasons})" if reasons else "")
-    hint = "Mend or remove these rows, or set on_invalid: drop to go on without them; every drop is listed in drops.jsonl."
+    hint = "Fix or remove these rows, or set on_invalid: drop to go on without them; every drop is listed in drops.jsonl."
     if summary.cut_short:
-        hint = "The file cannot be read to its end; on_invalid: drop does not cover that, as nobody knows what is missing."
+        hint = "The file cannot be read to its end; on_invalid: drop does not cover that, since nobody knows what is missing."
     elif not summary.rows_out:
         hint = "No row is left. Does kind fit the file? columns maps fields to its columns, such as {prompt: question}."
     lines = [problem.render() for problem in problems[:MAX_SHOWN]]

@@ -1,8 +1,8 @@
 """Mix rows of several sources in given proportions, without taking a row twice.
 
-N = min_i(rows_i / w_i) with weights that sum to 1; part i gives floor(N w_i) rows: the mixture is as large as the part that runs
-short first allows. Which rows of a part are taken depends on the hash of each row's id, so that a row added to another part, or
-elsewhere in the same one, moves no choice among the others; the rest is dropped as `not_sampled`.
+N = min_i(rows_i / w_i) with weights that sum to 1; part i gives floor(N w_i) rows: the part that runs short first
+limits the mixture. Rows are chosen by a hash of their ids, so a new row does not change which of the
+other rows are chosen, as long as the sizes stay. The rest is dropped as `not_sampled`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fractions import Fraction
 import xxhash
 
 NOT_SAMPLED = "not_sampled"
-"""`drop_reason` of the rows that are not taken."""
+"""`drop_reason` of rows that the mixture has no room for."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row of the mixture comes from."""
+    """The origin of one row of the mixture."""
 
     part: str
     index: int
@@ -28,7 +28,7 @@ class Place:
 
 
 def mixed_places(ids: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> list[Place]:
-    """Which rows are taken, in the order of the mixture.
+    """The rows of the mixture, in its order.
 
     Args:
         ids: ids of the usable rows by part, in the order of the source.
@@ -40,8 +40,8 @@ def mixed_places(ids: Mapping[str, Sequence[str]], weights: Mapping[str, float])
 
 
 def part_sizes(rows: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """How many rows each part gives."""
-    # Exact: with floats, 3 rows of weight 0.1 beside 7 of weight 0.7 could lose one.
+    """Number of rows taken from each part."""
+    # Exact fractions: with floats, a mixture of 3 rows of weight 0.1 and 7 of weight 0.7 could lose a row.
     exact = {name: Fraction(str(weights[name])) for name in rows}
     size = min((Fraction(count) / exact[name] for name, count in rows.items()), default=Fraction(0))
     return {name: math.floor(size * exact[name]) for name in rows}

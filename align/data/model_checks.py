@@ -1,4 +1,4 @@
-"""Checks of rows that need a model: what its template and tokenizer make of them. Shows rows exactly as training does."""
+"""Checks of rows that need a model's template and tokenizer. Rows are rendered exactly as in training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Normalization = Literal["none", "NFC"]
 
 _FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
 MIN_MARKER_CHARACTERS = 4
-"""A shorter text between turns is too common in texts to say anything."""
+"""A shorter text between turns is too common in ordinary texts to be a sign of a template."""
 
 
 class ModelChecks:
-    """Looks at rows through one model's template and tokenizer.
+    """Checks rows with one model's template and tokenizer.
 
-    Rows are checked in batches: one call of the tokenizer for all rows whose tokens matter.
+    Rows are checked in batches, with one call of the tokenizer for all rows that must be tokenized.
 
     Args:
-        chat_format: how the model is shown conversations.
+        chat_format: of the model.
         max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted; None: no limit.
     """
 
@@ -39,7 +39,7 @@ class ModelChecks:
         self._normalization = lossless_normalization(chat_format.tokenizer)
 
     def problems_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldProblem]]:
-        """What is wrong with each record of a kind; an empty list for nothing.
+        """The problems of each record.
 
         Reasons: special_tokens, contains_eos, template_error, template_rewrites, not_representable, too_many_tokens, identical
         (as tokens) and identical_after_truncation.
@@ -96,8 +96,8 @@ class ModelChecks:
         problems = []
         if self._normalization is None:
             for field, text, tokens in zip(fields, texts[1:], completions, strict=True):
-                if told := self._lost(text, tokens):
-                    problems.append(FieldProblem(field, "not_representable", told))
+                if message := self._lost(text, tokens):
+                    problems.append(FieldProblem(field, "not_representable", message))
         if len(completions) == 2 and completions[0] == completions[1]:
             return [*problems, FieldProblem("chosen", "identical", "chosen and rejected are the same tokens")]
         limit = self._max_tokens
@@ -105,8 +105,8 @@ class ModelChecks:
             return problems
         least = 1 if completions else 0
         if len(prompt) + least > limit:
-            told = f"the prompt alone has {len(prompt):,} tokens; the limit is {limit:,}"
-            return [*problems, FieldProblem("prompt", "too_many_tokens", told)]
+            message = f"the prompt alone has {len(prompt):,} tokens; the limit is {limit:,}"
+            return [*problems, FieldProblem("prompt", "too_many_tokens", message)]
         for field, tokens in zip(fields, completions, strict=True):
             if (count := len(prompt) + len(tokens)) > limit:
                 problems.append(
@@ -114,12 +114,12 @@ class ModelChecks:
                 )
         room = limit - len(prompt)
         if len(completions) == 2 and completions[0][:room] == completions[1][:room]:
-            told = f"chosen and rejected begin with the same {room:,} tokens, all that the limit of {limit:,} leaves room for"
-            problems.append(FieldProblem("chosen", "identical_after_truncation", told))
+            message = f"chosen and rejected begin with the same {room:,} tokens, all that the limit of {limit:,} leaves room for"
+            problems.append(FieldProblem("chosen", "identical_after_truncation", message))
         return problems
 
     def _lost(self, text: str, tokens: list[int]) -> str:
-        """What the tokens give back, if it is not the text."""
+        """The message for tokens that do not decode to the text; empty if they do."""
         decode = self._format.tokenizer.decode
         back = str(decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         return (
@@ -128,7 +128,7 @@ class ModelChecks:
 
 
 def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any, problem: TemplateProblem) -> FieldProblem:
-    """The problem with the field that it is about."""
+    """The problem with the name of the field that causes it."""
     messages = kind.messages(record)
     try:
         chat_format.prompt_text(messages)
@@ -139,7 +139,7 @@ def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any,
             chat_format.completion_text(messages, text)
         except TemplateProblem as one:
             return FieldProblem(field, one.reason, str(one))
-    return FieldProblem("prompt", problem.reason, str(problem))  # of a template that draws at random
+    return FieldProblem("prompt", problem.reason, str(problem))  # only a template that writes something else each time gets here
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
@@ -149,7 +149,7 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 
 def turn_markers(chat_format: ChatFormat) -> list[str]:
-    """What a template writes as plain text between turns, such as `[INST]` or `### Human:`."""
+    """The plain text that a template writes between turns, such as `[INST]` or `### Human:`."""
     messages = [
         Message(role="user", content=_FIRST),
         Message(role="assistant", content=_ANSWER),
@@ -172,10 +172,10 @@ def turn_markers(chat_format: ChatFormat) -> list[str]:
 
 
 def lossless_normalization(tokenizer: Any) -> Normalization | None:
-    """What a tokenizer does to a text before it spells it in bytes; None if it may do more, or is not byte-level.
+    """How a byte-level tokenizer normalises a text before it spells it; None for any other tokenizer, or if it may change more.
 
     Args:
-        tokenizer: a transformers tokenizer. Control tokens are left out of account: one may take white space around it along.
+        tokenizer: a transformers tokenizer. Control tokens are ignored here, although one may swallow white space around it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not _is_byte_level(backend):
@@ -186,7 +186,7 @@ def lossless_normalization(tokenizer: Any) -> Normalization | None:
 
 
 def canonical(text: str, normalization: Normalization) -> str:
-    """The text that is spelt in bytes: texts have the same tokens exactly if these are equal."""
+    """The text that the tokenizer spells in bytes: two texts have the same tokens exactly if these are equal."""
     return text if normalization == "none" or text.isascii() else unicodedata.normalize("NFC", text)
 
 

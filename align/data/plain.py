@@ -1,6 +1,6 @@
-"""Prompts as plain text, for encoder–decoder models that have no chat template, as T5 and its kin have none.
+"""Prompts as plain text, for encoder–decoder models without a chat template, such as T5.
 
-The contents of the messages, joined by line ends, are the encoder's text; the completion is the decoder's.
+The encoder reads the contents of the messages, joined by line ends; the decoder writes the completion.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _PROBE = "Probe"
 
 
 class PlainFormat(ChatFormat):
-    """How an encoder–decoder model without a chat template is shown conversations.
+    """Renders conversations for an encoder–decoder model without a chat template.
 
-    Encoder: the messages' contents, one below the other, with the special tokens that the tokenizer itself puts around a text
+    Encoder: the messages' contents, joined by line ends, with the special tokens that the tokenizer itself puts around a text
     (T5: the end-of-sequence token behind it). Decoder: the completion and the end-of-sequence token.
 
     Args:
@@ -45,7 +45,7 @@ class PlainFormat(ChatFormat):
         return text
 
     def _check_template(self) -> None:
-        """There is none; what the tokenizer puts around a text stands in for it."""
+        """Finds what the tokenizer puts around a text, which takes the place of a template."""
         bare, whole = (self.tokenizer([_PROBE], add_special_tokens=add)["input_ids"][0] for add in (False, True))
         start = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
         decode = self.tokenizer.decode
@@ -55,7 +55,7 @@ class PlainFormat(ChatFormat):
         )
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The prompt's messages, and the completion behind them where the last message is the assistant's."""
+        """The prompt's messages, followed by the completion where the last message is the assistant's."""
         prompt = messages if add_generation_prompt else messages[:-1]
         contents = "\n".join(message.content for message in prompt)
         if self.eos_token in contents:
@@ -65,7 +65,7 @@ class PlainFormat(ChatFormat):
 
 
 def format_of(folder: Path, tokenizer: Tokenizer, where: str) -> ChatFormat:
-    """How the model in `folder` is shown conversations: by its chat template, or an encoder–decoder model without one in plain.
+    """The format of the model in `folder`: its chat template, or plain text for an encoder–decoder model without one.
 
     Raises:
         RecipeError: see `ChatFormat` and `PlainFormat`.

@@ -1,7 +1,7 @@
-"""Read a user's file row by row: JSON Lines, JSON, CSV, TSV or plain text, each optionally gzipped; Parquet; Arrow.
+"""Reads a user's file row by row: JSON Lines, JSON, CSV, TSV or plain text, each optionally gzipped; Parquet; Arrow.
 
-A row that cannot be read is a value like any other (`RawProblem`), so that one pass names everything that is wrong. Nothing is
-converted, trimmed or normalised, and memory holds one row (of columnar files, one batch of rows) at a time.
+An unreadable row is a value (`RawProblem`), so that one pass reports everything that is wrong. Nothing is converted, trimmed or
+normalised, and memory holds one row at a time (one batch for columnar files).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _TEXT_PARSERS: dict[str, Callable[[IO[bytes]], Iterator[RawRow]]] = {
 _COLUMNAR_PARSERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {".parquet": read_parquet, ".arrow": read_arrow}
 
 FORMATS = (*_TEXT_PARSERS, *_COLUMNAR_PARSERS)
-"""Endings that tell a format. The text formats may have `.gz` behind them."""
+"""File endings, one per format. The text formats may add `.gz`."""
 
 
 def read_raw(path: Path) -> Iterator[RawRow]:
-    """Rows of `path` in file order; the format is told by the file's ending.
+    """Rows of `path` in file order. The file's ending decides the format.
 
     Line numbers are physical lines of the (uncompressed) file, 1-based; a CSV row with quoted line breaks and a JSON object
     have the number of their first line; rows of columnar files are counted from 1. Empty lines are no rows. A UTF-8 byte order
@@ -57,7 +57,7 @@ def read_raw(path: Path) -> Iterator[RawRow]:
 
 
 def file_format(path: Path) -> str:
-    """The ending that tells the format, such as `.jsonl`; `.gz` is not counted behind a text format."""
+    """The ending that names the format, such as `.jsonl`, without the `.gz` of a text format."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] == ".gz" and suffixes[-2] not in _COLUMNAR_PARSERS:
         suffixes.pop()
@@ -65,7 +65,7 @@ def file_format(path: Path) -> str:
 
 
 def unknown_format(path: Path) -> DataError:
-    """The error for a file whose ending says nothing."""
+    """The error for a file whose ending names no format."""
     ending = file_format(path)
     hint = "Rename the file, or convert it to one of these."
     if ending == ".gz":
@@ -106,7 +106,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _foreign_encoding(start: bytes) -> str | None:
-    """What the first bytes announce instead of UTF-8 text."""
+    """The format that the first bytes belong to, if they are not UTF-8 text."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(start) >= 4 and start[0] == 0 == start[2] and start[1] and start[3]):
         return "UTF-16"
     if start.startswith(b"\x1f\x8b"):

@@ -1,4 +1,4 @@
-"""Which files an input is: one file, a glob, a folder, or the parts of a mixture. Nothing of their content is read here."""
+"""Finds the files of an input: one file, a glob, a folder, or the parts of a mixture. Reads none of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SourceFile:
     shown: str
     """Its name in messages."""
     columns: Mapping[str, str]
-    """Field of ours → column of this file, where the names differ."""
+    """align's field → column of this file, where the names differ."""
     part: str | None = None
     """Name of the mixture's part that it belongs to; None outside mixtures."""
 
@@ -50,13 +50,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Every file of an input, in the order in which they are read."""
+    """All files of an input, in reading order."""
 
     files: tuple[SourceFile, ...]
     shown: str
-    """How messages call the whole."""
+    """Its name in messages."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight by part, as the recipe has it; empty unless the input is a mixture."""
+    """Weight by part, as in the recipe; empty unless the input is a mixture."""
 
 
 def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
@@ -66,9 +66,9 @@ def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
     folder whose data files have one format.
 
     Args:
-        locate: makes a path of what the recipe says, relative to the recipe.
+        locate: turns a path written in the recipe into one that can be opened.
     Raises:
-        RecipeError: if there is no such file, or a folder does not tell which files are meant.
+        RecipeError: if there is no such file, or it is not clear which files of a folder are meant.
         DataError: if the format of a file is unknown.
     """
     if spec.mixture is not None:
@@ -103,12 +103,11 @@ def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callab
 
 def _files(path: Path, kind: DataKind[Any], columns: Mapping[str, str], part: str | None = None) -> list[SourceFile]:
     """The files that a path stands for."""
-    found = find_files(path)
-    return [SourceFile(one, str(one), columns or _default_columns(kind, one), part) for one in found]
+    return [SourceFile(file, str(file), columns or _default_columns(kind, file), part) for file in find_files(path)]
 
 
 def _default_columns(kind: DataKind[Any], path: Path) -> Mapping[str, str]:
-    """The lines of a .txt file are prompts where prompts are wanted."""
+    """Lines of a .txt file are prompts in an input of prompts."""
     is_alone = kind.has_prompt and not kind.completions
     return {"prompt": "text"} if is_alone and file_format(path) == ".txt" else {}
 
@@ -178,8 +177,8 @@ def _saved_dataset(folder: Path) -> list[Path]:
         ) from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        told = f"{', '.join(missing[:MAX_SHOWN])} is missing" if missing else "state.json lists no file"
-        raise DataError(f"{folder}: the saved dataset is not whole: {told}", hint="Copy or save the folder again.")
+        reason = f"{', '.join(missing[:MAX_SHOWN])} is missing" if missing else "state.json lists no file"
+        raise DataError(f"{folder}: the saved dataset is not whole: {reason}", hint="Copy or save the folder again.")
     return [folder / name for name in names]
 
 

@@ -1,7 +1,8 @@
-"""Chat templates and token spans: what the model is shown, and exactly which tokens the loss is taken on.
+"""Chat templates and token spans: the text that a model reads, and the tokens that the loss is taken on.
 
-A prompt is rendered as text and tokenized without special tokens, so that a template that writes its own BOS never gets a second
-one. A completion is tokenized apart from its prompt, as it is when a model samples it: training and sampling see the same ids.
+A prompt is rendered as text and tokenized without special tokens: a template may write its own BOS, and must not get a second
+one. Prompt and completion are tokenized separately, because a sampler sees the prompt's ids alone: so training and sampling use
+the same ids.
 
 Duck-typed on a transformers tokenizer; loads neither torch nor transformers. transformers renders templates in Jinja's immutable
 sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/test_template.py); size and time are limited here.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os.path
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -22,10 +24,10 @@ from align.records import Message
 MAX_TEMPLATE_BYTES = 64 * 1024
 RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
-"""Longest time that rendering may take, to begin with and for each conversation; a template of a stranger could loop."""
+"""Time limit for rendering: a fixed part, and a part per conversation. A stranger's template could loop for ever."""
 
-MAX_REMEMBERED_PROMPTS = 50_000
-"""Rendered prompts that are kept, since several completions follow each; their memory must not grow with the data."""
+MAX_CACHED_PROMPTS = 50_000
+"""Rendered prompts are cached, since several completions follow each; the bound keeps memory from growing with the data."""
 
 Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
 
@@ -33,7 +35,7 @@ _PROBE = "Probe"
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
+    """The part of a transformers tokenizer that this module uses."""
 
     chat_template: Any
     eos_token: Any
@@ -48,9 +50,9 @@ class Tokenizer(Protocol):
 
 
 class FormatError(RecipeError):
-    """The model cannot be shown conversations at all. `aspect` is what is wrong with it.
+    """No conversation can be rendered for the model. `aspect` names the cause.
 
-    An error travels between processes by its message alone and gets its other attributes back afterwards: they have defaults.
+    Every argument but the message has a default: errors cross processes by their message, the other attributes are set later.
     """
 
     def __init__(self, message: str, *, aspect: Aspect = "template", hint: str | None = None) -> None:
@@ -59,7 +61,7 @@ class FormatError(RecipeError):
 
 
 class TemplateProblem(ValueError):
-    """The template cannot show one conversation as it is. `reason` is the row's `drop_reason`."""
+    """One conversation cannot be rendered or trained on as it is. `reason` is the row's `drop_reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -67,18 +69,18 @@ class TemplateProblem(ValueError):
 
 
 class ChatFormat:
-    """How one model is shown conversations.
+    """Renders and tokenizes conversations for one model.
 
     Args:
         tokenizer: a transformers tokenizer, or anything shaped like one.
-        where: how messages call the model, usually its folder.
+        where: the model's name in messages, usually its folder.
     Raises:
         FormatError: if the tokenizer lacks a chat template, an end-of-sequence or a padding token, if padding and
             end-of-sequence are the same token, or if the template does not end a completion with the end-of-sequence token.
     """
 
     unicode_form: Literal["NFC", "NFKC"] = "NFC"
-    """Texts are the same where they are equal in this form: tokenizers normalise at least so much."""
+    """Two texts that are equal in this form count as the same: tokenizers normalise at least this much."""
 
     def __init__(self, tokenizer: Tokenizer, where: str = "the model") -> None:
         self.tokenizer = tokenizer
@@ -91,28 +93,28 @@ class ChatFormat:
         self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
         self._limited = False
         self.template_closes = True
-        """Whether the template itself writes the end-of-sequence token; else it is put behind every completion."""
+        """Whether the template writes the end-of-sequence token; otherwise align appends it to every completion."""
         self.closing = self._find_closing()
-        """What follows every completion and is trained on with it: the end-of-sequence token, perhaps after white space."""
+        """The text after every completion, which is trained on too: the end-of-sequence token, perhaps after white space."""
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The prompt as the model sees it, up to where its completion begins.
+        """The prompt as the model reads it, up to where its completion begins.
 
         Raises:
             TemplateProblem: if the template refuses the conversation.
         """
         key = tuple((message.role, message.content) for message in messages)
         if key not in self._prompt_texts:
-            if len(self._prompt_texts) >= MAX_REMEMBERED_PROMPTS:
+            if len(self._prompt_texts) >= MAX_CACHED_PROMPTS:
                 self._prompt_texts.clear()
             self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
         return self._prompt_texts[key]
 
     def completion_text(self, messages: Sequence[Message], completion: str) -> str:
-        """The completion and what the template closes it with, up to and with the end-of-sequence token.
+        """The completion and the text that closes it, including the end-of-sequence token.
 
         Raises:
-            TemplateProblem: if the template refuses the conversation, or would show the completion otherwise than it is.
+            TemplateProblem: if the template refuses the conversation, or changes the completion.
         """
         if self.eos_token in completion:
             raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {self.eos_token!r}")
@@ -127,9 +129,9 @@ class ChatFormat:
         rest = tail.removeprefix(completion)
         closed = rest.startswith(self.closing) if self.template_closes else not rest.strip()
         if not tail.startswith(completion) or not closed:
-            told = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
+            cause = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
             found = difference(completion + self.closing, tail)
-            raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{told}: {found}")
+            raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{cause}: {found}")
         return completion + self.closing
 
     def texts_of(self, messages: Sequence[Message], completions: Iterable[str]) -> list[str]:
@@ -142,15 +144,15 @@ class ChatFormat:
         return [self.prompt_text(messages), *tails]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt; a sampler must be given these, never the text."""
+        """Token ids of the prompt. Give a sampler these ids, never the text, which it would tokenize in its own way."""
         return self.tokenize([self.prompt_text(messages)])[0]
 
     def encode_completion(self, messages: Sequence[Message], completion: str) -> list[int]:
-        """Token ids of the completion that follow those of `encode_prompt`, the end-of-sequence token last."""
+        """Token ids of the completion, to follow those of `encode_prompt`; the last is the end-of-sequence token."""
         return self.tokenize([self.completion_text(messages, completion)])[0]
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of rendered texts; nothing is added."""
+        """Token ids of rendered texts, without added special tokens."""
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -160,16 +162,16 @@ class ChatFormat:
         unique = list(dict.fromkeys(texts))
         return dict(zip(unique, self.tokenize(unique), strict=True))
 
-    def same_text(self, one: str, other: str) -> bool:
-        """Whether two texts are equal but for what the tokenizer may normalise."""
-        return unicodedata.normalize(self.unicode_form, one) == unicodedata.normalize(self.unicode_form, other)
+    def same_text(self, first: str, second: str) -> bool:
+        """Whether two texts are equal apart from what the tokenizer may normalise."""
+        return unicodedata.normalize(self.unicode_form, first) == unicodedata.normalize(self.unicode_form, second)
 
     @contextlib.contextmanager
     def time_limit(self, *, conversations: int) -> Iterator[None]:
-        """Limit the time in which this many conversations are rendered. Within such a limit, inner ones do nothing and cost less.
+        """Limit the time for rendering this many conversations. An inner limit does nothing, which makes it cheap.
 
         Raises:
-            RecipeError: when the time has passed.
+            FormatError: when the time is over.
         """
         if self._limited:
             yield
@@ -196,9 +198,9 @@ class ChatFormat:
         try:
             text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
         except Exception as error:
-            # Whatever a template does wrong (jinja2's errors, its own raise_exception, a TypeError) concerns this row.
-            told = str(error) or type(error).__name__
-            raise TemplateProblem("template_error", f"the chat template refuses this conversation: {told}") from error
+            # A template may fail in any way (jinja2's errors, its own raise_exception, a TypeError): it concerns this row only.
+            reason = str(error) or type(error).__name__
+            raise TemplateProblem("template_error", f"the chat template refuses this conversation: {reason}") from error
         return str(text)
 
     def _check_template(self) -> None:
@@ -232,7 +234,7 @@ class ChatFormat:
             )
 
     def _find_closing(self) -> str:
-        """What the template writes after a completion, up to its end-of-sequence token; learnt from a short conversation."""
+        """The text after a completion, up to its end-of-sequence token, as a short conversation shows it."""
         messages = [Message(role="user", content=_PROBE)]
         try:
             prompt = self._render(messages, add_generation_prompt=True)
@@ -261,7 +263,7 @@ class ChatFormat:
 
 
 def difference(expected: str, found: str) -> str:
-    """The two texts around the first place where they differ."""
-    place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
-    start = max(0, place - 20)
-    return f"expected {expected[start : place + 30]!r}, found {found[start : place + 30]!r}"
+    """The two texts around the first character at which they differ."""
+    index = len(os.path.commonprefix([expected, found]))
+    start = max(0, index - 20)
+    return f"expected {expected[start : index + 30]!r}, found {found[start : index + 30]!r}"

@@ -1,4 +1,4 @@
-"""A wall-clock limit on a piece of Python that a stranger wrote (a chat template)."""
+"""A wall-clock limit for code that a stranger wrote (a chat template)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TimeLimitExceeded(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeLimitExceeded in the block when it takes longer than `seconds`.
 
-    Only the main thread of a POSIX process can be interrupted so; elsewhere the block runs without a limit. A timer that was
-    already running is left alone, and then there is no limit either.
+    Signals can interrupt only the main thread of a POSIX process. Elsewhere, or if a timer is already running, the block runs
+    without a limit.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:

@@ -1,6 +1,6 @@
-"""Write canonical rows: the fields of a record in its own order, as JSON Lines or Parquet. Reading them gives the same records.
+"""Writes canonical rows, the fields of a record in their order, as JSON Lines or Parquet. Reading them gives the same records.
 
-What says where a row came from (`line`, `file`) is left out: it would say nothing about the new file.
+The origin of a row (`line`, `file`) is left out: it would be wrong for the new file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 PARQUET_BATCH_ROWS = 10_000
-"""Rows in memory, and in a row group."""
+"""Rows per Parquet row group, and held in memory at once."""
 
 
 def write_canonical(path: Path, kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows of `kind` atomically, in the format that the ending of `path` names; how many there were.
+    """Write rows of `kind` atomically, in the format that the ending of `path` names. Returns their number.
 
     Raises:
         RecipeError: see `require_writable_format`.
@@ -37,10 +37,10 @@ def write_canonical(path: Path, kind: RowKind[Any], rows: Iterable[Mapping[str, 
 
 
 def require_writable_format(path: Path) -> None:
-    """Refuse an ending that names no format rows are written in.
+    """Refuse a file ending for which there is no writer.
 
     Raises:
-        RecipeError: that names those there are.
+        RecipeError: with the possible endings.
     """
     if path.suffix.lower() not in _WRITERS:
         raise RecipeError(f"{path}: rows are written as {' or '.join(_WRITERS)}", hint="Give the file one of these endings.")
