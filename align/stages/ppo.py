@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from align.config.base import ExecutionOnly
+from align.config.online import OnlineTraining, ValueOptimization
 from align.config.peft import LoraOnly
-from align.config.ppo import Ppo
 from align.config.reference import ModelReference, RewardModelReference, RowsReference
 from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer, RulesScorer
 from align.data.encoding import encode_prompts
@@ -27,14 +27,16 @@ from align.records import Prompt
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.needs import Sampler, TrainingNeeds, episode_batch
+from align.training.online.advantage import Gae
 
 if TYPE_CHECKING:
     from align.models.start import Start
+    from align.training.online.models import ValueStart
 
 VERSION = 3
 
 
-class Config(Ppo, EngineChoice, LoraOnly, StageConfig):
+class Config(OnlineTraining, Gae, ValueOptimization, EngineChoice, LoraOnly, StageConfig):
     """PPO on prompts, with scorers that score completions."""
 
     model: ModelReference
@@ -120,8 +122,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     start = Start(source.model_path, config.peft, context.store_root, context.name)
     models = load_models(
         start,
-        None if value is None else _value_start(value, start),
-        value_head=config.value_head,
+        _value_start(value, start, config),
         device=device,
         pad_token_id=chat_format.pad_token_id,
         seed=context.seed,
@@ -155,6 +156,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
         context,
         config,
         settings,
+        config,
+        value_config=config,
         num_rollouts=-(-(config.num_episodes or len(encoded.rows)) // config.rollout_batch_size),
         engine_weights_differ=start.is_quantized,
     )
@@ -171,15 +174,19 @@ def run(context: StageContext[Config]) -> StageOutcome:
     )
 
 
-def _value_start(value: Artifact, policy: Start) -> Start:
+def _value_start(value: Artifact | None, policy: Start, config: Config) -> ValueStart:
     """The value model learns as the policy does; a reward model that is an adapter is trained further with its own settings."""
     from align.models.adapter import read_adapter
     from align.models.folder import is_adapter
+    from align.training.online.models import ValueStart
 
+    if value is None:
+        return ValueStart(policy, is_reward_model=False, zero_head=True)
     peft = policy.peft
     if peft is not None and is_adapter(value.model_path):
         peft = read_adapter(value.model_path).peft
-    return replace(policy, folder=value.model_path, peft=peft, name=value.name)
+    start = replace(policy, folder=value.model_path, peft=peft, name=value.name)
+    return ValueStart(start, is_reward_model=True, zero_head=config.value_head == "zero")
 
 
 def _check_value_model(value: Artifact, policy: Artifact, tokens: int) -> None:

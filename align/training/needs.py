@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from align.config.online import OnlineTraining
 from align.config.peft import Lora, VirtualTokens
-from align.config.ppo import Ppo
 from align.config.sections import EngineChoice, Optimization, PairwiseOptimization
 from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
 
@@ -153,7 +153,7 @@ def pair_batch(config: PairwiseOptimization, setting: Setting, *, has_logits: bo
     return Batch(tokens, row_tokens, targets if has_logits else 0, True, config.batch_size > micro)
 
 
-def episode_batch(config: Ppo, setting: Setting) -> Batch:
+def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:
     """As many rows of episodes as `micro_batch_tokens` lets into a pass; completions as long as they may become."""
     longest = max((row.prompt for row in setting.lengths or ()), default=config.max_prompt_tokens)
     episode = min(min(longest, config.max_prompt_tokens) + config.max_completion_tokens, setting.context)

@@ -22,7 +22,7 @@ from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import ROWS_NAME
 from align.testing import tiny_seq2seq_lm
 from align.training.online.layout import Episode
-from align.training.online.models import ForwardSettings, Models, load_models, policy_logps
+from align.training.online.models import ForwardSettings, Models, ValueStart, load_models, policy_logps
 
 pytestmark = pytest.mark.slow
 
@@ -158,12 +158,11 @@ def test_a_reward_model_can_score_and_be_the_value_model(shop: Workshop, started
 
 def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, Callable[[Any], torch.Tensor]]:
     """Models of PPO, and the log-probabilities of some episodes under one of them."""
-    settings = ppo.Config.model_validate({"model": "m", "prompts": "p", "scorers": {"short": RULES}, "peft": peft}).peft
+    lora = ppo.Config.model_validate({"model": "m", "prompts": "p", "scorers": {"short": RULES}, "peft": peft}).peft
     pad = int(load_tokenizer(base).pad_token_id)
-    models = load_models(
-        Start(base, settings, folder / "store", "ppo"), None, value_head="zero", device=torch.device("cpu"),
-        pad_token_id=pad, seed=3,
-    )  # fmt: skip
+    start = Start(base, lora, folder / "store", "ppo")
+    value = ValueStart(start, is_reward_model=False, zero_head=True)
+    models = load_models(start, value, device=torch.device("cpu"), pad_token_id=pad, seed=3)
     settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)
     episodes = [Episode([5, 6, 7 + n], [20 + n, 21, 2]) for n in range(4)]
     (batch,) = settings.passes(episodes, range(4))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from align.config.ppo import Ppo
+from align.config.online import OnlineTraining, ValueOptimization
 from align.config.rules import RuleSet
 from align.config.sections import RulesScorer
 from align.data.encoding import encode_prompts
@@ -24,9 +25,10 @@ from align.runtime.context import RunContext
 from align.runtime.events import Progress
 from align.scoring.scorers import ScorerSet
 from align.testing import Recorder, tiny_causal_lm
+from align.training.online.advantage import Gae
 from align.training.online.experience import make_experience
 from align.training.online.learner import Optimizers, PolicyLearner
-from align.training.online.models import ForwardSettings, Models, load_models
+from align.training.online.models import ForwardSettings, Models, ValueStart, load_models
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineResult, OnlineTrainer
 
@@ -49,6 +51,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+class Ppo(OnlineTraining, Gae, ValueOptimization):
+    """The settings of a PPO training, without those of its stage."""
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal_lm(tmp_path_factory.mktemp("ppo") / "base", texts=TEXTS, seed=2)
@@ -69,7 +75,8 @@ class Training(Recorder):
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
         start = Start(self.base, None, self.base.parent, "ppo")
-        models = load_models(start, None, value_head="zero", device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
+        value = ValueStart(start, is_reward_model=False, zero_head=True)
+        models = load_models(start, value, device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
         sampler = RolloutSampler(
             prompts,
@@ -95,7 +102,10 @@ class Training(Recorder):
 
         context = RunContext(name="ppo", work=self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
         engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
-        trainer = OnlineTrainer(models, sampler, engine, context, self.config, settings, num_rollouts=num_rollouts)
+        config = self.config
+        trainer = OnlineTrainer(
+            models, sampler, engine, context, config, settings, config, value_config=config, num_rollouts=num_rollouts
+        )
         return trainer.train()
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -163,18 +173,10 @@ def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torc
     rollout = sampler.score(sampler.sample(0, engine))
     # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
     config = training.config
-    experience, _ = make_experience(
-        rollout, models, settings, config, kl_coef=0.05, score_bias=0.1, importance_limit=config.importance_limit
-    )
+    experience, _ = make_experience(rollout, models, settings, config, config, kl_coef=0.05, score_bias=0.1)
     noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
-    experience = type(experience)(
-        experience.logps + 0.2 * noise,
-        experience.values,
-        experience.advantages,
-        experience.returns,
-        experience.importance + 0.1 * noise,
-    )
-    learner = PolicyLearner(models, Optimizers.of(models, config, policy_updates=1, value_updates=1), settings, config, 0)
+    experience = replace(experience, logps=experience.logps + 0.2 * noise, importance=experience.importance + 0.1 * noise)
+    learner = PolicyLearner(Optimizers.of(models, config, config, num_rollouts=1), settings, config, config, 0)
     learner._accumulate(settings.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
     pairs = [("policy", models.policy), ("value", models.value)]
     return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""What a rollout batch teaches: from scores and log-probabilities to advantages and returns, and the numbers to watch."""
+"""A rollout batch as the updates need it: log-probabilities, advantages and returns of every token; and its metrics."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.config.ppo import Rewards
-from align.losses.ppo import generalized_advantages, kl_penalized_rewards, masked_whiten
+from align.config.online import OnlineTraining, Rewards
+from align.losses.ppo import kl_penalized_rewards
+from align.training.online.advantage import Advantage, RewardedBatch
 from align.training.online.layout import completion_offsets, to_rows
 from align.training.online.models import (
     ForwardSettings,
@@ -28,17 +29,18 @@ class Experience:
 
     logps: Tensor
     """Nats, of the policy that sampled, computed by the trainer."""
-    values: Tensor
-    """Of the value model before the updates."""
     advantages: Tensor
-    """Whitened over the whole rollout batch."""
-    returns: Tensor
     importance: Tensor
     """Truncated weight for the gap between the trainer's and the sampler's log-probabilities."""
+    values: Tensor | None
+    """Of the value model before the updates; None where there is no value model."""
+    returns: Tensor | None
+    """What the value model learns; None where there is no value model."""
 
     def at(self, tokens: Tensor) -> Experience:
         """The same for some tokens."""
-        return Experience(*(values[tokens] for values in vars(self).values()))
+        numbers = {name: None if values is None else values[tokens] for name, values in vars(self).items()}
+        return Experience(**numbers)  # type: ignore[arg-type]  # only fields that may be None are
 
 
 @torch.no_grad()
@@ -46,44 +48,42 @@ def make_experience(
     rollout: Rollout,
     models: Models,
     settings: ForwardSettings,
-    config: Rewards,
+    config: OnlineTraining,
+    advantage: Advantage,
     *,
     kl_coef: float,
     score_bias: float,
-    importance_limit: float,
 ) -> tuple[Experience, dict[str, float]]:
     """The experience of a rollout batch, and its numbers under TRL's names.
 
     Args:
         kl_coef: weight of the KL penalty for this batch.
-        score_bias: taken off every score, and off every value, which starts as a score.
-        importance_limit: truncation of the importance weights, 1 or more.
+        score_bias: subtracted from every score, and from every value, which starts as a score.
     """
     episodes = rollout.episodes
     offsets = completion_offsets(episodes)
-    logps, entropy, reference_logps, values = (torch.zeros(offsets[-1], device=settings.device) for _ in range(4))
+    logps, entropy, reference_logps = (torch.zeros(offsets[-1], device=settings.device) for _ in range(3))
+    values = None if models.value is None else torch.zeros_like(logps)
     for batch in settings.passes(episodes, range(len(episodes))):
         logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
         with models.as_reference() as reference:
             reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
-        values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
+        if values is not None:
+            values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
     scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(settings.device)
     logps_rows, mask = to_rows(logps, offsets)
     reference_rows, _ = to_rows(reference_logps, offsets)
-    values_rows, _ = to_rows(values, offsets)
     rewards = kl_penalized_rewards(scores, logps_rows, reference_rows, mask, kl_coef=kl_coef)
-    if config.whiten_rewards:
-        rewards = masked_whiten(rewards, mask, shift_mean=False)
-    estimate = generalized_advantages(rewards, values_rows, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    advantages = masked_whiten(estimate.advantages, mask)
-    returns = estimate.returns[mask]
+    values_rows = None if values is None else to_rows(values, offsets)[0]
+    estimate = advantage.estimate(RewardedBatch(scores, rewards, mask, values_rows))
+    returns = None if estimate.returns is None else estimate.returns[mask]
     sampler_gap = logps - rollout.sampler_logps.to(settings.device)
     experience = Experience(
         logps=logps,
+        advantages=estimate.advantages[mask],
+        importance=torch.exp(sampler_gap.clamp(-20, 20)).clamp(max=config.importance_limit),
         values=values,
-        advantages=advantages[mask],
         returns=returns,
-        importance=torch.exp(sampler_gap.clamp(-20, 20)).clamp(max=importance_limit),
     )
     kl = ((logps_rows - reference_rows) * mask).sum(-1)
     penalty = kl_coef * kl
@@ -99,20 +99,21 @@ def make_experience(
         "rollout/eos_share": rollout.ended.float().mean(),
         "rollout/sampler_gap": sampler_gap.abs().mean(),
         "rollout/sampler_gap_max": sampler_gap.abs().max(),
-        "val/explained_var": explained_variance(values, returns),
     }
+    if values is not None and returns is not None:
+        numbers["val/explained_var"] = explained_variance(values, returns)
     numbers |= {f"objective/scores/{name}": value for name, value in rollout.watched.items() if math.isfinite(value)}
     numbers |= {f"objective/parts/{name}": value for name, value in rollout.parts.items() if math.isfinite(value)}
     return experience, {name: float(value) for name, value in numbers.items()}
 
 
 def shaped_scores(scores: Tensor, ended: Tensor, config: Rewards, bias: float) -> Tensor:
-    """[episodes] what PPO is rewarded with at the last token: scores, centred, with the penalty for completions that were cut.
+    """[episodes] reward at the last token: scores, centred, with the penalty for completions that were cut.
 
     Args:
         scores: [episodes], raw.
         ended: [episodes], True where a completion ended by itself.
-        bias: taken off every score where `config.center_scores`.
+        bias: subtracted from every score; 0 where scores are not centred.
     """
     shaped = scores - bias
     if config.missing_eos_score is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from align.config.ppo import PpoOptimization
+from align.config.online import OnlineOptimization, OnlineTraining, ValueOptimization
 from align.errors import StageError
 from align.losses.ppo import ppo_policy_loss, ppo_value_loss
 from align.training.online.experience import Experience
@@ -20,29 +20,76 @@ from align.training.online.models import ForwardSettings, Models, policy_logps, 
 
 
 @dataclass(frozen=True)
-class Optimizers:
-    """One optimizer and one learning rate schedule for each of the two models that learn."""
+class LearningModel:
+    """A model that learns, with its optimizer and learning rate schedule."""
 
-    policy: torch.optim.Optimizer
-    value: torch.optim.Optimizer
-    policy_schedule: Any
-    value_schedule: Any
+    name: str
+    model: Any
+    optimizer: torch.optim.Optimizer
+    schedule: Any
 
     @classmethod
-    def of(cls, models: Models, config: PpoOptimization, *, policy_updates: int, value_updates: int) -> Optimizers:
-        """Fresh ones, for so many optimizer steps in the whole training."""
+    def of(cls, name: str, model: Any, config: OnlineOptimization, *, learning_rate: float, num_updates: int) -> LearningModel:
+        """
+        Args:
+            num_updates: optimizer steps in the whole training.
+        """
+        optimizer = torch.optim.AdamW(
+            trainable(model), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
+        )
+        schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=max(num_updates, 1))
+        return cls(name, model, optimizer, schedule)
 
-        def adam(model: Any, learning_rate: float) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(
-                trainable(model), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale the gradients down to `max_norm`; returns their norm before that.
+
+        Raises:
+            StageError: if it is not finite.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(trainable(self.model), max_norm))
+        if not math.isfinite(norm):
+            raise StageError(
+                f"The gradient norm of the {self.name} model is {norm}; this update was not made",
+                hint="Lower learning_rate, set precision: float32, or look at the scores: are they of a sensible size?",
             )
+        return norm
 
-        def schedule(optimizer: torch.optim.Optimizer, updates: int) -> Any:
-            return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=max(updates, 1))
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
 
-        policy = adam(models.policy, config.learning_rate)
-        value = adam(models.value, config.value_learning_rate or config.learning_rate)
-        return cls(policy, value, schedule(policy, policy_updates), schedule(value, value_updates))
+
+@dataclass(frozen=True)
+class Optimizers:
+    """The models that learn."""
+
+    policy: LearningModel
+    value: LearningModel | None
+
+    @classmethod
+    def of(
+        cls, models: Models, config: OnlineTraining, value_config: ValueOptimization | None, *, num_rollouts: int
+    ) -> Optimizers:
+        """Fresh ones, for a training of `num_rollouts` rollout batches."""
+        per_rollout = config.ppo_epochs * num_mini_batches(config.rollout_batch_size, config.mini_batch_size)
+        value, learning = None, num_rollouts
+        if value_config is not None:
+            learning = max(num_rollouts - value_config.critic_warmup_batches, 0)
+            value = LearningModel.of(
+                "value",
+                models.value,
+                config,
+                learning_rate=value_config.value_learning_rate or config.learning_rate,
+                num_updates=num_rollouts * per_rollout,
+            )
+        rate, updates = config.learning_rate, learning * per_rollout
+        return cls(LearningModel.of("policy", models.policy, config, learning_rate=rate, num_updates=updates), value)
+
+    def __iter__(self) -> Iterator[LearningModel]:
+        yield self.policy
+        if self.value is not None:
+            yield self.value
 
 
 def mini_batches(count: int, size: int, *, seed: int, rollout: int, epoch: int) -> Iterator[list[int]]:
@@ -62,30 +109,34 @@ def num_mini_batches(count: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class PolicyLearner:
-    """Trains policy and value model on rollout batches."""
+    """Trains the policy, and the value model where there is one, on rollout batches."""
 
-    models: Models
     optimizers: Optimizers
     settings: ForwardSettings
-    config: PpoOptimization
+    config: OnlineOptimization
+    value_config: ValueOptimization | None
+    """None where there is no value model."""
     seed: int
+
+    def learns_policy(self, rollout: int) -> bool:
+        """False for the first rollout batches, where they train the value model alone."""
+        return self.value_config is None or rollout >= self.value_config.critic_warmup_batches
 
     def update(
         self, episodes: Sequence[Episode], experience: Experience, *, rollout: int, score_bias: float
     ) -> list[dict[str, float]]:
         """Learn from one rollout batch; the numbers of every update, under TRL's names.
 
-        Both losses are summed over the completion tokens of a mini-batch and divided by their number, whatever forward passes it
-        is cut into.
+        Losses are summed over the completion tokens of a mini-batch and divided by their number, whatever forward passes it is
+        cut into.
 
         Args:
-            rollout: number of the rollout batch; in the first `critic_warmup_batches` only the value model learns.
-            score_bias: taken off every value, as it was off the scores.
+            rollout: number of the rollout batch.
+            score_bias: subtracted from every value, as it was from the scores.
         Raises:
             StageError: if a gradient is not finite; the weights are then those of the update before.
         """
-        config = self.config
-        learn_policy = rollout >= config.critic_warmup_batches
+        config, learn_policy = self.config, self.learns_policy(rollout)
         rows: list[dict[str, float]] = []
         for epoch in range(config.ppo_epochs):
             for chosen in mini_batches(len(episodes), config.mini_batch_size, seed=self.seed, rollout=rollout, epoch=epoch):
@@ -101,51 +152,53 @@ class PolicyLearner:
     ) -> dict[str, float]:
         """Gradients of one mini-batch; they add up over its passes, and no graph is kept from one to the next."""
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
+        vf_coef = 0.0 if self.value_config is None else self.value_config.vf_coef
         sums: dict[str, Tensor] = {}
         for batch in passes:
-            values = token_values(self.models.value, batch, self.settings) - score_bias
+            old = experience.at(batch.tokens)
+            value_losses, value_numbers = self._value_losses(batch, old, score_bias)
             with torch.set_grad_enabled(learn_policy):
-                logps = policy_logps(self.models.policy, batch, self.settings)
-            old, mask = experience.at(batch.tokens), torch.ones_like(values, dtype=torch.bool)[None]
-            value_losses = ppo_value_loss(
-                values[None], old.values[None], old.returns[None], mask, cliprange_value=config.cliprange_value
-            )
+                logps = policy_logps(self.optimizers.policy.model, batch, self.settings)
+            mask = torch.ones_like(logps, dtype=torch.bool)[None]
             policy = ppo_policy_loss(
                 logps[None], old.logps[None], old.advantages[None], mask, cliprange=config.cliprange, dual_clip=config.dual_clip
             )
             policy_losses = policy.losses * old.importance
-            (config.vf_coef * value_losses.sum() / count).backward()
+            if value_losses is not None:
+                (vf_coef * value_losses.sum() / count).backward()
             if learn_policy:
                 (policy_losses.sum() / count).backward()
             numbers = {
                 "loss/policy_avg": policy_losses.detach(),
-                "loss/value_avg": value_losses.detach(),
                 "policy/clipfrac_avg": policy.clipped,
                 "policy/approxkl_avg": policy.approx_kl,
-                "val/clipfrac_avg": ((values.detach() - old.values).abs() > config.cliprange_value).float(),
                 "val/ratio": policy.ratio,
+                **value_numbers,
             }
             for name, values_of_pass in numbers.items():
-                sums[name] = sums.get(name, torch.zeros((), device=values.device)) + values_of_pass.sum()
+                sums[name] = sums.get(name, torch.zeros((), device=logps.device)) + values_of_pass.sum()
         return {name: float(value) / count for name, value in sums.items()}
+
+    def _value_losses(self, batch: PackedEpisodes, old: Experience, score_bias: float) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """[1, completion tokens] losses of the value model, and what is logged of them; None without a value model."""
+        config, learner = self.value_config, self.optimizers.value
+        if config is None or learner is None or old.values is None or old.returns is None:
+            return None, {}
+        values = token_values(learner.model, batch, self.settings) - score_bias
+        mask = torch.ones_like(values, dtype=torch.bool)[None]
+        losses = ppo_value_loss(values[None], old.values[None], old.returns[None], mask, cliprange_value=config.cliprange_value)
+        clipped = (values.detach() - old.values).abs() > config.cliprange_value
+        return losses, {"loss/value_avg": losses.detach(), "val/clipfrac_avg": clipped.float()}
 
     def _apply(self, learn_policy: bool) -> dict[str, float]:
         """Clip, check, step, clear; the gradients' norms before clipping and the policy's learning rate."""
-        optimizers, numbers = self.optimizers, {}
-        learners = {"value": (self.models.value, optimizers.value, optimizers.value_schedule)}
+        policy, numbers = self.optimizers.policy, {}
+        learners = [learner for learner in self.optimizers if learn_policy or learner is not policy]
         if learn_policy:
-            learners["policy"] = (self.models.policy, optimizers.policy, optimizers.policy_schedule)
-            numbers["lr"] = optimizers.policy_schedule.get_last_lr()[0]
-        for name, (model, _, _) in learners.items():
-            norm = float(torch.nn.utils.clip_grad_norm_(trainable(model), self.config.max_grad_norm))
-            if not math.isfinite(norm):
-                raise StageError(
-                    f"The gradient norm of the {name} model is {norm}; this update was not made",
-                    hint="Lower learning_rate, set precision: float32, or look at the scores: are they of a sensible size?",
-                )
-            numbers[f"{name}/grad_norm"] = norm
-        for _, optimizer, schedule in learners.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+            numbers["lr"] = policy.schedule.get_last_lr()[0]
+        # All norms are checked before the first step, so that no model is ahead of the other after an error.
+        for learner in learners:
+            numbers[f"{learner.name}/grad_norm"] = learner.clip_gradients(self.config.max_grad_norm)
+        for learner in learners:
+            learner.step()
         return numbers

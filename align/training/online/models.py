@@ -1,4 +1,4 @@
-"""The three networks of PPO that the trainer runs itself: policy, reference and value model."""
+"""The networks that the trainer runs itself: policy, reference, and the value model where there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Models:
     reference: Any
     """None where an adapter is trained: the reference is then the policy with the adapter that it started with."""
     value: Any
-    """A reward model architecture: a backbone and a head of one number."""
+    """A reward model architecture: a backbone and a head of one number. None for methods that need no values."""
     initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
     """The adapter's parameters before the first step, by name."""
 
@@ -83,35 +83,36 @@ def trainable(model: Any) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def load_models(
-    policy: Start,
-    value: Start | None,
-    *,
-    value_head: Literal["reward_model", "zero"],
-    device: torch.device,
-    pad_token_id: int,
-    seed: int,
-) -> Models:
-    """Policy and reference from `policy`; the value model from the reward model in `value`, or from the policy where it is None.
+@dataclass(frozen=True)
+class ValueStart:
+    """What the value model starts from."""
 
-    Of an adapter there is one copy of the base model for policy and reference together, and one for the value model.
+    start: Start
+    is_reward_model: bool
+    """False for a language model: its head is replaced by a new one."""
+    zero_head: bool
+    """Whether the head becomes zeros, so that all values start at 0."""
+
+
+def load_models(policy: Start, value: ValueStart | None, *, device: torch.device, pad_token_id: int, seed: int) -> Models:
+    """Policy and reference from `policy`, and a value model where `value` says what it starts from.
+
+    With an adapter, policy and reference share one copy of the base model, and the value model has another.
 
     Raises:
         RecipeError: if a folder cannot be used, or the value model does not give one number per token.
     """
-    if value is None:
-        torch.manual_seed(seed)  # the new head is drawn from it before it becomes zero, and new adapters
-        value_model = load_start(policy, task="SEQ_CLS", new_head=True, pad_token_id=pad_token_id)
-    else:
-        torch.manual_seed(seed)
-        value_model = load_start(value, task="SEQ_CLS", pad_token_id=pad_token_id)
-    if value is None or value_head == "zero":
-        torch.nn.init.zeros_(value_model.score.weight)
+    torch.manual_seed(seed)  # new heads and new adapters are drawn from it
+    value_model = None
+    if value is not None:
+        value_model = load_start(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)
+        if value.zero_head:
+            torch.nn.init.zeros_(value_model.score.weight)
+        value_model.to(device).eval()
     trained = load_start(policy).to(device).eval()
-    value_model.to(device).eval()
     if policy.peft is not None:
-        initial_adapter = {name: value.detach().clone() for name, value in trained.named_parameters() if value.requires_grad}
-        return Models(trained, None, value_model, initial_adapter)
+        initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
+        return Models(trained, None, value_model, initial)
     reference = load_start(policy).to(device).eval()
     return Models(trained, reference.requires_grad_(False), value_model)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from align.config.ppo import Rollouts
+from align.config.online import Rollouts
 from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.engines.shards import make_candidate, prompt_seed

@@ -1,4 +1,4 @@
-"""What a PPO training is between two rollout batches, and how it is kept: resuming from it changes no byte of what follows.
+"""The state of an online training between two rollout batches, and its checkpoints: resuming changes no byte of what follows.
 
 Everything is safetensors or JSON. There is no state of a random number generator to keep: every draw is a function of the seed
 and of the number of the rollout batch.
@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,6 @@ from torch import Tensor
 from align.models.start import load_trained_state, trained_state
 from align.store.atomic import write_json
 from align.training.online.learner import Optimizers
-from align.training.online.models import Models
 
 STATE_NAME = "state.json"
 BEFORE_NAME = "policy-before.safetensors"
@@ -43,9 +41,7 @@ class TrainerState:
     """Wall time by kind of work, over all attempts."""
 
 
-def save_state(
-    folder: Path, trainer_state: TrainerState, models: Models, optimizers: Optimizers, before: Sequence[Tensor] | None
-) -> None:
+def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers, before: Sequence[Tensor] | None) -> None:
     """Write everything into `folder`, which is made anew; it is whole only once it has been sealed.
 
     Args:
@@ -55,36 +51,29 @@ def save_state(
     folder.mkdir(parents=True)
     if before is not None:
         save_file({str(number): parameter for number, parameter in enumerate(before)}, folder / BEFORE_NAME)
-    for name, model, optimizer in _learners(models, optimizers):
-        save_file(trained_state(model), folder / f"{name}.safetensors")
-        save_file(_moments(optimizer), folder / f"{name}-optimizer.safetensors")
-    schedules = {"policy": optimizers.policy_schedule.state_dict(), "value": optimizers.value_schedule.state_dict()}
+    for learner in optimizers:
+        save_file(trained_state(learner.model), folder / f"{learner.name}.safetensors")
+        save_file(_moments(learner.optimizer), folder / f"{learner.name}-optimizer.safetensors")
+    schedules = {learner.name: learner.schedule.state_dict() for learner in optimizers}
     write_json(folder / STATE_NAME, {"trainer_state": asdict(trainer_state), "schedules": schedules})
 
 
-def load_state(folder: Path, models: Models, optimizers: Optimizers) -> tuple[TrainerState, list[Tensor] | None]:
+def load_state(folder: Path, optimizers: Optimizers) -> tuple[TrainerState, list[Tensor] | None]:
     """Put everything that `save_state` wrote into fresh models and optimizers; returns the rest."""
     state = json.loads((folder / STATE_NAME).read_text())
-    for name, model, optimizer in _learners(models, optimizers):
-        kept = load_file(folder / f"{name}.safetensors")
-        load_trained_state(model, kept)
-        _load_moments(optimizer, load_file(folder / f"{name}-optimizer.safetensors"))
-    for schedule, optimizer, kept_schedule in (
-        (optimizers.policy_schedule, optimizers.policy, state["schedules"]["policy"]),
-        (optimizers.value_schedule, optimizers.value, state["schedules"]["value"]),
-    ):
-        schedule.load_state_dict(kept_schedule)
-        for group, rate in zip(optimizer.param_groups, kept_schedule["_last_lr"], strict=True):
+    for learner in optimizers:
+        load_trained_state(learner.model, load_file(folder / f"{learner.name}.safetensors"))
+        _load_moments(learner.optimizer, load_file(folder / f"{learner.name}-optimizer.safetensors"))
+        schedule = state["schedules"][learner.name]
+        learner.schedule.load_state_dict(schedule)
+        # A schedule sets the rate only when it steps; the first update would otherwise use that of a fresh optimizer.
+        for group, rate in zip(learner.optimizer.param_groups, schedule["_last_lr"], strict=True):
             group["lr"] = rate
     before = None
     if (folder / BEFORE_NAME).exists():
         tensors = load_file(folder / BEFORE_NAME)
         before = [tensors[str(number)] for number in range(len(tensors))]
     return TrainerState(**state["trainer_state"]), before
-
-
-def _learners(models: Models, optimizers: Optimizers) -> list[tuple[str, Any, torch.optim.Optimizer]]:
-    return [("policy", models.policy, optimizers.policy), ("value", models.value, optimizers.value)]
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""PPO from start to end: sample, score, learn, again.
+"""An online training from start to end: sample, score, learn, again.
 
 Ouyang et al. 2022 (InstructGPT), appendix C.4; Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
 """
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config.ppo import Ppo
+from align.config.online import OnlineTraining, ValueOptimization
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.models.start import count_trained
 from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
+from align.training.online.advantage import Advantage
 from align.training.online.experience import Experience, make_experience, mean_numbers
-from align.training.online.learner import Optimizers, PolicyLearner, num_mini_batches
+from align.training.online.learner import Optimizers, PolicyLearner
 from align.training.online.models import ForwardSettings, Models, trainable
 from align.training.online.rollout import Rollout, RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
@@ -39,7 +40,7 @@ class OnlineResult:
 
 
 class OnlineTrainer:
-    """Trains `models.policy` and `models.value` in place."""
+    """Trains `models.policy`, and `models.value` where there is one, in place."""
 
     def __init__(
         self,
@@ -47,9 +48,11 @@ class OnlineTrainer:
         sampler: RolloutSampler,
         engine: TextEngine,
         context: RunContext,
-        config: Ppo,
+        config: OnlineTraining,
         settings: ForwardSettings,
+        advantage: Advantage,
         *,
+        value_config: ValueOptimization | None,
         num_rollouts: int,
         engine_weights_differ: bool = False,
     ) -> None:
@@ -67,12 +70,9 @@ class OnlineTrainer:
         self._config = config
         self._settings = settings
         self._num_rollouts = num_rollouts
-        per_rollout = config.ppo_epochs * num_mini_batches(config.rollout_batch_size, config.mini_batch_size)
-        learning = max(num_rollouts - config.critic_warmup_batches, 0)
-        self._optimizers = Optimizers.of(
-            models, config, policy_updates=learning * per_rollout, value_updates=num_rollouts * per_rollout
-        )
-        self._learner = PolicyLearner(models, self._optimizers, settings, config, context.seed)
+        self._advantage = advantage
+        self._optimizers = Optimizers.of(models, config, value_config, num_rollouts=num_rollouts)
+        self._learner = PolicyLearner(self._optimizers, settings, config, value_config, context.seed)
         self._state = TrainerState(kl_coef=config.kl_coef)
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may ask for it back."""
@@ -124,9 +124,9 @@ class OnlineTrainer:
                 self._models,
                 self._settings,
                 self._config,
+                self._advantage,
                 kl_coef=state.kl_coef,
                 score_bias=state.score_bias,
-                importance_limit=self._config.importance_limit,
             )
         self._check_stop()
         return rollout, experience, numbers
@@ -143,7 +143,7 @@ class OnlineTrainer:
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
             numbers["objective/kl"],
-            target=config.kl_target if state.rollouts >= config.critic_warmup_batches else None,
+            target=config.kl_target if self._learner.learns_policy(state.rollouts) else None,
             horizon=config.kl_horizon,
             episodes=len(rollout.episodes),
         )
@@ -227,7 +227,7 @@ class OnlineTrainer:
         if checkpoint.problem_with(folder) is None:
             return  # written when this rollout batch was done
         with self._timed("checkpoint"):
-            save_state(folder, self._state, self._models, self._optimizers, self._policy_before)
+            save_state(folder, self._state, self._optimizers, self._policy_before)
             checkpoint.seal(folder)
             checkpoint.remove_old(self._checkpoints)
 
@@ -235,7 +235,7 @@ class OnlineTrainer:
         start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)
         if start is None:
             return
-        self._state, self._policy_before = load_state(start, self._models, self._optimizers)
+        self._state, self._policy_before = load_state(start, self._optimizers)
         for row in self._state.rows:  # they may not have reached a file of events before the kill
             self._context.metrics(row)
         self._context.note(f"resuming after rollout batch {self._state.rollouts}")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.config.ppo import Ppo
+from align.config.online import OnlineTraining
 from align.config.rules import RuleSet
 from align.config.sections import RulesScorer
 from align.data.encoding import EncodedPrompt
@@ -25,7 +25,7 @@ from align.testing import tiny_causal_lm, tiny_reward_model
 from align.training.online.experience import explained_variance, shaped_scores
 from align.training.online.layout import Episode, completion_offsets, pack_episodes, to_rows
 from align.training.online.learner import mini_batches, num_mini_batches
-from align.training.online.models import ForwardSettings, load_models, policy_logps, token_values
+from align.training.online.models import ForwardSettings, ValueStart, load_models, policy_logps, token_values
 from align.training.online.rollout import RolloutSampler, SampledEpisode
 from align.training.online.trainer import adapted_kl_coef
 
@@ -47,6 +47,10 @@ NOT_SCORED = Candidate(
 def start(folder: Path) -> Start:
     """Every weight of the model in `folder` is trained."""
     return Start(folder, None, folder.parent, "ppo")
+
+
+def reward_model_start(folder: Path) -> ValueStart:
+    return ValueStart(start(folder), is_reward_model=True, zero_head=False)
 
 
 def forward_settings(micro_batch_tokens: int, temperature: float = 1.0) -> ForwardSettings:
@@ -76,8 +80,7 @@ def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path
     policy = load_causal_lm(tiny_causal_lm(tmp_path / "policy", seed=3)).eval()
     models = load_models(
         start(tmp_path / "policy"),
-        start(tiny_reward_model(tmp_path / "value", seed=4)),
-        value_head="reward_model",
+        reward_model_start(tiny_reward_model(tmp_path / "value", seed=4)),
         device=CPU,
         pad_token_id=0,
         seed=0,
@@ -119,9 +122,9 @@ def test_adaptive_kl_by_hand() -> None:
 
 def test_scores_are_centred_and_cut_completions_penalised() -> None:
     scores, ended = torch.tensor([3.0, 3.0]), torch.tensor([True, False])
-    assert shaped_scores(scores, ended, Ppo(missing_eos_penalty=1.5), 0.5).tolist() == [2.5, 1.0]
-    assert shaped_scores(scores, ended, Ppo(missing_eos_score=-1.0), 0.5).tolist() == [2.5, -1.0]
-    assert shaped_scores(scores, ended, Ppo(missing_eos_penalty=0.0), 0.0).tolist() == [3.0, 3.0]
+    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_penalty=1.5), 0.5).tolist() == [2.5, 1.0]
+    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_score=-1.0), 0.5).tolist() == [2.5, -1.0]
+    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_penalty=0.0), 0.0).tolist() == [3.0, 3.0]
 
 
 def test_explained_variance_by_hand() -> None:
@@ -169,7 +172,7 @@ def sampler(rollout_batch_size: int, count: int = 5, **changes: Any) -> RolloutS
     return RolloutSampler(
         prompts,
         encoded,
-        Ppo(rollout_batch_size=rollout_batch_size),
+        OnlineTraining(rollout_batch_size=rollout_batch_size),
         **{**options, **changes},
         stop_token_id=2,
         decode=lambda ids: "x" * len(ids),
@@ -219,13 +222,12 @@ def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
     tiny_reward_model(tmp_path / "two", num_labels=2)
     with pytest.raises(RecipeError, match=r"two: score.weight is \[2, 32\] in the weights, but \[1, 32\] is needed"):
-        load_models(
-            start(tmp_path / "policy"), start(tmp_path / "two"), value_head="reward_model", device=CPU, pad_token_id=0, seed=0
-        )
+        load_models(start(tmp_path / "policy"), reward_model_start(tmp_path / "two"), device=CPU, pad_token_id=0, seed=0)
 
 
 def test_a_value_model_without_a_reward_model_starts_at_zero(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
-    models = load_models(start(tmp_path / "policy"), None, value_head="reward_model", device=CPU, pad_token_id=0, seed=0)
+    policy = start(tmp_path / "policy")
+    models = load_models(policy, ValueStart(policy, False, True), device=CPU, pad_token_id=0, seed=0)
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     assert token_values(models.value, batch, forward_settings(1000)).tolist() == [0.0] * 8

@@ -1,4 +1,4 @@
-"""How PPO updates its models: the settings that the stage and its trainer share. A default lives here once."""
+"""Settings of methods that learn from their own new completions. A default stands here once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Rollouts(StrictModel):
     num_episodes: int | None = Field(default=None, ge=1)
     """Completions to learn from in all; rounded up to whole rollout batches. Default: one per prompt."""
     rollout_batch_size: int = Field(default=256, ge=1)
-    """Completions sampled with one state of the policy; advantages are whitened over them."""
+    """Completions sampled with one state of the policy."""
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature of sampling; the trainer's logits are divided by it as well."""
     max_completion_tokens: int = Field(default=256, ge=1)
@@ -41,21 +41,13 @@ class Rewards(StrictModel):
     """Score of a completion that was cut, in place of its own and of the penalty."""
     center_scores: bool = True
     """Subtract the mean score of the reference's completions, measured on the first rollout batch."""
-    whiten_rewards: bool = False
-    """Scale the rewards of a rollout batch to variance 1, keeping their mean."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount per token."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Generalized advantage estimation: 0 is one-step, 1 the whole return."""
 
 
-class PpoOptimization(StrictModel):
-    """How weights are updated between two rollouts."""
+class OnlineOptimization(StrictModel):
+    """How the policy is updated between two rollouts."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of the policy."""
-    value_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the value model. Default: learning_rate."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     """Shape of the decay over all updates; linear and cosine end at zero."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -72,25 +64,32 @@ class PpoOptimization(StrictModel):
     """Tokens per forward pass; gradients are summed, so the result depends on it by rounding only."""
     cliprange: float = Field(default=0.2, gt=0)
     """How far a token's probability ratio may move before its gradient stops."""
-    cliprange_value: float = Field(default=0.2, gt=0)
-    """How far a value may move from its old one before its gradient stops."""
-    vf_coef: float = Field(default=0.1, ge=0)
-    """Weight of the value loss."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound on the loss of tokens with a negative advantage and a large ratio (Ye et al. 2020 use 3). Default: no bound."""
     importance_limit: float = Field(default=2.0, ge=1)
     """Weights for the gap between the sampler's and the trainer's log-probabilities are truncated here."""
-    critic_warmup_batches: int = Field(default=0, ge=0)
-    """First rollout batches that train the value model only."""
     update_kl_limit: float | None = Field(default=None, gt=0)
     """Leave the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
-    value_head: Literal["reward_model", "zero"] = "reward_model"
-    """Head that the value model starts with: the reward model's, or zeros."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
     checkpoint_steps: ExecutionOnly[int] = Field(default=5, ge=1)
     """Rollout batches between checkpoints to resume from."""
 
 
-class Ppo(Rollouts, Rewards, PpoOptimization):
-    """Everything that decides the numbers of a PPO training, beyond models, prompts and scorers."""
+class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
+    """What decides the numbers of every online method, beyond models, prompts, scorers and advantages."""
+
+
+class ValueOptimization(StrictModel):
+    """How a value model starts and learns, for methods that have one."""
+
+    value_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the value model. Default: learning_rate."""
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """How far a value may move from its old one before its gradient stops."""
+    vf_coef: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    critic_warmup_batches: int = Field(default=0, ge=0)
+    """First rollout batches that train the value model only."""
+    value_head: Literal["reward_model", "zero"] = "reward_model"
+    """Head that the value model starts with: the reward model's, or zeros."""

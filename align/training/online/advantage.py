@@ -1,0 +1,69 @@
+"""What an online method decides for itself: how scores become advantages.
+
+A stage mixes its estimator into its Config, so that a default stands once. Recipes are read with these classes: importing them
+loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from pydantic import Field
+
+from align.config.base import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RewardedBatch:
+    """The completions of a rollout batch, all detached."""
+
+    scores: Tensor
+    """[episodes], centred, with the penalty for completions that were cut."""
+    rewards: Tensor
+    """[episodes, seq]: the KL penalty of every token, and the score on the last one; 0 outside the mask."""
+    mask: Tensor
+    """[episodes, seq], completion_mask (bool)."""
+    values: Tensor | None
+    """[episodes, seq], of the value model before the updates; None where there is no value model."""
+
+
+class Estimate(NamedTuple):
+    """[episodes, seq] each, 0 outside the mask."""
+
+    advantages: Tensor
+    returns: Tensor | None
+    """What the value model learns; None where there is no value model."""
+
+
+class Advantage(Protocol):
+    """An advantage estimator."""
+
+    def estimate(self, batch: RewardedBatch) -> Estimate:
+        """The advantage of every token of a rollout batch, scaled as the policy loss takes it."""
+        ...
+
+
+class Gae(StrictModel):
+    """Generalized advantage estimation against a value model, whitened over the whole rollout batch."""
+
+    whiten_rewards: bool = False
+    """Scale the rewards of a rollout batch to variance 1, keeping their mean."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Generalized advantage estimation: 0 is one-step, 1 the whole return."""
+
+    def estimate(self, batch: RewardedBatch) -> Estimate:
+        from align.losses.ppo import generalized_advantages, masked_whiten
+
+        assert batch.values is not None
+        rewards, mask = batch.rewards, batch.mask
+        if self.whiten_rewards:
+            # The mean stays: shifting it would pay for every token, and so for length.
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        estimate = generalized_advantages(rewards, batch.values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        return Estimate(masked_whiten(estimate.advantages, mask), estimate.returns)
