@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 GENERATE, SCORE, PAIRS = "generate", "score", "pairs"
 FILLED: Mapping[str, frozenset[str]] = {
     GENERATE: frozenset({"model", "prompts"}),
-    SCORE: frozenset({"candidates", "scorers"}),
+    # --num-workers is the sampling stage's: there it saves the most, and a judge cannot be shared among processes.
+    SCORE: frozenset({"candidates", "scorers", "num_workers"}),
     PAIRS: frozenset({"scored", "scorer"}),
 }
-"""Fields of the stages that the command fills in itself, or has an option of its own for."""
+"""Fields that the command fills in itself, has an option of its own for, or leaves alone."""
 REWARD_SCORER = "rm"
 """What the scorer of --reward-model is called."""
 SUFFIXES = (".jsonl", ".parquet")

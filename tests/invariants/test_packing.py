@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.losses.logps import IGNORED_LABEL
 from align.models.load import load_causal_lm
-from align.training.packing import IGNORED, PackedCollator, TrainingSample, build_row, pack_first_fit
+from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 
 SAMPLES = [
     TrainingSample([5, 6, 7], [8, 9, 2]),
@@ -30,7 +31,9 @@ def gradients_of(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]])
     for batch in batches:
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[:, :-1]
         labels = batch["labels"][:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
         loss.backward()
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -106,5 +109,5 @@ def test_a_sample_longer_than_a_row_is_refused() -> None:
 
 def test_the_first_token_of_a_sample_is_never_a_label() -> None:
     row = build_row([SAMPLES[4], SAMPLES[1]])
-    assert row["labels"] == [IGNORED, 41, 2, IGNORED, 12, 2]
+    assert row["labels"] == [IGNORED_LABEL, 41, 2, IGNORED_LABEL, 12, 2]
     assert row["position_ids"] == [0, 1, 2, 0, 1, 2]
