@@ -1,7 +1,7 @@
-"""Validate rows: every row becomes a record or one or more named problems, and is never lost in silence.
+"""Validates rows: every row becomes a record or one or more named problems, and none is lost silently.
 
-Texts are kept exactly as they are. One pass over the files looks at each row by itself; then a comparison of the rows' hashes
-finds ids given twice, repetitions and contradictions. Memory does not grow with the number of rows.
+Texts are never changed. One pass over the files checks each row by itself; then a comparison of the rows' hashes finds repeated
+ids, repeated rows and contradictions. Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def validate_source(
     on_progress: Progress | None = None,
     processes: int | None = None,
 ) -> Summary:
-    """Look at every row of a source; keep none.
+    """Check every row of a source; keep none.
 
     Args:
-        on_problem: called with everything that is wrong, row by row in the order of the source; then with what the comparison
-            found.
+        on_problem: called with every problem: first those of single rows, in the order of the source, then those that the
+            comparison finds.
         model_checks: checks that need a model's tokenizer.
         near_duplicates: whether to search for them; None: up to `NEAR_DUPLICATE_ROWS` rows.
-        processes: how many look at rows; None: as many as pay. The result does not depend on it.
+        processes: number of processes; None: as many as save time. The result does not depend on it.
     Raises:
         DataError, EnvironmentProblem: if a file cannot be read at all.
         RecipeError: if `columns` of a file maps fields that rows of this kind do not have.
@@ -75,15 +75,15 @@ def validate_source(
 
 @dataclass(frozen=True)
 class Validated:
-    """What validation made of some rows, all of it in memory."""
+    """The result of validating rows in memory."""
 
     summary: Summary
     rows: list[Record]
-    """Rows that can be used, in order."""
+    """Usable rows, in order."""
     drops: list[Drop]
-    """The others, in order."""
+    """Dropped rows, in order."""
     problems: list[Problem]
-    """Everything wrong with those, in order."""
+    """All problems of the dropped rows, in order."""
 
 
 def validate_rows(
@@ -96,11 +96,11 @@ def validate_rows(
     on_invalid: Action = "error",
     checks: Mapping[str, Action] | None = None,
 ) -> Validated:
-    """Rows that are in memory, as `collect_rows` would have them from a file.
+    """Validate rows that are in memory, as `collect_rows` does with those of a file.
 
     Args:
         raw: rows or reading problems, each with its line number.
-        columns: field of ours → column of the file, where the names differ.
+        columns: align's field → column of the file, where the names differ.
         max_characters: a longer text is a problem, in Unicode code points.
         source_name: file name shown in messages.
     Raises:

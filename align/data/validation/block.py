@@ -1,4 +1,4 @@
-"""A source in blocks of rows, and the scan of them in one or several processes. Results do not depend on the number."""
+"""Cuts a source into blocks of rows and scans them in one or several processes. The result does not depend on their number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL_BYTES = 48 << 20
 LINE_FORMATS = (".jsonl", ".ndjson")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 START_BYTES = 64 << 10
-"""Read to see how a file begins; the end of a longer first line is not seen."""
+"""Bytes read to see how a file begins; in a first line longer than this, a CR LF goes unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the file, where they are known."""
+        """Size in the file; 0 where it is not known."""
         return len(self.data) if isinstance(self.data, bytes) else 0
 
 
@@ -73,8 +73,8 @@ def scan_blocks(
         wanted: called for every block before it is scanned.
         take: called with every block and what is in it, in the order of the source.
         checks: those that need a model; they run in this process.
-        processes: how many look at rows; None: as many as pay.
-        blocks: the rows, where they are not read from the source's files.
+        processes: number of processes; None: as many as save time.
+        blocks: rows to scan instead of those of the source's files.
     Raises:
         EnvironmentProblem: if a process dies.
         DataError: see `read_file`.
@@ -84,7 +84,7 @@ def scan_blocks(
     scan_one = _ScanBlock(rules, source, checks)
     try:
         for is_text, some in groupby(blocks or blocks_of(source), lambda block: isinstance(block.data, bytes)):
-            # Rows that are parsed already stay here: to send them takes as long as to scan them.
+            # Parsed rows are scanned in this process: sending them takes as long as scanning them.
             (executor if is_text else Inline()).map(
                 scan_one,
                 ((block, wanted()) for block in some),
@@ -93,7 +93,7 @@ def scan_blocks(
             )
     except WorkerDied as error:
         raise EnvironmentProblem(
-            f"{source.shown}: a process that looked at rows was killed", hint="Is there enough memory? Run it again."
+            f"{source.shown}: a process that scanned rows was killed", hint="Is there enough memory? Run it again."
         ) from error
 
 
@@ -112,15 +112,15 @@ class _ScanBlock:
 
 
 def marks_of(file: SourceFile) -> dict[str, str]:
-    """What the first bytes of a text file show about all of it: check → message."""
+    """Findings about a text file that its first bytes show: check → message."""
     if not isinstance(file.origin, Path) or file.format in (".parquet", ".arrow"):
         return {}
-    start, found = _start(file.origin), {}
+    start, marks = _start(file.origin), {}
     if start.startswith(BYTE_ORDER_MARK):
-        found["byte_order_mark"] = "the file begins with a byte order mark; expected UTF-8 without one"
+        marks["byte_order_mark"] = "the file begins with a byte order mark; expected UTF-8 without one"
     if start.partition(b"\n")[0].endswith(b"\r"):
-        found["crlf_line_ends"] = "the first line ends in CR LF; expected LF"
-    return found
+        marks["crlf_line_ends"] = "the first line ends in CR LF; expected LF"
+    return marks
 
 
 def _start(path: Path) -> bytes:
@@ -130,7 +130,7 @@ def _start(path: Path) -> bytes:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             return bytes(stream.read(START_BYTES))
     except (OSError, EOFError, zlib.error):
-        return b""  # reading the rows will say what is wrong
+        return b""  # reading the rows will report it
 
 
 def _worthwhile_processes(source: Source) -> int:
@@ -150,7 +150,7 @@ def _lines_path(file: SourceFile) -> Path | None:
 
 
 def _cut(path: Path, number: int) -> Iterator[Block]:
-    """Blocks of whole lines. Of a line that is too long only as much is kept as shows that."""
+    """Blocks of whole lines. Of a line that is too long, only enough is kept to show its length."""
     lines = 0
     with path.open("rb") as stream:
         rest = b""

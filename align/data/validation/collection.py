@@ -1,6 +1,6 @@
-"""Validate a source: one pass over its rows, the comparison of all of them, and the rows that stay or leave, in order.
+"""Validates a source: one pass over its rows, a comparison of all rows, then the kept and dropped rows, in order.
 
-Which rows leave is known only after the comparison, so usable rows are written to a temporary file first and read back.
+Only the comparison decides which rows are dropped, so usable rows are first written to a temporary file and read back.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from align.data.validation.summary import Problem, Summary, Tally, catalogue_nam
 from align.records import Drop, Record
 
 NEAR_DUPLICATE_ROWS = 200_000
-"""Above this, near duplicates are searched for on request only: the search takes longer than everything else together."""
+"""In larger files near duplicates are searched for on request only: the search takes longer than all other checks together."""
 MAX_COLUMNS = 1000
-"""Names of unused columns that are kept, about: rows whose keys are data would fill the memory."""
+"""About the most names of unused columns that are kept: rows whose keys are data would fill the memory."""
 
 Progress = Callable[[int, int], None]
 """Called with rows and bytes so far."""
@@ -69,7 +69,7 @@ class Validator:
         processes: int | None = None,
         blocks: Iterable[Block] | None = None,
     ) -> None:
-        """Look at all rows; `blocks` are the rows, where they are not read from the source's files."""
+        """Check all rows, those of `blocks` or else of the source's files."""
         self._check_first_bytes()
         bytes_done = 0
 
@@ -124,7 +124,7 @@ class Validator:
             self._report(problem)
 
     def _write(self, stream: IO[bytes], result: BlockResult, file_number: int, first: int) -> None:
-        """Rows and drops of a block in the order of the source, a line each: seq, number of the file, R or D, content."""
+        """Write the rows (R) and drops (D) of a block in order, a line each: seq, number of the file, R or D, content."""
         lines = [
             (seq + first, b"R" + json.dumps(row_id, ensure_ascii=False).encode() + b"\t" + rest)
             for seq, row_id, rest in result.rows
@@ -155,13 +155,13 @@ class Validator:
 
 @dataclass(frozen=True)
 class Kept:
-    """A row that can be used."""
+    """A usable row."""
 
     file_number: int
-    """Which of the source's files it is from."""
+    """Index of its file in the source."""
     id: str
     content: bytes
-    """The rest of the record's line in `rows.jsonl`, from the comma behind the id to the line end."""
+    """The rest of the record's line in `rows.jsonl`, from the comma after the id to the line end."""
 
     @property
     def line(self) -> bytes:
@@ -169,12 +169,12 @@ class Kept:
         return b'{"id":' + json.dumps(self.id, ensure_ascii=False).encode() + self.content
 
     def within(self, part: str) -> Kept:
-        """The row as one of a mixture's part."""
+        """The row as a row of a mixture's part, whose name precedes its id."""
         return Kept(self.file_number, f"{part}/{self.id}", self.content)
 
 
 class Collection:
-    """The rows of a source. To be read inside `collect_rows` only."""
+    """The rows of a source. Readable only inside `collect_rows`."""
 
     def __init__(self, source: Source, validator: Validator, rows_path: Path) -> None:
         self.summary = validator.summary
@@ -183,7 +183,7 @@ class Collection:
         self._rows_path = rows_path
 
     def __iter__(self) -> Iterator[Kept | Drop]:
-        """Every row, either kept or dropped, in the order of the source; it can be read again."""
+        """Every row, kept or dropped, in the order of the source. May be iterated several times."""
         leaving, renamed = _Pointer(self._comparison.leaving), _Pointer(self._comparison.renamed)
         with self._rows_path.open("rb") as stream:
             for line in stream:
@@ -201,12 +201,12 @@ class Collection:
                     yield Kept(int(file_number), row_id, content)
 
     def records(self) -> Iterator[Record]:
-        """The rows that can be used."""
+        """The usable rows."""
         record = self.summary.kind.record
         return (record.model_validate_json(row.line) for row in self if isinstance(row, Kept))
 
     def drops(self) -> Iterator[Drop]:
-        """The rows that leave."""
+        """The dropped rows."""
         return (row for row in self if isinstance(row, Drop))
 
     def _drop(self, file_number: int, row_id: str, leaving: Any, content: bytes) -> Drop:
@@ -234,8 +234,8 @@ def collect_rows(
     the order of the schema, without spaces; not id, line and file). Rows with equal content get `-2`, `-3`, … behind it.
 
     Args:
-        folder: where the temporary files go; None: the system's place for them. The rows are there once more.
-        blocks: the rows, where they are not read from the source's files.
+        folder: for temporary files, which hold a copy of the rows; None: the system's temporary folder.
+        blocks: rows to check instead of those of the source's files.
     Raises:
         DataError, EnvironmentProblem, RecipeError: see `validate_source`.
     """
@@ -249,7 +249,7 @@ def collect_rows(
 
 
 def valid_rows(source: Source, spec: DataInput) -> Iterator[Record]:
-    """The usable rows of a source. The others are left out without a message (`collect_rows` reports them)."""
+    """The usable rows of a source. The others are skipped without a message; `collect_rows` reports them."""
     with collect_rows(source, rules_of(spec)) as collection:
         yield from collection.records()
 
@@ -270,7 +270,7 @@ class _Pointer:
 
 
 def _drops(problems: list[Problem]) -> dict[int, Drop]:
-    """One drop per unusable row, with the first thing that is wrong with it. `detail` has all of them."""
+    """One drop per unusable row. Its reason is the row's first problem; `detail` has all of them."""
     by_row: dict[int, list[Problem]] = {}
     for problem in problems:
         by_row.setdefault(problem.seq, []).append(problem)

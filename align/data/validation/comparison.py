@@ -1,4 +1,4 @@
-"""What only a comparison of all rows finds: ids given twice, repetitions, contradictions, near duplicates."""
+"""Compares all rows: finds repeated ids, repeated rows, contradictions and near duplicates."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ _REASONS = list(_MESSAGES)
 
 
 class RowComparison:
-    """Takes the hashes of all rows, block by block, and says at the end which rows repeat or contradict each other.
+    """Collects the hashes of all rows, block by block, then finds the rows that repeat or contradict each other.
 
     Args:
-        rules: what is done about each finding.
+        rules: the action for each finding.
         folder: for files of hashes, where there are many rows.
-        files: how messages call the source's files.
+        files: names of the source's files in messages.
         rows_in_memory: see `DuplicateIndex`.
     """
 
     def __init__(self, rules: RowRules, folder: Path, files: list[str], *, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
         self.findings: dict[str, Tally] = {}
-        """Findings about rows that are kept; `conflicting:COLUMN` for labels."""
+        """Findings about kept rows; `conflicting:COLUMN` for labels."""
         self.leaving: Table = np.empty(0, LEAVING_TYPE)
         """Rows that are dropped, by seq: `reason` indexes `_REASONS`, `other` is the seq of the row they repeat or contradict."""
         self.renamed: Table = np.empty(0, RENAMED_TYPE)
-        """Rows whose id was made from their content and is another row's too, by seq; number 0 if a given id is the same."""
+        """Rows whose content id another row has too, by seq; number 0 if the other row's id was given in the file."""
         self._rules = rules
         self._folder = folder
         self._files = files
@@ -90,7 +90,7 @@ class RowComparison:
         self._keys += [(seq + first_seq, line, text) for seq, line, text in result.keys]
 
     def forget_keys(self) -> None:
-        """Take no more keys for the search for near duplicates, and free those that were taken."""
+        """Drop the keys for the near-duplicate search, which was given up."""
         self._keys = []
 
     def compare(self, report: Callable[[Problem], None] | None, *, near_duplicates: bool) -> None:
@@ -98,7 +98,7 @@ class RowComparison:
 
         Args:
             report: called with a problem for every row that is dropped.
-            near_duplicates: whether to search for them among the keys that were taken.
+            near_duplicates: whether to search for them.
         """
         self._report = report
         for table in self._ids.duplicates():
@@ -148,11 +148,11 @@ class RowComparison:
         self._labels[column] = None
 
     def _compare_ids(self, table: Table) -> None:
-        """A given id belongs to the first row that has it, usable or not; a made id that is taken gets a number."""
+        """A given id belongs to the first row that has it, usable or not. A content id that is taken gets a number appended."""
         given = table[table["origin"] != MADE]
         same = repetitions(given, "key")
         bad = given["origin"][same.rows] == GIVEN_BAD
-        for position in np.flatnonzero(bad):  # dropped anyway; this is one more reason
+        for position in np.flatnonzero(bad):  # these rows are dropped already; the repeated id is one more problem of theirs
             self._report_problem("duplicate_id", given, same.rows[position], same.others[position], "id", counted=False)
         self._drop("duplicate_id", given, Matches(same.rows[~bad], same.others[~bad], same.counted), "id")
         made = table[table["origin"] == MADE]
@@ -179,7 +179,7 @@ class RowComparison:
             self._apply("repeated_prompts", table, repetitions(table, "key"))
 
     def _compare_keys(self) -> None:
-        """Near duplicates among different texts; equal ones are repetitions, which are counted already."""
+        """Find near duplicates among different texts; equal texts were counted as repetitions."""
         from align.data.quality import near_duplicate_clusters
 
         gone = set(self.leaving["seq"].tolist())
@@ -194,7 +194,7 @@ class RowComparison:
         self._apply("near_duplicate", table, Matches(rows, others, rows))
 
     def _apply(self, name: str, table: Table, matches: Matches, column: str = "", *, field: str = "") -> Table:
-        """Count what was found, or drop the rows, as the check's action says. Returns the rows that stay."""
+        """Count the matches or drop their rows, depending on the check's action. Returns the remaining rows."""
         if not len(matches.rows):
             return table
         if self._rules.action(name) == "keep":

@@ -1,4 +1,4 @@
-"""Which rows repeat or contradict each other, from hashes. Hashes wait on disk, so memory does not grow with the rows."""
+"""Finds rows that repeat or contradict each other, by hashes. The hashes are on disk, so memory does not grow with the rows."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class DuplicateIndex:
         self._files: list[Path] = []
 
     def add(self, entries: Table) -> None:
-        """Take entries, in any number."""
+        """Add any number of entries."""
         self._waiting.append(entries)
         if sum(map(len, self._waiting)) > self._limit:
             self._write()
 
     def duplicates(self) -> Iterator[Table]:
-        """The entries whose key other entries have too, equal keys in one table, sorted by key, then seq. To be called once."""
+        """Entries that share their key with another: equal keys in one table, sorted by key, then seq. Call it once."""
         if not self._files:
             yield _duplicates(np.concatenate(self._waiting))
             return
@@ -62,7 +62,7 @@ class DuplicateIndex:
             path.unlink()
 
     def _write(self) -> None:
-        """Append what is in memory to the files. They are not kept open: there may be many indexes."""
+        """Append the entries in memory to the files, which are closed again: many indexes would need too many open files."""
         if not self._files:
             self._files = [Path(f"{self._prefix}-{number:02d}") for number in range(PARTITIONS)]
         entries = np.concatenate(self._waiting)
@@ -94,11 +94,11 @@ class Matches:
     others: Indexes
     """For each, the row that it repeats or contradicts."""
     counted: Indexes
-    """The rows by which the finding is counted, and whose lines are shown."""
+    """One row per occurrence: it is counted, and its line is shown."""
 
 
 def repetitions(table: Table, *columns: str) -> Matches:
-    """Every row that equals an earlier one in `columns`; the other is the first of them."""
+    """Every row that equals an earlier row in `columns`; its other is the first such row."""
     order, group = _grouped(table, columns)
     starts = _starts(group)
     later = np.flatnonzero(~starts)
@@ -107,9 +107,9 @@ def repetitions(table: Table, *columns: str) -> Matches:
 
 
 def contradictions(table: Table, columns: tuple[str, ...], value: str) -> Matches:
-    """Rows that are equal in `columns` and not all equal in `value`: every row of such a group, which is counted once.
+    """All rows of every group that is equal in `columns` but not in `value`. A group counts once.
 
-    It is counted by its first row that differs from the group's first row. A row's other is the first that differs from it.
+    The row that counts is the first that differs from the group's first row. A row's other is the first row that differs from it.
     """
     order, group = _grouped(table, columns)
     values = table[value][order]

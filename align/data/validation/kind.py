@@ -1,4 +1,4 @@
-"""Which kind of rows a file holds, told by its columns where they tell it."""
+"""Guesses the kind of a file's rows from its columns."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ LOOKED_AT = 50
 
 
 def guess_kind(source: Source, max_characters: int = 100_000) -> DataKind[Any]:
-    """The kind that leaves the fewest columns of the first rows unused, if it reads half as many rows as any kind, or more.
+    """The kind that leaves the fewest columns of the first rows unused.
 
-    Then the number of rows decides: a pair whose sides are missing is a broken pair, although it would do as a prompt.
+    A kind counts only if it reads at least half as many rows as the best: a broken pair without its sides would pass as a prompt.
+    Of kinds that leave equally few columns unused, the one that reads the most rows wins.
 
     Raises:
-        DataError: if no kind fits, or several do; nothing is guessed then.
+        DataError: if no kind fits, or two fit equally well.
     """
     file = source.files[0]
     rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
-    found: dict[str, tuple[float, int]] = {}
+    fits: dict[str, tuple[float, int]] = {}
     for name, kind in data_kinds().items():
         if file.columns.keys() - set(kind.fields):
             continue
         reader = RowReader(kind, file.columns, max_characters)
         reads = [read for read in map(reader.read, rows) if read.parts]
         if reads:
-            found[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
-    most = max((count for _, count in found.values()), default=0)
-    fitting = {kind: fit for kind, fit in found.items() if 2 * fit[1] >= most}
+            fits[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
+    most = max((count for _, count in fits.values()), default=0)
+    fitting = {kind: fit for kind, fit in fits.items() if 2 * fit[1] >= most}
     best = [kind for kind, fit in fitting.items() if fit == max(fitting.values())]
     if len(best) == 1:
         return data_kinds()[best[0]]

@@ -1,6 +1,6 @@
-"""One pass over rows: what is wrong with each, what is odd in it, and the hashes that show which rows have something in common.
+"""One pass over rows: finds the problems and oddities of each, and makes the hashes by which rows are compared.
 
-This is the inner loop of reading data: a usable row costs a few microseconds, and no object of it is kept.
+This is the inner loop of reading data: a usable row costs a few microseconds, and no object is kept for it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ CONTENT_ID_DIGITS = 16
 SCORE_FIELDS = ("chosen_score", "rejected_score")
 ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
 MAX_LABEL_VALUES = 20
-"""A column with more different values is no label; that equal prompts differ in it says nothing."""
+"""A column with more different values is not a label: equal prompts may well differ in it."""
 MAX_LABEL_COLUMNS = 100
-"""Unused columns that are looked at as labels: rows whose keys are data would fill the memory."""
+"""Most unused columns that are checked as labels: rows whose keys are data would fill the memory."""
 ID_SHOWN_BYTES = 48
 
 ID_TYPE = np.dtype([("key", "u8"), ("seq", "u8"), ("line", "u4"), ("origin", "u1"), ("id", f"S{ID_SHOWN_BYTES}")])
-"""`origin`: one of those below; `id`: the start of a given id, for messages."""
+"""`origin`: one of the three below; `id`: the start of a given id, for messages."""
 GIVEN, GIVEN_BAD, MADE = 0, 1, 2
-"""An id of a usable row, of a row that cannot be used, and one made from the row's content."""
+"""The id was given in a usable row, given in an unusable row, or made from the row's content."""
 CONTENT_TYPE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8"), ("line", "u4")])
-"""Hashes of the prompt (or text); of what else the row holds, at most two fields: see `DataKind.contents`."""
+"""Hashes of the prompt (or text) and of at most two other fields: see `DataKind.contents`."""
 LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 _EMPTY = FieldProblem("", "missing_field", "holds nothing that makes a record")
 
 
 @dataclass(frozen=True)
 class RowRules:
-    """How rows are read and what is done about what is wrong with them."""
+    """How rows are read, and the action for each problem."""
 
     kind: DataKind[Any]
     max_characters: int = 100_000
     """A longer text is a problem, in Unicode code points."""
     on_invalid: Action = "error"
-    """What is done with a row that cannot be used, unless `checks` says otherwise."""
+    """Action for an unusable row, unless `checks` has another."""
     checks: Mapping[str, Action] = field(default_factory=dict)
     """Action by check, where it is not the default."""
 
@@ -64,13 +64,13 @@ class RowRules:
 
 
 def rules_of(spec: DataInput) -> RowRules:
-    """How the rows of an input of a recipe are looked at."""
+    """The rules for an input of a recipe."""
     return RowRules(spec.row_kind, spec.max_characters, spec.on_invalid, spec.checks)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a scan gathers of usable rows, beside counts and hashes."""
+    """What a scan collects from usable rows besides counts and hashes."""
 
     rows: bool = False
     """The rows as JSON, with ids."""
@@ -82,7 +82,7 @@ class Wanted:
 
 @dataclass
 class BlockResult:
-    """What a block of rows holds. `seq` and row numbers count from the block's first row."""
+    """The result of scanning a block. `seq` and row numbers count from the block's first row."""
 
     units: int = 0
     """Records and unusable rows."""
@@ -99,16 +99,16 @@ class BlockResult:
     labels: dict[str, Table | None] = field(default_factory=dict)
     """By unused column; None for one that has too many values to be a label."""
     rows: list[tuple[int, str, bytes]] = field(default_factory=list)
-    """seq, id and the rest of the record's JSON behind the id, where wanted."""
+    """seq, id, and the record's JSON after the id; empty unless wanted."""
     keys: list[tuple[int, int, str]] = field(default_factory=list)
-    """seq, line and prompt, where wanted."""
+    """seq, line and prompt; empty unless wanted."""
 
 
 class RecordChecks(Protocol):
     """Checks that need a model's tokenizer."""
 
     def problems_of(self, kind: DataKind[Any], records: Sequence[Any]) -> list[list[FieldProblem]]:
-        """What is wrong with each record; an empty list for nothing."""
+        """The problems of each record."""
 
 
 def scan(
@@ -117,7 +117,7 @@ def scan(
     """Look at every row once.
 
     Args:
-        previous_line: line of the row before the first, to tell whether it shares it.
+        previous_line: line of the row before the first, which may start on the same line.
         checks: those that need a model; None for none.
     """
     scanner = _Scanner(rules, file, wanted, checks, previous_line)
@@ -137,7 +137,7 @@ class _Scanner:
         self._wanted = wanted
         self._checks = checks
         self._last_line = previous_line
-        # A number written as text is no mistake where the format knows nothing but text.
+        # In a format that knows only text, a number written as text is no problem.
         self._all_text = file.format in ALL_TEXT_FORMATS
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
         self._salt = f"{file.part}/" if file.part else ""
@@ -172,7 +172,7 @@ class _Scanner:
                 self._waiting.append((seq, line, part_id, row, unused, fields, shares_line))
 
     def finish(self) -> BlockResult:
-        """What was found."""
+        """The result of the block."""
         result = self._result
         if self._checks is not None and self._waiting:
             records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
@@ -198,25 +198,25 @@ class _Scanner:
         shares_line: bool,
         problems: list[FieldProblem],
     ) -> None:
-        """Look at the texts of a row that could be used, and keep its hashes."""
+        """Check the texts of a row, and keep its hashes if it is usable."""
         names: set[str] = set()
         for label, value in fields.items():
             if type(value) is str:
-                # Nearly every text passes this at once; what does not is looked at again.
+                # Nearly every English text passes this test; only the others get the slow one.
                 if not (value.isascii() and value.isprintable() and value[-1] != " "):
-                    self._judge(label, value, names, problems)
+                    self._check_text(label, value, names, problems)
             elif type(value) is list:
                 for message in value:
                     text = message["content"]
                     if not (text.isascii() and text.isprintable() and text[-1] != " "):
-                        self._judge(label, text, names, problems)
+                        self._check_text(label, text, names, problems)
         if self._rules.kind.is_pair:
-            self._look_at_pair(row, fields, names, problems)
-        if problems and (problems := self._standing(problems, line, names)):
+            self._check_pair(row, fields, names, problems)
+        if problems and (problems := self._serious(problems, line, names)):
             self._refuse(seq, line, own_id, problems, shares_line)
             return
         for name in names:
-            self._found(name, line)
+            self._count(name, line)
         if self._rules.kind.is_pair:
             self._result.chosen_longer += len(fields["chosen"]) > len(fields["rejected"])
         key, first, second = _hashes(self._rules.kind, fields)
@@ -230,29 +230,29 @@ class _Scanner:
         if self._wanted.keys:
             self._result.keys.append((seq, line, _key_text(fields)))
 
-    def _judge(self, label: str, text: str, names: set[str], problems: list[FieldProblem]) -> None:
-        """Note what is odd in a text; it is a problem where rows with it are not kept."""
+    def _check_text(self, label: str, text: str, names: set[str], problems: list[FieldProblem]) -> None:
+        """Record the oddities of a text; one whose action is not keep is a problem."""
         for name in oddities(text):
             names.add(name)
             if self._rules.action(name) != "keep":
                 problems.append(FieldProblem(label, name, explain(name, text)))
 
-    def _look_at_pair(self, row: dict[str, Any], fields: dict[str, Any], names: set[str], problems: list[FieldProblem]) -> None:
+    def _check_pair(self, row: dict[str, Any], fields: dict[str, Any], names: set[str], problems: list[FieldProblem]) -> None:
         chosen, rejected = fields["chosen"], fields["rejected"]
         if chosen[:1] in rejected and chosen.strip() == rejected.strip():
             names.add("identical_after_trim")
-            told = f"equals rejected but for white space around it: {shown(chosen)}; the completions of a pair must differ"
-            problems.append(FieldProblem("chosen", "identical_after_trim", told))
+            message = f"equals rejected but for white space around it: {shown(chosen)}; the completions of a pair must differ"
+            problems.append(FieldProblem("chosen", "identical_after_trim", message))
         if self._all_text:
             return
         for name in SCORE_FIELDS:
             if fields[name] is not None and isinstance(row.get(self._file.columns.get(name, name)), str):
                 names.add("number_as_text")
-                told = f"is the text {shown(str(fields[name]))}; expected a number"
-                problems.append(FieldProblem(name, "number_as_text", told))
+                message = f"is the text {shown(str(fields[name]))}; expected a number"
+                problems.append(FieldProblem(name, "number_as_text", message))
 
-    def _standing(self, problems: list[FieldProblem], line: int, names: set[str]) -> list[FieldProblem]:
-        """The problems for which the row leaves; the others are counted."""
+    def _serious(self, problems: list[FieldProblem], line: int, names: set[str]) -> list[FieldProblem]:
+        """The problems because of which the row is dropped; the others become findings."""
         names.update(problem.reason for problem in problems if self._rules.action(problem.reason) == "keep")
         return [problem for problem in problems if self._rules.action(problem.reason) != "keep"]
 
@@ -266,7 +266,7 @@ class _Scanner:
         *,
         ends_file: bool = False,
     ) -> None:
-        """Keep what is wrong with a row that leaves."""
+        """Record the problems of an unusable row."""
         if own_id:
             self._note_id(own_id, seq, line, GIVEN_BAD)
         self._result.bad += 1
@@ -292,16 +292,16 @@ class _Scanner:
         start = own_id.encode("utf-8", "surrogatepass")[:ID_SHOWN_BYTES]
         self._ids.append((hash_text(self._salt + own_id), seq, line, origin, start))
 
-    def _found(self, name: str, line: int) -> None:
+    def _count(self, name: str, line: int) -> None:
         self._result.findings.setdefault(name, Tally()).add(self._file.shown, line)
 
     def _count_unused(self, row: dict[str, Any], unused: tuple[str, ...], key: int, seq: int, line: int) -> None:
-        """Columns that no field took: perhaps labels, perhaps with stray blanks."""
+        """Check the columns that no field took: they may be labels, or have stray white space."""
         for name in unused:
             value = row[name]
             self._result.unused[name] = None
             if isinstance(value, str) and value != value.rstrip():
-                self._found(f"trailing_white_space:{name}", line)
+                self._count(f"trailing_white_space:{name}", line)
             if self._rules.kind.has_prompt and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
                 self._labels.setdefault(name, _LabelColumn()).add(key, value, seq, line)
 
@@ -315,7 +315,7 @@ class _Scanner:
 
 
 class _LabelColumn:
-    """An unused column as a label: hashes of prompt and value, as long as it has few values."""
+    """An unused column that may be a label: hashes of prompt and value, as long as it has few values."""
 
     def __init__(self) -> None:
         self._values: set[Any] = set()
@@ -335,12 +335,12 @@ class _LabelColumn:
         self._entries.extend((key, hash_text(repr(value)), seq, line))
 
     def table(self) -> Table | None:
-        """One entry a row; None where it is no label."""
+        """One entry per row; None if the column is not a label."""
         return _table(self._entries, LABEL_TYPE) if self._is_label else None
 
 
 def _table(entries: array[int], dtype: np.dtype[Any]) -> Table:
-    """Entries written one after another as a structured array."""
+    """A flat array of entries as a structured array."""
     names = dtype.names or ()
     columns = np.frombuffer(entries, dtype=np.uint64).reshape(-1, len(names)) if len(entries) else np.empty((0, len(names)))
     table = np.empty(len(columns), dtype)
@@ -350,7 +350,7 @@ def _table(entries: array[int], dtype: np.dtype[Any]) -> Table:
 
 
 def _key_text(fields: Mapping[str, Any]) -> str:
-    """What two records with the same prompt have in common; the text itself of a text row."""
+    """A key that is equal for equal prompts; for a text row, the text itself."""
     prompt = fields.get("prompt")
     if prompt is None:
         return str(fields["text"])
@@ -360,14 +360,14 @@ def _key_text(fields: Mapping[str, Any]) -> str:
 
 
 def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Of the prompt (or text); of what else the row holds, 0 for nothing."""
+    """Hashes of the prompt (or text) and of the other fields; 0 for an absent field."""
     values = [fields[name] for name in kind.contents]
     first, second, *_ = (*(0 if value is None else hash_text(str(value)) for value in values), 0, 0)
     return hash_text(_key_text(fields)), first, second
 
 
 def _record(kind: DataKind[Any], line: int, fields: Mapping[str, Any]) -> Any:
-    """The record of fields that were checked already."""
+    """The record of fields that are already checked, so pydantic need not check them again."""
     prompt = fields.get("prompt")
     messages = {} if prompt is None else {"prompt": [Message.model_construct(**message) for message in prompt]}
     return kind.record.model_construct(id="", line=line, **{**fields, **messages})

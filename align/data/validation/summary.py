@@ -1,4 +1,4 @@
-"""What validation found: problems of single rows, how often each finding occurs, and the summary of a source."""
+"""The results of validation: problems of rows, counts of findings, and the summary of a source."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Problem:
     row_number: int
     """1-based number among the file's rows; a line of a .json file can hold several."""
     row_id: str
-    """Id of the row; made from its number where it has none."""
+    """Id of the row, or one made from its number."""
     field: str
-    """Field of ours that is concerned; empty when it is the whole row."""
+    """The field with the problem; empty for the whole row."""
     reason: str
     """`drop_reason`."""
     message: str
     """The value and what was expected."""
     ends_file: bool = False
-    """Whether nothing after it could be read; such a file cannot be used, whatever on_invalid says."""
+    """Whether the file cannot be read beyond it; such a file is unusable, whatever on_invalid says."""
     shares_line: bool = False
-    """Whether the row before it starts on the same line, so that the line alone does not tell which row is meant."""
+    """Whether the row before starts on the same line: the line alone would be ambiguous."""
     action: Action = "error"
-    """What becomes of the row."""
+    """What happens to the row."""
     file: str = ""
-    """Name of the file, as messages call it."""
+    """Name of the file in messages."""
     counted: bool = True
     """Whether this is the row's first problem: the one that its drop has as its reason."""
     seq: int = -1
-    """0-based number among the rows of the whole source; -1 for what is no row."""
+    """0-based number among all rows of the source; -1 for a problem of the file."""
 
     @property
     def place(self) -> str:
@@ -82,35 +82,35 @@ class Summary:
     """What a source holds."""
 
     shown: str
-    """How messages call the source."""
+    """Name of the source in messages."""
     kind: DataKind[Any]
     files: list[str] = field(default_factory=list)
     rows_in: int = 0
     """Rows found, good and bad; a list of ranked completions counts once for every pair in it."""
     rows_read: int = 0
-    """Rows in which nothing is wrong by themselves; some of them may leave because of others."""
+    """Rows without a problem of their own; some may be dropped after the comparison with others."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows that leave, by the first thing that is wrong with them."""
+    """Dropped rows, by their first problem."""
     errors: int = 0
-    """Rows for which the input cannot be used."""
+    """Rows whose action is error."""
     problems: dict[str, Tally] = field(default_factory=dict)
-    """Everything that is wrong with the rows that leave, by `drop_reason`; a row may be in several."""
+    """All problems of dropped rows, by `drop_reason`; a row may have several."""
     actions: dict[str, Action] = field(default_factory=dict)
-    """What is done about each problem and finding."""
+    """Action by problem and finding."""
     findings: dict[str, Tally] = field(default_factory=dict)
-    """What should be known of the rows that stay."""
+    """Findings about kept rows."""
     unused: dict[str, None] = field(default_factory=dict)
     """Columns (and `field.key` of messages) that no field took."""
     reading: Reading = field(default_factory=Reading)
-    """How the rows were understood."""
+    """How the rows were read."""
     cut_short: bool = False
-    """Whether a file could not be read to its end, so that nobody knows what is missing."""
+    """Whether a file could not be read to its end: the number of missing rows is unknown."""
     near_duplicates: bool = False
     """Whether near duplicates were searched for."""
 
     @property
     def rows_out(self) -> int:
-        """Rows that stay: rows_in = rows_out + the sum of `dropped`."""
+        """Kept rows: rows_in = rows_out + the sum of `dropped`."""
         return self.rows_in - self.dropped.total()
 
     @property
@@ -119,7 +119,7 @@ class Summary:
         return not self.errors and not self.cut_short and self.rows_out > 0
 
     def counts(self) -> dict[str, int]:
-        """How often each finding occurs, without those that do not occur."""
+        """Number of occurrences by finding; findings that do not occur are left out."""
         return {name: tally.count for name, tally in self.findings.items()}
 
     def notes(self) -> list[str]:
@@ -146,8 +146,8 @@ def finding_note(name: str, tally: Tally, rows: int, *, single_file: bool) -> st
 
     Args:
         name: of a check; `trailing_white_space:COLUMN` and `conflicting:COLUMN` are about a column that no field took.
-        rows: rows of which a statistic's count is a share.
-        single_file: whether lines alone tell the place.
+        rows: what a statistic's count is a share of.
+        single_file: whether a line number alone is enough.
     """
     if name in STATISTICS:
         return f"{STATISTICS[name]}: {tally.count:,} of {rows:,} ({100 * tally.count / max(rows, 1):.0f} %)"
