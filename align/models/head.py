@@ -19,60 +19,54 @@ from align.models.sizes import LOGITS_CHUNK_TOKENS
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
 
-class TargetLogps(NamedTuple):
-    """[tokens] each, float32, nats."""
-
-    logps: Tensor
-    """Log-probability of every target. Carries the gradient."""
-    entropy: Tensor | None
-    """Entropy of the distribution that each target was drawn from, detached; None unless asked for."""
-
-
-def _chunk_logps(states: Tensor, targets: Tensor, head: Any, softcap: float | None, temperature: float) -> Tensor:
-    return -torch.nn.functional.cross_entropy(_logits(states, head, softcap, temperature), targets, reduction="none")
-
-
-def _logits(states: Tensor, head: Any, softcap: float | None, temperature: float) -> Tensor:
-    logits: Tensor = head(states).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits if temperature == 1 else logits / temperature
-
-
-@torch.no_grad()
-def _chunk_logps_and_entropy(
-    states: Tensor, targets: Tensor, head: Any, softcap: float | None, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logps = _logits(states, head, softcap, temperature).log_softmax(-1)
-    return logps.gather(-1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1)
-
-
-def target_logps(
-    model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
-) -> TargetLogps:
-    """Log-probability of every target token given the hidden state that predicts it.
+def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """[tokens] log-probability of every target given the hidden state that predicts it, float32, nats. Carries the gradient.
 
     Args:
         model: a causal language model, for its head and the soft cap of its logits (Gemma 2).
         states: [tokens, width], hidden states.
         targets: [tokens], token ids.
         temperature: logits are divided by it, as the sampler did.
-        with_entropy: also return entropies; without gradient then.
     """
-    head = model.get_output_embeddings()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     chunks = list(zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True))
-    if with_entropy:
-        both = [_chunk_logps_and_entropy(*chunk, head, softcap, temperature) for chunk in chunks]
-        return TargetLogps(torch.cat([logps for logps, _ in both]), torch.cat([entropy for _, entropy in both]))
     again = len(chunks) > 1 and torch.is_grad_enabled()
     pieces = [
-        checkpoint(_chunk_logps, *chunk, head, softcap, temperature, use_reentrant=False)
+        checkpoint(_chunk_logps, *chunk, model, temperature, use_reentrant=False)
         if again
-        else _chunk_logps(*chunk, head, softcap, temperature)
+        else _chunk_logps(*chunk, model, temperature)
         for chunk in chunks
     ]
-    return TargetLogps(torch.cat(pieces), None)
+    return torch.cat(pieces)
+
+
+def _chunk_logps(states: Tensor, targets: Tensor, model: Any, temperature: float) -> Tensor:
+    return -torch.nn.functional.cross_entropy(_logits(states, model, temperature), targets, reduction="none")
+
+
+def _logits(states: Tensor, model: Any, temperature: float) -> Tensor:
+    logits: Tensor = model.get_output_embeddings()(states).float()
+    if (softcap := getattr(model.config.get_text_config(), "final_logit_softcapping", None)) is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits if temperature == 1 else logits / temperature
+
+
+class LogpsAndEntropy(NamedTuple):
+    """[tokens] each, float32, nats, without gradient."""
+
+    logps: Tensor
+    """Log-probability of every target."""
+    entropy: Tensor
+    """Entropy of the distribution that each target was drawn from."""
+
+
+@torch.no_grad()
+def target_logps_and_entropy(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> LogpsAndEntropy:
+    """What `target_logps` says, and the entropies. The arguments are those of `target_logps`."""
+    pieces = []
+    for chunk, chosen in zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True):
+        logps = _logits(chunk, model, temperature).log_softmax(-1)
+        pieces.append((logps.gather(-1, chosen[:, None])[:, 0], -(logps.exp() * logps).sum(-1)))
+    return LogpsAndEntropy(*(torch.cat(part) for part in zip(*pieces, strict=True)))
 
 
 def last_hidden_states(
@@ -107,7 +101,7 @@ def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     """
     counted = labels != IGNORED_LABEL
     logps = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-    return logps.masked_scatter(counted, target_logps(model, hidden[counted], labels[counted]).logps)
+    return logps.masked_scatter(counted, target_logps(model, hidden[counted], labels[counted]))
 
 
 def extend_forward(model: Any, keyword: str, compute: Callable[..., Tensor]) -> None:

@@ -11,6 +11,7 @@ from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.adapter import read_adapter
 from align.models.folder import ADAPTER_WEIGHTS_NAME, CONFIG_NAME, check_model_folder, is_adapter
+from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,22 @@ def differing_tokens(first: Path, second: Path) -> list[str]:
     """Tokens that do not have the same number in the tokenizers of two model folders; none where ids mean the same to both."""
     one, other = (load_tokenizer(path).get_vocab() for path in (first, second))
     return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
+
+
+def check_vocabulary(source: Artifact, reference: Artifact) -> None:
+    """Policy and reference read the same tokens, so that a number must mean the same token to both.
+
+    Raises:
+        RecipeError: if it does not.
+    """
+    if reference.fingerprint == source.fingerprint:
+        return
+    if differing := differing_tokens(source.model_path, reference.model_path):
+        raise RecipeError(
+            f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
+            f"({', '.join(map(repr, differing[:3]))}, …)",
+            hint="Name a reference that was made from the same base model.",
+        )
 
 
 def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:

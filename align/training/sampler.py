@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 # Batches whose rows are sorted together: more means less padding, fewer means more randomness.
 GROUP_BATCHES = 16
@@ -40,3 +42,37 @@ class LengthGroupedSampler(Sampler[int]):
         # The one batch that may be short stays last, else every batch after it would be cut differently.
         places = torch.randperm(max(len(batches) - 1, 0), generator=generator).tolist()
         return iter([index for batch in [*(batches[place] for place in places), *batches[-1:]] for index in batch])
+
+
+class LengthGroupedTrainer(Trainer):
+    """A trainer whose batches hold rows of similar length. Its losses are divided by what the whole optimizer batch holds."""
+
+    loss_is_scaled_for_ga = True  # transformers would divide by the number of micro-batches once more
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Any],
+        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        *,
+        lengths: Sequence[int],
+    ) -> None:
+        """
+        Args:
+            arguments: of `TrainingArguments`.
+            lengths: tokens of every row.
+        """
+        args = TrainingArguments(**arguments)
+        # Set once the devices are known. With several GPUs in one process transformers would cut every batch among them, and
+        # with it tensors that belong together.
+        _ = args.device
+        args._n_gpu = min(args.n_gpu, 1)
+        self._lengths = lengths
+        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collator)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """Groups by length in whole optimizer batches, so that the size of a micro-batch does not decide what a step sees."""
+        args = self.args
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroupedSampler(self._lengths, batch_size=batch_size, seed=args.seed)

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
 from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
@@ -25,36 +24,24 @@ from align.models.start import count_trained
 from align.runtime.context import RunContext
 from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
-from align.training.sampler import LengthGroupedSampler
+from align.training.sampler import LengthGroupedTrainer
 from align.training.sft import GUARD_ROWS, SftResult, keep_epoch
 
 Sample = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion."""
 
 
-class Seq2SeqSftTrainer(GuardedTraining, Trainer):
+class Seq2SeqSftTrainer(GuardedTraining, LengthGroupedTrainer):
     """Minimises the mean loss per completion token of every optimizer batch, however that batch is cut into micro-batches.
 
     Not transformers' Seq2SeqTrainer: what that adds is sampling while it evaluates, which is a stage of its own here.
     """
 
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self, model: PreTrainedModel, samples: Sequence[Sample], collator: Seq2SeqCollator, arguments: Mapping[str, Any]
     ) -> None:
-        args = TrainingArguments(**arguments)
-        # Set once the devices are known. Several GPUs in one process would each divide by the tokens of all.
-        _ = args.device
-        args._n_gpu = min(args.n_gpu, 1)
-        super().__init__(model=model, args=args, train_dataset=list(samples), data_collator=collator)
+        super().__init__(model, samples, collator, arguments, lengths=[_tokens(sample) for sample in samples])
         self.model_accepts_loss_kwargs = True  # so that labels are counted over the whole optimizer step
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Groups by length in whole optimizer batches, so that the size of a micro-batch does not decide what a step sees."""
-        args = self.args
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(_lengths(self.train_dataset), batch_size=batch_size, seed=args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -74,11 +61,11 @@ class Seq2SeqSftTrainer(GuardedTraining, Trainer):
         for start in range(0, len(order), size):
             batch = [self.train_dataset[index] for index in order[start : start + size]]
             room += len(batch) * sum(max(map(len, side)) for side in zip(*batch, strict=True))
-        return sum(_lengths(self.train_dataset)) / room
+        return sum(self._lengths) / room
 
 
-def _lengths(samples: Sequence[Sample]) -> list[int]:
-    return [len(prompt) + len(completion) for prompt, completion in samples]
+def _tokens(sample: Sample) -> int:
+    return sum(map(len, sample))
 
 
 def train_seq2seq_sft(
@@ -108,7 +95,7 @@ def train_seq2seq_sft(
     metrics = {
         "train_loss": history.last("loss"),
         "steps": trainer.state.global_step,
-        "tokens": sum(_lengths(samples)),
+        "tokens": sum(map(_tokens, samples)),
         "row_fill": trainer.row_fill(),
         "trained_parameters": count_trained(trainer.model),
         "precision": resolve_precision(config.precision),

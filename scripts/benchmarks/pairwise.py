@@ -125,9 +125,8 @@ def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], ar
     from align.stages.dpo import DpoObjective
     from align.stages.reward_model import RewardObjective
     from align.training.pairwise.collator import TrainingPair
-    from align.training.pairwise.forward import prepare_model
     from align.training.pairwise.mask_probe import choose_collator
-    from align.training.pairwise.trainer import PairwiseTrainer
+    from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
     numbers = {} if loss == "reward_model" else {"reference_chosen_logps": -250.0, "reference_rejected_logps": -250.0}
     rows = [TrainingPair(EncodedPreference(str(i), **pair), numbers) for i, pair in enumerate(pairs)]

@@ -19,8 +19,9 @@ from transformers import (
 
 from align.data.encoding import EncodedPreference
 from align.losses import sequence_logps
+from align.models.head import extend_forward
 from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT, REJECTED, PairCollator, TrainingPair, attention_of_pairs
-from align.training.pairwise.forward import add_pair_outputs
+from align.training.pairwise.trainer import pair_outputs
 
 SMALL = {
     "vocab_size": 61,
@@ -76,7 +77,7 @@ def model_of(kind: str, config: Any, *, reward: bool = False, attention: str = "
     auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation=attention).eval()
     assert model.config.model_type == kind
-    add_pair_outputs(model)
+    extend_forward(model, "layout", pair_outputs)
     return model
 
 

@@ -19,8 +19,7 @@ from align.stages.reward_model import RewardObjective
 from align.testing import random_pairs
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
-from align.training.pairwise.forward import prepare_model
-from align.training.pairwise.trainer import PairwiseTrainer
+from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
 STEPS, BATCH = 20, 4
 

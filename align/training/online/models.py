@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.models.head import last_hidden_states, target_logps
+from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.start import Start, load_start
@@ -121,17 +121,15 @@ def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -
     """[completion tokens] log-probability of every sampled token, nats; carries the gradient."""
     with settings.autocast():
         states = _states(model, batch)
-        return target_logps(model, states, batch.targets, temperature=settings.temperature).logps
+        return target_logps(model, states, batch.targets, temperature=settings.temperature)
 
 
 @torch.no_grad()
-def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> tuple[Tensor, Tensor]:
+def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> LogpsAndEntropy:
     """[completion tokens] log-probability of every sampled token, and the entropy it was drawn with, nats."""
     with settings.autocast():
         states = _states(model, batch)
-        result = target_logps(model, states, batch.targets, temperature=settings.temperature, with_entropy=True)
-    assert result.entropy is not None
-    return result.logps, result.entropy
+        return target_logps_and_entropy(model, states, batch.targets, temperature=settings.temperature)
 
 
 def token_values(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,112 +79,78 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[TrainingPair]) -> dict[str, Tensor]:
         tokens = [pair.tokens for pair in pairs]
-        batch = (self._shared if self.form == "shared_prompt" else self._padded)(tokens)
         names = pairs[0].extra_columns
         extra = {name: torch.tensor([pair.extra_columns[name] for pair in pairs], dtype=torch.float32) for name in names}
-        return {**batch, **extra}
+        return {**self._lay_out(self._rows_of_segments(tokens), len(pairs)), **extra}
 
-    def _shared(self, pairs: Sequence[EncodedPreference]) -> dict[str, Tensor]:
+    def _rows_of_segments(self, pairs: Sequence[EncodedPreference]) -> list[list[_Segment]]:
+        prompts = [_Segment(number, PROMPT, pair.prompt_ids, 0) for number, pair in enumerate(pairs)]
+        chosen = [_Segment(number, CHOSEN, pair.chosen_ids, len(pair.prompt_ids)) for number, pair in enumerate(pairs)]
+        rejected = [_Segment(number, REJECTED, pair.rejected_ids, len(pair.prompt_ids)) for number, pair in enumerate(pairs)]
+        if self.form == "padded":
+            return [[prompts[side.pair], side] for side in (*chosen, *rejected)]
         lengths = [shared_length(pair) for pair in pairs]
         rows = pack_first_fit(lengths, max(self._row_tokens, *lengths))
-        width = self._round_up(max(sum(lengths[index] for index in row) for row in rows))
-        grid = _Grid(len(rows), width, self.pad_token_id)
-        pair_ids = torch.full((len(rows) * width,), NO_PAIR)
-        side_ids = torch.full_like(pair_ids, PROMPT)
-        places: dict[int, tuple[int, int, int]] = {}
+        return [[part for number in row for part in (prompts[number], chosen[number], rejected[number])] for row in rows]
+
+    def _lay_out(self, rows: Sequence[Sequence[_Segment]], num_pairs: int) -> dict[str, Tensor]:
+        longest = max(sum(len(segment.token_ids) for segment in row) for row in rows)
+        width = -(-longest // self._multiple_of) * self._multiple_of
+        fills = {"input_ids": self.pad_token_id, "position_ids": 0, "pair_ids": NO_PAIR, "side_ids": PROMPT}
+        grid = {name: torch.full((len(rows) * width,), fill) for name, fill in fills.items()}
+        # Where every sequence starts, and the place whose hidden state predicts its first token.
+        placed: dict[tuple[int, int], tuple[_Segment, int, int]] = {}
+        prompt_end = 0
         for number, row in enumerate(rows):
             start = number * width
-            for index in row:
-                pair = pairs[index]
-                prompt_tokens = len(pair.prompt_ids)
-                chosen = grid.write(start, pair.prompt_ids)
-                rejected = grid.write(chosen, pair.chosen_ids, position=prompt_tokens)
-                end = grid.write(rejected, pair.rejected_ids, position=prompt_tokens)
-                pair_ids[start:end] = index
-                side_ids[chosen:rejected] = CHOSEN
-                side_ids[rejected:end] = REJECTED
-                places[index] = (start, chosen, rejected)
+            for segment in row:
+                end = start + len(segment.token_ids)
+                grid["input_ids"][start:end] = torch.tensor(segment.token_ids)
+                grid["position_ids"][start:end] = torch.arange(segment.position, segment.position + end - start)
+                grid["pair_ids"][start:end] = segment.pair
+                grid["side_ids"][start:end] = segment.side
+                if segment.side == PROMPT:
+                    prompt_end = end - 1
+                placed.setdefault((segment.side, segment.pair), (segment, start, prompt_end))
                 start = end
-        targets = _Targets()
-        for index, pair in enumerate(pairs):
-            _, chosen, _ = places[index]
-            targets.add(chosen - 1, chosen, pair.chosen_ids)
-        for index, pair in enumerate(pairs):
-            _, chosen, rejected = places[index]
-            targets.add(chosen - 1, rejected, pair.rejected_ids)
-        starts = [places[index][0] for index in range(len(pairs))]
-        more = {"pair_ids": pair_ids.view(grid.shape), "side_ids": side_ids.view(grid.shape)}
-        return {**grid.tensors(), **more, **self._finish(targets, pairs, starts)}
-
-    def _padded(self, pairs: Sequence[EncodedPreference]) -> dict[str, Tensor]:
-        sides = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-        width = self._round_up(max(len(prompt) + len(completion) for prompt, completion in sides))
-        grid = _Grid(len(sides), width, self.pad_token_id)
-        attention_mask = torch.zeros(grid.shape, dtype=torch.long)
-        targets = _Targets()
-        for row, (prompt, completion) in enumerate(sides):
-            start = grid.write(row * width, prompt)
-            grid.write(start, completion, position=len(prompt))
-            attention_mask[row, : len(prompt) + len(completion)] = 1
-            targets.add(start - 1, start, completion)
-        starts = [row * width for row in range(len(pairs))]
-        return {**grid.tensors(), "attention_mask": attention_mask, **self._finish(targets, pairs, starts)}
-
-    def _finish(self, targets: _Targets, pairs: Sequence[EncodedPreference], starts: Sequence[int]) -> dict[str, Tensor]:
-        ends = torch.tensor(targets.ends)
-        if self.with_prompts:
-            for start, pair in zip(starts, pairs, strict=True):
-                targets.add(start, start + 1, pair.prompt_ids[1:])
-        return {**targets.tensors(), "last_index": ends}
-
-    def _round_up(self, tokens: int) -> int:
-        return -(-tokens // self._multiple_of) * self._multiple_of
+        if self.form == "padded":
+            grid["attention_mask"] = (grid.pop("pair_ids") != NO_PAIR).long()
+            del grid["side_ids"]
+        grid = {name: values.view(len(rows), width) for name, values in grid.items()}
+        sides = (CHOSEN, REJECTED, PROMPT) if self.with_prompts else (CHOSEN, REJECTED)
+        return {**grid, **_targets([placed[side, pair] for side in sides for pair in range(num_pairs)], num_pairs)}
 
 
-class _Grid:
-    """`input_ids` and `position_ids` of a batch, written at flat places."""
+class _Segment(NamedTuple):
+    """Tokens that stand together: a prompt or a completion."""
 
-    def __init__(self, rows: int, width: int, pad_token_id: int) -> None:
-        self.shape = (rows, width)
-        self._input_ids = torch.full((rows * width,), pad_token_id)
-        self._position_ids = torch.zeros(rows * width, dtype=torch.long)
-
-    def write(self, start: int, ids: Sequence[int], *, position: int = 0) -> int:
-        """Write tokens whose first has `position`; returns the place behind them."""
-        end = start + len(ids)
-        self._input_ids[start:end] = torch.tensor(ids)
-        self._position_ids[start:end] = torch.arange(position, position + len(ids))
-        return end
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"input_ids": self._input_ids.view(self.shape), "position_ids": self._position_ids.view(self.shape)}
+    pair: int
+    side: int
+    token_ids: list[int]
+    position: int
+    """Of its first token in the sequence that it belongs to."""
 
 
-class _Targets:
-    """Which hidden state predicts which token of which sequence. Sequences are numbered as they are added."""
-
-    def __init__(self) -> None:
-        self.ends: list[int] = []
-        self._sources: list[int] = []
-        self._targets: list[int] = []
-        self._counts: list[int] = []
-
-    def add(self, before: int, start: int, ids: Sequence[int]) -> None:
-        """A sequence of `ids` at the flat places from `start`; what stands at `before` predicts its first token."""
-        if ids:
-            self._sources += [before, *range(start, start + len(ids) - 1)]
-        self._targets += ids
-        self._counts.append(len(ids))
-        self.ends.append(start + len(ids) - 1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        counts = torch.tensor(self._counts)
-        return {
-            "hidden_index": torch.tensor(self._sources),
-            "target_ids": torch.tensor(self._targets),
-            "sequence_index": torch.repeat_interleave(torch.arange(len(self._counts)), counts),
-            "token_counts": counts,
-        }
+def _targets(sequences: Sequence[tuple[_Segment, int, int]], num_pairs: int) -> dict[str, Tensor]:
+    """Which hidden state predicts which token of which sequence."""
+    hidden_index: list[int] = []
+    target_ids: list[int] = []
+    token_counts: list[int] = []
+    for segment, start, before in sequences:
+        ids, states = segment.token_ids, [before, *range(start, start + len(segment.token_ids) - 1)]
+        if segment.side == PROMPT:  # nothing stands before its first token, so nothing predicts it
+            ids, states = ids[1:], states[1:]
+        hidden_index += states
+        target_ids += ids
+        token_counts.append(len(ids))
+    counts = torch.tensor(token_counts)
+    return {
+        "hidden_index": torch.tensor(hidden_index),
+        "target_ids": torch.tensor(target_ids),
+        "sequence_index": torch.repeat_interleave(torch.arange(len(counts)), counts),
+        "token_counts": counts,
+        "last_index": torch.tensor([start + len(segment.token_ids) - 1 for segment, start, _ in sequences[: 2 * num_pairs]]),
+    }
 
 
 def attention_of_pairs(pair_ids: Tensor, side_ids: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from align.models.sizes import PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
 from align.training.pairwise.collator import PairCollator, TrainingPair
-from align.training.pairwise.forward import layout_of
+from align.training.pairwise.trainer import layout_of
 
 # Attention that takes a mask of who sees whom; others know only which tokens are padding.
 TAKES_ANY_MASK = ("sdpa", "eager")
@@ -27,7 +27,7 @@ def choose_collator(
     """The shared-prompt form where the model gives the same numbers in it, on the longest and a few other pairs; else the padded.
 
     Args:
-        model: on the device that it is trained on, in eval mode, in float32, after `add_pair_outputs`.
+        model: on the device that it is trained on, in eval mode, in float32, after `prepare_model`.
         with_prompts: see `PairCollator`.
     """
     device = next(model.parameters()).device
@@ -68,7 +68,7 @@ def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: S
     device = next(model.parameters()).device
 
     def outputs(collator: PairCollator) -> torch.Tensor:
-        return model(layout={name: tensor.to(device) for name, tensor in layout_of(collator(pairs)).items()})  # type: ignore[no-any-return]
+        return model(layout=layout_of(collator(pairs), device))  # type: ignore[no-any-return]
 
     expected = outputs(padded)
     try:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from align.data.encoding import EncodedPreference
-from align.errors import RecipeError, StageError
-from align.models.load import differing_tokens, load_causal_lm
+from align.errors import StageError
+from align.models.load import load_causal_lm
 from align.models.sizes import FORWARD_TOKENS
 from align.models.start import Start
 from align.models.virtual_tokens import without_virtual_tokens
@@ -23,9 +23,9 @@ from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
-from align.training.pairwise.forward import layout_of, prepare_model
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
+from align.training.pairwise.trainer import layout_of, prepare_model
 
 
 def reference_of_another_model(
@@ -72,19 +72,15 @@ def _add_reference(
 ) -> list[TrainingPair]:
     """From the store, or computed with the model and the collator that `load` gives."""
     pairs = [row.tokens for row in rows]
-    hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
-    key = reference_key(reference, pairs, hashes, precision=precision, quantized=quantized)
 
     def compute() -> list[ReferenceLogps]:
         model, collator = load()
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
+    hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
+    key = reference_key(reference, pairs, hashes, precision=precision, quantized=quantized)
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
-    return [replace(row, extra_columns={**row.extra_columns, **_columns(found[row.tokens.id])}) for row in rows]
-
-
-def _columns(logps: ReferenceLogps) -> dict[str, float]:
-    return {"reference_chosen_logps": logps.chosen_logps, "reference_rejected_logps": logps.rejected_logps}
+    return [replace(row, extra_columns={**row.extra_columns, **found[row.tokens.id].columns()}) for row in rows]
 
 
 def compute_reference_logps(
@@ -93,7 +89,7 @@ def compute_reference_logps(
     """Log-probabilities of both sides under `model`, in the order of the pairs.
 
     Args:
-        model: in eval mode, after `add_pair_outputs`.
+        model: in eval mode, after `prepare_model`.
         precision: float32 or bfloat16, of the arithmetic.
     Raises:
         StageError: if one of them is not finite. Interrupted: if a stop was requested.
@@ -102,12 +98,10 @@ def compute_reference_logps(
     count = context.counter("reference", "pairs")
     found: dict[int, ReferenceLogps] = {}
     for batch in length_sorted_batches([shared_length(pair) for pair in pairs], FORWARD_TOKENS):
-        layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]))
-        layout = {name: tensor.to(device) for name, tensor in layout.items()}
+        layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]), device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            sums = model(layout=layout).tolist()
-        for number, index in enumerate(batch):
-            chosen, rejected = sums[number], sums[len(batch) + number]
+            sides = model(layout=layout).view(2, -1)
+        for index, chosen, rejected in zip(batch, *sides.tolist(), strict=True):
             if not math.isfinite(chosen + rejected):
                 raise StageError(
                     f"{pairs[index].id}: the reference gives its completions the log-probabilities {chosen} and {rejected}",
@@ -116,19 +110,3 @@ def compute_reference_logps(
             found[index] = ReferenceLogps(id=pairs[index].id, chosen_logps=chosen, rejected_logps=rejected)
         count(len(found), len(pairs))
     return [found[index] for index in range(len(pairs))]
-
-
-def check_vocabulary(source: Artifact, reference: Artifact) -> None:
-    """Policy and reference read the same tokens, so that a number must mean the same token to both.
-
-    Raises:
-        RecipeError: if it does not.
-    """
-    if reference.fingerprint == source.fingerprint:
-        return
-    if differing := differing_tokens(source.model_path, reference.model_path):
-        raise RecipeError(
-            f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
-            f"({', '.join(map(repr, differing[:3]))}, …)",
-            hint="Name a reference that was made from the same base model.",
-        )

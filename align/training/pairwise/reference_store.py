@@ -34,6 +34,10 @@ class ReferenceLogps(BaseModel):
     rejected_logps: float
     """Nats, summed over the rejected completion."""
 
+    def columns(self) -> dict[str, float]:
+        """As a batch has them."""
+        return {"reference_chosen_logps": self.chosen_logps, "reference_rejected_logps": self.rejected_logps}
+
 
 def reference_key(
     artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, quantized: bool = False

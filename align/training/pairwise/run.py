@@ -12,18 +12,17 @@ from align.data.encoding import Encoded, EncodedPreference, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.folder import context_tokens, refuse_encoder_decoder
-from align.models.load import load_tokenizer
+from align.models.load import check_vocabulary, load_tokenizer
 from align.models.start import Start, Task, count_trained, load_start, save_trained
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.loop import resolve_precision, train, training_arguments
 from align.training.pairwise.collator import TrainingPair
-from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import PairwiseConfig
-from align.training.pairwise.reference import check_vocabulary, reference_of_another_model, reference_of_the_policy
-from align.training.pairwise.trainer import PairwiseTrainer
+from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
+from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
 CHECKED_PAIRS = 16
 # How far the loss at step 0 may be from that of equal models, as a share of it where it is above 1: rounding of the two forward

@@ -1,4 +1,5 @@
-"""One trainer for every loss on pairs, on transformers' Trainer."""
+"""One trainer for every loss on pairs, on transformers' Trainer, and the forward pass that it takes: a log-probability for every
+sequence of a batch, or a score for every side."""
 
 from __future__ import annotations
 
@@ -7,23 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
+from align.models.dropout import set_dropout
+from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.training.loop import GuardedTraining
-from align.training.pairwise.collator import PairCollator, TrainingPair
-from align.training.pairwise.forward import layout_of
+from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
 from align.training.pairwise.objective import BatchCounts, PairwiseObjective, likelihood_tokens
-from align.training.sampler import LengthGroupedSampler
+from align.training.sampler import LengthGroupedTrainer
 
 
-class PairwiseTrainer(GuardedTraining, Trainer):
+class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
     """Minimises an objective's mean over the pairs of every optimizer batch, however that batch is cut into micro-batches.
 
-    The model must have been through `add_pair_outputs`.
+    The model must have been through `prepare_model`.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -33,20 +32,10 @@ class PairwiseTrainer(GuardedTraining, Trainer):
         collator: PairCollator,
         arguments: Mapping[str, Any],
     ) -> None:
-        args = TrainingArguments(**arguments)
-        # Set once the devices are known. Several GPUs in one process would cut batches whose tensors belong together.
-        _ = args.device
-        args._n_gpu = min(args.n_gpu, 1)
-        super().__init__(model=model, args=args, train_dataset=list(pairs), data_collator=collator)
+        super().__init__(model, pairs, collator, arguments, lengths=[len(pair) for pair in pairs])
         self._objective = objective
         self._sums: dict[str, Tensor] = {}
         self._pairs_seen = 0
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Groups by length in whole optimizer batches, so that the size of a micro-batch does not decide what a step sees."""
-        args = self.args
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler([len(pair) for pair in self.train_dataset], batch_size=batch_size, seed=args.seed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> BatchCounts | None:
         return self._count(batch_samples, device) if batch_samples else None
@@ -102,3 +91,50 @@ class PairwiseTrainer(GuardedTraining, Trainer):
             loss = float(self.compute_loss(self.model, inputs))
         self.forget_metrics()
         return loss
+
+
+def prepare_model(model: Any) -> Any:
+    """The model in eval mode on the device of training, where `model(layout=…)` returns what `pair_outputs` says."""
+    # Dropout would make the policy differ from a reference that is itself, and the loss at step 0 from that of equal models.
+    set_dropout(model, 0.0)
+    extend_forward(model, "layout", pair_outputs)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def layout_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
+    """The part of a batch that the model sees, on `device` if one is given."""
+    # FSDP's mixed precision rounds the floats that go through a wrapped forward. The loss's own columns must not be rounded.
+    return {name: tensor.to(device) for name, tensor in batch.items() if not tensor.is_floating_point()}
+
+
+def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
+    """Summed log-probability of every sequence (language model) or score of every side (reward model).
+
+    Args:
+        model: a causal language model, or a sequence classifier with one label.
+        layout: tensors of `PairCollator`.
+    Returns:
+        Language model: [sequences], float32, nats. Reward model: [2 * pairs], float32. Both carry the gradient.
+    """
+    hidden = last_hidden_states(
+        model,
+        input_ids=layout["input_ids"],
+        position_ids=layout["position_ids"],
+        attention_mask=_attention_mask(model, layout),
+    ).flatten(0, 1)
+    if (score_head := getattr(model, "score", None)) is not None:
+        scores: Tensor = score_head(hidden.index_select(0, layout["last_index"]))
+        return scores[:, 0].float()
+    logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"])
+    return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequence_index"], logps)
+
+
+def _attention_mask(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
+    """The mask as the model's attention takes it; made where the tensors are, for it is much larger than what it is made from."""
+    if "pair_ids" not in layout:
+        return layout["attention_mask"]
+    visible = attention_of_pairs(layout["pair_ids"], layout["side_ids"])
+    if model.config._attn_implementation != "eager":
+        return visible
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)

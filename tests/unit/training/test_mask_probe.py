@@ -13,8 +13,8 @@ from align.data.encoding import EncodedPreference
 from align.runtime.context import RunContext
 from align.testing import Recorder
 from align.training.pairwise.collator import TrainingPair
-from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.mask_probe import choose_collator
+from align.training.pairwise.trainer import prepare_model
 
 SIZE = {
     "vocab_size": 61,

@@ -22,9 +22,9 @@ from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
 from align.testing import Recorder
 from align.training.pairwise.collator import PairCollator
-from align.training.pairwise.forward import prepare_model
 from align.training.pairwise.reference import compute_reference_logps
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
+from align.training.pairwise.trainer import prepare_model
 
 PAIRS = [EncodedPreference("a", [5, 6], [7, 8, 2], [9, 2]), EncodedPreference("b", [5], [2], [10, 11, 12, 2])]
 ROWS = [
