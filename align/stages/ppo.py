@@ -138,6 +138,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         stop_token_id=chat_format.eos_token_id,
         decode=decoder(source.model_path),
         seed=context.seed,
+        group_size=config.group_size,
     )
     settings = ForwardSettings(
         device, resolve_precision(config.precision), config.temperature, config.micro_batch_tokens, chat_format.pad_token_id

@@ -27,6 +27,8 @@ class RewardedBatch:
     """[episodes, seq]: the KL penalty of every token, and the score on the last one; 0 outside the mask."""
     mask: Tensor
     """[episodes, seq], completion_mask (bool)."""
+    groups: Tensor
+    """[episodes]: completions of one prompt have the same number."""
     values: Tensor | None
     """[episodes, seq], of the value model before the updates; None where there is no value model."""
 
@@ -42,6 +44,11 @@ class Estimate(NamedTuple):
 class Advantage(Protocol):
     """An advantage estimator."""
 
+    @property
+    def group_size(self) -> int:
+        """Completions of one prompt that it compares."""
+        ...
+
     def estimate(self, batch: RewardedBatch) -> Estimate:
         """The advantage of every token of a rollout batch, scaled as the policy loss takes it."""
         ...
@@ -56,6 +63,10 @@ class Gae(StrictModel):
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Generalized advantage estimation: 0 is one-step, 1 the whole return."""
+
+    @property
+    def group_size(self) -> int:
+        return 1
 
     def estimate(self, batch: RewardedBatch) -> Estimate:
         from align.losses.ppo import generalized_advantages, masked_whiten

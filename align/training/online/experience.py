@@ -75,7 +75,7 @@ def make_experience(
     reference_rows, _ = to_rows(reference_logps, offsets)
     rewards = kl_penalized_rewards(scores, logps_rows, reference_rows, mask, kl_coef=kl_coef)
     values_rows = None if values is None else to_rows(values, offsets)[0]
-    estimate = advantage.estimate(RewardedBatch(scores, rewards, mask, values_rows))
+    estimate = advantage.estimate(RewardedBatch(scores, rewards, mask, rollout.groups.to(settings.device), values_rows))
     returns = None if estimate.returns is None else estimate.returns[mask]
     sampler_gap = logps - rollout.sampler_logps.to(settings.device)
     experience = Experience(

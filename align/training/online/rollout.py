@@ -13,7 +13,7 @@ from align.config.online import Rollouts
 from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.engines.shards import make_candidate, prompt_seed
-from align.errors import StageError
+from align.errors import RecipeError, StageError
 from align.records import Candidate, Prompt, ScoredCandidate
 from align.runtime.events import SampledText
 from align.scoring.scorers import ScorerSet
@@ -31,6 +31,8 @@ class Rollout:
     """[episodes], weighted sums of the scorers' raw scores."""
     ended: Tensor
     """[episodes], True where the completion ended by itself."""
+    groups: Tensor
+    """[episodes]: completions of one prompt have the same number. A group lacks those without a finite score."""
     watched: dict[str, float]
     """Mean of every scorer that is only watched, by name."""
     parts: dict[str, float]
@@ -45,6 +47,8 @@ class Rollout:
 class SampledEpisode:
     """One completion before it is scored: its tokens, and the same as text for the scorers."""
 
+    group: int
+    """Number of the prompt's draw, counted over the whole training."""
     prompt_ids: list[int]
     completion: SampledCompletion
     candidate: Candidate
@@ -67,13 +71,22 @@ class RolloutSampler:
         stop_token_id: int,
         decode: Callable[[list[int]], str],
         seed: int,
+        group_size: int = 1,
     ) -> None:
         """
         Args:
+            group_size: completions sampled for every prompt that is drawn.
             prompts: the prompts of `encoded`, in its order.
             scorers: those that are optimised and those that are watched.
             score_weights: weight by name, of the scorers that are optimised.
+        Raises:
+            RecipeError: if a rollout batch is not made of whole groups.
         """
+        if config.rollout_batch_size % group_size:
+            raise RecipeError(
+                f"rollout_batch_size is {config.rollout_batch_size}, not a multiple of {group_size} completions per prompt",
+                hint=f"Set it to {math.ceil(config.rollout_batch_size / group_size) * group_size}.",
+            )
         self._prompts = list(zip(prompts, encoded, strict=True))
         self._config = config
         self._scorers = scorers
@@ -81,6 +94,7 @@ class RolloutSampler:
         self._stop_token_id = stop_token_id
         self._decode = decode
         self._seed = seed
+        self._group_size = group_size
 
     @property
     def settings(self) -> SamplingSettings:
@@ -89,37 +103,37 @@ class RolloutSampler:
             top_p=1.0,
             top_k=None,
             max_completion_tokens=self._config.max_completion_tokens,
-            num_candidates=1,
+            num_candidates=self._group_size,
             stop_token_ids=(self._stop_token_id,),
             with_logps=True,
         )
 
     def drawn(self, number: int) -> list[tuple[int, Prompt, EncodedPrompt]]:
-        """The prompts of rollout batch `number` (from 0), each with the number of its episode: a new shuffle for every pass."""
-        size, count = self._config.rollout_batch_size, len(self._prompts)
+        """The prompts of rollout batch `number` (from 0), each with the number of its draw: a new shuffle for every pass."""
+        size, count = self._config.rollout_batch_size // self._group_size, len(self._prompts)
         orders: dict[int, list[int]] = {}
         drawn = []
-        for episode in range(number * size, (number + 1) * size):
-            pass_number = episode // count
+        for draw in range(number * size, (number + 1) * size):
+            pass_number = draw // count
             if pass_number not in orders:
                 generator = torch.Generator().manual_seed((self._seed << 20) + pass_number)
                 orders[pass_number] = torch.randperm(count, generator=generator).tolist()
-            drawn.append((episode, *self._prompts[orders[pass_number][episode % count]]))
+            drawn.append((draw, *self._prompts[orders[pass_number][draw % count]]))
         return drawn
 
     def sample(self, number: int, engine: TextEngine) -> list[SampledEpisode]:
-        """One completion for every prompt of rollout batch `number`."""
+        """The completions of rollout batch `number`; those of one prompt follow each other."""
         drawn, settings = self.drawn(number), self.settings
-        requests = [GenerationRequest(row.prompt_ids, prompt_seed(self._seed, f"episode:{episode}")) for episode, _, row in drawn]
+        requests = [GenerationRequest(row.prompt_ids, prompt_seed(self._seed, f"episode:{draw}")) for draw, _, row in drawn]
         outputs = engine.generate(requests, settings)
-        return [
-            SampledEpisode(
-                row.prompt_ids,
-                completions[0],
-                make_candidate(prompt, episode, completions[0], request.seed, self._decode, settings.stop_token_ids),
-            )
-            for (episode, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True)
-        ]
+        episodes = []
+        for (draw, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True):
+            for place, completion in enumerate(completions):
+                # A prompt is drawn again in later passes, so its number within the training keeps candidates apart.
+                index, seed = draw * self._group_size + place, request.seed + place
+                candidate = make_candidate(prompt, index, completion, seed, self._decode, settings.stop_token_ids)
+                episodes.append(SampledEpisode(draw, row.prompt_ids, completion, candidate))
+        return episodes
 
     def score(self, sampled: Sequence[SampledEpisode]) -> Rollout:
         """The episodes whose scores are all finite, with those scores.
@@ -142,6 +156,7 @@ class RolloutSampler:
             sampler_logps=torch.tensor(logps),
             scores=torch.tensor([sums[index] for index in kept]),
             ended=torch.tensor([sampled[index].completion.finish_reason == "stop" for index in kept]),
+            groups=torch.tensor([sampled[index].group for index in kept]),
             watched={name: means[name] for name in means if name not in self._score_weights},
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(sampled) - len(kept),

@@ -158,7 +158,13 @@ class EchoEngine:
     name, version = "echo", "1"
 
     def generate(self, requests: list[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
-        return [[SampledCompletion([5, request.seed % 100 + 10, 2], "stop", [-1.0, -2.0, -3.0])] for request in requests]
+        return [
+            [
+                SampledCompletion([5, (request.seed + n) % 100 + 10, 2], "stop", [-1.0, -2.0, -3.0])
+                for n in range(settings.num_candidates)
+            ]
+            for request in requests
+        ]
 
 
 def sampler(rollout_batch_size: int, count: int = 5, **changes: Any) -> RolloutSampler:
@@ -197,6 +203,25 @@ def test_prompt_and_tokens_stay_together_and_no_seed_is_used_twice() -> None:
     assert len({episode.candidate.seed for episode in [*sampled, *rows.sample(1, EchoEngine())]}) == 24  # type: ignore[arg-type]
 
 
+def test_a_group_is_the_completions_of_one_prompt() -> None:
+    rows = sampler(6, group_size=3)
+    batches = [rows.sample(number, EchoEngine()) for number in range(4)]  # type: ignore[arg-type]
+    assert [episode.group for episode in batches[1]] == [2, 2, 2, 3, 3, 3]
+    episodes = [episode for batch in batches for episode in batch]
+    prompts_of = {group: {e.candidate.prompt_id for e in episodes if e.group == group} for group in range(8)}
+    assert all(len(prompts) == 1 for prompts in prompts_of.values())
+    assert set.union(*(prompts_of[group] for group in range(5))) == {f"p{n}" for n in range(5)}  # every pass draws each once
+    assert len({episode.candidate.seed for episode in episodes}) == len(episodes) == 24
+    assert len({(e.candidate.prompt_id, e.candidate.candidate_index) for e in episodes}) == 24
+    assert rows.score(batches[1]).groups.tolist() == [2, 2, 2, 3, 3, 3]
+
+
+def test_a_rollout_batch_is_made_of_whole_groups() -> None:
+    with pytest.raises(RecipeError, match="rollout_batch_size is 10, not a multiple of 4 completions per prompt") as caught:
+        sampler(10, group_size=4)
+    assert caught.value.hint == "Set it to 12."
+
+
 def test_scores_are_weighted_sums_and_what_is_not_finite_is_left_out_and_counted() -> None:
     class Holes:
         names = ["rm"]
@@ -210,12 +235,13 @@ def test_scores_are_weighted_sums_and_what_is_not_finite_is_left_out_and_counted
     rollout = rows.score(sampled)
     assert rollout.scores.tolist() == [0.5, 1.5, 2.0]
     assert rollout.nonfinite == 1
+    assert rollout.groups.tolist() == [0, 2, 3]
     assert [episode.prompt_ids for episode in rollout.episodes] == [sampled[index].prompt_ids for index in (0, 2, 3)]
     assert rollout.sampler_logps.tolist() == [-1.0, -2.0, -3.0] * 3
     assert (rollout.watched, rollout.parts) == ({}, {})  # the only scorer is the score
     rows = sampler(2, scorers=Holes(), score_weights={"rm": 0.5})
     with pytest.raises(StageError, match="None of 1 completions got a finite score from rm"):
-        rows.score([SampledEpisode([3], SampledCompletion([2], "stop", [-1.0]), NOT_SCORED)])
+        rows.score([SampledEpisode(0, [3], SampledCompletion([2], "stop", [-1.0]), NOT_SCORED)])
 
 
 def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
