@@ -1,8 +1,7 @@
-"""From a stream of rows to the numbers about them, in one pass and in memory that does not grow with the file.
+"""Computes the numbers of a data file in one pass, in memory that does not grow with the file.
 
-Counts and lengths are of all rows. What needs the texts side by side (near duplicates, openings, the length-only rule) is
-measured on a sample of `SAMPLED_ROWS`, what reads every text closely (languages, signals) on `READ_ROWS` of them, what needs a
-tokenizer on `TOKENIZED_ROWS`; a smaller file is measured whole.
+Counts and lengths cover all rows. Near duplicates, openings and the length-only rule compare texts, so they use a sample of
+`SAMPLED_ROWS`; languages and signals are slow, so they use `READ_ROWS` of these; tokens use `TOKENIZED_ROWS`.
 """
 
 from __future__ import annotations
@@ -72,11 +71,11 @@ def inspect_source(
         spec: which file, what its rows are, how its columns are called.
         against: files of evaluation prompts.
         training: the model whose tokens are counted.
-        samples: rows to be shown.
+        samples: number of rows to show.
         seed: of the samples.
-        locate: makes a path of what `spec` says.
+        locate: turns the path in `spec` into one that can be opened.
     Raises:
-        DataError: if a file cannot be read, or has no row that can be used.
+        DataError: if a file cannot be read, or has no usable row.
         RecipeError: if there is no such file or column.
     """
     source = find_source(spec, locate)
@@ -86,29 +85,29 @@ def inspect_source(
     with collect_rows(source, rules_of(spec)) as collection:
         for record in collection.records():
             collector.add(record)
-        found = collection.summary
-    if not found.rows_out:
+        summary = collection.summary
+    if not summary.rows_out:
         raise DataError(
-            f"{source.shown}: none of its {found.rows_in:,} rows can be used as {spec.kind}",
+            f"{source.shown}: none of its {summary.rows_in:,} rows can be used as {spec.kind}",
             hint="`align data validate` says why. Does --kind fit the file? --columns names columns, such as prompt=question.",
         )
     return collector.finish(
         SourceSummary(
             name=source.shown,
             kind=spec.kind,
-            rows_in=found.rows_in,
-            rows_usable=found.rows_out,
-            dropped=dict(found.dropped.most_common()),
-            findings=found.counts(),
-            notes=found.notes(),
-            cut_short=found.cut_short,
+            rows_in=summary.rows_in,
+            rows_usable=summary.rows_out,
+            dropped=dict(summary.dropped.most_common()),
+            findings=summary.counts(),
+            notes=summary.notes(),
+            cut_short=summary.cut_short,
         )
     )
 
 
 @dataclass(slots=True)
 class _Texts:
-    """A sampled row: its texts, without what pydantic keeps beside them."""
+    """The texts of a sampled row; a pydantic record would take several times the memory."""
 
     id: str
     place: str
@@ -126,7 +125,7 @@ class Collector:
     Args:
         kind: of the rows.
         seed: of the samples.
-        samples: rows to be shown.
+        samples: number of rows to show.
         against: name → prompts of an evaluation file.
         view: the model whose tokens are counted.
         sampled_rows: rows that are measured beyond their lengths.
@@ -155,7 +154,7 @@ class Collector:
         self._overlaps = [_OverlapCounter(name, prompts) for name, prompts in (against or {}).items()]
 
     def add(self, record: Record) -> None:
-        """Look at one row."""
+        """Add one row to the numbers."""
         row = _texts_of(self._kind, record)
         sides = (row.prompt, *row.completions)
         for name, text in zip(self._characters, sides, strict=True):
@@ -218,15 +217,15 @@ def _texts_of(kind: DataKind[Any], record: Any) -> _Texts:
 
 
 def _signals(rows: Sequence[_Texts]) -> tuple[dict[str, int], int]:
-    """Texts by signal, and how many were looked at: completions where rows have them, else what the rows are."""
+    """Number of texts by signal, and of all texts searched: the completions, or the prompts of rows without completions."""
     counts: Counter[str] = Counter()
-    looked_at = 0
+    searched = 0
     for row in rows:
         for text in row.completions or (row.prompt,):
-            looked_at += 1
+            searched += 1
             shown = signals(text, prompt=row.asked if row.completions else None)
             counts.update(name for name, is_shown in shown.items() if is_shown)
-    return dict(counts.most_common()), looked_at
+    return dict(counts.most_common()), searched
 
 
 def _duplicates(rows: Sequence[_Texts]) -> Duplicates:
@@ -242,7 +241,7 @@ def _duplicates(rows: Sequence[_Texts]) -> Duplicates:
 
 
 def _examples(rows: Sequence[_Texts], members: Sequence[int]) -> tuple[tuple[str, str], ...]:
-    """The first row, and the first after it that is not the very same text."""
+    """The first row, and the next one with another text, or else the second."""
     first = rows[members[0]]
     other = next((rows[member] for member in members[1:] if rows[member].prompt != first.prompt), rows[members[1]])
     return ((first.place, first.prompt), (other.place, other.prompt))

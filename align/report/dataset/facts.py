@@ -1,4 +1,4 @@
-"""The numbers of a data file, as plain values: what the terminal, the page and `--json` are made from."""
+"""The numbers of a data file as plain values, from which the terminal, the page and `--json` are made."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from align.report.statistics import FloatArray
 from align.rows import DataKind
 
 NEARLY_WHOLE = 0.8
-"""Share of an evaluation prompt's runs of words from which on a row is taken for the same question."""
+"""A row that holds at least this share of an evaluation prompt's n-grams counts as the same question."""
 
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What reading and checking the file gave."""
+    """The result of reading and checking the file."""
 
     name: str
-    """How the user called it."""
+    """Its name, as the user wrote it."""
     kind: str
     rows_in: int
     rows_usable: int
     dropped: Mapping[str, int]
     """Rows that cannot be used, by `drop_reason`; rows_in = rows_usable + their sum."""
     findings: Mapping[str, int]
-    """What should be known about the usable rows, by name."""
+    """Number of findings about the usable rows, by name."""
     notes: Sequence[str]
-    """The same in words."""
+    """The findings as sentences."""
     cut_short: bool = False
     """Whether the file could not be read to its end."""
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """Lengths as the model would see them, template and end-of-sequence token counted."""
+    """Lengths in tokens, as in training: the template and the end-of-sequence token count."""
 
     model: str
     limit: int
-    """Most tokens of prompt and longer completion together: the model's context, or what was asked for."""
+    """Most tokens of prompt and longer completion together: --max-tokens, or the model's context."""
     sides: dict[str, Distribution]
-    """By text of the row, on the rows that the template can show."""
+    """By text of the row, over the rows that the template can render."""
     rows: Distribution
     """Prompt and longer completion together."""
     refused: dict[str, int]
-    """Rows that the template or the tokenizer cannot show, by `drop_reason`."""
+    """Rows that the template or the tokenizer cannot render, by `drop_reason`."""
     sampled: int
     """Rows that were tokenized."""
 
@@ -74,9 +74,9 @@ class DuplicateCluster:
 
     size: int
     same_text: int
-    """Of the others, how many differ from the first in nothing but case, Unicode form and white space."""
+    """How many of the other rows differ from the first only in case, Unicode form and white space."""
     examples: tuple[tuple[str, str], ...]
-    """(row, text) of the first row and of the one after it that differs, or of the second."""
+    """(row, text) of the first row, and of the next one that differs, or else of the second."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Duplicates:
 
     clusters: int
     redundant: int
-    """Rows that would go if one of each cluster stayed."""
+    """Rows that would be dropped if each cluster kept one."""
     largest: tuple[DuplicateCluster, ...]
 
 
@@ -139,36 +139,36 @@ class Facts:
     words: dict[str, Distribution]
     """The same, split at white space."""
     sampled: int
-    """Rows that were measured beyond their lengths; all, but for large files."""
+    """Rows in the sample for everything but lengths; all rows, except in large files."""
     read: int
     """Of those, rows whose texts were read for languages and signals."""
     distinct: int
     """Different first texts (prompts), over all rows."""
     openings: Openings
     languages: dict[str, float]
-    """Share of the rows read by language of their completion (of pairs the chosen one; else of the prompt or text)."""
+    """Share of the rows read, by the language of their completion (for pairs the chosen one, without completions the prompt)."""
     duplicates: Duplicates
     signals: dict[str, int]
     """Completions (else prompts or texts) of the rows read that show a signal, most frequent first."""
     signal_texts: int
-    """Texts that were looked at for signals."""
+    """Texts that were searched for signals."""
     preference: LengthBaseline | None
-    """None but for preferences."""
+    """Only for preferences."""
     scores: ScoreFacts | None
     overlaps: list[OverlapFacts]
     tokens: TokenFacts | None
     """None without a model."""
     samples: list[Record] = field(repr=False)
-    """Rows to be looked at, in file order."""
+    """Sample rows to show, in file order."""
     seed: int
 
     @property
     def subject(self) -> str:
-        """What the first text of a row is called."""
+        """Name of the first text of a row."""
         return self.kind.subject
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the samples' rendering, as values that JSON has."""
+        """All values as JSON, without the rendering of the samples."""
         return {
             "source": asdict(self.source),
             "seed": self.seed,

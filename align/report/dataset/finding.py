@@ -1,4 +1,4 @@
-"""What to be wary of in a data file, in words with what to do, worst first."""
+"""Warnings about a data file, each with advice, worst first."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ORDER: dict[Level, int] = {"bad": 0, "warn": 1, "note": 2}
 
 FEW_ROWS = 100
 LENGTH_ONLY_ACCURACY = 0.55
-"""Lower end of the interval from which on a rule that sees nothing but lengths is worth a word."""
+"""Length bias is reported if the lower end of the interval of the length-only rule's accuracy exceeds this."""
 DUPLICATE_SHARE = 0.05
 REPEATED_SHARE = 0.1
 OPENING_SHARE = 0.2
 SIGNAL_SHARE = 0.01
 SIGNAL_TEXTS = 3
 BAD_SHARE = 0.05
-"""A mistake in more rows than this is shown as bad rather than as a warning."""
+"""A problem in more rows than this is bad rather than a warning."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Finding:
     sentence: str
     advice: str
     share: float
-    """Share of rows that it concerns, in [0, 1]; the order within a level."""
+    """Share of rows concerned, in [0, 1]; it orders findings of one level."""
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """Every finding, worst first; none for a file without rows that stand out."""
+    """Every finding, worst first."""
     found = [
         *_rows(facts),
         *_overlaps(facts),
@@ -50,7 +50,7 @@ def findings(facts: Facts) -> list[Finding]:
 
 
 def share_text(share: float) -> str:
-    """A share in per cent: two digits where it is small, and never 0 % of something or 100 % of less than all."""
+    """A share in per cent, with two digits where it is small. Never 0 % unless it is zero, nor 100 % unless it is all."""
     percent = 100 * share
     if 0 < percent < 0.01:
         return "< 0.01 %"
@@ -75,7 +75,7 @@ def _rows(facts: Facts) -> Iterator[Finding]:
     if source.cut_short:
         yield Finding(
             "bad",
-            "The file could not be read to its end: nobody knows how many rows are missing.",
+            "The file could not be read to its end: the number of missing rows is unknown.",
             "Get or write it again.",
             1.0,
         )
@@ -85,14 +85,14 @@ def _rows(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             _severity(share),
             f"{counted(lost, 'row')} of {source.rows_in:,} ({share_text(share)}) cannot be used: {reasons}.",
-            "`align data validate` names each with its line; mend them, or leave them out with on_invalid: drop.",
+            "`align data validate` names each with its line; fix them, or leave them out with on_invalid: drop.",
             share,
         )
     if source.rows_usable < FEW_ROWS:
         yield Finding(
             "note",
             f"There are only {counted(source.rows_usable, 'usable row')}.",
-            "Shares and intervals below say little; so few rows are learnt by heart in a few epochs.",
+            "Shares and intervals below say little; a model memorises so few rows within a few epochs.",
             0.0,
         )
 
@@ -132,7 +132,7 @@ def _overlaps(facts: Facts) -> Iterator[Finding]:
             f"{counted(overlap.rows, 'row shares', 'rows share')} a long run of words with {overlap.prompts_found:,} of the "
             f"{overlap.prompts:,} prompts of {overlap.evaluation} ({share_text(share)} of the rows); "
             f"{whole} nearly the whole of one.",
-            "A model that was trained on them is not measured by those prompts. Look at the examples; `align data convert "
+            "These prompts cannot measure a model that was trained on such rows. Look at the examples; `align data convert "
             "--decontaminate` leaves such rows out.",
             share,
         )
@@ -168,7 +168,7 @@ def _variety(facts: Facts) -> Iterator[Finding]:
             "warn",
             f"{counted(repeated, 'row has', 'rows have')} the same {facts.subject} as an earlier row "
             f"({share_text(repeated / usable)}).",
-            "Fine where one prompt has several answers on purpose; else it counts several times in training.",
+            "Fine if a prompt has several answers on purpose; otherwise it counts several times in training.",
             repeated / usable,
         )
     near = facts.duplicates.redundant / max(1, facts.sampled)
@@ -187,7 +187,7 @@ def _variety(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 f"{share_text(share)} of the {facts.subject}s begin with “{opening}”.",
-                "Instructions from one template teach the template; add others if users will ask differently.",
+                "A model learns the template that instructions were made from; add others if users will ask differently.",
                 share,
             )
 
@@ -199,7 +199,7 @@ _CONFLICTS = {
     ),
     "conflicting_completions": (
         "Prompts with several different completions: {count:,}.",
-        "Fine where that is meant; else a model learns the mixture.",
+        "Fine if intended; otherwise the model learns a mixture of them.",
     ),
 }
 

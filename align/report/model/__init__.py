@@ -1,1 +1,1 @@
-"""Is a model's template and tokenizer fit for training and sampling? Answered without its weights: `align doctor MODEL`."""
+"""Checks whether a model's template and tokenizer suit training and sampling, without its weights: `align doctor MODEL`."""

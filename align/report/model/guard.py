@@ -1,4 +1,4 @@
-"""A stranger's tokenizer behind guards: what its template may write and how much memory it may take."""
+"""Guards for a stranger's tokenizer: limits for the length of its template's output and for its memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from align.data.template import Tokenizer
 
 MAX_RENDERED_CHARACTERS = 1 << 20
-"""Most that a template may write for one of the short conversations here."""
+"""Longest output of a template for one of the short conversations of the checks."""
 RENDER_BYTES = 1 << 30
-"""Memory that rendering may take beyond what the process has."""
+"""Memory that rendering may take in addition to that of the process."""
 
 
 class GuardedTokenizer:
     """A tokenizer whose template is rendered within limits, and which always has a padding token.
 
-    The stand-in for a missing or unfit padding token lets everything else be looked at as well.
+    A stand-in replaces a missing or unfit padding token, so that the other checks can still run.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, stand_in_padding: bool = False) -> None:
@@ -35,7 +35,7 @@ class GuardedTokenizer:
         """As the tokenizer's own.
 
         Raises:
-            ValueError: if the result is longer than any honest template's.
+            ValueError: if the result is longer than `MAX_RENDERED_CHARACTERS`.
             MemoryError: if rendering takes more than `RENDER_BYTES`.
         """
         with _memory_limit(RENDER_BYTES):

@@ -1,7 +1,7 @@
-"""Look at a model's folder, template and tokenizer, one check after another. Weights are not read beyond their headers.
+"""Checks a model's folder, template and tokenizer. Reads only the headers of the weights.
 
-What a template may do is limited: it renders in Jinja's immutable sandbox (transformers'), within `RENDER_SECONDS` and within the
-memory and length of `guard.py`. The first rendering that does not end stops the checks of the template.
+Templates are limited: they render in transformers' immutable Jinja sandbox, within `RENDER_SECONDS` and within the memory and
+length of `guard.py`. The first rendering that does not end stops the checks of the template.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from align.report.model.check import WHY, ModelCheck, State
 from align.report.model.guard import GuardedTokenizer
 
 _ORDER: tuple[State, ...] = ("problem", "info", "ok")
-MAX_TOLD_CHARACTERS = 300
-_MEND = "Mend chat_template.jinja of that model."
+MAX_ERROR_CHARACTERS = 300
+_FIX_TEMPLATE = "Fix chat_template.jinja of that model."
 _SAFE = "safetensors of the right size, no code, nothing outside it"
 
 
 @dataclass
 class ModelReport:
-    """What was found in one model."""
+    """The checks of one model."""
 
     folder: Path
     checks: list[ModelCheck] = field(default_factory=list)
     exit_code: int = EXIT_OK
-    """2 if there is a problem, for which every stage would refuse the model or go wrong; 4 if a file is damaged."""
+    """2 if there is a problem: every stage would refuse the model or go wrong. 4 if a file is damaged."""
 
     @property
     def problems(self) -> list[ModelCheck]:
@@ -43,7 +43,7 @@ class ModelReport:
 
     @property
     def skipped(self) -> list[str]:
-        """Checks that a problem did not let happen, or that do not concern such a model."""
+        """Checks that a problem prevented, or that do not apply to such a model."""
         made = {check.name for check in self.checks}
         return [name for name in WHY if name not in made]
 
@@ -53,10 +53,10 @@ class ModelReport:
             self.exit_code = self.exit_code or RecipeError.exit_code
 
     def refuse(self, name: str, error: AlignError) -> None:
-        """Note an error that no further check gets past."""
+        """Record an error after which no further check can run."""
         self.exit_code = self.exit_code or error.exit_code
         found = error.message.replace(f"{self.folder}: ", "").replace(f"{self.folder}/", "")
-        self.add(ModelCheck(name, "problem", found, error.hint or _MEND))
+        self.add(ModelCheck(name, "problem", found, error.hint or _FIX_TEMPLATE))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -83,8 +83,8 @@ def probe_model(folder: Path) -> ModelReport:
     report.add(ModelCheck("folder", "ok", _SAFE))
     try:
         tokenizer = load_tokenizer(folder)
-    except Exception as error:  # whatever transformers and tokenizers make of a stranger's files
-        found = f"cannot be read: {' '.join(str(error).split())[:MAX_TOLD_CHARACTERS] or type(error).__name__}"
+    except Exception as error:  # transformers and tokenizers may fail in any way on a stranger's files
+        found = f"cannot be read: {' '.join(str(error).split())[:MAX_ERROR_CHARACTERS] or type(error).__name__}"
         report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))
         return report
     probe_loaded(report, tokenizer, facts)
@@ -138,7 +138,7 @@ def _probe_template(report: ModelReport, chat_format: ChatFormat, tokenizer: Gua
             report.refuse(name, error)
             return
         except TemplateProblem as problem:
-            report.add(ModelCheck(name, "problem", str(problem), _MEND))
+            report.add(ModelCheck(name, "problem", str(problem), _FIX_TEMPLATE))
 
 
 _COMPLETION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...] = (
@@ -155,7 +155,7 @@ _CONVERSATION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...]
 
 
 def lines_of(report: ModelReport, *, width: int) -> Iterator[str]:
-    """The checks, problems first; why and what to do only where something is to be done.
+    """The checks as lines of text, problems first. Only problems show their reason.
 
     Args:
         width: columns.

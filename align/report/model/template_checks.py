@@ -1,7 +1,8 @@
-"""Checks of the chat template: what it makes of conversations, and where the loss is taken."""
+"""Checks of the chat template: how it renders conversations, and where the loss is taken."""
 
 from __future__ import annotations
 
+import os.path
 import re
 import time
 
@@ -11,7 +12,7 @@ from align.records import Message
 from align.report.model.check import ModelCheck, State, listed
 from align.report.model.guard import GuardedTokenizer
 
-# No word of a template contains these, so that they can be found again in what it writes.
+# No template contains these words, so they can be found in its output.
 _ASKED, _ANSWERED, _ASKED_AGAIN, _SYSTEM = "Qzfirst", "Qzanswer", "Qzsecond", "Qzsystem"
 _QUESTION = Message(role="user", content=_ASKED)
 _TURNS = [_QUESTION, Message(role="assistant", content=_ANSWERED), Message(role="user", content=_ASKED_AGAIN)]
@@ -95,12 +96,12 @@ def check_beginning(chat_format: ChatFormat, tokenizer: GuardedTokenizer) -> Mod
         return ModelCheck("beginning", "info", found, "If the model was trained with it, write {{ bos_token }} in the template.")
     if count == 0:
         return ModelCheck("beginning", "ok", f"none is written; {token} is not used")
-    told = "; a program that lets the tokenizer add special tokens to a rendered prompt gets two" if added else ""
-    return ModelCheck("beginning", "ok", f"one {token}{told}")
+    warning = "; a program that lets the tokenizer add special tokens to a rendered prompt gets two" if added else ""
+    return ModelCheck("beginning", "ok", f"one {token}{warning}")
 
 
 def check_first_message(chat_format: ChatFormat) -> ModelCheck:
-    """What the template writes in front of a first question that nobody asked it to."""
+    """Whether the template puts a text of its own in front of the first question."""
     before = chat_format.prompt_text([_QUESTION]).partition(_ASKED)[0]
     try:
         again = chat_format.prompt_text(_TURNS).rpartition(_ASKED_AGAIN)[0].rpartition(_ANSWERED)[2]
@@ -124,8 +125,8 @@ def check_system_message(chat_format: ChatFormat) -> ModelCheck:
     except TemplateProblem as problem:
         return ModelCheck(name, "info", str(problem), "Put the instruction into the user's message; such rows are dropped.")
     if _SYSTEM not in text:
-        advice = "Put the instruction into the user's message, or mend chat_template.jinja."
-        return ModelCheck(name, "problem", "the template leaves system messages out without a word", advice)
+        advice = "Put the instruction into the user's message, or fix chat_template.jinja."
+        return ModelCheck(name, "problem", "the template leaves system messages out silently", advice)
     return ModelCheck(name, "ok", f"shown: {_cut(text.partition(_ASKED)[0])}")
 
 
@@ -137,20 +138,24 @@ def check_two_turns(chat_format: ChatFormat) -> ModelCheck:
         return ModelCheck("two_turns", "info", str(problem), "Train on rows of one turn; others are dropped (`template_error`).")
     missing = [message.role for message in _TURNS if message.content not in text]
     if missing:
-        found = f"the template leaves out {', '.join(missing)} messages of earlier turns without a word"
-        return ModelCheck("two_turns", "problem", found, "Mend chat_template.jinja, or train on rows of one turn.")
+        found = f"the template leaves out {', '.join(missing)} messages of earlier turns silently"
+        return ModelCheck("two_turns", "problem", found, "Fix chat_template.jinja, or train on rows of one turn.")
     return ModelCheck("two_turns", "ok", "all turns are shown")
 
 
 def check_date(tokenizer: GuardedTokenizer) -> ModelCheck:
-    """Whether what the template writes depends on the day."""
+    """Whether the template's output depends on the date."""
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else str(template or "")
     if re.search(r"\bstrftime_now\b", text):
         advice = "Write a fixed date in chat_template.jinja, so that runs can be repeated."
         return ModelCheck("date", "info", "the template asks for today's date (strftime_now)", advice)
     if found := re.search(r"\bdate_string\b", text):
-        return ModelCheck("date", "info", f"the template writes a date, {found.group()}, which align never gives; it has its own")
+        return ModelCheck(
+            "date",
+            "info",
+            f"the template writes a date, {found.group()}, which align does not set; the template uses its default",
+        )
     return ModelCheck("date", "ok", "the same on every day")
 
 
@@ -168,22 +173,19 @@ def check_completions(chat_format: ChatFormat) -> ModelCheck:
         found = str(decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if not chat_format.same_text(found, expected):
             changed.append(what)
-            refused.setdefault(what, f"the tokenizer gives something else back: {difference(expected, found)}")
+            refused.setdefault(what, f"the tokenizer decodes to something else: {difference(expected, found)}")
     if not refused:
         return ModelCheck("completions", "ok", f"kept as they are: {listed(list(COMPLETIONS), 99)}")
     state: State = "problem" if "plain" in refused else "info"
     first = next(iter(refused))
     found = f"not kept: {listed(list(refused), 99)}. With {first}: {refused[first]}"
     return ModelCheck(
-        "completions", state, found, "Rows with such completions are refused before training; mend them, or drop them."
+        "completions", state, found, "Rows with such completions are refused before training; fix them, or drop them."
     )
 
 
-def _common_end(one: str, other: str) -> str:
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return one[len(one) - count :] if count else ""
+def _common_end(first: str, second: str) -> str:
+    return os.path.commonprefix([first[::-1], second[::-1]])[::-1]
 
 
 def _cut(text: str, most: int = 60) -> str:

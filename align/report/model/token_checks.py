@@ -1,4 +1,4 @@
-"""Checks of the tokenizer alone: its special tokens, and whether texts come back as they went in."""
+"""Checks of the tokenizer: its special tokens, and whether texts survive encoding and decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = {
     "line ends": "\nfirst\n\n\nsecond\n",
     "code": "def f(x):\n    return {'a': [x ** 2]}\n",
 }
-"""Texts that every byte-level tokenizer gives back, by what they stand for."""
+"""Texts that every byte-level tokenizer reproduces, by what they test."""
 SPEED_SECONDS = 0.2
 
 
@@ -87,10 +87,10 @@ def check_round_trip(chat_format: ChatFormat) -> ModelCheck:
         return ModelCheck("round_trip", "problem", found, "The tokenizer's files do not fit together; get the model again.")
     if not lost and not changed:
         return ModelCheck("round_trip", "ok", f"{len(TEXTS)} texts ({listed(list(TEXTS), 3)}) come back as they are")
-    told = [f"do not come back: {', '.join(lost)}"] if lost else []
-    told += [f"come back normalised: {', '.join(changed)}"] if changed else []
+    parts = [f"do not come back: {', '.join(lost)}"] if lost else []
+    parts += [f"come back normalised: {', '.join(changed)}"] if changed else []
     advice = "Rows with such texts cannot be trained on with this model." if lost else ""
-    return ModelCheck("round_trip", "info", "; ".join(told), advice)
+    return ModelCheck("round_trip", "info", "; ".join(parts), advice)
 
 
 def check_control_tokens(tokenizer: GuardedTokenizer) -> ModelCheck:
@@ -98,11 +98,11 @@ def check_control_tokens(tokenizer: GuardedTokenizer) -> ModelCheck:
     numbers = tokenizer.get_vocab()
     control = [token for token in special_tokens(tokenizer) if numbers.get(token) in _ids(tokenizer, f"a {token} b")]
     if not control:
-        return ModelCheck("control_tokens", "ok", "no text of a user becomes one")
+        return ModelCheck("control_tokens", "ok", "no text of a user becomes a control token")
     return ModelCheck(
         "control_tokens",
         "info",
-        f"read in a user's text as control tokens: {listed(control)}",
+        f"become control tokens in a user's text: {listed(control)}",
         "`align data validate FILE --model MODEL` finds rows that have them.",
     )
 
@@ -123,8 +123,8 @@ def check_vocabulary(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelChe
         found = f"{table} has {rows:,} rows, but config.json's vocab_size is {facts.vocab_size:,}"
         return ModelCheck("vocabulary", "problem", found, "config.json is not that of the weights; get the model again.")
     spare = rows - highest - 1
-    told = f"; {spare:,} rows are spare" if spare else ""
-    return ModelCheck("vocabulary", "ok", f"{len(vocabulary):,} tokens, {rows:,} rows in {table}{told}")
+    unused = f"; {spare:,} rows are spare" if spare else ""
+    return ModelCheck("vocabulary", "ok", f"{len(vocabulary):,} tokens, {rows:,} rows in {table}{unused}")
 
 
 def check_head(facts: ModelFacts) -> ModelCheck:
@@ -132,11 +132,11 @@ def check_head(facts: ModelFacts) -> ModelCheck:
     if not facts.is_language_model:
         return ModelCheck("head", "info", "a reward model: its head gives a score")
     if facts.embedding is None:
-        return ModelCheck("head", "info", "the tensors have names that are not known here")
+        return ModelCheck("head", "info", "align does not know the names of these tensors")
     if facts.tied:
         return ModelCheck("head", "ok", f"tied to {facts.embedding[0]}")
     if not facts.has_head:
-        found = "config.json says that it is a tensor of its own, but there is none"
+        found = "config.json says that the head is a tensor of its own, but there is none"
         return ModelCheck("head", "problem", found, "Set tie_word_embeddings: true if it was trained so, or get the model again.")
     return ModelCheck("head", "ok", "a tensor of its own")
 
@@ -147,9 +147,7 @@ def check_context(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
     if bound is None:
         return ModelCheck("context", "info", "config.json sets no bound")
     if isinstance(own, int) and own < bound:
-        return ModelCheck(
-            "context", "info", f"{bound:,} tokens by config.json, {own:,} by the tokenizer; align goes by the former"
-        )
+        return ModelCheck("context", "info", f"{bound:,} tokens by config.json, {own:,} by the tokenizer; align uses the former")
     return ModelCheck("context", "ok", f"{bound:,} tokens")
 
 
@@ -164,7 +162,7 @@ def check_speed(chat_format: ChatFormat) -> ModelCheck:
 
 
 def check_tokenizer(tokenizer: GuardedTokenizer, folder: Path) -> ModelCheck:
-    """That it could be loaded, and as what."""
+    """Reports the loaded tokenizer; loading it was the check."""
     size = sum(file.stat().st_size for file in folder.glob("tokenizer*.json"))
     return ModelCheck("tokenizer", "ok", f"{len(tokenizer.get_vocab()):,} tokens, {size / 1e6:.1f} MB of files")
 

@@ -88,7 +88,7 @@ def test_a_sound_model_has_no_problem(model: Path) -> None:
         (GENERIC.replace("m['content']", "m['content'] | replace('course', 'curse')"), "completions", "problem", "plain"),
         ("{{ strftime_now('%d %b %Y') }}" + GENERIC, "date", "info", "today's date"),
         ("{% if date_string is defined %}{{ date_string }}{% endif %}" + GENERIC, "date", "info", "date_string"),
-        (GENERIC.replace("messages %}", "messages if m.role != 'system' %}", 1), "system_message", "problem", "without a word"),
+        (GENERIC.replace("messages %}", "messages if m.role != 'system' %}", 1), "system_message", "problem", "silently"),
         (
             "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + GENERIC,
             "system_message",
