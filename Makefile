@@ -24,11 +24,14 @@ quickstart: setup
 	$(BIN)/align run recipes/quickstart
 
 # Two processes with one thread each, for two cores; the tests of a file stay together, as they share what they made.
+# xdist would start with the files that have the most tests; tests/conftest.py knows which are slow.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import pytest
 from align import load_recipe, run_recipe
 from align.errors import Interrupted, StageError
 from align.runtime.event_file import EVENTS_NAME, read_events
-from align.runtime.events import Event, FunctionSink, Progress, Quarantined, RunFinished, StageFailed
+from align.runtime.events import Event, FunctionSink, Metrics, Progress, Quarantined, RunFinished, StageFailed
 from align.runtime.replay import metrics_of
 from align.store.artifact import METRICS_NAME, Manifest
 from align.testing import Recorder
@@ -99,14 +99,24 @@ def wait_until_none_is_left(session: int, *, seconds: float = 20) -> list[str]:
     return alive_in_session(session)
 
 
+def work_in(events: Path) -> int:
+    """How often a stage has reported progress or metrics, in all attempts together. A whole run has some 80."""
+    return sum(isinstance(event, (Metrics, Progress)) for event in read_events(events)) if events.exists() else 0
+
+
 def test_a_runner_killed_at_random_moments_ends_with_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
     out, chance = tmp_path / "runs", random.Random(11)
+    events = out / "tiny" / EVENTS_NAME
     for _ in range(3):
+        # Counted in work, not in seconds: on any machine every attempt gets somewhere, and none to the end.
+        enough = work_in(events) + chance.randint(2, 20)
         process = start(project, out)
-        # Past the imports, so that every attempt gets some work done before it dies.
-        time.sleep(chance.uniform(7, 16))
+        while work_in(events) < enough and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 0.3))  # and not always right after an event
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert wait_until_none_is_left(process.pid) == []
     process = start(project, out)
     _, errors = process.communicate(timeout=300)
