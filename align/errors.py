@@ -1,6 +1,6 @@
 """The exceptions that a user can act on, and the exit code each one stands for.
 
-    AlignError                      a person can mend it: no traceback, at most 15 lines
+    AlignError                      the user can act on it: no traceback, at most 15 lines
     ├── RecipeError   (ValueError)  exit 2   the recipe or the command line is wrong
     ├── DataError     (ValueError)  exit 3   a row or file of the user's data is wrong
     ├── EnvironmentProblem (OSError) exit 4  something the machine lacks: a package, a network, disk space, a lock held elsewhere
@@ -67,18 +67,18 @@ class EnvironmentProblem(AlignError, OSError):
 
     exit_code = 4
 
-    def __str__(self) -> str:  # OSError would print its own form
+    def __str__(self) -> str:  # OSError would print `[Errno …]`
         return AlignError.__str__(self)
 
 
 class StageError(AlignError, RuntimeError):
-    """A stage stopped before its end; what it had finished is kept and the run can go on."""
+    """A stage stopped before its end. Its finished work is kept, and the run can be resumed."""
 
     exit_code = 5
 
 
 class Interrupted(AlignError):
-    """Stopped by a signal. The same command goes on from here."""
+    """Stopped by a signal. The same command resumes the run."""
 
     def __init__(self, message: str, *, signal_number: int = signal.SIGINT) -> None:
         super().__init__(message, hint="Run the same command again to go on from here.")

@@ -27,7 +27,9 @@ EXIT_INTERRUPTED = 130
 
 def chat(
     model: ModelArgument,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message: how the model should behave.")
+    ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="NUMBER", min=0, help="Softmax temperature; 0 is greedy.")
     ] = 1.0,
@@ -39,9 +41,9 @@ def chat(
         ),
     ] = None,
 ) -> None:
-    """Talk to a model. /reset forgets what was said, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+    """Talk to a model. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
 
-    With a pipe as input every line is a message, and stdout has the answers alone.
+    With a pipe as input every line is a message, and stdout has only the answers.
     """
     from rich.console import Console
 
@@ -71,11 +73,11 @@ def chat(
 
 
 def _talk(conversation: Conversation, name: str, notes: Console) -> None:
-    """With a person: mistakes are said, and the conversation goes on."""
+    """Chat on a terminal. An error is shown, and the conversation continues."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (makes `input` edit and remember lines, and know how wide a Korean letter is)
+        import readline  # noqa: F401 (gives `input` line editing, a history and the width of Korean letters)
 
-    notes.print(f"{name}. {RESET} forgets what was said, {EXIT} or Ctrl-D leaves, Ctrl-C stops an answer.", style="dim")
+    notes.print(f"{name}. {RESET} forgets the conversation, {EXIT} or Ctrl-D leaves, Ctrl-C stops an answer.", style="dim")
     while True:
         try:
             text = input(PROMPT)
@@ -96,7 +98,7 @@ def _talk(conversation: Conversation, name: str, notes: Console) -> None:
 
 
 def _answer_lines(conversation: Conversation, notes: Console) -> None:
-    """Without a person: the first mistake ends it."""
+    """Answer every line of a pipe. The first error ends the command."""
     for number, line in enumerate(sys.stdin, start=1):
         text = line.rstrip("\r\n")
         if text.strip() == EXIT:
@@ -108,7 +110,7 @@ def _answer_lines(conversation: Conversation, notes: Console) -> None:
 
 
 def _take(conversation: Conversation, text: str, notes: Console) -> None:
-    """Obey a command, or answer a message on stdout as it is made."""
+    """Run a command, or stream the answer to a message to stdout."""
     if text.strip() == RESET:
         conversation.reset()
         notes.print("(forgotten)", style="dim")
@@ -121,7 +123,7 @@ def _take(conversation: Conversation, text: str, notes: Console) -> None:
         notes.print(f"(the conversation is longer than the model can see: the oldest {dropped} {turns} forgotten)", style="dim")
     on_terminal = sys.stdout.isatty()
     empty = True
-    with contextlib.closing(answer):  # also when stopped: what was said so far stays said
+    with contextlib.closing(answer):  # a stopped answer stays in the conversation as far as it got
         for piece in answer:
             sys.stdout.write(_printable(piece) if on_terminal else piece)
             sys.stdout.flush()

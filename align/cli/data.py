@@ -9,12 +9,12 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 if TYPE_CHECKING:
-    # Typer has no public name for these two, which the methods of its groups take and give.
+    # Typer vendors click and has no public name for these types of its groups' methods.
     from typer._click import Command, Context
 
 
 class DataGroup(TyperGroup):
-    """Commands that are made when one is asked for: their options list the kinds of rows, which `align --help` need not load."""
+    """Builds its commands on first use: their options list the kinds of rows, which `align --help` must not load."""
 
     def list_commands(self, ctx: Context) -> list[str]:
         self._load()

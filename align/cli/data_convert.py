@@ -1,4 +1,4 @@
-"""`align data convert`: rows of any shape and format as one canonical file."""
+"""`align data convert`: write rows of any shape and format to one canonical file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert(
 ) -> None:
     """Write the rows of a source as canonical rows: one shape per kind, an id for every row.
 
-    What was left out is written beside the file, each row with its reason. The source is never changed.
+    Dropped rows are written beside the file, each with its reason. The source is never changed.
     """
     from align.config.inputs import DataInput
     from align.data.convert import convert as convert_rows

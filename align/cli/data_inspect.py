@@ -1,4 +1,4 @@
-"""`align data inspect`: what is in a data file, before anything is trained on it."""
+"""`align data inspect`: look at a data file before training on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def inspect(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the report with drawings as a page.")] = None,
     samples: Annotated[int, typer.Option("--samples", metavar="INTEGER", min=0, help="Rows to show.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Of the rows that are drawn.")] = 17,
+    seed: Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Seed of the drawn rows.")] = 17,
     json: JsonOption = False,
 ) -> None:
     """Show what is in a data file: rows, lengths, how varied it is, what length alone explains, overlaps, and samples.
@@ -51,7 +51,7 @@ def inspect(
     require_model(model, max_tokens)
     if html is not None and html.suffix not in PAGE_SUFFIXES:
         raise RecipeError(
-            f"--html {html}: expected a name that ends in .html", hint="A data file could be overwritten otherwise."
+            f"--html {html}: expected a name that ends in .html", hint="This protects your data files from being overwritten."
         )
     from rich.console import Console
 

@@ -41,7 +41,7 @@ ColumnsOption = Annotated[
 ]
 
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="MODEL", help="Look at the rows as this model is trained on them.")
+    Path | None, typer.Option("--model", metavar="MODEL", help="Show the rows as the training of this model sees them.")
 ]
 MaxTokensOption = Annotated[
     int | None,
@@ -49,17 +49,17 @@ MaxTokensOption = Annotated[
         "--max-tokens",
         metavar="INTEGER",
         min=1,
-        help="With --model: longer rows are told of.  [default: what the model can see]",
+        help="With --model: report rows that are longer.  [default: the model's context]",
         show_default=False,
     ),
 ]
 
 
 def column_mapping(pairs: list[str] | None) -> dict[str, str]:
-    """`prompt=question` as field → column.
+    """Parse `prompt=question` into field → column.
 
     Raises:
-        RecipeError: if a pair has another form, or a field is mapped twice.
+        RecipeError: if a pair does not have this form, or a field is mapped twice.
     """
     mapping: dict[str, str] = {}
     for pair in pairs or []:
@@ -73,7 +73,7 @@ def column_mapping(pairs: list[str] | None) -> dict[str, str]:
 
 
 class ModelFormat(NamedTuple):
-    """How a model that a command was given is shown rows."""
+    """The format in which a model sees rows."""
 
     name: str
     chat_format: ChatFormat
@@ -81,9 +81,9 @@ class ModelFormat(NamedTuple):
 
 
 def require_model(model: Path | None, max_tokens: int | None) -> None:
-    """Refuse a limit of tokens where there is no model to count them by."""
+    """Refuse --max-tokens without --model: nothing else can count tokens."""
     if max_tokens is not None and model is None:
-        raise RecipeError("--max-tokens needs --model, whose tokens are counted")
+        raise RecipeError("--max-tokens needs --model, whose tokenizer counts the tokens")
 
 
 def open_model_format(model: Path) -> ModelFormat:
@@ -94,7 +94,7 @@ def open_model_format(model: Path) -> ModelFormat:
     """
     from align.pipeline.worker import ENVIRONMENT
 
-    os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no remarks
+    os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no warnings
     from align.data.plain import format_of
     from align.export.source import find_source
     from align.models.folder import context_tokens

@@ -1,4 +1,4 @@
-"""`align data validate`: everything that is wrong with a data file, before anything is trained on it."""
+"""`align data validate`: check a data file before training on it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def validate(
     model: ModelOption = None,
     max_tokens: MaxTokensOption = None,
     max_characters: Annotated[
-        int, typer.Option("--max-characters", metavar="INTEGER", min=1, help="A longer text is named.")
+        int, typer.Option("--max-characters", metavar="INTEGER", min=1, help="Report longer texts.")
     ] = 100_000,
     near_duplicates: Annotated[
         bool | None,
@@ -60,7 +60,7 @@ def validate(
     ] = 20,
     json: JsonOption = False,
 ) -> None:
-    """Name everything that is wrong with the rows of a file, by line, and what to do about it. Nothing is changed.
+    """Report every problem with the rows of a file, by line, and what to do about it. Nothing is changed.
 
     Ends with exit code 3 when a recipe would stop at these rows.
     """
@@ -121,7 +121,7 @@ def validate(
 
 
 def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
-    """`repeated_rows=drop` as check → action."""
+    """Parse `repeated_rows=drop` into check → action."""
     actions: dict[str, Action] = {}
     for pair in pairs:
         name, _, action = pair.partition("=")
@@ -143,7 +143,7 @@ def _model_checks(model: Path, max_tokens: int | None) -> RecordChecks:
 
 
 class _Progress:
-    """Rows so far, on a terminal's stderr, for files that take longer than a moment."""
+    """Shows the rows read so far on a terminal's stderr, once a file takes longer than a second."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + PROGRESS_SECONDS
@@ -158,6 +158,6 @@ class _Progress:
         self._begun = True
 
     def end(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._begun:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

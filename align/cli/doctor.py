@@ -1,6 +1,6 @@
-"""`align doctor`: whether this machine has what align needs, or a model. Nothing is sent anywhere.
+"""`align doctor`: check this machine or a model. Nothing is sent anywhere.
 
-Nothing heavy is imported unless a model is given, whose tokenizer transformers loads.
+Heavy libraries load only with MODEL, whose tokenizer needs transformers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXIT_ENVIRONMENT = 4
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -57,7 +57,7 @@ def check_packages() -> list[Check]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             checks.append(_package(requirement.name, str(requirement.specifier)))
     engines = [Check(name, "ok", found) for name in OPTIONAL_PACKAGES if (found := _version(name))]
-    nothing = Check("vllm", "info", "not installed", advice="Text is sampled with transformers, which is slower.")
+    nothing = Check("vllm", "info", "not installed", advice="align samples text with transformers, which is slower.")
     return [*checks, *(engines or [nothing])]
 
 
@@ -122,7 +122,7 @@ def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
 
     The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
 
-    A model: whether it can be trained on, sampled and served as it is. Nothing of it is run and its weights are not read. Exit
+    A model: whether it can be trained, sampled and served as it is. Its weights are not read and none of its code runs. Exit
     code 2 when there is a problem, 4 when a file is damaged. See docs/doctor.md.
     """
     if model is not None:

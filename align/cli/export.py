@@ -36,7 +36,7 @@ def export(
 ) -> None:
     """Write a model as a Hugging Face folder: merged weights, tokenizer, template and a card made from the manifests.
 
-    The folder appears when it is whole and answers as the model does. Reward models can be exported too.
+    The folder appears once it is complete and its answers match the model's. Reward models can be exported too.
     """
     from align.export import export_model, open_source
     from align.pipeline.worker import ENVIRONMENT

@@ -1,6 +1,7 @@
 """The console script: from arguments to an exit code.
 
-stdout carries the result, stderr everything else. What a person can mend ends without a traceback; a bug keeps its own.
+stdout carries the result, stderr everything else. Errors that a user can act on are printed without a traceback; a bug keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _invoke(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of stdout went away. Python would complain once more when it closes stdout at exit.
+        # The reader of stdout went away. Without this, Python reports the broken pipe again when it closes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     return code

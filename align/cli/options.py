@@ -1,4 +1,4 @@
-"""Options that several commands share, and the way results reach stdout."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.dpo.beta=0.2. Repeatable."),
 ]
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage and nothing else.")]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run only this stage.")]
 FromOption = Annotated[
-    str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what uses it, leave out the rest.")
+    str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and the stages that depend on it.")
 ]
-UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage and what it needs.")]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Run this stage and the stages it depends on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 

@@ -1,7 +1,7 @@
-"""`align pairs`: preference pairs in one command, by sampling and scoring first or from scores that are there.
+"""`align pairs`: preference pairs in one command, by sampling and scoring first or from existing scores.
 
-The options are those of the stages it stands for; what they say becomes a recipe, which runs beside the output and goes on where
-it stopped when the command is given again.
+The options are those of the stages it runs. They become a recipe, which runs in a folder beside the output; the same command
+resumes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from align.cli.options import output_console, print_json
 from align.errors import RecipeError
 
 if TYPE_CHECKING:
-    # Typer has no public name for these, which its commands take and give.
+    # Typer vendors click and has no public name for these types of its commands' methods.
     from typer._click import Command, Context, Parameter
 
     from align.cli.stage import Options
@@ -34,20 +34,20 @@ FILLED: Mapping[str, frozenset[str]] = {
     SCORE: frozenset({"candidates", "scorers", "num_workers"}),
     PAIRS: frozenset({"scored", "scorer"}),
 }
-"""Fields that the command fills in itself, has an option of its own for, or leaves alone."""
+"""Fields of the stages that the command sets itself, has its own option for, or leaves at their defaults."""
 REWARD_SCORER = "rm"
-"""What the scorer of --reward-model is called."""
+"""Name of the scorer that --reward-model adds."""
 SUFFIXES = (".jsonl", ".parquet")
 WORK_SUFFIX = ".work"
 
 
 def pairs() -> None:
-    """Preference pairs from a model, prompts and scorers, or from scored candidates, with a card that says how they were made."""
+    """Make preference pairs from a model, prompts and scorers, or from scored candidates, with a card that records how."""
     raise AssertionError("PairsCommand runs what it builds")
 
 
 class PairsCommand(TyperCommand):
-    """The command with the options of the stages' configurations, which are loaded when it is used and not before."""
+    """Takes its options from the stages' configurations, which load on first use: `align --help` stays fast."""
 
     @cached_property
     def _built(self) -> Command:
@@ -94,7 +94,7 @@ def _options() -> Options:
         ),
     }
     fields: dict[str, tuple[Any, Any]] = {}
-    for stage in (PAIRS, GENERATE, SCORE):  # how pairs are made before how text is sampled and scored
+    for stage in (PAIRS, GENERATE, SCORE):  # help lists the options of pairing first
         for field, option in field_options(_config(stage), leave_out=FILLED[stage]).items():
             fields.setdefault(field, option)
     return {**own, **fields, **COMMON_OPTIONS}
@@ -128,11 +128,11 @@ def _check_out(out: Path, work: Path) -> None:
     if out.suffix not in SUFFIXES:
         raise RecipeError(f"--out {out}: expected a file that ends in {' or '.join(SUFFIXES)}")
     if out.exists() and not work.is_dir():
-        raise RecipeError(f"--out {out}: it is there already, and align pairs did not make it", hint="Name another file.")
+        raise RecipeError(f"--out {out}: the file exists, and align pairs did not make it", hint="Name another file.")
 
 
 def _document(given: Mapping[str, Any], work: Path) -> Document:
-    """The recipe that the options stand for."""
+    """The recipe of the options."""
     if given["scored"] is not None:
         return _from_scores(given, work)
     if given["model"] is None or given["prompts"] is None:
@@ -144,10 +144,10 @@ def _document(given: Mapping[str, Any], work: Path) -> Document:
 def _from_scores(given: Mapping[str, Any], work: Path) -> Document:
     for other in ("model", "prompts", "reward_model"):
         if given[other] is not None:
-            raise RecipeError(f"--{other.replace('_', '-')} does not go with --scored, whose candidates are scored already")
+            raise RecipeError(f"--{other.replace('_', '-')} cannot be used with --scored, whose candidates are scored already")
     unused = [field for field in _fields_given(given, GENERATE, SCORE) if field not in _config(PAIRS).model_fields]
     if unused:
-        raise RecipeError(f"--{unused[0].replace('_', '-')} does not go with --scored, which samples and scores nothing")
+        raise RecipeError(f"--{unused[0].replace('_', '-')} cannot be used with --scored, which samples and scores nothing")
     added, ranking = _scorers(given)
     if added:
         raise RecipeError(
@@ -167,7 +167,7 @@ def _from_model(given: Mapping[str, Any], work: Path) -> Document:
         added.insert(0, (REWARD_SCORER, given["reward_model"], f"--reward-model {given['reward_model']}"))
     names = [name for name, _, _ in added]
     if not added:
-        raise RecipeError("nothing scores the completions", hint="Give --reward-model FOLDER, or --scorer NAME=PATH.")
+        raise RecipeError("no scorer is given for the completions", hint="Give --reward-model FOLDER, or --scorer NAME=PATH.")
     if len(set(names)) < len(names):
         raise RecipeError(f"--scorer: two scorers are called '{max(names, key=names.count)}'")
     if ranking is None and given.get("scorers") is None:
@@ -200,7 +200,7 @@ def _request(stage: str, given: Mapping[str, Any], work: Path) -> StageRequest:
 
 
 def _scorers(given: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], str | None]:
-    """Of the --scorer options: name, place and option of those to score with, and the name of the one that ranks."""
+    """Split the --scorer options into (name, path, option) of each further scorer, and the name of the one that ranks."""
     added, ranking = [], None
     for text in given["scorer"] or ():
         name, equals, place = text.partition("=")
@@ -208,7 +208,7 @@ def _scorers(given: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], str 
             added.append((name, place, f"--scorer {text}"))
         elif ranking is not None:
             raise RecipeError(
-                f"--scorer {text}: '{ranking}' is named to rank already", hint="A scorer to score with is NAME=PATH."
+                f"--scorer {text}: the pairs are ranked by '{ranking}' already", hint="Write a further scorer as NAME=PATH."
             )
         else:
             ranking = name
@@ -216,7 +216,7 @@ def _scorers(given: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], str 
 
 
 def _fields_given(given: Mapping[str, Any], *stages: str) -> Collection[str]:
-    """Fields of stages that some option gives."""
+    """Fields of stages that an option sets."""
     fields = dict.fromkeys(field for stage in stages for field in _config(stage).model_fields if field not in FILLED[stage])
     return [field for field in fields if field != "seed" and given.get(field) not in (None, [])]
 

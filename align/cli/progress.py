@@ -47,8 +47,7 @@ def number(value: float) -> str:
 
 @dataclass
 class TaskState:
-    """What is known of a running task. The rate is over what was done since it was first heard of, so that a resumed task,
-    which begins at 300 of 400, does not look fast."""
+    """State of a running task. Its rate counts from its first event, so that a task resumed at 300 of 400 does not look fast."""
 
     task: str
     unit: str
@@ -65,7 +64,7 @@ class TaskState:
 
     @property
     def rate(self) -> float | None:
-        """Units per second, or None while it cannot be told."""
+        """Units per second; None before the first progress."""
         elapsed = self.seconds - self.first_seconds
         return (self.done - self.first_done) / elapsed if elapsed > 0 and self.done > self.first_done else None
 
@@ -91,14 +90,14 @@ class Display(Protocol):
         """Show how far a stage is."""
 
     def end(self, stage: str) -> None:
-        """A stage shows no progress any more."""
+        """Remove a stage's progress."""
 
     def close(self) -> None:
-        """Nothing more will be shown."""
+        """End the display."""
 
 
 class PlainDisplay:
-    """Lines only, and of progress at most one per stage in 5 seconds."""
+    """Plain lines; at most one line of progress per stage every 5 seconds."""
 
     def __init__(self, stream: IO[str], clock: Callable[[], float]) -> None:
         self._stream = stream

@@ -20,7 +20,9 @@ BORROWED = re.compile(r"(?<![\w./])\.\./(?P<path>[\w-]+/[\w./-]+)")
 """A path to another recipe's files: `../quickstart/data/prompts.jsonl`."""
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
-FolderOption = Annotated[Path | None, typer.Option("--folder", metavar="DIR", help="Look here instead of beside the package.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", metavar="DIR", help="Folder with recipes. Default: the one beside the package.")
+]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, as `align recipes list` prints it.")]
 
 
@@ -53,7 +55,7 @@ def _summary(folder: Path) -> str:
 
 @app.command("list")
 def list_(folder: FolderOption = None, json: JsonOption = False) -> None:
-    """List the recipes, each with what it is for."""
+    """List the recipes, each with its purpose."""
     rows: list[dict[str, Any]] = [
         {"name": name, "path": str(path / RECIPE_NAME), "summary": _summary(path)} for name, path in _recipes(folder).items()
     ]
@@ -89,7 +91,7 @@ def copy(
 
 
 def _bring(source: Path, place: Path, borrowed: re.Match[str]) -> str:
-    """Copy what a recipe takes from its neighbour into the copy; returns the path it has there."""
+    """Copy a file that a recipe borrows from another recipe; returns its path in the copy."""
     original, copied = source / borrowed[0], place / borrowed["path"]
     if not original.exists():
         return borrowed[0]

@@ -42,9 +42,9 @@ def run(
     until: UntilOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a recipe: what is done already is not done again.
+    """Run a recipe; finished stages do not run again.
 
-    Ends with the comparison of the models on stdout. Interrupt it at any time; the same command goes on where it stopped.
+    Prints the comparison of the models at the end. You can interrupt it at any time; the same command resumes the run.
     """
     from align.pipeline.recipe import load_recipe
 
@@ -62,10 +62,10 @@ def plan(
     memory: MemoryOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say what `align run` would do, and why, and what training needs, without doing it."""
+    """Show what `align run` would do, why, and what training needs. Nothing runs."""
     from align.pipeline.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_ or ())  # before the next import, which takes longer: mistakes show at once
+    loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
 
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.plan import make_plan

@@ -1,4 +1,4 @@
-"""`align serve`: a model behind vLLM's OpenAI-compatible server, for this machine alone."""
+"""`align serve`: serve a model with vLLM's OpenAI-compatible server, on this machine only."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def serve(
     model: ModelArgument,
     port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
 ) -> None:
-    """Serve a model with vLLM, in the way of OpenAI's API, on this machine alone.
+    """Serve a model with vLLM behind an OpenAI-compatible API, on this machine only.
 
-    A key is made for every start and shown once. A LoRA adapter is served with its base model. Ctrl-C ends it.
+    Every start makes a new key and shows it once. A LoRA adapter is served with its base model. Ctrl-C stops the server.
     """
     from align.engines.vllm_server import check_can_serve
     from align.export.source import open_source
@@ -53,7 +53,7 @@ def _end(number: int, _: Any) -> None:
 
 
 def _start(running: contextlib.ExitStack, source: ModelSource, port: int) -> RunningServer:
-    """A server of the model. An adapter is served beside its base model as it is, or merged where that is another model."""
+    """Start a server of the model. An adapter is served unmerged where vLLM can do that, else merged into its base model."""
     from align.engines.vllm_server import can_serve_unmerged, start_server
     from align.errors import StageError
     from align.export.merged import merged_model
@@ -80,6 +80,6 @@ def _announce(server: RunningServer, name: str) -> None:
         f"  -H 'Authorization: Bearer {server.key}' \\\n"
         f"  -H 'Content-Type: application/json' \\\n"
         f"  -d '{body}'\n\n"
-        "Ctrl-C ends it.",
+        "Ctrl-C stops the server.",
         file=sys.stderr,
     )

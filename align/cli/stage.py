@@ -1,6 +1,6 @@
 """`align stage NAME`: one stage, without a recipe.
 
-The options are made from the stage's configuration; what they say becomes a recipe of one stage, which is read like any other.
+The options come from the stage's configuration. They become a recipe of one stage, which is read like any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.cli.options import JsonOption
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    # Typer has no public name for these two, which the methods of its groups take and give.
+    # Typer vendors click and has no public name for these types of its groups' methods.
     from typer._click import Command, Context
 
     from align.stage import StageConfig
@@ -39,7 +39,7 @@ COMMON_OPTIONS: Mapping[str, tuple[Any, Any]] = {
 
 
 class StageGroup(TyperGroup):
-    """A command per stage type, each made when it is asked for."""
+    """A command per stage type. Each is built on use: loading all configurations is slow."""
 
     def list_commands(self, ctx: Context) -> list[str]:
         from align.stages.registry import STAGES
@@ -50,7 +50,7 @@ class StageGroup(TyperGroup):
         from align.stages.registry import STAGES
 
         if cmd_name not in STAGES:
-            # The "did you mean" looks at the commands there are.
+            # Typer's "did you mean" searches self.commands.
             self.commands = {name: _command(name, stage_type.config_type) for name, stage_type in STAGES.items()}
             return None
         return _command(cmd_name, STAGES[cmd_name].config_type)
@@ -65,9 +65,9 @@ def _stage() -> None:
 
 
 Options = Mapping[str, tuple[Any, Any]]
-"""Annotation and default of every parameter of a command; a default of `...` stands for required."""
+"""Annotation and default of every parameter of a command; the default `...` means required."""
 Call = Callable[[Mapping[str, Any], list[str]], None]
-"""Runs a command from what was given, by parameter, and what the user typed."""
+"""Runs a command from its parameters and the command line."""
 
 
 def _command(name: str, config_type: type[StageConfig]) -> Command:
@@ -77,21 +77,21 @@ def _command(name: str, config_type: type[StageConfig]) -> Command:
 
 
 def build_command(name: str, help_text: str, options: Options, call: Call) -> Command:
-    """A command whose parameters are not written down as those of a function."""
+    """A command whose parameters are data instead of a function's signature."""
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
     single.command(name, help=help_text)(_function(options, call))
     return get_command(single)
 
 
 def field_options(config_type: type[StageConfig], *, leave_out: Collection[str] = ()) -> Options:
-    """An option per field of a stage's configuration, those that must be given first."""
+    """An option per field of a stage's configuration, required ones first."""
     required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
     # The seed of the stages is the seed of the run, which has an option already.
     return {field: _option(field, info) for field, info in required_first if field != "seed" and field not in leave_out}
 
 
 def _function(options: Options, call: Call) -> Callable[..., None]:
-    """A function whose signature, which Typer reads, has a parameter per option."""
+    """A function with a parameter per option: Typer builds a command from a signature only."""
 
     def command(context: typer.Context, **given: Any) -> None:
         call(given, context.obj)
@@ -106,9 +106,9 @@ def _function(options: Options, call: Call) -> Callable[..., None]:
 
 
 def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
-    """Annotation and default of a field's option; `...` stands for required.
+    """Annotation and default of a field's option; `...` means required.
 
-    Values are taken as text and read as in a recipe, so that a wrong one gives the same message.
+    Values are text and are parsed as in a recipe, so that a wrong one gives the same message.
     """
     from align.config.reference import is_reference, kinds_of
     from align.config.shape import is_list, is_mapping, members
@@ -135,7 +135,7 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
 
 
 def _repeated_metavar(alternatives: tuple[Any, ...]) -> str:
-    """What one of several values of a list or mapping looks like."""
+    """The form of one value of a repeatable option."""
     from align.config.shape import is_list, is_mapping, members
 
     collection = next(alternative for alternative in alternatives if is_list(alternative) or is_mapping(alternative))
@@ -168,5 +168,5 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
         if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
     recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
-    # One stage keeps everything it makes in its own folder; only the runs of recipes share a store.
+    # A single stage keeps its store in its own folder; only runs of recipes share one.
     run_and_print(recipe, out.parent, store=out / ".store", command=command, json=given["json"])

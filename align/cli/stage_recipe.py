@@ -1,4 +1,4 @@
-"""The recipe of one stage that a command line stands for."""
+"""Builds a recipe from the options of a command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.errors import RecipeError
 from align.rows import data_kinds
 
 SCORER_SUFFIXES = (".yaml", ".yml")
-"""Of a file with rules, or with the fields of a judge."""
+"""A file with rules, or with the fields of a judge."""
 
 
 class StageRequest:
@@ -35,7 +35,7 @@ class StageRequest:
         columns: Sequence[str],
         command: str | None = None,
     ) -> None:
-        """`command` is what errors call the command; default: that of the stage."""
+        """`command` is the name of the command in errors; default: that of the stage."""
         self._stage = stage
         self._config_type = config_type
         self._columns = columns
@@ -48,14 +48,14 @@ class StageRequest:
         self._put(("stages",), {stage: {"stage": stage}}, str(top))
 
     def another(self, stage: str, config_type: type[StrictModel]) -> StageRequest:
-        """A further stage of the same document; `finish` of any of them gives the whole."""
+        """Add a stage to the same document; `finish` of any of them returns the whole document."""
         other = copy.copy(self)
         other._stage, other._config_type = stage, config_type
         self._document.put(("stages", stage), {"stage": stage}, self._document.value_position(()))
         return other
 
     def name_stage(self, field: str, stage: str) -> None:
-        """Let a field name another stage of the document."""
+        """Set a field to another stage of the document."""
         self._put(("stages", self._stage, field), stage, str(self._document.value_position(())))
 
     def add_scorer(self, name: str, place: str, flag: str) -> None:
@@ -69,7 +69,7 @@ class StageRequest:
         self._document.put(path, value, Position(0, 0, 0, label))
 
     def set_field(self, field: str, given: str | bool | list[str]) -> None:
-        """Say what one option was given. References become inputs, everything else is read as in a recipe."""
+        """Set a field to an option's value. References become inputs; everything else is parsed as in a recipe."""
         alternatives = members(self._config_type.model_fields[field].annotation)
         flag = f"--{field.replace('_', '-')}"
         path = ("stages", self._stage, field)
@@ -104,7 +104,7 @@ class StageRequest:
             self._put(path, value, label)
 
     def _single(self, field: str, given: str, alternatives: Members, label: str) -> Any:
-        """What an option that takes one reference stands for: rules, or the name of an input."""
+        """The value of an option that takes one reference: rules, or the name of an input."""
         if RulesScorer in alternatives and given.endswith(SCORER_SUFFIXES):
             return {"rules": given}
         known = given in self._document.value["inputs"]
@@ -119,7 +119,7 @@ class StageRequest:
         self._put((*path, name), value, label)
 
     def _named(self, text: str, kinds: Sequence[str], label: str) -> str:
-        """The name of an input given as NAME=PATH, or as a path alone, which is then called like its folder."""
+        """The name of an input written as NAME=PATH, or as a path, which is then named after its last part."""
         name, place = self._split(text, label) if "=" in text else (Path(text).resolve().name, text)
         return self._add_input(name, place, kinds, label)
 
@@ -131,7 +131,7 @@ class StageRequest:
         return name, place
 
     def _add_input(self, name: str, place: str, kinds: Sequence[str], label: str) -> str:
-        """Make an input of a path; the name it got, which is that of an earlier input of the same path if there is one."""
+        """Add an input for a path and return its name. A path that is an input already keeps its earlier name."""
         spec = self._input_spec(place, kinds)
         inputs = self._document.value["inputs"]
         for known, other in inputs.items():
@@ -155,7 +155,7 @@ class StageRequest:
         return spec
 
     def _columns_of(self, kind: str) -> dict[str, str]:
-        """The --columns that rename a field of this kind of row."""
+        """The --columns options that apply to this kind of row."""
         columns = {}
         for text in self._columns:
             field, equals, column = text.partition("=")
@@ -167,7 +167,7 @@ class StageRequest:
         return columns
 
     def finish(self) -> Document:
-        """The document, once every option has been set."""
+        """The finished document; call it after every option is set."""
         unused = [text for text in self._columns if text not in self._columns_used]
         if unused:
             kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
@@ -181,7 +181,7 @@ class StageRequest:
 
 
 def _fields(kind: str) -> Sequence[str]:
-    """The fields that --columns can name, of a kind of row."""
+    """The fields of a kind of row that --columns can map."""
     if kind == "scored_candidates":
         return CANDIDATE_FIELDS
     return data_kinds()[kind].fields if kind in data_kinds() else ()
@@ -195,7 +195,7 @@ def _holds_files(place: Path) -> bool:
 
 
 def _holds_judge(file: Path) -> bool:
-    """Whether a file is about a judge; one that cannot be read is complained about where it is used."""
+    """Whether a file describes a judge. An unreadable file counts as no judge here: its use reports the error."""
     try:
         content = read_document(file.expanduser()).value
     except RecipeError:

@@ -17,9 +17,9 @@ from align.models.load import load_tokenizer
 from align.records import Message
 
 REPLACEMENT = "\ufffd"
-"""What a decoder writes for bytes that are no character, or not yet."""
+"""Decoders write it for bytes that are no complete character."""
 DECODE_AGAIN = 8
-"""Tokens before a new one that are decoded with it: a tokenizer may write a token otherwise at the beginning of a text."""
+"""Earlier tokens that are decoded with a new one: tokenizers may decode a token differently at the start of a text."""
 
 
 class StreamingEngine(TransformersEngine):
@@ -38,16 +38,16 @@ class StreamingEngine(TransformersEngine):
 
 
 class TextStream:
-    """Text of tokens that come one by one. A character that is split over tokens is held back until it is whole."""
+    """Decodes tokens one by one. A character that is split over tokens is held back until it is complete."""
 
     def __init__(self, chat_format: ChatFormat) -> None:
         self._decode = chat_format.tokenizer.decode
         self._token_ids: list[int] = []
         self._start = 0
-        self._shown = 0  # tokens up to here have been given out
+        self._shown = 0  # number of tokens whose text was returned
 
     def add(self, token_id: int) -> str:
-        """The text that became certain with this token; often a whole word, sometimes nothing."""
+        """The text that this token completes: often a word, sometimes nothing."""
         self._token_ids.append(token_id)
         new = self._text_after(self._shown)
         if not new or new.endswith(REPLACEMENT):
@@ -57,7 +57,7 @@ class TextStream:
         return new
 
     def finish(self) -> str:
-        """What was held back: a character that was never completed is shown as U+FFFD."""
+        """The text held back; an incomplete character becomes U+FFFD."""
         return self._text_after(self._shown)
 
     def _text_after(self, shown: int) -> str:
@@ -69,7 +69,7 @@ class TextStream:
 
 
 class Conversation:
-    """Turns of one conversation, of which the model is shown as many as fit.
+    """A conversation. The model sees as many of its latest turns as fit its context.
 
     Args:
         model_folder: model or adapter with a chat template.
@@ -101,15 +101,15 @@ class Conversation:
         self.turns.clear()
 
     def ask(self, text: str) -> tuple[int, Generator[str, None, None]]:
-        """The number of turns that had to be dropped, oldest first, and the answer's text, piece by piece.
+        """The number of oldest turns that were dropped, and the answer's text, piece by piece.
 
-        The turn is kept when the iteration ends, also when it is left early, with what was said until then.
+        The turn is kept when the iteration ends. If it ends early, the answer is kept as far as it got.
 
         Raises:
             DataError: if `text` alone does not fit, or the chat template refuses it.
         """
         question = Message(role="user", content=text)
-        # At least half of the context is for what is told; an answer that needs more than the rest is cut.
+        # The conversation gets at least half of the context; an answer longer than the rest is cut.
         room = max(1, self._context - min(self._settings.max_completion_tokens, self._context // 2))
         for dropped in range(len(self.turns) + 1):
             ids = self._encode(self.turns[dropped:], question)
@@ -117,17 +117,17 @@ class Conversation:
                 del self.turns[:dropped]
                 return dropped, self._answer(question, ids)
         raise DataError(
-            f"the message has {len(ids)} tokens with its template; of the {self._context} that the model sees, {room} are for "
-            "what it is told",
+            f"the message has {len(ids)} tokens with its template; the model sees {self._context}, of which "
+            f"{room} are left for the conversation",
             hint="Say it in fewer words, or give a smaller --max-tokens.",
         )
 
     def _encode(self, turns: Sequence[tuple[Message, Message]], question: Message) -> list[int]:
-        told = [message for turn in turns for message in turn]
+        earlier = [message for turn in turns for message in turn]
         try:
-            return self._format.encode_prompt([*self._system, *told, question])
+            return self._format.encode_prompt([*self._system, *earlier, question])
         except TemplateProblem as problem:
-            raise DataError(str(problem), hint="Go on with /reset, or without --system.") from problem
+            raise DataError(str(problem), hint="Start again with /reset, or without --system.") from problem
 
     def _answer(self, question: Message, ids: list[int]) -> Generator[str, None, None]:
         stream, said = TextStream(self._format), ""

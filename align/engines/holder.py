@@ -10,9 +10,9 @@ from align.engines.protocol import TextEngine
 
 
 class EngineHolder:
-    """Keeps one engine alive from model to model, and only exchanges the weights where the architecture is the same.
+    """Keeps one engine for several models. Where the architecture is the same it only replaces the weights: a start is slow.
 
-    An engine does not travel: a copy in another process starts its own.
+    A pickled holder has no engine; in another process it starts its own.
     """
 
     def __init__(self, config: GenerationEngine) -> None:

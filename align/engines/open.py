@@ -45,9 +45,9 @@ def open_engine(
     For an encoder–decoder model `auto` is transformers.
 
     Args:
-        memory_share: part of a GPU's memory that vLLM may take; default: most of it, nothing else is expected there.
+        memory_share: part of a GPU's memory that vLLM may take; default: most of it, for a GPU that nothing else uses.
     Raises:
-        RecipeError: if vllm is asked for an encoder–decoder model. EnvironmentProblem: see `resolve_engine`.
+        RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
     """
     if architecture := encoder_decoder_architecture(model_folder):
         if name == "vllm":
@@ -77,7 +77,7 @@ def open_engine(
 
 
 def architecture_of(model_folder: Path) -> str:
-    """What must be equal for one model's weights to fit into an engine started with another's."""
+    """A text that is equal for two models if one's weights fit into an engine started with the other."""
     config = json.loads((model_folder / "config.json").read_text())
     kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
     return json.dumps({**kept, "virtual_tokens": virtual_tokens(model_folder)}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""What a text generation engine does. There are two: vLLM, and transformers for machines without it."""
+"""The interface of text generation engines: vLLM, and transformers for machines without it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SampledCompletion:
     token_ids: list[int]
     finish_reason: FinishReason
     logps: list[float] | None = None
-    """Nats per token, under the distribution drawn from (after temperature, top-k and top-p); None if not asked for."""
+    """Nats per token, under the distribution drawn from (after temperature, top-k and top-p); None without `with_logps`."""
 
 
 class TextEngine(Protocol):
@@ -59,13 +59,13 @@ class TextEngine(Protocol):
         ...
 
     def load_weights(self, model_folder: Path) -> None:
-        """Put the weights of another model of the same architecture and vocabulary into the running engine."""
+        """Replace the weights by those of another model of the same architecture and vocabulary."""
         ...
 
     def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
-        """Put these weights, by their names in the model's folder, into the running engine: all of them, tied ones once."""
+        """Replace all weights, given by their names in the model's folder; tied weights are given once."""
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         ...

@@ -24,7 +24,7 @@ class Seq2SeqEngine(TransformersEngine):
         self._model = load_seq2seq_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
     def _room(self, prompts: Sequence[list[int]]) -> int:
-        """Most tokens of a completion; the prompt takes nothing of it, as it is the encoder's."""
+        """Most tokens of a completion; the prompt takes none of it, because the encoder reads it."""
         return self._max_model_tokens
 
     def _begin(self, prompts: Sequence[list[int]]) -> NextLogits:

@@ -96,7 +96,7 @@ def make_candidate(
 
 
 def decoder(model_folder: Path) -> Callable[[list[int]], str]:
-    """What turns the tokens of a model into text."""
+    """A function from a model's tokens to text."""
     from align.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(model_folder)
@@ -111,11 +111,11 @@ def sample(
     stop_requested: Callable[[], int | None],
     report: Callable[[int, int], None],
 ) -> SamplingReport:
-    """Sample every shard that is not there yet, then return the candidates of all.
+    """Sample every missing shard, then return the candidates of all shards.
 
     Args:
         folder: where shards are kept between attempts.
-        stop_requested: asked between shards; a signal's number stops with `Interrupted`.
+        stop_requested: called between shards; a signal's number stops with `Interrupted`.
         report: called with (finished shards, all shards).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
     found = [(candidate.prompt_id, candidate.candidate_index) for candidate in candidates]
     if len(found) != len(expected) or set(found) != expected:
         raise StageError(
-            f"{folder}: {len(found)} candidates were sampled where {len(expected)} are needed, or under other ids",
+            f"{folder}: {len(found)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
             hint="Remove this folder and run the command again.",
         )
     names = sorted(engines)

@@ -1,4 +1,4 @@
-"""What is to be sampled: the prompts that fit a model, as tokens, and every setting that decides a text."""
+"""A sampling task: the prompts that fit a model, as tokens, and every setting that decides a text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SamplingTask:
 
     @property
     def max_model_tokens(self) -> int:
-        """Tokens of the longest prompt and completion together; never more than the model can see."""
+        """Tokens of the longest prompt and completion together; never more than the model's context."""
         return max_prompt_tokens_for(self.model_folder, self.config) + self.config.max_completion_tokens
 
     def settings(self) -> SamplingSettings:
@@ -54,7 +54,7 @@ class SamplingTask:
 def prepare_task(
     prompts: Sequence[Prompt], chat_format: ChatFormat, config: Generation, *, model_folder: Path, seed: int, where: Where
 ) -> tuple[SamplingTask, list[Drop]]:
-    """Encode prompts for one model; the task, and the prompts that do not fit it.
+    """Encode prompts for one model. Returns the task and drops for the prompts that do not fit.
 
     Raises:
         DataError: if a prompt does not fit and `config.on_invalid` is error, or none fits.
@@ -74,7 +74,7 @@ def prepare_task(
 
 
 class TokenLimits(Protocol):
-    """What says how long prompts and completions may be."""
+    """Limits on the length of prompts and completions."""
 
     @property
     def max_prompt_tokens(self) -> int: ...
@@ -84,12 +84,12 @@ class TokenLimits(Protocol):
 
 
 def max_prompt_tokens_for(model_folder: Path, sampling: TokenLimits) -> int:
-    """Most tokens a prompt may have, so that it and its completion fit into what the model can see.
+    """Most tokens of a prompt, so that it and its completion fit the model's context.
 
-    An encoder–decoder model sees its prompt with one part and its completion with the other: each has all the room.
+    The encoder of an encoder–decoder model reads the prompt and the decoder writes the completion: each has the whole context.
 
     Raises:
-        RecipeError: if max_completion_tokens alone fills it.
+        RecipeError: if max_completion_tokens alone fills the context.
     """
     context = context_tokens(model_folder)
     room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)

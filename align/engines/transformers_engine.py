@@ -1,4 +1,4 @@
-"""Sampling with transformers alone, for machines without vLLM. Slower; same protocol, same guarantees."""
+"""Sampling with transformers, for machines without vLLM. It is slower and gives the same guarantees."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ class TransformersEngine:
         )
 
     def _room(self, prompts: Sequence[list[int]]) -> int:
-        """Most tokens of a completion: prompt and completion share what the model can see."""
+        """Most tokens of a completion: prompt and completion share the model's context."""
         return self._max_model_tokens - max(map(len, prompts))
 
     def _begin(self, prompts: Sequence[list[int]]) -> NextLogits:
-        """Prompts padded on the left, so that all rows go on at the same place."""
+        """Pads prompts on the left, so that all rows continue at the same position."""
         longest = max(map(len, prompts))
         input_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=self._device)
         attention_mask = torch.zeros_like(input_ids)

@@ -71,7 +71,7 @@ class VllmEngine:
             self.load_weights(model_folder)
 
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
-        # What an earlier call left in the prefix cache would change the shapes of this one's prefill, and with them last bits.
+        # Entries of an earlier call would change the shapes of this prefill and with them the last bits of its results.
         self._llm.reset_prefix_cache()
         parameters = [
             self._vllm.SamplingParams(
@@ -101,7 +101,7 @@ class VllmEngine:
 
     def load_weights(self, model_folder: Path) -> None:
         if is_adapter(model_folder):
-            # Merged in memory: an engine that is told of adapters when it starts could not go from method to method.
+            # Merged in memory: an engine started with LoRA support could not switch to models without adapters.
             self.update_weights([(name, value.detach()) for name, value in load_causal_lm(model_folder).named_parameters()])
             return
         from safetensors import safe_open

@@ -1,6 +1,6 @@
-"""vLLM's OpenAI-compatible server, in a process of its own, for this machine alone.
+"""vLLM's OpenAI-compatible server in its own process, for this machine only.
 
-It listens on 127.0.0.1, wants a key for every path, says nothing about requests, and ends with the process that started it.
+It listens on 127.0.0.1, requires a key for every path, logs no requests, and ends with the process that started it.
 This file is both sides: `start_server` for the parent, `python -m align.engines.vllm_server` for the server's process.
 """
 
@@ -36,7 +36,7 @@ from align.models.folder import check_model_folder, context_tokens, is_adapter
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 KEY_VARIABLE = "VLLM_API_KEY"
-"""vLLM's own name for it. The environment of a process can be read by its user alone, its arguments by everybody."""
+"""vLLM reads the key here. Only its user can read a process's environment; everybody can read its arguments."""
 OPEN_PATHS = frozenset({"/health", "/ping"})
 POLL_SECONDS = 0.3
 STOP_SECONDS = 15.0
@@ -49,7 +49,7 @@ MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers. `key` is nowhere else but in the environment of its process."""
+    """A server that answers. `key` is stored only here and in the environment of its process."""
 
     url: str
     key: str
@@ -57,7 +57,7 @@ class RunningServer:
     _output: _Output
 
     def wait(self) -> None:
-        """Return never but by an exception.
+        """Wait for the server's end; never returns normally.
 
         Raises:
             StageError: if the server ends by itself.
@@ -67,7 +67,7 @@ class RunningServer:
 
 
 class _Output:
-    """What vLLM says. While it loads and while it ends, that is of use only if something goes wrong."""
+    """The output of vLLM. It is shown while the server runs; while it starts and stops, only errors quote it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -86,13 +86,13 @@ class _Output:
                 print(text, file=sys.stderr)
 
     def as_error(self, when: str) -> StageError:
-        """The error that the process ended, with what it said last."""
+        """The error for a process that ended, with its last lines of output."""
         self._thread.join(STOP_SECONDS)
         tail = "".join(f"\n  {line}" for line in self._last)
-        return StageError(f"vLLM's server ended with code {self._process.wait()} {when}. It said last:{tail}", hint=_AGAIN)
+        return StageError(f"vLLM's server ended with code {self._process.wait()} {when}. Its last output:{tail}", hint=_AGAIN)
 
 
-_AGAIN = "Where memory ran out, give it back first; where the architecture is not known to vLLM, use `align chat`."
+_AGAIN = "If memory ran out, free some. If vLLM does not know the architecture, use `align chat`."
 
 
 def check_can_serve(port: int) -> None:
@@ -103,8 +103,8 @@ def check_can_serve(port: int) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise EnvironmentProblem(
-            "vLLM is not installed in this environment, and it is what serves models",
-            hint="Install it with `make setup`. `align chat` talks to a model without it.",
+            "vLLM, which serves models, is not installed in this environment",
+            hint="Install it with `make setup`. `align chat` works without it.",
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given back is free
@@ -118,11 +118,11 @@ def check_can_serve(port: int) -> None:
 
 @contextlib.contextmanager
 def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[RunningServer]:
-    """A server of a model, once it answers; it is stopped after the block, with every process it started.
+    """Start a server of a model and wait until it answers. After the block it is stopped, with every process it started.
 
     Args:
         model_folder: a whole model, or an adapter that `can_serve_unmerged`.
-        name: what requests call the model.
+        name: of the model in requests.
         port: on 127.0.0.1; see `check_can_serve`.
     Raises:
         StageError: if vLLM ends before it answers.
@@ -132,11 +132,11 @@ def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[Runnin
     url = f"http://{HOST}:{port}"
     process = subprocess.Popen(
         [sys.executable, "-m", "align.engines.vllm_server", str(model_folder), name, str(port)],
-        stdin=subprocess.PIPE,  # closed when this process is gone, by which the server learns of it
+        stdin=subprocess.PIPE,  # closes when this process ends, which ends the server
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, **ENVIRONMENT, KEY_VARIABLE: key},
-        start_new_session=True,  # Ctrl-C comes to us alone; we end it in order
+        start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server
     )
     output = _Output(process)
     try:
@@ -159,7 +159,7 @@ def _answers(url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, then make every process of it end; a second Ctrl-C does not wait."""
+    """Terminate the server, then kill all of its processes; a second Ctrl-C skips the wait."""
     try:
         process.terminate()
         process.wait(timeout=STOP_SECONDS)
@@ -179,9 +179,9 @@ Application = Callable[[Scope, Any, Callable[[Any], Awaitable[None]]], Awaitable
 
 
 class RequireKey:
-    """ASGI middleware that wants the key for every path but the health check.
+    """ASGI middleware that requires the key for every path but the health checks.
 
-    vLLM 0.32 asks for it on some paths only; `/invocations`, which generates as well, is open without this.
+    vLLM 0.32 checks the key on some paths only; without this, `/invocations`, which generates text, would be open.
     """
 
     def __init__(self, app: Application) -> None:
@@ -205,13 +205,13 @@ class RequireKey:
 
 
 def can_serve_unmerged(folder: Path) -> bool:
-    """Whether an adapter's model is its base model, as it is on disk, with the adapter beside it; for qlora it is not."""
+    """Whether vLLM can apply an adapter to its base model as stored on disk; a QLoRA base is quantised, so it cannot."""
     peft = read_adapter(folder).peft
     return isinstance(peft, Lora) and peft.method == "lora" and peft.rank <= MAX_LORA_RANKS[-1]
 
 
 def _model_arguments(folder: Path, name: str) -> list[str]:
-    """What is served under `name`: the whole model, or the adapter; its base model is then served as `<name>-base`."""
+    """Arguments that serve a whole model or an adapter as `name`; an adapter's base model is served as `<name>-base`."""
     if not is_adapter(folder):
         return ["--model", str(folder), "--served-model-name", name]
     adapter = read_adapter(folder)
@@ -231,7 +231,7 @@ def _arguments(folder: str, name: str, port: str) -> list[str]:
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]
     if torch.cuda.is_available():
         return [*arguments, "--dtype", "bfloat16"]
-    # As in `VllmEngine`: a prompt is never split, and the arithmetic is what comparisons are made in.
+    # As in `VllmEngine`: prompts are never split, and the arithmetic is that of comparisons.
     tokens = max(MAX_BATCHED_TOKENS, context_tokens(Path(folder)))
     return [
         *arguments,
@@ -245,7 +245,7 @@ def _arguments(folder: str, name: str, port: str) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    """Kill this process and all it started when its standard input closes: whoever held the other end is gone."""
+    """Kill this process and its children when its standard input closes: then its parent has ended."""
 
     def watch() -> None:
         while os.read(0, 1):

@@ -1,4 +1,4 @@
-"""Artifacts: what a stage or an input left behind, with the manifest that proves it is whole.
+"""Artifacts: the result of a stage or an input, with the manifest that proves it complete.
 
 <store>/<type>-<fingerprint>/
     …files…
@@ -32,7 +32,7 @@ DROPS_NAME = "drops.jsonl"
 METRICS_NAME = "metrics.jsonl"
 MODEL_FOLDER = "model"
 INPUT_STAGE = "input"
-"""What a manifest names as the stage of something that came from outside."""
+"""The stage in the manifest of an artifact that no stage of align made."""
 SFT_STAGE = "sft"
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -48,7 +48,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What was made, from what, by which versions, and the hash of every file of it."""
+    """What an artifact is, what it was made from, by which versions, and the hash of each of its files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -109,7 +109,7 @@ class Artifact:
 
     @property
     def row_paths(self) -> list[Path]:
-        """The files that hold the rows: the one that a stage or a copied input has, or those of an input used where it lies."""
+        """The files that hold the rows: one for a stage or a copied input; for an input used in place, its own files."""
         if (self.path / ROWS_NAME).is_file() or self.manifest.stage != INPUT_STAGE:
             return [self.path / ROWS_NAME]
         return [self.path / name for name in self.manifest.files]
@@ -145,7 +145,7 @@ EntryState = Literal["done", "missing", "damaged"]
 
 @dataclass
 class Entry:
-    """The place of one result in the store, finished or not."""
+    """The folder of one result in the store, finished or not."""
 
     path: Path
 
@@ -165,7 +165,7 @@ class Entry:
             return None
 
     def check(self, hashes: FileHashes) -> tuple[EntryState, str]:
-        """Whether the entry is whole, and when it is damaged, what is wrong with it."""
+        """Whether the entry is complete; if it is damaged, also the reason."""
         if not (self.path / MANIFEST_NAME).exists():
             return "missing", ""
         manifest = self.read_manifest()
@@ -182,14 +182,14 @@ class Entry:
         return "done", ""
 
     def quarantine(self) -> Path:
-        """Move a damaged entry aside, where nothing uses it and a person can look at it."""
+        """Move a damaged entry aside, so that nothing uses it and the user can look at it."""
         target = self.path.with_name(f"quarantine-{self.path.name}-{time.time_ns()}")
         os.replace(self.path, target)
         fsync_folder(self.path.parent)
         return target
 
     def begin(self) -> None:
-        """Make the entry ready for work: its work folder is kept, half-written outputs are removed."""
+        """Prepare the entry for work: keep its work folder, remove half-written outputs."""
         self.work.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
             if path.name == WORK_NAME:
@@ -224,7 +224,7 @@ class Store:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentProblem(
-                f"{root}: cannot make the folder for results ({error.strerror})", hint="Choose another place with --out."
+                f"{root}: cannot create the folder for results ({error.strerror})", hint="Choose another place with --out."
             ) from error
         self.hashes = FileHashes(root / HASHES_NAME)
 

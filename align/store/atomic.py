@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary file, fsync, rename, fsync of the folder."""
+"""Files that are complete or absent: temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` only when the block ends without an exception."""
+    """A binary file that appears at `path` only if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:

@@ -1,4 +1,4 @@
-"""Hashes of content: what a result depends on, never what it is called."""
+"""Hashes of content: they depend on what a file holds, never on its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.store.atomic import write_json
 
 FINGERPRINT_LENGTH = 16
 HASHES_NAME = "hashes.json"
-"""Where a store remembers the hashes of files."""
+"""The cache of file hashes in a store."""
 
 
 def canonical_json(value: Any) -> str:
@@ -30,10 +30,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 class FileHashes:
-    """sha256 of files, remembered by path, size, modification time and inode.
+    """sha256 of files, cached by path, size, modification time and inode.
 
-    A model of many gigabytes is read once, not at every command. The memory is a convenience: it may be deleted at any time,
-    and a file that changed in any of the four is read again.
+    A model of many gigabytes is read once, not at every command. The cache may be deleted at any time; a file that changed in
+    any of the four is read again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write the memory down, without what no longer exists."""
+        """Write the cache to disk, without files that no longer exist."""
         if self._changed:
             write_json(self._path, {key: value for key, value in sorted(self._known.items()) if Path(key).exists()})
             self._changed = False

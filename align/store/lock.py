@@ -1,4 +1,4 @@
-"""One writer at a time. The holder's name is beside the lock, so that whoever waits can say for whom."""
+"""A lock for one writer at a time. Its holder writes its name beside it, so that a waiting process can show it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.1
 
 
 def describe_holder(path: Path) -> str:
-    """Who holds the lock at `path`, as far as is known."""
+    """Description of the process that holds the lock at `path`."""
     try:
         holder = json.loads(path.with_suffix(".holder").read_text())
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
@@ -29,24 +29,24 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
     """Hold the lock at `path`; the operating system frees it when the process dies, however it dies.
 
     Args:
-        path: lock file; made when absent.
+        path: lock file; created if absent.
         on_wait: called once with the holder's description when the lock is not free.
-        give_up: asked while waiting; True ends the wait.
+        give_up: called while waiting; True ends the wait.
     Yields:
         True when the lock is held, False when the wait was given up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     held = False
-    told = False
+    has_reported = False
     while not held:
         try:
             lock.acquire(timeout=0)
             held = True
         except Timeout:
-            if not told:
+            if not has_reported:
                 on_wait(describe_holder(path))
-                told = True
+                has_reported = True
             if give_up():
                 break
             time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Shards: pieces of a stage's rows that were finished before an interruption, each with a seal that proves it whole."""
+"""Shards: parts of a stage's rows, each with a seal that proves it complete; finished ones survive an interruption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _seal_path(shard: Path) -> Path:
 
 
 def write_shard(shard: Path, rows: list[Any], **facts: Any) -> None:
-    """Write the rows, then the seal: their hash, and facts about how they were made."""
+    """Write the rows, then the seal: their hash and facts about their making."""
     write_rows(shard, rows)
     seal_shard(shard, **facts)
 
@@ -32,7 +32,7 @@ def seal_shard(shard: Path, **facts: Any) -> None:
 
 
 def read_seal(shard: Path) -> Mapping[str, Any] | None:
-    """The facts of a shard that is whole; None for one that is missing, unfinished or damaged, which is to be made again."""
+    """The facts of a complete shard; None if it is missing, unfinished or damaged and must be made again."""
     try:
         seal: dict[str, Any] = json.loads(_seal_path(shard).read_text())
         return seal if seal["sha256"] == sha256_of_file(shard) else None

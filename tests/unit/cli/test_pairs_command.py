@@ -74,11 +74,11 @@ def test_scores_that_are_there_are_taken(align: Any, pipeline: Any, files: Path)
     [
         (["--model", "base"], "--prompts is missing, and so is --scored"),
         ([], "--model is missing"),
-        (["--model", "base", "--prompts", "prompts.jsonl"], "nothing scores the completions"),
-        (["--scored", "x", "--model", "base"], "--model does not go with --scored"),
-        (["--scored", "x", "--temperature", "1"], "--temperature does not go with --scored"),
+        (["--model", "base", "--prompts", "prompts.jsonl"], "no scorer is given for the completions"),
+        (["--scored", "x", "--model", "base"], "--model cannot be used with --scored"),
+        (["--scored", "x", "--temperature", "1"], "--temperature cannot be used with --scored"),
         (["--scored", "x", "--scorer", "a=b"], "--scorer a=b: nothing is scored with --scored"),
-        (["--scorer", "a", "--scorer", "b", "--scored", "x"], "--scorer b: 'a' is named to rank already"),
+        (["--scorer", "a", "--scorer", "b", "--scored", "x"], "--scorer b: the pairs are ranked by 'a' already"),
         ([*SAMPLE[1:], "--scorer", "a=reward", "--scorer", "b=other"], "there are the scorers a, b, and none is named to rank"),
         ([*SAMPLE[1:], "--scorer", "a=reward", "--scorer", "a=other"], "two scorers are called 'a'"),
         ([*SAMPLE[1:], "--reward-model", "rewrad"], "there is no such folder: rewrad; did you mean 'reward'?"),
@@ -87,11 +87,11 @@ def test_scores_that_are_there_are_taken(align: Any, pipeline: Any, files: Path)
         (["--scored", "x", "--out", "p.csv"], "--out p.csv: expected a file that ends in .jsonl or .parquet"),
         (
             ["--scored", "x", "--out", "lessons.jsonl"],
-            "--out lessons.jsonl: it is there already, and align pairs did not make it",
+            "--out lessons.jsonl: the file exists, and align pairs did not make it",
         ),
     ],
 )
-def test_mistakes_are_told(align: Any, pipeline: Any, files: Path, options: list[str], problem: str) -> None:
+def test_mistakes_are_reported(align: Any, pipeline: Any, files: Path, options: list[str], problem: str) -> None:
     answer = align("pairs", *(["--out", "p.jsonl"] if "--out" not in options else []), *options)
     assert answer.code == 2
     assert problem in answer.err

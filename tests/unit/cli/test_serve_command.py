@@ -148,7 +148,7 @@ def test_an_adapter_that_vllm_refuses_is_merged(align: Align, adapter: Any, serv
 
     def refuse(folder: Path, **options: Any) -> Any:
         if (folder / "adapter_config.json").exists():
-            raise StageError("vLLM's server ended with code 1 before it answered. It said last:\n  ValueError: no LoRA here")
+            raise StageError("vLLM's server ended with code 1 before it answered. Its last output:\n  ValueError: no LoRA here")
         return start(folder, **options)
 
     monkeypatch.setattr(vllm_server, "start_server", refuse)

@@ -98,7 +98,7 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(model: Path, mon
 def test_a_message_that_cannot_fit_is_an_error_and_costs_no_turn(model: Path) -> None:
     talk = conversation(model)
     say(talk, "hello")
-    with pytest.raises(DataError, match="the message has .* tokens with its template; of the 128 that the model sees, 116"):
+    with pytest.raises(DataError, match="the message has .* tokens with its template; the model sees 128, of which 116"):
         talk.ask("x" * 200)
     assert len(talk.turns) == 1
 

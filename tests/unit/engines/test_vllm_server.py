@@ -73,7 +73,7 @@ def test_the_server_is_for_this_machine_and_the_key_is_no_argument(tmp_path: Pat
 
     monkeypatch.setattr(vllm_server.subprocess, "Popen", start)
     with (
-        pytest.raises(StageError, match="ended with code 3 before it answered. It said last:\n  한국어로 한 말"),
+        pytest.raises(StageError, match="ended with code 3 before it answered. Its last output:\n  한국어로 한 말"),
         start_server(model, name="mine", port=1),
     ):
         pass
