@@ -30,7 +30,7 @@ from align.training.needs import Sampler, TrainingNeeds, episode_batch
 from align.training.online.advantage import Gae
 
 if TYPE_CHECKING:
-    from align.models.start import Start
+    from align.models.trainable import TrainableModel
     from align.training.online.models import ValueStart
 
 VERSION = 3
@@ -100,7 +100,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.engines.shards import decoder
     from align.engines.task import max_prompt_tokens_for
     from align.models.load import load_tokenizer
-    from align.models.start import Start, save_trained
+    from align.models.trainable import TrainableModel, save_trained
     from align.scoring.scorers import ScorerSet, reward_model_folders
     from align.training.loop import resolve_precision
     from align.training.online.models import ForwardSettings, load_models
@@ -119,7 +119,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     if value is not None:
         _check_value_model(value, source, room + config.max_completion_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start = Start(source.model_path, config.peft, context.store_root, context.name)
+    start = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
     models = load_models(
         start,
         _value_start(value, start, config),
@@ -175,7 +175,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     )
 
 
-def _value_start(value: Artifact | None, policy: Start, config: Config) -> ValueStart:
+def _value_start(value: Artifact | None, policy: TrainableModel, config: Config) -> ValueStart:
     """The value model learns as the policy does; a reward model that is an adapter is trained further with its own settings."""
     from align.models.adapter import read_adapter
     from align.models.folder import is_adapter

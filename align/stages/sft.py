@@ -63,7 +63,7 @@ class Config(Optimization, AnyPeft, StageConfig):
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode and check every row, train, keep the model and one checkpoint per epoch."""
     from align.models.load import load_tokenizer
-    from align.models.start import Start
+    from align.models.trainable import TrainableModel
     from align.training.seq2seq import train_seq2seq_sft
     from align.training.sft import EPOCHS_NAME, train_sft
 
@@ -76,8 +76,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
             f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder",
             hint="Leave peft out: all its weights are trained.",
         )
-    start = Start(source.model_path, config.peft, context.store_root, context.name)
-    seen = start.context_tokens
+    trainable = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
+    seen = trainable.context_tokens
     limit = config.max_tokens if two_sides else min(config.max_tokens, seen)
     records = data.rows(Instruction)
     encoded = encode_instructions(
@@ -99,7 +99,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         result = train_seq2seq_sft(encoded.rows, texts, context, config, source=source.model_path, **places)
     else:
         packing = config.packing and not isinstance(config.peft, VirtualTokens)
-        result = train_sft(encoded.rows, texts, context, config, start=start, max_tokens=limit, packing=packing, **places)
+        result = train_sft(encoded.rows, texts, context, config, trainable=trainable, max_tokens=limit, packing=packing, **places)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     # Copied, not moved: a kill before the commit must find them in the work folder again.

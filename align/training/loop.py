@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
-from align.models.start import load_trained_state, trained_state
+from align.models.trainable import load_trained_state, trained_state
 from align.runtime.context import RunContext
 from align.store.atomic import write_bytes
 from align.training import checkpoint

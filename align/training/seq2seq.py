@@ -20,7 +20,7 @@ from align.models.dropout import set_dropout
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.models.start import count_trained
+from align.models.trainable import count_trained
 from align.runtime.context import RunContext
 from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments

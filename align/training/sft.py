@@ -15,7 +15,7 @@ from align.config.sections import Optimization
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
-from align.models.start import Start, count_trained, load_start, save_trained
+from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
@@ -39,14 +39,14 @@ def train_sft(
     context: RunContext,
     config: Optimization,
     *,
-    start: Start,
+    trainable: TrainableModel,
     output: Path,
     chat_format: ChatFormat,
     max_tokens: int,
     packing: bool,
     dropout: float,
 ) -> SftResult:
-    """Train what `start` says and save it to `output`.
+    """Train what `trainable` says and save it to `output`.
 
     Args:
         encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
@@ -65,11 +65,11 @@ def train_sft(
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
     torch.manual_seed(context.seed)  # a new adapter is drawn from it
-    model = load_start(start)
+    model = load_trainable(trainable)
     set_dropout(model, dropout)
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
-    save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, start)  # noqa: E731
+    save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, trainable)  # noqa: E731
     history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
     save(output)
     tokens = sum(len(sample) for sample in samples)

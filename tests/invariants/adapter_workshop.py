@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.models.folder import ADAPTER_WEIGHTS_NAME
-from align.models.start import Start, load_start
+from align.models.trainable import TrainableModel, load_trainable
 from align.records import Instruction, Message, Preference, Prompt
 from align.runtime.events import Progress
 from align.stage import StageContext, StageOutcome
@@ -102,10 +102,10 @@ def remember_started(patch: pytest.MonkeyPatch) -> list[Any]:
     """Every model that a stage begins to train from now on."""
     models: list[Any] = []
 
-    def remembering(start: Start, **options: Any) -> Any:
-        models.append(load_start(start, **options))
+    def remembering(start: TrainableModel, **options: Any) -> Any:
+        models.append(load_trainable(start, **options))
         return models[-1]
 
     for name in ("sft", "pairwise.run", "ppo.models"):
-        patch.setattr(f"align.training.{name}.load_start", remembering)
+        patch.setattr(f"align.training.{name}.load_trainable", remembering)
     return models

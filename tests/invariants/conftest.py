@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from adapter_workshop import ROWS, Workshop, remember_started
 
-from align.models import start as start_module
+from align.models import trainable as trainable_module
 from align.models.load import load_causal_lm
 from align.testing import tiny_causal_lm
 from align.training.pairwise import reference as reference_module
@@ -34,7 +34,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(path)
         return load_causal_lm(path, **options)
 
-    for module in (start_module, reference_module):
+    for module in (trainable_module, reference_module):
         monkeypatch.setattr(module, "load_causal_lm", counting)
     return folders
 

@@ -18,7 +18,7 @@ from align.errors import Interrupted
 from align.models.folder import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
 from align.models.load import load_causal_lm
 from align.models.lora import linear_layers
-from align.models.start import Start, load_start
+from align.models.trainable import TrainableModel, load_trainable
 from align.records import Preference
 from align.stages import dpo, orpo, ppo, reward_model, sft
 
@@ -82,7 +82,7 @@ def test_the_adapter_is_trained_and_the_base_is_not(case: Case, base: Path) -> N
     torch.manual_seed(3)
     options = {"task": "SEQ_CLS", "new_head": True} if stage is reward_model else {}
     config = stage.Config.model_validate({"model": "m", **_required(stage), **OF_STAGE[stage], "peft": peft})
-    fresh = load_start(Start(base, config.peft, shop.folder / "store", "fresh"), **options)
+    fresh = load_trainable(TrainableModel(base, config.peft, shop.folder / "store", "fresh"), **options)
     fresh_values = {name.replace(".default", ""): value for name, value in fresh.named_parameters() if value.requires_grad}
     kept = {name.removeprefix("base_model.model."): value for name, value in load_file(shop.model / ADAPTER_WEIGHTS_NAME).items()}
     if "num_virtual_tokens" in peft:

@@ -19,7 +19,7 @@ from align.data.template import ChatFormat
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
 from align.models.load import load_tokenizer
-from align.models.start import Start
+from align.models.trainable import TrainableModel
 from align.records import Message, Prompt
 from align.runtime.context import RunContext
 from align.runtime.events import Progress
@@ -74,7 +74,7 @@ class Training(Recorder):
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
-        start = Start(self.base, None, self.base.parent, "ppo")
+        start = TrainableModel(self.base, None, self.base.parent, "ppo")
         value = ValueStart(start, is_reward_model=False, zero_head=True)
         models = load_models(start, value, device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))

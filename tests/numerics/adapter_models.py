@@ -11,7 +11,7 @@ from torch import Tensor
 from align.config.peft import Lora, VirtualTokens
 from align.models.head import last_hidden_states
 from align.models.load import load_tokenizer
-from align.models.start import Start, load_start, save_trained
+from align.models.trainable import TrainableModel, load_trainable, save_trained
 
 LORA = Lora(method="lora", rank=3, alpha=5.0)
 QLORA = Lora(method="qlora", rank=3, alpha=5.0)
@@ -30,9 +30,9 @@ def method(settings: Peft) -> str:
 
 def trained(base: Path, settings: Peft, folder: Path, **more: Any) -> Any:
     """A model whose adapter is not what it started as, saved to `folder`."""
-    start = Start(base, settings, folder.parent, "test")
+    start = TrainableModel(base, settings, folder.parent, "test")
     torch.manual_seed(0)
-    model = load_start(start, **more)
+    model = load_trainable(start, **more)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -21,7 +21,7 @@ from align.models.folder import ADAPTER_WEIGHTS_NAME
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.lora import add_lora, linear_layers, lora_state, merge, merged_weights, quantization_config, quantized
-from align.models.start import Start, load_start
+from align.models.trainable import TrainableModel, load_trainable
 from align.models.virtual_tokens import NAME, start_cache, without_virtual_tokens
 from align.scoring.likelihood import completion_logps
 from align.testing import tiny_causal_lm, tiny_tokenizer
@@ -249,9 +249,9 @@ def greedy(next_logits: Callable[[Tensor], Tensor], prompt: list[int]) -> list[i
 
 @pytest.mark.parametrize("name", BASES)
 def test_a_prefix_starts_as_the_cache_of_drawn_tokens(bases: dict[str, Path], name: str) -> None:
-    start = Start(bases[name], VIRTUAL["prefix_tuning"], bases[name].parent, "test")
+    start = TrainableModel(bases[name], VIRTUAL["prefix_tuning"], bases[name].parent, "test")
     torch.manual_seed(11)
-    model = load_start(start)
+    model = load_trainable(start)
     torch.manual_seed(11)
     plain = load_causal_lm(bases[name])
     drawn = torch.randint(plain.get_input_embeddings().weight.shape[0], (1, 4))
@@ -270,7 +270,7 @@ def test_a_prefix_starts_as_the_cache_of_drawn_tokens(bases: dict[str, Path], na
 @pytest.mark.parametrize("name", BASES)
 def test_prompt_tuning_starts_as_the_embeddings_of_drawn_tokens(bases: dict[str, Path], name: str) -> None:
     torch.manual_seed(11)
-    model = load_start(Start(bases[name], VIRTUAL["prompt_tuning"], bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(bases[name], VIRTUAL["prompt_tuning"], bases[name].parent, "test"))
     torch.manual_seed(11)
     plain = load_causal_lm(bases[name])
     drawn = torch.randint(plain.get_input_embeddings().weight.shape[0], (1, 4))
@@ -287,7 +287,7 @@ def gradients(model: Any) -> Iterator[str]:
 @pytest.mark.parametrize("settings", VIRTUAL.values(), ids=method)
 @pytest.mark.parametrize("name", BASES)
 def test_gradients_reach_the_vectors_only(bases: dict[str, Path], name: str, settings: VirtualTokens) -> None:
-    model = load_start(Start(bases[name], settings, bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(bases[name], settings, bases[name].parent, "test"))
     assert list(gradients(model)) == [f"{NAME}.prompt_embeddings"]
     moved = model.get_submodule(NAME).prompt_embeddings.grad.abs().amax(dim=1)
     assert bool((moved > 0).all()) and moved.shape == (4,)
@@ -296,7 +296,7 @@ def test_gradients_reach_the_vectors_only(bases: dict[str, Path], name: str, set
 @pytest.mark.parametrize("settings", [LORA, QLORA], ids=method)
 @pytest.mark.parametrize("name", BASES)
 def test_gradients_reach_every_lora_layer_and_nothing_else(bases: dict[str, Path], name: str, settings: Lora) -> None:
-    model = load_start(Start(bases[name], settings, bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(bases[name], settings, bases[name].parent, "test"))
     reached = set(gradients(model))
     layers = linear_layers(load_causal_lm(bases[name]))
     assert reached == {f"{layer}.lora_{part}.default.weight" for layer in layers for part in "AB"}

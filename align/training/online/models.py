@@ -14,7 +14,7 @@ from torch import Tensor
 from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
-from align.models.start import Start, load_start
+from align.models.trainable import TrainableModel, load_trainable
 from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
 
 
@@ -87,14 +87,16 @@ def trainable(model: Any) -> list[Tensor]:
 class ValueStart:
     """What the value model starts from."""
 
-    start: Start
+    start: TrainableModel
     is_reward_model: bool
     """False for a language model: its head is replaced by a new one."""
     zero_head: bool
     """Whether the head becomes zeros, so that all values start at 0."""
 
 
-def load_models(policy: Start, value: ValueStart | None, *, device: torch.device, pad_token_id: int, seed: int) -> Models:
+def load_models(
+    policy: TrainableModel, value: ValueStart | None, *, device: torch.device, pad_token_id: int, seed: int
+) -> Models:
     """Policy and reference from `policy`, and a value model where `value` says what it starts from.
 
     With an adapter, policy and reference share one copy of the base model, and the value model has another.
@@ -105,15 +107,15 @@ def load_models(policy: Start, value: ValueStart | None, *, device: torch.device
     torch.manual_seed(seed)  # new heads and new adapters are drawn from it
     value_model = None
     if value is not None:
-        value_model = load_start(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)
+        value_model = load_trainable(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)
         if value.zero_head:
             torch.nn.init.zeros_(value_model.score.weight)
         value_model.to(device).eval()
-    trained = load_start(policy).to(device).eval()
+    trained = load_trainable(policy).to(device).eval()
     if policy.peft is not None:
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
         return Models(trained, None, value_model, initial)
-    reference = load_start(policy).to(device).eval()
+    reference = load_trainable(policy).to(device).eval()
     return Models(trained, reference.requires_grad_(False), value_model)
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align.models.start import load_trained_state, trained_state
+from align.models.trainable import load_trained_state, trained_state
 from align.store.atomic import write_json
 from align.training.online.learner import Optimizers
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from align.config.online import OnlineTraining, ValueOptimization
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
-from align.models.start import count_trained
+from align.models.trainable import count_trained
 from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory

@@ -15,7 +15,7 @@ from align.data.encoding import EncodedPreference
 from align.errors import StageError
 from align.models.load import load_causal_lm
 from align.models.sizes import FORWARD_TOKENS
-from align.models.start import Start
+from align.models.trainable import TrainableModel
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
 from align.scoring.batching import length_sorted_batches
@@ -48,7 +48,7 @@ def reference_of_the_policy(
     rows: Sequence[TrainingPair],
     model: Any,
     collator: PairCollator,
-    policy: Start,
+    policy: TrainableModel,
     *,
     precision: str,
 ) -> list[TrainingPair]:

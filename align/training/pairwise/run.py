@@ -13,7 +13,7 @@ from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.models.load import check_vocabulary, load_tokenizer
-from align.models.start import Start, Task, count_trained, load_start, save_trained
+from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
@@ -70,10 +70,10 @@ def read_pairs(context: StageContext[PairwiseConfig], pairs: Artifact, *, refere
     return PairData(records, encoded, chat_format)
 
 
-def policy_of(context: StageContext[PairwiseConfig]) -> Start:
+def policy_of(context: StageContext[PairwiseConfig]) -> TrainableModel:
     """The model that is trained."""
     config = context.config
-    return Start(context.artifact(config.model).model_path, config.peft, context.store_root, context.name)
+    return TrainableModel(context.artifact(config.model).model_path, config.peft, context.store_root, context.name)
 
 
 def train_pairs(
@@ -97,7 +97,7 @@ def train_pairs(
         rows = reference_of_another_model(context, reference, rows, pad_token_id=pad_token_id, precision=precision)
     torch.manual_seed(context.seed)  # a new adapter or score head is drawn from it
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
-    model = prepare_model(load_start(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id))
+    model = prepare_model(load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id))
     collator = choose_collator(model, rows, context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
         rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)

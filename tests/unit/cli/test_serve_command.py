@@ -94,16 +94,16 @@ def adapter(model: Path, tmp_path: Path) -> Callable[..., Path]:
 
     from align.config.peft import Lora, VirtualTokens
     from align.models.load import load_tokenizer
-    from align.models.start import Start, load_start, save_trained
+    from align.models.trainable import TrainableModel, load_trainable, save_trained
     from align.store.artifact import Entry, Manifest
 
     def make(method: str) -> Path:
         settings: Any = Lora(method=method, rank=4) if "lora" in method else VirtualTokens(method=method, num_virtual_tokens=3)  # type: ignore[arg-type]
         entry = Entry(tmp_path / ".store" / f"sft-{method}")
-        start = Start(model, settings, tmp_path / ".store", "sft")
+        start = TrainableModel(model, settings, tmp_path / ".store", "sft")
         torch.manual_seed(0)
         entry.begin()
-        save_trained(load_start(start), load_tokenizer(model), entry.path / "model", start)
+        save_trained(load_trainable(start), load_tokenizer(model), entry.path / "model", start)
         origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": 1}
         entry.commit(Manifest(kind="adapter", stage="sft", stage_version=1, fingerprint=method, **origin))
         return entry.path

@@ -12,7 +12,7 @@ from align.config.peft import Lora
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.models.load import load_tokenizer
-from align.models.start import Start, load_start, save_trained
+from align.models.trainable import TrainableModel, load_trainable, save_trained
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -23,8 +23,8 @@ GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=None, max_completion
 def adapter(base: Path, folder: Path, method: str) -> Path:
     """An adapter far from nothing."""
     torch.manual_seed(7)
-    start = Start(base, Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
-    model = load_start(start)
+    start = TrainableModel(base, Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
+    model = load_trainable(start)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:

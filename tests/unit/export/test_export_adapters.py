@@ -16,7 +16,7 @@ from align.engines.chat import Conversation
 from align.errors import EnvironmentProblem, RecipeError
 from align.export import export_model, open_source
 from align.models.load import load_tokenizer
-from align.models.start import Start, load_start, save_trained
+from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
 
 LORA = Lora(method="lora", rank=3)
@@ -33,9 +33,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(base: Path, settings: Lora | VirtualTokens, name: str, **more: Any) -> Path:
     """An adapter that is not what it started as, beside its base."""
     folder = base.parent / name
-    start = Start(base, settings, base.parent, "test")
+    start = TrainableModel(base, settings, base.parent, "test")
     torch.manual_seed(0)
-    model = load_start(start, **more)
+    model = load_trainable(start, **more)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

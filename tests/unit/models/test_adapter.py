@@ -20,7 +20,7 @@ from align.models.adapter import read_adapter
 from align.models.folder import ADAPTER_WEIGHTS_NAME, BASE_NAME, context_tokens, virtual_tokens
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.lora import add_lora
-from align.models.start import Start, load_start, save_trained
+from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
 
 LORA = Lora(method="lora", rank=2)
@@ -29,9 +29,9 @@ PROMPT = VirtualTokens(method="prompt_tuning", num_virtual_tokens=6)
 
 def make_adapter(root: Path, peft: Lora | VirtualTokens, folder: Path | None = None, **more: Any) -> Path:
     folder = folder or root / "runs" / ".store" / f"sft-{peft.method}" / "model"
-    start = Start(root / "base", peft, root / "runs" / ".store", "sft")
+    start = TrainableModel(root / "base", peft, root / "runs" / ".store", "sft")
     torch.manual_seed(0)
-    model = load_start(start, **more)
+    model = load_trainable(start, **more)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -112,8 +112,8 @@ def test_a_base_in_pieces_is_found(root: Path) -> None:
     load_causal_lm(root / "base").save_pretrained(base, max_shard_size="20KB")
     load_tokenizer(root / "base").save_pretrained(base)
     assert (base / "model.safetensors.index.json").exists()
-    start = Start(base, LORA, root / "runs" / ".store", "sft")
-    model = load_start(start)
+    start = TrainableModel(base, LORA, root / "runs" / ".store", "sft")
+    model = load_trainable(start)
     save_trained(model, load_tokenizer(base), root / "runs" / ".store" / "sft-2" / "model", start)
     assert read_adapter(root / "runs" / ".store" / "sft-2" / "model").base == base.resolve()
 
@@ -188,7 +188,7 @@ def test_weights_of_another_adapter(lora: Path, prompt: Path) -> None:
         shutil.copyfile(other / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
         for start in (None, LORA if folder == lora else PROMPT):
             with pytest.raises(EnvironmentProblem) as error:
-                load_causal_lm(folder) if start is None else load_start(Start(folder, start, lora.parents[1], "dpo"))
+                load_causal_lm(folder) if start is None else load_trainable(TrainableModel(folder, start, lora.parents[1], "dpo"))
             told(error)
         (folder / ADAPTER_WEIGHTS_NAME).write_bytes(kept)
 
@@ -197,7 +197,7 @@ def test_one_tensor_is_missing(lora: Path) -> None:
     state = load_file(lora / ADAPTER_WEIGHTS_NAME)
     state.pop(min(name for name in state if ".lora_B." in name))
     save_file(state, lora / ADAPTER_WEIGHTS_NAME)
-    for read in (load_causal_lm, lambda folder: load_start(Start(folder, LORA, folder.parents[1], "dpo"))):
+    for read in (load_causal_lm, lambda folder: load_trainable(TrainableModel(folder, LORA, folder.parents[1], "dpo"))):
         with pytest.raises(EnvironmentProblem) as error:
             read(lora)
         assert "does not fit its base model: " in told(error)
@@ -226,7 +226,7 @@ def test_a_language_adapter_is_no_reward_model(root: Path, lora: Path) -> None:
     assert f"{lora}: as a reward model, it lacks the weights score.weight; they would be random" in told(error)
     assert load_reward_model(lora, new_head=True).score.weight.shape == (1, 32)
     with pytest.raises(RecipeError) as error:
-        load_start(Start(lora, LORA, root, "ppo"), task="SEQ_CLS")
+        load_trainable(TrainableModel(lora, LORA, root, "ppo"), task="SEQ_CLS")
     assert f"ppo: {lora}: is no reward model: the adapter has no score head" in told(error)
     judge = make_adapter(root, LORA, root / "runs" / ".store" / "reward" / "model", task="SEQ_CLS", new_head=True, pad_token_id=0)
     assert torch.equal(load_reward_model(judge).score.weight, load_reward_model(judge, new_head=False).score.weight)
@@ -235,8 +235,8 @@ def test_a_language_adapter_is_no_reward_model(root: Path, lora: Path) -> None:
 def test_virtual_tokens_take_room(root: Path, lora: Path, prompt: Path) -> None:
     assert (virtual_tokens(prompt), context_tokens(prompt)) == (6, 506)
     assert (virtual_tokens(lora), context_tokens(lora)) == (0, 512)
-    assert Start(root / "base", PROMPT, root, "sft").context_tokens == 506
-    assert Start(prompt, PROMPT, root, "sft").context_tokens == 506
+    assert TrainableModel(root / "base", PROMPT, root, "sft").context_tokens == 506
+    assert TrainableModel(prompt, PROMPT, root, "sft").context_tokens == 506
 
 
 def test_unknown_target_modules(root: Path) -> None:
@@ -251,24 +251,24 @@ def test_unknown_target_modules(root: Path) -> None:
 
 def test_a_name_may_be_that_of_one_layer(root: Path) -> None:
     settings = Lora(method="lora", rank=2, target_modules=["model.layers.1.mlp.up_proj", "v_proj"])
-    model = load_start(Start(root / "base", settings, root, "sft"))
+    model = load_trainable(TrainableModel(root / "base", settings, root, "sft"))
     trained = {name.partition(".lora_")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"model.layers.1.mlp.up_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"}
 
 
 def test_the_head_is_no_target(root: Path) -> None:
     with pytest.raises(RecipeError, match="no linear layer 'lm_head'"):
-        load_start(Start(root / "base", Lora(method="lora", target_modules=["lm_head"]), root, "sft"))
+        load_trainable(TrainableModel(root / "base", Lora(method="lora", target_modules=["lm_head"]), root, "sft"))
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_rank_larger_than_a_layer(root: Path, method: Any) -> None:
     with pytest.raises(RecipeError) as error:
-        load_start(Start(root / "base", Lora(method=method, rank=33), root, "sft"))
+        load_trainable(TrainableModel(root / "base", Lora(method=method, rank=33), root, "sft"))
     text = told(error)
     assert "sft: peft rank 33 is larger than the layer model.layers.0.self_attn.q_proj, whose smaller side is 32" in text
     assert "Give a rank of at most 32" in text
-    load_start(Start(root / "base", Lora(method=method, rank=32), root, "sft"))
+    load_trainable(TrainableModel(root / "base", Lora(method=method, rank=32), root, "sft"))
 
 
 @pytest.mark.parametrize(
@@ -284,19 +284,19 @@ def test_a_rank_larger_than_a_layer(root: Path, method: Any) -> None:
 )
 def test_going_on_with_other_settings(root: Path, lora: Path, peft: Lora | VirtualTokens, differing: str) -> None:
     with pytest.raises(RecipeError) as error:
-        load_start(Start(lora, peft, root, "dpo"))
+        load_trainable(TrainableModel(lora, peft, root, "dpo"))
     text = told(error)
     assert text.startswith("dpo: peft: the model is an adapter already (lora), which is trained further, but " + differing)
     assert "leave peft out: the adapter is then merged" in text
 
 
 def test_alpha_may_be_written_in_another_way(root: Path, lora: Path) -> None:
-    load_start(Start(lora, Lora(method="lora", rank=2, alpha=4.0), root, "dpo"))
+    load_trainable(TrainableModel(lora, Lora(method="lora", rank=2, alpha=4.0), root, "dpo"))
 
 
 def test_going_on_from_virtual_tokens_with_other_settings(root: Path, prompt: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        load_start(Start(prompt, PROMPT.model_copy(update={"num_virtual_tokens": 7}), root, "dpo"))
+        load_trainable(TrainableModel(prompt, PROMPT.model_copy(update={"num_virtual_tokens": 7}), root, "dpo"))
     text = told(error)
     assert "num_virtual_tokens is 7, the adapter's 6" in text
     assert f"start from its base model ({(root / 'base').resolve()})" in text and "merged" not in text
@@ -304,7 +304,7 @@ def test_going_on_from_virtual_tokens_with_other_settings(root: Path, prompt: Pa
 
 def test_without_peft_virtual_tokens_cannot_go_on(root: Path, prompt: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        load_start(Start(prompt, None, root, "dpo"))
+        load_trainable(TrainableModel(prompt, None, root, "dpo"))
     assert "dpo: the model is 6 virtual tokens in front of a base, which cannot become part of its weights" in told(error)
 
 
@@ -313,7 +313,7 @@ def test_bitsandbytes_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
     for where, read in (
-        ("sft", lambda: load_start(Start(root / "base", Lora(method="qlora"), root, "sft"))),
+        ("sft", lambda: load_trainable(TrainableModel(root / "base", Lora(method="qlora"), root, "sft"))),
         (str(qlora), lambda: load_causal_lm(qlora)),
     ):
         with pytest.raises(EnvironmentProblem) as error:

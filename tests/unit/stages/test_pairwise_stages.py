@@ -115,7 +115,7 @@ def test_orpo_trains_with_one_model_and_no_reference(bench: Bench, monkeypatch: 
         loaded.append(path)
         return load_causal_lm(path, **options)
 
-    monkeypatch.setattr("align.models.start.load_causal_lm", counting)
+    monkeypatch.setattr("align.models.trainable.load_causal_lm", counting)
     outcome = bench.run(orpo, num_epochs=3)
     assert len(loaded) == 1
     assert list((bench.folder / "store").glob("reference_logps-*")) == []

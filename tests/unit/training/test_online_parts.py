@@ -18,7 +18,7 @@ from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.errors import RecipeError, StageError
 from align.models.load import load_causal_lm
-from align.models.start import Start
+from align.models.trainable import TrainableModel
 from align.records import Candidate, Message, Prompt, ScoredCandidate
 from align.scoring.scorers import ScorerSet
 from align.testing import tiny_causal_lm, tiny_reward_model
@@ -44,9 +44,9 @@ NOT_SCORED = Candidate(
 )
 
 
-def start(folder: Path) -> Start:
+def start(folder: Path) -> TrainableModel:
     """Every weight of the model in `folder` is trained."""
-    return Start(folder, None, folder.parent, "ppo")
+    return TrainableModel(folder, None, folder.parent, "ppo")
 
 
 def reward_model_start(folder: Path) -> ValueStart:

@@ -1,13 +1,14 @@
 """What training starts from and what of it is trained: the whole model, or an adapter on a frozen one.
 
-One way in (`load_start`), one way out (`save_trained`), and one for checkpoints (`trained_state`), so that no trainer need know
-which of the methods it is running.
+One way in (`load_trainable`), one way out (`save_trained`), one for checkpoints (`trained_state`): no trainer needs to know
+which of the methods it runs.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +47,7 @@ Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainableModel:
     """A model folder (whole, or an adapter), what is trained of it, and where the result will be."""
 
     folder: Path
@@ -56,7 +57,7 @@ class Start:
     name: str
     """What to name in messages."""
 
-    @property
+    @cached_property  # finding the base model reads files and compares its fingerprint
     def adapter(self) -> AdapterFolder | None:
         """The adapter that is trained further, where there is one."""
         return read_adapter(self.folder) if self.peft is not None and is_adapter(self.folder) else None
@@ -82,7 +83,9 @@ class Start:
         return context_tokens(self.folder) - new
 
 
-def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False, pad_token_id: int | None = None) -> Any:
+def load_trainable(
+    trainable: TrainableModel, *, task: Task = "CAUSAL_LM", new_head: bool = False, pad_token_id: int | None = None
+) -> Any:
     """The model in float32 and eval mode; what is to be trained requires a gradient, nothing else does.
 
     New parameters are drawn from torch's global generator.
@@ -95,41 +98,43 @@ def load_start(start: Start, *, task: Task = "CAUSAL_LM", new_head: bool = False
         RecipeError: if the settings do not fit the model, or the folder cannot be used.
         EnvironmentProblem: if bitsandbytes is needed and missing, or an adapter's base model is gone.
     """
-    if start.is_quantized:
-        require_bitsandbytes(start.name)
-    adapter = start.adapter
-    if start.peft is None and (count := virtual_tokens(start.folder)):
+    if trainable.is_quantized:
+        require_bitsandbytes(trainable.name)
+    adapter = trainable.adapter
+    if trainable.peft is None and (count := virtual_tokens(trainable.folder)):
         raise RecipeError(
-            f"{start.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
+            f"{trainable.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
             hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
         )
-    if adapter is not None and start.peft is not None:
-        check_continued(start.peft, adapter, start.name)
-    quantization = quantization_config() if start.is_quantized else None
+    if adapter is not None and trainable.peft is not None:
+        check_continued(trainable.peft, adapter, trainable.name)
+    quantization = quantization_config() if trainable.is_quantized else None
     if task == "SEQ_CLS":
         with_new_head = new_head or adapter is not None
-        model: Any = load_reward_model(start.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization)
+        model: Any = load_reward_model(
+            trainable.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
+        )
     else:
-        model = load_causal_lm(start.base, quantization=quantization)
-    if start.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
+        model = load_causal_lm(trainable.base, quantization=quantization)
+    if trainable.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
         raise RecipeError(
-            f"{start.name}: qlora: transformers keeps none of this model's layers in 4 bits ({type(model).__name__})",
+            f"{trainable.name}: qlora: transformers keeps none of this model's layers in 4 bits ({type(model).__name__})",
             hint="Use method: lora.",
         )
-    if start.peft is None:
+    if trainable.peft is None:
         return model
     kept = None if adapter is None else load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
     if kept is not None and task == "SEQ_CLS" and not new_head and HEAD not in kept:
         raise RecipeError(
-            f"{start.name}: {start.folder}: is no reward model: the adapter has no score head",
+            f"{trainable.name}: {trainable.folder}: is no reward model: the adapter has no score head",
             hint="Name an adapter that a reward_model stage trained.",
         )
-    if isinstance(start.peft, Lora):
-        add_lora(model, start.peft, task=task, where=start.name)
+    if isinstance(trainable.peft, Lora):
+        add_lora(model, trainable.peft, task=task, where=trainable.name)
         if kept is not None:
             load_lora_state(model, kept)
     else:
-        add_virtual_tokens(model, start.peft, None if kept is None else read_vectors(kept), where=start.name)
+        add_virtual_tokens(model, trainable.peft, None if kept is None else read_vectors(kept), where=trainable.name)
     if task == "SEQ_CLS":
         model.score.requires_grad_(True)
     return model.eval()
@@ -157,18 +162,18 @@ def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
                 parameter.copy_(state[name])
 
 
-def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, start: Start) -> None:
+def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, trainable: TrainableModel) -> None:
     """Write the trained model into `folder`, which is made: the whole model, or the adapter with what says where its base is.
 
     Raises:
         StageError: if a trained number is NaN or infinite; nothing is written then.
     """
-    if start.peft is None:
+    if trainable.peft is None:
         save_model(model, tokenizer, folder)
         return
     check_finite(trained_state(model))
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(start.peft, Lora):
+    if isinstance(trainable.peft, Lora):
         state = lora_state(model)
         write_lora_config(model, folder)
     else:
@@ -176,10 +181,10 @@ def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, s
         state = {WEIGHT: encoder.prompt_embeddings.detach().cpu().contiguous()}
         write_virtual_tokens_config(model, encoder, folder)
     save_file(state, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-    base = start.base
+    base = trainable.base
     for name in (CONFIG_NAME, "generation_config.json"):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
     tokenizer.save_pretrained(str(folder), push_to_hub=False)
-    write_base_record(folder, base=base, store_root=start.store_root, peft=start.peft)
+    write_base_record(folder, base=base, store_root=trainable.store_root, peft=trainable.peft)
     check_model_folder(folder)
