@@ -106,6 +106,6 @@ def remember_started(patch: pytest.MonkeyPatch) -> list[Any]:
         models.append(load_trainable(start, **options))
         return models[-1]
 
-    for name in ("sft", "pairwise.run", "ppo.models"):
+    for name in ("sft", "pairwise.run", "online.models"):
         patch.setattr(f"align.training.{name}.load_trainable", remembering)
     return models
