@@ -1,7 +1,7 @@
 """The console script: from arguments to an exit code.
 
-stdout carries the result, stderr everything else. Errors that a user can act on are printed without a traceback; a bug keeps its
-traceback.
+stdout carries the result, stderr everything else. Errors that a user can act on are printed without a traceback, unless
+ALIGN_DEBUG is set; a bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from align.cli import chat, data, doctor, export, pairs, recipes, run, serve, st
 from align.errors import EXIT_BUG, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
+DEBUG_VARIABLE = "ALIGN_DEBUG"
 
 app = typer.Typer(
     name="align",
@@ -88,6 +89,8 @@ def _invoke(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except AlignError as error:
+        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            traceback.print_exc()
         print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}", file=sys.stderr)
         return error.exit_code
     except Exception:

@@ -160,17 +160,22 @@ def _label(stage: str, state: TaskState) -> str:
 
 
 class ProgressDisplay:
-    """Shows the events of a run. Safe to call from several threads."""
+    """Shows the events of a run. Safe to call from several threads.
 
-    def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        live: show bars where `stream` is a terminal; they redraw the line that a debugger's prompt is on.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic, *, live: bool = True) -> None:
         self._stream = stream or sys.stderr
         self._clock = clock
+        self._live = live
         self._lock = threading.Lock()
         self._display: Display = PlainDisplay(self._stream, clock)
         self._states: dict[str, TaskState] = {}
 
     def __enter__(self) -> ProgressDisplay:
-        if self._stream.isatty():
+        if self._live and self._stream.isatty():
             self._display = LiveDisplay(self._stream)
         return self
 

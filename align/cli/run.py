@@ -29,6 +29,9 @@ DEFAULT_OUT = Path("runs")
 MemoryOption = Annotated[
     bool, typer.Option("--memory", help="Show memory and disk of every training stage for full fine-tuning, LoRA and QLoRA.")
 ]
+InProcessOption = Annotated[
+    bool, typer.Option("--in-process", help="Run the stages in this process, for a debugger or a profiler.")
+]
 STATUS_WORDS = {"cached": "done before", "run": "to run", "skipped": "left out"}
 
 
@@ -40,6 +43,7 @@ def run(
     only: OnlyOption = None,
     from_: FromOption = None,
     until: UntilOption = None,
+    in_process: InProcessOption = False,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe; finished stages do not run again.
@@ -49,7 +53,7 @@ def run(
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())
-    run_and_print(loaded, out, command=context.obj, json=json, only=only, start=from_, until=until)
+    run_and_print(loaded, out, command=context.obj, json=json, only=only, start=from_, until=until, in_process=in_process)
 
 
 def plan(
@@ -89,13 +93,24 @@ def run_and_print(
     start: str | None = None,
     until: str | None = None,
     store: Path | None = None,
+    in_process: bool = False,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
     from align.cli.progress import ProgressDisplay
     from align.pipeline.run import run_recipe
 
-    with ProgressDisplay() as display:
-        result = run_recipe(recipe, out, only=only, start=start, until=until, store=store, sinks=[display], command=command)
+    with ProgressDisplay(live=not in_process) as display:
+        result = run_recipe(
+            recipe,
+            out,
+            only=only,
+            start=start,
+            until=until,
+            store=store,
+            sinks=[display],
+            command=command,
+            in_process=in_process,
+        )
     if json:
         print_json(result.to_json())
     else:

@@ -1,33 +1,22 @@
-"""The process that runs one stage.
-
-It is forked from a server that has the trainers imported already, works in the stage's store entry under the entry's lock, and
-commits. Everything it prints goes to the run's log; events go through the pipe.
-"""
+"""What runs one stage, in whatever process: it works in the stage's store entry under the entry's lock, and commits."""
 
 from __future__ import annotations
 
 import errno
 import importlib.metadata
-import multiprocessing.util
-import os
 import platform
 import resource
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import is_adapter
-from align.runtime.events import Emit, Event, Quarantined, StageFinished, Waiting
-from align.runtime.process import end_with_parent
+from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
@@ -46,14 +35,16 @@ ENVIRONMENT = {
     # A killed worker leaves semaphores to the resource tracker, which removes them; that it did is no news for a person.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
-PRELOAD = ["align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load"]
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
 HEARTBEAT_SECONDS = 1.0
 SECONDS_NAME = "seconds"
 
 
+StopRequested = Callable[[], int | None]
+
+
 @dataclass(frozen=True)
-class Job:
+class StageJob:
     """One stage to run, with everything it reads."""
 
     name: str
@@ -64,35 +55,8 @@ class Job:
     entry: Entry
     artifacts: Mapping[str, Artifact]
     inputs: Mapping[str, str]
-    log_path: Path
     recipe: Mapping[str, Any]
     command: list[str]
-    environment: Mapping[str, str] = field(repr=False)
-    """Variables of the runner that may have been set since the fork server began: keys, and hosts they may be sent to."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How a stage ended that made no result."""
-
-    error: AlignError | None
-    """None: a bug."""
-    traceback: str
-
-
-class _StopSignal:
-    """Remembers the first signal that asked to stop; work looks at it between steps and shards."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the runner decides
-        signal.signal(signal.SIGTERM, self._remember)
-
-    def _remember(self, number: int, _: Any) -> None:
-        self.number = number
-
-    def __call__(self) -> int | None:
-        return self.number
 
 
 class _WorkSeconds:
@@ -123,40 +87,22 @@ class _WorkSeconds:
         return self.total()
 
 
-def work(connection: Connection, job: Job) -> None:
-    """Entry point of the process: run the stage and commit it. Sends events, and a `Failure` if there is no result."""
-    end_with_parent()
-    os.environ.update({**job.environment, **ENVIRONMENT})
-    _send_output_to(job.log_path)
-    stop = _StopSignal()
+def run_stage(job: StageJob, emit: Emit, stop: StopRequested) -> None:
+    """Run a stage and commit what it made.
 
-    def send(message: Event | Failure) -> None:
-        try:
-            connection.send(message)
-        except (BrokenPipeError, OSError):
-            os._exit(1)  # the runner is gone
-
+    Raises:
+        AlignError: see `align.errors`; a full disk and a lack of memory are among them. Anything else is a bug.
+    """
     try:
-        _run_under_lock(job, send, stop)
-    except BaseException as error:  # the runner decides what a person sees
-        traceback.print_exc()
-        send(Failure(_as_align_error(error, job), traceback.format_exc()))
-    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # vLLM and torch may hang in their own exit handlers; everything of ours is on disk
+        _run_under_lock(job, emit, stop)
+    except Exception as error:
+        known = _as_align_error(error, job)
+        if known is None or known is error:
+            raise
+        raise known from error
 
 
-def _send_output_to(log_path: Path) -> None:
-    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
-
-
-def _run_under_lock(job: Job, emit: Emit, stop: _StopSignal) -> None:
+def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
     def waiting(holder: str) -> None:
         emit(Waiting(stage=job.name, holder=holder))
 
@@ -171,7 +117,7 @@ def _run_under_lock(job: Job, emit: Emit, stop: _StopSignal) -> None:
     emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
 
 
-def _run_and_commit(job: Job, emit: Emit, stop: _StopSignal) -> Manifest:
+def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
     stage = STAGES[job.stage_type]
     job.entry.begin()
     seconds = _WorkSeconds(job.entry)
@@ -188,12 +134,15 @@ def _run_and_commit(job: Job, emit: Emit, stop: _StopSignal) -> Manifest:
         recipe=job.recipe,
         command=job.command,
     )
-    outcome = stage.run(context)
+    try:
+        outcome = stage.run(context)
+    finally:
+        total_seconds = seconds.stop()
     kind = ADAPTER_KINDS[stage.produces] if is_adapter(job.entry.path / MODEL_FOLDER) else stage.produces
-    return job.entry.commit(_manifest(job, kind, stage.version, outcome, seconds.stop()))
+    return job.entry.commit(_manifest(job, kind, stage.version, outcome, total_seconds))
 
 
-def _manifest(job: Job, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:
+def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:
     usage = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return Manifest(
         kind=kind,
@@ -224,7 +173,7 @@ def _library_versions() -> dict[str, str]:
     return versions
 
 
-def _as_align_error(error: BaseException, job: Job) -> AlignError | None:
+def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
     """The error as a person should see it; None for a bug."""
     if isinstance(error, AlignError):
         return error

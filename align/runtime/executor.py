@@ -6,7 +6,6 @@ A stage says what is done to one item and what happens when it is done. How many
 
 from __future__ import annotations
 
-import glob
 import multiprocessing
 import multiprocessing.util
 import os
@@ -21,19 +20,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from align.errors import Interrupted, StageError
-from align.runtime.process import end_with_parent
+from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
+from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 45.0
 """How long items under way may take to end after a stop; less than the runner waits before it kills the stage."""
 EXIT_SECONDS = 10.0
-GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -226,9 +225,9 @@ class _Crew(Generic[T, R]):
             content = worker.connection.recv_bytes()
         except (EOFError, ConnectionResetError):
             self._raise_death(worker)
-        result, error, told = pickle.loads(content)
+        result, error, trace = pickle.loads(content)
         if error is not None:
-            raise error from _WorkerTraceback(told)
+            raise error from RemoteTraceback(trace)
         number, item = worker.items.popleft()
         # A result waits for those with lower numbers; without an order it takes the next place.
         self._waiting[number if self._in_order else self._num_delivered] = (item, result)
@@ -246,11 +245,10 @@ class _Crew(Generic[T, R]):
     def _raise_death(self, worker: _Worker[T]) -> NoReturn:
         self._check_stop()  # a signal to the whole group may have ended it
         worker.process.join(EXIT_SECONDS)
-        code = worker.process.exitcode
-        memory = "Signal 9 often means that the machine ran out of memory. " if code == -signal.SIGKILL else ""
+        code = worker.process.exitcode or 0
         raise WorkerDied(
-            f"a worker's process {how_it_ended(code or 0)} before its work was done",
-            hint=f"{memory}The log says more; run the same command again to go on from here.",
+            f"a worker's process {how_it_ended(code)} before its work was done",
+            hint=f"{memory_hint(code)}The log says more; run the same command again to go on from here.",
         )
 
     def end(self) -> None:
@@ -275,9 +273,7 @@ def _serve(connection: Connection, environment: Mapping[str, str], log: Path | N
     # Before anything else is imported: CUDA counts the devices once.
     os.environ.update(environment)
     if log is not None:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        send_output_to(log)
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     # A thread reads, so that the parent never waits in `send` while this process waits in its own.
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
@@ -317,31 +313,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # whatever its pickling raises
         pass
     return StageError(f"{type(error).__name__}: {error}", hint="The log has the traceback.")
-
-
-class _WorkerTraceback(Exception):
-    """Shown as the cause of an error that a worker raised."""
-
-    def __init__(self, told: str) -> None:
-        super().__init__(f"\n{told}")
-
-
-def how_it_ended(code: int) -> str:
-    """The exit code of a process, in words."""
-    return f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES can name in this process; does not touch CUDA, which would settle it."""
-    variable = os.environ.get(GPU_VARIABLE)
-    if variable is None:
-        return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-    # CUDA stops reading at the first name that is none.
-    return list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in variable.split(","))))
-
-
-def share_of_gpus(devices: list[str], number: int, each: int) -> list[str] | None:
-    """The GPUs of worker `number`; None: all of them. Where workers want more than there are, they share."""
-    if each == 0 or len(devices) <= each:
-        return None
-    return [devices[(number * each + index) % len(devices)] for index in range(each)]

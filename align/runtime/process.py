@@ -1,4 +1,4 @@
-"""What every child process does first."""
+"""What every child process does, and how its end is put into words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from multiprocessing.connection import wait
+from pathlib import Path
 
 
 def end_with_parent() -> None:
@@ -21,3 +22,28 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def send_output_to(log: Path) -> None:
+    """Append to a file what this process and its children print from now on, that of C libraries included."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def how_it_ended(code: int) -> str:
+    """The exit code of a process, in words."""
+    return f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+
+
+def memory_hint(code: int) -> str:
+    """What the exit code says about memory: a sentence with a space after it, or nothing."""
+    return "Signal 9 often means that the machine ran out of memory. " if code == -signal.SIGKILL else ""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of another process, as the cause of the error that came from there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"\n{text}")

@@ -97,6 +97,16 @@ def test_a_recipe_error_is_short_and_has_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_align_debug_adds_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\nkey: 1\nstages: {}\n")
+    monkeypatch.setenv("ALIGN_DEBUG", "1")
+    done = align("plan", "recipe.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "\nerror: " in done.stderr
+    assert "recipe.yaml:2:1: key: unknown key" in done.stderr
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -81,8 +81,8 @@ def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(
     assert [(type(event), event.exit_code) for event in failed] == [(StageFailed, 5), (RunFinished, 5), (RunFinished, 0)]
 
 
-def start(project: Path, out: Path) -> subprocess.Popen[str]:
-    command = [*ALIGN, "run", str(project / "recipe.yaml"), "--out", str(out)]
+def start(project: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [*ALIGN, "run", str(project / "recipe.yaml"), "--out", str(out), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -145,6 +145,29 @@ def test_a_signal_leaves_no_orphan_and_a_resumable_run(
     run = run_recipe(load_recipe(project / "recipe.yaml"), out, until="reward").folder
     expected = content(finished_run)
     assert content(run) == {name: expected[name] for name in content(run)}
+
+
+def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
+    """A debugger's and a profiler's way: no other process, and nothing else is different."""
+    out = tmp_path / "runs"
+    process = start(project, out, "--in-process")
+    assert process.stderr is not None
+    seen = ""
+    while "reward: started" not in seen and process.poll() is None:
+        seen += process.stderr.readline()
+    assert len(alive_in_session(process.pid)) == 1
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, seen + errors
+    assert "Run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (out / "tiny" / "stages" / "reward").exists()
+    process = start(project, out, "--in-process", "--json")
+    answer, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert json.loads(answer)["results"]["models"].keys() == {"sft", "rs", "dpo"}
+    assert content(out / "tiny") == content(finished_run)
+    assert_events_have_the_curves(out / "tiny")
 
 
 def test_damage_is_quarantined_and_made_again(project: Path, tmp_path: Path, finished_run: Path) -> None:

@@ -19,13 +19,14 @@ from align.pipeline.estimate.stage import Estimate
 def test_run_passes_its_options_on(align: Any, pipeline: Any, folder: Path) -> None:
     answer = align(
         "run", "recipe.yaml", "--out", "elsewhere", "--set", "seed=3", "--set", "stages.sft.num_epochs=2",
-        "--only", "a", "--from", "b", "--until", "c",
+        "--only", "a", "--from", "b", "--until", "c", "--in-process",
     )  # fmt: skip
     assert answer.code == 0
     assert pipeline.recipe.seed == 3
     assert pipeline.recipe.stages["sft"].config.num_epochs == 2
     assert pipeline.out == Path("elsewhere")
     assert (pipeline.options["only"], pipeline.options["start"], pipeline.options["until"]) == ("a", "b", "c")
+    assert pipeline.options["in_process"] is True
     assert pipeline.options["command"][:4] == ["align", "run", "recipe.yaml", "--out"]
 
 

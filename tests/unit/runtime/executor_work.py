@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.errors import DataError
-from align.runtime.executor import GPU_VARIABLE
+from align.runtime.gpus import GPU_VARIABLE
 
 
 def square(item: int) -> int:

@@ -26,16 +26,8 @@ from executor_work import (
 )
 
 from align.errors import DataError, Interrupted, StageError
-from align.runtime.executor import (
-    GPU_VARIABLE,
-    Executor,
-    Inline,
-    Processes,
-    WorkerDied,
-    executor_for,
-    share_of_gpus,
-    visible_gpus,
-)
+from align.runtime.executor import Executor, Inline, Processes, WorkerDied, executor_for
+from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
 
 BOTH = pytest.mark.parametrize("executor", [Inline(), Processes(2)], ids=["inline", "processes"])
 

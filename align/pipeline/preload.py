@@ -1,0 +1,24 @@
+"""What the fork server imports before it forks the first stage: the trainers, the scorer and the loader of models.
+
+peft would import bitsandbytes, which asks CUDA for the GPU's capability. That initialises CUDA, and then no forked stage could
+use the GPU. So bitsandbytes is hidden during the imports; stages that need it get a new process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+MODULES = ("align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load")
+
+# None makes Python say that there is no such module, and peft asks once only.
+found = sys.modules.get("bitsandbytes")
+sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+try:
+    for module in MODULES:
+        importlib.import_module(module)
+finally:
+    if found is None:
+        del sys.modules["bitsandbytes"]
+    else:
+        sys.modules["bitsandbytes"] = found

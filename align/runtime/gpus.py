@@ -1,0 +1,25 @@
+"""Which GPUs a process may use, found out without touching CUDA: its first touch settles what it sees."""
+
+from __future__ import annotations
+
+import glob
+import os
+from itertools import takewhile
+
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES can name in this process."""
+    variable = os.environ.get(GPU_VARIABLE)
+    if variable is None:
+        return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+    # CUDA stops reading at the first name that is none.
+    return list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in variable.split(","))))
+
+
+def share_of_gpus(devices: list[str], number: int, each: int) -> list[str] | None:
+    """The GPUs of worker `number`; None: all of them. Where workers want more than there are, they share."""
+    if each == 0 or len(devices) <= each:
+        return None
+    return [devices[(number * each + index) % len(devices)] for index in range(each)]

@@ -1,0 +1,54 @@
+"""The fork server's imports: a stage that is forked from it must find CUDA untouched."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.config.peft import Lora
+from align.pipeline.run import _needs_bitsandbytes
+from align.stages.sft import Config
+
+# On a machine without a GPU nothing would ask for a capability; so CUDA seems to be there.
+HOOKS = """
+import sys, torch
+def hook(name):
+    def called(*arguments, **options):
+        touched.append(name)
+        return (8, 0)
+    return called
+touched = []
+torch.cuda.is_available = lambda: True
+torch.cuda._lazy_init = hook("_lazy_init")
+torch.cuda.get_device_capability = hook("get_device_capability")
+"""
+REPORT = "print(touched, 'trl' in sys.modules, sys.modules.get('bitsandbytes'))"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_the_preload_does_not_touch_cuda() -> None:
+    done = run(f"{HOOKS}\nimport align.pipeline.preload\n{REPORT}")
+    assert done.stdout.splitlines()[-1:] == ["[] True None"], done.stdout + done.stderr
+    assert "Failed to load" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_bitsandbytes_can_be_imported_after_the_preload() -> None:
+    """A stage that merges a qlora adapter packs weights as training saw them."""
+    done = run("import align.pipeline.preload\nfrom bitsandbytes import functional\nprint(functional.__name__)")
+    assert done.stdout.splitlines()[-1:] == ["bitsandbytes.functional"], done.stderr
+
+
+@pytest.mark.parametrize(("peft", "needed"), [(None, False), (Lora(method="lora"), False), (Lora(method="qlora"), True)])
+def test_stages_in_4_bits_get_a_process_without_the_preload(peft: Lora | None, needed: bool, tmp_path: Path) -> None:
+    config = Config.model_construct(peft=peft)
+    assert _needs_bitsandbytes(config) is needed

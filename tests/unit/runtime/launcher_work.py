@@ -1,0 +1,48 @@
+"""Jobs for launchers; apart from the tests, so that a process need not import pytest to run them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from align.errors import DataError, Interrupted
+from align.runtime.events import Emit, Note
+
+StopRequested = Callable[[], int | None]
+
+
+def note_process_and_variable(emit: Emit, stop: StopRequested) -> None:
+    emit(Note(stage="job", text=str(os.getpid())))
+    emit(Note(stage="job", text=os.environ["ALIGN_TEST"]))
+
+
+def print_something(emit: Emit, stop: StopRequested) -> None:
+    print("from the job")
+
+
+def refuse(emit: Emit, stop: StopRequested) -> None:
+    raise DataError("row 3", hint="Look at it.")
+
+
+def fail(emit: Emit, stop: StopRequested) -> None:
+    raise KeyError("a bug")
+
+
+def die(emit: Emit, stop: StopRequested) -> None:
+    print("last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_stop(emit: Emit, stop: StopRequested) -> None:
+    emit(Note(stage="job", text="begun"))
+    while (number := stop()) is None:
+        time.sleep(0.01)
+    raise Interrupted("Stopped; what is finished is kept.", signal_number=number)
+
+
+def never_stop(emit: Emit, stop: StopRequested) -> None:
+    emit(Note(stage="job", text="begun"))
+    while True:
+        time.sleep(0.01)

@@ -1,0 +1,107 @@
+"""Jobs in this process or in another: the same events, errors and stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import launcher_work
+import pytest
+
+from align.errors import DataError, Interrupted, StageError
+from align.runtime import launcher
+from align.runtime.events import Event, Note
+from align.runtime.launcher import Forked, InProcess, Job, Launcher, Spawned, StageBug, launcher_for
+from align.runtime.signals import StopSignals
+
+BOTH = pytest.mark.parametrize("where", [InProcess(), Spawned()], ids=["in-process", "spawned"])
+
+
+def run(where: Launcher, work: Any, log: Path, *, on_event: Callable[[Event, StopSignals], None] = lambda *_: None) -> list[str]:
+    """The texts of the notes that the job sent, and those of the launcher."""
+    texts: list[str] = []
+    stop = StopSignals()
+
+    def emit(event: Event) -> None:
+        assert isinstance(event, Note)
+        texts.append(event.text)
+        on_event(event, stop)
+
+    with stop.active():
+        where.run(Job("job", work, log, {"ALIGN_TEST": "set"}), emit, stop)
+    return texts
+
+
+@BOTH
+def test_events_arrive_and_the_environment_is_the_jobs_only(where: Launcher, tmp_path: Path) -> None:
+    process, variable = run(where, launcher_work.note_process_and_variable, tmp_path / "log")
+    assert (int(process) == os.getpid()) == isinstance(where, InProcess)
+    assert variable == "set"
+    assert "ALIGN_TEST" not in os.environ
+
+
+@BOTH
+def test_what_a_user_can_act_on_arrives_as_it_was_raised(where: Launcher, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        run(where, launcher_work.refuse, tmp_path / "log")
+    assert (caught.value.message, caught.value.hint) == ("row 3", "Look at it.")
+
+
+def test_a_bug_keeps_its_traceback_across_processes(tmp_path: Path) -> None:
+    with pytest.raises(StageBug, match=r"job failed:\n(.|\n)*launcher_work.py(.|\n)*KeyError: 'a bug'"):
+        run(Spawned(), launcher_work.fail, tmp_path / "log")
+
+
+def test_a_bug_in_this_process_is_the_error_itself(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="a bug"):
+        run(InProcess(), launcher_work.fail, tmp_path / "log")
+
+
+def test_a_job_that_dies_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"was killed by signal 9 \(SIGKILL\) .*\n  last words") as caught:
+        run(Spawned(), launcher_work.die, tmp_path / "log")
+    assert "ran out of memory" in (caught.value.hint or "")
+
+
+def test_prints_go_to_the_log_or_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Spawned(), launcher_work.print_something, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "from the job\n"
+    run(InProcess(), launcher_work.print_something, tmp_path / "log")
+    assert capsys.readouterr() == ("", "from the job\n")
+
+
+def interrupt(event: Event, stop: StopSignals) -> None:
+    if isinstance(event, Note) and event.text == "begun":
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@BOTH
+def test_a_signal_asks_the_job_to_stop(where: Launcher, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="what is finished is kept"):
+        run(where, launcher_work.wait_for_stop, tmp_path / "log", on_event=interrupt)
+
+
+def interrupt_twice(event: Event, stop: StopSignals) -> None:
+    if isinstance(event, Note) and event.text == "begun":
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@BOTH
+def test_a_second_signal_ends_a_job_that_does_not_stop(where: Launcher, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped at once") as caught:
+        run(where, launcher_work.never_stop, tmp_path / "log", on_event=interrupt_twice)
+    assert caught.value.signal_number == signal.SIGTERM
+
+
+def test_one_place_decides_how_jobs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "visible_gpus", list)
+    monkeypatch.setattr(launcher.forkserver, "ensure_running", lambda: None)
+    assert isinstance(launcher_for(preload="json", environment={}), Forked)
+    assert isinstance(launcher_for(preload=None, environment={}), Spawned)
+    assert isinstance(launcher_for(preload="json", environment={}, in_process=True), InProcess)
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: ["0"])
+    assert isinstance(launcher_for(preload="json", environment={}), Spawned)
