@@ -1,4 +1,4 @@
-"""What a model's config.json says of its architecture: encoder–decoder (T5 style) or decoder alone. Loads no torch."""
+"""Reads from config.json whether a model is an encoder–decoder (T5 style) or a decoder. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENCODER_DECODER_STAGES = ("sft", "generate", "compare")
 def encoder_decoder_architecture(folder: Path) -> str | None:
     """The architecture, such as T5ForConditionalGeneration, of an encoder–decoder model; None for any other model.
 
-    A folder without a readable configuration is no such model either: what is wrong with it is said where it is loaded.
+    None also for a folder without a readable configuration: loading the model reports that problem.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())

@@ -1,4 +1,4 @@
-"""What types alone cannot say: fields that must agree with each other, and files that must be there."""
+"""Checks that types cannot make: fields that must agree with each other, and files that must exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AnyInput = ModelInput | DataInput | CandidatesInput | ArtifactInput
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
-    """Whether the files or folder of an input are there and of the right sort. Nothing is looked up on a hub."""
+    """Check that the files or the folder of an input exist and have the right type. Asks no hub."""
     if isinstance(spec, (DataInput, CandidatesInput)):
         yield from _check_data_paths(spec, folder, path)
         return
@@ -43,7 +43,7 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
 
 
 def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
-    """Whether there are files where rows are looked for: a file, a folder, or a glob that something fits."""
+    """Check that a data path is a file, a folder with files, or a glob that matches something."""
     written: dict[FieldPath, str | None] = {("path",): spec.path}
     mixture = spec.mixture if isinstance(spec, DataInput) else None
     written |= {("mixture", name, "path"): part.path for name, part in (mixture or {}).items()}
@@ -64,11 +64,11 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
 
 
 def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) -> Iterator[Problem]:
-    """Whether the evaluation prompts that data are held against are inputs with prompts, read from files.
+    """Check that every entry of `decontaminate` is an input of prompts that is read from files.
 
     Args:
-        inputs: those that are right by themselves.
-        names: of all inputs; nothing is said about one that is wrong itself.
+        inputs: the valid ones.
+        names: of all inputs; a reference to an invalid input is not reported, since the input itself is.
     """
     for name, spec in inputs.items():
         for number, evaluation in enumerate(spec.decontaminate if isinstance(spec, DataInput) else ()):
@@ -84,7 +84,7 @@ def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) 
 
 
 def _beside(place: Path) -> str:
-    """The name in the same folder that was probably meant."""
+    """A hint with the name in the same folder that was probably meant."""
     try:
         near = nearest(place.name, [other.name for other in place.parent.iterdir()])
     except OSError:
@@ -147,9 +147,9 @@ def check_stage(
 def _check_encoder_decoder(
     draft: Draft, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
 ) -> Iterator[Problem]:
-    """Encoder–decoder models where the stage cannot take them, or not in the way that is asked for."""
+    """Refuse encoder–decoder models in stages, or with options, that do not support them."""
     stage_type = draft.stage_type.name
-    engine_told = False
+    engine_reported = False
     for field_path, wanted, name in draft.references():
         source = _model_folder(name, drafts, inputs, folder) if "model" in kinds_of(wanted) else None
         architecture = encoder_decoder_architecture(source) if source else None
@@ -161,13 +161,13 @@ def _check_encoder_decoder(
             yield Problem((*path, *field_path), f"{refusal}: name another model")
         elif draft.fields.get("peft") is not None:
             yield Problem((*path, "peft"), f"{told}, of which all weights are trained; leave peft out")
-        elif draft.fields.get("engine") == "vllm" and not engine_told:
-            engine_told = True
+        elif draft.fields.get("engine") == "vllm" and not engine_reported:
+            engine_reported = True
             yield Problem((*path, "engine"), f"{told}, which vllm does not serve; write transformers, or leave engine out")
 
 
 def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path) -> Path | None:
-    """Where the model that a reference leads to begins: back through the stages that trained it, to a folder on this machine."""
+    """The local folder that a referenced model starts from, found by going back through the stages that train it."""
     passed: set[str] = set()
     while name in drafts and name not in passed:
         passed.add(name)

@@ -1,4 +1,4 @@
-"""Problems in plain words: what was expected, what is there, and the nearest thing that exists."""
+"""Messages for problems in a recipe: what was expected, what is there, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kind_phrase(kind: str) -> str:
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known name that a person most likely meant, or None."""
+    """The known name that was most likely meant, or None."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[near[0]] if near else None
@@ -76,7 +76,7 @@ def show_value(value: Any) -> str:
 
 
 def describe(alternatives: Members) -> str:
-    """What a value may be, for people."""
+    """What a value may be, in words."""
     return ", or ".join(dict.fromkeys(_describe_one(alternative) for alternative in alternatives)) or "something else"
 
 
@@ -125,7 +125,7 @@ def _advice(alternatives: Members, value: Any) -> str:
 
 
 Branch = tuple[FieldPath, str]
-"""Where in the document a union is read, and the alternative that was tried."""
+"""The path of a union in the document, and the alternative that was tried."""
 
 
 class Problem(NamedTuple):
@@ -134,7 +134,7 @@ class Problem(NamedTuple):
     path: FieldPath
     text: str
     at_key: bool = False
-    """Whether the key is meant rather than its value."""
+    """Whether the problem is with the key rather than its value."""
     missing_key: bool = False
     instead_of: str | None = None
     """For an unknown key: the key that was probably meant."""
@@ -148,14 +148,14 @@ def problems_of(
     extra_keys: Sequence[str] = (),
     hidden_keys: Collection[str] = (),
 ) -> Iterator[Problem]:
-    """The problems that a failed validation of `document` stands for, each once, without the validator's own words.
+    """The problems behind a failed validation of `document`, each once, in align's words instead of pydantic's.
 
     Args:
         error: what `config_type.model_validate(document)` raised.
-        config_type: the type that was asked for.
-        document: the plain value that was given.
-        extra_keys: keys at the top that are valid though the type does not have them.
-        hidden_keys: keys at the top that the type has, but a person must not write.
+        config_type: the type that refused the document.
+        document: the value as written.
+        extra_keys: further valid keys at the top.
+        hidden_keys: fields of the type that are not listed as valid keys.
     """
     located = [(*_locate(details["loc"], document, details["type"]), details) for details in error.errors(include_url=False)]
     meant = _without_other_branches(located)
@@ -186,7 +186,7 @@ def _locate(location: FieldPath, document: Any, kind: str) -> tuple[FieldPath, B
 
 
 def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, Any]]) -> Iterator[tuple[FieldPath, Any]]:
-    """Of each union keep the branches that the value was meant for: those that did not fail at the very first look."""
+    """Keep the errors of the union branches that the value was meant for: those that accept its type."""
     tried: dict[FieldPath, set[str]] = {}
     failed_at_once: dict[FieldPath, set[str]] = {}
     for path, branch, details in located:

@@ -126,7 +126,7 @@ def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Problem]]
             order.append(ready)
             continue
         circle = _circle(waiting, needs)
-        # Without these the others may be in order; what else is circular through them is mended with them.
+        # Without these the others may be in order; fixing their circle also fixes the circles that run through them.
         waiting = [stage for stage in waiting if stage not in circle]
         path = ("stages", circle[0], *needs[circle[0]][circle[1]])
         problems.append(Problem(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
@@ -134,7 +134,7 @@ def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Problem]]
 
 
 def _circle(waiting: Sequence[str], needs: Mapping[str, Mapping[str, FieldPath]]) -> list[str]:
-    """A circle among stages of which each needs another one: a, b, …, a, from the stage that is written first."""
+    """A circle a, b, …, a among stages that need each other, starting with the one written first."""
     walked = [waiting[0]]
     while True:
         following = next(need for need in needs[walked[-1]] if need in waiting)

@@ -1,7 +1,7 @@
-"""A judge at an OpenAI-compatible endpoint: what a recipe says of it, and which endpoints a recipe may name.
+"""A judge at an OpenAI-compatible endpoint: its settings in a recipe, and the hosts that a recipe may name.
 
-A recipe may come from a stranger, and a judge is sent texts and a key. So only addresses of this machine are allowed by
-themselves; every other host must be named by the user, outside the recipe, in the environment variable ALIGN_JUDGE_HOSTS.
+A recipe may come from a stranger, and a judge receives texts and a key. So a recipe alone may only name this machine; every
+other host must be allowed by the user, outside the recipe, in the environment variable ALIGN_JUDGE_HOSTS.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Judge(StrictModel):
     base_url: str
     """Address of the endpoint up to /chat/completions, such as http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
-    """Model that the endpoint is asked for."""
+    """Name of the model at the endpoint."""
     api_key_env: ExecutionOnly[str | None] = None
     """Environment variable that holds the key; its name ends in API_KEY. Default: no key is sent."""
     criteria: str = Field(default=DEFAULT_CRITERIA, min_length=1)
@@ -79,7 +79,7 @@ class Judge(StrictModel):
 
     @property
     def host(self) -> str:
-        """Host of the endpoint, in small letters."""
+        """Host of the endpoint, in lower case."""
         return self._address.hostname or ""
 
     @property
@@ -92,7 +92,7 @@ class Judge(StrictModel):
         return urlsplit(self.base_url)
 
     def refusal(self, environment: Mapping[str, str]) -> tuple[str, str, str] | None:
-        """Why this judge may not be asked: field, what is wrong, what to do. None where it may.
+        """Why this judge may not be used: field, problem, what to do. None if it may.
 
         Args:
             environment: the environment variables.
@@ -113,7 +113,7 @@ class Judge(StrictModel):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, by what is written; no name is looked up."""
+    """Whether a host name or address is this machine's own, judged by its text alone; no name is looked up."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -121,7 +121,7 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_hosts(environment: Mapping[str, str]) -> frozenset[str]:
-    """Hosts beyond this machine that the user allows judges to be at."""
+    """Other hosts to which the user allows texts to be sent."""
     return frozenset(host.strip().lower() for host in environment.get(HOSTS_VARIABLE, "").split(",") if host.strip())
 
 
@@ -138,6 +138,6 @@ def iterate_judges(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath
 
 
 def judge_environment(config: Any, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the judges of a configuration need: the allowed hosts, and their keys."""
+    """The environment variables that the judges of a configuration need: the allowed hosts and the keys."""
     names = [HOSTS_VARIABLE, *(judge.api_key_env for _, judge in iterate_judges(config) if judge.api_key_env)]
     return {name: environment[name] for name in names if name in environment}

@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: values of the command line, put into the recipe's document before it is checked."""
+"""`--set KEY=VALUE`: puts values from the command line into the recipe's document before it is checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SECTIONS = ("inputs", "stages")
 def apply_override(document: Document, text: str, *, rank: int) -> tuple[Position, str] | None:
     """Put one `KEY=VALUE` into the document; KEY is a path of keys and 0-based list indices joined by dots.
 
-    Missing mappings on the way are made, but a stage or an input must exist before a field of it can be set. Whether a key
-    means anything is found out when the document is checked, like for a key of the file.
+    Missing mappings on the way are created, but stages and inputs must exist. Unknown keys are reported later, when the whole
+    document is checked.
 
     Returns:
-        What is wrong with the path, or None.
+        The problem with the path, or None.
     Raises:
         RecipeError: the text is not `KEY=VALUE` or the value is not YAML.
     """

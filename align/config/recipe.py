@@ -1,4 +1,4 @@
-"""The recipe: inputs and a graph of stages, read from YAML and checked in full before anything is started.
+"""The recipe: inputs and a graph of stages, read from YAML and checked completely before anything starts.
 
 Every problem is reported, all at once and in the order of the file, each with its line and column.
 """
@@ -43,7 +43,7 @@ SCORER_FILES: tuple[tuple[type[StrictModel], str, Any], ...] = (
     (RulesScorer, "rules", [{"type": "numeric_answer", "name": "unreadable"}]),
     (JudgeScorer, "judge", {"base_url": "http://localhost", "model": "unreadable"}),
 )
-"""Scorers that may be a file: the key that names it, and what stands in for one that cannot be read."""
+"""Scorers that may be a file: the key that names the file, and a replacement for an unreadable one."""
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -74,7 +74,7 @@ class Recipe:
     kinds: Mapping[str, str]
     """Kind of artifact by name of input or stage."""
     document: Document = field(repr=False, compare=False)
-    """What was written; where a form stands for several stages, `expansion` leads there."""
+    """The document as written; `expansion` maps generated stages to it."""
     expansion: Expansion = field(repr=False, compare=False)
 
     def where(self, path: FieldPath) -> str:
@@ -82,7 +82,7 @@ class Recipe:
         return str(self.document.value_position(self.expansion.written(path)))
 
     def locate(self, written: str) -> Path:
-        """A path as the recipe writes it, made usable from the current folder."""
+        """A path of the recipe, relative to the current folder."""
         return self.folder / Path(written).expanduser()
 
     def resolved(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def parse_document(
 
 
 class _Parser:
-    """Collects what is right into a recipe and what is wrong into one error."""
+    """Collects valid parts into a recipe, and all problems into one error."""
 
     def __init__(self, document: Document, folder: Path, stage_types: Mapping[str, StageTypeLike]) -> None:
         self.document = document
@@ -132,7 +132,7 @@ class _Parser:
         self.problems: list[tuple[Position, str]] = []
         self.expansion = Expansion()
         self.said: dict[FieldPath, FieldPath | None] = {}
-        """Written path → the path that was complained about first: what is wrong with one copy is wrong with all."""
+        """Written path → the path first reported for it: all copies of a stage have the same problems."""
         self.ranks = 0
         """Files and options read so far; they order the problems."""
 
@@ -160,7 +160,7 @@ class _Parser:
         drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
         checked = {key: list(check_stage(key, draft, drafts, inputs, self.folder)) for key, draft in drafts.items()}
         configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft, checked[key]))}
-        # A name whose own entry is wrong has no kind, and is not complained about where it is used.
+        # A name whose own entry is invalid has no kind: one problem is enough, and its uses are not reported.
         kinds = dict.fromkeys((*written_inputs, *self.expansion.stages), "")
         kinds |= {key: spec.kind for key, spec in inputs.items()}
         kinds |= {key: draft.stage_type.produces for key, draft in drafts.items()}
@@ -179,7 +179,7 @@ class _Parser:
         return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
 
     def add(self, problem: Problem, *, written: bool = False) -> None:
-        """Note a problem, at the place that a person wrote; `written` says that its path is such a place already."""
+        """Record a problem at its position in the file; `written` says that its path is one of the file already."""
         path = problem.path if written else self.expansion.written(problem.path)
         source = None if written else problem.path
         if self.said.setdefault(path, source) != source:
@@ -193,7 +193,7 @@ class _Parser:
             raise RecipeError(several(lines, f"problems in {path}"))
 
     def top(self) -> tuple[str, int]:
-        """Check the keys at the top; what is wrong comes back as a harmless stand-in."""
+        """Check the keys at the top; invalid values are replaced by harmless ones, so that checking can go on."""
         recipe = self.document.value
         for key in recipe:
             if key not in TOP_KEYS:
@@ -231,7 +231,7 @@ class _Parser:
         return value
 
     def input(self, name: str, value: Any) -> AnyInput | None:
-        """The input if it is right. Which class reads it follows from its kind and, for results of align, the key `artifact`."""
+        """The input, if it is valid. Its kind and the key `artifact` decide which class reads it."""
         path = ("inputs", name)
         if not isinstance(value, dict):
             return None
@@ -264,7 +264,7 @@ class _Parser:
     def choice(
         self, path: FieldPath, fields: dict[str, Any], choices: Sequence[str], *, what: str, example: str = ""
     ) -> str | None:
-        """The value of a key that must be there and be one of a few texts."""
+        """The value of a required key with a few possible texts."""
         key = path[-1]
         if key not in fields:
             self.add(Problem(path, f"this key is missing; expected one of {listing(choices)}{example}", at_key=True))

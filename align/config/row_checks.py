@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a row of a user's file: one catalogue for messages, recipes, commands and the docs."""
+"""The catalogue of all row checks, from which messages, recipes, commands and the docs are made."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from typing import Literal
 
 Action = Literal["error", "drop", "keep"]
-"""`error`: the input cannot be used. `drop`: the row is left out and listed. `keep`: the row is used, and counted."""
+"""`error`: the input is unusable. `drop`: the row is dropped and listed. `keep`: the row is used and counted."""
 Found = Literal["reading", "row", "text", "rows", "model"]
-"""Where a check looks: at the file, at one row's fields, at one row's texts, at several rows, or through a model's tokenizer."""
+"""What a check looks at: the file, the fields of a row, its texts, several rows, or a row's tokens for a model."""
 
 BY_ON_INVALID: tuple[Action, ...] = ("error", "drop")
 ANY: tuple[Action, ...] = ("error", "drop", "keep")
@@ -28,18 +28,18 @@ class RowCheck:
     advice: str
     """What to do."""
     actions: tuple[Action, ...] = BY_ON_INVALID
-    """What may be asked for. A row that no record can be made of cannot be kept."""
+    """Possible actions. A row from which no record can be made cannot be kept."""
     default: Action | None = None
-    """What is done unless asked otherwise; None: what `on_invalid` says."""
+    """Action by default; None: that of `on_invalid`."""
 
 
 def _check(name: str, found: Found, meaning: str, advice: str) -> RowCheck:
-    """A problem without which there would be no row."""
+    """A problem that makes a row unusable."""
     return RowCheck(name, found, meaning, advice)
 
 
 def _finding(name: str, found: Found, meaning: str, advice: str, default: Action | None = "keep") -> RowCheck:
-    """Something about a row that could be used."""
+    """A finding about a row that is usable in spite of it."""
     return RowCheck(name, found, meaning, advice, ANY, default)
 
 
@@ -139,19 +139,19 @@ ROW_CHECKS: Mapping[str, RowCheck] = {check.name: check for check in _ALL}
 """By name, in the order in which a summary has them."""
 
 STATISTICS: Mapping[str, str] = {"chosen_longer": "pairs whose longer completion was chosen"}
-"""Findings that say nothing against any row."""
+"""Findings that are no fault of any row."""
 
 
 def action_of(name: str, checks: Mapping[str, Action], on_invalid: Action) -> Action:
-    """What is done with a row in which `name` was found."""
+    """The action for a row with the problem or finding `name`."""
     return checks.get(name) or ROW_CHECKS[name].default or on_invalid
 
 
 def check_actions(checks: Mapping[str, Action], *, with_model: bool) -> None:
-    """Refuse a choice that does not exist or cannot be had.
+    """Refuse a check that does not exist, or an action that it does not have.
 
     Args:
-        with_model: whether a model's tokenizer is at hand; without one, checks through it cannot be asked for.
+        with_model: whether there is a model, which some checks need.
     Raises:
         ValueError: that names the check, the action and what is possible.
     """
@@ -159,8 +159,8 @@ def check_actions(checks: Mapping[str, Action], *, with_model: bool) -> None:
         check = ROW_CHECKS.get(name)
         if check is None:
             close = get_close_matches(name, ROW_CHECKS, n=1)
-            told = f"did you mean {close[0]}?" if close else f"there are {', '.join(ROW_CHECKS)}"
-            raise ValueError(f"there is no check {name!r}; {told}")
+            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(ROW_CHECKS)}"
+            raise ValueError(f"there is no check {name!r}; {advice}")
         if action not in check.actions:
             raise ValueError(f"{name} cannot be {action!r}, only {' or '.join(check.actions)}: {check.meaning}")
         if check.found == "model" and not with_model:

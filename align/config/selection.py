@@ -1,4 +1,4 @@
-"""Words of selection that recipes and the selection itself share: policies, and which option goes with which policy."""
+"""The policies of selection and the options of each, for recipes and for the selection itself."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ POLICY_OPTIONS: Mapping[str, PairPolicy] = {
     "rso_beta": "rso",
     "rso_accept": "rso",
 }
-"""Options that one policy has and every other refuses."""
+"""Options that belong to a single policy; every other policy refuses them."""

@@ -1,4 +1,4 @@
-"""Walks a plain value along the types that will read it, so that a document can be talked about before it is valid."""
+"""Walks a plain value along the types that will read it, so that problems of an invalid document can be explained."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
-    """The model that a mapping is meant for: the one whose literal fields (`type: length`) have the mapping's values, and of
-    several the first that knows a key of it."""
+    """The model that a mapping is meant for: its literal fields (`type: length`) have the mapping's values. Of several such
+    models, one that has a key of the mapping comes first."""
     models = [alternative for alternative in alternatives if is_model(alternative)]
     if not isinstance(value, dict):
         return None
@@ -53,7 +53,7 @@ def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
 
 
 def below(alternatives: Members, value: Any, key: str | int) -> Members:
-    """The types of the entry `key` of `value`, whether or not it is there; empty when nothing is known of it."""
+    """The types of the entry `key` of `value`, present or not; empty for an unknown key."""
     model = fitting_model(alternatives, value)
     if model is not None:
         info = model.model_fields.get(str(key))

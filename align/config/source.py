@@ -1,7 +1,7 @@
 """YAML as plain Python, with the line and column of every key and value.
 
 Recipes are YAML 1.2 (core schema): `1e-5` is a number, `yes` and `2024-01-01` are text. Anchors, aliases, tags and several
-documents in a file are refused: a recipe from a stranger must not grow in memory, and means what it shows.
+documents in a file are refused: a stranger's recipe must not expand in memory, and must mean what it shows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CONSTANTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A place to point at. `rank` orders the files of one recipe; line 0 means the label alone says where."""
+    """A position in a file. `rank` orders the files of one recipe; with line 0, the label alone is shown."""
 
     rank: int
     line: int
@@ -274,7 +274,7 @@ class _Reader:
 
 
 def _syntax_error(error: MarkedYAMLError, text: str, reader: _Reader) -> RecipeError:
-    """The parser's complaint in plain words, at the place it gave up."""
+    """The parser's error in plain words, at the position where it stopped."""
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     lines = text.split("\n")

@@ -267,7 +267,7 @@ def _usable_prompts(rows: Mapping[str, Row], scorer: str) -> BoolArray:
     if not finite.any():
         raise DataError(
             f"scorer {scorer!r}: on none of the {len(finite)} prompts did every model get a finite score",
-            hint="Look at the scores in the comparison's answers, and mend or remove this scorer.",
+            hint="Look at the scores in the comparison's answers, and fix or remove this scorer.",
         )
     return np.asarray(finite)
 

@@ -10,7 +10,7 @@ import torch
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of at most `batch_tokens` padded tokens (one sequence at least), longest first.
 
-    Longest first, so that a batch that does not fit into memory fails at once and not at the end.
+    Longest first: a batch that does not fit into memory fails at the start and not at the end.
     """
     batch: list[int] = []
     longest = 0

@@ -1,7 +1,7 @@
 """A judge as scorer: completions of one prompt compared two by two, in both orders.
 
-Language models prefer an answer for where it stands (Zheng et al. 2023, "Judging LLM-as-a-judge", §3.4), so each two are shown
-in both orders, and only a verdict that survives the exchange counts.
+Language models are biased by the position of an answer (Zheng et al. 2023, "Judging LLM-as-a-judge", §3.4). So every pair is
+shown in both orders, and only a verdict that is the same in both counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.scoring.judge_client import BudgetUsedUp, JudgeClient
 from align.scoring.judge_prompt import ChatMessages, Verdict, comparison_messages, read_verdict
 
 CUT = "length"
-"""How an endpoint calls the end of a reply that reached its limit."""
+"""finish_reason of a reply that reached its token limit."""
 
 
 class Comparison(NamedTuple):
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
 
 @dataclass
 class JudgeTally:
-    """What a judge said, in numbers that can be added up."""
+    """Counts of a judge's verdicts and replies; tallies can be added."""
 
     comparisons: int = 0
     consistent: int = 0
@@ -49,10 +49,10 @@ class JudgeTally:
     unparsable: int = 0
     """Replies without a verdict."""
     cut: int = 0
-    """Those of them that reached the judge's token limit."""
+    """Unparsable replies that reached the judge's token limit."""
     requests: int = 0
     cached: int = 0
-    """Questions whose reply was there already."""
+    """Questions whose reply was cached."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -64,7 +64,7 @@ class JudgeTally:
         return asdict(self)
 
     def metrics(self) -> dict[str, Any]:
-        """For the manifest. `position_bias`: share of the contradicting verdicts that name what was shown first; 0.5 is none."""
+        """`position_bias`: share of contradicting verdicts that name the completion shown first; 0.5 is no bias."""
         named = self.first_favoured + self.second_favoured
         return {
             "comparisons": self.comparisons,
@@ -86,7 +86,7 @@ _EXCHANGED: Mapping[Verdict, Outcome] = {"A": "other", "B": "one", "tie": "tie"}
 
 
 def settle(in_order: Verdict | None, exchanged: Verdict | None, tally: JudgeTally) -> Outcome | None:
-    """What both orders say together, counted; None where they contradict each other or one has no verdict.
+    """The outcome of both orders, which is counted; None if they contradict each other or one has no verdict.
 
     Args:
         in_order: the verdict when `one` was A. exchanged: the verdict when `other` was A.
@@ -106,7 +106,7 @@ def settle(in_order: Verdict | None, exchanged: Verdict | None, tally: JudgeTall
 
 
 def pairings(count: int, opponents: Literal["all"] | int) -> list[tuple[int, int]]:
-    """Which of `count` completions meet, each two once: all of them, or each its next `opponents` neighbours in a ring."""
+    """Pairs of `count` completions to compare, each once: all pairs, or each completion with its next `opponents` in a ring."""
     if opponents == "all" or 2 * opponents >= count - 1:
         return list(itertools.combinations(range(count), 2))
     return sorted(
@@ -115,7 +115,7 @@ def pairings(count: int, opponents: Literal["all"] | int) -> list[tuple[int, int
 
 
 def comparisons_of(candidates: Sequence[Candidate], opponents: Literal["all"] | int) -> Iterator[Comparison]:
-    """The comparisons of every prompt. Equal texts are one, and empty ones are not shown: there is nothing to judge."""
+    """The comparisons of every prompt. Equal texts are compared once; empty ones are left out."""
     groups: dict[str, dict[str, Candidate]] = {}
     for candidate in candidates:
         group = groups.setdefault(candidate.prompt_id, {})
@@ -141,7 +141,7 @@ class _Points:
 
 @dataclass
 class _Verdicts:
-    """Both orders of one comparison as they come in."""
+    """The verdicts of one comparison, as the replies arrive."""
 
     comparison: Comparison
     found: dict[bool, Verdict | None] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class PairwiseJudge:
     def __init__(self, name: str, judge: Judge, *, store_root: Path, environment: Mapping[str, str]) -> None:
         """
         Args:
-            name: what the scorer is called, for messages.
+            name: of the scorer, for messages.
             store_root: where replies are kept.
             environment: has the key and the hosts that the user allows.
         """
@@ -165,14 +165,14 @@ class PairwiseJudge:
         self._tally = JudgeTally()
 
     def announce(self, candidates: Sequence[Candidate]) -> str:
-        """Take note of all candidates that will come, and say what judging them means."""
+        """Register all candidates to come; returns a sentence on what judging them costs."""
         self._expected = candidates
         count = sum(1 for _ in comparisons_of(candidates, self._judge.opponents))
         cost = f"{count:,} comparisons, {2 * count:,} questions to {self._judge.model} at {self._judge.host}"
         return f"{self._name}: {cost}; those answered before are not asked again"
 
     def take_tally(self) -> dict[str, int]:
-        """What was counted since this was called the last time."""
+        """The counts since the last call."""
         tally, self._tally = self._tally, JudgeTally()
         return tally.counts()
 

@@ -1,7 +1,7 @@
-"""Replies of judges, kept in the store by the content of the question, so that no question is paid for twice.
+"""Caches the replies of judges in the store by the content of the question, so that no question is paid for twice.
 
 One file per endpoint and model, JSON Lines, only ever appended to, each line on disk before the next request goes out. A line
-that a killed process or a full disk left torn is skipped; its question is asked again.
+that a killed process or a full disk left torn is skipped, and its question is sent again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class JudgeAnswer:
 
     text: str
     finish_reason: str
-    """What the endpoint says of the end: stop, length, …"""
+    """Why the reply ended, in the endpoint's word: stop, length, …"""
     prompt_tokens: int
     """Tokens of the question, as the endpoint reports them; 0 where it does not."""
     completion_tokens: int
@@ -43,7 +43,7 @@ class AnswerFile:
         for line in content.splitlines():
             if entry := _read_line(line):
                 self._known[entry[0]] = entry[1]
-        # What is appended must not become part of a torn line.
+        # A torn last line must not swallow the next one.
         self._before_next = b"\n" if content and not content.endswith(b"\n") else b""
 
     def get(self, key: str) -> JudgeAnswer | None:

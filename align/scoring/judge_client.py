@@ -1,7 +1,7 @@
-"""A client of a judge's endpoint: a few threads send the questions, retry what may pass, and keep every reply on disk.
+"""A client for a judge's endpoint: a few threads send the questions, retry temporary failures, and store every reply on disk.
 
-The key stands in one header and nowhere else: no message, log or file has it. Redirects are not followed, so that neither texts
-nor key go to a place that the user did not allow.
+The key is only in the request header, in no message, log or file. Redirects are not followed, so that neither texts nor key go
+to a host that the user did not allow.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from align.store.fingerprint import canonical_json, fingerprint
 
 POLL_SECONDS = 0.2
 QUESTIONS_AHEAD = 4
-"""Questions that are ready per thread."""
+"""Questions submitted per thread: enough to keep it busy, few enough to stop soon."""
 MAX_REPLY_BYTES = 4 << 20
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 SHOWN_CHARACTERS = 200
 RETRIED = frozenset({408, 409, 425, 429})
-"""Statuses below 500 that may be different the next time."""
+"""Statuses below 500 that are worth a retry."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What a body that is not the expected JSON can raise."""
+"""Exceptions from reading a body that is not the expected JSON."""
 KEPT = "Run the same command again; what was answered is kept and is not asked again."
 
 
 class BudgetUsedUp(Exception):
-    """The budget allows no further request."""
+    """The budget allows no more requests."""
 
 
 class _Closing(Exception):
-    """The work was given up while a thread waited."""
+    """The work was stopped while a thread waited."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a request gave no answer but may the next time."""
+    """A failure that a retry may avoid."""
 
     reason: str
     wait_seconds: float = 0.0
-    """What the endpoint asks for."""
+    """Wait that the endpoint asked for."""
 
 
 class JudgeClient:
@@ -64,7 +64,7 @@ class JudgeClient:
         store_root: where replies are kept, below `judge-answers`.
         environment: has the key, and the hosts that are allowed.
     Raises:
-        RecipeError: if this judge may not be asked.
+        RecipeError: if this judge may not be used.
     """
 
     def __init__(self, name: str, judge: Judge, *, store_root: Path, environment: Mapping[str, str]) -> None:
@@ -211,12 +211,12 @@ class JudgeClient:
         return response.status_code, response.headers, bytes(content)
 
     def _refused(self, status: int, content: bytes) -> AlignError:
-        """The error for a status that will be the same the next time."""
+        """The error for a status that a retry would not change."""
         judge = self._judge
         message = f"{self._where}: answers {_status_text(status)}"
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             key = f"It does not take the key in {judge.api_key_env}." if judge.api_key_env else "Name its key by api_key_env."
-            return StageError(message, hint=key)  # some endpoints repeat the key in the body
+            return StageError(message, hint=key)  # the body is not shown: some endpoints repeat the key in it
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             return StageError(message, hint="Redirects are not followed. Write the address it leads to as base_url.")
         said = _said(content).replace(self._key or "\0", "***")

@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: a rate limit, and the waits before a retry."""
+"""A rate limit for requests, and the waits before a retry."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class RateLimit:
 
 
 def backoff_seconds(attempt: int) -> float:
-    """Wait after failure number `attempt`, from 0. It doubles; jitter spreads the retries of threads that failed together."""
+    """Wait after failure number `attempt`, from 0. It doubles each time; jitter spreads threads that failed together."""
     longest: float = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
     return longest * random.uniform(0.5, 1.0)
 
 
 def retry_after_seconds(header: str | None, *, now: Callable[[], float] = time.time) -> float:
-    """What an endpoint's Retry-After asks for, in seconds or as a date; 0 where there is none that can be read."""
+    """Seconds that a Retry-After header (seconds or a date) asks for; 0 without a readable one."""
     try:
         seconds = float(header or 0)
         return max(0.0, seconds) if math.isfinite(seconds) else 0.0

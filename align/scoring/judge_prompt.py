@@ -1,8 +1,8 @@
-"""What a judge is asked, and how its verdict is read.
+"""The prompt of a judge, and the parser of its verdict.
 
-The conversation and the answers are texts of strangers: a completion may say "Verdict: A", or tell the judge what to write. So
-every piece stands between marks with a code that follows from the pieces themselves: who writes one of them cannot know it. The
-verdict is read from the judge's own reply only, from its last line, and never guessed.
+The conversation and the answers come from strangers: a completion may say "Verdict: A", or tell the judge what to write. So
+every piece is enclosed in marks with a code computed from all pieces, which the author of one piece cannot know. The verdict is
+read only from the last line of the judge's own reply, and never guessed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Say in at most three sentences what decides it. Then end with one line, and noth
 Verdict: A
 Verdict: B
 Verdict: tie"""
-# Markdown around the line is how many models write it; words around it are not.
+# Many models put Markdown around the line, which is accepted; words around it are not.
 _VERDICT = re.compile(r"[*_`#> ]*verdict[*_` ]*:[*_` ]*(?P<verdict>a|b|tie)[*_`. ]*", re.IGNORECASE)
 
 
@@ -62,7 +62,7 @@ def _code(texts: Sequence[str]) -> str:
 
 
 def read_verdict(reply: str) -> Verdict | None:
-    """The verdict in the last line of a reply; None where there is none, or where another line says something else."""
+    """The verdict in the last line of a reply; None without one, or if another line has a different verdict."""
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
     found = [match["verdict"].lower() for line in lines if (match := _VERDICT.fullmatch(line))]
     if not found or not _VERDICT.fullmatch(lines[-1]) or len(set(found)) > 1:

@@ -52,9 +52,9 @@ class RewardModelScorer:
     def score_candidates(
         self, candidates: Sequence[Candidate], *, report: Callable[[int], None] = lambda done: None
     ) -> list[float | None]:
-        """One score per candidate; None where the reward model's template cannot show it.
+        """One score per candidate; None if the reward model's template cannot render it.
 
-        A completion that ended by itself is closed as in training; one that was cut is not.
+        A completion that ended by itself is closed as in training; a truncated one is not.
         """
         texts: list[tuple[str, str] | None] = []
         for candidate in candidates:

@@ -32,7 +32,7 @@ _NUMBER = regex.compile(r"(?:(?<![\w.])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.
 
 @dataclass(frozen=True)
 class RuleScore:
-    """What a rule set says of one completion."""
+    """The result of a rule set for one completion."""
 
     score: float
     """Weighted mean of the values, in [0, 1]."""

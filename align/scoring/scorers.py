@@ -1,4 +1,4 @@
-"""Any set of scorers over any candidates."""
+"""Applies a set of scorers to candidates."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class ScorerSet:
         return bool(self._judges)
 
     def announce(self, candidates: Sequence[Candidate]) -> list[str]:
-        """Sentences that say what scoring all these will cost, where it costs something."""
+        """Sentences on the cost of scoring all these candidates; only judges have one."""
         return [judge.announce(candidates) for judge in self._judges.values()]
 
     def pop_counts(self) -> dict[str, dict[str, int]]:
-        """By judge, what was counted since this was called the last time."""
+        """The counts since the last call, by judge."""
         return {name: judge.take_tally() for name, judge in self._judges.items()}
 
     def score(self, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[ScoredCandidate]:
@@ -98,7 +98,7 @@ class ScorerSet:
         return [value if value is not None and math.isfinite(value) else None for value in values]
 
     def _reward_model(self, reference: str):  # type: ignore[no-untyped-def]
-        # torch comes with it, and a set of rules alone must not pay for that
+        # This imports torch, which a set of rules alone does not need.
         from align.scoring.reward_model import RewardModelScorer
 
         if reference not in self._loaded:

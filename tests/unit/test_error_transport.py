@@ -20,12 +20,12 @@ def _all(base: type[AlignError]) -> Iterator[type[AlignError]]:
 
 @pytest.mark.parametrize("kind", sorted(set(_all(AlignError)), key=lambda kind: kind.__name__))
 def test_an_error_is_the_same_on_the_other_side(kind: type[AlignError]) -> None:
-    error = kind("a.jsonl:3: wrong") if kind is Interrupted else kind("a.jsonl:3: wrong", hint="Mend it.")
+    error = kind("a.jsonl:3: wrong") if kind is Interrupted else kind("a.jsonl:3: wrong", hint="Fix it.")
     there = pickle.loads(pickle.dumps(error))
     assert type(there) is kind
     assert (there.render(), vars(there)) == (error.render(), vars(error))
 
 
 def test_what_is_wrong_with_a_model_is_kept() -> None:
-    error = align.data.template.FormatError("wrong", aspect="padding", hint="Mend it.")
+    error = align.data.template.FormatError("wrong", aspect="padding", hint="Fix it.")
     assert pickle.loads(pickle.dumps(error)).aspect == "padding"
