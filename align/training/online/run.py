@@ -1,0 +1,103 @@
+"""The path of every online method: encode the prompts, load the models, train, save the policy."""
+
+from __future__ import annotations
+
+import torch
+
+from align.data.encoding import encode_prompts
+from align.data.template import ChatFormat
+from align.engines.open import open_engine
+from align.engines.shards import decoder
+from align.engines.task import max_prompt_tokens_for
+from align.models.folder import refuse_encoder_decoder
+from align.models.load import load_tokenizer
+from align.models.trainable import TrainableModel, save_trained
+from align.records import Prompt
+from align.scoring.scorers import ScorerSet, reward_model_folders
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.training.loop import resolve_precision
+from align.training.online.advantage import Advantage
+from align.training.online.config import OnlineConfig
+from align.training.online.models import ForwardSettings, load_models
+from align.training.online.rollout import RolloutSampler
+from align.training.online.trainer import OnlineTrainer
+from align.training.online.value import ValueModel
+
+
+def run_online(
+    context: StageContext[OnlineConfig], advantage: Advantage, *, value_model: ValueModel | None = None
+) -> StageOutcome:
+    """A whole stage: train `context.config.model` on its own completions.
+
+    Raises:
+        DataError: if a prompt is too long and on_invalid is error. RecipeError: if a model cannot be used.
+        StageError: if a gradient is not finite, or a rollout batch got no finite score at all.
+        Interrupted: if a stop was requested.
+    """
+    config = context.config
+    source, data = context.artifact(config.model), context.artifact(config.prompts)
+    refuse_encoder_decoder(config.method, source)
+    tokenizer = load_tokenizer(source.model_path)
+    chat_format = ChatFormat(tokenizer, where=source.where(None))
+    prompt_limit = max_prompt_tokens_for(source.model_path, config)
+    max_tokens = prompt_limit + config.max_completion_tokens
+    records = data.rows(Prompt)
+    encoded = encode_prompts(records, chat_format, max_prompt_tokens=prompt_limit, on_invalid=config.on_invalid, where=data.where)
+    start = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
+    if value_model is not None:
+        value_model.check(source, max_tokens)
+    settings = ForwardSettings(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        resolve_precision(config.precision),
+        config.temperature,
+        config.micro_batch_tokens,
+        chat_format.pad_token_id,
+    )
+    models = load_models(
+        start,
+        None if value_model is None else value_model.start(start),
+        device=settings.device,
+        pad_token_id=chat_format.pad_token_id,
+        seed=context.seed,
+    )
+    scorers = {**config.scorers, **config.watch}
+    by_id = {record.id: record for record in records}
+    sampler = RolloutSampler(
+        [by_id[row.id] for row in encoded.rows],
+        encoded.rows,
+        config,
+        scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
+        score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
+        stop_token_id=chat_format.eos_token_id,
+        decode=decoder(source.model_path),
+        seed=context.seed,
+        group_size=advantage.group_size,
+    )
+    engine = open_engine(
+        config.engine, source.model_path, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
+    )
+    num_episodes = config.num_episodes or len(encoded.rows) * advantage.group_size
+    trainer = OnlineTrainer(
+        models,
+        sampler,
+        engine,
+        context,
+        config,
+        settings,
+        advantage,
+        value_config=None if value_model is None else value_model.config,
+        num_rollouts=-(-num_episodes // config.rollout_batch_size),
+        engine_weights_differ=start.is_quantized,
+    )
+    result = trainer.train()
+    save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
+    write_rows(context.output / DROPS_NAME, encoded.drops)
+    result.history.write(context.output / METRICS_NAME)
+    return StageOutcome(
+        metrics=result.metrics,
+        rows_in=len(records),
+        rows_out=len(encoded.rows),
+        dropped=encoded.dropped(),
+        versions={engine.name: engine.version},
+    )
