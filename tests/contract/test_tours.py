@@ -1,4 +1,4 @@
-"""The tour of DPO in docs/design.md names files that exist, says how long they are, and stays within 8 files and 900 lines."""
+"""The tours of docs/design.md name files that exist and say how long they are; DPO's stays within 8 files and 900 lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STALE_LINES = 12  # A line more or less in a file need not change the page.
 STOP = re.compile(r"^\| (\d+) \| \[`[\w.]+`\]\((\S+?\.py)\)(?:: ([^|]+))? \| (\d+) \|", re.MULTILINE)
 
 
-def tour() -> list[tuple[int, Path, list[str], int]]:
+def tour(method: str) -> list[tuple[int, Path, list[str], int]]:
     """Number, file, named definitions (none: the whole file) and stated lines of every stop."""
-    text = DESIGN.read_text(encoding="utf-8").split("### DPO, from recipe to gradient")[1].split("\n### ")[0]
+    text = DESIGN.read_text(encoding="utf-8").split(f"### {method}, from recipe to gradient")[1].split("\n### ")[0]
     found = STOP.findall(text)
     return [(int(n), DESIGN.parent / path, re.findall(r"`(\w+)`", names), int(lines)) for n, path, names, lines in found]
 
@@ -35,14 +35,16 @@ def lines_of(file: Path, names: list[str]) -> int:
     return sum(lengths[name] for name in names)
 
 
-@pytest.mark.parametrize(("number", "file", "names", "stated"), tour(), ids=lambda value: str(value).rpartition("/")[2])
+@pytest.mark.parametrize(
+    ("number", "file", "names", "stated"), [*tour("DPO"), *tour("PPO")], ids=lambda value: str(value).rpartition("/")[2]
+)
 def test_a_stop_says_how_long_it_is(number: int, file: Path, names: list[str], stated: int) -> None:
     counted = lines_of(file, names)
     assert abs(counted - stated) <= STALE_LINES, f"stop {number}, {file.name}: {counted} lines, the page says {stated}"
 
 
 def test_the_tour_is_short() -> None:
-    stops = tour()
+    stops = tour("DPO")
     assert [number for number, *_ in stops] == list(range(1, len(stops) + 1))
     assert 1 < len(stops) <= MAX_FILES
     assert sum(lines_of(file, names) for _, file, names, _ in stops) <= MAX_LINES
