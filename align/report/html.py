@@ -81,7 +81,7 @@ def write_report(
 
 
 def page_environment() -> Environment:
-    """Jinja as every page of ours is made with: texts are escaped, a name that is missing is an error."""
+    """The Jinja environment of all pages: texts are escaped, and a missing name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

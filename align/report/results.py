@@ -313,7 +313,7 @@ def _tokens(row: Row, bootstrap: _Bootstrap) -> TokenResult:
 
 def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> Ranking:
     values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
-    # Of prompts first, as everywhere: the mean of one seed is then the same number to the last digit.
+    # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
     order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
     runner_up = order[1] if len(order) > 1 else None
     difference = None if runner_up is None else bootstrap.difference(values[order[0]], values[runner_up])

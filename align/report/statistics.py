@@ -42,7 +42,7 @@ def paired_bootstrap(values: FloatArray, *, seed: int, resamples: int) -> Interv
         resamples: number of bootstrap resamples.
     Returns:
         The mean and the interval. Values that are all equal, as a single prompt's is, have an interval of zero width: that
-        says nothing about other prompts, so whoever shows it also shows how many prompts there were.
+        says nothing about other prompts, so the caller must also show the number of prompts.
     Raises:
         ValueError: if `values` is empty, not a vector, or not finite.
     """
@@ -120,7 +120,7 @@ def _seed_deviations(means: FloatArray, random: np.random.Generator, resamples: 
 
 
 def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: int) -> tuple[float, float]:
-    from scipy.stats import bootstrap  # a second of import that who only shows results need not pay
+    from scipy.stats import bootstrap  # a second of import, which showing results must not cost
 
     result = bootstrap(
         (values,),

@@ -117,7 +117,7 @@ class ComparisonTable:
 
 
 def row_remark(results: Results, name: str) -> str:
-    """What is to be said beside a row's name; empty for a plain model."""
+    """The remark beside a row's name; empty for a plain model."""
     if name == results.baseline:
         return "baseline"
     count = results.several_seeds.get(name)
@@ -162,7 +162,7 @@ def kl_text(model: ModelResult) -> str | None:
 
 
 def trained_models(results: Results) -> list[str]:
-    """The models of which is known how many of their parameters were trained."""
+    """The models with a known number of trained parameters."""
     return [name for name in results.models_baseline_first if results.models[name].trained_parameters is not None]
 
 
@@ -190,7 +190,7 @@ def behaviour_columns(results: Results) -> list[Column]:
         "training": lambda model: None if model.train_seconds is None else seconds_text(model.train_seconds),
     }
     if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
-        # Adapters among whole models: what each costs belongs beside what it is worth.
+        # With adapters among whole models, the reader needs the cost of each beside its scores.
         cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)
         cells["memory"] = lambda model: memory_text(model.train_memory_bytes)
     columns = []

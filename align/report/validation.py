@@ -1,4 +1,4 @@
-"""What `align data validate` shows: problems one by one as they are found, then a summary by kind of problem."""
+"""The output of `align data validate`: each problem as it is found, then a summary by kind of problem."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def summary_table(summary: Summary) -> Table | None:
     table.add_column("what it is, where, and what to do", overflow="fold", ratio=1)
     for name, tally, action, meaning, advice in found:
         where = shown_places(tally, single_file=len(summary.files) < 2) if tally.places else ""
-        told = "; ".join(part for part in (meaning, where) if part)
-        table.add_row(visible(name), f"{tally.count:,}", action, visible(told + (f" → {advice}" if advice else "")))
+        description = "; ".join(part for part in (meaning, where) if part)
+        table.add_row(visible(name), f"{tally.count:,}", action, visible(description + (f" → {advice}" if advice else "")))
     return table
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """What came of it, in words."""
+    """The result in words."""
     bad = summary.dropped.total()
     lines = [
         f"{summary.shown}: {summary.rows_in:,} rows of {summary.kind.name}, {summary.rows_out:,} can be used, {bad:,} cannot"
@@ -94,7 +94,7 @@ def closing_lines(summary: Summary) -> list[str]:
     if not summary.near_duplicates:
         lines.append("near duplicates were not searched for: --near-duplicates does it, in memory and minutes")
     if summary.cut_short:
-        lines.append("a file cannot be read to its end: nobody knows what is missing")
+        lines.append("a file cannot be read to its end: rows may be missing")
     elif not summary.rows_out:
         lines.append("no row can be used: does --kind fit the file? --columns maps fields to its columns")
     return [visible(line) for line in lines]

@@ -1,4 +1,4 @@
-"""What the report's template is given: every number as text, every bar as percentages. The template only lays it out."""
+"""The data of the report's template: every number as text, every bar in percent. The template only does the layout."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ class PromptView:
 
 
 def prompt_views(results: Results, table: AnswerTable, *, primary_scorer: str, count: int = PROMPTS_SHOWN) -> list[PromptView]:
-    """Prompts evenly spaced through the prompts, chosen by position alone so that nobody can pick flattering ones."""
+    """Evenly spaced prompts, chosen by position only, so that nobody can pick flattering ones."""
     chosen = np.unique(np.linspace(0, len(table.prompt_ids) - 1, min(count, len(table.prompt_ids))).round().astype(int))
     return [_prompt_view(results, table, table.prompt_ids[index], primary_scorer) for index in chosen]
 

@@ -1,4 +1,4 @@
-"""Numbers and sentences, said the same way in the terminal and in the report."""
+"""The wording of numbers and sentences, shared by the terminal and the report."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ def seconds_text(seconds: float) -> str:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What the comparison found and what to be wary of, in plain sentences computed from its numbers."""
+    """Verdicts and cautions of the comparison, as sentences computed from its numbers."""
     return [*verdicts(results), *cautions(results)]
 
 
 def verdicts(results: Results) -> list[str]:
-    """Who beats whom and by how much: one sentence per scorer, and one more where best of n was taken."""
+    """Which model beats which and by how much: one sentence per scorer, and one more with best of n."""
     against = [_against_best_of(results, scorer) for scorer in results.scorers if results.ranking[scorer].against_best_of]
     return [*(_verdict(results, scorer) for scorer in results.scorers), *against]
 
 
 def cautions(results: Results) -> list[str]:
-    """What speaks against taking the verdicts at their word; often nothing."""
+    """Reasons to doubt the verdicts; often none."""
     sentences = [*_disagreements(results), *_seed_cautions(results), *_never_chosen(results)]
     if results.prompts < FEW_PROMPTS:
         sentences.append(f"Only {results.prompts} prompts: with so few, the intervals are narrower than they should be.")

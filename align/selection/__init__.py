@@ -1,6 +1,6 @@
 """Selection: from scored candidates to instructions or pairs; every prompt is kept or dropped with a reason.
 
-What is chosen is decided on plain lists, one prompt at a time; `columns` reads files of any size and hands out such lists.
+Selectors work on plain lists, one prompt at a time; `files` reads files of any size into such lists.
 """
 
 from align.config.selection import PairPolicy

@@ -1,4 +1,4 @@
-"""The candidates of one prompt, as selection works on them, whether they come from records or from files."""
+"""The candidates of one prompt, from records or from files, in the form that selection works on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Group = Sequence[ScoredCandidate]
 """All candidates of one prompt."""
 
 REMAKE = (
-    "In files of yours, give every prompt an id of its own and its candidates different candidate_index numbers. "
-    "What a stage made, remove and make again."
+    "In your own files, give every prompt its own id and each of its candidates another candidate_index. "
+    "If a stage made the rows, remove its result and run it again."
 )
 
 
@@ -48,7 +48,7 @@ class PromptCandidates(NamedTuple):
             column.extend(more)
 
     def by_index(self) -> PromptCandidates:
-        """The same by rising candidate_index; where there is none, candidates count from 0 in their order.
+        """The same, sorted by candidate_index; without one, candidates are numbered from 0 in their order.
 
         Raises:
             StageError: if there is one candidate_index twice.
@@ -69,7 +69,7 @@ class PromptCandidates(NamedTuple):
 
 
 def joined(parts: Iterable[PromptCandidates]) -> Iterator[PromptCandidates]:
-    """Parts that follow each other and are of one prompt become one.
+    """Merge neighbouring parts of one prompt.
 
     Raises:
         StageError: if two different prompts share an id. DataError: if only some candidates of a prompt have an index.

@@ -1,4 +1,4 @@
-"""Which checkpoint of a training to keep: the one whose completions score highest, not the one with the lowest loss."""
+"""The choice of a checkpoint: the one whose completions score highest, not the one with the lowest loss."""
 
 from __future__ import annotations
 

@@ -49,25 +49,25 @@ class PairSelector:
 
     rule: PairRule
     seed: int = 0
-    """Of the policies that draw."""
+    """Seed of the policies that draw at random."""
 
     @property
     def scorers(self) -> Sequence[str]:
         return list(self.rule.ranking.scorers)
 
     def select(self, candidates: PromptCandidates, tally: SelectionTally) -> tuple[list[Preference], list[Drop]]:
-        """The pairs of one prompt, and a drop for everything that was considered and left out: one of the two is not empty."""
+        """The pairs of one prompt, and a drop for every rejected pair; at least one list is not empty."""
         ranked = rank_candidates(candidates, self.rule.ranking)
         if len(ranked.order) < 2:
             return [], [ranked.too_few()]
-        found = _no_difference(ranked) or POLICIES[self.rule.policy](ranked, self.rule, self.seed)
-        if isinstance(found, NoPair):
-            return [], [Drop(id=candidates.prompt_id, drop_reason=found.drop_reason, detail=found.detail)]
-        made = [self._pair(ranked, chosen, rejected, tally) for chosen, rejected in found]
+        result = _no_difference(ranked) or POLICIES[self.rule.policy](ranked, self.rule, self.seed)
+        if isinstance(result, NoPair):
+            return [], [Drop(id=candidates.prompt_id, drop_reason=result.drop_reason, detail=result.detail)]
+        made = [self._pair(ranked, chosen, rejected, tally) for chosen, rejected in result]
         return [row for row in made if isinstance(row, Preference)], [row for row in made if isinstance(row, Drop)]
 
     def _pair(self, ranked: Ranked, chosen: int, rejected: int, tally: SelectionTally) -> Preference | Drop:
-        """The pair, or the drop where its margin, a flip by length or a disagreement speaks against it."""
+        """The pair, or a drop if its margin is too small, length alone decides it, or the scorers disagree."""
         rule, candidates = self.rule, ranked.candidates
         row_id = candidates.prompt_id
         if rule.policy in SEVERAL_PAIRS:
@@ -107,7 +107,7 @@ class PairSelector:
         )
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
-        """Margins, lengths in characters, and how often the longer side was chosen: a share far from 0.5 teaches length."""
+        """Margins, lengths in characters, and the share of longer chosen sides: far from 0.5, training learns length."""
         metrics = {
             "margin_mean": totals.mean("margin"),
             "margin_min": totals.least("margin"),

@@ -1,8 +1,8 @@
-"""Pair policies: which two candidates of a prompt stand against each other. One function each, in a table at the end.
+"""Pair policies: which two candidates of a prompt make a pair. Each is a function; the table at the end lists them.
 
-A policy is given a prompt whose candidates do not all have one text nor all one score, and returns positions (chosen, rejected),
-the chosen one never ranked lower, or why there is none. "Different texts" are the first of every text in the ranking: equal texts
-count once, with their best score.
+A policy gets a prompt whose candidates differ in text and in score. It returns positions (chosen, rejected), or the reason
+why there is no pair. The chosen candidate never ranks lower. "Different texts" are the first of every text in the
+ranking: equal texts count once, with their best score.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _best_vs_each(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPa
 
 def _margin_window(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """The pair of different texts with the largest margin of at most max_margin; min_margin holds as for every policy."""
-    assert rule.max_margin is not None  # the rule says so
+    assert rule.max_margin is not None  # PairRule requires it with this policy
     margins = [entry for entry in _all_margins(ranked) if entry[0] > 0]
     if not margins:
         return NoPair("tie", f"all different texts score {ranked.rank[ranked.order[0]]:g}")
@@ -121,7 +121,7 @@ def _length_matched(ranked: Ranked, rule: PairRule, seed: int) -> Positions | No
 
 def _rejection_sampled(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
     """Two of the candidates that statistical rejection sampling accepts, at random, the higher score first."""
-    # In the order they were sampled, as in the paper: the order decides who is left when enough are accepted.
+    # In sampling order, as in the paper: the loop stops once enough are accepted, so the order matters.
     different = sorted(ranked.different_texts(ranked.order))
     generator = _generator(ranked, seed)
     scores = [ranked.rank[position] for position in different]

@@ -1,4 +1,4 @@
-"""The order of one prompt's candidates: which can be used, how several scorers are combined, what length costs."""
+"""Ranks the candidates of a prompt: drops unusable ones, combines scorers, subtracts the length penalty."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Ranked:
 
     candidates: PromptCandidates
     combined: list[float]
-    """Combined score; has no meaning for what cannot be used."""
+    """Combined score; undefined for unusable candidates."""
     rank: list[float]
-    """What orders: the combined score after the length penalty."""
+    """The number that ranks: the combined score minus the length penalty."""
     order: list[int]
     """Positions of the usable candidates, best first; of equal ones the lower candidate_index first."""
     removed: Mapping[str, int] = field(default_factory=dict)
-    """How many cannot be used, by what is wrong with them."""
+    """Number of unusable candidates by reason."""
 
     def too_few(self) -> Drop:
-        """The drop of a prompt that has too few usable candidates; it blames what removed the most."""
+        """The drop of a prompt with too few usable candidates; its reason is the one that removed the most."""
         most = max(self.removed, key=lambda name: self.removed[name]) if any(self.removed.values()) else "too_few_candidates"
         parts = [f"{count} {_CAUSES[name]}" for name, count in self.removed.items() if count]
         detail = f"{len(self.order)} of {len(self.candidates.indices)} candidates can be used"
@@ -72,8 +72,8 @@ class Ranked:
 def rank_candidates(candidates: PromptCandidates, ranking: RankingRule) -> Ranked:
     """Order a prompt's candidates by their score.
 
-    Left out are candidates that lack a finite score by any scorer, empty ones (there is nothing to imitate), and, unless
-    `keep_truncated`, those that were cut at the token limit.
+    It drops candidates without a finite score by some scorer, empty ones (there is nothing to imitate), and, unless
+    `keep_truncated`, those cut at the token limit.
     """
     truncated, nonfinite, empty = 0, 0, 0
     lacking = {
@@ -112,7 +112,7 @@ def _combined(candidates: PromptCandidates, ranking: RankingRule, usable: Sequen
     """Combined score by position."""
     weights = list(ranking.scorers.values())
     if weights == [1.0] and ranking.combine == "weighted_sum":
-        # The one scorer's own scores, to the bit: a sum would make 0.0 of -0.0.
+        # A single scorer's scores are kept to the bit: a sum would turn -0.0 into 0.0.
         return candidates.scores[0]  # type: ignore[return-value]
     columns = [[scores[position] for position in usable] for scores in candidates.scores]
     combined = [math.nan] * len(candidates.texts)

@@ -1,4 +1,4 @@
-"""Select from files in tasks, each a sealed shard: a kill costs the unfinished ones, and who does them changes nothing."""
+"""Selects from files in tasks. Each task is a sealed shard: a killed run repeats only unfinished tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from align.store.atomic import atomic_writer
 from align.store.shard import read_seal, seal_shard, shard_path
 
 TASKS_PER_PROCESS = 2
-"""A process for fewer takes longer to start than it saves."""
+"""For fewer tasks, starting a process takes longer than it saves."""
 
 
 def run_selection(context: StageContext[Any], artifact: Artifact, selector: Selector[Any]) -> StageOutcome:
@@ -134,7 +134,7 @@ def _run_tasks(
     check_stop: Callable[[], None],
     num_processes: int | None,
 ) -> list[Mapping[str, Any]]:
-    """The facts of every task, in order; those whose shards are whole are not done again."""
+    """The facts of every task, in order. Tasks with complete shards do not run again."""
     facts: dict[int, Mapping[str, Any]] = {}
     for index in range(len(tasks)):
         shard = shard_path(folder, index)

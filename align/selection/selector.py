@@ -1,4 +1,4 @@
-"""What selects from one prompt's candidates, and the numbers that it leaves behind."""
+"""The interface of selection from one prompt's candidates, and the statistics that it collects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Selector(Protocol[RowT_co]):
         """Rows and drops of one prompt; the tally gets the numbers."""
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
-        """The metrics of all rows together; there must be one."""
+        """The metrics of all rows; there must be at least one row."""
 
 
 def select_from_groups(groups: Iterable[Group], selector: Selector[RowT_co]) -> tuple[list[RowT_co], list[Drop]]:
@@ -63,7 +63,7 @@ def messages_of(candidates: PromptCandidates) -> list[Message]:
     """The prompt as messages; text is one user message. Fields other than role and content are left out.
 
     Raises:
-        DataError: if it is not that.
+        DataError: if it is neither text nor such messages.
     """
     prompt = candidates.prompt
     if isinstance(prompt, str):
@@ -92,7 +92,7 @@ class SelectionTally:
         self.counts: Counter[str] = Counter()
 
     def facts(self) -> dict[str, Any]:
-        """What `Totals` needs of it, as JSON."""
+        """The sums that `Totals` adds up, as JSON."""
         series = {
             name: {"sum": exact_sum(values), "number": len(values), "least": min(values) if math.isfinite(min(values)) else None}
             for name, values in self.values.items()
@@ -101,7 +101,7 @@ class SelectionTally:
 
 
 class Totals:
-    """Several tallies together, the same to the bit however the prompts were shared among them."""
+    """The sum of several tallies. It is the same to the bit, however the prompts were shared among them."""
 
     def __init__(self, facts: Iterable[Mapping[str, Any]]) -> None:
         self.counts: Counter[str] = Counter()
@@ -112,7 +112,7 @@ class Totals:
                 self._series[name].append(series)
 
     def mean(self, name: str) -> float | None:
-        """Mean of all values, rounded once; there must be one. None where the sum is beyond the range of numbers."""
+        """Mean of all values, rounded once; there must be a value. None if the sum overflows."""
         sums = [series["sum"] for series in self._series[name]]
         if any(parts is None for parts in sums):
             return None
@@ -132,7 +132,7 @@ class Totals:
 def exact_sum(values: Sequence[float]) -> list[float] | None:
     """A few numbers whose sum is exactly that of `values`, so that sums of sums depend on no grouping.
 
-    None where the values hold an infinity, or their sum is beyond the range of numbers.
+    None if a value is infinite or the sum overflows.
     """
     parts: list[float] = []
     try:

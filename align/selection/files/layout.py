@@ -1,4 +1,4 @@
-"""How candidate files are cut into tasks: at prompts, and by the rows alone, so that who works on them changes nothing."""
+"""Cuts candidate files into tasks. The cuts depend on the rows only, so that the number of processes changes no result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.selection.files.open import open_file
 from align.selection.files.reader import FileRange, RowFile
 
 TASK_ROWS = 1 << 16
-"""Rows of a task at least, but for the last: what an interruption can cost a process."""
+"""Least rows of a task, except the last: the work that a process can lose in an interruption."""
 
 
 class Task(Protocol):
@@ -37,7 +37,7 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What one pass over the prompt ids tells of the files."""
+    """The result of one pass over the prompt ids."""
 
     tasks: list[Pieces]
     num_rows: int
@@ -46,7 +46,7 @@ class Layout:
 
     @property
     def scattered(self) -> bool:
-        """Whether rows of some prompt do not follow each other. Two ids with one hash look like that too; it costs time only."""
+        """Whether the rows of some prompt are apart. Two ids with the same hash look so too, which only costs time."""
         return len(np.unique(self.hashes)) < len(self.hashes)
 
 

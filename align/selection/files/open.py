@@ -1,4 +1,4 @@
-"""Which reader a file of scored candidates has."""
+"""Opens a file of scored candidates with the reader of its format."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class ParquetReader:
         )
 
     def score_names(self) -> list[str]:
-        """Names of the scores that the schema tells of; those of a map are in its rows only."""
+        """Names of the scores in the schema; a map has its names only in the rows."""
         names: list[str] = []
         scores = self._file.column("scores")
         if scores in self._schema.names and pa.types.is_struct(kind := self._schema.field(scores).type):
@@ -200,13 +200,13 @@ class ParquetReader:
 
 
 def run_starts(ids: Any) -> Any:
-    """Rows whose id is another than that of the row before, and row 0."""
+    """Row 0 and the rows whose id differs from that of the row before."""
     changes = pc.not_equal(ids[1:], ids[: max(len(ids) - 1, 0)]).to_numpy(zero_copy_only=False)
     return np.flatnonzero(np.append([len(ids) > 0], changes))
 
 
 def _parts_of(columns: dict[str, Any], scorers: Sequence[str], path: Path) -> Iterator[PromptCandidates]:
-    """Plain lists by run of rows of one prompt; of its rows only the first one's prompt, which the others must equal."""
+    """Plain lists for each run of rows of one prompt. All rows of a run must have the same prompt."""
     starts = run_starts(columns["prompt_id"])
     try:
         ids = columns["prompt_id"].take(pa.array(starts)).to_pylist()

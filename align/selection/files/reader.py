@@ -1,4 +1,4 @@
-"""What a reader of candidate files gives."""
+"""The interface of readers of candidate files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORE_FORMS = "scores (a number by name), scores.NAME, or score"
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file of scored candidates, and where its columns have other names than our fields."""
+    """A file of scored candidates, with the columns whose names differ from our fields."""
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class FileRange(NamedTuple):
 
 
 class PromptStart(NamedTuple):
-    """A row whose prompt is another than that of the row before, or the first row of a file or row group."""
+    """A row whose prompt differs from that of the row before, or the first row of a file or row group."""
 
     prompt_id: str | None
     """None behind the last row."""
@@ -58,7 +58,7 @@ class PromptStart(NamedTuple):
     row: int
     """Rows of the file before it."""
     may_cut: bool = True
-    """Whether reading can begin here without reading much that stands before it."""
+    """Whether reading can begin here without reading much before it."""
 
 
 class Reader(Protocol):
