@@ -32,6 +32,10 @@ class RunContext:
     """Survives interruptions, and is removed when the stage is committed: unfinished shards and checkpoints live here."""
     seed: int
     """Every random number follows from it."""
+    rank: int = 0
+    """Number of this process among those that run the stage together, from 0."""
+    world_size: int = 1
+    """Processes that run the stage together."""
     emit: Emit = _nobody
     """Takes what happens, while it happens."""
     stop_requested: Callable[[], int | None] = _never

@@ -39,17 +39,25 @@ def resolve_precision(name: str) -> Precision:
 def training_arguments(config: Optimization, context: RunContext, *, num_rows: int) -> dict[str, Any]:
     """Keyword arguments for `TrainingArguments` and its subclasses.
 
+    `batch_size` counts the rows of an optimizer step over all processes, so the number of steps does not depend on `world_size`.
+
     Raises:
-        RecipeError: if batch_size is not a multiple of micro_batch_size.
+        RecipeError: if the processes cannot share batch_size equally, or a share is not a multiple of micro_batch_size.
     """
-    micro = config.micro_batch_size or config.batch_size
-    if config.batch_size % micro:
-        raise RecipeError(f"{context.name}: batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
+    share, rest = divmod(config.batch_size, context.world_size)
+    if rest:
+        raise RecipeError(
+            f"{context.name}: batch_size {config.batch_size} is not a multiple of the number of processes, {context.world_size}"
+        )
+    micro = config.micro_batch_size or share
+    if share % micro:
+        of = f"batch_size {share}" if context.world_size == 1 else f"batch_size {share} of each process"
+        raise RecipeError(f"{context.name}: {of} is not a multiple of micro_batch_size {micro}")
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
     return {
         "output_dir": str(context.work / CHECKPOINTS_NAME),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": config.batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
         "num_train_epochs": float(config.num_epochs),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler,

@@ -1,0 +1,36 @@
+"""How an optimizer batch is shared among processes and micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.sections import Optimization
+from align.errors import RecipeError
+from align.runtime.context import RunContext
+from align.training.loop import training_arguments
+
+
+def arguments(world_size: int, **settings: Any) -> dict[str, Any]:
+    context = RunContext(name="sft", work=Path("work"), seed=1, world_size=world_size)
+    return training_arguments(Optimization(precision="float32", warmup_ratio=0.5, num_epochs=3, **settings), context, num_rows=50)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "rows", "accumulation"),
+    [(1, None, 16, 1), (1, 2, 2, 8), (2, None, 8, 1), (2, 2, 2, 4), (4, 4, 4, 1)],
+)
+def test_the_rows_of_a_step_do_not_depend_on_processes(world_size: int, micro: int | None, rows: int, accumulation: int) -> None:
+    found = arguments(world_size, batch_size=16, micro_batch_size=micro)
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (rows, accumulation)
+    assert world_size * rows * accumulation == 16
+    assert found["warmup_steps"] == 6  # half of 3 epochs of 50 / 16, rounded up to 4 steps
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(RecipeError, match="sft: batch_size 16 is not a multiple of the number of processes, 3"):
+        arguments(3, batch_size=16)
+    with pytest.raises(RecipeError, match="sft: batch_size 8 of each process is not a multiple of micro_batch_size 3"):
+        arguments(2, batch_size=16, micro_batch_size=3)
