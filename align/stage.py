@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from align.config.base import StrictModel
 from align.config.form import Seed
+from align.config.graph import GraphModel
 from align.runtime.context import RunContext
 from align.store.artifact import Artifact
 
 
-class StageConfig(StrictModel):
+class StageConfig(GraphModel):
     """Fields common to every stage's configuration.
 
     `labels_matter` says that the names the references carry are part of the result, as the row names of the comparison are.

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+from align.config.reference import FieldPath
 from align.strict import Strict
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a value of a document."""
+
+    path: FieldPath
+    text: str
+    at_key: bool = False
+    """Whether the problem is with the key rather than its value."""
+    missing_key: bool = False
+    instead_of: str | None = None
+    """For an unknown key: the key that was probably meant."""
 
 
 class ExecutionMark:
@@ -22,8 +35,8 @@ class StrictModel(Strict):
     """A part of a configuration."""
 
     @classmethod
-    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yields the path of each field that does not agree with the others, and why.
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        """Fields that do not agree with each other; paths begin at the stage. Overriders pass on what `super()` yields.
 
         Called with a stage's fields as they were written, so that a message can name the line. Values may be of any type: what
         is wrong with a type is said elsewhere.

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
-from align.config.explain import Problem, kind_phrase, listing, nearest, unknown
-from align.config.graph import Draft
-from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, ArtifactInput, CandidatesInput, DataInput, ModelInput
+from align.config.base import Problem
+from align.config.explain import kind_phrase, nearest, unknown
+from align.config.graph import Draft, RecipeGraph
+from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.reference import FieldPath, kinds_of
-from align.config.selection import POLICY_OPTIONS
 
 MODEL_CONFIG_NAME = "config.json"
-
-
-AnyInput = ModelInput | DataInput | CandidatesInput | ArtifactInput
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
@@ -94,12 +91,12 @@ def _beside(place: Path) -> str:
 
 def artifact_kind(folder: Path) -> str | None:
     """What the manifest in `folder` says can be named as, or None when there is no readable manifest."""
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     whole = {adapter: kind for kind, adapter in ADAPTER_KINDS.items()}
     return whole.get(str(manifest["kind"]), str(manifest["kind"])) if "kind" in manifest else None
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
+def manifest_of(folder: Path) -> Mapping[str, Any]:
     """The manifest in `folder`, unchecked; empty when there is no readable one."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
@@ -116,113 +113,67 @@ def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterat
         yield Problem((*path[:-1], "kind"), f"expected '{kind}', which is what {place} holds, got '{spec.kind}'")
 
 
-def check_stage(
-    name: str, draft: Draft, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Problem]:
+def check_stage(name: str, draft: Draft, graph: RecipeGraph) -> Iterator[Problem]:
     """Fields of one stage that must agree with each other or with the stage or input they name.
 
     The values may be of any type: what is wrong with a type has been said elsewhere.
-
-    Args:
-        folder: where relative paths of inputs start.
     """
-    path = ("stages", name)
-    fields = draft.stage_type.config_type.model_fields
-    for field_path, text in draft.stage_type.config_type.check_fields(draft.fields):
-        yield Problem((*path, *field_path), text)
-    if "scorer" in fields and "scored" in fields:
-        yield from _check_scorer(draft.fields, path, drafts, one_or_several="scorers" in fields)
-    yield from _check_encoder_decoder(draft, path, drafts, inputs, folder)
-    if draft.stage_type.name == "select_checkpoint":
-        yield from _check_epochs(draft.fields.get("model"), (*path, "model"), drafts, inputs, folder)
-    if "rso_beta" in fields:
-        yield from _check_policy(draft.fields, path)
-    if "micro_batch_size" in fields and "batch_size" in fields:
-        whole, part = (draft.fields.get(field, fields[field].default) for field in ("batch_size", "micro_batch_size"))
-        if _positive(whole) and _positive(part) and whole % part:
-            field = "micro_batch_size" if "micro_batch_size" in draft.fields else "batch_size"
-            yield Problem((*path, field), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
+    config_type = draft.stage_type.config_type
+    yield from (
+        problem._replace(path=("stages", name, *problem.path))
+        for problem in (
+            *config_type.check_fields(draft.fields),
+            *config_type.check_graph(draft.fields, graph),
+            *_check_encoder_decoder(draft, graph),
+        )
+    )
 
 
-def _check_encoder_decoder(
-    draft: Draft, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Problem]:
+def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem]:
     """Refuse encoder–decoder models in stages, or with options, that do not support them."""
     stage_type = draft.stage_type.name
     engine_reported = False
     for field_path, wanted, name in draft.references():
-        source = _model_folder(name, drafts, inputs, folder) if "model" in kinds_of(wanted) else None
+        source = _model_folder(name, graph) if "model" in kinds_of(wanted) else None
         architecture = encoder_decoder_architecture(source) if source else None
         if architecture is None:
             continue
         told = f"'{name}' is an encoder–decoder model ({architecture})"
         if stage_type not in ENCODER_DECODER_STAGES:
             refusal = encoder_decoder_refusal(f"'{name}'", architecture, stage_type)
-            yield Problem((*path, *field_path), f"{refusal}: name another model")
+            yield Problem(field_path, f"{refusal}: name another model")
         elif draft.fields.get("peft") is not None:
-            yield Problem((*path, "peft"), f"{told}, of which all weights are trained; leave peft out")
+            yield Problem(("peft",), f"{told}, of which all weights are trained; leave peft out")
         elif draft.fields.get("engine") == "vllm" and not engine_reported:
             engine_reported = True
-            yield Problem((*path, "engine"), f"{told}, which vllm does not serve; write transformers, or leave engine out")
+            yield Problem(("engine",), f"{told}, which vllm does not serve; write transformers, or leave engine out")
 
 
-def _model_folder(name: str, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path) -> Path | None:
+def _model_folder(name: str, graph: RecipeGraph) -> Path | None:
     """The local folder that a referenced model starts from, found by going back through the stages that train it."""
     passed: set[str] = set()
-    while name in drafts and name not in passed:
+    while name in graph.drafts and name not in passed:
         passed.add(name)
-        before = drafts[name].fields.get("model") if drafts[name].stage_type.produces == "model" else None
+        before = graph.drafts[name].fields.get("model") if graph.drafts[name].stage_type.produces == "model" else None
         if not isinstance(before, str):
             return None
         name = before
-    spec = inputs.get(name)
+    spec = graph.inputs.get(name)
     if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
-        return folder / Path(spec.path).expanduser()
+        return graph.folder / Path(spec.path).expanduser()
     if isinstance(spec, ArtifactInput):
-        return folder / Path(spec.artifact).expanduser() / "model"
+        return graph.folder / Path(spec.artifact).expanduser() / "model"
     return None
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_epochs(
-    model: Any, path: FieldPath, drafts: Mapping[str, Draft], inputs: Mapping[str, AnyInput], folder: Path
-) -> Iterator[Problem]:
-    """Whether what a checkpoint is chosen from was made by sft, the one stage that keeps every epoch."""
-    maker: str | None = None
-    if isinstance(model, str) and model in drafts and drafts[model].stage_type.produces == "model":
-        maker = drafts[model].stage_type.name
-    elif isinstance(model, str) and isinstance(spec := inputs.get(model), ArtifactInput):
-        maker = str(_manifest(folder / Path(spec.artifact).expanduser()).get("stage", "sft"))
-    elif isinstance(model, str) and isinstance(inputs.get(model), ModelInput):
-        maker = "no stage"
-    if maker not in (None, "sft"):
-        text = f"wants a model made by an sft stage, which keeps a checkpoint per epoch, but '{model}' was made by {maker}"
-        made = [name for name, draft in drafts.items() if draft.stage_type.name == "sft"]
-        yield Problem(path, text + (f"; name {listing(made)}" if made else ""))
-
-
-def _check_policy(fields: Mapping[str, Any], path: FieldPath) -> Iterator[Problem]:
-    policy = fields.get("policy", "max_min")
-    for option, needed in POLICY_OPTIONS.items():
-        if policy != needed and fields.get(option) is not None:
-            yield Problem((*path, option), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
-
-
-def _check_scorer(
-    fields: Mapping[str, Any], path: FieldPath, drafts: Mapping[str, Draft], *, one_or_several: bool
-) -> Iterator[Problem]:
-    """Whether the scorer that ranks, or each of several, is one of those that the scored stage has."""
+def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+    """Whether the scorer that ranks, or each of several, is one of those that the stage named by `scored` has."""
     scored = fields.get("scored")
-    source = drafts.get(scored) if isinstance(scored, str) else None
+    source = graph.drafts.get(scored) if isinstance(scored, str) else None
     known = source.fields.get("scorers") if source else None
     several = fields.get("scorers")
-    if one_or_several and fields.get("scorer") is None and several is None:
-        yield Problem((*path, "scorer"), "this key is missing; expected a text (or scorers, each with its weight)", at_key=True)
     named: dict[FieldPath, Any] = {("scorer",): fields.get("scorer")}
     named |= {("scorers", name): name for name in (several if isinstance(several, dict) else {})}
     for field, scorer in named.items():
         if isinstance(scorer, str) and isinstance(known, dict) and known and scorer not in known:
-            yield Problem((*path, *field), f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")
+            yield Problem(field, f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")

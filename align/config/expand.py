@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from align.config.explain import Problem, listing, problems_of
+from align.config.base import Problem
+from align.config.explain import listing, problems_of
 from align.config.form import FILLED, NODE_NAME, Copies, Rounds, is_rounds, written_blocks
 from align.config.graph import StageTypeLike
 from align.config.reference import FieldPath

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from align.config.base import Problem
 from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.rules import RuleSet
 from align.config.shape import Members, fitting_model, follow, is_list, is_model, members
@@ -126,18 +127,6 @@ def _advice(alternatives: Members, value: Any) -> str:
 
 Branch = tuple[FieldPath, str]
 """The path of a union in the document, and the alternative that was tried."""
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong with a value of a document."""
-
-    path: FieldPath
-    text: str
-    at_key: bool = False
-    """Whether the problem is with the key rather than its value."""
-    missing_key: bool = False
-    instead_of: str | None = None
-    """For an unknown key: the key that was probably meant."""
 
 
 def problems_of(

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from align.config.base import StrictModel
-from align.config.explain import Problem, kind_phrase, listing, nearest
+from align.config.base import Problem, StrictModel
+from align.config.explain import kind_phrase, listing, nearest
+from align.config.inputs import AnyInput
 from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
 LONGEST_ADVICE = 2
 """More stages than this between two kinds are not proposed."""
+
+
+class GraphModel(StrictModel):
+    """A stage's configuration, which may have rules about the stages and inputs that it names."""
+
+    @classmethod
+    def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+        """Fields that do not agree with what they name; paths begin at the stage. As with `check_fields`, values may be of any
+        type."""
+        yield from ()
 
 
 class StageTypeLike(Protocol):
@@ -25,7 +37,7 @@ class StageTypeLike(Protocol):
     def produces(self) -> str: ...
 
     @property
-    def config_type(self) -> type[StrictModel]: ...
+    def config_type(self) -> type[GraphModel]: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,17 @@ class Draft:
 
     def references(self) -> Iterator[tuple[FieldPath, Any, str]]:
         yield from references_in(self.stage_type.config_type, self.fields)
+
+
+@dataclass(frozen=True)
+class RecipeGraph:
+    """All stages and inputs of a recipe, as they were written."""
+
+    drafts: Mapping[str, Draft]
+    inputs: Mapping[str, AnyInput]
+    """Those that are right by themselves."""
+    folder: Path
+    """Where relative paths of inputs start."""
 
 
 def check_references(

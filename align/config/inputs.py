@@ -190,3 +190,5 @@ class ArtifactInput(StrictModel):
 
 
 InputSpec = Annotated[ModelInput | DataInput | CandidatesInput | ArtifactInput, Field(union_mode="smart")]
+
+AnyInput = ModelInput | DataInput | CandidatesInput | ArtifactInput

@@ -13,13 +13,14 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from align.config.base import StrictModel
-from align.config.checks import AnyInput, check_decontamination, check_input_path, check_stage
+from align.config.base import Problem, StrictModel
+from align.config.checks import check_decontamination, check_input_path, check_stage
 from align.config.expand import Expansion, expand
-from align.config.explain import Problem, expected, listing, problems_of, show_path, show_value, unknown
+from align.config.explain import expected, listing, problems_of, show_path, show_value, unknown
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
-from align.config.graph import Draft, StageTypeLike, check_references, order_stages
+from align.config.graph import Draft, RecipeGraph, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
+    AnyInput,
     ArtifactInput,
     CandidatesInput,
     DataInput,
@@ -158,7 +159,8 @@ class _Parser:
         for problem in self.expansion.problems:
             self.add(problem, written=True)
         drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
-        checked = {key: list(check_stage(key, draft, drafts, inputs, self.folder)) for key, draft in drafts.items()}
+        graph = RecipeGraph(drafts, inputs, self.folder)
+        checked = {key: list(check_stage(key, draft, graph)) for key, draft in drafts.items()}
         configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft, checked[key]))}
         # A name whose own entry is invalid has no kind: one problem is enough, and its uses are not reported.
         kinds = dict.fromkeys((*written_inputs, *self.expansion.stages), "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
-from align.config.base import ExecutionOnly, StrictModel
+from align.config.base import ExecutionOnly, Problem, StrictModel
 from align.config.judge import Judge
 from align.config.reference import RewardModelReference
 from align.config.rules import RuleSet
@@ -90,6 +91,15 @@ class Optimization(StrictModel):
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
     checkpoint_steps: ExecutionOnly[int] = Field(default=200, ge=1)
     """Optimizer steps between checkpoints to resume from."""
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().check_fields(fields)
+        whole, part = (fields.get(name, cls.model_fields[name].default) for name in ("batch_size", "micro_batch_size"))
+        # `type`, because true is an int too.
+        if type(whole) is type(part) is int and whole > 0 and part > 0 and whole % part:
+            field = "micro_batch_size" if "micro_batch_size" in fields else "batch_size"
+            yield Problem((field,), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
 
 
 class Sampling(StrictModel):

@@ -6,9 +6,14 @@ Metrics: mean score of kept and of all candidates, drops by reason.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pydantic import Field
 
-from align.config.base import ExecutionOnly
+from align.config.base import ExecutionOnly, Problem
+from align.config.checks import check_scorers
+from align.config.graph import RecipeGraph
 from align.config.reference import RowsReference
 from align.records import ScoredCandidate
 from align.selection.best_of_n import BestRule, BestSelector
@@ -24,6 +29,10 @@ class Config(StageConfig, BestRule):
     """Scored candidates."""
     num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
+
+    @classmethod
+    def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+        yield from check_scorers(fields, graph)
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from align.config.architecture import is_encoder_decoder
+from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.plain import format_of
@@ -67,16 +68,16 @@ class Config(Generation, StageConfig):
     """The scorer that chooses in best of n; default: the first."""
 
     @classmethod
-    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
         models, baseline = fields.get("models"), fields.get("baseline")
         if not isinstance(models, list):
             return
         for index, model in enumerate(models):
             if isinstance(model, str) and model in models[:index]:
-                yield ("models", index), f"'{model}' is here twice"
+                yield Problem(("models", index), f"'{model}' is here twice")
         if isinstance(baseline, str) and models and baseline not in models:
             names = ", ".join(model for model in models if isinstance(model, str))
-            yield ("baseline",), f"'{baseline}' is not one of the models that are compared ({names})"
+            yield Problem(("baseline",), f"'{baseline}' is not one of the models that are compared ({names})")
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Config:

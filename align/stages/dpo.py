@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import DpoVariant
 from align.records import Preference
@@ -48,10 +49,11 @@ class DpoObjective(PairwiseObjective):
     """Assumed share of flipped labels (conservative DPO); for the variant sigmoid only."""
 
     @classmethod
-    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().check_fields(fields)
         variant, smoothing = fields.get("variant", cls.model_fields["variant"].default), fields.get("label_smoothing")
         if variant != "sigmoid" and isinstance(smoothing, float) and smoothing > 0:
-            yield ("label_smoothing",), f"is defined for the variant sigmoid only, not for {variant}; leave it out"
+            yield Problem(("label_smoothing",), f"is defined for the variant sigmoid only, not for {variant}; leave it out")
 
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         chosen, rejected = outputs.chunk(2)

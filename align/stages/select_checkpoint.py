@@ -14,13 +14,18 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from align.config.base import Problem
+from align.config.checks import manifest_of
+from align.config.explain import listing
+from align.config.graph import RecipeGraph
+from align.config.inputs import ArtifactInput, ModelInput
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
@@ -57,6 +62,22 @@ class Config(Generation, StageConfig):
     """Resamples of the paired bootstrap over prompts."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a scorer or a loss; numbers depend on it by rounding only (below 1e-5)."""
+
+    @classmethod
+    def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+        model, maker = fields.get("model"), None
+        if not isinstance(model, str):
+            return
+        if model in graph.drafts and graph.drafts[model].stage_type.produces == "model":
+            maker = graph.drafts[model].stage_type.name
+        elif isinstance(spec := graph.inputs.get(model), ArtifactInput):
+            maker = str(manifest_of(graph.folder / Path(spec.artifact).expanduser()).get("stage", SFT_STAGE))
+        elif isinstance(spec, ModelInput):
+            maker = "no stage"
+        if maker not in (None, SFT_STAGE):
+            text = f"wants a model made by an sft stage, which keeps a checkpoint per epoch, but '{model}' was made by {maker}"
+            made = [name for name, draft in graph.drafts.items() if draft.stage_type.name == SFT_STAGE]
+            yield Problem(("model",), text + (f"; name {listing(made)}" if made else ""))
 
 
 SCORE_NAME, LOSS_NAME = "score", "eval_loss"
