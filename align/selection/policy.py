@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from align.config.selection import PairPolicy
+from align.runtime.seed import derive_seed
 from align.selection.pair_rule import PairRule
 from align.selection.ranking import Ranked, mean_and_deviation
 from align.selection.rejection import accept_candidates
@@ -160,7 +161,7 @@ def _largest(entries: Sequence[tuple[float, int, int]]) -> Positions:
 
 
 def _generator(ranked: Ranked, seed: int) -> random.Random:
-    return random.Random(f"{seed}:{ranked.candidates.prompt_id}")
+    return random.Random(derive_seed(seed, "pairs", ranked.candidates.prompt_id))
 
 
 POLICIES: Mapping[PairPolicy, Callable[[Ranked, PairRule, int], Positions | NoPair]] = {

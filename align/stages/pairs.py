@@ -22,7 +22,7 @@ from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 from align.stage import StageConfig, StageContext, StageOutcome
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(StageConfig, PairRule):
