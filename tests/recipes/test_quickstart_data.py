@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -199,14 +200,15 @@ def test_a_tenth_of_the_labels_is_flipped(data: QuickstartData, gold: RuleSet) -
     assert agreement(scores[True]) < 0.2
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(QUICKSTART / "base_model", local_files_only=True)
+
+
 class TestBaseModel:
     """The committed model and tokenizer, as a user's program loads them."""
-
-    @pytest.fixture(scope="class")
-    def tokenizer(self):  # type: ignore[no-untyped-def]
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(QUICKSTART / "base_model", local_files_only=True)
 
     def test_special_tokens_and_size(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
         assert tokenizer.is_fast and len(tokenizer) <= 4096
