@@ -9,8 +9,9 @@ Metrics: loss, learning rate and gradient norm per logging step.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -18,13 +19,18 @@ from align.config.architecture import is_encoder_decoder
 from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import OnInvalid, Optimization
-from align.data.encoding import encode_instructions
+from align.data.encoding import Encoded, EncodedInstruction, encode_instructions
 from align.data.plain import format_of
+from align.data.template import ChatFormat
 from align.errors import RecipeError
+from align.models.folder import context_tokens
 from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.needs import TrainingNeeds, sample_batch
+
+if TYPE_CHECKING:
+    from align.training.sft import SftResult
 
 VERSION = 3
 
@@ -63,45 +69,89 @@ class Config(Optimization, AnyPeft, StageConfig):
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode and check every row, train, keep the model and one checkpoint per epoch."""
     from align.models.load import load_tokenizer
-    from align.models.trainable import TrainableModel
-    from align.training.seq2seq import train_seq2seq_sft
-    from align.training.sft import EPOCHS_NAME, train_sft
+    from align.training.sft import EPOCHS_NAME
 
-    config = context.config
-    source, data = context.artifact(config.model), context.artifact(config.data)
+    source, data = context.artifact(context.config.model), context.artifact(context.config.data)
     chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
-    two_sides = is_encoder_decoder(source.model_path)
-    if two_sides and config.peft is not None:
-        raise RecipeError(
-            f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder",
-            hint="Leave peft out: all its weights are trained.",
-        )
-    trainable = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
-    seen = trainable.context_tokens
-    limit = config.max_tokens if two_sides else min(config.max_tokens, seen)
     records = data.rows(Instruction)
-    encoded = encode_instructions(
-        records,
-        chat_format,
-        max_tokens=limit,
-        max_side_tokens=seen if two_sides else None,
-        on_invalid=config.on_invalid,
-        where=data.where,
-    )
-    completions = {record.id: record.completion for record in records}
-    texts = [completions[row.id] for row in encoded.rows]
-    places: dict[str, Any] = {
-        "output": context.output / MODEL_FOLDER,
-        "chat_format": chat_format,
-        "dropout": config.dropout,
-    }
-    if two_sides:
-        result = train_seq2seq_sft(encoded.rows, texts, context, config, source=source.model_path, **places)
-    else:
-        packing = config.packing and not isinstance(config.peft, VirtualTokens)
-        result = train_sft(encoded.rows, texts, context, config, trainable=trainable, max_tokens=limit, packing=packing, **places)
+    train = _train_encoder_decoder if is_encoder_decoder(source.model_path) else _train_decoder_only
+    encoded, result = train(context, source, records, chat_format)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     # Copied, not moved: a kill before the commit must find them in the work folder again.
     shutil.copytree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
     return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+
+
+def _train_decoder_only(
+    context: StageContext[Config], source: Artifact, records: Sequence[Instruction], chat_format: ChatFormat
+) -> tuple[Encoded[EncodedInstruction], SftResult]:
+    """All weights or an adapter, on rows in which samples may be packed."""
+    from align.models.trainable import TrainableModel
+    from align.training.sft import train_sft
+
+    config = context.config
+    trainable = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
+    limit = min(config.max_tokens, trainable.context_tokens)
+    encoded = _encode(context, records, chat_format, max_tokens=limit)
+    result = train_sft(
+        encoded.rows,
+        _completions(encoded, records),
+        context,
+        config,
+        trainable=trainable,
+        output=context.output / MODEL_FOLDER,
+        chat_format=chat_format,
+        max_tokens=limit,
+        packing=config.packing and not isinstance(config.peft, VirtualTokens),
+        dropout=config.dropout,
+    )
+    return encoded, result
+
+
+def _train_encoder_decoder(
+    context: StageContext[Config], source: Artifact, records: Sequence[Instruction], chat_format: ChatFormat
+) -> tuple[Encoded[EncodedInstruction], SftResult]:
+    """All weights, one sample a row; prompt and completion may each be as long as the model can see."""
+    from align.training.seq2seq import train_seq2seq_sft
+
+    config = context.config
+    if config.peft is not None:
+        raise RecipeError(
+            f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder",
+            hint="Leave peft out: all its weights are trained.",
+        )
+    seen = context_tokens(source.model_path)
+    encoded = _encode(context, records, chat_format, max_tokens=config.max_tokens, max_side_tokens=seen)
+    result = train_seq2seq_sft(
+        encoded.rows,
+        _completions(encoded, records),
+        context,
+        config,
+        source=source.model_path,
+        output=context.output / MODEL_FOLDER,
+        chat_format=chat_format,
+        dropout=config.dropout,
+    )
+    return encoded, result
+
+
+def _encode(
+    context: StageContext[Config],
+    records: Sequence[Instruction],
+    chat_format: ChatFormat,
+    *,
+    max_tokens: int,
+    max_side_tokens: int | None = None,
+) -> Encoded[EncodedInstruction]:
+    config = context.config
+    where = context.artifact(config.data).where
+    return encode_instructions(
+        records, chat_format, max_tokens=max_tokens, max_side_tokens=max_side_tokens, on_invalid=config.on_invalid, where=where
+    )
+
+
+def _completions(encoded: Encoded[EncodedInstruction], records: Sequence[Instruction]) -> list[str]:
+    """The text of every encoded row's completion."""
+    texts = {record.id: record.completion for record in records}
+    return [texts[row.id] for row in encoded.rows]
