@@ -105,6 +105,7 @@ class Artifact:
     @property
     def model_path(self) -> Path:
         """Folder of weights, configuration and tokenizer."""
+        # Model inputs are used where they lie: no copy of gigabytes, hence no `model` folder.
         return self.path if self.manifest.stage == INPUT_STAGE else self.path / MODEL_FOLDER
 
     @property
@@ -175,6 +176,7 @@ class Entry:
             path = self.path / name
             if not path.is_file():
                 return "damaged", f"{name} is missing"
+            # The size costs nothing; a truncated file of gigabytes is found before it is hashed.
             if path.stat().st_size != entry.size_bytes:
                 return "damaged", f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}"
             if hashes.of(path) != entry.sha256:
@@ -183,6 +185,7 @@ class Entry:
 
     def quarantine(self) -> Path:
         """Move a damaged entry aside, so that nothing uses it and the user can look at it."""
+        # With the time in its name, an entry that is damaged twice does not replace its first quarantined copy.
         target = self.path.with_name(f"quarantine-{self.path.name}-{time.time_ns()}")
         os.replace(self.path, target)
         fsync_folder(self.path.parent)
@@ -206,11 +209,14 @@ class Entry:
             relative = path.relative_to(self.path)
             if path.is_file() and relative.parts[0] != WORK_NAME and relative.name != MANIFEST_NAME:
                 files[relative.as_posix()] = FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+        # Single files come from `atomic_writer`, which syncs them; those in folders come from libraries, which do not.
         for child in self.path.iterdir():
             if child.is_dir() and child.name != WORK_NAME:
                 sync_tree(child)
         manifest = manifest.model_copy(update={"files": files})
+        # A kill before this line leaves an unfinished entry, whose work folder is still there for the next run.
         write_json(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json()))
+        # The entry is complete already: leftovers here cost disk space only, so they are no error.
         shutil.rmtree(self.work, ignore_errors=True)
         return manifest
 

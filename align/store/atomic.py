@@ -29,11 +29,14 @@ def fsync_folder(folder: Path) -> None:
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic within one file system only; a random name, because two processes may
+    # write the same path.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as stream:
             yield stream
             stream.flush()
+            # Without it, a power cut after the rename can leave an empty file under the final name.
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -44,6 +47,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 hint="Free some space and run the same command again; what was finished is kept.",
             ) from error
         raise
+    # Ctrl-C and a stop must not leave temporary files either.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

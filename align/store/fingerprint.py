@@ -41,6 +41,7 @@ class FileHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         try:
+            # An unreadable cache is no error: the files are then hashed again.
             loaded = json.loads(path.read_text())
             self._known = loaded if isinstance(loaded, dict) else {}
         except (OSError, ValueError):
@@ -49,7 +50,9 @@ class FileHashes:
     def of(self, path: Path) -> str:
         """sha256 of the file at `path`."""
         status = path.stat()
+        # Runs link to the store, so that one file has several paths.
         key = str(path.resolve())
+        # The inode shows a file that was replaced by another of the same size and time, as `cp -p` and `rsync -t` make them.
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
         known = self._known.get(key)
         if isinstance(known, list) and known[:3] == state:
@@ -61,6 +64,7 @@ class FileHashes:
 
     def save(self) -> None:
         """Write the cache to disk, without files that no longer exist."""
+        # Two commands that end together may lose each other's additions. They hash those files again; no hash becomes wrong.
         if self._changed:
             write_json(self._path, {key: value for key, value in sorted(self._known.items()) if Path(key).exists()})
             self._changed = False

@@ -1,4 +1,4 @@
-"""A lock for one writer at a time. Its holder writes its name beside it, so that a waiting process can show it."""
+"""A lock for one writer at a time. The holder writes its process and host beside it, so that a waiting process can show them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
     has_reported = False
     while not held:
         try:
+            # We poll instead of letting filelock wait, so that `on_wait` and `give_up` are called in between.
             lock.acquire(timeout=0)
             held = True
         except Timeout:
@@ -58,5 +59,6 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
         yield held
     finally:
         if held:
+            # Before the release: after it, this could delete the next holder's name.
             holder_path.unlink(missing_ok=True)
             lock.release()

@@ -35,6 +35,7 @@ def read_seal(shard: Path) -> Mapping[str, Any] | None:
     """The facts of a complete shard; None if it is missing, unfinished or damaged and must be made again."""
     try:
         seal: dict[str, Any] = json.loads(_seal_path(shard).read_text())
+        # A kill may come between a shard's rows and its seal; an old seal then does not match new rows.
         return seal if seal["sha256"] == sha256_of_file(shard) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
