@@ -80,6 +80,7 @@ class BestSelector:
         messages, row_id = messages_of(candidates), candidates.prompt_id
         return [
             Instruction(
+                # Ids must be unique; with one row per prompt the prompt's own id is enough, and later stages can join by it.
                 id=f"{row_id}/{candidates.indices[position]}" if self.rule.keep > 1 else row_id,
                 prompt=messages,
                 completion=candidates.texts[position],
@@ -92,6 +93,7 @@ class BestSelector:
         rule, ranked = self.rule, rank_candidates(candidates, self.rule.ranking)
         if not ranked.order:
             return ranked.too_few()
+        # Ranked first, so that of equal texts the best score stays and is compared with `min_score`.
         good = ranked.different_texts(ranked.order)
         if rule.min_score is not None:
             good = [position for position in good if ranked.rank[position] >= rule.min_score]

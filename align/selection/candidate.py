@@ -41,6 +41,7 @@ class PromptCandidates(NamedTuple):
                 f"prompt {self.prompt_id!r}: only some of the candidates here have a candidate_index",
                 hint="Give all rows one, or none.",
             )
+        # In place: a prompt of many parts would otherwise be copied once per part.
         self.indices.extend(other.indices)
         self.texts.extend(other.texts)
         self.truncated.extend(other.truncated)
@@ -53,6 +54,7 @@ class PromptCandidates(NamedTuple):
         Raises:
             StageError: if there is one candidate_index twice.
         """
+        # Everything after this relies on the order: of equal scores, the lower candidate_index comes first.
         indices = self.indices or list(range(len(self.texts)))
         order = sorted(range(len(indices)), key=indices.__getitem__)
         for first, second in pairwise(order):
@@ -74,6 +76,7 @@ def joined(parts: Iterable[PromptCandidates]) -> Iterator[PromptCandidates]:
     Raises:
         StageError: if two different prompts share an id. DataError: if only some candidates of a prompt have an index.
     """
+    # Only neighbours are compared, so that one prompt at a time is in memory; `regroup` brings scattered rows together first.
     whole: PromptCandidates | None = None
     for part in parts:
         if whole is not None and part.prompt_id == whole.prompt_id:
@@ -98,6 +101,7 @@ def group_candidates(rows: Iterable[ScoredCandidate]) -> list[Group]:
     for row in rows:
         groups.setdefault(row.prompt_id, []).append(row)
     for group in groups.values():
+        # Two prompts under one id would give pairs whose sides answer different prompts.
         candidates_of(group, ())  # checks them
         group.sort(key=lambda row: row.candidate_index)
     return list(groups.values())

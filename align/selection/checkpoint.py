@@ -19,7 +19,7 @@ class ScoredEverywhere(NamedTuple):
 
 
 def scored_everywhere(scores: Mapping[int, Mapping[str, float | None]]) -> ScoredEverywhere:
-    """Leave out, for all checkpoints, every prompt that one of them has no finite score for: the rest can be compared.
+    """Leave out every prompt that has no finite score at one of the checkpoints. The rest can be compared.
 
     Args:
         scores: epoch → prompt id → mean score; None, NaN or an infinity where there is none. A prompt that an epoch does not have
@@ -27,6 +27,7 @@ def scored_everywhere(scores: Mapping[int, Mapping[str, float | None]]) -> Score
     """
     drops: list[Drop] = []
     kept: list[str] = []
+    # A dict keeps the order of first appearance; a set would order the drops differently in every process.
     for prompt_id in dict.fromkeys(prompt_id for of_epoch in scores.values() for prompt_id in of_epoch):
         lacking = [epoch for epoch, of_epoch in scores.items() if not _is_finite(of_epoch.get(prompt_id))]
         if lacking:
@@ -42,12 +43,12 @@ def scored_everywhere(scores: Mapping[int, Mapping[str, float | None]]) -> Score
 
 
 def highest_score_epoch(mean_scores: Mapping[int, float]) -> int:
-    """The epoch with the highest mean score; of equal ones the earliest. There must be one, and every mean must be finite."""
+    """The epoch with the highest mean score; among equal ones, the earliest. There must be one, and every mean must be finite."""
     return min(mean_scores, key=lambda epoch: (-mean_scores[epoch], epoch))
 
 
 def lowest_loss_epoch(losses: Mapping[int, float | None]) -> int | None:
-    """The epoch with the lowest loss; of equal ones the earliest. None where no loss is finite."""
+    """The epoch with the lowest loss; among equal ones, the earliest. None where no loss is finite."""
     finite = {epoch: loss for epoch, loss in losses.items() if loss is not None and math.isfinite(loss)}
     return min(finite, key=lambda epoch: (finite[epoch], epoch)) if finite else None
 

@@ -21,7 +21,7 @@ def build_pairs(groups: Iterable[Group], *, seed: int = 0, **settings: Any) -> t
     """Pairs by a policy; the chosen one is always ranked strictly higher, and the texts always differ.
 
     Candidates are ranked by their combined score minus the length penalty (`RankingRule`); policies and margins use that number.
-    Of equal candidates the lower candidate_index comes first. With one scorer and no penalty the number is its score.
+    Among equal candidates the lower candidate_index comes first. With one scorer and no penalty the number is its score.
     docs/pairs.md has the formula of every policy.
 
     Args:
@@ -60,6 +60,7 @@ class PairSelector:
         ranked = rank_candidates(candidates, self.rule.ranking)
         if len(ranked.order) < 2:
             return [], [ranked.too_few()]
+        # Checked here once: the policies rely on two different texts and two different scores.
         result = _no_difference(ranked) or POLICIES[self.rule.policy](ranked, self.rule, self.seed)
         if isinstance(result, NoPair):
             return [], [Drop(id=candidates.prompt_id, drop_reason=result.drop_reason, detail=result.detail)]
@@ -74,12 +75,14 @@ class PairSelector:
             row_id += f"/{candidates.indices[chosen]}-{candidates.indices[rejected]}"
         high, low = ranked.rank[chosen], ranked.rank[rejected]
         margin = high - low
+        # best_vs_each, top_k_bottom_k and length_matched can pair equal scores.
         if not margin > 0:
             return Drop(id=row_id, drop_reason="tie", detail=f"the two score {high:g}")
         if margin < rule.min_margin:
             detail = f"{high:g} - {low:g} = {margin:g}, min_margin {rule.min_margin:g}"
             return Drop(id=row_id, drop_reason="margin_below_min", detail=detail)
         raw_high, raw_low = ranked.combined[chosen], ranked.combined[rejected]
+        # The penalised order is strict (above), so the penalty alone made this one.
         flipped = raw_high <= raw_low
         if flipped and rule.on_length_flip != "keep":
             detail = f"{raw_high:g} and {raw_low:g} before the length penalty, {high:g} and {low:g} after it"
@@ -91,6 +94,7 @@ class PairSelector:
                 detail = f"{share:g} of the weight prefers the chosen one, min_agreement {rule.min_agreement:g}"
                 return Drop(id=row_id, drop_reason="disagreement", detail=detail)
         better, worse = candidates.texts[chosen], candidates.texts[rejected]
+        # Counted after every possible drop: the metrics describe the pairs that training will see.
         tally.values["margin"].append(raw_high - raw_low)
         tally.values["chosen_characters"].append(len(better))
         tally.values["rejected_characters"].append(len(worse))
@@ -118,12 +122,13 @@ class PairSelector:
         if self.rule.length_penalty:
             metrics["flipped_by_length"] = totals.counts[FLIPPED]
         if self.rule.scorers is not None:
+            # Never 0: a stage without a single pair has failed before.
             metrics["disagreement_share"] = totals.counts[DISAGREED] / totals.number("margin")
         return metrics
 
 
 def _no_difference(ranked: Ranked) -> NoPair | None:
-    """Why no policy finds a pair: all texts are equal, or all scores."""
+    """The reason if no policy can find a pair, because all texts or all scores are equal."""
     best, texts, many = ranked.order[0], ranked.candidates.texts, len(ranked.order)
     if all(texts[position] == texts[best] for position in ranked.order):
         return NoPair("identical", f"all {many} candidates are the same text")

@@ -36,22 +36,23 @@ Positions = list[tuple[int, int]]
 
 
 def _max_min(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
-    """The best against the worst; of equally bad ones that with the lowest candidate_index."""
+    """The best against the worst; among equally bad ones, the one with the lowest candidate_index."""
     others = _worse_than_best(ranked)
     if not others:
         return _same_as_best(ranked)
+    # Equal ranks are in order of candidate_index, so the last one itself would be the highest index.
     lowest = ranked.rank[others[-1]]
     return [(ranked.order[0], next(position for position in others if ranked.rank[position] == lowest))]
 
 
 def _best_vs_second(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
-    """The best against the best of those with a lower score and another text."""
+    """The best against the next best that has a lower score and another text."""
     others = _worse_than_best(ranked)
     return [(ranked.order[0], others[0])] if others else _same_as_best(ranked)
 
 
 def _max_random(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
-    """The best against one worse different text at random, each as likely as the others, however often it was sampled."""
+    """The best against a random worse text. Each different text is equally likely, however often it was sampled."""
     others = _worse_than_best(ranked)
     if not others:
         return _same_as_best(ranked)
@@ -79,8 +80,9 @@ def _margin_window(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoP
 
 
 def _mean_sigma(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
-    """The different texts nearest to mean + sigmas * deviation and to mean - sigmas * deviation; of equally near ones the
-    lowest candidate_index."""
+    """The different texts nearest to mean + sigmas * deviation and to mean - sigmas * deviation; among equally near ones, the
+    one with the lowest candidate_index."""
+    # Sorted by position, because `min` below takes the first of equally near ones.
     different = sorted(ranked.different_texts(ranked.order))
     scores = [ranked.rank[position] for position in different]
     mean, deviation = mean_and_deviation(scores)
@@ -101,6 +103,7 @@ def _top_k_bottom_k(ranked: Ranked, rule: PairRule, seed: int) -> Positions | No
     different = ranked.different_texts(ranked.order)
     k = rule.k or K
     bottom = len(different) - k
+    # `place + 1` keeps a text from being paired with itself or with a better one where the two ends overlap.
     return [(first, second) for place, first in enumerate(different[:k]) for second in different[max(bottom, place + 1, 0) :]]
 
 
@@ -110,6 +113,7 @@ def _length_matched(ranked: Ranked, rule: PairRule, seed: int) -> Positions | No
     matched = []
     for margin, first, second in _all_margins(ranked):
         lengths = len(ranked.candidates.texts[first]), len(ranked.candidates.texts[second])
+        # No division by 0: the ranking leaves out empty texts.
         ratio = max(lengths) / min(lengths)
         shortest_ratio = min(shortest_ratio, ratio)
         if ratio <= most:
@@ -127,6 +131,7 @@ def _rejection_sampled(ranked: Ranked, rule: PairRule, seed: int) -> Positions |
     generator = _generator(ranked, seed)
     scores = [ranked.rank[position] for position in different]
     beta, count = rule.rso_beta or RSO_BETA, rule.rso_accept or RSO_ACCEPT
+    # At least two: there are two different texts, rso_accept is 2 or more, and every pass accepts the highest.
     accepted = accept_candidates(scores, beta=beta, count=count, generator=generator)
     first, second = (different[index] for index in generator.sample(accepted, 2))
     if ranked.rank[first] == ranked.rank[second]:
@@ -135,7 +140,7 @@ def _rejection_sampled(ranked: Ranked, rule: PairRule, seed: int) -> Positions |
 
 
 def _worse_than_best(ranked: Ranked) -> list[int]:
-    """Those with a lower score and another text than the best, best first."""
+    """Positions of the candidates whose score is lower than the best one's and whose text differs from it, best first."""
     best = ranked.order[0]
     highest, text, rank, texts = ranked.rank[best], ranked.candidates.texts[best], ranked.rank, ranked.candidates.texts
     return [position for position in ranked.order if rank[position] < highest and texts[position] != text]
@@ -147,7 +152,7 @@ def _same_as_best(ranked: Ranked) -> NoPair:
 
 
 def _all_margins(ranked: Ranked) -> Iterator[tuple[float, int, int]]:
-    """(margin, chosen, rejected) of every two different texts, the better first."""
+    """(margin, chosen, rejected) for every two different texts; `chosen` ranks at least as high."""
     different = ranked.different_texts(ranked.order)
     for place, first in enumerate(different):
         for second in different[place + 1 :]:
@@ -155,7 +160,7 @@ def _all_margins(ranked: Ranked) -> Iterator[tuple[float, int, int]]:
 
 
 def _largest(entries: Sequence[tuple[float, int, int]]) -> Positions:
-    """The largest margin; of equal ones the lowest candidate_index of the chosen, then of the rejected."""
+    """The pair with the largest margin; among equal margins, the lowest candidate_index of chosen, then of rejected."""
     _, chosen, rejected = min(entries, key=lambda entry: (-entry[0], entry[1], entry[2]))
     return [(chosen, rejected)]
 

@@ -49,7 +49,7 @@ class Ranked:
     rank: list[float]
     """The number that ranks: the combined score minus the length penalty."""
     order: list[int]
-    """Positions of the usable candidates, best first; of equal ones the lower candidate_index first."""
+    """Positions of the usable candidates, best first; among equal ones, the lower candidate_index first."""
     removed: Mapping[str, int] = field(default_factory=dict)
     """Number of unusable candidates by reason."""
 
@@ -76,6 +76,7 @@ def rank_candidates(candidates: PromptCandidates, ranking: RankingRule) -> Ranke
     `keep_truncated`, those cut at the token limit.
     """
     truncated, nonfinite, empty = 0, 0, 0
+    # A candidate that one scorer could not score is left out for all: its combined score would not compare with the others'.
     lacking = {
         position
         for scores in candidates.scores
@@ -94,11 +95,13 @@ def rank_candidates(candidates: PromptCandidates, ranking: RankingRule) -> Ranke
             usable.append(position)
     combined = rank = _combined(candidates, ranking, usable)
     if ranking.length_penalty:
+        # A new list: `combined` must keep the scores before the penalty, which the pairs report.
         price = ranking.length_penalty / CHARACTERS_PER_PENALTY
         rank = [math.nan] * len(combined)
         for position in usable:
             rank[position] = combined[position] - price * len(candidates.texts[position])
     order = usable
+    # The very list of the scores: nothing was computed, and `lacking` has found all numbers that are not finite.
     if rank is not candidates.scores[0]:
         # Finite scores of about 1e308 may add up to an infinity, which cannot rank.
         order = [position for position in usable if -math.inf < rank[position] < math.inf]
@@ -134,7 +137,8 @@ def agreement(candidates: PromptCandidates, weights: Sequence[float], chosen: in
 
 
 def mean_and_deviation(scores: Sequence[float]) -> tuple[float, float]:
-    """Mean and population standard deviation of finite numbers, not even of 1e308 overflowing."""
+    """Mean and population standard deviation of finite numbers; numbers of 1e308 do not overflow."""
+    # Squares of scores near 1e308 would overflow; of scaled ones they are at most 1.
     largest = max(abs(score) for score in scores) or 1.0
     scaled = [score / largest for score in scores]
     mean = math.fsum(scaled) / len(scaled)
@@ -164,7 +168,9 @@ def _vote(columns: Sequence[Sequence[float]], weights: Sequence[float]) -> list[
 
 
 def _won_share(column: Sequence[float]) -> list[float]:
-    """Share of the others that each beats, a tie being half."""
+    """For each score, the share of the other scores that it beats; a tie counts half."""
+    # bisect_left counts those below; bisect_right also the equal ones and the score itself, hence the - 1. Their sum is twice
+    # (beaten + ties / 2). Sorting takes n log n comparisons instead of n squared.
     rising = sorted(column)
     others = max(len(column) - 1, 1)
     return [(bisect_left(rising, score) + bisect_right(rising, score) - 1) / (2 * others) for score in column]

@@ -16,14 +16,14 @@ def accept_candidates(scores: Sequence[float], *, beta: float, count: int, gener
 
     Passes over the candidates that are not accepted yet accept each with probability exp((score - highest) / beta), where
     `highest` is the highest score among them when the pass begins, and end in the midst of a pass when `count` are accepted. The
-    highest is always accepted, so there are at most `count` passes. A small beta accepts nearly the best ones, a large beta
-    nearly any.
+    highest is always accepted, so there are at most `count` passes. With a small beta almost only the best are accepted, with a
+    large beta almost any.
 
     Args:
         scores: finite scores of different completions, in the order they were sampled.
         beta: in the unit of the scores, above 0.
-        count: most candidates to accept; with fewer candidates all are.
-        generator: what the draws come from: one number per candidate and pass.
+        count: how many candidates to accept at most; if there are fewer, all are accepted.
+        generator: source of the draws, one number per candidate and pass.
     Raises:
         ValueError: if `beta` is not a number above 0 or `count` is negative.
     """
@@ -34,9 +34,11 @@ def accept_candidates(scores: Sequence[float], *, beta: float, count: int, gener
     accepted: list[int] = []
     remaining = list(range(len(scores)))
     while remaining and len(accepted) < count:
+        # Taken anew in every pass, as in the paper: with the first highest, a small beta would accept nothing further.
         highest = max(scores[index] for index in remaining)
         rejected = []
         for index in remaining:
+            # random() is below 1 and exp(0) is 1: the highest is accepted in every pass, so the loop ends.
             if len(accepted) < count and generator.random() < math.exp((scores[index] - highest) / beta):
                 accepted.append(index)
             else:

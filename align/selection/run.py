@@ -58,12 +58,12 @@ def select_from_files(
     Args:
         name: of the stage, for messages.
         output: folder for the two files.
-        work: folder for shards and regrouped rows; what an earlier attempt finished there is used, so it must have been about
+        work: folder for shards and regrouped rows. What an earlier attempt finished there is used, so that attempt must have had
             the same files and the same selector.
         count: called with (finished tasks, tasks); may raise to stop.
         check_stop: called between tasks and a few times a second while processes work; raises to stop.
-        num_processes: most processes that work at the same time; default: one per core. No byte depends on it.
-        task_rows: rows of a task at least.
+        num_processes: most processes that work at the same time; default: one per core. The results do not depend on it.
+        task_rows: least number of rows in a task.
     Raises:
         DataError: if a row cannot be used. StageError: if a prompt has one candidate_index twice, two prompts share an id, a
             score is missing, or every prompt is dropped. Both name the file or the prompt.
@@ -84,6 +84,7 @@ def select_from_files(
             hint="Look at the scored candidates; then lower min_margin or min_score, or sample more candidates.",
         )
     shards = [shard_path(work / "shards", index) for index in range(len(tasks))]
+    # In the order of the tasks, whichever process finished first: the bytes do not depend on the number of processes.
     _join(shards, output / ROWS_NAME)
     _join([_drops_path(shard) for shard in shards], output / DROPS_NAME)
     return StageOutcome(
@@ -106,12 +107,14 @@ def _join(pieces: Sequence[Path], target: Path) -> None:
 
 
 def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]:
-    """Select from one task's rows; write rows and drops, and last the seal with the facts, which are returned."""
+    """Select from one task's rows: write rows, drops and, last, the seal. Returns the facts in the seal."""
     tally = SelectionTally()
     dropped: Counter[str] = Counter()
     num_prompts = num_rows = 0
+    # Both files are whole on disk when the block ends; only then may the seals say so.
     with ExitStack() as stack:
         rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
+        # A prompt comes in several parts where a batch of rows ends in the midst of it.
         for candidates in joined(task.parts(selector.scorers)):
             rows, drops = selector.select(candidates.by_index(), tally)
             num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
@@ -138,6 +141,7 @@ def _run_tasks(
     facts: dict[int, Mapping[str, Any]] = {}
     for index in range(len(tasks)):
         shard = shard_path(folder, index)
+        # Both, or a row that left would be missing from drops.jsonl.
         if (seal := read_seal(shard)) is not None and read_seal(_drops_path(shard)) is not None:
             facts[index] = seal
     missing = [index for index in range(len(tasks)) if index not in facts]
@@ -147,6 +151,7 @@ def _run_tasks(
         facts[item[0]] = made
         count(len(facts), len(tasks))
 
+    # The cores that this process may use, which in a container or a batch job are fewer than those of the machine.
     workers = min(num_processes or len(os.sched_getaffinity(0)), len(missing) // TASKS_PER_PROCESS)
     executor_for(workers, len(missing)).map(
         _SelectTask(selector, folder),

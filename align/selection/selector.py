@@ -94,6 +94,7 @@ class SelectionTally:
     def facts(self) -> dict[str, Any]:
         """The sums that `Totals` adds up, as JSON."""
         series = {
+            # The facts go into a shard's seal as JSON, which has no infinity.
             name: {"sum": exact_sum(values), "number": len(values), "least": min(values) if math.isfinite(min(values)) else None}
             for name, values in self.values.items()
         }
@@ -101,7 +102,7 @@ class SelectionTally:
 
 
 class Totals:
-    """The sum of several tallies. It is the same to the bit, however the prompts were shared among them."""
+    """The sum of several tallies. It is the same to the bit, however the prompts were divided among the tallies."""
 
     def __init__(self, facts: Iterable[Mapping[str, Any]]) -> None:
         self.counts: Counter[str] = Counter()
@@ -117,6 +118,7 @@ class Totals:
         if any(parts is None for parts in sums):
             return None
         try:
+            # The parts are exact and fsum rounds once: how the prompts were cut into tasks does not show.
             return math.fsum(part for parts in sums for part in parts) / self.number(name)
         except OverflowError:
             return None
@@ -130,12 +132,13 @@ class Totals:
 
 
 def exact_sum(values: Sequence[float]) -> list[float] | None:
-    """A few numbers whose sum is exactly that of `values`, so that sums of sums depend on no grouping.
+    """A few numbers whose exact sum is that of `values`. Adding such sums gives the same result in every grouping.
 
     None if a value is infinite or the sum overflows.
     """
     parts: list[float] = []
     try:
+        # fsum rounds once, so `rest` is the rounding error of the parts so far.
         while (rest := math.fsum([*values, *(-part for part in parts)])) != 0:
             if not math.isfinite(rest):
                 return None

@@ -24,6 +24,7 @@ class JsonlReader:
     def check(self) -> None:
         with self._file.path.open("rb") as stream:
             number, line = next(((number, line) for number, line in enumerate(stream, 1) if not line.isspace()), (1, b""))
+        # One row: the others are checked when they are read, and a file may have millions.
         row = self._parsed(line, number)
         if not score_names(row, row.get(self._file.column("scores"))) and not self._file.has_scores(row):
             raise self._file.wrong(number, f"no score: expected {SCORE_FORMS}; it has {', '.join(row)}")
@@ -37,6 +38,7 @@ class JsonlReader:
             for number, line in enumerate(stream, start=1):
                 raw = self._raw_id(line)
                 if raw is not None or not line.isspace():
+                    # Candidates of one prompt mostly follow each other, so that parsing one row of each is enough.
                     if raw is None or raw != last_raw:
                         last_raw, prompt_id = raw, self._prompt_id(self._parsed(line, number), number)
                     if prompt_id != last_id:
@@ -61,6 +63,7 @@ class JsonlReader:
             return None
         begin = len(self._beginning)
         raw = line[begin : line.find(b'"', begin)]
+        # An escape can spell the same id in other bytes, so such a row must be parsed.
         return None if b"\\" in raw else raw
 
     def _parsed(self, line: bytes, number: int) -> Mapping[str, Any]:
@@ -74,6 +77,7 @@ class JsonlReader:
 
     def _prompt_id(self, row: Mapping[str, Any], number: int) -> str:
         value = row.get(self._file.column("prompt_id"))
+        # Python counts True as an int.
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str) or not value:
@@ -110,6 +114,7 @@ class JsonlReader:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self._file.wrong(number, f"score by {name}: expected a number or null, got {_shown(value)}")
         try:
+            # JSON's whole numbers have no limit in Python; a float's do.
             return float(value)
         except OverflowError:
             raise self._file.wrong(number, f"score by {name}: the number is too large") from None

@@ -20,10 +20,10 @@ TASK_ROWS = 1 << 16
 
 
 class Task(Protocol):
-    """Rows that are selected from together. It is sent to other processes, so it holds plain values only."""
+    """Rows whose selection is one piece of work. It is sent to other processes, so it holds plain values only."""
 
     def parts(self, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
-        """The rows, those of a prompt together, though maybe in several parts."""
+        """The rows. Rows of one prompt follow each other, perhaps in several parts."""
 
 
 class Pieces(NamedTuple):
@@ -60,6 +60,7 @@ def lay_out(files: Sequence[RowFile], *, task_rows: int = TASK_ROWS) -> Layout:
     Raises:
         DataError: if a file cannot be read or a prompt id is missing.
     """
+    # Eight bytes per prompt, however long its id is; the ids themselves are not kept.
     hashes = array("Q")
     tasks: list[Pieces] = []
     pieces: list[FileRange] = []
@@ -69,6 +70,7 @@ def lay_out(files: Sequence[RowFile], *, task_rows: int = TASK_ROWS) -> Layout:
         start, start_row, may_cut = 0, 0, False
         for run in open_file(file).runs():
             row, ends = rows_before + run.row, run.prompt_id is None
+            # A row group may begin in the midst of a prompt; the next prompt, close behind, is then a good place too.
             may_cut |= run.may_cut
             if run.prompt_id == last_id and not ends:
                 continue

@@ -77,6 +77,7 @@ class ParquetReader:
         groups = [group for group, (first, stop) in enumerate(self._group_bounds) if first < piece.stop and stop > piece.start]
         row = self._group_bounds[groups[0]][0]
         for arrays in self._batches(groups, names, CHUNK_ROWS):
+            # A piece ends in the midst of a row group where its last prompt does; the rest belongs to the next task.
             if row >= piece.stop:
                 return
             first, row = row, row + len(arrays[0])
@@ -92,6 +93,7 @@ class ParquetReader:
     def _batches(self, groups: Sequence[int], columns: list[str], rows: int) -> Iterator[list[Any]]:
         try:
             for batch in self._parquet.iter_batches(rows, row_groups=list(groups), columns=columns, use_threads=False):
+                # Arrow gives the columns in the order of the file, not in the one that was requested.
                 yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self._file.path}: damaged ({error})", hint="Write the file again.") from None
@@ -118,6 +120,7 @@ class ParquetReader:
             return array.cast(pa.int64())
         texts = self._texts(field, array)
         if field == "finish_reason":
+            # None is among them: a candidate without a reason counts as complete.
             known = pc.is_in(texts, pa.array(["stop", "length", None], pa.string()))
             self._refuse(pc.invert(known), row, "finish_reason: expected stop or length")
         else:
@@ -126,6 +129,7 @@ class ParquetReader:
 
     def _ids(self, array: Any, row: int) -> Any:
         self._no_nulls("prompt_id", array, row)
+        # As JSON Lines: the number 7 and the text "7" are one id.
         if pa.types.is_integer(array.type):
             array = array.cast(pa.string())
         ids = self._texts("prompt_id", array)
@@ -133,6 +137,7 @@ class ParquetReader:
         return ids
 
     def _texts(self, field: str, array: Any) -> Any:
+        # A pandas categorical is written as a dictionary; a column of None alone has the type null.
         value_type = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
         if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or pa.types.is_null(value_type)):
             raise self._wrong_type(field, array, "texts")
@@ -174,6 +179,7 @@ class ParquetReader:
 
     def _scores(self, array: Any, inner: str | None, name: str, row: int) -> Any:
         if inner is not None and pa.types.is_map(array.type):
+            # map_lookup gives null both for an absent key, which is an error, and for a null score, which is not.
             self._refuse(pc.invert(_has_key(array, inner)), row, f"no score by {name!r}")
             array = pc.map_lookup(array, pa.scalar(inner, array.type.key_type), "first")
         elif inner is not None:
@@ -181,6 +187,7 @@ class ParquetReader:
         kind = array.type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
             raise self._wrong_type(SCORE_PREFIX + name, array, "numbers")
+        # A safe cast refuses whole numbers above 2**53, which a float can only round.
         return array.cast(pa.float64(), safe=False)
 
     def _no_nulls(self, field: str, array: Any, row: int) -> None:
@@ -211,12 +218,14 @@ def _parts_of(columns: dict[str, Any], scorers: Sequence[str], path: Path) -> It
     try:
         ids = columns["prompt_id"].take(pa.array(starts)).to_pylist()
         run_prompts = columns["prompt"].take(pa.array(starts)).to_pylist()
+        # Arrow does not check that a text of a Parquet file is UTF-8; the conversion to Python fails on it.
         texts = columns["completion"].to_pylist()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a text is not UTF-8 ({error.reason})", hint="Write the file again.") from None
     prompts = columns["prompt"]
     bounds = list(pairwise([*starts.tolist(), len(prompts)]))
     first_of_run = prompts.take(pa.array(np.repeat(starts, [stop - start for start, stop in bounds])))
+    # One comparison of columns in place of one per row in Python. The lists below are made for the error message alone.
     if not prompts.equals(first_of_run):
         different = (first != prompt for first, prompt in zip(first_of_run.to_pylist(), prompts.to_pylist(), strict=True))
         row = next(row for row, differs in enumerate(different) if differs)
@@ -241,7 +250,9 @@ def read_partition(path: Path, scorers: Sequence[str]) -> Iterator[PromptCandida
     """The candidates in an Arrow stream that `regroup` wrote, sorted by the number of their prompt."""
     with pa.ipc.open_stream(path) as stream:
         table = stream.read_all()
+    # Stable: the candidates of a prompt keep the order of the files, which numbers those without a candidate_index.
     order = table[PROMPT_NUMBER].to_numpy().argsort(kind="stable")
+    # Rows take far more memory as Python objects than in Arrow's columns, so a few thousand at a time become objects.
     for start in range(0, len(order), CHUNK_ROWS):
         (batch,) = table.take(pa.array(order[start : start + CHUNK_ROWS])).combine_chunks().to_batches()
         yield from _parts_of({name: batch[name] for name in batch.schema.names}, scorers, path)
@@ -251,6 +262,7 @@ def _only_role_and_content(array: Any) -> Any:
     """Messages without their other fields, which no prompt keeps."""
     messages = pc.list_flatten(array)
     kept = [pc.struct_field(messages, name).cast(pa.string()) for name in ("role", "content")]
+    # The offsets of a slice do not begin at 0, but its flattened messages do.
     offsets = pc.subtract(array.offsets, array.offsets[0]).cast(pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(kept, ["role", "content"]))
 

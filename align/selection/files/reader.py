@@ -50,7 +50,7 @@ class FileRange(NamedTuple):
 
 
 class PromptStart(NamedTuple):
-    """A row whose prompt differs from that of the row before, or the first row of a file or row group."""
+    """Where a prompt begins: a row whose prompt differs from the row before, or the first row of a file or row group."""
 
     prompt_id: str | None
     """None behind the last row."""
@@ -65,10 +65,14 @@ class Reader(Protocol):
     """Reads one file."""
 
     def check(self) -> None:
-        """Whether it can be read and has what every selection needs, at a glance: DataError if not."""
+        """A quick check that the file can be read and has what every selection needs.
+
+        Raises:
+            DataError: if not.
+        """
 
     def runs(self) -> Iterator[PromptStart]:
-        """Where prompts begin, read from the prompt ids alone, and last the end of the file."""
+        """Where prompts begin, read from the prompt ids alone; the last item is the end of the file."""
 
     def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         """The rows of a piece; rows of one prompt that follow each other may come in several parts.

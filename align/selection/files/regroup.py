@@ -51,6 +51,7 @@ class _PromptNumbers:
 
     def __init__(self, layout: Layout) -> None:
         self._hashes, first = np.unique(layout.hashes, return_index=True)
+        # `unique` sorts by hash. The rank of the first position is the prompt's number in the order of first appearance.
         self._numbers = np.argsort(np.argsort(first))
         self.num_partitions = min(MAX_PARTITIONS, -(-layout.num_rows // PARTITION_ROWS))
         self.prompts_each = -(-len(first) // self.num_partitions)
@@ -78,21 +79,25 @@ def regroup(layout: Layout, scorers: Sequence[str], folder: Path) -> list[Partit
     is_parquet = suffixes == {".parquet"}
     numbers = _PromptNumbers(layout)
     paths = [folder / f"part-{index:05d}.{'arrow' if is_parquet else 'jsonl'}" for index in range(numbers.num_partitions)]
+    # Files that were cut in the midst of a row look like whole ones; without the mark they are written anew.
     if not (folder / DONE_NAME).exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (_write_arrow if is_parquet else _write_lines)(layout, scorers, numbers, paths)
+        # The mark comes last and after the sync: where it is, the partitions are on disk.
         sync_tree(folder)
         write_json(folder / DONE_NAME, {"rows": layout.num_rows})
     return [Partition(path) for path in paths]
 
 
 def _write_lines(layout: Layout, scorers: Sequence[str], numbers: _PromptNumbers, paths: Sequence[Path]) -> None:
+    # Joining neighbours first makes one line of them, with the prompt written once.
     parts = joined(part for task in layout.tasks for part in task.parts(scorers))
     with ExitStack() as stack:
         sinks = [stack.enter_context(path.open("wb")) for path in paths]
         while batch := list(islice(parts, BATCH_PARTS)):
             for number, part in zip(numbers.of([part.prompt_id for part in batch]).tolist(), batch, strict=True):
+                # NaN and infinities must survive the way, so that selection drops them with their reason.
                 sinks[number // numbers.prompts_each].write(b"%d %s\n" % (number, to_json(part, inf_nan_mode="constants")))
 
 
@@ -121,6 +126,7 @@ def _write_arrow(layout: Layout, scorers: Sequence[str], numbers: _PromptNumbers
                         hint="Give all files the same columns: candidate_index, finish_reason and the same form of prompt.",
                     )
                 partitions = row_numbers // numbers.prompts_each
+                # Sorted by partition, so that each one gets a single `take` and write per batch instead of one per row.
                 order = np.argsort(partitions, kind="stable")
                 present, first = np.unique(partitions[order], return_index=True)
                 for partition, rows in zip(present.tolist(), np.split(order, first[1:]), strict=True):
