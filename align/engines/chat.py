@@ -23,11 +23,11 @@ DECODE_AGAIN = 8
 
 
 class StreamingEngine(TransformersEngine):
-    """The transformers engine for one conversation: a token at a time."""
+    """The transformers engine for one conversation: it gives one token at a time."""
 
     @torch.inference_mode()
     def stream(self, prompt_token_ids: list[int], settings: SamplingSettings, generator: torch.Generator) -> Iterator[int]:
-        """Tokens as they are drawn, the stop token included; from the same generator's state, the same tokens."""
+        """Tokens as they are drawn, the stop token included. The same state of the generator gives the same tokens."""
         following = self._begin([prompt_token_ids])
         drawn: list[int] | None = None
         for _ in range(min(settings.max_completion_tokens, self._room([prompt_token_ids]))):
@@ -50,6 +50,7 @@ class TextStream:
         """The text that this token completes: often a word, sometimes nothing."""
         self._token_ids.append(token_id)
         new = self._text_after(self._shown)
+        # The character may be complete with the next token; text that was shown cannot be taken back.
         if not new or new.endswith(REPLACEMENT):
             return ""
         self._shown = len(self._token_ids)
@@ -61,6 +62,7 @@ class TextStream:
         return self._text_after(self._shown)
 
     def _text_after(self, shown: int) -> str:
+        # The difference of two decoded texts: tokens that are decoded one by one do not join to the same text.
         before, whole = self._text(self._token_ids[self._start : shown]), self._text(self._token_ids[self._start :])
         return whole[len(before) :]
 
@@ -111,6 +113,7 @@ class Conversation:
         question = Message(role="user", content=text)
         # The conversation gets at least half of the context; an answer longer than the rest is cut.
         room = max(1, self._context - min(self._settings.max_completion_tokens, self._context // 2))
+        # Oldest turns go first; the last try is the question alone.
         for dropped in range(len(self.turns) + 1):
             ids = self._encode(self.turns[dropped:], question)
             if len(ids) <= room:
@@ -142,5 +145,6 @@ class Conversation:
             if rest:
                 yield rest
         finally:
+            # Also when Ctrl-C closes the generator early: the next turn must see what the user saw.
             if said:
                 self.turns.append((question, Message(role="assistant", content=said)))

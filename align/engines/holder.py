@@ -10,9 +10,9 @@ from align.engines.protocol import TextEngine
 
 
 class EngineHolder:
-    """Keeps one engine for several models. Where the architecture is the same it only replaces the weights: a start is slow.
+    """Keeps one engine for several models. For models of one architecture it only replaces the weights, since a start is slow.
 
-    A pickled holder has no engine; in another process it starts its own.
+    A pickled holder carries no engine; in another process it starts its own.
     """
 
     def __init__(self, config: GenerationEngine) -> None:
@@ -26,6 +26,7 @@ class EngineHolder:
         if self._engine is not None and (
             self._architecture != architecture_of(model_folder) or self._max_model_tokens < max_model_tokens
         ):
+            # Before the next one starts: vLLM takes most of a GPU's memory. An engine's context is fixed at its start.
             self.close()
         if self._engine is None:
             self._engine = open_engine(

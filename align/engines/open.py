@@ -17,6 +17,7 @@ NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_pa
 
 def resolve_engine(name: str) -> str:
     """The engine that `auto` means on this machine; raises EnvironmentProblem when the named one is not installed."""
+    # This only looks for the package: importing vLLM takes seconds.
     has_vllm = importlib.util.find_spec("vllm") is not None
     if name == "auto":
         return "vllm" if has_vllm else "transformers"
@@ -80,4 +81,5 @@ def architecture_of(model_folder: Path) -> str:
     """A text that is equal for two models if one's weights fit into an engine started with the other."""
     config = json.loads((model_folder / "config.json").read_text())
     kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    # Virtual tokens are no key of config.json, and only an engine with such tokens can use them.
     return json.dumps({**kept, "virtual_tokens": virtual_tokens(model_folder)}, sort_keys=True)

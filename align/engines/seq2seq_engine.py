@@ -28,6 +28,7 @@ class Seq2SeqEngine(TransformersEngine):
         return self._max_model_tokens
 
     def _begin(self, prompts: Sequence[list[int]]) -> NextLogits:
+        # The encoder sees each distinct prompt once; its candidates share the states.
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         input_ids = pad_sequence([torch.tensor(prompt, device=self._device) for prompt in numbers], batch_first=True)
         lengths = torch.tensor([len(prompt) for prompt in numbers], device=self._device)

@@ -40,13 +40,14 @@ class SamplingReport:
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """Seed of a prompt's request: depends on the run's seed and the prompt's id, not on its place in the file."""
+    # Not `hash`: it differs between processes.
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
 
 
 @dataclass
 class ShardSampler:
-    """Samples the shard of a number and writes it; its seal (hash, engine, tokens, seconds) comes last."""
+    """Samples the shard with a given number and writes it; the seal (hash, engine, tokens, seconds) is written last."""
 
     task: SamplingTask
     folder: Path
@@ -79,7 +80,7 @@ class ShardSampler:
 def make_candidate(
     prompt: Prompt, index: int, sampled: SampledCompletion, seed: int, decode: Callable[[list[int]], str], stops: tuple[int, ...]
 ) -> Candidate:
-    """The record of a sampled completion; its text is without the token in `stops` that ended it."""
+    """The record of a sampled completion; its text leaves out the token of `stops` that ended it."""
     ids = sampled.token_ids
     text_ids = ids[:-1] if ids and ids[-1] in stops else ids
     return Candidate(
@@ -124,7 +125,7 @@ def sample(
     report(next(finished), task.num_shards)
     executor = executor_for(task.config.num_workers, len(missing), gpus_each=1)
     if not isinstance(executor, Inline):
-        holder.close()  # the workers need its memory
+        holder.close()  # the workers start their own engines and need the memory
     executor.map(
         ShardSampler(task, folder, holder),
         missing,
@@ -140,6 +141,7 @@ def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
     tokens, seconds = 0, 0.0
     for index in range(task.num_shards):
         path = shard_path(folder, index)
+        # Read again: a shard may come from an earlier run, or from another process.
         seal = read_seal(path)
         if seal is None:
             raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
@@ -153,6 +155,7 @@ def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
             f"{folder}: {len(found)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
             hint="Remove this folder and run the command again.",
         )
+    # More than one, if sampling was resumed with another engine or version.
     names = sorted(engines)
     return SamplingReport(candidates, "+".join(name for name, _ in names), "+".join(v for _, v in names), tokens, seconds)
 

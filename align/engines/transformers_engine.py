@@ -15,7 +15,7 @@ from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
 
 NextLogits = Callable[[list[int] | None], Tensor]
-"""From the tokens that were just drawn, one a row (None at first), to the logits of the next ones, [rows, vocabulary]."""
+"""Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
 
 
 def filter_logits(logits: Tensor, settings: SamplingSettings) -> Tensor:
@@ -34,7 +34,7 @@ def filter_logits(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 class TransformersEngine:
-    """A causal language model with its own sampling loop: one generator per candidate, so rows do not disturb each other."""
+    """A causal language model and a sampling loop with one generator per candidate, so that rows do not affect each other."""
 
     name = "transformers"
     version = transformers.__version__
@@ -119,6 +119,7 @@ class TransformersEngine:
             if drawn is not None:
                 input_ids = torch.tensor(drawn, device=self._device)[:, None]
                 attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(drawn), 1)], dim=1)
+            # Positions count real tokens; left padding would be at -1, which no position table has.
             positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             output = self._model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -133,6 +134,7 @@ class TransformersEngine:
         """The token of every row, and its log-probability."""
         if settings.temperature == 0:
             return [int(token) for token in logits.argmax(-1)], [0.0] * len(logits)
+        # On the CPU, where a seed gives the same noise whatever the device.
         logps = filter_logits(logits, settings).cpu()
         # Exponential race: argmax of p / Exp(1) noise is a draw from p (equivalent to the Gumbel-max trick).
         noise = torch.stack([torch.empty(logps.shape[1]).exponential_(generator=generator) for generator in generators])

@@ -46,6 +46,7 @@ class VllmEngine:
         import vllm
 
         self.version = str(vllm.__version__)
+        # vLLM changes torch's number of threads for the whole process; `close` restores it.
         self._threads = torch.get_num_threads()
         self._torch = torch
         self._vllm = vllm
@@ -61,6 +62,7 @@ class VllmEngine:
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, max_model_tokens),
             enable_prefix_caching=True,
+            # Not the model's generation_config.json: its temperature and penalties would apply where the recipe sets none.
             generation_config="vllm",
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",  # of the distribution that tokens are drawn from, not of the raw logits
@@ -78,15 +80,20 @@ class VllmEngine:
                 n=settings.num_candidates,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
+                # vLLM's value for all tokens.
                 top_k=settings.top_k or -1,
                 max_tokens=settings.max_completion_tokens,
                 stop_token_ids=list(settings.stop_token_ids),
+                # vLLM gives candidate i the seed + i, as the protocol says.
                 seed=request.seed,
+                # 0: of the drawn token only.
                 logprobs=0 if settings.with_logps else None,
+                # Text is decoded from the ids in one place for all engines.
                 detokenize=False,
             )
             for request in requests
         ]
+        # Ids, not text: vLLM would put a second BOS in front of text.
         prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [[self._completion(output) for output in sorted(result.outputs, key=lambda o: o.index)] for result in outputs]

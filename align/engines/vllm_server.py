@@ -1,7 +1,7 @@
 """vLLM's OpenAI-compatible server in its own process, for this machine only.
 
 It listens on 127.0.0.1, requires a key for every path, logs no requests, and ends with the process that started it.
-This file is both sides: `start_server` for the parent, `python -m align.engines.vllm_server` for the server's process.
+This file has both sides: `start_server` for the parent, `python -m align.engines.vllm_server` for the server's process.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 KEY_VARIABLE = "VLLM_API_KEY"
 """vLLM reads the key here. Only its user can read a process's environment; everybody can read its arguments."""
+# `_answers` asks for health without a key; neither path shows anything of the model.
 OPEN_PATHS = frozenset({"/health", "/ping"})
 POLL_SECONDS = 0.3
 STOP_SECONDS = 15.0
@@ -153,6 +154,7 @@ def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[Runnin
 
 def _answers(url: str) -> bool:
     try:
+        # A proxy named in the environment must not get requests for this machine.
         return httpx.get(f"{url}/health", trust_env=False).is_success
     except httpx.TransportError:
         return False
@@ -167,6 +169,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         pass
     finally:
         with contextlib.suppress(ProcessLookupError):
+            # The server leads a process group of its own (start_new_session); this also ends what vLLM started.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for pipe in (process.stdin, process.stdout):
@@ -201,6 +204,7 @@ class RequireKey:
         await self._app(scope, receive, send)
 
     def _is_authorized(self, scope: Scope) -> bool:
+        # compare_digest takes the same time wherever the key differs, so the key cannot be guessed byte by byte.
         return any(name == b"authorization" and hmac.compare_digest(value, self._expected) for name, value in scope["headers"])
 
 
@@ -248,6 +252,7 @@ def _end_with_parent() -> None:
     """Kill this process and its children when its standard input closes: then its parent has ended."""
 
     def watch() -> None:
+        # Nothing is ever written there: `read` returns when the parent ends, however it ends.
         while os.read(0, 1):
             pass
         os.killpg(0, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Adapter folders: what they belong to, and whether that is still there. Loads no torch.
+"""Adapter folders: which base model they belong to, and whether it is still there. Loads no torch.
 
 adapter_config.json         PEFT's, so that others can read it too
 adapter_model.safetensors
-base.json                   the base model: its fingerprint, and where it was; the settings of the recipe
+base.json                   the base model's fingerprint and its place; the settings of the recipe
 config.json, tokenizer …    the base model's
 """
 
@@ -73,19 +73,21 @@ def read_adapter(folder: Path) -> AdapterFolder:
 
 
 def base_fingerprint(folder: Path, hashes: FileHashes) -> str:
-    """What an adapter remembers of its base model: names and content of its configuration and weights."""
+    """Fingerprint of a base model: names and content of its configuration and weights."""
+    # Tokenizer and template do not count: an adapter's folder has its own.
     files = {path.name: hashes.of(path) for path in sorted([folder / CONFIG_NAME, *folder.glob("*.safetensors")])}
     return fingerprint(files)
 
 
 def _hashes_near(folder: Path) -> Path:
-    """The remembered hashes of the store that an adapter is in, so that a large base model is not read once more."""
+    """The file of known hashes in the store that an adapter is in, so that a large base model is not read again."""
+    # An adapter does not know how deep below its store it lies; the nearest file of hashes belongs to that store.
     near = [parent / HASHES_NAME for parent in folder.resolve().parents]
     return next((path for path in near if path.exists()), near[0])
 
 
 def write_base_record(folder: Path, *, base: Path, store_root: Path, peft: Lora | VirtualTokens) -> None:
-    """Say in an adapter's folder what it belongs to; the place is relative to the store, so that both can move together."""
+    """Record the base model in an adapter's folder; the place is relative to the store, so that both can move together."""
     place = os.path.relpath(base.resolve(), store_root.resolve())
     write_json(
         folder / BASE_NAME,
@@ -120,7 +122,7 @@ def check_continued(wanted: Lora | VirtualTokens, adapter: AdapterFolder, where:
     if not names:
         return
     if wanted.method != adapter.peft.method:
-        names = ["method"]  # the rest then means other things
+        names = ["method"]  # the other settings of two methods cannot be compared
     differing = "; ".join(f"{name} is {ours[name]}, the adapter's {theirs[name]}" for name in names)
     instead = (
         "leave peft out: the adapter is then merged and the whole model trained"
@@ -134,6 +136,7 @@ def check_continued(wanted: Lora | VirtualTokens, adapter: AdapterFolder, where:
 
 
 def _shape(peft: Lora | VirtualTokens) -> dict[str, Any]:
-    """What of the settings decides the adapter's tensors and what they mean."""
+    """The settings that decide the adapter's tensors and what they mean."""
+    # alpha acts only through alpha / rank, and may be left out of a recipe.
     settings = peft.model_dump(mode="json", exclude={"alpha"})
     return settings | ({"scaling": peft.scaling} if isinstance(peft, Lora) else {})

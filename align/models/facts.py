@@ -1,4 +1,4 @@
-"""What a checked model folder says of itself in its configuration and in the headers of its weights. No weight is read."""
+"""Facts about a checked model folder, from its configuration and the headers of its weights. No weight is read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from align.models.folder import CONFIG_NAME, NO_BOUND, context_tokens, is_adapte
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
+# Architectures name the table differently: Llama, GPT-2, T5, Falcon, InternLM, GPT-NeoX and Mamba, in this order.
 _EMBEDDINGS = (
     *("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "tok_embeddings.weight"),
     *("embed_in.weight", "embeddings.weight"),
@@ -48,6 +49,7 @@ def read_facts(folder: Path) -> ModelFacts:
     weights = read_adapter(folder).base if is_adapter(folder) else folder
     config = _read(weights / CONFIG_NAME)
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    # Models of several modalities nest the language model's settings; a null at the top does not override them.
     both = {**(text_config or {}), **{key: value for key, value in config.items() if value is not None}}
     rows = {name: shape[0] if shape else 0 for name, shape in tensor_shapes(weights).items()}
     embedding = next(((name, rows[name]) for end in _EMBEDDINGS for name in sorted(rows) if _is(name, end)), None)

@@ -1,7 +1,7 @@
-"""Is a model folder safe and whole? Answered from its files alone, before anything of it is loaded; loads no torch.
+"""Checks that a model folder is safe and whole, from its files alone, before anything of it is loaded. Loads no torch.
 
-The rules were written by real vulnerabilities: safetensors only (CVE-2025-32434: pickles run code even with weights_only), no
-code or kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outside the folder.
+Each rule answers a known vulnerability: safetensors only (CVE-2025-32434: pickles run code even with weights_only), no code or
+kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outside the folder.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
 
 NO_BOUND = 1_000_000
-"""Tokens that a model can see whose configuration sets no bound."""
+"""Context, in tokens, of a model whose configuration sets no bound."""
 
 ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
+# transformers opens these by their well-known names, so no name passes through `_inside`.
 _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
@@ -57,6 +58,7 @@ def check_model_folder(path: Path) -> None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "there is no such folder"
         raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
+    # First: the other checks read files, and would follow a link out of the folder.
     _check_links(path)
     _check_configuration(path)
     if not (path / TOKENIZER_NAME).is_file():
@@ -73,7 +75,7 @@ def check_model_folder(path: Path) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter, which is nothing without its base model."""
+    """Whether a folder holds an adapter, which needs its base model."""
     return (path / ADAPTER_CONFIG_NAME).exists()
 
 
@@ -150,7 +152,7 @@ def _inside(path: Path, name: Any) -> Path:
     """The file `name` of the folder.
 
     Raises:
-        RecipeError: if the name, or the link it is, leads out of the folder.
+        RecipeError: if the name leads out of the folder, itself or as a link.
     """
     refusal = RecipeError(
         f"{path}: names the file {name!r}, which is not inside the folder",
@@ -165,6 +167,7 @@ def _inside(path: Path, name: Any) -> Path:
         or ".." in Path(name).parts
     ):
         raise refusal
+    # The name itself is harmless now, but a link can still lead elsewhere.
     real = Path(os.path.realpath(path / name))
     if not any(real.is_relative_to(root) for root in _allowed_roots(path)):
         raise refusal
@@ -218,9 +221,11 @@ def _check_safetensors(path: Path, name: str) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+    # Before the header is read: a damaged length could ask for any amount of memory.
     if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
     try:
+        # Offsets count from the end of the header.
         ends = [int(tensor["data_offsets"][1]) for tensor in _tensor_headers(file).values()]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
@@ -247,7 +252,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def virtual_tokens(path: Path) -> int:
-    """How many trained vectors stand in front of every prompt of the model in a checked folder."""
+    """How many trained vectors the model in a checked folder puts in front of every prompt."""
     if not is_adapter(path):
         return 0
     peft = _read_json_object(path, BASE_NAME).get("peft")
@@ -260,11 +265,12 @@ def virtual_tokens(path: Path) -> int:
 def context_tokens(path: Path) -> int:
     """How many tokens the model of a checked folder can see; a large number where its configuration sets no bound.
 
-    An adapter's virtual tokens are taken off.
+    An adapter's virtual tokens are subtracted.
     """
     config = _read_json_object(path, CONFIG_NAME)
     text_config = config.get("text_config")
     for source in (config, text_config if isinstance(text_config, dict) else {}):
+        # GPT-2 uses the second name.
         for key in ("max_position_embeddings", "n_positions"):
             if isinstance(source.get(key), int):
                 return int(source[key]) - virtual_tokens(path)
@@ -274,7 +280,7 @@ def context_tokens(path: Path) -> int:
 def refuse_encoder_decoder(stage_type: str, *models: Artifact) -> None:
     """Refuse encoder–decoder models where a stage is for decoder-only ones.
 
-    A recipe that names such a folder was refused when it was read; a model from a hub is known only now.
+    A recipe that names such a folder was refused when it was read; the files of a model from a hub are seen only now.
 
     Raises:
         RecipeError: naming the first such model.

@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens from a causal model's hidden states.
 
-Logits are made only where a label asks for them and a few thousand tokens at a time, so no [batch, sequence, vocabulary] tensor
-exists; with gradients, a chunk's logits are made again in the backward pass when there is more than one chunk.
+Logits are computed only for positions with a label, a few thousand tokens at a time, so no [batch, sequence, vocabulary] tensor
+exists. With gradients and more than one chunk, the backward pass computes a chunk's logits again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
         temperature: logits are divided by it, as the sampler did.
     """
     chunks = list(zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True))
+    # A single chunk is kept: recomputing it costs time and lowers no peak.
     again = len(chunks) > 1 and torch.is_grad_enabled()
     pieces = [
         checkpoint(_chunk_logps, *chunk, model, temperature, use_reentrant=False)
@@ -61,7 +62,7 @@ class LogpsAndEntropy(NamedTuple):
 
 @torch.no_grad()
 def target_logps_and_entropy(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> LogpsAndEntropy:
-    """What `target_logps` says, and the entropies. The arguments are those of `target_logps`."""
+    """What `target_logps` returns, and the entropies. The arguments are those of `target_logps`."""
     pieces = []
     for chunk, chosen in zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True):
         logps = _logits(chunk, model, temperature).log_softmax(-1)
@@ -76,7 +77,7 @@ def last_hidden_states(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """[batch, seq, width] what the head reads, behind the model's virtual tokens where it has some.
+    """[batch, seq, width] hidden states that the head reads, behind the model's virtual tokens where it has some.
 
     Args:
         input_ids: [batch, seq].
@@ -99,6 +100,7 @@ def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
         hidden: [batch, seq, width], the states that predict `labels` (already shifted).
         labels: [batch, seq], token ids; -100 is ignored.
     """
+    # Prompts and padding never reach the head, the largest matrix of a small model.
     counted = labels != IGNORED_LABEL
     logps = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return logps.masked_scatter(counted, target_logps(model, hidden[counted], labels[counted]))
@@ -106,9 +108,9 @@ def token_logps(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
 
 def extend_forward(model: Any, keyword: str, compute: Callable[..., Tensor]) -> None:
     """Let `model(keyword=value, **inputs)` return `compute(model, value, **inputs)`; every other call stays as it was."""
-    # Not a function beside the model: accelerate puts autocast around `forward`, and DDP and FSDP start a step in the `forward`
-    # of their wrapper, so what does not go through it trains in other arithmetic, or without its gradients being averaged. Not a
-    # module around the model either: that would rename every parameter in checkpoints.
+    # A separate function would not do: accelerate puts autocast around `forward`, and DDP and FSDP start a step in the `forward`
+    # of their wrapper. What bypasses it trains in other arithmetic, or its gradients are not averaged. A module around the model
+    # would not do either: it would rename every parameter in checkpoints.
     original = model.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -24,10 +24,10 @@ _LOCAL_HINT = "Download it where there is a network, and give the folder with pa
 
 
 def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
-    """The local folder of a model of the hub, and the commit it is of.
+    """The local folder of a model of the hub, and its commit.
 
-    Fetched into the hub's cache the first time, found there afterwards. Nothing is sent but the request. With HF_HUB_OFFLINE=1
-    only the cache is looked at.
+    The first call fetches it into the hub's cache, later ones find it there. Nothing is sent but the request. With
+    HF_HUB_OFFLINE=1 only the cache is searched.
 
     Args:
         hub_id: such as `Qwen/Qwen3-0.6B-Base`.
@@ -50,6 +50,7 @@ def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
         raise EnvironmentProblem(f"{hub_id}: huggingface_hub cannot be imported ({error})", hint=_LOCAL_HINT) from error
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOWED_FILES)))
+    # Narrow errors first: a gated repository is also a RepositoryNotFoundError, and all but one are OSErrors.
     except GatedRepoError as error:
         hint = "Accept its licence on its page, and log in with: hf auth login"
         raise EnvironmentProblem(f"model {hub_id}: access must be granted first", hint=hint) from error

@@ -1,4 +1,4 @@
-"""Load models and tokenizers from a folder that was checked. transformers and torch are imported when a function is called."""
+"""Load models and tokenizers from a folder, which is checked first. Only calls import transformers and torch."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def differing_tokens(first: Path, second: Path) -> list[str]:
-    """Tokens that do not have the same number in the tokenizers of two model folders; none where ids mean the same to both."""
+    """Tokens whose ids differ between the tokenizers of two model folders; none where an id means the same to both."""
     one, other = (load_tokenizer(path).get_vocab() for path in (first, second))
     return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
 
 
 def check_vocabulary(source: Artifact, reference: Artifact) -> None:
-    """Policy and reference read the same tokens, so that a number must mean the same token to both.
+    """Check that an id means the same token to policy and reference, which read the same ids.
 
     Raises:
         RecipeError: if it does not.
@@ -58,8 +58,8 @@ def check_vocabulary(source: Artifact, reference: Artifact) -> None:
 def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
     """A language model, in eval mode, on the CPU. Never goes to the network.
 
-    The folder may hold an adapter: LoRA comes back merged into its base model (for qlora, into what its base model was in
-    training: 4 bits a weight), virtual tokens in front of theirs.
+    The folder may hold an adapter. LoRA is merged into its base model (for qlora, into the base model as training saw it, with
+    weights rounded to 4 bits); virtual tokens are put in front of theirs.
 
     Args:
         dtype: float32, bfloat16, or a torch.dtype: what the weights are converted to.
@@ -74,6 +74,7 @@ def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = No
     from transformers import AutoModelForCausalLM
 
     if is_adapter(path):
+        # The base is float32 here, so that the sum is rounded once, to `dtype`.
         return _with_adapter(path, load_causal_lm(read_adapter(path).base), dtype)
     model, missing = _load(AutoModelForCausalLM, path, dtype=dtype, **_quantized(quantization))
     _refuse_missing(path, missing, "a language model")
@@ -128,6 +129,7 @@ def load_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     if is_adapter(path):
+        # The base may be a language model, or have another head: the adapter's file brings the head.
         options: dict[str, Any] = {"num_labels": num_labels, "new_head": True, "pad_token_id": load_tokenizer(path).pad_token_id}
         base = load_reward_model(read_adapter(path).base, **options)
         model = _with_adapter(path, base, dtype, needs_head=not new_head)
@@ -145,7 +147,7 @@ def load_reward_model(
 
 
 def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any, *, needs_head: bool = False) -> PreTrainedModel:
-    """`base` with the adapter in `path`: merged where it can be, else in front of it. Frozen in neither case.
+    """`base` with the adapter in `path`: LoRA is merged, virtual tokens stand in front. No weight is left frozen.
 
     Args:
         needs_head: whether the adapter must bring a score head, since that of `base` is random.
@@ -165,12 +167,13 @@ def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any, *, needs_head: 
         lora.merge(base, state, adapter.peft)
     else:
         virtual_tokens.add_virtual_tokens(base, adapter.peft, virtual_tokens.read_vectors(state))
+        # `add_virtual_tokens` freezes the base; a loaded model is not frozen.
         base.requires_grad_(True)
     return base.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()  # type: ignore[no-any-return]
 
 
 def _quantized(quantization: Any) -> dict[str, Any]:
-    """Packed where the tensors are read, so that the whole model is never there in full."""
+    """Options that quantise each tensor as it is read, so that the model never has to fit into memory in full precision."""
     import torch
 
     if quantization is None:
@@ -179,7 +182,7 @@ def _quantized(quantization: Any) -> dict[str, Any]:
 
 
 def _refuse_encoder_decoder(path: Path, wanted: str) -> None:
-    """transformers would load half of some of them (BART's decoder alone) without a word."""
+    """transformers would load half of some of them (BART's decoder alone) without a warning."""
     if architecture := encoder_decoder_architecture(path):
         raise RecipeError(
             f"{path}: is an encoder–decoder model ({architecture}), where {wanted} is needed",
@@ -193,7 +196,7 @@ def _names_reward_model(path: Path) -> bool:
 
 
 def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
-    """The model and the names of weights that the folder does not have."""
+    """The model and the names of weights that the folder lacks, which transformers fills with random numbers."""
     try:
         model, info = auto_class.from_pretrained(
             str(path),

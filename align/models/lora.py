@@ -29,7 +29,7 @@ HEADS = ("lm_head", "score", "embed_out")
 
 
 def require_bitsandbytes(where: str) -> None:
-    """Raises EnvironmentProblem where qlora is asked for and bitsandbytes is not installed."""
+    """Raises EnvironmentProblem if bitsandbytes, which qlora needs, is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise EnvironmentProblem(
             f"{where}: qlora needs bitsandbytes, which is not installed in this environment",
@@ -38,7 +38,7 @@ def require_bitsandbytes(where: str) -> None:
 
 
 def quantization_config() -> Any:
-    """NF4 with double quantisation, as transformers is told; the head stays as it is."""
+    """NF4 with double quantisation, in transformers' form; the head is not quantised."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -51,10 +51,10 @@ def quantization_config() -> Any:
 
 
 def keep_plain_format(model: nn.Module) -> None:
-    """Let quantised layers stay as they were packed.
+    """Keep bitsandbytes from repacking quantised layers.
 
-    Out of training, bitsandbytes packs them anew for CPUs that multiply in bfloat16, for good: with rounded scales, and without a
-    gradient. The model would not be what is merged later, and in PPO it could not learn.
+    In eval mode on CPUs that multiply in bfloat16, it repacks them permanently, with rounded scales and without a gradient. The
+    model would differ from the one that is merged later, and could not learn in PPO.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -62,7 +62,7 @@ def keep_plain_format(model: nn.Module) -> None:
 
 
 def quantized(weight: Tensor) -> Tensor:
-    """What a weight is after a way through NF4, as training with qlora sees it."""
+    """A weight quantised to NF4 and back, as training with qlora sees it."""
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=True)
@@ -71,7 +71,7 @@ def quantized(weight: Tensor) -> Tensor:
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """Every layer by its name that LoRA can be added to: linear ones, without the head."""
+    """By name, every layer that LoRA can be added to: linear ones, without the head."""
     from transformers.pytorch_utils import Conv1D
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -94,7 +94,7 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
     from peft import LoraConfig, inject_adapter_in_model
 
     chosen = _chosen_layers(model, settings, where)
-    # A quantised weight has another shape than its layer.
+    # Sizes come from the layer: a quantised weight is packed and has another shape.
     name, smallest = min(((name, min(_sizes(layer))) for name, layer in chosen.items()), key=lambda item: item[1])
     if settings.rank > smallest:
         raise RecipeError(
@@ -104,19 +104,22 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scaling * settings.rank,  # type: ignore[arg-type]
-        lora_dropout=0.5,  # only so that there is a layer, for `set_dropout` to set
+        lora_dropout=0.5,  # at 0 PEFT adds no dropout layer, and `set_dropout` would have nothing to set
         target_modules=sorted(
             {name.rpartition(".")[2] for name in chosen} if settings.target_modules == "all_linear" else settings.target_modules
         ),
+        # GPT-2's Conv1D keeps its weight as [in, out].
         fan_in_fan_out=any(not isinstance(layer, nn.Linear) for layer in chosen.values()),
         bias="none",
         task_type=task,
     )
     model.requires_grad_(False)
     try:
+        # Not PEFT's wrapper around the model: the losses find hidden states and head where they always are.
         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-    except ValueError as error:  # Mamba's kernels, for one, read weights that a layer around them would hide
+    except ValueError as error:  # Mamba's kernels, for example, read weights that a LoRA layer would hide
         raise RecipeError(f"{where}: PEFT cannot add LoRA here: {error}", hint="Choose other target_modules.") from error
+    # The 0.5 above must not reach adapter_config.json.
     config.lora_dropout = 0.0
     set_dropout(model, 0.0)
     model._hf_peft_config_loaded = True  # type: ignore[assignment]  # transformers trains a quantised model only with this
@@ -157,7 +160,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put an adapter's tensors into a model that has fresh layers of the same shape.
 
     Raises:
-        EnvironmentProblem: if a tensor has no place, or a place no tensor; a score head may be missing, which is then new.
+        EnvironmentProblem: if the tensors are not those of the layers. A score head may be missing; it then stays new.
     """
     own = dict(model.named_parameters())
     places = {_place(name): tensor for name, tensor in state.items()}
@@ -176,7 +179,7 @@ def _place(name: str) -> str:
 
 
 def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None:
-    """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, to W as NF4 keeps it.
+    """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, W is rounded to NF4 first.
 
     Raises:
         EnvironmentProblem: if the adapter's tensors are not those of its settings and the model.
@@ -188,8 +191,9 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
         raise EnvironmentProblem(f"the adapter does not fit its base model: {min(differing)}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
         if settings.method == "qlora":
+            # All of them: training had layers without LoRA in 4 bits, too.
             for layer in layers.values():
-                # As transformers packs them: GPT-2's layers as their transpose, and no other kind of linear layer (Falcon's).
+                # As transformers packs them: GPT-2's layers transposed; subclasses of Linear (Falcon's) not at all.
                 if not isinstance(layer, nn.Linear):
                     layer.weight.copy_(quantized(layer.weight.T).T)
                 elif type(layer) is nn.Linear:
@@ -203,7 +207,7 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a model with LoRA layers by the name it has without them, merged; detached, the model stays as it is."""
+    """Every weight of a model with LoRA layers, merged and detached, by its name without them. The model does not change."""
     wrapped = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     for name, module in wrapped.items():
         base = module.get_base_layer()
@@ -219,7 +223,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(layer: Any) -> Tensor:
-    """A layer's weight as its folder has it, out of 4 bits where it is in them."""
+    """A layer's weight in the layout of its folder, dequantised where it is in 4 bits."""
     if not hasattr(layer.weight, "quant_state"):
         weight: Tensor = layer.weight.detach()
         return weight
@@ -229,14 +233,14 @@ def _plain(layer: Any) -> Tensor:
 
 
 def _as_in_its_folder(weight: Tensor, layer: Any) -> Tensor:
-    """transformers packs GPT-2's layers, which keep [in, out], as the [out, in] of others."""
+    """A weight in its folder's layout: transformers packs GPT-2's layers, which are [in, out], as [out, in]."""
     from transformers.pytorch_utils import Conv1D
 
     return weight.T if getattr(layer, "source_cls", None) is Conv1D else weight
 
 
 def write_lora_config(model: Any, folder: Path) -> None:
-    """PEFT's adapter_config.json; without the base model's path, which is no business of whoever gets the folder."""
+    """PEFT's adapter_config.json, without the base model's path: it would show this machine's folders to others."""
     config = model.peft_config[ADAPTER]
     config.base_model_name_or_path = ""
     config.inference_mode = True

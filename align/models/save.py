@@ -1,4 +1,4 @@
-"""Save a model: safetensors only, and never with a number that is not one."""
+"""Save a model: safetensors only, and never with a weight that is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, configuration, tokenizer and chat template into `folder`, which is made.
+    """Write weights, configuration, tokenizer and chat template into `folder`, which is created.
 
-    The folder is checked afterwards as any model of a stranger is, so that what is written can be read back.
+    The folder is then checked like any other model, so that what was written can be read back.
 
     Raises:
         StageError: if a weight is NaN or infinite; nothing is written then.
@@ -30,7 +30,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights and buffers, by name, of which one is NaN or infinite.
+    """Refuse weights and buffers, by name, with a number that is NaN or infinite.
 
     Raises:
         StageError: with the names of the first such tensors.

@@ -1,4 +1,4 @@
-"""What encoder–decoder models (T5 style) are fed, and the log-probabilities that they give to completions."""
+"""Input batches of encoder–decoder models (T5 style), and the log-probabilities that these models give to completions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Seq2SeqCollator:
     token, so that position t predicts label t. A label of -100 is padding, which is never counted.
 
     Args:
-        pad_token_id: what stands in `input_ids` and `decoder_input_ids` where a mask is 0. T5 starts its decoder with the same
-            token; the masks tell the two apart.
+        pad_token_id: fills `input_ids` and `decoder_input_ids` where a mask is 0. T5 starts its decoder with the same token;
+            the masks tell the two apart.
         start_token_id: `decoder_start_token_id` of the model's configuration.
     """
 
@@ -36,6 +36,7 @@ class Seq2SeqCollator:
             "attention_mask": _padded([[1] * len(prompt) for prompt, _ in rows], 0),
             "decoder_input_ids": _padded(decoder_rows, self._pad),
             "decoder_attention_mask": _padded([[1] * len(row) for row in decoder_rows], 0),
+            # An empty completion still has a decoder row, the start token, and needs a label of that length.
             "labels": _padded([completion or [IGNORED_LABEL] for _, completion in rows], IGNORED_LABEL),
         }
 

@@ -1,4 +1,4 @@
-"""How much goes through a model at once. Without torch, so that the memory estimate of a plan reads the same numbers."""
+"""How much goes through a model at once. Imports no torch, so that the memory estimate of a plan can read the same numbers."""
 
 LOGITS_CHUNK_TOKENS = 4096
 """Tokens whose logits exist at once."""
@@ -6,8 +6,8 @@ PAIR_ROW_TOKENS = {"cpu": 128, "cuda": 1024}
 """Tokens of a row that pairs share, more where one pair has more: attention computes what the mask hides too, and costs a row's
 square; padding shrinks with the row."""
 EPISODE_ROW_TOKENS = {"cpu": 192, "cuda": 1024}
-"""The same of episodes."""
+"""The same for episodes, in online training."""
 FORWARD_TOKENS = 8192
-"""Tokens of a pass without gradients: of a reference over pairs, of a reward model over held-out ones."""
+"""Tokens of a forward pass without gradients: a reference over pairs, or a reward model over held-out pairs."""
 ENGINE_ROWS = 64
 """Completions that the transformers engine samples at once."""

@@ -1,7 +1,7 @@
-"""What training starts from and what of it is trained: the whole model, or an adapter on a frozen one.
+"""The model that training starts from, and which part of it is trained: all of it, or an adapter on a frozen base.
 
-One way in (`load_trainable`), one way out (`save_trained`), one for checkpoints (`trained_state`): no trainer needs to know
-which of the methods it runs.
+`load_trainable` loads it, `save_trained` saves it and `trained_state` is for checkpoints. No trainer needs to know which method
+it runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """A model folder (whole, or an adapter), what is trained of it, and where the result will be."""
+    """A model folder (whole, or an adapter), which part of it is trained, and where the result will be."""
 
     folder: Path
     peft: Lora | VirtualTokens | None
@@ -73,7 +73,7 @@ class TrainableModel:
 
     @property
     def changes_initial_policy(self) -> bool:
-        """Whether the model to train is another one than in its folder: new virtual tokens change it, a new LoRA does not."""
+        """Whether the model differs from its folder before the first step: new virtual tokens change it, a new LoRA does not."""
         return isinstance(self.peft, VirtualTokens) and self.adapter is None
 
     @property
@@ -86,12 +86,12 @@ class TrainableModel:
 def load_trainable(
     trainable: TrainableModel, *, task: Task = "CAUSAL_LM", new_head: bool = False, pad_token_id: int | None = None
 ) -> Any:
-    """The model in float32 and eval mode; what is to be trained requires a gradient, nothing else does.
+    """The model in float32 and eval mode; only parameters to be trained require a gradient.
 
     New parameters are drawn from torch's global generator.
 
     Args:
-        task: a language model, or a model with a score head, which is trained with whatever else is.
+        task: a language model, or a model with a score head, which is always trained.
         new_head: whether the score head is new.
         pad_token_id: see `load_reward_model`.
     Raises:
@@ -110,12 +110,14 @@ def load_trainable(
         check_continued(trainable.peft, adapter, trainable.name)
     quantization = quantization_config() if trainable.is_quantized else None
     if task == "SEQ_CLS":
+        # A trained head lies in the adapter's file, not in the base model; it is loaded below.
         with_new_head = new_head or adapter is not None
         model: Any = load_reward_model(
             trainable.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
         )
     else:
         model = load_causal_lm(trainable.base, quantization=quantization)
+    # transformers skips layers of classes that it cannot quantise, without a warning.
     if trainable.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
         raise RecipeError(
             f"{trainable.name}: qlora: transformers keeps none of this model's layers in 4 bits ({type(model).__name__})",
@@ -146,12 +148,12 @@ def count_trained(model: Any) -> int:
 
 
 def trained_state(model: Any) -> dict[str, Tensor]:
-    """The parameters that are trained, by name; what a checkpoint of an adapter must hold."""
+    """The parameters that are trained, by name: what a checkpoint of an adapter must hold."""
     return {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
-    """Put back what `trained_state` gave.
+    """Restore what `trained_state` returned.
 
     Raises:
         KeyError: if a trained parameter is not in it.
@@ -163,7 +165,7 @@ def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
 
 
 def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, trainable: TrainableModel) -> None:
-    """Write the trained model into `folder`, which is made: the whole model, or the adapter with what says where its base is.
+    """Write the trained model into `folder`, which is created: the whole model, or the adapter and a record of its base.
 
     Raises:
         StageError: if a trained number is NaN or infinite; nothing is written then.
@@ -182,6 +184,7 @@ def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, t
         write_virtual_tokens_config(model, encoder, folder)
     save_file(state, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
     base = trainable.base
+    # Stages read context and end tokens from a model's folder without asking whether it is an adapter.
     for name in (CONFIG_NAME, "generation_config.json"):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)

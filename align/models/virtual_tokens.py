@@ -1,7 +1,7 @@
-"""Prefix tuning and prompt tuning: trained vectors in front of every prompt, the model untouched.
+"""Prefix tuning and prompt tuning: trained vectors in front of every prompt of a frozen model.
 
 Prompt tuning trains embeddings (Lester et al. 2021); prefix tuning trains the keys and values of every layer (Li & Liang 2021,
-without their reparametrisation). Both start as what randomly drawn tokens give, which both papers found better than noise.
+without their reparametrisation). Both start from randomly drawn tokens, which both papers found better than noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 
 
 class VirtualTokenEncoder(nn.Module):
-    """The trained vectors, as a part of the model they stand in front of.
+    """The trained vectors, a submodule of the model that they stand in front of.
 
     `prompt_embeddings` is [tokens, width] for prompt tuning and [tokens, layers · 2 · heads · head_dim] for prefix tuning, keys
     before values in every layer, as PEFT has it.
@@ -52,7 +52,7 @@ def virtual_tokens_of(model: Any) -> VirtualTokenEncoder | None:
 
 @contextlib.contextmanager
 def without_virtual_tokens(model: Any) -> Iterator[None]:
-    """The model as it is without them."""
+    """Switch the virtual tokens off inside the block."""
     encoder: VirtualTokenEncoder | None = getattr(model, NAME, None)
     if encoder is None:
         yield
@@ -82,7 +82,7 @@ def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | No
         vectors: see `VirtualTokenEncoder`; by default, those of tokens that are drawn from torch's global generator.
         where: what to name in a refusal.
     Raises:
-        RecipeError: if new vectors do not do in this model what the tokens do that they were taken from.
+        RecipeError: if new vectors do not have the effect in this model that the tokens they were taken from have.
     """
     model.requires_grad_(False)
     if vectors is not None:
@@ -96,18 +96,19 @@ def add_virtual_tokens(model: Any, settings: VirtualTokens, vectors: Tensor | No
 
 @torch.no_grad()
 def _add_drawn(model: Any, settings: VirtualTokens) -> str | None:
-    """Add the vectors of drawn tokens; what is wrong with them, or None."""
+    """Add the vectors of drawn tokens. Returns what is wrong with them, or None."""
     table = model.get_input_embeddings().weight
+    # Drawn on the CPU, so that a seed draws the same tokens on every device.
     ids = torch.randint(len(table), (1, settings.num_virtual_tokens)).to(table.device)
     following = torch.arange(PROBED_TOKENS, device=table.device)[None] % len(table)
     try:
         encoder = VirtualTokenEncoder(_vectors_of_tokens(model, settings, ids).clone(), settings)
         found = states_behind(model, encoder, following, None)
-        _cache_of(model, encoder, 1)  # what generation starts with
+        _cache_of(model, encoder, 1)  # generation starts with it, so it must work too
         behind_tokens = model.base_model(input_ids=torch.cat([ids, following], dim=1), use_cache=False).last_hidden_state
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model says to keys, or to embeddings, that it was not made for
+    except Exception as error:  # models raise anything when given keys or embeddings that they do not support
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     expected = behind_tokens[:, ids.shape[1] :]
     difference = float((found - expected).abs().max() / expected.square().mean().sqrt())
@@ -163,8 +164,10 @@ def states_behind(model: Any, encoder: VirtualTokenEncoder, input_ids: Tensor, a
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     mask = torch.cat([attention_mask.new_ones(rows, count), attention_mask], dim=1)
+    # Counted over real tokens: rows may be padded on the left.
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     if encoder.settings.method == "prefix_tuning":
+        # A new cache for every pass: the model appends the row's own keys and values to it.
         output = model.base_model(
             input_ids=input_ids,
             attention_mask=mask,
