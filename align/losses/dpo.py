@@ -41,8 +41,8 @@ def dpo_loss(
       `label_smoothing`, the assumed share of flipped labels (conservative DPO, Mitchell 2023, eq. 3). ln 2 at h = 0.
     - hinge: max(0, 1 - beta * h). SLiC-HF, Zhao et al. 2023, eq. 1, on the implicit reward difference as in Liu et al. 2024
       (RSO), eq. 8.
-    - ipo: (h - 1 / (2 * beta))². Azar et al. 2023, eq. 17. The paper's policies are of whole completions of like length; give
-      averages over tokens (`sequence_logps(..., average=True)`) or long completions dominate.
+    - ipo: (h - 1 / (2 * beta))². Azar et al. 2023, eq. 17. The paper assumes whole completions of similar length; give averages
+      over tokens (`sequence_logps(..., average=True)`), or long completions dominate.
 
     Args:
         policy_chosen_logps: [batch], nats, summed over completion tokens (averaged for ipo). Carries the gradient.
@@ -64,6 +64,7 @@ def dpo_loss(
         raise ValueError(f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
     if label_smoothing and variant != "sigmoid":
         raise ValueError(f"label_smoothing is defined for the variant sigmoid only, not for {variant}")
+    # Margins are small differences of sums of hundreds of nats, which bfloat16 would round away.
     wide = torch.promote_types(policy_chosen_logps.dtype, torch.float32)
     chosen_log_ratios = policy_chosen_logps.to(wide) - reference_chosen_logps.to(wide)
     rejected_log_ratios = policy_rejected_logps.to(wide) - reference_rejected_logps.to(wide)

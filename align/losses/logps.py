@@ -30,8 +30,8 @@ def sequence_logps(logits: Tensor, labels: Tensor, *, average: bool = False) -> 
         )
     targets = labels[:, 1:]
     mask = targets != IGNORED_LABEL
-    # Only counted positions are taken: prompts and padding cost no float32 copy of the vocabulary, and what stands there, an
-    # infinity even, reaches neither the value nor the gradient.
+    # Only counted positions are taken: prompts and padding cost no float32 copy of the vocabulary, and values there, even an
+    # infinity, reach neither the result nor the gradient.
     counted_logits = logits[:, :-1][mask]
     counted_logits = counted_logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen_logits = counted_logits.gather(-1, targets[mask].unsqueeze(-1)).squeeze(-1)

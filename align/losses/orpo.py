@@ -38,7 +38,7 @@ def orpo_loss(
         odds_ratio_weight: weight of the odds-ratio term, 0 or more.
     Returns:
         `losses` with gradient, and the detached parts. Finite for every finite input up to and including an average of exactly 0,
-        which is taken for the largest probability below 1 that the arithmetic can tell from it.
+        which counts as the largest probability below 1 that the arithmetic can represent.
     Raises:
         ValueError: if the batches differ in shape or the weight is negative.
     """
@@ -54,9 +54,10 @@ def orpo_loss(
 def _log_odds(logps: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(logps), without cancellation at either end."""
     wide = logps.to(torch.promote_types(logps.dtype, torch.float32))
+    # A probability of exactly 1 has infinite odds.
     wide = wide.clamp(max=-torch.finfo(wide.dtype).eps)
     # log(1 - exp(x)): log1p loses all digits near x = 0, log(-expm1) loses them for very negative x (Mächler 2012). After the
-    # clamp neither is infinite anywhere, so that the branch not taken does no harm to the gradient.
+    # clamp neither is infinite anywhere, so the branch that `where` discards cannot make the gradient NaN.
     near_zero = wide > -0.6931471805599453
     log_of_rest = torch.where(near_zero, torch.log(-torch.expm1(wide)), torch.log1p(-torch.exp(wide)))
     return wide - log_of_rest

@@ -1,7 +1,7 @@
 """Proximal Policy Optimization on completions: rewards, advantages, and the two clipped losses.
 
-Every mask is a completion_mask: [batch, seq], 1 (or True) on the completion's tokens, 0 on prompt and padding. What stands at a
-masked-out position, NaN included, never reaches a result; results are 0 there.
+Every mask is a completion_mask: [batch, seq], 1 (or True) on the completion's tokens, 0 on prompt and padding. Values at
+masked-out positions, NaN included, never reach a result; results are 0 there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Advantages(NamedTuple):
     advantages: Tensor
     """Generalized advantage estimate of every token; not whitened."""
     returns: Tensor
-    """advantages + values: what the value model should have said."""
+    """advantages + values: the targets of the value model."""
 
 
 class PolicyLoss(NamedTuple):
@@ -58,7 +58,9 @@ def kl_penalized_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor,
     if scores.shape != mask.shape[:1]:
         raise ValueError(f"scores must be [batch] of the mask {list(mask.shape)}, not {list(scores.shape)}")
     inside = mask.bool()
+    # `where`, here and below, not a product with the mask: 0 * NaN is NaN.
     rewards = torch.where(inside, -kl_coef * (logps.detach() - reference_logps.detach()), 0.0)
+    # Counting masked positions from the right, the last one has the count 1. Position -1 would be wrong: it may be padding.
     is_last = inside & (inside.flip(-1).cumsum(-1).flip(-1) == 1)
     return rewards + torch.where(is_last, scores.detach().unsqueeze(-1), 0.0)
 
@@ -89,6 +91,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
     rewards = torch.where(inside, rewards.detach().to(wide), 0.0)
     values = torch.where(inside, values.detach().to(wide), 0.0)
     advantages = torch.zeros_like(rewards)
+    # A batch of empty completions has no position 0; the sum over none is [batch] zeros.
     next_value = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(-1)
     next_advantage = torch.zeros_like(next_value)
     for position in range(rewards.shape[1] - 1, -1, -1):
@@ -103,7 +106,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
 
 
 def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale what the mask shows to variance 1, over the whole tensor.
+    """Scale the masked values to variance 1, over the whole tensor.
 
     (values - mean) / sqrt(variance + 1e-8), with the sample variance (divided by the count less one, as TRL's PPO did) of the
     masked values. Give it the whole batch, never a micro-batch, or the loss depends on how the batch is cut.
@@ -136,7 +139,7 @@ def ppo_policy_loss(
 
     max(-A * ratio, -A * clip(ratio, 1 - cliprange, 1 + cliprange)), ratio = exp(logps - old_logps). Schulman et al. 2017, eq. 7,
     negated. The log ratio is clamped to ±20. With `dual_clip` c, a negative advantage costs at most -A * c (Ye et al. 2020,
-    eq. 5): without it, a token that became many times likelier and should not have is punished without bound.
+    eq. 5). Without it, the loss of a token that wrongly became many times likelier has no bound.
 
     Args:
         logps: [batch, seq], nats, of the policy. Carries the gradient.
@@ -155,6 +158,7 @@ def ppo_policy_loss(
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
     inside = mask.bool()
+    # Masked before exp: an infinity there would make the gradient NaN, even if the loss were masked afterwards.
     log_ratio = torch.where(inside, logps - old_logps.detach(), 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = torch.where(inside, advantages.detach(), 0.0)
     ratio = torch.exp(log_ratio)

@@ -15,7 +15,7 @@ def reward_model_loss(
     """Bradley–Terry loss, one value per pair.
 
     -log sigmoid(chosen - rejected - margin) + center_coef * (chosen + rejected)². Ouyang et al. 2022, eq. 1, for one pair;
-    margin: Touvron et al. 2023 (Llama 2), eq. 2; centring: Eisenstein et al. 2023, §4 (scores are else defined up to a constant).
+    margin: Touvron et al. 2023 (Llama 2), eq. 2; centring: Eisenstein et al. 2023, §4 (without it, any constant can be added).
     In float32 or wider. ln 2 for equal scores without margin.
 
     Args:
@@ -31,6 +31,7 @@ def reward_model_loss(
     check_pairs(*(tensor for tensor in (chosen_scores, rejected_scores, margin) if tensor is not None))
     if not center_coef >= 0:
         raise ValueError(f"center_coef must be 0 or more, not {center_coef}")
+    # bfloat16 scores near 10 are 0.06 apart, as coarse as the differences that the loss compares.
     wide = torch.promote_types(chosen_scores.dtype, torch.float32)
     chosen, rejected = chosen_scores.to(wide), rejected_scores.to(wide)
     difference = chosen - rejected
