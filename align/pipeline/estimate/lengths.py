@@ -1,4 +1,4 @@
-"""How long the rows of a training are, in tokens, from the first rows of its data; where they are not there yet, its limits."""
+"""Lengths of a training's rows, in tokens, estimated from the first rows of its data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from align.training.needs import RowLength
 SAMPLED_ROWS = 256
 """Read from the start of the data; more would take longer than the rest of a plan."""
 MESSAGE_TOKENS = 5
-"""What a chat template puts around a message: ChatML's marks, role and line ends."""
+"""Tokens that a chat template adds to a message: ChatML's marks, role and line ends."""
 
 
 def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:
-    """Lengths of the first rows, about; None where they cannot be read or tokenized.
+    """Approximate lengths of the first rows; None where they cannot be read or tokenized.
 
     Args:
         data: an input, or what a stage made.
@@ -32,7 +32,7 @@ def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowL
     try:
         kind, records = _rows(data)
         return _measured(kind, records, model_folder / TOKENIZER_NAME) if records else None
-    except Exception:  # whatever is wrong with rows or tokenizer is said when they are used; tokenizers raises bare Exceptions
+    except Exception:  # the stage reports what is wrong when it runs, and tokenizers raises bare Exceptions
         return None
 
 
@@ -47,7 +47,7 @@ def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
     assert source is not None  # every data input has one
     file = source.files[0]
-    if isinstance(file.origin, HubRows):  # a plan fetches nothing
+    if isinstance(file.origin, HubRows):  # making a plan must not use the network
         return spec.row_kind, []
     rows = itertools.islice(read_file(file), SAMPLED_ROWS)
     validated = validate_rows(
@@ -57,6 +57,7 @@ def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
 
 
 def _measured(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
+    # Not transformers' tokenizer, nor the real chat template: a plan must be fast, and an estimate needs no exact count.
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -67,6 +68,7 @@ def _measured(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path)
     messages = [kind.messages(record) for record in records]
     prompts = count(["\n".join(f"{message.role}{message.content}" for message in prompt) for prompt in messages])
     completions = [kind.completions_of(record).values() for record in records]
+    # All texts in one call, which runs in parallel; the lengths are dealt out again below.
     lengths = iter(count([text for texts in completions for text in texts]))
     return [
         RowLength(

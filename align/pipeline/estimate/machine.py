@@ -1,6 +1,6 @@
-"""What the machine has to give: memory of the GPU or of the computer, disk, and the arithmetic that `auto` means on it.
+"""The machine's memory (of the GPU or of the computer), its free disk, and the arithmetic that `auto` means on it.
 
-torch would know, but takes a second to import; the driver's tool and the kernel's files are asked instead.
+torch knows this too, but takes a second to import; nvidia-smi and the kernel's files answer faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from align.training.needs import Device
 
 GPU_SECONDS = 5
 BFLOAT16_CAPABILITY = 8.0
-"""Compute capability from which NVIDIA's GPUs do (Ampere)."""
+"""Compute capability from which NVIDIA's GPUs compute bfloat16 (Ampere)."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Machine:
     name: str
     """Of the GPU; `memory` without one."""
     total_bytes: int
-    """Of the GPU, or of the computer, or what the process's control group may take."""
+    """Memory of the GPU or of the computer, or the limit of the process's control group where that is less."""
     free_bytes: int
-    """What of it is not taken now."""
+    """The part of it that is free now."""
     free_disk_bytes: int
     has_bfloat16: bool
     """Whether `precision: auto` means bfloat16: on a GPU that computes it natively, never on a CPU."""
@@ -51,12 +51,14 @@ def read_machine(folder: Path) -> Machine:
 def _gpu() -> tuple[str, int, int, float] | None:
     """Name, total and used bytes and compute capability of the GPU that a stage would use: the first visible one."""
     program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    # A CPU build of torch does not use a GPU that is there.
     if program is None or visible in ("", "-1") or importlib.metadata.version("torch").endswith("+cpu"):
         return None
     query = [program, "--query-gpu=index,uuid,name,memory.total,memory.used,compute_cap", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
         rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        # CUDA_VISIBLE_DEVICES may hold indices or UUIDs, shortened ones too.
         first = visible.split(",")[0] if visible else "0"
         _, _, name, total, used, capability = next(row for row in rows if first == row[0] or row[1].startswith(first))
         return name, int(total) << 20, int(used) << 20, float(capability)
@@ -71,19 +73,20 @@ def _memory() -> tuple[int, int]:
         total, free = found["MemTotal:"] * 1024, found.get("MemAvailable:", found["MemTotal:"]) * 1024
     else:
         total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # In a container /proc/meminfo shows the host's memory.
     for limit, left in _control_groups():
         total, free = min(total, limit), min(free, left)
     return total, free
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """Limit and what is left of it, of this process's control group and those above it, where there is a limit."""
+    """Limit and free part of it, for this process's control group and every group above it that has a limit."""
     for root, limit_name, usage_name in _group_folders():
         try:
             limit, usage = int((root / limit_name).read_text()), int((root / usage_name).read_text())
         except (OSError, ValueError):
             continue
-        # Pages of files are given up when memory is wanted.
+        # The kernel counts cached files as used, but gives them up when memory is needed.
         stat = dict(_numbers(root / "memory.stat"))
         reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
         yield limit, limit - max(usage - reclaimable, 0)
@@ -97,6 +100,7 @@ def _group_folders() -> Iterator[tuple[Path, str, str]]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
+        # Version 2 has one hierarchy with an empty name; version 1 has one for each controller.
         if controllers == "":
             root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):

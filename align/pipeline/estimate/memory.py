@@ -1,8 +1,8 @@
-"""Bytes that a training holds at its peak, counted from shapes: what torch keeps, tensor by tensor.
+"""Peak memory of a training in bytes, counted from shapes: every tensor that torch keeps.
 
-What a layer keeps for the backward pass was read off torch (`torch.autograd.graph.saved_tensors_hooks`) and is counted below in
-the order of the computation. Measured constants, each with its source, are at the top. `scripts/benchmarks/memory.py` holds the
-whole against real runs; docs/memory.md has its table.
+We observed what a layer keeps for the backward pass with `torch.autograd.graph.saved_tensors_hooks`; it is counted below in the
+order of the computation. Measured constants, each with its source, are at the top. `scripts/benchmarks/memory.py` compares the
+result with real runs; docs/memory.md has its table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MIB = 1 << 20
 PROCESS_BYTES: dict[Device, int] = {
     # Resident set of a worker that trains a model of a few thousand parameters: Python, torch, transformers, TRL, PEFT.
     "cpu": 465 * MIB,
-    # What a CUDA context and cuBLAS's workspaces take of a GPU; not measured here, usually 0.4 to 0.7 GiB.
+    # A CUDA context and cuBLAS's workspaces; not measured here, usually 0.4 to 0.7 GiB.
     "cuda": 600 * MIB,
 }
 ALLOCATOR_SHARE: dict[tuple[Device, bool], float] = {
@@ -50,7 +50,7 @@ def chosen_layers(shape: ModelShape, peft: Lora) -> list[LinearLayer]:
 
 
 def trainable_parameters(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
-    """Parameters that learn.
+    """Number of parameters that are trained.
 
     Full: all. LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
     token; prompt tuning: an embedding for every virtual token.
@@ -69,7 +69,7 @@ def trainable_parameters(shape: ModelShape, peft: Lora | VirtualTokens | None, *
 
 
 def weight_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
-    """Of a loaded model in float32, with what `peft` adds to it; linear layers in 4 bits for qlora."""
+    """Bytes of a loaded model in float32, with what `peft` adds to it; linear layers in 4 bits for qlora."""
     parameters = shape.backbone_parameters + (shape.hidden_size if has_score_head else shape.head_parameters)
     added = 0 if peft is None else trainable_parameters(shape, peft)
     in_four_bits = shape.linear_parameters if _is_quantized(shape, peft) else 0
@@ -81,18 +81,19 @@ def _is_quantized(shape: ModelShape, peft: Lora | VirtualTokens | None) -> bool:
 
 
 def activation_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
-    """What the layers keep of a batch for the backward pass."""
+    """Bytes that the layers keep of a batch for the backward pass."""
+    # Like the norms of a layer: its input and what it normalised.
     final_norm = 2 * FLOAT32_BYTES * shape.hidden_size
     return batch.tokens * (shape.num_layers * _layer_bytes(shape, peft, batch, precision) + final_norm)
 
 
 def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
-    """Of one layer and token."""
+    """Bytes of one layer for one token."""
     hidden, number = shape.hidden_size, FLOAT32_BYTES if precision == "float32" else 2
     learns_in_layers = not isinstance(peft, VirtualTokens)
-    # Two norms keep what they were given and what they normalised, in float32.
+    # Each of two norms keeps its input and what it normalised, in float32 whatever the precision.
     norms = 4 * FLOAT32_BYTES * hidden
-    # The inputs of linear layers are kept where something learns from them; autocast makes a copy for each layer that reads them.
+    # Inputs of linear layers are kept only where a weight learns from them; autocast makes a copy for each layer that reads them.
     readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2)
     inputs = (2 * FLOAT32_BYTES if precision == "float32" else readers * number) * hidden if learns_in_layers else 0
     # Query, key and value, and attention's result. With a mask, grouped keys and values are written out for every head.
@@ -100,7 +101,7 @@ def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Ba
     key = shape.query_size if batch.is_masked and grouped else shape.key_size
     attention = number * (2 * shape.query_size + 2 * key)
     mask = number * batch.row_tokens if batch.is_masked else 0
-    # Gated: both branches, the activated one and the product. Otherwise before and after the activation, and what is between.
+    # Gated: both branches, the activated one and the product. Otherwise the input and output of the activation, and its parts.
     kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
     feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
     inner = 0
@@ -110,12 +111,12 @@ def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Ba
 
 
 def logits_bytes(shape: ModelShape, targets: int) -> int:
-    """Of the head's backward pass; more than a chunk of tokens is never there at once."""
+    """Bytes of the head's backward pass, which holds the logits of one chunk of tokens at a time."""
     return LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
 
 
 def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, precision: Precision) -> int:
-    """Of the bfloat16 copies that autocast makes of linear layers' weights; a quantised layer is unpacked one at a time."""
+    """Bytes of the bfloat16 copies that autocast makes of linear layers' weights; quantised layers are unpacked one by one."""
     if precision == "float32":
         return 0
     return 0 if _is_quantized(shape, peft) else 2 * (shape.linear_parameters + shape.vocabulary * shape.hidden_size)
@@ -124,7 +125,8 @@ def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, precision: 
 def backward_bytes(
     shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, device: Device, precision: Precision
 ) -> int:
-    """Of a forward and backward pass at its peak, beside weights, gradients and optimizer: where the head's backward pass is."""
+    """Bytes of a forward and backward pass at its peak, without weights, gradients and optimizer."""
+    # The peak is the head's backward pass: it comes first, when every layer's activations are still kept.
     kept = activation_bytes(shape, peft, batch, precision)
     head_gradient = FLOAT32_BYTES * shape.vocabulary * shape.hidden_size if peft is None and batch.targets else 0
     unpacked = FLOAT32_BYTES * max(layer.parameters for layer in shape.linear_layers) if _is_quantized(shape, peft) else 0
@@ -133,14 +135,14 @@ def backward_bytes(
 
 
 def inference_bytes(shape: ModelShape, *, tokens: int, targets: int) -> int:
-    """Of a forward pass without gradients: the residual stream and its norm, the three states of a feed-forward layer; logits and
-    their log-softmax."""
+    """Bytes of a forward pass without gradients: the residual stream and its norm, the three states of a feed-forward layer, and
+    logits with their log-softmax."""
     states = tokens * FLOAT32_BYTES * (3 * shape.hidden_size + 3 * shape.intermediate_size)
     return states + 2 * FLOAT32_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
 
 
 def step_bytes(shape: ModelShape, trainable: int, *, device: Device, is_full: bool) -> int:
-    """What AdamW needs besides gradients and moments: on a CPU it goes tensor by tensor, on a GPU over all at once."""
+    """Bytes of AdamW's step besides gradients and moments: a CPU updates tensor by tensor, a GPU all tensors at once."""
     if device == "cuda":
         return FLOAT32_BYTES * trainable
     return 2 * FLOAT32_BYTES * shape.largest_tensor if is_full else 0
@@ -148,7 +150,7 @@ def step_bytes(shape: ModelShape, trainable: int, *, device: Device, is_full: bo
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a training, and what it is made of; bytes."""
+    """Peak memory of a training and its parts, in bytes."""
 
     weights: int
     """Of the models that learn."""
@@ -174,6 +176,7 @@ def peak_memory(
         accumulates: see `Batch`.
         other_phases: bytes at phases without this training's gradients, `process` not included.
     """
+    # Gradients are there during the whole backward pass only if an earlier pass left them; else they replace freed activations.
     training = weights + others + optimizer + max(backward + (gradients if accumulates else 0), gradients + step)
     peak = process + max(training, *other_phases, 0)
     return Memory(weights, gradients, optimizer, backward, others, process, peak)

@@ -29,9 +29,9 @@ class StageEstimate:
     chosen: str
     """The method that the recipe names."""
     estimates: tuple[Estimate, ...]
-    """The chosen one among them; empty where nothing is known of the model."""
+    """They include the chosen method; empty where the model's shape is not known."""
     measured_bytes: int | None
-    """Peak memory when the stage was run, where it was."""
+    """Peak memory of the finished stage; None where it has not run."""
 
     @property
     def of_recipe(self) -> Estimate | None:
@@ -84,17 +84,19 @@ def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
     stages = {stage.name: stage for stage in plan.stages}
 
     def model_folder(name: str) -> Path | None:
-        """Folder of the input that a model is, or was made from: what a stage will make has the shape of what it starts from."""
+        """Folder of the input that a model is, or was made from."""
+        # A stage's model has the shape of the model it started from, so its input is enough, also before the stage has run.
         while name in stages:
             name = str(getattr(stages[name].node.config, "model", ""))
         resolved = plan.inputs.get(name)
         return None if resolved is None or resolved.artifact is None else resolved.artifact.model_path
 
+    # Stages of a plan often share a model and its data.
     shape_in = cache(read_shape)
 
     @cache
     def lengths_of(rows: str, folder: Path) -> list[RowLength] | None:
-        """Of an input's rows, or of those that a stage made before."""
+        """Lengths of an input's rows, or of the rows that a finished stage made."""
         stage = stages.get(rows)
         manifest = stage.entry.read_manifest() if stage is not None and stage.status == "cached" else None
         made = None if stage is None or manifest is None else Artifact(rows, stage.entry.path, manifest)
@@ -109,6 +111,7 @@ def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
         folders = {name: folder for name in needs.models if (folder := model_folder(name)) is not None}
         shapes = {name: shape for name, folder in folders.items() if (shape := shape_in(folder)) is not None}
         estimates: tuple[Estimate, ...] = ()
+        # A part of the models would give a number that is too small.
         if shapes.keys() == needs.models:
             lengths = lengths_of(needs.rows, folders[needs.model])
             methods = {method_name(method): method for method in (*METHODS, needs.peft)}

@@ -16,15 +16,15 @@ from align.models.folder import CONFIG_NAME, context_tokens, is_adapter, tensor_
 EMBEDDINGS = ("embed", "wte", "wpe", "relative_attention_bias")
 """Parts of the names of embeddings, of tokens and of positions."""
 HEADS = ("lm_head", "embed_out", "score")
-"""Names of what makes logits or scores of hidden states."""
+"""Names of the modules that turn hidden states into logits or scores."""
 NOT_PARAMETERS = ("inv_freq", "masked_bias")
 PYTHON_GELUS = ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu")
-"""Activations that transformers spells in elementwise operations, each of which keeps a tensor for the backward pass."""
+"""Activations that transformers computes in several elementwise operations, each of which keeps a tensor for backward."""
 
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A matrix that tokens are multiplied with, other than embeddings and the head."""
+    """A weight matrix of the layers; embeddings and the head do not count."""
 
     name: str
     """Path of the module, without `.weight`."""
@@ -80,9 +80,9 @@ class ModelShape:
 
 
 def read_shape(folder: Path) -> ModelShape | None:
-    """The shape of the model in a folder, of the base model for an adapter; None where it cannot be told from the files.
+    """The shape of the model in a folder (of the base model for an adapter); None where the files do not show it.
 
-    It cannot for encoder–decoder models and mixtures of experts, whose passes are others than those counted here.
+    It is None for encoder–decoder models and mixtures of experts too: their passes differ from those counted here.
     """
     try:
         if is_adapter(folder):
@@ -127,6 +127,7 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], 
         for name in backbone
         if len(tensors[name]) == 2 and not any(part in name for part in EMBEDDINGS)
     )
+    # Phi-3 and others keep gate and up projection in one matrix, of twice the size.
     feed_forward = sum(layer.parameters for layer in linear if {intermediate, 2 * intermediate} & {layer.rows, layer.columns})
     return ModelShape(
         hidden_size=hidden,
@@ -137,6 +138,7 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], 
         head_size=find("head_dim") or hidden // heads,
         vocabulary=vocabulary,
         context=context,
+        # A plain layer has two matrices of hidden by intermediate size, a gated one has three.
         is_gated=feed_forward > 2.5 * layers * hidden * intermediate,
         activation=str(config.get("hidden_act") or config.get("activation_function") or ""),
         quantizable=not any(layer.name.endswith(("c_attn", "c_fc")) for layer in linear),

@@ -1,4 +1,4 @@
-"""Memory and disk of a training stage with one method: what is in its process, phase by phase, and what it writes."""
+"""Memory and disk of a training stage with one method: what its process holds in each phase, and what it writes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from align.training.needs import RowLength, Sampler, Setting, TrainingNeeds, tra
 Peft = Lora | VirtualTokens | None
 
 VLLM_BYTES = 450 * MIB
-"""What importing vLLM and starting an engine adds to a worker on a CPU, beside weights and cache: a ppo stage with vLLM took
-1.52 GB more than with transformers."""
+"""Memory that vLLM and its engine add to a worker on a CPU, without weights and cache: a ppo stage with vLLM took 1.52 GB more
+than with transformers."""
 CHECKPOINTS = KEEP + 1
-"""One more than are kept: the oldest goes once the newest is whole."""
+"""One more than are kept: the oldest is removed after the newest is complete."""
 
 
 def method_name(peft: Peft) -> str:
@@ -54,7 +54,7 @@ class Estimate:
     disk_bytes: int
     """At its fullest: checkpoints, epochs and the result."""
     kept_bytes: int
-    """What stays when the stage is done."""
+    """What stays after the stage is done."""
 
 
 def estimate_stage(
@@ -69,7 +69,7 @@ def estimate_stage(
     Args:
         peft: None for full fine-tuning.
         shapes: of every model that `needs` names.
-        lengths: of the rows it trains on; None where they are not known, so that its limits count.
+        lengths: of the rows it trains on; None where they are not known, and the stage's limits take their place.
     """
     device, precision = machine.device, training_precision(needs.precision, gpu_has_bfloat16=machine.has_bfloat16)
     shape, is_scorer = shapes[needs.model], needs.has_score_head
@@ -84,16 +84,17 @@ def estimate_stage(
         value = shapes[needs.value_model]
         learning += trainable_parameters(value, peft, has_score_head=True)
         weights += weight_bytes(value, peft, has_score_head=True)
-        # Both graphs are there before the value model's backward pass. The optimizers are fused.
+        # Both graphs exist before the value model's backward pass. The optimizers are fused, so their step needs nothing more.
         backward += backward_bytes(value, peft, replace(batch, targets=0), device, precision)
         step = 0
     optimizer = MOMENTS_BYTES * learning
     phases = []
     tokens = FORWARD_TOKENS
-    if lengths is not None and len(lengths) < SAMPLED_ROWS:  # all rows are known; the sides of a pair have a prompt each
+    if lengths is not None and len(lengths) < SAMPLED_ROWS:  # then all rows are known; each side of a pair has the prompt
         tokens = min(tokens, sum(2 * row.longer_side for row in lengths))
     if needs.reference is not None:
         phases.append(weights + inference_bytes(shape, tokens=tokens, targets=tokens))
+        # A reference of its own is loaded and dropped before the model to train is there.
         if needs.reference != needs.model:
             other = shapes[needs.reference]
             phases.append(weight_bytes(other, None) + inference_bytes(other, tokens=tokens, targets=tokens))
@@ -113,8 +114,8 @@ def estimate_stage(
         accumulates=batch.accumulates,
         other_phases=phases,
     )
-    # A checkpoint has what is trained and its two moments; an artifact what is trained. Epochs are copied out of the work folder,
-    # which goes after the commit.
+    # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. Epochs exist twice
+    # until the work folder is removed after the commit.
     kept = (1 + needs.num_epochs_kept) * FLOAT32_BYTES * model_parameters
     checkpoints = CHECKPOINTS * (FLOAT32_BYTES + MOMENTS_BYTES) * learning
     full = kept + needs.num_epochs_kept * FLOAT32_BYTES * model_parameters + checkpoints
@@ -129,6 +130,7 @@ def _sampler_bytes(sampler: Sampler, policy: ModelShape, machine: Machine) -> in
     except EnvironmentProblem:
         engine = choice.engine
     number = 2 if choice.dtype == "bfloat16" or (choice.dtype == "auto" and on_gpu) else FLOAT32_BYTES
+    # vLLM fills its share with cache, whatever the model's size.
     if engine == "vllm" and on_gpu:
         return round(sampler.memory_share * machine.total_bytes)
     if engine == "vllm":
