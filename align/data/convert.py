@@ -50,15 +50,18 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
     drops = target.with_name(target.stem + DROPS_SUFFIX)
     for file in source.files:
         origin = file.origin
+        # samefile sees through links, relative paths and letter case; a comparison of the names would not.
         if isinstance(origin, Path) and any(path.exists() and os.path.samefile(path, origin) for path in (target, drops)):
             raise RecipeError(f"{target}: would overwrite {file.shown}, which is being read", hint="Give another name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A refused input must leave an existing target untouched, so its rows go to a temporary folder first.
         with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
             folder = Path(temporary)
             result = ingest(spec, source, folder, evaluation=evaluation)
             write_canonical(target, spec.row_kind, _rows(folder / ROWS_NAME))
             write_bytes(drops, (folder / DROPS_NAME).read_bytes())
+    # It is an OSError itself; the handler below would hide its message.
     except EnvironmentProblem:
         raise
     except OSError as error:

@@ -139,12 +139,14 @@ def _encode(
     """
     rendered: dict[int, list[str]] = {}
     refused: dict[int, tuple[str, str]] = {}
+    # One limit around the loop; the limit inside each rendering then sets no timer.
     with chat_format.time_limit(conversations=len(records)):
         for number, record in enumerate(records):
             try:
                 rendered[number] = chat_format.texts_of(record.prompt, kind.completions_of(record).values())
             except TemplateProblem as problem:
                 refused[number] = (problem.reason, str(problem))
+    # All texts are rendered before the tokenizer is called, so that one call serves all rows.
     ids = chat_format.ids_by_text(text for texts in rendered.values() for text in texts)
     rows = []
     for number, texts in rendered.items():
@@ -152,8 +154,10 @@ def _encode(
             rows.append(build(records[number], *(ids[text] for text in texts)))
         except TemplateProblem as problem:
             refused[number] = (problem.reason, str(problem))
+    # Two passes refuse rows; sorting by number puts them back in the order of the records.
     drops = [Drop(id=records[number].id, drop_reason=refused[number][0], detail=refused[number][1]) for number in sorted(refused)]
     result = Encoded(rows, drops)
+    # With `drop` too, a dataset of which no row is left is an error: nothing could be trained on it.
     if drops and (on_invalid == "error" or not rows):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.dropped().items())
         lines = [f"{where(None)}: {len(drops):,} of {len(records):,} rows cannot be used ({reasons})"]

@@ -26,6 +26,7 @@ def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]
 def evaluation_index(sources: Iterable[tuple[Source, DataInput]]) -> EvaluationIndex:
     """An index of the prompts of all sources; with several sources, the source's name precedes each id."""
     listed = list(sources)
+    # Ids are unique within one source only.
     several = len(listed) > 1
     return EvaluationIndex(
         (f"{source.shown}:{prompt_id}" if several else prompt_id, text)

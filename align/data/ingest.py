@@ -62,6 +62,7 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
         EnvironmentProblem, RecipeError: see `fetch_dataset_rows`.
     """
     blocks = None
+    # A dataset is fetched before it is validated, because the source's name has the commit, which the fetch finds out.
     if spec.dataset is not None:
         source, blocks = _fetched(source)
     first = _FirstProblems()
@@ -81,7 +82,7 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
 
 
 def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
-    """A hub dataset's source, named with the commit that its rows are of, and the rows."""
+    """A hub dataset's source, named with the commit of its rows, and the rows."""
     hub = source.files[0].origin
     assert isinstance(hub, HubRows)  # `find_source` made it of a dataset
     commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision)
@@ -113,6 +114,7 @@ def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> C
     dropped: Counter[str] = Counter()
     num_kept = 0
     with ExitStack() as stack:
+        # Both files appear when the block ends without an error, so a refused input leaves neither.
         rows_stream = stack.enter_context(atomic_writer(entry_folder / ROWS_NAME))
         drops_stream = stack.enter_context(atomic_writer(entry_folder / DROPS_NAME))
         for row in _mixed(rows, source) if source.weights else rows:
@@ -133,6 +135,7 @@ def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> C
 
 def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]:
     """The rows of a mixture: first the unusable ones, then the mixture in its order, then the rows that were not sampled."""
+    # The kept rows are held in memory: which of them a mixture takes depends on the ids of all.
     parts: dict[str, list[Kept]] = {name: [] for name in source.weights}
     for row in rows:
         if isinstance(row, Drop):
@@ -140,6 +143,7 @@ def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]
         else:
             parts[source.files[row.file_number].part or ""].append(row)
     places = mixed_places({name: [row.id for row in of_part] for name, of_part in parts.items()}, source.weights)
+    # `within` adds the part's name to the id: two parts may use the same ids.
     yield from (parts[place.part][place.index].within(place.part) for place in places)
     for name, of_part in parts.items():
         taken = {place.index for place in places if place.part == name}
@@ -161,6 +165,7 @@ class _FirstProblems:
         """Keep the problem if there is room; one that ends a file replaces the last."""
         if len(self.problems) < MAX_SHOWN:
             self.problems.append(problem)
+        # Damage makes the input unusable whatever `on_invalid` says, so the error shows it however late it comes.
         elif problem.ends_file:
             self.problems[-1] = problem
 

@@ -49,6 +49,7 @@ def part_sizes(rows: Mapping[str, int], weights: Mapping[str, float]) -> dict[st
 
 def _chosen(ids: Sequence[str], count: int) -> list[int]:
     """Indices of the rows with the smallest hashes, in the order of the source."""
+    # The id itself breaks ties between equal hashes, so that the choice does not depend on the order of the file.
     order = sorted(range(len(ids)), key=lambda index: (xxhash.xxh3_64_intdigest(ids[index].encode()), ids[index]))
     return sorted(order[:count])
 
@@ -60,5 +61,6 @@ def _interleaved(taken: Mapping[str, Sequence[int]]) -> Iterator[Place]:
         for rank, (name, indices) in enumerate(taken.items())
         for number, index in enumerate(indices)
     )
+    # Rows of two parts may have equal places: then the part's rank decides.
     for _, _, place in sorted(spread, key=lambda item: item[:2]):
         yield place

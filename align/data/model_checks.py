@@ -15,9 +15,10 @@ from align.rows.conversation import FieldProblem
 
 Normalization = Literal["none", "NFC"]
 
+# Made-up words, which no template writes itself.
 _FIRST, _ANSWER, _SECOND = "Qzfirst", "Qzanswer", "Qzsecond"
 MIN_MARKER_CHARACTERS = 4
-"""A shorter text between turns is too common in ordinary texts to be a sign of a template."""
+"""A shorter text between turns is too common in ordinary texts to be evidence of a template."""
 
 
 class ModelChecks:
@@ -34,6 +35,7 @@ class ModelChecks:
         self._format = chat_format
         self._max_tokens = max_tokens
         self._markers = frozenset(turn_markers(chat_format))
+        # Longest first: in an alternation, a token would hide a longer one that begins with it.
         found = sorted([*special_tokens(chat_format.tokenizer), *self._markers], key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, found))) if found else None
         self._normalization = lossless_normalization(chat_format.tokenizer)
@@ -50,12 +52,14 @@ class ModelChecks:
         problems = [self._control_problems(kind, record) for record in records]
         shown: list[tuple[int, list[str]]] = []
         with self._format.time_limit(conversations=len(records)):
+            # Plain texts have no conversation, so the template does not apply to them.
             for number, record in enumerate(records if kind.has_prompt else ()):
                 try:
                     texts = self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
                 except TemplateProblem as problem:
                     problems[number].append(_template_problem(self._format, kind, record, problem))
                     continue
+                # A control token in a text is one token, not its bytes: the proof from bytes does not hold for such a row.
                 if problems[number] or self._needs_tokens(texts):
                     shown.append((number, texts))
         ids = self._format.ids_by_text(text for _, texts in shown for text in texts)
@@ -64,7 +68,7 @@ class ModelChecks:
         return problems
 
     def _control_problems(self, kind: DataKind[Any], record: Any) -> list[FieldProblem]:
-        """Control tokens in what people wrote. An end-of-sequence token in a completion is named by the template's check."""
+        """Control tokens in the texts of a row. The template's check reports an end-of-sequence token in a completion."""
         if self._control is None:
             return []
         found = []
@@ -84,10 +88,12 @@ class ModelChecks:
         if self._normalization is None:
             return True
         spelt = [canonical(text, self._normalization) for text in texts]
+        # Prompt, chosen, rejected: sides with equal bytes have equal tokens, which `_token_problems` reports.
         if len(spelt) == 3 and spelt[1] == spelt[2]:
             return True
         if self._max_tokens is None:
             return False
+        # A byte-level token stands for at least one byte, so the number of bytes bounds the number of tokens.
         most = [len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in spelt]
         return most[0] + max(most[1:], default=0) > self._max_tokens
 
@@ -103,6 +109,7 @@ class ModelChecks:
         limit = self._max_tokens
         if limit is None:
             return problems
+        # A completion needs room for at least one token.
         least = 1 if completions else 0
         if len(prompt) + least > limit:
             message = f"the prompt alone has {len(prompt):,} tokens; the limit is {limit:,}"
@@ -131,6 +138,7 @@ def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any,
     """The problem with the name of the field that causes it."""
     messages = kind.messages(record)
     try:
+        # The problem names no field, so its texts are rendered again, one by one, until one fails.
         chat_format.prompt_text(messages)
     except TemplateProblem:
         return FieldProblem("prompt", problem.reason, str(problem))
@@ -160,10 +168,12 @@ def turn_markers(chat_format: ChatFormat) -> list[str]:
     except TemplateProblem:
         return []
     before, _, behind = text.rpartition(_SECOND)
+    # The template's text on both sides of the second question: end of an answer, start of a user's turn, start of an answer.
     between = before.rpartition(_ANSWER)[2] + "\n" + behind
     for token in special_tokens(chat_format.tokenizer):
         between = between.replace(token, "\n")
     lines = [line.strip() for line in between.splitlines()]
+    # A single word, such as the name of a role, occurs in ordinary texts too.
     return list(dict.fromkeys(line for line in lines if len(line) >= MIN_MARKER_CHARACTERS and not line.isalnum()))
 
 
@@ -196,14 +206,17 @@ def _is_byte_level(backend: Any) -> bool:
     if backend.pre_tokenizer is None or not isinstance(backend.model, models.BPE):
         return False
     state = _state(backend.pre_tokenizer)
+    # Steps before ByteLevel may cut a text but must lose nothing. With a prefix space, two texts could have the same bytes.
     *before, last = state["pretokenizers"] if state.get("type") == "Sequence" else [state]
     keeps_all = all(step.get("type") in ("Split", "Digits") and step.get("behavior") != "Removed" for step in before)
     if not keeps_all or last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return False
+    # A byte without a token of its own would become the unknown token, and the text could not be read back.
     return all(backend.token_to_id(letter) is not None for letter in pre_tokenizers.ByteLevel.alphabet())
 
 
 def _state(component: Any) -> dict[str, Any]:
     """A component of a tokenizer as it is in tokenizer.json."""
+    # tokenizers gives no access to all settings; the pickle state of a component is its JSON.
     value = json.loads(component.__getstate__())
     return value if isinstance(value, dict) else {}

@@ -39,6 +39,7 @@ class PlainFormat(ChatFormat):
         """
         text = super().completion_text(messages, completion)
         ids = self.tokenize([text])[0]
+        # Clean-up would remove spaces before punctuation, and texts that are fine would seem changed.
         found = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if not self.same_text(found, text):
             raise TemplateProblem("not_representable", f"the tokenizer cannot write this completion: {difference(text, found)}")
@@ -61,6 +62,7 @@ class PlainFormat(ChatFormat):
         if self.eos_token in contents:
             raise TemplateProblem("contains_eos", f"the prompt contains the end-of-sequence token {self.eos_token!r}")
         text = self._before + contents + self._behind
+        # The completion follows the unchanged prompt, since `ChatFormat` requires the prompt as a prefix of the whole.
         return text if add_generation_prompt else text + messages[-1].content + self.eos_token
 
 

@@ -59,6 +59,7 @@ def read_raw(path: Path) -> Iterator[RawRow]:
 def file_format(path: Path) -> str:
     """The ending that names the format, such as `.jsonl`, without the `.gz` of a text format."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
+    # Columnar files are read by seeking, which a gzip stream does not allow: `.parquet.gz` is no known format.
     if len(suffixes) > 1 and suffixes[-1] == ".gz" and suffixes[-2] not in _COLUMNAR_PARSERS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
@@ -81,12 +82,14 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
     line = 0
     try:
         with _open(path) as stream:
+            # peek, not read: the parser needs the first bytes too.
             encoding = _foreign_encoding(stream.peek(4)[:4])  # type: ignore[attr-defined]
             if encoding is not None:
                 yield 1, RawProblem("bad_encoding", f"the file is {encoding}; {UTF8_HINT}", ends_file=True)
                 return
             for line, row in parse(stream):
                 yield line, row
+    # Before OSError, from which BadGzipFile is derived. The rows up to the damage have been yielded already.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield (
             line + 1,
@@ -107,6 +110,7 @@ def _open(path: Path) -> IO[bytes]:
 
 def _foreign_encoding(start: bytes) -> str | None:
     """The format that the first bytes belong to, if they are not UTF-8 text."""
+    # Without a byte order mark, ASCII text in big-endian UTF-16 has a zero in every other byte.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(start) >= 4 and start[0] == 0 == start[2] and start[1] and start[3]):
         return "UTF-16"
     if start.startswith(b"\x1f\x8b"):

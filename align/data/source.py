@@ -116,10 +116,12 @@ def find_files(path: Path) -> list[Path]:
     """The files that a path stands for: see `find_source`."""
     if path.is_dir():
         return _in_folder(path)
+    # A file whose name holds a glob character is that file.
     if path.exists() or not glob.has_magic(str(path)):
         _require_file(path)
         _require_format(path)
         return [path]
+    # glob gives the order of the file system, which differs between machines; the order of rows must not.
     found = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
     if not found:
         raise RecipeError(f"{path}: no file fits", hint=_what_is_there(_existing_parent(path)))
@@ -145,6 +147,7 @@ def _require_format(path: Path) -> None:
 
 def _in_folder(folder: Path) -> list[Path]:
     """The data files of a folder."""
+    # `DatasetDict.save_to_disk` wrote it: one subfolder per split.
     if (folder / "dataset_dict.json").is_file():
         splits = [one.name for one in sorted(folder.iterdir()) if (one / "state.json").is_file()]
         raise RecipeError(
@@ -168,8 +171,9 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _saved_dataset(folder: Path) -> list[Path]:
-    """The Arrow files of a folder that `datasets.save_to_disk` wrote, in the order in which it lists them."""
+    """The Arrow files of a folder that `datasets.save_to_disk` wrote, in the order of its list."""
     try:
+        # state.json and not a listing: `datasets` may leave cache files in the folder, also with the ending .arrow.
         names = [str(entry["filename"]) for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

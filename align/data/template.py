@@ -1,8 +1,8 @@
 """Chat templates and token spans: the text that a model reads, and the tokens that the loss is taken on.
 
 A prompt is rendered as text and tokenized without special tokens: a template may write its own BOS, and must not get a second
-one. Prompt and completion are tokenized separately, because a sampler sees the prompt's ids alone: so training and sampling use
-the same ids.
+one. Prompt and completion are tokenized separately, because a sampler sees the prompt's ids alone. Training and sampling
+therefore use the same ids.
 
 Duck-typed on a transformers tokenizer; loads neither torch nor transformers. transformers renders templates in Jinja's immutable
 sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/test_template.py); size and time are limited here.
@@ -24,7 +24,7 @@ from align.records import Message
 MAX_TEMPLATE_BYTES = 64 * 1024
 RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
-"""Time limit for rendering: a fixed part, and a part per conversation. A stranger's template could loop for ever."""
+"""Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
 
 MAX_CACHED_PROMPTS = 50_000
 """Rendered prompts are cached, since several completions follow each; the bound keeps memory from growing with the data."""
@@ -92,8 +92,10 @@ class ChatFormat:
         self.pad_token_id = int(tokenizer.pad_token_id)
         self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
         self._limited = False
+        # A first value: `_find_closing` sets it.
         self.template_closes = True
         """Whether the template writes the end-of-sequence token; otherwise align appends it to every completion."""
+        # Last, because it renders a conversation, for which everything above is needed.
         self.closing = self._find_closing()
         """The text after every completion, which is trained on too: the end-of-sequence token, perhaps after white space."""
 
@@ -106,6 +108,7 @@ class ChatFormat:
         key = tuple((message.role, message.content) for message in messages)
         if key not in self._prompt_texts:
             if len(self._prompt_texts) >= MAX_CACHED_PROMPTS:
+                # Clearing all is simpler than tracking use, and costs one more rendering of each prompt that comes again.
                 self._prompt_texts.clear()
             self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
         return self._prompt_texts[key]
@@ -116,10 +119,12 @@ class ChatFormat:
         Raises:
             TemplateProblem: if the template refuses the conversation, or changes the completion.
         """
+        # The tokenizer would make the real token of it, and the model would learn to write on after its end.
         if self.eos_token in completion:
             raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {self.eos_token!r}")
         prompt = self.prompt_text(messages)
         whole = self._render([*messages, Message(role="assistant", content=completion)], add_generation_prompt=False)
+        # Some templates change earlier turns once an answer follows. Sampling would then see another prompt than training.
         if not whole.startswith(prompt):
             raise TemplateProblem(
                 "template_rewrites",
@@ -127,6 +132,7 @@ class ChatFormat:
             )
         tail = whole[len(prompt) :]
         rest = tail.removeprefix(completion)
+        # What the template writes after the end-of-sequence token is left out: the sampler stops at that token.
         closed = rest.startswith(self.closing) if self.template_closes else not rest.strip()
         if not tail.startswith(completion) or not closed:
             cause = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
@@ -210,6 +216,7 @@ class ChatFormat:
                 f"{self.where}: the tokenizer has no chat template",
                 hint="Add chat_template.jinja to that folder, or start from an instruction-tuned model.",
             )
+        # A tokenizer may hold several templates by name; the limit is on all of them.
         text = template if isinstance(template, str) else json.dumps(template)
         if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
             raise FormatError(
@@ -250,6 +257,7 @@ class ChatFormat:
                 hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
             )
         rest = whole[len(prompt) + len(_PROBE) :]
+        # Text between the completion and the end-of-sequence token means that another token ends a turn.
         before, found, _ = rest.partition(self.eos_token)
         if before.strip():
             raise FormatError(
@@ -264,6 +272,7 @@ class ChatFormat:
 
 def difference(expected: str, found: str) -> str:
     """The two texts around the first character at which they differ."""
+    # In spite of its module, it compares strings character by character.
     index = len(os.path.commonprefix([expected, found]))
     start = max(0, index - 20)
     return f"expected {expected[start : index + 30]!r}, found {found[start : index + 30]!r}"

@@ -1,4 +1,4 @@
-"""A wall-clock limit for code that a stranger wrote (a chat template)."""
+"""A wall-clock limit for untrusted code (a chat template)."""
 
 from __future__ import annotations
 
@@ -33,5 +33,6 @@ def time_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        # The timer stops first: an alarm after the old handler is back could end the process.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -50,6 +50,7 @@ def _write_json_lines(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapp
     count = 0
     for row in rows:
         record = {name: row[name] for name in kind.columns}
+        # NaN is not JSON, and most readers refuse it.
         stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n")
         count += 1
     return count
@@ -59,6 +60,7 @@ def _write_parquet(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping
     import pyarrow
     from pyarrow import parquet
 
+    # Given, not inferred: a column that is null in the first batch would get the type null, and later batches would not fit.
     schema = _arrow_schema(kind)
     count = 0
     with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:

@@ -20,6 +20,7 @@ BATCH_ROWS = 4096
 MAX_PARQUET_BUFFER_BYTES = 8 * 1024 * 1024
 """Read-ahead per column of a Parquet file."""
 _ARROW_FILE_MAGIC = b"ARROW1"
+# Arrow's end of a stream: the continuation marker, then a length of zero.
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -83,14 +84,17 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
         with path.open("rb"):  # an absent or forbidden file is told apart from a damaged one
             pass
         for batch in batches:
+            # All batches have one schema. A row becomes a dict, which would keep only one of two columns with the same name.
             if number == 0 and (problem := _schema_problem(batch.schema)):
                 yield 1, problem
                 return
+            # An Arrow file may hold all rows in one batch; only a slice of it becomes Python objects at a time.
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for row in _rows(batch.slice(start, BATCH_ROWS)):
                     number += 1
                     yield number, row
     except OSError as error:
+        # pyarrow raises OSError for damaged content too.
         if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
             raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
         yield number + 1, _damaged(format_name, error)
@@ -124,11 +128,13 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
     try:
         batch.validate(full=True)
     except pyarrow.ArrowInvalid as error:
+        # pyarrow has no separate exception for bytes that are not UTF-8.
         if "UTF8" not in str(error):
             raise
         if batch.num_rows == 1:
             yield RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
         else:
+            # Checked again row by row, to name the rows concerned and keep the others.
             for place in range(batch.num_rows):
                 yield from _rows(batch.slice(place, 1))
     else:

@@ -17,12 +17,14 @@ def read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
     # A process-wide limit of the csv module; an unclosed quote would otherwise swallow the whole file.
     csv.field_size_limit(MAX_LINE_BYTES)
     with characters_of(stream) as characters:
+        # Without `strict`, the csv module accepts misplaced quotes and may join cells.
         yield from _read_csv_rows(csv.reader(characters, delimiter=delimiter, strict=True))
 
 
 def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
     header: list[str] | None = None
     while True:
+        # Read before `next`: a quoted cell may span several lines, and a row is named by its first.
         line = reader.line_num + 1
         try:
             cells = next(reader)
@@ -33,6 +35,7 @@ def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
             # At the end of the file, the quote that is not closed has swallowed every row after it.
             yield line, RawProblem("not_csv", told, ends_file="end of data" in str(error))
             continue
+        # An empty line.
         if not cells:
             continue
         if header is None:

@@ -83,11 +83,13 @@ def _read_item(text: _JsonText) -> RawRow:
         try:
             value, end = DECODER.raw_decode(text.buffer, text.position)
         except json.JSONDecodeError as error:
+            # Perhaps the object is not wrong but cut by the end of the chunk.
             if not text.ended:
                 text.more()
                 continue
             line += text.buffer.count("\n", text.position, error.pos)
             return line, _end_of_file(f"not JSON: {error.msg}: {excerpt(text.buffer, error.pos)}; the rest cannot be read")
+        # Two equal keys, a number too long for Python, or too deep nesting; more text would not help.
         except (ValueError, RecursionError) as error:
             return line, _end_of_file(f"not usable JSON: {reason_of(error)}; the rest cannot be read")
         if end == len(text.buffer) and not text.ended:  # a number may go on in the next chunk

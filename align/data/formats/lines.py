@@ -15,12 +15,14 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
     while raw := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(raw) > MAX_LINE_BYTES:
+            # The rest of the line is skipped in pieces, so that memory never holds all of it.
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(MAX_LINE_BYTES)
             yield number, RawProblem("too_long", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
             continue
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
+        # Only the line break is removed: other white space at the end belongs to the text.
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         try:
             text = raw.decode("utf-8")

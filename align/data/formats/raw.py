@@ -1,4 +1,4 @@
-"""What reading a file gives: rows with their place, or what is wrong at that place."""
+"""The results of reading a file: rows with their place, or the problem at that place."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class RawProblem:
     reason: str
     """`drop_reason`: not_json, not_csv, not_an_object, bad_encoding, wrong_columns, too_long, damaged_file."""
     message: str
-    """What is there and what was expected."""
+    """What was found and what was expected."""
     ends_file: bool = False
-    """Whether nothing after it could be read, so that nobody knows how many rows are missing."""
+    """Whether nothing after it could be read: the number of missing rows is unknown."""
 
 
 RawRow = tuple[int, dict[str, Any] | RawProblem]
@@ -33,5 +33,6 @@ RawRow = tuple[int, dict[str, Any] | RawProblem]
 
 
 def characters_of(stream: IO[bytes]) -> IO[str]:
-    """The text of a file with its line breaks as they are; bytes that are not UTF-8 can be told afterwards."""
+    """The text of a file with its line breaks unchanged; `UNDECODED` finds the bytes that are not UTF-8."""
+    # utf-8-sig skips a byte order mark. newline="" keeps a CR LF inside a quoted cell, as the csv module requires.
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")

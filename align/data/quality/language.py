@@ -1,4 +1,4 @@
-"""The language of a text: by its script where that says it, by py3langid where several languages share the script."""
+"""The language of a text: by its script where one language uses it, by py3langid where several share it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _RUN_OF_SCRIPT = regex.compile("|".join(rf"(?P<{script}>(?:(?=\p{{L}})\p{{{scrip
 
 
 def language_of(text: str) -> str:
-    """Language of most of a text, as an ISO 639 code; `und` where that cannot be said.
+    """Language of most of a text, as an ISO 639 code; `und` where it is not clear.
 
     Hangul is Korean, kana is Japanese, Han without kana is Chinese, and so on, however short the text is. In a script that many
     languages share (Latin, Cyrillic, Arabic, Devanagari) a text with fewer than `MIN_LETTERS` letters is `und`, and so is one
@@ -50,6 +50,7 @@ def language_of(text: str) -> str:
     `READ_CHARACTERS` are read. Deterministic, and safe to call from several threads.
     """
     counts = _letters_by_script(text[:READ_CHARACTERS])
+    # Japanese mixes Han and kana, so these three compete with other scripts as one.
     east_asian = {script: counts.pop(script, 0.0) for script in ("Han", "Hiragana", "Katakana")}
     together, kana = sum(east_asian.values()), east_asian["Hiragana"] + east_asian["Katakana"]
     script = max(counts, key=lambda name: counts[name], default="")
@@ -60,10 +61,12 @@ def language_of(text: str) -> str:
     if not script or counts[script] < MIN_LETTERS:
         return UNKNOWN
     languages = _LANGUAGES_OF_SCRIPT[script]
+    # Ranked among all languages, then filtered: `set_languages` for each script would change state that threads share.
     likely = {
         language: p for language, p in _identifier().rank(" ".join(text[:READ_CHARACTERS].split())) if language in languages
     }
     best = max(likely, key=lambda language: likely[language], default=UNKNOWN)
+    # The probabilities are of all languages; within the script, they are scaled to sum to 1.
     return best if likely.get(best, 0.0) >= MIN_PROBABILITY * sum(likely.values()) else UNKNOWN
 
 

@@ -1,6 +1,6 @@
-"""How far length alone tells the chosen from the rejected completion.
+"""How well length alone tells the chosen from the rejected completion.
 
-Preferences that length explains teach a reward model length (Singhal et al. 2023, "A Long Way to Go"; Dubois et al. 2024,
+If length explains the preferences, a reward model learns length (Singhal et al. 2023, "A Long Way to Go"; Dubois et al. 2024,
 "Length-Controlled AlpacaEval"). Two numbers say how far it does: how often the longer side won, and how many pairs a model that
 sees nothing but the two lengths gets right. The second is also high where the shorter side always wins.
 """
@@ -33,7 +33,7 @@ class Share(NamedTuple):
 
 
 class LengthBaseline(NamedTuple):
-    """How far length alone tells chosen from rejected."""
+    """How well length alone tells chosen from rejected."""
 
     pairs: int
     """Pairs looked at."""
@@ -66,8 +66,9 @@ def length_baseline(pairs: Iterable[tuple[str, int, int]]) -> LengthBaseline | N
     """Measure both shares.
 
     The model is a logistic regression without intercept on two differences, chosen minus rejected: of the lengths and of their
-    logarithms. Swapping the sides turns the signs, so it cannot know which one was chosen but by length. Each pair is judged by
-    the fit on the other four fifths of pairs; its fold follows from its prompt, so that pairs of one prompt are judged together.
+    logarithms. Swapping the sides only changes the signs, so nothing but length can tell the model which side was chosen. Each
+    pair is judged by the fit on the other four fifths of pairs; its fold follows from its prompt, so that pairs of one prompt are
+    judged together.
 
     Args:
         pairs: (id of the prompt, length of chosen, length of rejected) each; characters or tokens, not negative.
@@ -84,6 +85,7 @@ def length_baseline(pairs: Iterable[tuple[str, int, int]]) -> LengthBaseline | N
     features = np.stack([chosen - rejected, np.log1p(chosen) - np.log1p(rejected)], axis=1)
     margins = np.zeros(len(rows))
     for fold in range(NUM_FOLDS):
+        # If all pairs are in one fold, the fit on none gives zero weights, and every pair counts half.
         margins[folds == fold] = features[folds == fold] @ _fitted(features[folds != fold])
     return LengthBaseline(
         pairs=len(rows),
@@ -99,6 +101,7 @@ def _half_for_ties(values: FloatArray) -> float:
 
 def _fitted(features: FloatArray) -> FloatArray:
     """[features] weights that minimise Σ −log sigmoid(features · w) + ½ RIDGE ‖scale · w‖², by Newton's method."""
+    # Root mean square, not the standard deviation: subtracting the mean would let the fit know which side is chosen.
     scale = np.sqrt((features**2).mean(axis=0)) if len(features) else np.ones(features.shape[1])
     scale[scale == 0] = 1.0
     scaled = features / scale

@@ -27,11 +27,11 @@ from align.data.quality.shingle import Signer, UInt32Array, shingle_text, shingl
 BATCH_CHARACTERS = 2**15
 """Characters hashed together: the arrays of a batch stay in the processor's cache."""
 CANDIDATE_PROBABILITY = 0.995
-"""That two texts whose similarity is just the threshold are compared at all."""
+"""Least probability that two texts whose similarity is just the threshold are compared at all."""
 REMEMBERED_SETS = 2048
 MAX_COMPARED_PER_BAND = 100
-"""Different texts with one and the same band that a text is compared with. Only rows made from one template come near it; without
-it the time would grow with their square."""
+"""Most texts of one band that a text is compared with. Only rows made from one template come near this number; without it, the
+time would grow with the square of their number."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class _DistinctTexts:
             if not normalised:
                 self._number_of_row.append(-1)
                 continue
+            # By digest: keeping the normalised texts would double the memory that the texts take.
             digest = xxh3_64_intdigest(normalised.encode("utf-8", "surrogatepass"))
             number = self._number_of.setdefault(digest, len(self.texts))
             self._number_of_row.append(number)
@@ -107,6 +108,7 @@ class _DistinctTexts:
         numbers = np.frombuffer(self._number_of_row, dtype=np.int64)
         firsts = np.array([*first_of, -1], dtype=np.int64)[numbers]  # the number of a blank row, -1, finds the -1 at the end
         members: defaultdict[int, list[int]] = defaultdict(list)
+        # Shifted by one, because bincount takes no -1, which stands for blank rows.
         sizes = np.bincount(firsts + 1)
         for row in np.flatnonzero((sizes[firsts + 1] > 1) & (firsts >= 0)).tolist():
             members[int(firsts[row])].append(row)
@@ -123,10 +125,12 @@ def _sketches(texts: Iterable[str], threshold: float, num_perm: int) -> tuple[ND
     tails, bands = [np.zeros((0, num_perm), np.uint8)], [np.zeros((0, num_bands), np.uint32)]
     for batch in _batches(texts):
         signatures = signer.signatures(batch)
+        # One byte per column is enough for an estimate, and takes a quarter of the memory.
         tails.append(signatures.astype(np.uint8))
         grouped = signatures[:, : num_bands * rows_per_band].reshape(len(batch), num_bands, rows_per_band)
         hashed = np.zeros(grouped.shape[:2], np.uint32)
         for column in range(rows_per_band):
+            # FNV-1a over the columns of a band. A collision costs one comparison in vain and changes no result.
             hashed = (hashed ^ grouped[:, :, column]) * np.uint32(0x01000193)
         bands.append(hashed)
     return np.concatenate(tails), np.concatenate(bands)
@@ -168,6 +172,7 @@ def _assign(texts: Sequence[str], tails: NDArray[np.uint8], bands: UInt32Array, 
     first_of = list(range(len(texts)))
     firsts_in: defaultdict[int, list[int]] = defaultdict(list)
     for number, buckets in _shared_buckets(bands):
+        # In row order: the earliest near duplicate is the one that counts.
         candidates = sorted({first for bucket in buckets for first in firsts_in[bucket]})
         if candidates:
             agreement = (tails[candidates] == tails[number]).mean(axis=1)
@@ -175,6 +180,7 @@ def _assign(texts: Sequence[str], tails: NDArray[np.uint8], bands: UInt32Array, 
                 if jaccard(shingles_of(candidate), shingles_of(number)) >= threshold:
                     first_of[number] = candidate
                     break
+        # Only first rows of clusters are entered, so that no row joins a cluster through another duplicate.
         if first_of[number] == number:
             for bucket in buckets:
                 if len(firsts_in[bucket]) < MAX_COMPARED_PER_BAND:
@@ -187,6 +193,7 @@ def _shared_buckets(bands: UInt32Array) -> Iterator[tuple[int, list[int]]]:
     members, buckets, num_buckets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for column in range(bands.shape[1]):
         _, bucket_of, sizes = np.unique(bands[:, column], return_inverse=True, return_counts=True)
+        # Texts that share no band, which are most, never reach a loop in Python.
         shared = np.flatnonzero(sizes[bucket_of] > 1)
         members.append(shared)
         buckets.append(bucket_of[shared] + num_buckets)

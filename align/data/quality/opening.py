@@ -11,7 +11,7 @@ import regex
 
 _OUTER_PUNCTUATION = regex.compile(r"^[\p{P}\p{S}]+|[\p{P}\p{S}]+$")
 OPENING_CHARACTERS = 200
-"""Only so much of a text is looked at for its first words."""
+"""Characters at the start of a text in which its first words are looked for."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Overlap with evaluation prompts: rows that hold what a model will be asked, found by shared n-grams.
+"""Overlap with evaluation prompts: rows that contain what a model will be evaluated on, found by shared n-grams.
 
 A row that shares an n-gram with an evaluation prompt *and* holds at least `min_share` of that prompt's n-grams overlaps it.
 One shared n-gram alone (as in Brown et al. 2020, appendix C, with 13 words) says little of a long prompt: sums and instructions
@@ -32,7 +32,7 @@ _Units = tuple[bytes, ...] | str
 
 _WORD = regex.compile(r"\w+")
 _ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() or chr(code) == "_" else 32 for code in range(128)).ljust(256)
-"""For `bytes.translate`: letters small, all but letters, digits and the low line blank."""
+"""For `bytes.translate`: letters in lower case; everything but letters, digits and underscores becomes a space."""
 _WRITTEN_TOGETHER = regex.compile(
     r"[\p{Hangul}\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"  # scripts, not languages
 )
@@ -51,7 +51,7 @@ class Overlap:
 
 
 class EvaluationIndex:
-    """The n-grams of evaluation prompts, to find texts that contain them. Not changed once it is made: threads may share it."""
+    """The n-grams of evaluation prompts, to find texts that contain them. Threads may share it: it never changes once made."""
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class EvaluationIndex:
         for text in texts:
             words = _words(text)
             found = [self._by_words.find(tuple(words))]
+            # Prompts compared by letters are mostly in other scripts, so an ASCII text is not worth this search.
             if self._by_letters and not text.isascii():
                 found.append(self._by_letters.find(_letters(words)))
             for overlap in found:
@@ -112,6 +113,7 @@ class _Grams:
         self._ids: list[str] = []
         self._num_grams: list[int] = []
         self._prompts_with: dict[Hashable, list[int]] = {}
+        # Prompts shorter than an n-gram, by their first `min_size` units: one lookup at each place of a text finds them.
         self._short_by_start: dict[Hashable, list[_Units]] = {}
         self._whole: dict[Hashable, str] = {}
 
@@ -146,6 +148,7 @@ class _Grams:
         return None
 
     def _largest_share(self, units: _Units) -> Overlap | None:
+        # Each n-gram once, since a share counts the prompt's different ones; in the text's order, to show the first.
         shared = [gram for gram in dict.fromkeys(_grams(units, self._size)) if gram in self._prompts_with]
         counts = Counter(number for gram in shared for number in self._prompts_with[gram])
         shares = {number: count / self._num_grams[number] for number, count in counts.items()}
@@ -177,9 +180,10 @@ def _grams(units: _Units, size: int) -> Iterator[Hashable]:
     """Every run of `size` units in order."""
     if isinstance(units, str):
         return (units[start : start + size] for start in range(len(units) - size + 1))
+    # The slices differ in length on purpose: the shortest ends with the last whole run.
     return zip(*(units[start:] for start in range(size)), strict=False)
 
 
 def _shown(gram: Hashable) -> str:
-    """An n-gram to be read by people."""
+    """An n-gram as readable text."""
     return gram if isinstance(gram, str) else b" ".join(cast("tuple[bytes, ...]", gram)).decode("utf-8", "replace")

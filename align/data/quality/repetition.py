@@ -14,7 +14,7 @@ def repeated_share(text: str, *, ngram_words: int) -> float:
     """How much of `text` repeats what it said before, in [0, 1].
 
     The larger of two shares: of the word n-grams, and of the sentences, those that occurred earlier in the text.
-    Sentences are there because one that is shorter than the n-gram can be repeated without repeating any n-gram.
+    Sentences are counted too, because one that is shorter than the n-gram can be repeated without repeating any n-gram.
     """
     words = [_bare(word) for word in text.split()]
     ngrams = [tuple(words[start : start + ngram_words]) for start in range(len(words) - ngram_words + 1)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 SHINGLE_CHARACTERS = 5
 SEED = 1
-"""Of the permutations: the same texts always have the same signature."""
+"""Seed of the permutations: the same texts always have the same signature."""
 
 UInt32Array = NDArray[np.uint32]
 UInt64Array = NDArray[np.uint64]
@@ -24,7 +24,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no code point is lost in
 
 
 def shingle_text(text: str) -> str:
-    """What shingles are taken from: `text` in NFKD, without case, white space collapsed.
+    """The text that is cut into shingles: `text` in NFKD, without case, white space collapsed.
 
     NFKD takes Korean syllables apart into letters. Two lines that differ in one syllable then differ in as little as two English
     lines that differ in one syllable; in whole syllables, five of them are two words.
@@ -56,6 +56,7 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[UInt32Array, NDArray[np.intp]]
     counts = np.maximum(lengths - SHINGLE_CHARACTERS + 1, 1)
     text_starts = np.concatenate([[0], np.cumsum(lengths + SHINGLE_CHARACTERS - 1)[:-1]]).astype(np.intp)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.intp)
+    # Windows that cross from one text into the next are left out.
     wanted = np.arange(counts.sum()) + np.repeat(text_starts - starts, counts)
     return _mixed(windows[wanted]), starts
 
@@ -80,6 +81,7 @@ class Signer:
         hashes, starts = shingle_hashes(texts)
         mixed = _murmur_finalizer(hashes)
         columns = [
+            # affine32 calculates modulo 2**32, which uint32 does by itself. reduceat needs at least one hash of every text.
             np.minimum.reduceat(mixed * multiplier + summand, starts)
             for multiplier, summand in zip(self._multipliers, self._summands, strict=True)
         ]

@@ -1,7 +1,7 @@
-"""Signals of quality: what in a text is often, though not always, a sign that it should not be trained on.
+"""Signals of quality: properties of a text that are often, though not always, a reason not to train on it.
 
 Cheap, and the same in every language but for refusals, which are looked for in English and Korean. A signal is a reason to look,
-not a verdict: a lesson on HTML has tags, and a contract has addresses.
+not a verdict: a tutorial on HTML has tags, and a contract has addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import regex
 from align.data.quality.repetition import repeated_share
 
 MIN_LETTERS = 3
-"""Few, as a whole Korean line can be three syllables."""
+"""Few, because a whole Korean sentence can have three syllables."""
 MIN_CHARACTERS = 20
 """Shorter texts are not judged by shares of their characters."""
 MIN_LETTER_SHARE = 0.5
@@ -32,7 +32,7 @@ class Signal:
     """One signal in words."""
 
     sentence: str
-    """What is said of the texts that show it: "12 texts …"."""
+    """Completes a sentence about the texts that show it: "12 texts …"."""
     advice: str
     """What to do about them."""
 
@@ -86,6 +86,7 @@ _PATTERNS = {
     "mojibake": regex.compile(r"\ufffd|[ÃÂ][\u0080-\u00bf]|â€|[ìíëê][\u0080-\u00bfŒœŠšŽžŸƒ‚„…†‡ˆ‰‹›‘’“”•–—˜™€]{2}"),
     # Not the joiners U+200C and U+200D, which Persian, Indic scripts and emoji need.
     "invisible": regex.compile(r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]"),
+    # 64 and 63 characters are the longest local part and label that an address may have; bounds keep the search linear.
     "email": regex.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,3}\.[A-Za-z]{2,24}\b"),
     "phone": regex.compile(
         r"(?<![\w.-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,4}\d{2,4}|0\d{1,2}[ .-]\d{3,4}[ .-]\d{4}|\(\d{3}\) ?\d{3}-\d{4}"
@@ -117,6 +118,7 @@ def signals(text: str, *, prompt: str | None = None) -> dict[str, bool]:
     visible = "".join(text.split())
     letters = sum(map(len, _LETTERS_OR_DIGITS.findall(text)))
     capitals = sum(map(str.isupper, visible))
+    # The second count is skipped for texts with few capitals, which are most texts.
     cased = capitals + sum(map(str.islower, visible)) if capitals >= MAX_CAPITAL_SHARE * MIN_CHARACTERS else 0
     stripped = text.rstrip()
     return {

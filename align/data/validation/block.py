@@ -80,6 +80,7 @@ def scan_blocks(
         DataError: see `read_file`.
     """
     count = processes if processes is not None else _worthwhile_processes(source)
+    # One block ahead keeps a process busy, and memory holds few blocks.
     executor = executor_for(count if checks is None else 1, items_ahead=1)
     scan_one = _ScanBlock(rules, source, checks)
     try:
@@ -134,6 +135,7 @@ def _start(path: Path) -> bytes:
 
 
 def _worthwhile_processes(source: Source) -> int:
+    # Cores that this process may use: a scheduler or container may allow fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = [path.stat().st_size for file in source.files if (path := _lines_path(file)) is not None]
     return min(cores, 4) if sum(sizes) > SMALL_BYTES else 1

@@ -59,6 +59,7 @@ class Validator:
         self._near = near_duplicates
         self._rows_file = rows_file
         self._file_starts: dict[int, int] = {}
+        # No row: seq is -1 for a problem of a file.
         self._error_row = -2
 
     def run(
@@ -73,6 +74,7 @@ class Validator:
         self._check_first_bytes()
         bytes_done = 0
 
+        # A function, since it is called for every block: the search for near duplicates may be given up in between.
         def wanted() -> Wanted:
             return Wanted(rows=self._rows_file is not None, keys=self._near is not False, file_names=len(self._source.files) > 1)
 
@@ -93,6 +95,7 @@ class Validator:
         if self._near is None and first + result.units > NEAR_DUPLICATE_ROWS:
             self._near = False
             self.comparison.forget_keys()
+        # A block that was scanned ahead may still carry keys.
         if self._near is False:
             result.keys = []
         self.comparison.add(result, first, block.file_number)
@@ -117,6 +120,7 @@ class Validator:
         self.summary.actions[problem.reason] = self._rules.action(problem.reason)
         if problem.counted:
             self.summary.dropped[problem.reason] += 1
+        # A row with several problems is one error.
         if problem.action == "error" and problem.seq != self._error_row:
             self.summary.errors += 1
             self._error_row = problem.seq
@@ -126,6 +130,7 @@ class Validator:
     def _write(self, stream: IO[bytes], result: BlockResult, file_number: int, first: int) -> None:
         """Write the rows (R) and drops (D) of a block in order, a line each: seq, number of the file, R or D, content."""
         lines = [
+            # The id stands apart from the rest, because the comparison of all rows may still change it.
             (seq + first, b"R" + json.dumps(row_id, ensure_ascii=False).encode() + b"\t" + rest)
             for seq, row_id, rest in result.rows
         ]
@@ -194,6 +199,7 @@ class Collection:
                 seq, (quoted, _, content) = int(number), rest[1:].partition(b"\t")
                 row_id = json.loads(quoted)
                 if (again := renamed.at(seq)) is not None:
+                    # 0: this content id is the given id of another row, so the row's number makes it unique.
                     row_id = f"{row_id}-{again['number']}" if again["number"] else f"{row_id}-row-{seq + 1:05d}"
                 if (gone := leaving.at(seq)) is not None:
                     yield self._drop(int(file_number), row_id, gone, content)
@@ -211,6 +217,7 @@ class Collection:
 
     def _drop(self, file_number: int, row_id: str, leaving: Any, content: bytes) -> Drop:
         reason, message = self._comparison.reason_for(leaving, row_id)
+        # `content` begins with the comma behind the id.
         line = json.loads(b"{" + content[1:])["line"]
         return Drop(id=row_id, drop_reason=reason, detail=f"{self._source.files[file_number].shown}:{line}: {message}")
 
@@ -242,6 +249,7 @@ def collect_rows(
     with tempfile.TemporaryDirectory(prefix="align-", dir=folder) as temporary:
         rows_path = Path(temporary) / "rows"
         near = near_duplicates or rules.checks.get("near_duplicate", "keep") != "keep"
+        # Closed before the rows are read back: none may be left in the buffer.
         with rows_path.open("wb") as stream:
             validator = Validator(source, rules, Path(temporary), on_problem=on_problem, near_duplicates=near, rows_file=stream)
             validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes, blocks=blocks)

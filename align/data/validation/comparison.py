@@ -80,6 +80,7 @@ class RowComparison:
 
     def add(self, result: BlockResult, first_seq: int, file_number: int) -> None:
         """Take the hashes of a block whose first row is number `first_seq` of the source."""
+        # A file without rows starts where the next one does; bisect_right then finds the last of them, which has the row.
         self._file_starts += [first_seq] * (file_number + 1 - len(self._file_starts))
         for table in (result.ids, result.contents):
             table["seq"] += np.uint64(first_seq)
@@ -101,6 +102,7 @@ class RowComparison:
             near_duplicates: whether to search for them.
         """
         self._report = report
+        # Each comparison looks only at the rows that the comparisons before it left.
         for table in self._ids.duplicates():
             self._compare_ids(table)
         self._merge_leaving()
@@ -145,6 +147,7 @@ class RowComparison:
                 label["seq"] += np.uint64(first_seq)
                 index.add(label)
                 return
+        # None, not removed: a later block must not start the column again.
         self._labels[column] = None
 
     def _compare_ids(self, table: Table) -> None:
@@ -161,6 +164,7 @@ class RowComparison:
         number = np.arange(len(made)) - first[group] + 1
         renamed = np.empty(len(made), RENAMED_TYPE)
         renamed["seq"], renamed["number"] = made["seq"], np.where(taken, 0, number)
+        # The first row with a content id keeps it as it is.
         self.renamed = np.concatenate([self.renamed, renamed[renamed["number"] != 1]])
 
     def _compare_contents(self, table: Table) -> None:
@@ -223,6 +227,7 @@ class RowComparison:
         if self._report is None:
             return
         seq = int(table["seq"][row])
+        # The id was cut to ID_SHOWN_BYTES, perhaps inside a character.
         row_id = table["id"][row].decode("utf-8", "replace") if name == "duplicate_id" else f"row-{seq + 1:05d}"
         self._report(
             Problem(
@@ -243,6 +248,7 @@ class RowComparison:
         leaving = self.leaving["seq"]
         if not len(leaving) or not len(table):
             return table
+        # searchsorted gives len(leaving) for a seq behind the last one, which is no index.
         place = np.minimum(np.searchsorted(leaving, table["seq"]), len(leaving) - 1)
         staying: Table = table[leaving[place] != table["seq"]]
         return staying

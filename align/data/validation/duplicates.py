@@ -25,7 +25,7 @@ hash_bytes = xxhash.xxh3_64_intdigest
 
 
 def hash_text(text: str) -> int:
-    """The hash of a text; half a surrogate pair is hashed as it stands."""
+    """The hash of a text; half a surrogate pair is hashed like any character."""
     return hash_bytes(text.encode("utf-8", "surrogatepass"))
 
 
@@ -80,6 +80,7 @@ def _duplicates(entries: Table) -> Table:
     """The entries whose key occurs more than once, sorted by key, then seq."""
     ordered: Table = entries[np.lexsort((entries["seq"], entries["key"]))]
     starts = _starts(ordered["key"])
+    # A row is alone in its group where one group starts at it and another right after it.
     unique = starts & np.append(starts[1:], True)
     duplicates: Table = ordered[~unique]
     return duplicates
@@ -114,7 +115,9 @@ def contradictions(table: Table, columns: tuple[str, ...], value: str) -> Matche
     order, group = _grouped(table, columns)
     values = table[value][order]
     starts = np.flatnonzero(_starts(group))
+    # Rows of a group are neighbours here, so `starts[group]` is the first row of each row's group.
     differs = values != values[starts][group]
+    # np.unique gives the first index of each group: the first row that differs from the group's first.
     groups, first_differing = np.unique(group[differs], return_index=True)
     differing = np.flatnonzero(differs)[first_differing]
     concerned = np.flatnonzero(np.isin(group, groups))
@@ -127,6 +130,7 @@ def mirrored(table: Table) -> Matches:
     """Pairs that occur both ways round, as `contradictions`; the table has `key`, `first` (chosen) and `second` (rejected)."""
     pairs = np.empty(len(table), [("key", "u8"), ("low", "u8"), ("high", "u8"), ("way", "?"), ("seq", "u8")])
     pairs["key"], pairs["seq"] = table["key"], table["seq"]
+    # Both orders of a pair have the same low and high; `way` says which of the two was chosen.
     pairs["low"] = np.minimum(table["first"], table["second"])
     pairs["high"] = np.maximum(table["first"], table["second"])
     pairs["way"] = table["first"] < table["second"]
@@ -136,6 +140,7 @@ def mirrored(table: Table) -> Matches:
 def _grouped(table: Table, columns: tuple[str, ...]) -> tuple[Indexes, Indexes]:
     """Row indexes in the order of `columns` and seq, and for each the number of its group from 0."""
     keys = [table[name] for name in columns]
+    # lexsort sorts by its last array first; seq, the first array, only decides between equal keys.
     order = np.lexsort([table["seq"], *reversed(keys)])
     return order, np.cumsum(_starts(*(key[order] for key in keys))) - 1
 

@@ -1,4 +1,4 @@
-"""One pass over rows: finds the problems and oddities of each, and makes the hashes by which rows are compared.
+"""One pass over rows: finds the problems and oddities of each, and makes the hashes for comparing rows.
 
 This is the inner loop of reading data: a usable row costs a few microseconds, and no object is kept for it.
 """
@@ -140,11 +140,14 @@ class _Scanner:
         # In a format that knows only text, a number written as text is no problem.
         self._all_text = file.format in ALL_TEXT_FORMATS
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
+        # Two parts of a mixture may use the same ids; the name of the part keeps them apart.
         self._salt = f"{file.part}/" if file.part else ""
         self._result = BlockResult()
         self._ids: list[tuple[int, int, int, int, bytes]] = []
+        # A flat array of numbers: a tuple per row would take several times the memory.
         self._contents = array("Q")
         self._labels: dict[str, _LabelColumn] = {}
+        # Rows wait for the end of the block, because a tokenizer is called once for all of them.
         self._waiting: list[tuple[int, int, str | None, dict[str, Any], tuple[str, ...], Fields, bool]] = []
 
     def add(self, line: int, row: dict[str, Any] | RawProblem) -> None:
@@ -160,6 +163,7 @@ class _Scanner:
             self._refuse(seq, line, own_id, problems or [_EMPTY], shares_line)
             return
         for number, (suffix, fields) in enumerate(parts):
+            # Each further part, such as a pair of a ranking, counts as a row of its own.
             if number:
                 seq = self._result.units
                 self._result.units = seq + 1
@@ -178,6 +182,7 @@ class _Scanner:
             records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
             for unit, problems in zip(self._waiting, self._checks.problems_of(self._rules.kind, records), strict=True):
                 self._take(*unit, problems)
+            # Problems of rows that waited were found last; the order of the file comes back.
             result.problems.sort(key=lambda problem: problem.row_number)
         reader = self._reader
         result.unused.update(dict.fromkeys(sorted(reader.extra_message_keys)))
@@ -332,6 +337,7 @@ class _LabelColumn:
         if len(self._values) > MAX_LABEL_VALUES:
             self._is_label = False
             return
+        # repr, since the number 1, the text "1" and True are different labels.
         self._entries.extend((key, hash_text(repr(value)), seq, line))
 
     def table(self) -> Table | None:
