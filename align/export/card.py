@@ -1,6 +1,6 @@
-"""README.md of an exported model: what it is, how it was made, what was measured, and what nobody knows about it.
+"""README.md of an exported model: what it is, how it was made, what was measured, and what is not known about it.
 
-Everything in it is read from manifests; what they do not say, the card does not say.
+Everything in it is read from manifests. The card says nothing that they do not say.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def render_card(
     """The card as Markdown with YAML front matter. The same arguments give the same text: it holds no time.
 
     Args:
-        steps: what the model was made from, in order, itself last; empty for a model that align did not make.
-        comparisons: those that have the model.
-        checks: what was compared after export; empty when it was left out.
+        steps: what the model was made from, in order, the model itself last; empty for a model that align did not make.
+        comparisons: the comparisons that include the model.
+        checks: what was compared after export; empty if the check was left out.
     """
     return environment().get_template(TEMPLATE_NAME).render(
         front_matter=yaml_text(_front_matter(source, steps)),
@@ -101,11 +101,12 @@ def _merged_text(source: ModelSource) -> str:
 
 
 def _line_of_training(steps: Sequence[Step]) -> list[Step]:
-    """The trainings in the line from the base to this model; not those of reward models that helped."""
+    """The trainings in the line from the base to this model, without those of reward models that scored for it."""
     by_fingerprint = {step.fingerprint: step for step in steps}
     line: list[Step] = []
     step = steps[-1] if steps else None
     while step is not None and step.manifest is not None:
+        # Every stage that trains has one, and no other stage has.
         if "learning_rate" in step.manifest.config:
             line.insert(0, step)
         step = _model_input(step, by_fingerprint)
@@ -176,7 +177,7 @@ def _score_row(comparison: Comparison, scorer: str) -> dict[str, str]:
 
 
 def _behaviour_rows(row: ModelResult, base: ModelResult | None) -> Iterable[tuple[str, str, str]]:
-    """(what, this model, baseline) of what is measured beside the scores."""
+    """(what, this model, baseline) for each measurement other than the scores."""
 
     def both(what: str, text: Any) -> tuple[str, str, str]:
         return what, text(row), "–" if base is None else text(base)

@@ -1,8 +1,8 @@
-"""Load what was exported as a stranger would, and compare it with its source.
+"""Load an exported model as any user would, and compare it with its source.
 
-Both sides compute in float32 from the weights as they were written, so that a difference is one of weights, configuration,
-tokenizer or template, and not the rounding of half precision. What is left of rounding shows where two tokens are as good as
-equally likely: such a tie is counted and said.
+Both sides compute in float32 from the weights as they were written, so that a difference comes from weights, configuration,
+tokenizer or template, and not from the rounding of half precision. The remaining rounding matters only where two tokens are
+almost equally likely. Such ties are counted and reported.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: P
     own = len(messages)
     messages = [*messages, *([Message(role="user", content=text)] for text in NEUTRAL_PROMPTS)][:NUM_PROMPTS]
     texts = [conversation[-1].content for conversation in messages]
+    # A prompt that is too long loses its beginning: the completion continues its end.
     room = context_tokens(source) - MAX_COMPLETION_TOKENS
     prompt_ids = [ids[-room:] for ids in _encode(load_tokenizer(source), messages, source)]
     if prompt_ids != [ids[-room:] for ids in _encode(load_tokenizer(exported), messages, exported)]:
@@ -113,7 +114,7 @@ def check_reward_model(source: Path, exported: Path, *, dtype: str, note: Note) 
     import transformers
 
     note("checking: the exported model scores, in transformers")
-    # Every prompt with another's text as its completion: what is said does not matter here.
+    # Each prompt with the next one's text as its completion: any text serves to compare scores.
     pairs = list(zip(NEUTRAL_PROMPTS, NEUTRAL_PROMPTS[1:] + NEUTRAL_PROMPTS[:1], strict=True))[:NUM_PROMPTS]
     expected = _scores(load_reward_model(source, dtype=dtype), _encode_pairs(source, pairs))
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -121,6 +122,7 @@ def check_reward_model(source: Path, exported: Path, *, dtype: str, note: Note) 
     )
     found = _scores(loaded, _encode_pairs(exported, pairs))
     for pair, first, second in zip(pairs, expected, found, strict=True):
+        # Written so that a NaN fails, too.
         if not abs(first - second) <= SCORE_TOLERANCE * max(1.0, abs(first)):
             raise StageError(
                 f"the exported reward model scores otherwise than its source: {first:.7g} there, {second:.7g} here, on\n"
@@ -138,7 +140,7 @@ def _conversations(prompts: Path | None) -> list[list[Message]]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[list[Message]], where: Path) -> list[list[int]]:
-    """Prompts as the model is shown them; their last message alone where it has no usable chat template."""
+    """Prompts as token ids, through the chat template; without a usable one, the last message of each alone."""
     try:
         chat_format = ChatFormat(tokenizer, where=str(where))
         return [chat_format.encode_prompt(conversation) for conversation in messages]
@@ -161,6 +163,7 @@ def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[floa
 
     model = model.float().eval()
     with torch.inference_mode():
+        # One by one: in a padded batch, rounding depends on the other rows.
         return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
 
 
@@ -168,6 +171,7 @@ def _answer_with_source(source: Path, dtype: str, texts: list[str], prompt_ids: 
     end = load_tokenizer(source).eos_token_id
     answered = _Answered(texts, prompt_ids, [], end)
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
+    # The exported weights are rounded to `dtype`. The same rounding here leaves only real differences; both compute in float32.
     if dtype != "float32":
         engine.update_weights(list(load_causal_lm(source, dtype=dtype).named_parameters()))
     answered.tokens.extend(_greedy(engine, answered))
@@ -199,7 +203,7 @@ def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str,
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(exported), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     ).to(device)
-    # Sampling defaults and penalties that the folder carries are not what is compared.
+    # The folder's own sampling defaults and penalties would change the answers, and the source answers without them.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=answered.end, pad_token_id=answered.end or 0
     )
@@ -207,6 +211,7 @@ def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str,
     for start in range(0, len(answered.prompt_ids), ROWS_PER_BATCH):
         rows = answered.prompt_ids[start : start + ROWS_PER_BATCH]
         longest = max(map(len, rows))
+        # Padded on the left, because generation continues at the right end; the mask hides the padding, so any token id serves.
         input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
         output = model.generate(input_ids=input_ids, attention_mask=mask)
@@ -217,6 +222,7 @@ def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str,
 
 
 def _until(tokens: list[int], end: int | None) -> list[int]:
+    # Rows that end early are padded until the longest of their batch ends.
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
@@ -250,11 +256,14 @@ def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list
     differing = [index for index, row in enumerate(tokens) if row != answered.tokens[index]]
     if not differing:
         return 0
+    # Loaded only now: without a difference, nothing needs the source's logits.
     model = load_causal_lm(source, dtype=dtype).float()
     for index in differing:
         expected, found = answered.tokens[index], tokens[index]
+        # Only the first difference counts: behind it, both continue another text.
         place = _first_difference(expected, found)
         pair = (expected[place : place + 1], found[place : place + 1])
+        # Where one completion ends and the other continues, there is no second token to compare: no tie.
         gap = _gap(model, answered.prompt_ids[index] + expected[:place], pair[0][0], pair[1][0]) if all(pair) else math.inf
         if gap > TIE_LOGITS:
             raise StageError(
@@ -281,7 +290,7 @@ def _gap(model: PreTrainedModel, ids: list[int], first: int, second: int) -> flo
 
 
 def _give_memory_back() -> None:
-    """vLLM asks for most of a GPU, which must not be kept by what is no longer used."""
+    """Free the GPU: vLLM, which is next, takes most of its memory."""
     import torch
 
     gc.collect()

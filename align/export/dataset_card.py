@@ -1,6 +1,6 @@
-"""The card of a preference set: how its pairs were made, what left on the way, and what length gives away.
+"""The card of a preference set: how its pairs were made, what was dropped, and how much length alone explains.
 
-Everything in it is read from manifests and rows; what they do not say, the card does not say.
+Everything in it is read from manifests and rows. The card says nothing that they do not say.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def render_dataset_card(artifact: Artifact, *, file_name: str, drops_name: str, 
 
     Args:
         artifact: preferences that a stage made, in their store.
-        file_name: the file of pairs that the card lies beside. drops_name: that of what left.
+        file_name: the file of pairs beside the card. drops_name: the file of what was dropped.
         command: what the user typed; folders of this machine are taken out.
     """
     steps = trace(artifact)
@@ -83,8 +83,10 @@ def _front_matter(artifact: Artifact, file_name: str) -> dict[str, Any]:
 def _measure(artifact: Artifact) -> _Measured:
     measured = _Measured()
     count = artifact.manifest.rows_out or 0
+    # Evenly spaced by position, so that the card cannot pick flattering pairs.
     wanted = {round(index * (count - 1) / max(NUM_SAMPLES - 1, 1)) for index in range(NUM_SAMPLES)}
 
+    # A generator that fills `measured` as it goes: the length rule and the other numbers share one pass over the file.
     def lengths() -> Iterator[tuple[str, int, int]]:
         for number, pair in enumerate(read_rows(artifact.path / ROWS_NAME, Preference)):
             for side, text, score in (
@@ -113,7 +115,7 @@ def _summaries(measured: _Measured) -> Iterator[Mapping[str, str]]:
 
 
 def _finish_reasons(steps: Sequence[Step]) -> dict[str, float]:
-    """Share of the sampled completions by how they ended, of all that were sampled on the way."""
+    """Share of completions by how they ended, over all stages that sampled."""
     counts: Counter[str] = Counter()
     for step in steps:
         counts.update(step.manifest.metrics.get("finish_reasons", {}) if step.manifest else {})
@@ -138,7 +140,7 @@ def _sample(pair: Preference) -> dict[str, Any]:
 
 
 def _shortened(text: str) -> str:
-    """A text that fits a card, with control characters as their escapes: they could hide or reorder what is shown."""
+    """A text that fits a card. Control characters are shown as escapes, because they could hide or reorder the text."""
     visible = "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
     return visible if len(visible) <= SHOWN_CHARACTERS else f"{visible[:SHOWN_CHARACTERS]}…"
 

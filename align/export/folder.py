@@ -61,13 +61,13 @@ def export_model(
     check: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
-    """Export a model to `target`, which appears only when it is whole and, unless told not to, checked.
+    """Export a model to `target`. The folder appears only once it is whole and, with `check`, compared with the source.
 
     Args:
         target: a folder that does not exist or is empty.
         dtype: of the weights; default: the model's own.
         check: load what was written and compare its answers (a reward model: its scores) with the source's.
-        note: told what is going on.
+        note: called with a line about each step.
     Raises:
         RecipeError: if `target` is not free, or the source cannot be exported.
         StageError: if the check finds a difference; nothing is left at `target`.
@@ -87,6 +87,7 @@ def export_model(
             prompts = prompts_of(source, steps, comparisons)
             checks = check_language_model(source.folder, folder, dtype=written, prompts=prompts, note=note)
         card = render_card(source, steps, comparisons, dtype=written, checks=checks)
+        # Texts of the card may hold half of a surrogate pair, which UTF-8 cannot write.
         write_bytes(folder / CARD_NAME, card.encode("utf-8", errors="replace"))
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         _publish(folder, target)
@@ -141,11 +142,12 @@ def _refuse_target(source: ModelSource, target: Path) -> None:
 
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside the target, gone after the block unless it was renamed; those of killed exports are removed."""
+    """A folder beside the target, removed after the block unless it was renamed. Removes those of killed exports, too."""
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(f".{target.name}.*{STAGING_SUFFIX}"):
+            # Another export to the same target may be running; its lock shows that its folder is in use.
             if _is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
         folder = parent / f".{target.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}"
@@ -175,6 +177,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _publish(folder: Path, target: Path) -> None:
+    # Before the rename: a folder that has its final name must be whole, also after a power cut.
     sync_tree(folder)
     try:
         os.rename(folder, target)  # an empty folder is replaced, anything else is refused
@@ -186,6 +189,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _check_room(model: PreTrainedModel, folder: Path) -> None:
+    # Checked before: writing would fill the disk first and fail then.
     needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     if needed > shutil.disk_usage(folder).free:
         raise _disk_full(folder, f"; the weights take {needed / 2**30:.1f} GiB")
@@ -212,11 +216,12 @@ def _measured_sampling(comparisons: list[Comparison]) -> Sampling | None:
 
 
 def _write_generation_config(folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
-    """End-of-sequence and padding ids, and how to sample unless told otherwise. No limit of length: vLLM would enforce it."""
+    """End-of-sequence and padding ids, and sampling defaults. No limit of length: vLLM would enforce it."""
     path = folder / GENERATION_CONFIG_NAME
     content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     named = content.get("eos_token_id")
     more = named if isinstance(named, list) else [named]
+    # The tokenizer's own end first, which training used; the model's further ends still stop a server.
     ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *more]) if token is not None]
     if ends:
         content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
@@ -230,6 +235,6 @@ def _write_generation_config(folder: Path, tokenizer: PreTrainedTokenizerBase, s
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False}
-    # 0 is "all" to transformers, whose own default is 50, and to vLLM.
+    # 0 means "all" in transformers and in vLLM. It must be written: transformers' own default is 50.
     settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     return {"do_sample": True, **settings}

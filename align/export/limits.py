@@ -9,7 +9,7 @@ from align.export.source import ModelSource
 from align.report.wording import cautions
 
 FEW_PROMPTS = 1000
-"""Below this, differences that matter in use can hide in the intervals."""
+"""With fewer prompts, intervals are so wide that a difference that matters in use may not be separated."""
 
 
 def limits_of(source: ModelSource, steps: Sequence[Step], comparisons: Sequence[Comparison]) -> list[str]:

@@ -29,7 +29,7 @@ class Step:
     path: Path | None = None
     """Its entry in the store."""
     outside_kind: str = "model"
-    """What it is where it came from outside and has no entry: models and files of scored candidates are read where they are."""
+    """Its kind where it has no entry: models and files of scored candidates from outside are read where they lie."""
 
     @property
     def stage(self) -> str:
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that has the model, and what the model is called in it."""
+    """A comparison that includes the model, and the model's name in it."""
 
     name: str
     """Name of the stage."""
@@ -86,13 +86,14 @@ class Comparison:
 
 
 def trace(artifact: Artifact) -> list[Step]:
-    """Everything the artifact was made from, what was needed first before what used it; the artifact itself is last."""
+    """Everything the artifact was made from, each input before its users; the artifact itself is last."""
     entries = _entries_by_fingerprint(artifact.path.parent)
     steps: dict[str, Step] = {}
 
     def visit(
         name: str, fingerprint: str, manifest: Manifest | None, source: str | None, path: Path | None, outside_kind: str = "model"
     ) -> None:
+        # Stages share inputs: each is listed once, where it is first needed.
         if fingerprint in steps:
             return
         for input_name, digest in () if manifest is None else manifest.inputs.items():
@@ -101,6 +102,7 @@ def trace(artifact: Artifact) -> list[Step]:
             outside = None if manifest is None else manifest.input_sources.get(input_name)
             kind = "scored_candidates" if manifest is not None and manifest.config.get("scored") == input_name else "model"
             visit(input_name, digest, found, outside, entry.path if entry and found else None, kind)
+        # After its inputs, which gives the order in which things were made.
         steps[fingerprint] = Step(name, fingerprint, manifest, source, path, outside_kind)
 
     visit(artifact.name, artifact.fingerprint, artifact.manifest, artifact.manifest.source, artifact.path)
@@ -118,6 +120,7 @@ def comparisons_with(source: ModelSource) -> list[Comparison]:
             continue
         named = [name for name in manifest.config.get("models", ()) if manifest.inputs.get(name) == source.artifact.fingerprint]
         results = _read_results(entry.path / RESULTS_NAME)
+        # One model may have several names in a comparison; one row of numbers is enough.
         if named and results is not None and named[0] in _rows_of(results):
             found.append(Comparison(entry.path.name, manifest, results, named[0]))
     return found
@@ -138,6 +141,7 @@ def prompts_of(source: ModelSource, steps: list[Step], comparisons: list[Compari
 
 def _entries_by_fingerprint(store_root: Path) -> dict[str, Entry]:
     paths = [path for path in sorted(store_root.iterdir()) if path.is_dir() and not path.name.startswith("quarantine-")]
+    # <type>-<fingerprint>; a quarantined entry has a time behind it and is left out above.
     return {path.name.rpartition("-")[2]: Entry(path) for path in paths}
 
 

@@ -16,7 +16,7 @@ from align.config.judge import Judge
 from align.export.lineage import Step
 
 NOT_SETTINGS = frozenset({"stage", "checkpoint_steps", "num_workers", "shard_prompts", "batch_tokens"})
-"""How the work was cut, which changes no byte of the result."""
+"""Fields that only say how the work was divided; they change no byte of the result."""
 _FENCE = re.compile(r"^ *(`{3,})", re.MULTILINE)
 
 
@@ -38,14 +38,14 @@ def environment() -> Environment:
 
 
 def place(source: str | None) -> str:
-    """Where something came from, without the folders of the machine it was on: a card is for others."""
+    """The origin of something, without the folders of this machine: they mean nothing to the card's readers."""
     if source is None or not Path(source).is_absolute():
         return source or "–"
     return f"…/{Path(source).name}"
 
 
 def fenced(text: str) -> str:
-    """A text of anybody as a code block, which it cannot end: the fence is longer than any in it."""
+    """An untrusted text as a code block. The text cannot end the block, because the fence is longer than any in it."""
     longest = max((len(fence) for fence in _FENCE.findall(text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}text\n{text}\n{fence}"
@@ -64,7 +64,7 @@ def settings_text(step: Step) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Without what was not set, and without how a judge was asked, the variable of its key among it."""
+    """Without fields that were not set, and without how the judge was called, such as the variable that holds its key."""
     if isinstance(value, dict):
         shown = {key: item for key, item in value.items() if item is not None and key not in execution_fields(Judge)}
         return {key: _without_nulls(item) for key, item in shown.items()}
@@ -76,6 +76,7 @@ def yaml_text(value: Mapping[str, Any]) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.allow_unicode = True
+    # ruamel would fold long texts into several lines, which are hard to read in a card.
     writer.width = 4096
     writer.sort_base_mapping_type_on_output = False
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Merged models for programs that take whole ones: made once, kept in the store beside their adapter."""
+"""Merged models for programs that cannot load adapters: made once, kept in the store beside their adapter."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from align.store.lock import hold
 
 ENTRY_TYPE = "merged"
 MERGED_VERSION = 1
-"""Raised whenever the same adapter would be merged to other bytes than before."""
+"""Increased whenever the same adapter would be merged to other bytes than before."""
 
 
 @contextmanager
 def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
-    """The folder of an adapter's model as a whole one; from the store where it is there and undamaged.
+    """The folder of an adapter's model as a whole one, taken from the store if an undamaged copy is there.
 
-    An adapter that is in no store is merged into a folder that is gone after the block.
+    An adapter that is in no store is merged into a temporary folder, which is removed after the block.
 
     Args:
         why: what a whole model is needed to do, for messages.
@@ -40,6 +40,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
         return
     entry = Entry(source.artifact.path.with_name(f"{ENTRY_TYPE}-{source.artifact.fingerprint}"))
     with hold(entry.lock_path, on_wait=lambda holder: print(f"waiting for {holder}, which merges it too", file=sys.stderr)):
+        # There is no such file, so nothing is cached and every file is hashed again.
         state, problem = entry.check(FileHashes(entry.path / "no-memory"))
         if state == "damaged":
             print(f"the merged model is damaged ({problem}); moved to {entry.quarantine()} and made again", file=sys.stderr)
@@ -47,6 +48,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
             print("merging the adapter into its base; it is kept in the store", file=sys.stderr)
             _make(entry, source)
         check_model_folder(entry.path / MODEL_FOLDER)
+    # Outside the lock: a server runs for hours, and other commands may use the same model meanwhile.
     yield entry.path / MODEL_FOLDER
 
 

@@ -1,4 +1,4 @@
-"""A preference set as files for others: the pairs, what left and why, and the card."""
+"""A preference set as files to share: the pairs, what was dropped and why, and the card."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PreferenceSet:
         }
 
     def lines(self) -> Iterator[str]:
-        """The same for a person."""
+        """The same as lines for the terminal."""
         manifest = self.artifact.manifest
         yield f"{self.pairs}: {manifest.rows_out:,} pairs of {manifest.rows_in:,} prompts"
         if manifest.dropped:
@@ -54,10 +54,10 @@ class PreferenceSet:
 def write_preference_set(stage_folder: Path, out: Path, *, command: Sequence[str]) -> PreferenceSet:
     """Write the pairs of a finished stage to `out` (JSON Lines or Parquet, by its ending), drops and card beside it.
 
-    The pairs are written last: where they are, the rest is.
+    The pairs are written last: if they exist, so do the others.
 
     Args:
-        stage_folder: what the run calls the result, a link into its store.
+        stage_folder: the run's link to the result in its store.
         command: what the user typed, for the card.
     """
     folder = stage_folder.resolve()

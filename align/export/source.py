@@ -1,4 +1,4 @@
-"""The model that a command is given: a finished stage's folder, or any model folder."""
+"""The model that a command gets: a finished stage's folder, or any model folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GIVE = "Give the folder of a finished stage, runs/<recipe>/stages/<stage>, or a
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model to be exported, served or talked to."""
+    """A model for export, serve, chat or doctor."""
 
     name: str
     """What its recipe calls it, else the folder's name."""
@@ -42,7 +42,7 @@ class ModelSource:
     """The run it is part of, where that is known."""
 
     def require(self, purpose: Literal["language", "reward"], why: str) -> None:
-        """Refuse a model for something else; `why` is what was to be done with it."""
+        """Refuse a model that has another purpose; `why` says what the command would do with it, for the message."""
         if self.purpose != purpose:
             raise RecipeError(
                 f"{self.folder}: a {self.purpose} model; to {why}, a {purpose} model is needed",
@@ -50,7 +50,7 @@ class ModelSource:
             )
 
     def require_mergeable(self, why: str) -> None:
-        """Refuse adapters that cannot become weights, and those whose base is gone; `why` is what was to be done."""
+        """Refuse adapters that cannot be merged into weights, and those without their base; `why` is as for `require`."""
         if not is_adapter(self.folder):
             return
         adapter = read_adapter(self.folder)
@@ -99,6 +99,7 @@ def find_source(given: Path) -> ModelSource:
 
 def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
     """The runs that link to an entry of a store, and what each calls it."""
+    # The folder that holds .store: itself the run of `align stage`, or the parent of all runs of recipes.
     root = entry_path.resolve().parent.parent
     links = sorted([*root.glob(f"{STAGES_NAME}/*"), *root.glob(f"*/{STAGES_NAME}/*")])
     return [(link.parent.parent, link.name) for link in links if link.is_symlink() and link.resolve() == entry_path.resolve()]
@@ -107,6 +108,7 @@ def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
 def _from_artifact(entry_path: Path) -> ModelSource:
     entry = Entry(entry_path.resolve())
     manifest = entry.read_manifest()
+    # With the store's cache: a model of gigabytes is not hashed again at every `align chat`.
     state, problem = entry.check(FileHashes(entry.path.parent / HASHES_NAME))
     if manifest is None or state != "done":
         raise EnvironmentProblem(
@@ -117,6 +119,7 @@ def _from_artifact(entry_path: Path) -> ModelSource:
         raise RecipeError(f"{entry_path}: holds {manifest.kind}, not a model", hint=_GIVE)
     known_as = runs_of(entry.path)
     here = entry_path.absolute()
+    # Runs share results under different names, so the name by which the user called it goes first.
     linked = [(here.parent.parent, here.name)] if here.parent.name == STAGES_NAME else known_as[:1]
     run, name = linked[0] if linked else (None, manifest.stage)
     artifact = Artifact(name, entry.path, manifest)
