@@ -1,4 +1,4 @@
-"""Rows and inputs for tests, of which a test gives only what it is about."""
+"""Rows and inputs for tests. A test sets only the fields that it is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.store.artifact import INPUT_STAGE, Artifact, Manifest
 
 
 def input_artifact(name: str, path: Path, kind: str, *, fingerprint: str | None = None) -> Artifact:
-    """What a stage sees of an input of the recipe called `name`; its fingerprint is the name unless given."""
+    """The artifact that a stage gets for the recipe's input `name`; its fingerprint is the name unless given."""
     manifest = Manifest(
         kind=kind,
         stage=INPUT_STAGE,
@@ -51,12 +51,14 @@ def scored_candidate(scores: Mapping[str, float | None], completion: str = "a", 
 
 def random_pairs(count: int, *, seed: int, prompt_tokens: int, completion_tokens: int) -> list[EncodedPreference]:
     """Pairs of random tokens below 200: prompts of 1 to `prompt_tokens`, completions up to `completion_tokens` and an end."""
+    # Here, so that tests without tensors do not wait for torch.
     import torch
 
     generator = torch.Generator().manual_seed(seed)
 
     def ids(low: int, high: int) -> list[int]:
         length = int(torch.randint(low, high + 1, (1,), generator=generator))
+        # 0 to 2 are the tiny tokenizer's padding, beginning and end of a turn; below, 2 ends every completion.
         return [int(token) for token in torch.randint(3, 200, (length,), generator=generator)]
 
     return [

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Preference = Callable[[str, str], str]
-"""From two texts, the one shown first and the other, to A, B or tie."""
+"""From the two texts, in the order shown, to A, B or tie."""
 SILENT = 0
 """In place of a status: no reply for `FakeJudge.silence_seconds`."""
 
@@ -23,12 +23,12 @@ def prefers_longer(a: str, b: str) -> str:
 
 
 def prefers_first(_a: str, _b: str) -> str:
-    """Sees nothing but the position."""
+    """Decides by position alone, as a biased judge does."""
     return "A"
 
 
 def prefers_word(word: str) -> Preference:
-    """The text that has the word; a tie where both or none has it."""
+    """Prefers the text that has the word; a tie if both or neither has it."""
     return lambda a, b: "tie" if (word in a) == (word in b) else "A" if word in a else "B"
 
 
@@ -77,9 +77,11 @@ def fake_judge(**settings: Any) -> Iterator[FakeJudge]:
         def log_message(self, format: str, *arguments: Any) -> None:
             """Nothing: tests read stderr."""
 
+    # Port 0: the system picks a free one, so that tests can run at the same time.
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     judge.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    # `shutdown` waits for the next poll: half a second by default, in every test.
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -123,4 +125,4 @@ def _send(handler: BaseHTTPRequestHandler, status: int, headers: Mapping[str, st
         handler.end_headers()
         handler.wfile.write(body.encode())
     except (BrokenPipeError, ConnectionResetError):
-        pass  # who asked did not wait
+        pass  # the client timed out and closed the connection

@@ -61,8 +61,8 @@ def tiny_project(folder: Path, *, engine: str = "transformers") -> Path:
     """Write the project and return the path of its recipe.
 
     Args:
-        folder: made when absent.
-        engine: what samples; vllm takes longer to start.
+        folder: created if absent.
+        engine: the engine that samples; vllm takes longer to start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [f"{text}{mark}" for text, _ in MISHAPS for mark in (".", "!", " ...", " :(")]

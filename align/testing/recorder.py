@@ -1,4 +1,4 @@
-"""A sink that keeps what it is handed."""
+"""A sink that keeps every event."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ def tiny_tokenizer(texts: Iterable[str] = (), *, vocabulary: int = 400) -> PreTr
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        # All 256 bytes: no text can give an unknown token, whatever the merges were learnt from.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -45,6 +46,7 @@ def _llama_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        # The tokenizer has none; transformers' default of 1 would be <|im_start|>.
         "bos_token_id": None,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -88,10 +90,10 @@ def tiny_reward_model(folder: Path, *, texts: Iterable[str] = (), seed: int = 0,
 def tiny_seq2seq_lm(
     folder: Path, *, texts: Iterable[str] = (), seed: int = 0, chat_template: str | None = None, **changes: Any
 ) -> Path:
-    """Write a random T5 with its tokenizer, which puts the end-of-sequence token behind a text as T5's does, to `folder`.
+    """Write a random T5 with its tokenizer to `folder`. As T5's own, the tokenizer appends the end-of-sequence token.
 
     Args:
-        chat_template: T5 has none, and neither has this one unless given.
+        chat_template: none unless given, as T5 has none.
         changes: override its T5Config.
     """
     import torch
