@@ -55,6 +55,7 @@ def chat(
     os.environ.update(ENVIRONMENT)
     notes = Console(stderr=True, highlight=False, markup=False)
     try:
+        # Inside the block, because importing torch and loading the model take seconds, in which Ctrl-C must end quietly.
         from align.engines.chat import Conversation
 
         conversation = Conversation(

@@ -75,6 +75,7 @@ def validate(
     mapping = column_mapping(columns)
     spec = DataInput(kind=(kind or TEXT).name, path=source, columns=mapping)
     found = find_source(spec, lambda written: Path(written).expanduser())
+    # "error", because this command reports what would stop a recipe; --check changes single checks.
     rules = RowRules(kind or guess_kind(found, max_characters), max_characters, "error", checks)
     shown = 0
 
@@ -101,6 +102,8 @@ def validate(
     progress.end()
     if json:
         sys.stdout.write("" if shown else '{"problems": [')
+        # The document was begun by hand, because problems are written as they are found: a file may have millions of them. So
+        # the summary goes in without its opening brace.
         rest = json_module.dumps(summary_json(summary), ensure_ascii=False, indent=1, allow_nan=False)
         sys.stdout.write(f"],\n {rest[1:].lstrip()}\n")
     else:

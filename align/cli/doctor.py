@@ -54,6 +54,7 @@ def check_packages() -> list[Check]:
     checks = []
     for line in requires("align") or []:
         requirement = Requirement(line)
+        # No extra is chosen: packages for development do not count as missing.
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             checks.append(_package(requirement.name, str(requirement.specifier)))
     engines = [Check(name, "ok", found) for name in OPTIONAL_PACKAGES if (found := _version(name))]
@@ -81,12 +82,14 @@ def _version(name: str) -> str | None:
 def _compared(name: str, found: str, wanted: str, advice: str) -> Check:
     from packaging.specifiers import SpecifierSet
 
+    # Without `prereleases`, packaging says of every pre-release that it does not fit.
     fits = SpecifierSet(wanted).contains(found, prereleases=True)
     return Check(name, "ok" if fits else "differs", found, wanted, "" if fits else advice)
 
 
 def check_machine(folder: Path) -> list[Check]:
     """Cores, memory, free disk space under `folder`, and GPUs."""
+    # The cores that this process may use, where the system can say so (Linux); in a container they are fewer.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""The console script: from arguments to an exit code.
+"""The console script: turns arguments into an exit code.
 
 stdout carries the result, stderr everything else. Errors that a user can act on are printed without a traceback, unless
 ALIGN_DEBUG is set; a bug keeps its traceback.
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _write_utf8()
     try:
         code = _invoke(arguments)
+        # Here and not at exit, so that a closed pipe is caught below.
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of stdout went away. Without this, Python reports the broken pipe again when it closes stdout at exit.
@@ -81,10 +82,13 @@ def _write_utf8() -> None:
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
+        # `obj` brings the command line to the commands, which record it in results and cards.
         get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments])
     except SystemExit as end:
+        # Click ends with SystemExit after a success, too.
         return end.code if isinstance(end.code, int) else EXIT_BUG
     except BrokenPipeError:
+        # `main` handles it; the last clause would report it as a bug.
         raise
     except KeyboardInterrupt:
         return 130

@@ -96,6 +96,7 @@ def _options() -> Options:
     fields: dict[str, tuple[Any, Any]] = {}
     for stage in (PAIRS, GENERATE, SCORE):  # help lists the options of pairing first
         for field, option in field_options(_config(stage), leave_out=FILLED[stage]).items():
+            # A field that several stages have is one option, which sets all of them.
             fields.setdefault(field, option)
     return {**own, **fields, **COMMON_OPTIONS}
 
@@ -127,6 +128,7 @@ def _run(given: Mapping[str, Any], command: list[str]) -> None:
 def _check_out(out: Path, work: Path) -> None:
     if out.suffix not in SUFFIXES:
         raise RecipeError(f"--out {out}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    # The work folder shows that the file is from an earlier run of this command, which may replace it.
     if out.exists() and not work.is_dir():
         raise RecipeError(f"--out {out}: the file exists, and align pairs did not make it", hint="Name another file.")
 
@@ -168,6 +170,7 @@ def _from_model(given: Mapping[str, Any], work: Path) -> Document:
     names = [name for name, _, _ in added]
     if not added:
         raise RecipeError("no scorer is given for the completions", hint="Give --reward-model FOLDER, or --scorer NAME=PATH.")
+    # Scores are stored by name, so the second scorer would overwrite the first.
     if len(set(names)) < len(names):
         raise RecipeError(f"--scorer: two scorers are called '{max(names, key=names.count)}'")
     if ranking is None and given.get("scorers") is None:

@@ -47,7 +47,7 @@ def number(value: float) -> str:
 
 @dataclass
 class TaskState:
-    """State of a running task. Its rate counts from its first event, so that a task resumed at 300 of 400 does not look fast."""
+    """State of a running task. The rate counts from its first event, so that a task resumed at 300 of 400 does not look fast."""
 
     task: str
     unit: str
@@ -109,6 +109,7 @@ class PlainDisplay:
 
     def progress(self, stage: str, state: TaskState) -> None:
         now = self._clock()
+        # The first event only starts the clock: a task of a few seconds prints no line of progress.
         if now - self._shown.setdefault(stage, now) >= PLAIN_INTERVAL_SECONDS:
             self._shown[stage] = now
             self.line(f"{_label(stage, state)}: {state.describe()}")
@@ -199,6 +200,7 @@ class ProgressDisplay:
     def _state(self, event: Progress) -> TaskState:
         now = self._clock()
         state = self._states.get(event.stage)
+        # A stage has several tasks, such as sampling and scoring. Each has its own unit and so its own rate.
         if state is None or state.task != event.task:
             state = self._states[event.stage] = TaskState(event.task, event.unit, event.done, now)
         state.update(event, now)

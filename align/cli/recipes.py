@@ -86,6 +86,7 @@ def copy(
         raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
     shutil.copytree(source, place)
     recipe = place / RECIPE_NAME
+    # As text, not as YAML: comments and layout of the recipe stay.
     recipe.write_text(BORROWED.sub(partial(_bring, source, place), recipe.read_text(encoding="utf-8")), encoding="utf-8")
     print(recipe)
 
@@ -93,10 +94,12 @@ def copy(
 def _bring(source: Path, place: Path, borrowed: re.Match[str]) -> str:
     """Copy a file that a recipe borrows from another recipe; returns its path in the copy."""
     original, copied = source / borrowed[0], place / borrowed["path"]
+    # Something else that looks like a path, for example in a comment.
     if not original.exists():
         return borrowed[0]
     copied.parent.mkdir(parents=True, exist_ok=True)
     if original.is_dir():
+        # A recipe may name the same folder twice, or a folder and a file in it.
         shutil.copytree(original, copied, dirs_exist_ok=True)
     else:
         shutil.copyfile(original, copied)

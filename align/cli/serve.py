@@ -36,6 +36,7 @@ def serve(
     source.require("language", "serve")
     check_can_serve(port)
     os.environ.update(ENVIRONMENT)
+    # By default SIGTERM ends Python at once. As an exception it leaves the `with` block, which stops the server.
     signal.signal(signal.SIGTERM, _end)
     try:
         with contextlib.ExitStack() as running:
@@ -65,6 +66,7 @@ def _start(running: contextlib.ExitStack, source: ModelSource, port: int) -> Run
         if can_serve_unmerged(folder):
             try:
                 return running.enter_context(start_server(folder, name=source.name, port=port))
+            # `can_serve_unmerged` reads the adapter's files only; vLLM may still refuse it when it loads them.
             except StageError as error:
                 print(f"vLLM does not serve this adapter as it is: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
         folder = running.enter_context(merged_model(source, "serve"))
@@ -73,6 +75,7 @@ def _start(running: contextlib.ExitStack, source: ModelSource, port: int) -> Run
 
 def _announce(server: RunningServer, name: str) -> None:
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "안녕?"}]}, ensure_ascii=False)
+    # The address alone on stdout, for scripts; key and example go to stderr.
     print(f"{server.url}/v1", flush=True)
     print(
         f"Key, shown this once: {server.key}\n\n"

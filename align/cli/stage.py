@@ -100,6 +100,7 @@ def _function(options: Options, call: Call) -> Callable[..., None]:
     for parameter, (annotation, default) in options.items():
         default = inspect.Parameter.empty if default is ... else default
         parameters.append(inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
+    # Typer reads names and defaults from the signature, and types from __annotations__.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -165,6 +166,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
     out: Path = given["out"]
     request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or ())
     for field in config_type.model_fields:
+        # What was not given stays out of the recipe, so that the stage's own default holds. Typer gives [] for repeatable ones.
         if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
     recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)

@@ -23,7 +23,7 @@ SCORER_SUFFIXES = (".yaml", ".yml")
 
 
 class StageRequest:
-    """Builds the document of a recipe with one stage, or several; every value in it is located at the option that gave it."""
+    """Builds the document of a recipe with one stage or several. The position of each value is the option that set it."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class StageRequest:
 
     def another(self, stage: str, config_type: type[StrictModel]) -> StageRequest:
         """Add a stage to the same document; `finish` of any of them returns the whole document."""
+        # A shallow copy: both write to the same document and note used --columns in the same set.
         other = copy.copy(self)
         other._stage, other._config_type = stage, config_type
         self._document.put(("stages", stage), {"stage": stage}, self._document.value_position(()))
@@ -119,7 +120,7 @@ class StageRequest:
         self._put((*path, name), value, label)
 
     def _named(self, text: str, kinds: Sequence[str], label: str) -> str:
-        """The name of an input written as NAME=PATH, or as a path, which is then named after its last part."""
+        """The name of an input written as NAME=PATH, or as PATH, whose last part then becomes the name."""
         name, place = self._split(text, label) if "=" in text else (Path(text).resolve().name, text)
         return self._add_input(name, place, kinds, label)
 
@@ -134,6 +135,7 @@ class StageRequest:
         """Add an input for a path and return its name. A path that is an input already keeps its earlier name."""
         spec = self._input_spec(place, kinds)
         inputs = self._document.value["inputs"]
+        # One path is one input, however many options name it: it is read once and has one fingerprint.
         for known, other in inputs.items():
             if other == spec:
                 return str(known)
@@ -144,6 +146,7 @@ class StageRequest:
 
     def _input_spec(self, place: str, kinds: Sequence[str]) -> dict[str, Any]:
         folder = Path(place).expanduser()
+        # A result of align says its kind itself, whatever the option expects; the recipe's checks compare the two.
         if (folder / MANIFEST_NAME).is_file():
             return {"kind": artifact_kind(folder) or kinds[0], "artifact": place}
         is_direct = kinds[0] in (*get_args(ModelKind), *data_kind_names())
@@ -173,6 +176,7 @@ class StageRequest:
             kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
             fields = sorted({field for kind in kinds for field in _fields(kind)})
             raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
+        # A stage and its data inputs have an on_invalid each; the one option sets them all.
         on_invalid = self._document.value["stages"][self._stage].get("on_invalid")
         for spec in self._document.value["inputs"].values():
             if on_invalid is not None and spec["kind"] in data_kind_names() and "path" in spec:
