@@ -12,7 +12,7 @@ from align.rows.fields import Columns, FieldTaker, Problems, Row, required
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""
 Part = tuple[str, Fields | FieldProblem]
-"""The suffix that the record's id gets, and the record's fields or the problem because of which there is no record."""
+"""The suffix of the record's id, and the record's fields, or the problem that leaves no record."""
 
 
 class Builder:
@@ -45,6 +45,7 @@ class Builder:
         if not isinstance(turns, list) or not turns:
             raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
         self.later_turns += len(turns) > 1
+        # The prompt's reader takes columns of a row, so the first turn is put into a row of its own.
         system = {name: column for name, column in columns.items() if name == "system"}
         first = {**{column: row[column] for column in system.values()}, "turn 1": turns[0]}
         prompt = self.take.prompt(first, {**system, "prompt": "turn 1"}, problems)[0]
@@ -58,6 +59,7 @@ class Builder:
         messages = self.take.messages("messages", required("messages", row, columns))
         if messages[-1]["role"] == "assistant":
             self.answers_left_out += 1
+            # A prompt must end with a user's message, so that a completion can follow it.
             messages.pop()
         prompt = self.take.checked("messages", messages, problems)
         return (("", {"prompt": prompt, "reference": self._reference(row, columns, problems)}),)
@@ -91,6 +93,7 @@ class Builder:
     def _labelled(self, pair_of: Callable[..., Fields], row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         """Two completions and a label that names the preferred one."""
         first, second = (columns.get(field, field) for field in ("completion_a", "completion_b"))
+        # The preferred column becomes `chosen`, and the row is then read like any other pair.
         is_first = is_first_preferred(required("label", row, columns), first, second)
         chosen, rejected = (first, second) if is_first else (second, first)
         fields = pair_of(row, {**columns, "chosen": chosen, "rejected": rejected}, problems)
@@ -135,6 +138,7 @@ class Builder:
         except FieldProblem as problem:
             problems.append(problem)
             return {}
+        # One row is counted once, though both sides are transcripts.
         self.take.from_transcripts += is_transcript(row[columns["chosen"]])
         if prompt != other:
             problems.append(FieldProblem("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
@@ -154,8 +158,8 @@ class Builder:
 
 
 Build = Callable[[Builder, Row, Columns, Problems], Sequence[Part]]
-"""Makes the parts of a row. What is wrong with a field goes to `problems`, and the other fields are still read; FieldProblem is
-raised where none can be. With a problem, the parts mean nothing."""
+"""Makes the parts of a row. A field's problem goes to `problems`, and the other fields are still read; FieldProblem is raised
+where no field can be read. With a problem, the parts mean nothing."""
 
 
 def _require_order(field: str, columns: Columns) -> None:

@@ -71,6 +71,7 @@ def best_of(field: str, values: Any, scores: Any, ranks: Any) -> Order:
         return Order(0, frozenset(), None)
     numbers = _numbers("scores" if ranks is None else "ranks", scores if ranks is None else ranks, len(values))
     top = max(numbers) if ranks is None else min(numbers)
+    # Equally good completions make no pair, since a preference between them would be invented.
     best, *ties = (index for index, number in enumerate(numbers) if number == top)
     return Order(best, frozenset(ties), numbers if ranks is None else None)
 
@@ -88,6 +89,7 @@ def number_of(field: str, value: Any) -> float:
         FieldProblem: wrong_type, or nonfinite_score for NaN and infinities.
     """
     try:
+        # A bool is an int in Python, and float() takes it.
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         number = float(value)

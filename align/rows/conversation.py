@@ -21,6 +21,7 @@ TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 PlainMessage = dict[str, str]
 """role and content."""
 
+# A blank line and the speaker's name start a turn, so blank lines inside a turn do not cut it.
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -96,6 +97,7 @@ def messages_of(field: str, value: Any) -> list[PlainMessage]:
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
             raise _not_a_message(field, number, item)
+        # The usual form first; only other messages take the slower path.
         role, content = item.get("role"), item.get("content")
         if role not in ROLES:
             role, content = _other_message(field, number, item)
@@ -184,6 +186,7 @@ def is_transcript(value: Any) -> bool:
 
 def parse_transcript(text: str) -> list[PlainMessage]:
     """Messages of a transcript. One space after each colon belongs to the format; the rest is kept as it is."""
+    # split also returns the speakers, since they are a group; before the first turn there is only an empty text.
     pieces = _TURN.split(text)[1:]
     return [
         {"role": _TRANSCRIPT_ROLES[speaker], "content": content.removeprefix(" ")}

@@ -44,7 +44,7 @@ def required(field: str, row: Row, columns: Columns) -> Any:
 
 
 class FieldTaker:
-    """Reads fields, and counts what the user should know about them.
+    """Reads fields, and counts what the user should know about their reading.
 
     Args:
         max_characters: a longer text is a problem, in Unicode code points.
@@ -112,6 +112,7 @@ class FieldTaker:
             messages, is_open = self._instruction(row, columns, problems), False
         else:
             value: Any = row.get(columns.get("prompt", "prompt"))
+            # Most prompts are a single text; they skip the slower path.
             if usable(value, self._max) and not value.startswith(TRANSCRIPT_START):
                 messages, is_open = [{"role": "user", "content": value}], False
             else:
@@ -128,6 +129,7 @@ class FieldTaker:
                 self.from_transcripts += 1
                 messages = parse_transcript(value)
                 is_open = value.endswith("\n\nAssistant:")
+                # A trailing `Assistant:` opens the completion; it is no message.
                 if messages[-1] in ({"role": "assistant", "content": ""}, {"role": "assistant", "content": " "}):
                     messages.pop()
                 return checked_prompt("prompt", messages, max_characters=self._max), is_open

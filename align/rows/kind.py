@@ -30,7 +30,7 @@ class RowKind(Generic[RowT]):
     """Its name in recipes and manifests."""
     record: type[RowT]
     phrase: str
-    """What messages call its rows, in the plural."""
+    """Its rows as messages call them, in the plural."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class DataKind(RowKind[RecordT]):
     """Rows that users' files may hold: about a prompt, or about a plain text."""
 
     shapes: tuple[Shape, ...]
-    """What its rows may look like. align writes the first; where no shape fits, messages name the closest, in this order."""
+    """Shapes of its rows. align writes the first; where no shape fits, messages name the closest, in this order."""
     completions: tuple[str, ...]
     """The record's completions, in the order in which they are tokenized."""
     details: tuple[str, ...]
@@ -54,6 +54,7 @@ class DataKind(RowKind[RecordT]):
 
     def __post_init__(self) -> None:
         unknown = {*self.completions, *self.details} - self.record.model_fields.keys()
+        # At most two, because the table of hashes has two columns beside the subject's.
         if unknown or not self.shapes or len(self.contents) > 2:
             raise TypeError(f"kind {self.name}: expected shapes and at most two fields of {self.record.__name__} ({unknown})")
 

@@ -107,8 +107,10 @@ class RowReader:
     def read(self, row: Row) -> RowRead:
         """The records of one row. Never raises."""
         names = tuple(row)
+        # A null counts as absent: files made from a table have every column in every row. Most rows skip the second pass.
         if None in row.values():
             names = tuple(name for name, value in row.items() if value is not None)
+        # The shape depends on the names alone, so it is worked out once for each set of columns.
         plan = self._plans.get(names) or self._make_plan(names)
         plan.count += 1
         problems: Problems = []
@@ -131,6 +133,7 @@ class RowReader:
             "conversations end with an answer, which is no part of the prompt": self._builder.answers_left_out,
         }
         result = Reading(remarks=Counter(remarks))
+        # Plans that were dropped for room have left their counts here.
         result.merge(self._counted_earlier)
         self._count(result)
         return result
@@ -143,7 +146,7 @@ class RowReader:
 
     @property
     def extra_message_keys(self) -> set[str]:
-        """`field.key` of messages, that say neither who speaks nor what."""
+        """`field.key` of keys in messages that are neither role nor content."""
         return self._take.extra_message_keys
 
     def _make_plan(self, names: tuple[str, ...]) -> _Plan:
@@ -151,6 +154,7 @@ class RowReader:
         if len(self._plans) >= MAX_PLANS:
             self._count(self._counted_earlier)
             self._plans.clear()
+        # align's own files may have line and file; they are replaced, so they are not reported as unused.
         used = {self._id_column, *ORIGIN_COLUMNS}
         try:
             fit = self._recogniser.find(names)
@@ -177,6 +181,7 @@ def _refuse(problem: FieldProblem) -> _Read:
 def _own_id(value: Any, problems: Problems) -> str | None:
     """The row's own id as text; None for an empty one."""
     if type(value) is str:
+        # Only other texts can hold half a surrogate pair.
         if not value.isascii():
             try:
                 check_encodable("id", value)
@@ -184,6 +189,7 @@ def _own_id(value: Any, problems: Problems) -> str | None:
                 problems.append(problem)
                 return None
         return value or None
+    # A bool is an int in Python.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     problems.append(FieldProblem("id", "wrong_type", f"must be text or a whole number, but is {shown(value)}"))

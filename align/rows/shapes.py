@@ -86,6 +86,7 @@ class Recogniser:
         names = list(names)
         folded: dict[str, list[str]] = {}
         for name in names:
+            # A list, because `Prompt` and `prompt` may both be there; that is ambiguous and must not be decided by chance.
             folded.setdefault(str(name).lower(), []).append(name)
         fits = [fit for shape in self._shapes for fit in self._fits(shape, names, folded)]
         if len(fits) > 1:
@@ -103,10 +104,12 @@ class Recogniser:
         # An optional field under its own name wins over its other names: rows that align writes have `reference`.
         optional = {name: [name] if name in found else found for name, found in optional.items() if found}
         fields = {**required, **optional}
+        # Every combination of columns is a fit of its own, so that two columns for one field are found ambiguous.
         return [Fit(shape, dict(zip(fields, choice, strict=True))) for choice in itertools.product(*fields.values())]
 
     def _columns_for(self, name: str, choices: Names, names: list[str], folded: Mapping[str, list[str]]) -> list[str]:
         if name in self._mapped:
+            # A mapped column is taken in its exact spelling.
             return [self._mapped[name]] if self._mapped[name] in names else []
         return [column for choice in choices for column in folded.get(choice, ())]
 
@@ -133,6 +136,7 @@ def _with_columns(shape: Shape, columns: Mapping[str, str], *, only_mapped: bool
     """The shape with each field under its own name only, where the user has mapped the columns."""
     if not only_mapped:
         return shape
+    # Other names are not tried: a column that happens to be called so would make the row ambiguous.
     required = {name: (name,) for name in shape.required}
     optional = {name: (name,) for name in shape.optional}
     return replace(shape, required=required, optional=optional, without=shape.without - set(columns.values()))
@@ -148,6 +152,6 @@ def _unique(shapes: Iterable[Shape]) -> list[Shape]:
 
 
 def _different(fits: list[Fit]) -> list[Fit]:
-    """Two of the fits, with different descriptions where possible."""
+    """Two of the fits, with different descriptions if there are such."""
     other = next((fit for fit in fits if fit.describe() != fits[0].describe()), fits[1])
     return [fits[0], other]

@@ -40,6 +40,7 @@ def _labelled() -> Iterator[Shape]:
     label: dict[str, Names] = {"label": ("label", "preference", "winner")}
     given: Variant = ({"prompt": ("input",)}, {})
     for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED, given):
+        # `input` belongs to an instruction where there is one, and is the prompt only without it.
         without = frozenset({"instruction"} if prompt is given[0] else ())
         for sides in (sides for stem in ("completion", "output", "response", "answer") for sides in _sides(stem)):
             yield Shape("a/b", Builder.labelled_pair, {**prompt, **sides, **label}, {**more, **_SYSTEM}, without)
@@ -94,6 +95,7 @@ PREFERENCES = register(
                 Shape("chosen/rejected", Builder.pair, {**prompt, **_PAIR}, more | _SCORES | _SYSTEM)
                 for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
             ),
+            # With a prompt column, the same columns are `chosen/rejected`; without one, the conversations hold the prompt.
             Shape("conversations", Builder.pair_of_conversations, _PAIR, _SCORES, _PROMPT_COLUMNS),
             *_ranked(),
             *_labelled(),

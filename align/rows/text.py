@@ -17,7 +17,7 @@ _CONTEXT = 12
 
 def is_blank(text: str) -> bool:
     """Whether a text has no visible character: empty, white space, zero-width characters, fillers, controls."""
-    if "!" <= text[:1] <= "~":  # nearly every English text is done without the regular expression
+    if "!" <= text[:1] <= "~":  # nearly every English text returns without the regular expression
         return False
     return _BLANK.fullmatch(text) is not None
 
@@ -33,6 +33,7 @@ def oddities(text: str) -> list[str]:
             found.append("nul_character")
         if _CONTROL.search(text):
             found.append("control_characters")
+    # ASCII text is always in NFC, and isascii costs nothing beside is_normalized.
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         found.append("not_nfc")
     return found
