@@ -15,6 +15,7 @@ def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator
     batch: list[int] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # The first sequence of a batch is its longest, so every later one is padded to it.
         if batch and longest * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []

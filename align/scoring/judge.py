@@ -20,7 +20,7 @@ from align.scoring.judge_client import BudgetUsedUp, JudgeClient
 from align.scoring.judge_prompt import ChatMessages, Verdict, comparison_messages, read_verdict
 
 CUT = "length"
-"""finish_reason of a reply that reached its token limit."""
+"""`finish_reason` of a reply that reached its token limit."""
 
 
 class Comparison(NamedTuple):
@@ -107,6 +107,7 @@ def settle(in_order: Verdict | None, exchanged: Verdict | None, tally: JudgeTall
 
 def pairings(count: int, opponents: Literal["all"] | int) -> list[tuple[int, int]]:
     """Pairs of `count` completions to compare, each once: all pairs, or each completion with its next `opponents` in a ring."""
+    # A ring with that many neighbours on both sides is all pairs.
     if opponents == "all" or 2 * opponents >= count - 1:
         return list(itertools.combinations(range(count), 2))
     return sorted(
@@ -118,6 +119,7 @@ def comparisons_of(candidates: Sequence[Candidate], opponents: Literal["all"] | 
     """The comparisons of every prompt. Equal texts are compared once; empty ones are left out."""
     groups: dict[str, dict[str, Candidate]] = {}
     for candidate in candidates:
+        # An empty completion is not worth a request; it has no comparison and so no score.
         group = groups.setdefault(candidate.prompt_id, {})
         if candidate.completion.strip():
             group.setdefault(candidate.completion, candidate)
@@ -188,7 +190,9 @@ class PairwiseJudge:
         Raises:
             StageError: if the budget is used up, or the endpoint refuses or fails.
         """
+        # By text, not by candidate: equal completions of a prompt are compared once and share the score.
         points: dict[tuple[str, str], _Points] = {}
+        # Only comparisons under way are held, since `questions` is drawn as the client has room.
         open_comparisons: dict[int, _Verdicts] = {}
         total = sum(1 for _ in comparisons_of(candidates, self._judge.opponents))
         sent_before, settled = self._client.requests_sent, 0
@@ -200,6 +204,7 @@ class PairwiseJudge:
 
         def take(number: int, answer: JudgeAnswer, was_known: bool) -> None:
             nonlocal settled
+            # Questions 2n and 2n + 1 are the two orders of comparison n, the second with the completions exchanged.
             both = open_comparisons[number // 2]
             both.found[bool(number % 2)] = self._count(answer, was_known)
             if len(both.found) == 2:
@@ -215,6 +220,7 @@ class PairwiseJudge:
         except BudgetUsedUp:
             raise self._over_budget() from None
         finally:
+            # In `finally`, since requests that were sent before an error were paid for too.
             self._tally.requests += self._client.requests_sent - sent_before
         report(len(candidates))
         none = _Points()
@@ -228,6 +234,7 @@ class PairwiseJudge:
         yield comparison_messages(prompt, comparison.other, comparison.one, criteria=criteria)
 
     def _count(self, answer: JudgeAnswer, was_known: bool) -> Verdict | None:
+        # A cut reply may end in a verdict that it only quotes or is about to take back.
         verdict = None if answer.finish_reason == CUT else read_verdict(answer.text)
         self._tally.unparsable += verdict is None
         self._tally.cut += answer.finish_reason == CUT

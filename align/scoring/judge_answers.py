@@ -53,8 +53,10 @@ class AnswerFile:
         """Keep a reply; it is on disk when this returns."""
         line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
         with self._lock:
+            # Set before the write: if it fails in the middle, the next line must begin with a line break.
             content, self._before_next = self._before_next + line, b"\n"
             try:
+                # In append mode, a write goes to the present end of the file, whatever other processes have written.
                 with self._path.open("ab", buffering=0) as stream:  # one write: lines of several processes do not mix
                     if stream.write(content) != len(content):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -72,6 +74,7 @@ def _read_line(line: bytes) -> tuple[str, JudgeAnswer] | None:
     """Key and reply of a line, or None for one that is not whole."""
     try:
         fields = json.loads(line)
+        # A line with other fields, as another version may write, counts as unknown.
         return str(fields.pop("key")), JudgeAnswer(**fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

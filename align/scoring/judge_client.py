@@ -112,6 +112,7 @@ class JudgeClient:
             BudgetUsedUp: when the next question would need one request too many.
             StageError: when the endpoint refuses, or fails too often.
         """
+        # The client may be used again after an earlier call was stopped.
         self._closing.clear()
         under_way: dict[str, tuple[Future[JudgeAnswer], list[int]]] = {}
         next_tick = 0.0
@@ -125,6 +126,7 @@ class JudgeClient:
                     next_tick = now + POLL_SECONDS
                 if len(under_way) <= most:
                     return
+                # Woken at least every POLL_SECONDS, so that `tick` can stop the work.
                 wait([future for future, _ in under_way.values()], timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for key in [key for key, (future, _) in under_way.items() if future.done()]:
                     future, numbers = under_way.pop(key)
@@ -137,13 +139,16 @@ class JudgeClient:
                     key = self._key_of(messages)
                     if (known := self._answers.get(key)) is not None:
                         on_answer(number, known, True)
+                    # The same question is under way: both numbers get its reply, and it is paid for once.
                     elif key in under_way:
                         under_way[key][1].append(number)
                     else:
                         under_way[key] = pool.submit(self._ask, client, key, messages), [number]
+                    # Room for one more, so that `questions` is drawn no further ahead than threads need.
                     drain(self._judge.max_concurrency * QUESTIONS_AHEAD - 1)
                 drain(0)
             finally:
+                # Threads that wait between retries stop at once; without it, leaving the pool would wait for them.
                 self._closing.set()
                 pool.shutdown(cancel_futures=True)
 
@@ -160,10 +165,13 @@ class JudgeClient:
         """Send one question until it is answered; runs in a thread."""
         reason = ""
         for attempt in range(self._judge.retries + 1):
+            # First the wait, then the budget: a request that is stopped while it waits is not counted.
             self._pause(self._limit.take())
+            # Counted before it is sent, so that the threads together never exceed the budget.
             self._spend()
             outcome = self._send(client, messages)
             if isinstance(outcome, JudgeAnswer):
+                # On disk before the caller sees it: a crash right after costs no second request.
                 self._answers.add(key, outcome)
                 return outcome
             reason = outcome.reason
@@ -219,6 +227,7 @@ class JudgeClient:
             return StageError(message, hint=key)  # the body is not shown: some endpoints repeat the key in it
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             return StageError(message, hint="Redirects are not followed. Write the address it leads to as base_url.")
+        # Endpoints may repeat the key in a message. NUL stands for no key: replacing an empty text would change everything.
         said = _said(content).replace(self._key or "\0", "***")
         hint = "Check base_url (it usually ends in /v1) and model."
         if status != HTTPStatus.NOT_FOUND:
@@ -230,6 +239,7 @@ def _usable_key(name: str, judge: Judge, environment: Mapping[str, str]) -> str 
     """The key, or None where the recipe names none. A malformed key must not reach a library that would print it."""
     if judge.api_key_env is None:
         return None
+    # `refusal` has checked that the variable is set.
     key = environment[judge.api_key_env].strip()
     if not key.isascii() or not key.isprintable() or " " in key:
         raise EnvironmentProblem(
@@ -243,6 +253,7 @@ def _read_reply(content: bytes) -> JudgeAnswer | None:
     try:
         body = json.loads(content)
         choice = body["choices"][0]
+        # content may be null, for example where a model refuses: a reply without a verdict.
         text = choice["message"].get("content")
         usage = body.get("usage") or {}
         tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]

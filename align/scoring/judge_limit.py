@@ -27,6 +27,7 @@ class RateLimit:
         """Reserve the next request; seconds to wait before it may be sent."""
         with self._lock:
             now = self._clock()
+            # Time in which nothing was sent counts for at most one second of requests.
             self._free_at = max(self._free_at, now - self._ahead)
             seconds = max(0.0, self._free_at - now)
             self._free_at += self._interval

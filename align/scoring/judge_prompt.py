@@ -39,6 +39,7 @@ _VERDICT = re.compile(r"[*_`#> ]*verdict[*_` ]*:[*_` ]*(?P<verdict>a|b|tie)[*_`.
 
 def comparison_messages(prompt: Sequence[Message], a: str, b: str, *, criteria: str) -> ChatMessages:
     """The messages that ask which of two completions of a prompt is better; the same arguments give the same messages."""
+    # Computed from the texts, not drawn, because equal questions must have equal messages: replies are cached by them.
     code = _code([*(message.content for message in prompt), a, b])
     turns = [_marked(message.role, message.content, code) for message in prompt]
     conversation = _marked("conversation", "\n".join(turns), code)
@@ -56,6 +57,7 @@ def _marked(what: str, text: str, code: str) -> str:
 def _code(texts: Sequence[str]) -> str:
     """Hexadecimal digits that follow from the texts and occur in none of them."""
     digest = hashlib.sha256(canonical_json(list(texts)).encode()).hexdigest()
+    # A text that holds the code could close its own mark.
     while any(digest[:CODE_LENGTH] in text for text in texts):
         digest = hashlib.sha256(digest.encode()).hexdigest()
     return digest[:CODE_LENGTH]
@@ -65,6 +67,7 @@ def read_verdict(reply: str) -> Verdict | None:
     """The verdict in the last line of a reply; None without one, or if another line has a different verdict."""
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
     found = [match["verdict"].lower() for line in lines if (match := _VERDICT.fullmatch(line))]
+    # A reply with two different verdicts may quote one of them from an answer.
     if not found or not _VERDICT.fullmatch(lines[-1]) or len(set(found)) > 1:
         return None
     verdicts: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}

@@ -46,10 +46,13 @@ def completion_logps(
         input_ids, attention_mask = (tensor.to(device) for tensor in pad_right(sequences, pad_token_id))
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED_LABEL)
         for row, index in enumerate(batch):
+            # The prompt is given: only tokens of the completion count.
             labels[row, : len(rows[index][0])] = IGNORED_LABEL
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             hidden = last_hidden_states(model, input_ids=input_ids, attention_mask=attention_mask)
+            # The state at one token predicts the next.
             logps = token_logps(model, hidden[:, :-1], labels[:, 1:])
+        # Summed in float64: in float32, the rounding would grow with the length of a completion.
         for index, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
             totals[index] = value
         done += len(batch)
@@ -84,6 +87,7 @@ class LikelihoodModel:
         The first token of a text is not predicted by anything and is not counted.
         """
         limit = self._model.config.get_text_config().max_position_embeddings
+        # The model has no positions beyond its limit.
         encoded = [ids[:limit] for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         rows: list[tuple[list[int], list[int]]] = [([], list(ids)) for ids in encoded if len(ids) > 1]
         tokens = sum(len(ids) - 1 for _, ids in rows)

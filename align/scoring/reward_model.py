@@ -40,6 +40,7 @@ class RewardModelScorer:
         done = 0
         for batch in length_sorted_batches([len(sequence) for sequence in sequences], self._batch_tokens):
             input_ids, attention_mask = pad_right([sequences[index] for index in batch], self._format.pad_token_id)
+            # No cache: each sequence is read once, and the cache would only take memory.
             output = self._model(
                 input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device), use_cache=False
             )
@@ -60,9 +61,11 @@ class RewardModelScorer:
         for candidate in candidates:
             try:
                 closed = self._format.completion_text(candidate.prompt, candidate.completion)
+                # Closing a truncated completion would show the model an end that the policy did not write.
                 tail = closed if candidate.finish_reason == "stop" else candidate.completion
                 texts.append((self._format.prompt_text(candidate.prompt), tail))
             except TemplateProblem:
+                # The candidate keeps its place without a score, so that the result stays in the order given.
                 texts.append(None)
         ids = self._format.ids_by_text(text for pair in texts if pair is not None for text in pair)
         sequences = [ids[pair[0]] + ids[pair[1]] for pair in texts if pair is not None]

@@ -53,6 +53,7 @@ def score_with_rules(rule_set: RuleSet, *, prompt_id: str, completion: str, refe
         DataError: a rule needs a reference, and the prompt has none or an unusable one.
         StageError: a pattern took longer than `PATTERN_TIMEOUT_S`.
     """
+    # Patterns and references are in NFC too: the same visible text may come composed or decomposed.
     text = unicodedata.normalize("NFC", completion)
     values = {rule.name: float(_passes(rule, text, prompt_id, reference)) for rule in rule_set.rules}
     total_weight = sum(rule.weight for rule in rule_set.rules)
@@ -90,6 +91,7 @@ def _required_reference(rule: Rule, prompt_id: str, reference: str | None) -> st
     return reference
 
 
+# Thousands of completions meet the same patterns.
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
     return regex.compile(unicodedata.normalize("NFC", pattern), regex.IGNORECASE if ignore_case else 0)
@@ -121,4 +123,5 @@ def _within(count: int, least: int | None, most: int | None) -> bool:
 def last_number(text: str) -> Decimal | None:
     """The last number written in `text` ("1,234.50" is 1234.5), or None."""
     numbers = _NUMBER.findall(text)
+    # Decimal, since 0.1 and 0.10 are equal and no digit is lost, as it would be in a float.
     return Decimal(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None

@@ -75,6 +75,7 @@ class ScorerSet:
         scored = []
         for index, candidate in enumerate(candidates):
             scores = {name: column[index] for name, column in columns.items()}
+            # The fields were checked when the candidates were read; another validation would only cost time.
             scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores))
         return scored
 
@@ -95,6 +96,7 @@ class ScorerSet:
             values = self._judges[name].score_candidates(candidates, report=report)
         else:
             values = self._reward_model(scorer).score_candidates(candidates, report=report)
+        # A broken reward model may give NaN, which cannot be ranked. JSON holds neither NaN nor infinities.
         return [value if value is not None and math.isfinite(value) else None for value in values]
 
     def _reward_model(self, reference: str):  # type: ignore[no-untyped-def]
