@@ -31,7 +31,7 @@ def _rows(kind: str) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("name", data_kinds())
 def test_every_shape_has_a_row_that_can_be_read(name: str) -> None:
     kind = data_kinds()[name]
-    shapes = set()
+    shapes: set[str] = set()
     for row in _rows(name):
         reader = RowReader(kind, {}, 1000)
         read = reader.read(row)

@@ -80,7 +80,7 @@ def test_the_adapter_is_trained_and_the_base_is_not(case: Case, base: Path) -> N
         assert all(".lora_" in name or name in ("score.weight", "virtual_tokens.prompt_embeddings") for name in names)
     # Not as it started: every tensor of it.
     torch.manual_seed(3)
-    options = {"task": "SEQ_CLS", "new_head": True} if stage is reward_model else {}
+    options: dict[str, Any] = {"task": "SEQ_CLS", "new_head": True} if stage is reward_model else {}
     config = stage.Config.model_validate({"model": "m", **_required(stage), **OF_STAGE[stage], "peft": peft})
     fresh = load_trainable(TrainableModel(base, config.peft, shop.folder / "store", "fresh"), **options)
     fresh_values = {name.replace(".default", ""): value for name, value in fresh.named_parameters() if value.requires_grad}

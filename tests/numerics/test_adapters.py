@@ -34,7 +34,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A Llama with tied embeddings; one with biases whose four heads share two keys; GPT-2 with its [in, out] layers."""
     folder = tmp_path_factory.mktemp("bases")
     tiny_causal_lm(folder / "llama", seed=3)
-    changes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False}
+    changes: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False}
     tiny_causal_lm(folder / "grouped", seed=4, attention_bias=True, mlp_bias=True, **changes)
     tokenizer = tiny_tokenizer()
     torch.manual_seed(5)

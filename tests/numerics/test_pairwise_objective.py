@@ -28,7 +28,7 @@ def counts_of(pairs: int, tokens: int) -> BatchCounts:
     return BatchCounts(torch.tensor(pairs), torch.tensor(tokens))
 
 
-REFERENCE = {"reference_chosen_logps": [-5.0, -6.0], "reference_rejected_logps": [-3.0, -4.0]}
+REFERENCE: dict[str, Any] = {"reference_chosen_logps": [-5.0, -6.0], "reference_rejected_logps": [-3.0, -4.0]}
 
 
 def test_dpo() -> None:

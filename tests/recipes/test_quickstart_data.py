@@ -7,6 +7,7 @@ import random
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def topic_of(prompt: str) -> str:
     return max(found, key=len)
 
 
-def agreement(pairs: list[tuple[float, float]]) -> float:
+def agreement(pairs: Sequence[tuple[float, float]]) -> float:
     """Share of (chosen, rejected) pairs whose first value is larger; ties count a half."""
     return statistics.mean((chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in pairs)
 

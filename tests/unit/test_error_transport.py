@@ -18,7 +18,7 @@ def _all(base: type[AlignError]) -> Iterator[type[AlignError]]:
         yield from _all(kind)
 
 
-@pytest.mark.parametrize("kind", sorted(set(_all(AlignError)), key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(set(_all(AlignError)), key=str))
 def test_an_error_is_the_same_on_the_other_side(kind: type[AlignError]) -> None:
     error = kind("a.jsonl:3: wrong") if kind is Interrupted else kind("a.jsonl:3: wrong", hint="Fix it.")
     there = pickle.loads(pickle.dumps(error))

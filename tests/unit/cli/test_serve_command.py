@@ -46,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(vllm_server, "check_can_serve", check)
     monkeypatch.setattr(vllm_server, "start_server", start)
-    monkeypatch.setattr(serve.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(serve.signal, "signal", lambda number, handler: None)  # type: ignore[attr-defined]
     return state
 
 

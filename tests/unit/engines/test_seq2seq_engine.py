@@ -69,6 +69,7 @@ def test_logps_are_those_of_the_tokens(engine: Seq2SeqEngine, base: Path, settin
     expected = label_logps(load_seq2seq_lm(base), Seq2SeqCollator(pad_token_id=0, start_token_id=0)(rows))
     given = [completion.logps for completions in outputs for completion in completions]
     for row, logps in zip(expected.tolist(), given, strict=True):
+        assert logps is not None
         assert logps == pytest.approx(row[: len(logps)], abs=1e-4)
 
 

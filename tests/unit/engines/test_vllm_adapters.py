@@ -43,7 +43,9 @@ def requests50(project_template: Path) -> list[GenerationRequest]:
     ]
 
 
-def test_an_engine_goes_from_adapter_to_model_and_back(project_template: Path, tmp_path: Path, requests50) -> None:  # type: ignore[no-untyped-def]
+def test_an_engine_goes_from_adapter_to_model_and_back(
+    project_template: Path, tmp_path: Path, requests50: list[GenerationRequest]
+) -> None:
     """It starts with an adapter; every kind of model gives what the transformers engine gives."""
     from align.engines.vllm_engine import VllmEngine
 
@@ -65,7 +67,7 @@ def test_an_engine_goes_from_adapter_to_model_and_back(project_template: Path, t
 
 
 def test_vllm_serves_our_adapter_without_merging_and_gives_the_same_tokens(
-    project_template: Path, tmp_path: Path, requests50
+    project_template: Path, tmp_path: Path, requests50: list[GenerationRequest]
 ) -> None:  # type: ignore[no-untyped-def]
     import os
 

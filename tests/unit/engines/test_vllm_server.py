@@ -20,13 +20,13 @@ from align.testing import tiny_causal_lm
 
 
 def test_without_vllm_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentProblem, match="make setup"):
         check_can_serve(8000)
 
 
 def test_a_taken_port_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: object())  # type: ignore[attr-defined]
     with socket.socket() as other:
         other.bind((HOST, 0))
         other.listen()
@@ -71,7 +71,7 @@ def test_the_server_is_for_this_machine_and_the_key_is_no_argument(tmp_path: Pat
         started.update(command=command, environment=options["env"])
         return real([sys.executable, "-c", "print('한국어로 한 말'); raise SystemExit(3)"], **options)
 
-    monkeypatch.setattr(vllm_server.subprocess, "Popen", start)
+    monkeypatch.setattr(vllm_server.subprocess, "Popen", start)  # type: ignore[attr-defined]
     with (
         pytest.raises(StageError, match="ended with code 3 before it answered. Its last output:\n  한국어로 한 말"),
         start_server(model, name="mine", port=1),

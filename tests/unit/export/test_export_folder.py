@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_before_anything_is_written(made: Any, tmp_path: Pat
     class Usage:
         free = 10
 
-    monkeypatch.setattr(export_folder.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(export_folder.shutil, "disk_usage", lambda path: Usage)  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentProblem, match="not enough room on the disk"):
         export_model(open_source(made.stage("sft")), tmp_path / "out" / "sft", check=False)
     assert names(tmp_path / "out") == []

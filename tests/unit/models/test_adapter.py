@@ -86,7 +86,7 @@ def test_an_adapter_is_what_was_trained_and_no_more(lora: Path, prompt: Path) ->
 
 def test_an_adapter_moves_with_its_base(root: Path, lora: Path, tmp_path: Path) -> None:
     expected = load_causal_lm(lora).model.layers[0].mlp.up_proj.weight
-    elsewhere = shutil.move(root, tmp_path / "another" / "place")
+    elsewhere = Path(shutil.move(root, tmp_path / "another" / "place"))
     moved = elsewhere / lora.relative_to(root)
     assert read_adapter(moved).base == (elsewhere / "base").resolve()
     assert torch.equal(load_causal_lm(moved).model.layers[0].mlp.up_proj.weight, expected)

@@ -110,7 +110,13 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
     from align.pipeline.estimate.shape import read_shape
     from align.testing import tiny_causal_lm
 
-    size = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 6, "num_attention_heads": 4, "head_dim": 16}
+    size: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+    }
     folder = tiny_causal_lm(tmp_path / "base", **size, num_key_value_heads=2)
     found = read_shape(folder)
     model = load_causal_lm(folder)
@@ -121,7 +127,7 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
         positions = (torch.arange(row_tokens) % (row_tokens // 2 if packed else row_tokens))[None].expand(rows, -1)
         for precision in ("float32", "bfloat16"):
             kept: dict[int, int] = {}
-            alive = []
+            alive: list[Any] = []
 
             def remember(tensor: Any, kept: dict[int, int] = kept, alive: list[Any] = alive) -> Any:
                 storage = tensor.untyped_storage()

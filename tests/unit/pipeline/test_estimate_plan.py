@@ -269,7 +269,7 @@ def test_each_model_folder_and_each_data_file_is_read_once(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    original = estimate_module.read_shape
+    original = estimate_module.read_shape  # type: ignore[attr-defined]
 
     def remember(folder: Path) -> Any:
         read.append(folder)

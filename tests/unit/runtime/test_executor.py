@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from executor_work import (
@@ -59,9 +60,9 @@ def test_nothing_to_do_is_done(executor: Executor) -> None:
 
 
 def test_a_worker_keeps_its_state_from_item_to_item() -> None:
-    done = [result for _, result in results(Processes(2), Remembering(), 8)]
-    assert len({process for process, _ in done}) == 2  # type: ignore[misc]
-    by_process = {process: [seen for who, seen in done if who == process] for process, _ in done}  # type: ignore[misc]
+    done: list[Any] = [result for _, result in results(Processes(2), Remembering(), 8)]
+    assert len({process for process, _ in done}) == 2
+    by_process = {process: [seen for who, seen in done if who == process] for process, _ in done}
     assert all(seen == list(range(1, len(seen) + 1)) for seen in by_process.values())
     assert sum(map(len, by_process.values())) == 8
 

@@ -99,7 +99,7 @@ def test_a_second_signal_ends_a_job_that_does_not_stop(where: Launcher, tmp_path
 
 def test_one_place_decides_how_jobs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "visible_gpus", list)
-    monkeypatch.setattr(launcher.forkserver, "ensure_running", lambda: None)
+    monkeypatch.setattr(launcher.forkserver, "ensure_running", lambda: None)  # type: ignore[attr-defined]
     assert isinstance(launcher_for(preload="json", environment={}), Forked)
     assert isinstance(launcher_for(preload=None, environment={}), Spawned)
     assert isinstance(launcher_for(preload="json", environment={}, in_process=True), InProcess)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from align.errors import StageError
@@ -164,7 +166,7 @@ class TestPairs:
             {"policy": "rso", "rso_accept": 1},
         ],
     )
-    def test_options_that_make_no_sense(self, options: dict[str, object]) -> None:
+    def test_options_that_make_no_sense(self, options: dict[str, Any]) -> None:
         option = list(options)[-1]
         with pytest.raises(ValueError, match=rf"{option}:? (must be|expected)"):
             build_pairs([], scorer="rm", **options)

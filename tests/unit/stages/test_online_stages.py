@@ -48,7 +48,7 @@ def test_leave_one_out_trains_without_a_value_model(tmp_path: Path, project_temp
     outcome = rloo_method.run(context)
     assert len(Path(rloo_method.__file__).read_text().splitlines()) <= 70
     assert (outcome.metrics["rollouts"], outcome.metrics["episodes"], outcome.rows_in) == (2, 16, 3)
-    rows = [event.values for event in recorder.of(Metrics)]
+    rows: list[Any] = [event.values for event in recorder.of(Metrics)]
     assert len(rows) == 2 and all(row["policy/grad_norm"] > 0 and row["objective/scores_std"] > 0 for row in rows)
     assert not {"val/explained_var", "loss/value_avg", "value/grad_norm", "val/clipfrac_avg"} & set().union(*rows)
     checkpoint = context.work / "checkpoints" / "checkpoint-1"

@@ -242,7 +242,7 @@ def test_packing_changes_nothing(bench: Bench) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-REFUSING = {
+REFUSING: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpo": (dpo, {"pairs": "lessons"}),
     "orpo": (orpo, {"pairs": "lessons"}),
     "reward_model": (reward_model, {"data": "lessons"}),

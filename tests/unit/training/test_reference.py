@@ -155,8 +155,9 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("not weights")
     assert key(artifact_of(model)) == first
     assert key(artifact_of(model), precision="bfloat16") != first
-    for field, value in (("id", "x"), ("prompt_ids", [5, 7]), ("chosen_ids", [7, 2]), ("rejected_ids", [7, 2])):
-        assert key(artifact_of(model), [dataclasses.replace(PAIRS[0], **{field: value}), PAIRS[1]]) != first, field
+    changes: list[dict[str, Any]] = [{"id": "x"}, {"prompt_ids": [5, 7]}, {"chosen_ids": [7, 2]}, {"rejected_ids": [7, 2]}]
+    for change in changes:
+        assert key(artifact_of(model), [dataclasses.replace(PAIRS[0], **change), PAIRS[1]]) != first, change
     # The border between prompt and completion counts.
     assert key(artifact_of(model), [EncodedPreference("a", [5, 6, 7], [8, 2], [9, 2]), PAIRS[1]]) != first
     (model / "config.json").write_text("{ }")
