@@ -1,7 +1,7 @@
 """Training checkpoints that are whole or not used.
 
-transformers writes a checkpoint file by file; one that was interrupted, or damaged later, may load without complaint and give
-other weights. So a seal with every file's hash is written last, and only a checkpoint that equals its seal is resumed from.
+transformers writes a checkpoint file by file. One that was interrupted, or damaged later, may load without an error and give
+other weights. So a seal with every file's hash is written last, and training resumes only from a checkpoint that equals its seal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from align.store.fingerprint import sha256_of_file
 
 SEAL_NAME = "checkpoint.json"
 PREFIX = "checkpoint-"
+# Two, so that there is one to fall back on if the newest is damaged.
 KEEP = 2
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole: its files are on disk and their hashes are written down."""
+    """Declare a checkpoint complete: its files are on disk and their hashes are recorded."""
+    # Files before the seal: after a power cut there must be no seal for files that never reached the disk.
     sync_tree(checkpoint)
     files = {
         path.relative_to(checkpoint).as_posix(): sha256_of_file(path)
@@ -62,6 +64,7 @@ def newest_valid(folder: Path, *, on_damage: Callable[[str], None]) -> Path | No
         problem = problem_with(checkpoint)
         if problem is None:
             return checkpoint
+        # Renamed so that no later search finds it, but not deleted: the user may want to know what happened.
         target = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(checkpoint, target)

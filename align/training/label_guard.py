@@ -1,4 +1,4 @@
-"""The check that stands between labels and training: decoded, they must be the completions and nothing else."""
+"""A check before training: the decoded labels must be the completions and nothing else."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def check_label_spans(
         )
     for number, (span, completion) in enumerate(zip(spans, expected_completions, strict=True), start=1):
         decode = chat_format.tokenizer.decode
+        # Special tokens included: a loss on a role mark, or none on the end of the completion, must show.
         found = str(decode(span, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         expected = completion + chat_format.closing
         if not chat_format.same_text(found, expected):

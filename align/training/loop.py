@@ -1,4 +1,4 @@
-"""The part of training that no algorithm owns: resume, progress, a stop on request, and a stop at the first non-finite number."""
+"""What all trainings share: resuming, progress, a stop on request, and a stop at the first non-finite number."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TRAINED_NAME = "trained.safetensors"
 """What a checkpoint of an adapter holds in place of the model."""
 # The share of all steps between two log lines: fifty points make a curve.
 LOGGING_RATIO = 0.02
-# Timings differ from run to run; TRL's count of tokens and transformers' mean loss begin anew after an interruption. A curve must
-# do neither.
+# Timings differ from run to run; TRL's count of tokens and transformers' mean loss start again after an interruption. A resumed
+# training must give the same curve.
 NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "num_tokens", "train_loss")
 
 
@@ -75,11 +75,13 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "logging_strategy": "steps",
         "logging_steps": max(1, round(steps * LOGGING_RATIO)),
         "logging_first_step": True,
+        # transformers would hide a NaN behind the mean of the earlier losses.
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": "none",
         "push_to_hub": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # transformers would remove every column that is not an argument of the model's forward.
         "remove_unused_columns": False,
     }
 
@@ -89,6 +91,7 @@ class GuardedTraining:
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        # The optimizer has not stepped yet, so the weights are those of the step before.
         if not torch.isfinite(loss).all():
             state: TrainerState = self.state  # type: ignore[attr-defined]
             raise StageError(
@@ -98,7 +101,7 @@ class GuardedTraining:
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Of an adapter, what is trained: the rest is in the base model's folder."""
+        """Save only the trained parameters of an adapter: the rest is in the base model's folder."""
         model: Any = self.model  # type: ignore[attr-defined]
         if all(parameter.requires_grad for parameter in model.parameters()):
             super()._save(output_dir, state_dict)  # type: ignore[misc]
@@ -117,7 +120,7 @@ class GuardedTraining:
         """TRL reports every trainer to its makers by default; nothing leaves the machine unless asked."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card in a checkpoint: it is there to resume from, not to be published."""
+        """Write no card: a checkpoint serves to resume, not to be published."""
 
 
 class _StageCallback(TrainerCallback):
@@ -130,7 +133,7 @@ class _StageCallback(TrainerCallback):
         self.stopped_by: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # After a kill the checkpoint knows rows that may not have reached a file of events, or only that of another run.
+        # After a kill, rows of the checkpoint may be missing in the file of events, or be in that of another run only.
         for row in _curve_rows(state.log_history):
             self._context.metrics(row)
 
@@ -141,6 +144,7 @@ class _StageCallback(TrainerCallback):
         self._loss = {"loss": logs["loss"]} if "loss" in logs else self._loss
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        # A finite loss can have an infinite gradient. One number per tensor, checked together: the GPU is waited for once.
         sums = [parameter.grad.sum() for parameter in more["model"].parameters() if parameter.grad is not None]
         if not torch.isfinite(torch.stack(sums)).all():
             step = f"step {state.global_step + 1} of {state.max_steps}"
@@ -153,6 +157,7 @@ class _StageCallback(TrainerCallback):
         self._context.progress("train", state.global_step, state.max_steps, "steps", **self._loss)
         self.stopped_by = self._context.stop_requested()
         if self.stopped_by is not None:
+            # With a checkpoint of this step, whatever checkpoint_steps says.
             control.should_training_stop = True
             control.should_save = True
 
@@ -164,8 +169,8 @@ class _StageCallback(TrainerCallback):
 class _EpochCallback(TrainerCallback):
     """Calls `keep` with the number of every finished epoch.
 
-    At the epoch's last step and before that step's checkpoint, not at the end of the epoch, which comes after it: a kill between
-    the two would resume behind the epoch and never keep it.
+    It does so at the epoch's last step, before that step's checkpoint. At the end of the epoch it would be too late: after a
+    kill between the two, training would resume after the epoch and never keep it.
     """
 
     def __init__(self, keep: Callable[[int], None]) -> None:
@@ -207,6 +212,7 @@ def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], 
     if start is not None:
         context.note(f"resuming from step {checkpoint.step_of(start)}")
     trainer.train(resume_from_checkpoint=str(start) if start else None)
+    # A request during the last step changes nothing: the training is complete.
     if callback.stopped_by is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is kept.",
@@ -216,6 +222,6 @@ def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], 
 
 
 def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The rows of transformers' log that belong to a curve, which has more than an epoch and a step."""
+    """The rows of transformers' log that have a value besides epoch and step."""
     rows = [{key: value for key, value in row.items() if key not in NOT_CURVES} for row in log_history]
     return [row for row in rows if len(row) > 2]

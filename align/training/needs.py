@@ -1,4 +1,4 @@
-"""What a training stage keeps in memory, as its configuration says; `pipeline/estimate` makes bytes of it. Loads no torch."""
+"""What a training stage keeps in memory, by its configuration; `pipeline/estimate` turns it into bytes. Loads no torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Setting:
     """What decides the size of a forward pass besides the stage's configuration."""
 
     lengths: Sequence[RowLength] | None
-    """Of the rows that are there; None where none is known yet, so that the stage's limits count."""
+    """Of the rows that exist; None where none is known yet, and the stage's limits count instead."""
     context: int
     """Tokens that the model can see."""
     virtual_tokens: int
@@ -63,18 +63,18 @@ class Batch:
     tokens: int
     """In the whole pass, padding included."""
     row_tokens: int
-    """In the longest row; what a mask has the square of."""
+    """In the longest row; a mask has the square of it."""
     targets: int
     """Tokens whose log-probability is computed; 0 for a reward model."""
     is_masked: bool
-    """Whether attention gets a mask of who sees whom: packed and shared-prefix rows do."""
+    """Whether attention gets a mask of which token sees which: packed and shared-prefix rows do."""
     accumulates: bool
-    """Whether gradients of an earlier pass are there already."""
+    """Whether gradients of an earlier pass are in memory during a pass."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampling engine that is there while training runs."""
+    """A sampling engine that stays in memory while training runs."""
 
     choice: EngineChoice
     memory_share: float
@@ -96,17 +96,17 @@ class TrainingNeeds:
     batch: Callable[[Setting], Batch]
     """The largest forward pass."""
     has_score_head: bool = False
-    """Of a reward model, which scores held-out pairs at the end, read anew from its folder."""
+    """True for a reward model; it scores held-out pairs at the end, loaded again from its folder."""
     reference: str | None = None
-    """Model whose pass over the pairs, without gradients, comes before training."""
+    """Model that goes through the pairs without gradients, before training."""
     num_epochs_kept: int = 0
-    """Epochs whose models stay."""
+    """Number of epochs whose models are kept."""
     value_model: str | None = None
     """Model that a value model starts from, which is trained beside the first."""
     frozen_copies: int = 0
-    """Copies of the model that are there all the time; an adapter is switched off instead."""
+    """Copies of the model that stay in memory; an adapter needs none, since it is switched off instead."""
     scorers: tuple[str, ...] = ()
-    """Reward models that are there all the time."""
+    """Reward models that stay in memory."""
     sampler: Sampler | None = None
 
     @property
@@ -128,6 +128,7 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     micro, lengths = config.micro_batch_size or config.batch_size, setting.lengths
     is_packed = packing and not setting.virtual_tokens
     row = limit if is_packed else min(limit, max((row.total for row in lengths or ()), default=limit))
+    # Only completions have targets; rows that are not known may be all completion.
     share = sum(sum(row.completions) for row in lengths) / sum(row.total for row in lengths) if lengths else 1.0
     # Without packing, the padding of shorter rows counts as samples of their own, which needs a mask.
     masked, row_tokens = is_packed or micro > 1, row + setting.virtual_tokens

@@ -34,9 +34,9 @@ def pack_first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     room: list[int] = []
-    # Lengths only fall, so that a row with room for this sample has room for the next until it takes one more. Rows with room
-    # are kept by number, the first on top; the others by room, the largest on top, until samples are short enough for them.
-    # Every sample moves one row at most in each direction: O(n log n).
+    # Lengths only fall, so a row with room for this sample has room for the next one too, until it takes another. `with_room`
+    # has those rows, lowest number first; `waiting` has the others, most room first, until samples are short enough for them.
+    # Every sample moves at most one row in each direction: O(n log n), where a search through all rows would be O(n²).
     with_room: list[int] = []
     waiting: list[tuple[int, int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -72,7 +72,7 @@ def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
 class PackedCollator:
     """Pads rows on the right. No attention mask is passed: where positions restart, transformers keeps samples apart by itself.
 
-    Padding gets position 0 each, so every padding token is a sample of its own that no real token sees.
+    Every padding token gets position 0, so it is a sample of its own that no real token sees.
     """
 
     def __init__(self, pad_token_id: int) -> None:

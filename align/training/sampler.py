@@ -1,4 +1,4 @@
-"""The order of rows: random, yet rows of a batch are of similar length, so that little of it is padding."""
+"""The order of rows: random, but rows of a batch are of similar length, so that it has little padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP_BATCHES = 16
 class LengthGroupedSampler(Sampler[int]):
     """Shuffles, sorts groups of batches by length, shuffles the batches. The order follows from seed and epoch alone.
 
-    transformers has one too, but draws it from torch's global generator, which is elsewhere after a resume.
+    transformers has one too, but it draws from torch's global generator, whose state differs after a resume.
     """
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
@@ -32,6 +32,7 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        # Shifted, so that epoch 1 of one seed is not epoch 0 of the next.
         generator = torch.Generator().manual_seed((self._seed << 20) + self._epoch)
         order = torch.randperm(len(self._lengths), generator=generator).tolist()
         group_size = GROUP_BATCHES * self._batch_size
@@ -39,7 +40,7 @@ class LengthGroupedSampler(Sampler[int]):
         for start in range(0, len(order), group_size):
             group = sorted(order[start : start + group_size], key=lambda index: -self._lengths[index])
             batches += [group[first : first + self._batch_size] for first in range(0, len(group), self._batch_size)]
-        # The one batch that may be short stays last, else every batch after it would be cut differently.
+        # The one batch that may be short stays last: the trainer cuts rows by count, and would cut all later batches elsewhere.
         places = torch.randperm(max(len(batches) - 1, 0), generator=generator).tolist()
         return iter([index for batch in [*(batches[place] for place in places), *batches[-1:]] for index in batch])
 
@@ -64,7 +65,7 @@ class LengthGroupedTrainer(Trainer):
             lengths: tokens of every row.
         """
         args = TrainingArguments(**arguments)
-        # Set once the devices are known. With several GPUs in one process transformers would cut every batch among them, and
+        # Reading `device` sets `_n_gpu`. With several GPUs in one process transformers would split every batch among them, and
         # with it tensors that belong together.
         _ = args.device
         args._n_gpu = min(args.n_gpu, 1)

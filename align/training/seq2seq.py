@@ -34,7 +34,7 @@ Sample = tuple[list[int], list[int]]
 class Seq2SeqSftTrainer(GuardedTraining, LengthGroupedTrainer):
     """Minimises the mean loss per completion token of every optimizer batch, however that batch is cut into micro-batches.
 
-    Not transformers' Seq2SeqTrainer: what that adds is sampling while it evaluates, which is a stage of its own here.
+    It is not transformers' Seq2SeqTrainer, which only adds sampling during evaluation; sampling is a stage of its own here.
     """
 
     def __init__(

@@ -22,12 +22,13 @@ from align.training.loop import TrainingHistory, resolve_precision, train, train
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 
 EPOCHS_NAME = "epochs"
+# Enough: a wrong template or a shifted label affects every row, and decoding all of a large file is slow.
 GUARD_ROWS = 64
 
 
 @dataclass(frozen=True)
 class SftResult:
-    """What training left: the final model is saved, the epochs are in the work folder."""
+    """The result of a training; the final model is saved, the epochs are in the work folder."""
 
     history: TrainingHistory
     metrics: dict[str, Any]
@@ -46,7 +47,7 @@ def train_sft(
     packing: bool,
     dropout: float,
 ) -> SftResult:
-    """Train what `trainable` says and save it to `output`.
+    """Train the model of `trainable` and save it to `output`.
 
     Args:
         encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
@@ -64,7 +65,7 @@ def train_sft(
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
-    torch.manual_seed(context.seed)  # a new adapter is drawn from it
+    torch.manual_seed(context.seed)  # a new adapter is drawn from the global generator
     model = load_trainable(trainable)
     set_dropout(model, dropout)
     arguments = training_arguments(config, context, num_rows=len(built))
@@ -98,6 +99,7 @@ def _guard_labels(
 
 def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
     """Save the model as it is to `work/epochs/epoch-N`, whole or not at all."""
+    # An epoch may exist already: a training resumed from an older checkpoint repeats it.
     folder = work / EPOCHS_NAME / f"epoch-{epoch}"
     temporary = folder.with_name(f".{folder.name}.tmp")
     for path in (temporary, folder):

@@ -1,8 +1,8 @@
-"""TRL's trainer for fine-tuning, made to fit: the one place that imports TRL.
+"""TRL's trainer for fine-tuning, adapted. The only file that imports TRL.
 
-What TRL would do by itself and we do not want: tokenise again (our tokens are checked and final), write model cards, report to
-its makers, and at every step the entropy of every position, prompts and padding included. So the loss is computed here, from
-log-probabilities of the completion's tokens only; tests/numerics holds it against TRL's.
+By default TRL would tokenise again (our tokens are checked and final), write model cards, report to its makers, and compute at
+every step the entropy of every position, prompts and padding included. So the loss is computed here, from log-probabilities of
+the completion's tokens only; tests/numerics compares it with TRL's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rollout batch as the updates need it: log-probabilities, advantages and returns of every token; and its metrics."""
+"""What the updates need of a rollout batch: log-probabilities, advantages and returns of every token; and its metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Experience:
     values: Tensor | None
     """Of the value model before the updates; None where there is no value model."""
     returns: Tensor | None
-    """What the value model learns; None where there is no value model."""
+    """Targets of the value model; None where there is no value model."""
 
     def at(self, tokens: Tensor) -> Experience:
         """The same for some tokens."""
@@ -77,6 +77,7 @@ def make_experience(
     values_rows = None if values is None else to_rows(values, offsets)[0]
     estimate = advantage.estimate(RewardedBatch(scores, rewards, mask, rollout.groups.to(settings.device), values_rows))
     returns = None if estimate.returns is None else estimate.returns[mask]
+    # The engine computes the same weights with other kernels, and often in bfloat16; importance weights correct for that.
     sampler_gap = logps - rollout.sampler_logps.to(settings.device)
     experience = Experience(
         logps=logps,

@@ -1,7 +1,7 @@
 """Completions of all lengths in one forward pass without padding between them, and flat per-token numbers out of it.
 
-Sequences are laid end to end in rows (first-fit decreasing); positions restart with every one, by which transformers keeps them
-apart. What comes out is flat, [completion tokens], in the order of the episodes, so that nothing depends on how rows were filled.
+Sequences are laid end to end in rows (first-fit decreasing). Positions restart with every sequence, and transformers keeps them
+apart by that. Results are flat, [completion tokens], in the order of the episodes, so they do not depend on how rows were filled.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def _packed(
         positions: list[int] = []
         for number in row:
             episode = episodes[number]
+            # A token is predicted by the state before it: the completion's first by the prompt's last.
             first_source = row_number * width + len(ids) + len(episode.prompt_ids) - 1
             sources += range(first_source, first_source + len(episode.completion_ids))
             targets += episode.completion_ids

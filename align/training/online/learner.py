@@ -94,6 +94,7 @@ class Optimizers:
 
 def mini_batches(count: int, size: int, *, seed: int, rollout: int, epoch: int) -> Iterator[list[int]]:
     """Numbers of the episodes of each mini-batch: a new shuffle every pass, from the seed and the two numbers alone."""
+    # The three numbers have bits of their own, so that no two shuffles share a seed.
     generator = torch.Generator().manual_seed((seed << 24) + (rollout << 8) + epoch)
     order = torch.randperm(count, generator=generator).tolist()
     starts = [number * size for number in range(num_mini_batches(count, size))]
@@ -102,7 +103,7 @@ def mini_batches(count: int, size: int, *, seed: int, rollout: int, epoch: int) 
 
 
 def num_mini_batches(count: int, size: int) -> int:
-    """What is left over joins the last mini-batch if it is less than half of one, so that no update is made of a few."""
+    """A remainder of less than half a mini-batch joins the last one, so that no update is made from a few episodes."""
     whole, rest = divmod(count, size)
     return max(1, whole + (2 * rest >= size))
 
@@ -143,6 +144,7 @@ class PolicyLearner:
                 passes = self.settings.passes(episodes, chosen)
                 row = self._accumulate(passes, experience, score_bias, learn_policy)
                 rows.append(row | self._apply(learn_policy))
+                # Measured before this step, which was made; only the rest of the passes is skipped.
                 if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
                     return rows
         return rows
@@ -150,7 +152,7 @@ class PolicyLearner:
     def _accumulate(
         self, passes: Sequence[PackedEpisodes], experience: Experience, score_bias: float, learn_policy: bool
     ) -> dict[str, float]:
-        """Gradients of one mini-batch; they add up over its passes, and no graph is kept from one to the next."""
+        """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
         vf_coef = 0.0 if self.value_config is None else self.value_config.vf_coef
         sums: dict[str, Tensor] = {}
@@ -165,6 +167,7 @@ class PolicyLearner:
             )
             policy_losses = policy.losses * old.importance
             if value_losses is not None:
+                # Divided by the tokens of the mini-batch, not of the pass, so that the size of a pass changes no gradient.
                 (vf_coef * value_losses.sum() / count).backward()
             if learn_policy:
                 (policy_losses.sum() / count).backward()

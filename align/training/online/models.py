@@ -1,4 +1,4 @@
-"""The networks that the trainer runs itself: policy, reference, and the value model where there is one."""
+"""The models that the trainer runs itself: policy, reference, and the value model where there is one."""
 
 from __future__ import annotations
 
@@ -63,11 +63,12 @@ class Models:
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Any]:
-        """The reference, for forward passes; the policy is as before once it is left."""
+        """The reference, for forward passes. The policy is restored at the end of the block."""
         if self.reference is not None:
             yield self.reference
             return
         trained = {name: value for name, value in self.policy.named_parameters() if name in self.initial_adapter}
+        # Tensors change places; no weight is copied.
         now = {name: value.data for name, value in trained.items()}
         try:
             for name, value in trained.items():
@@ -85,7 +86,7 @@ def trainable(model: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class ValueStart:
-    """What the value model starts from."""
+    """The model that the value model starts from, and its head."""
 
     start: TrainableModel
     is_reward_model: bool
@@ -104,7 +105,8 @@ def load_models(
     Raises:
         RecipeError: if a folder cannot be used, or the value model does not give one number per token.
     """
-    torch.manual_seed(seed)  # new heads and new adapters are drawn from it
+    # New heads and adapters are drawn from the global generator, so the order of loading is part of the result.
+    torch.manual_seed(seed)
     value_model = None
     if value is not None:
         value_model = load_trainable(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)

@@ -124,6 +124,7 @@ class RolloutSampler:
     def sample(self, number: int, engine: TextEngine) -> list[SampledEpisode]:
         """The completions of rollout batch `number`; those of one prompt follow each other."""
         drawn, settings = self.drawn(number), self.settings
+        # By draw, not by prompt: a prompt that is drawn again gets other completions.
         requests = [GenerationRequest(row.prompt_ids, prompt_seed(self._seed, f"episode:{draw}")) for draw, _, row in drawn]
         outputs = engine.generate(requests, settings)
         episodes = []

@@ -88,6 +88,7 @@ def run_online(
         advantage,
         value_config=None if value_model is None else value_model.config,
         num_rollouts=-(-num_episodes // config.rollout_batch_size),
+        # The engine loaded the folder's weights, the trainer their 4-bit form.
         engine_weights_differ=start.is_quantized,
     )
     result = trainer.train()

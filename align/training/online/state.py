@@ -1,7 +1,7 @@
-"""The state of an online training between two rollout batches, and its checkpoints: resuming changes no byte of what follows.
+"""The state of an online training between two rollout batches, and its checkpoints. Resuming changes no byte of what follows.
 
-Everything is safetensors or JSON. There is no state of a random number generator to keep: every draw is a function of the seed
-and of the number of the rollout batch.
+Everything is safetensors or JSON. No state of a random number generator is kept: every draw is a function of the seed and of the
+number of the rollout batch.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class TrainerState:
 
 
 def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers, before: Sequence[Tensor] | None) -> None:
-    """Write everything into `folder`, which is made anew; it is whole only once it has been sealed.
+    """Write everything into `folder`, which is replaced. The checkpoint is complete only once it is sealed.
 
     Args:
-        before: the policy's parameters before its last update, where they may be wanted back.
+        before: the policy's parameters before its last update, where that update may be undone.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers
 
 
 def load_state(folder: Path, optimizers: Optimizers) -> tuple[TrainerState, list[Tensor] | None]:
-    """Put everything that `save_state` wrote into fresh models and optimizers; returns the rest."""
+    """Load what `save_state` wrote into fresh models and optimizers. Returns the numbers and the parameters before the update."""
     state = json.loads((folder / STATE_NAME).read_text())
     for learner in optimizers:
         load_trained_state(learner.model, load_file(folder / f"{learner.name}.safetensors"))

@@ -1,4 +1,4 @@
-"""An online training from start to end: sample, score, learn, again.
+"""An online training from start to end: sample, score, learn, and repeat.
 
 Ouyang et al. 2022 (InstructGPT), appendix C.4; Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
 """
@@ -33,7 +33,7 @@ MAX_KL_ERROR = 0.2
 
 @dataclass(frozen=True)
 class OnlineResult:
-    """What training left; the policy is in the models that were given."""
+    """The result of a training; the policy is in the models that were passed in."""
 
     history: TrainingHistory
     metrics: dict[str, Any]
@@ -75,7 +75,7 @@ class OnlineTrainer:
         self._learner = PolicyLearner(self._optimizers, settings, config, value_config, context.seed)
         self._state = TrainerState(kl_coef=config.kl_coef)
         self._policy_before: list[Tensor] | None = None
-        """The policy before its last update, kept where kl_limit may ask for it back."""
+        """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
 
     def train(self) -> OnlineResult:
@@ -95,7 +95,7 @@ class OnlineTrainer:
                     self._learn(rollout, experience, numbers)
                     self._keep(numbers)
             if self._config.kl_limit is not None and not stopped_by_kl:
-                _, _, numbers = self._roll_out()  # of the last update nothing is known yet
+                _, _, numbers = self._roll_out()  # the KL after the last update is not known yet
                 stopped_by_kl = self._exceeds_kl_limit(numbers)
         finally:
             self._engine.close()
@@ -107,6 +107,7 @@ class OnlineTrainer:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
+        # The engine starts with the policy's weights, so the first batch needs no exchange.
         if state.rollouts > 0 or self._engine_weights_differ:
             with self._timed("sync"):
                 self._engine.update_weights(self._models.policy_weights())
@@ -116,6 +117,7 @@ class OnlineTrainer:
         with self._timed("score"):
             rollout = self._sampler.score(sampled)
         self._context.sample(state.rollouts, rollout.texts)
+        # Set once: a bias that follows the policy would hide whether its scores rise.
         if state.rollouts == 0 and self._config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
@@ -140,6 +142,7 @@ class OnlineTrainer:
             rows = self._learner.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
         numbers.update(mean_numbers(rows))
         numbers["updates"] = len(rows)
+        # While only the value model learns the KL is about 0, and a coefficient that adapts would shrink for no reason.
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
             numbers["objective/kl"],
@@ -151,7 +154,7 @@ class OnlineTrainer:
         state.rollouts += 1
 
     def _keep(self, numbers: dict[str, float]) -> None:
-        """Log a rollout batch, say where training is, and write a checkpoint when one is due."""
+        """Log a rollout batch, report progress, and write a checkpoint when one is due."""
         state = self._state
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
         self._context.metrics(state.rows[-1])
@@ -211,7 +214,7 @@ class OnlineTrainer:
             self._state.seconds[kind] = self._state.seconds.get(kind, 0.0) + time.perf_counter() - started
 
     def _check_stop(self) -> None:
-        """Obey a request to stop. Only called where the models are as the last rollout batch left them."""
+        """Stop if that was requested. Called only between updates, when a checkpoint is exact."""
         number = self._context.stop_requested()
         if number is None:
             return

@@ -1,4 +1,4 @@
-"""The value model of methods that have one: what it starts from, and whether that fits the policy."""
+"""The value model of methods that have one: the model that it starts from, and whether that fits the policy."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class TrainingPair:
 
 
 def shared_length(pair: EncodedPreference) -> int:
-    """Tokens of a pair whose prompt is there once."""
+    """Tokens of a pair with the prompt counted once."""
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
@@ -68,7 +68,7 @@ class PairCollator:
         """
         Args:
             row_tokens: tokens of a row of the shared form; a longer pair widens its batch's rows.
-            with_prompts: make targets of the prompts' tokens too, but for the first, which nothing predicts.
+            with_prompts: prompt tokens are targets too, except the first, which nothing predicts.
             multiple_of: rows are padded to a multiple of it, which some GPU kernels need.
         """
         self.form = form
@@ -111,6 +111,7 @@ class PairCollator:
                 grid["side_ids"][start:end] = segment.side
                 if segment.side == PROMPT:
                     prompt_end = end - 1
+                # In the padded form a prompt is there twice; only the first is read for its targets.
                 placed.setdefault((segment.side, segment.pair), (segment, start, prompt_end))
                 start = end
         if self.form == "padded":

@@ -1,4 +1,4 @@
-"""Pairs kept out of a reward model's training, and what its accuracy on them is worth."""
+"""Pairs kept out of a reward model's training, and its accuracy on them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPref
 
 
 def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
-    """Accuracy on the held-out pairs, beside that of knowing only the lengths.
+    """Accuracy on the held-out pairs, and that of a rule that knows only the lengths.
 
     Returns:
         `accuracy` with its 95 % interval (Wilson), `length_only_accuracy` (the better of "longer wins" and "shorter wins",
@@ -50,6 +50,7 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     scores = scorer.score_token_ids(sequences)
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]
     won = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
+    # Ties count half, but the interval needs a whole number of successes.
     interval = binomtest(round(sum(won)), len(won)).proportion_ci(0.95, method="wilson")
     differences = [len(row.chosen_ids) - len(row.rejected_ids) for row in split.held_out]
     mean = sum(scores) / len(scores)

@@ -1,4 +1,4 @@
-"""Which form of batch a model can take: found out on the data, before training."""
+"""Finds out before training, on the real pairs, which form of batch a model can take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.runtime.context import RunContext
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import layout_of
 
-# Attention that takes a mask of who sees whom; others know only which tokens are padding.
+# Attention that takes a mask of which token sees which; others take only a mask of the padding.
 TAKES_ANY_MASK = ("sdpa", "eager")
 PROBED_PAIRS = 4
 # Largest difference between the two forms, as a share of the outputs' root mean square. Rounding in float32 stays under a tenth
@@ -24,7 +24,7 @@ TOLERANCE = 3e-4
 def choose_collator(
     model: Any, pairs: Sequence[TrainingPair], context: RunContext, *, pad_token_id: int, with_prompts: bool = False
 ) -> PairCollator:
-    """The shared-prompt form where the model gives the same numbers in it, on the longest and a few other pairs; else the padded.
+    """The shared-prompt form if the model gives the same numbers in it, on the longest and a few other pairs; else the padded.
 
     Args:
         model: on the device that it is trained on, in eval mode, in float32, after `prepare_model`.
@@ -75,7 +75,7 @@ def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: S
         found = outputs(shared)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model says to a mask that it was not made for
+    except Exception as error:  # models raise anything when given a mask that they do not support
         return f"the model cannot take the mask ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     scale = expected.square().mean().sqrt()
     difference = float((found - expected).abs().max() / scale)

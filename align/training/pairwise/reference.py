@@ -1,4 +1,4 @@
-"""Log-probabilities under the reference, which is run once, before training."""
+"""Log-probabilities under the reference, which runs once, before training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from align.training.pairwise.trainer import layout_of, prepare_model
 def reference_of_another_model(
     context: StageContext[Any], reference: Artifact, rows: Sequence[TrainingPair], *, pad_token_id: int, precision: str
 ) -> list[TrainingPair]:
-    """The rows with the log-probabilities of a model that is not the policy; that model is gone from memory afterwards."""
+    """The rows with the log-probabilities of a model that is not the policy. Its memory is freed before the policy is loaded."""
 
     def load() -> tuple[Any, PairCollator]:
         model = prepare_model(load_causal_lm(reference.model_path, dtype="float32"))

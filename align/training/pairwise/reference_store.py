@@ -1,4 +1,4 @@
-"""Reference log-probabilities in the store, by the content of all that decides them: a sweep over beta computes them once."""
+"""Reference log-probabilities in the store, under a hash of all that decides them: a sweep over beta computes them once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTRY_TYPE = "reference_logps"
 
 
 class ReferenceLogps(BaseModel):
-    """What the reference says of one pair."""
+    """Log-probabilities of one pair under the reference."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,13 +81,14 @@ def cached_reference_logps(
     context: RunContext,
     compute: Callable[[], Sequence[ReferenceLogps]],
 ) -> Mapping[str, ReferenceLogps]:
-    """Reference log-probabilities by pair id, from the store where they are there and whole, else computed and kept.
+    """Reference log-probabilities by pair id: from the store if it has them undamaged, else computed and stored.
 
     Raises:
-        Interrupted: if a stop was requested; nothing half-written is taken for whole later.
+        Interrupted: if a stop was requested; a later run does not use a half-written entry.
     """
     entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
     waiting = lambda holder: context.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
+    # Another run of the sweep may compute the same numbers now; waiting for it is faster than doing it twice.
     with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)

@@ -1,4 +1,4 @@
-"""The path of every pairwise method: read the pairs, load the model, add the reference, train, save."""
+"""The path that every pairwise method takes: read the pairs, load the model, add the reference, train, save."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _check_step_zero(loss: float, config: PairwiseConfig, precision: str) -> Non
 
 
 def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:
-    """Write down which pairs left, and count them."""
+    """Record the dropped pairs, and count them."""
     encoded = data.encoded
     write_rows(context.output / DROPS_NAME, encoded.drops)
     return StageOutcome(metrics=metrics, rows_in=len(data.records), rows_out=len(encoded.rows), dropped=encoded.dropped())

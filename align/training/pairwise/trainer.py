@@ -1,5 +1,5 @@
-"""One trainer for every loss on pairs, on transformers' Trainer, and the forward pass that it takes: a log-probability for every
-sequence of a batch, or a score for every side."""
+"""One trainer for every loss on pairs, on transformers' Trainer, and its forward pass: a log-probability for every sequence of a
+batch, or a score for every side."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         self._pairs_seen = 0
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> BatchCounts | None:
+        # transformers calls this once per optimizer batch, before its first micro-batch; its own version counts labels.
         return self._count(batch_samples, device) if batch_samples else None
 
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
@@ -78,7 +79,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         super().log(logs, *args, **kwargs)
 
     def forget_metrics(self) -> None:
-        """Start the means anew; after a pass that is no training step."""
+        """Start the means again, after a pass that is no training step."""
         self._sums, self._pairs_seen = {}, 0
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
 
 
 def _attention_mask(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
-    """The mask as the model's attention takes it; made where the tensors are, for it is much larger than what it is made from."""
+    """The mask as the model's attention takes it; built on the device, since it is much larger than the ids it is built from."""
     if "pair_ids" not in layout:
         return layout["attention_mask"]
     visible = attention_of_pairs(layout["pair_ids"], layout["side_ids"])
