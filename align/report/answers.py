@@ -45,6 +45,7 @@ def align_answers(answers: Mapping[str, Sequence[ScoredCandidate]]) -> AnswerTab
         raise DataError("there is no model to compare", hint=SAME_ANSWERS)
     rows = {model: _by_prompt(model, candidates) for model, candidates in answers.items()}
     first = next(iter(rows))
+    # One order for all models; later arrays are paired by position and rely on it.
     prompt_ids = list(rows[first])
     example = rows[first][prompt_ids[0]]
     scorers = list(example[0].scores)
@@ -94,6 +95,7 @@ def _check_prompts(
             f"model {model!r} answered {len(extra)} prompts that {first!r} did not, the first is {extra[0]!r}", hint=SAME_ANSWERS
         )
     for prompt_id, candidates in rows.items():
+        # Ids can agree by accident, for example row numbers of two different files.
         if candidates[0].prompt != first_rows[prompt_id][0].prompt:
             raise DataError(f"prompt {prompt_id!r} has another text for {model!r} than for {first!r}", hint=SAME_ANSWERS)
 

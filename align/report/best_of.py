@@ -1,7 +1,7 @@
 """Best of n without training: what a model scores when n completions are drawn per prompt and the best by one scorer is kept.
 
-Nothing is drawn again: N candidates of a prompt stand for every subset of n of them, and the expectation over all subsets is
-exact. So n = 1, 2, 4, … come from the same candidates, and one lucky draw does not decide.
+The result is the exact expectation over all subsets of n of a prompt's N candidates, so nothing is sampled again. All n
+(1, 2, 4, …) use the same candidates, and no single lucky draw decides.
 """
 
 from __future__ import annotations
@@ -46,15 +46,18 @@ def best_of_probabilities(scores: FloatArray, n: int) -> FloatArray:
     total = scores.shape[1]
     if not 1 <= n <= total:
         raise ValueError(f"best of {n} needs 1 ≤ n ≤ {total}, the number of candidates")
+    # The other n - 1 of such a subset come from the total - rank candidates that rank lower.
     subsets_won = [math.comb(total - rank, n - 1) for rank in range(1, total + 1)]
     probabilities = np.zeros(scores.shape)
     for row, chances in zip(scores, probabilities, strict=True):
         finite = np.flatnonzero(np.isfinite(row))
+        # Only finite scores are ranked; a NaN would be sorted somewhere without a meaning.
         order = finite[np.argsort(-row[finite], kind="stable")]
         for value in np.unique(row[order]):
             ranks = np.flatnonzero(row[order] == value)
             # Whole numbers until here: where all have the same chance, as for n = 1, they get the same float.
             chances[order[ranks]] = sum(subsets_won[rank] for rank in ranks) / len(ranks)
+        # Subsets without any finite score are left out, so the rest must be scaled to sum to 1.
         if chances.any():
             chances /= chances.sum()
     return probabilities
@@ -79,7 +82,7 @@ def expectation(values: FloatArray, probabilities: FloatArray) -> FloatArray:
 
 
 def best_of_kl_bound(n: int) -> float:
-    """ln n − (n − 1)/n, in nats: the most that best of n can differ in KL from what it draws from.
+    """ln n − (n − 1)/n, in nats: an upper bound of the KL of best of n to the model that it samples from.
 
     Stiennon et al. 2020 and Nakano et al. 2021 use it as the KL; Beirami et al. 2024, "Theoretical guarantees on the best-of-n
     alignment policy", show that it is an upper bound.

@@ -1,4 +1,4 @@
-"""What training looked like: every metric that a stage logged, and the pictures that need two of them at once."""
+"""Training curves: every metric that a stage logged, and drawings that combine several of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ NOT_A_CURVE = re.compile(r"step|epoch|episode|total_flos|num_input_tokens_seen|n
 
 
 def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = None) -> list[Plot]:
-    """Every metric that a stage logged at two steps or more, the pictures that join several of them first.
+    """Every metric that a stage logged at two steps or more. Drawings that combine several metrics come first.
 
     Args:
         stage: name of the stage.
@@ -80,8 +80,10 @@ def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = 
     """
     points = _points_by_metric(curve)
     plots = []
+    # A trainer's log has "loss"; only the choice of a checkpoint logs a score without it.
     if "score" in points and "loss" not in points and ("eval_loss" in points or selected_epoch is not None):
         plots.append(_checkpoint_plot(stage, points, selected_epoch))
+        # Drawn together above, so not once more as curves of their own.
         points = {metric: values for metric, values in points.items() if metric not in ("score", "eval_loss")}
     watched = {metric: values for metric, values in points.items() if metric.startswith(WATCHED_PREFIX)}
     if PROXY in points and watched:
@@ -90,6 +92,7 @@ def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = 
     for metric in points:
         groups.setdefault(_group(metric), []).append(metric)
     for name in sorted(groups, key=_place):
+        # Training before validation, and chosen before rejected.
         metrics = sorted(groups[name], key=lambda metric: (metric.startswith("eval_"), metric))
         plots.append(_curve_plot(stage, name, {metric: points[metric] for metric in metrics}))
     return plots
@@ -117,6 +120,7 @@ def _points_by_metric(curve: Curve) -> Points:
                 series.setdefault(metric, []).append((step, float(value)))
     points: Points = {}
     for metric, pairs in series.items():
+        # A single point is no curve.
         if len(pairs) > 1:
             kept = evenly(np.arange(len(pairs)), MAX_POINTS_PER_CURVE)
             steps, values = np.array(pairs, dtype=np.float64)[kept].T
@@ -154,7 +158,7 @@ def _finish_axes(axes: Axes) -> None:
 
 
 def _hacking_plot(stage: str, points: Points) -> Plot:
-    """The optimised score (first) and the watched ones on one scale: where they part, the policy pleases the scorer only.
+    """The optimised score (first) and the watched ones on one scale. Where they part, the policy only exploits the scorer.
 
     Scores have different units, so each is drawn as its change since the start in units of its own standard deviation over the
     run: a common scale that has no second axis to misread.
@@ -180,6 +184,7 @@ def _hacking_plot(stage: str, points: Points) -> Plot:
 def _standardised(values: FloatArray) -> FloatArray:
     """Change of a moving mean since its start, in standard deviations of the values; zeros for a constant."""
     window = max(1, round(SMOOTHED_SHARE * len(values)))
+    # Means of the last `window` values as differences of running sums: linear in the number of steps.
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
@@ -188,6 +193,7 @@ def _standardised(values: FloatArray) -> FloatArray:
     # Below this the spread is rounding, which must not be blown up to a curve.
     if spread <= 1e-12 * float(np.abs(values).max(initial=0.0)):
         return np.zeros(len(values))
+    # The start is the first mean over a whole window; the means before it are noisier.
     change: FloatArray = (smooth - smooth[min(window, len(values)) - 1]) / spread
     return change
 

@@ -1,8 +1,8 @@
-"""Turning a matplotlib figure into SVG that lives inside an HTML page.
+"""Turns a matplotlib figure into SVG for an HTML page.
 
-Colours become CSS variables, so that one drawing serves light and dark mode. Texts of users (names of models and scorers) never
-reach matplotlib, whose fonts lack Korean: it places short tokens, and the real text is put in their place afterwards, for the
-browser's fonts to draw.
+Colours become CSS variables, so that one drawing serves light and dark mode. Users' texts (names of models and scorers) never
+reach matplotlib, whose fonts lack Korean. It places short tokens, which are replaced by the real texts afterwards. The browser
+draws those with its own fonts.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Labels:
 
     def token(self, text: str) -> str:
         """A short stand-in for `text`."""
+        # The q ends the token: label001 would otherwise be found in label0010, too.
         token = f"label{len(self._texts):03d}q"
         self._texts[token] = text
         return token
@@ -100,9 +101,11 @@ class Labels:
 
 @contextmanager
 def drawing_style(salt: str) -> Iterator[None]:
-    """matplotlib's settings for one drawing. `salt` keeps the ids of two drawings on a page apart, and the bytes the same."""
+    """matplotlib's settings for one drawing. `salt` makes its ids different from other drawings' and the same in every run."""
     settings: Any = {
+        # Texts stay texts, so that `Labels` finds its tokens and the browser draws them with its own fonts.
         "svg.fonttype": "none",
+        # Without it, matplotlib takes random ids and the page's bytes differ every time.
         "svg.hashsalt": salt,
         "font.family": ["DejaVu Sans"],  # ships with matplotlib; the page replaces it by its own fonts
         "font.size": 8.5,
@@ -135,6 +138,7 @@ def drawing_style(salt: str) -> Iterator[None]:
 
 def new_axes(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` × `height` inches with `rows` plots above each other that share the x axis."""
+    # Not pyplot, which keeps every figure open and may look for a window system.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
@@ -146,12 +150,15 @@ def to_svg(figure: Figure, labels: Labels, description: str) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()
+    # An XML declaration and a doctype are not allowed inside HTML.
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # matplotlib's style sheet would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    # Ids such as `figure_1` and `axes_1` would occur once per drawing, and nothing refers to them.
     svg = re.sub(r'\sid="[A-Za-z]+[A-Za-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)
     svg = svg.replace("'DejaVu Sans'", "var(--sans, sans-serif)").replace("xlink:href", "href")
+    # CSS variables change with light and dark mode; a colour in the SVG could not.
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     view_box = re.search(r'viewBox="([^"]+)"', svg)

@@ -1,4 +1,4 @@
-"""What the comparison looked like, as drawings for the report."""
+"""Drawings of the comparison, for the report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WIDTH_INCHES = 4.3  # small, so that the text stays readable when a phone shrink
 
 
 def score_scatters(results: Results, table: AnswerTable) -> list[Plot]:
-    """The first scorer against each of the others: one point a prompt, and each model's mean with its intervals.
+    """The first scorer against each of the others: one point per prompt, and each model's mean with its intervals.
 
-    A second, independent score beside the reward model's is where reward hacking shows: to the right, but down.
+    A second, independent scorer shows reward hacking: a model that exploits the first moves to the right, but down.
     """
     first, *others = results.scorers
     return [_scatter(results, table, first, other) for other in others]
@@ -43,6 +43,7 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
             for member in results.members(name):
                 x, y = (prompt_means(table.scores[member][scorer]) for scorer in (x_scorer, y_scorer))
                 kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+                # Every point is an SVG element; thousands would make the page slow. A method's seeds share the points of one row.
                 kept = evenly(kept, MAX_POINTS_PER_ROW // len(results.members(name)))
                 axes.plot(x[kept], y[kept], style.marker, color=style.color, ms=2.6, alpha=0.28, mew=0)
         for name, style in styles.items():
@@ -86,12 +87,11 @@ def row_legend(results: Results) -> list[Series]:
 
 
 def frontiers(results: Results) -> list[Plot]:
-    """Score against KL to the baseline, one drawing a scorer; none where no row's KL is known.
+    """Score against KL to the baseline, one drawing per scorer; none where no row's KL is known.
 
-    Methods that differ in how far they went from the baseline can be compared only at the same KL: the higher at a given KL is
-    the better. After Gao et al. 2023, "Scaling laws for reward model overoptimization", whose axis is sqrt(KL): on it their
-    gold scores are smooth curves that turn down where the reward model is over-optimised, and best of n and RL can be put side
-    by side.
+    Methods that moved differently far from the baseline can be compared only at the same KL, where the higher score is better.
+    After Gao et al. 2023, "Scaling laws for reward model overoptimization", whose axis is sqrt(KL): on it, their gold scores
+    are smooth curves that turn down where the reward model is over-optimised, and best of n and RL can be compared.
     """
     rows = results.models.values()
     if all(row.kl_to_baseline is None and row.kl_bound is None for row in rows):
@@ -119,12 +119,14 @@ def _frontier(results: Results, scorer: str) -> Plot:
                     x, y = _root(one.kl_to_baseline.mean), one.scores[scorer].mean
                     axes.plot([x], [y], styles[name].marker, color=styles[name].color, ms=3.5, alpha=0.55, mew=0)
             if kl is not None:
+                # The ends go through the root each by itself: on this axis the arms are not symmetric.
                 arms = [[_root(kl.mean) - _root(kl.ci95[0])], [_root(kl.ci95[1]) - _root(kl.mean)]]
                 _mean_point(axes, _root(kl.mean), score.mean, styles[name], arms, _ends(score))
                 farthest = max(farthest, _root(kl.ci95[1]))
             elif name == results.baseline:
                 _mean_point(axes, 0.0, score.mean, styles[name], None, _ends(score))
         farthest = max(farthest, _best_of_line(axes, results, scorer))
+        # Evenly spaced on the axis, labelled in nats; a set, because rounding can make two of them equal.
         ticks = sorted({float(f"{root**2:.2g}") for root in np.linspace(0.0, farthest or 1.0, 5)})
         axes.set_xticks([_root(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
         axes.set_xlabel(f"KL to {labels.token(results.baseline)} (nats, square-root axis)")
@@ -139,7 +141,7 @@ def _root(kl: float) -> float:
 
 
 def _best_of_line(axes: Axes, results: Results, scorer: str) -> float:
-    """Best of n at its KL bounds, joined by a line and marked with n; the largest x of it."""
+    """Draw best of n at its KL bounds, joined by a line and labelled with n. Returns its largest x."""
     farthest, xs, ys = 0.0, [], []
     for name in results.best_of_rows:
         row, style = results.models[name], row_styles(results)[name]
@@ -158,7 +160,7 @@ def _best_of_line(axes: Axes, results: Results, scorer: str) -> float:
 
 
 def score_histograms(results: Results, table: AnswerTable) -> list[Plot]:
-    """The scores of all candidates, one drawing a scorer, one row a model."""
+    """The scores of all candidates: one drawing per scorer, one row per model."""
     plots = []
     for scorer in results.scorers:
         values = {
@@ -170,7 +172,7 @@ def score_histograms(results: Results, table: AnswerTable) -> list[Plot]:
 
 
 def length_histogram(results: Results, table: AnswerTable) -> Plot:
-    """The lengths of all completions in tokens, one row a model."""
+    """The lengths of all completions in tokens, one row per model."""
     values = {name: _pooled(results, name, table.tokens) for name in _drawn_rows(results)}
     description = "Share of completions by length. The line is the mean; a peak at the right end is what the token limit cut."
     return _histogram("Completion length", description, "tokens", values, row_styles(results), whole_numbers=True)
@@ -196,12 +198,14 @@ def _histogram(
     whole_numbers: bool = False,
 ) -> Plot:
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
+    # One set of bins for all rows, so that their shapes can be compared.
     edges = _bin_edges(np.concatenate(list(finite.values())), whole_numbers)
     labels = Labels()
     with drawing_style(title):
         figure, rows = new_axes(WIDTH_INCHES, 0.5 + 0.66 * len(values), len(values))
         for index, (name, array) in enumerate(finite.items()):
             axes = rows[index]
+            # Shares, not counts: a method has the completions of all its seeds, and a scorer may have failed on some.
             shares = np.histogram(array, edges)[0] / max(1, len(array))
             axes.stairs(shares, edges, fill=True, color=styles[name].color, alpha=0.32)
             axes.stairs(shares, edges, color=styles[name].color, linewidth=1.2)
@@ -220,8 +224,10 @@ def _histogram(
 def _bin_edges(values: FloatArray, whole_numbers: bool) -> FloatArray:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if whole_numbers:
+        # Bins as wide as a whole number: otherwise some would hold one length more than their neighbours, and show false peaks.
         step = max(1, math.ceil((high - low + 1) / HISTOGRAM_BINS))
         return np.arange(low - 0.5, high + step + 0.5, step, dtype=np.float64)
+    # Equal values would give bins of width zero.
     if high - low <= 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, HISTOGRAM_BINS + 1)

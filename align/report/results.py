@@ -187,6 +187,7 @@ class Results(StrictModel):
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Results:
         """The results in a parsed results.json."""
+        # Through JSON text: strict models take a list for a tuple only there.
         return cls.model_validate_json(json.dumps(value))
 
     def to_json(self) -> dict[str, Any]:
@@ -246,6 +247,7 @@ def build_results(
     bootstrap = _Bootstrap(seed, bootstrap_resamples)
     measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
+    # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
     return Results(
         recipe=recipe,
@@ -306,6 +308,7 @@ def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, boots
 
 
 def _tokens(row: Row, bootstrap: _Bootstrap) -> TokenResult:
+    # Best of n has no length on prompts where no candidate can be chosen.
     known = np.isfinite(row.tokens).all(axis=0)
     mean, low, high = bootstrap.mean(row.tokens[:, known])
     return TokenResult(mean=mean, ci95=(low, high), p50=row.token_percentiles[0], p95=row.token_percentiles[1])

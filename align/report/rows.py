@@ -1,7 +1,7 @@
 """The rows of the comparison as numbers per seed and prompt, before any statistics.
 
-A row is a model, a method (models that differ in nothing but the training seed), or best of n from the baseline. All three end
-in the same arrays, so one set of statistics serves them.
+A row is a model, a method (models that differ only in the training seed), or best of n from the baseline. All three become the
+same arrays, so one set of statistics serves them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ TOKEN_PERCENTILES = (50, 95)
 
 
 class Trained(NamedTuple):
-    """What training a model took, besides time."""
+    """What training a model needed, besides time."""
 
     parameters: int | None
-    """How many were trained; None where the stage does not say."""
+    """Number of trained parameters; None where the stage does not report it."""
     memory_bytes: int | None
     """Largest resident set of the stage's process."""
 
@@ -155,7 +155,7 @@ def _kl(table: AnswerTable, model: str, kl: Mapping[str, Mapping[str, float]]) -
 
 
 def _method_row(seeds: dict[str, Row]) -> Row:
-    """Seeds stacked; what is one number per model is averaged over them, and not known where one of them does not have it."""
+    """The seeds' arrays, stacked. A number per model is the mean over the seeds; None if one seed lacks it."""
     rows = list(seeds.values())
     kls = [row.kl for row in rows if row.kl is not None]
     wins = [row.wins for row in rows if row.wins is not None]
@@ -163,6 +163,7 @@ def _method_row(seeds: dict[str, Row]) -> Row:
     return Row(
         scores={scorer: np.concatenate([row.scores[scorer] for row in rows]) for scorer in rows[0].scores},
         wins={scorer: np.concatenate([of_seed[scorer] for of_seed in wins]) for scorer in rows[0].scores},
+        # All seeds or none: a mean over some of them would not belong to the method.
         kl=np.concatenate(kls) if len(kls) == len(rows) else None,
         tokens=np.concatenate([row.tokens for row in rows]),
         token_percentiles=(float(percentiles[0]), float(percentiles[1])),
@@ -181,7 +182,7 @@ def _mean_if_known(values: Sequence[float | None]) -> float | None:
 
 
 def _largest(values: Sequence[Trained | None]) -> Trained | None:
-    """Seeds differ in memory only; what a method needs is what its largest needed."""
+    """The seed that needed the most memory. The seeds of a method differ in nothing else here."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
@@ -189,6 +190,7 @@ def _largest(values: Sequence[Trained | None]) -> Trained | None:
 
 
 def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[str, Row]:
+    # The same checks as for the models' answers.
     drawn = align_answers({baseline: pool.candidates})
     if set(drawn.prompt_ids) != set(table.prompt_ids) or set(drawn.scorers) != set(table.scorers):
         raise DataError("the candidates of best of n have other prompts or scorers than the compared models' answers")
@@ -200,6 +202,7 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
     if not any(np.isfinite(drawn.scores[baseline][pool.scorer]).ravel()):
         raise DataError(f"scorer {pool.scorer!r}: no candidate of {baseline!r} got a finite score, so there is no best of n")
     place = {prompt_id: index for index, prompt_id in enumerate(drawn.prompt_ids)}
+    # The pool was sampled apart and may have its prompts in another order; every comparison is paired by position.
     order = np.array([place[prompt_id] for prompt_id in table.prompt_ids])
     scores = {scorer: drawn.scores[baseline][scorer][order] for scorer in table.scorers}
     tokens = drawn.tokens[baseline][order]
@@ -207,6 +210,7 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
         [[row.finish_reason == "stop" for row in drawn.rows[baseline][prompt_id]] for prompt_id in table.prompt_ids], dtype=float
     )
     outcomes = {scorer: pair_outcomes(scores[scorer], table.scores[baseline][scorer]) for scorer in table.scorers}
+    # The mean over the baseline's candidates, kept per candidate, because the chances weigh the drawn candidates.
     rates = {
         scorer: prompt_means(values.reshape(-1, values.shape[-1])).reshape(tokens.shape) for scorer, values in outcomes.items()
     }
@@ -220,6 +224,7 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             kl=None,
             tokens=expectation(tokens, chances)[None],
             token_percentiles=_weighted_percentiles(tokens, chances),
+            # Prompts without a finite score have no chances and do not count.
             eos_share=float((stopped * chances).sum() / chances.sum()),
             distinct_2=None,
             retention_perplexity=None,
@@ -230,5 +235,6 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
 
 
 def _weighted_percentiles(values: FloatArray, weights: FloatArray) -> tuple[float, float]:
+    # NumPy's only method that takes weights.
     p50, p95 = np.percentile(values, TOKEN_PERCENTILES, weights=weights, method="inverted_cdf")
     return float(p50), float(p95)

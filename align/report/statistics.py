@@ -66,7 +66,7 @@ def seeded_bootstrap(*sides: FloatArray, seed: int, resamples: int) -> Interval:
     pigeonhole bootstrap"). A few seeds, drawn as they are, vary too little: three have ten different draws, and their
     variance is a third too small. So the deviations of the drawn seeds from their mean are stretched by
     sqrt(R / (R - 1)) · t(R - 1) / z, which is what Student's interval does for R normal values. A side with one seed has no
-    spread between seeds that could be seen; nothing is added for it.
+    visible spread between seeds; nothing is added for it.
 
     Args:
         sides: one or two arrays [seeds, prompts], finite, with the same prompts in the same order.
@@ -87,7 +87,9 @@ def seeded_bootstrap(*sides: FloatArray, seed: int, resamples: int) -> Interval:
     means = [side.mean(axis=0) for side in sides]
     values = _finite_vector(means[0] - means[1] if len(sides) == 2 else means[0])
     random = np.random.default_rng(seed)
+    # Prompts first, then each side's seeds: the order of draws from one generator fixes the interval for a given seed.
     draws = _resampled_means(values, random, resamples)
+    # Each side's seeds are drawn apart, because seeds of two methods are not pairs; the prompts above are drawn once for both.
     for sign, side in zip((1.0, -1.0), sides, strict=False):
         draws = draws + sign * _seed_deviations(side.mean(axis=1), random, resamples)
     tail = (1 - CONFIDENCE) / 2
@@ -111,6 +113,7 @@ def _seed_deviations(means: FloatArray, random: np.random.Generator, resamples: 
     count = len(means)
     if count == 1:
         return np.zeros(resamples)
+    # Imported late: scipy.stats takes a second, which showing finished results must not cost.
     from scipy.stats import norm, t
 
     quantile = (1 + CONFIDENCE) / 2
@@ -126,6 +129,7 @@ def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: i
         (values,),
         np.mean,
         n_resamples=resamples,
+        # SciPy would otherwise make all resamples at once: 10,000 of 10,000 prompts are 800 MB.
         batch=max(1, RESAMPLED_VALUES_AT_ONCE // len(values)),
         vectorized=True,
         confidence_level=CONFIDENCE,
@@ -185,6 +189,7 @@ def pair_outcomes(model_scores: FloatArray, baseline_scores: FloatArray) -> Floa
     """
     if len(model_scores) != len(baseline_scores):
         raise ValueError(f"{len(model_scores)} prompts of the model, {len(baseline_scores)} of the baseline")
+    # Every candidate of one against every one of the other: which candidate has which index is chance.
     differences = model_scores[:, :, None] - baseline_scores[:, None, :]
     outcomes: FloatArray = np.where(np.isnan(differences), np.nan, (np.sign(differences) + 1.0) / 2.0)
     return outcomes
@@ -201,6 +206,7 @@ def distinct_n(completions: Iterable[str], n: int = 2) -> float | None:
     total = 0
     for completion in completions:
         words = completion.split()
+        # Shifted copies end at different places; zip stops at the shortest, which is the last n-gram.
         ngrams = list(zip(*(words[start:] for start in range(n)), strict=False))
         seen.update(ngrams)
         total += len(ngrams)

@@ -22,13 +22,13 @@ class RowStyle:
 
 
 def row_styles(results: Results) -> dict[str, RowStyle]:
-    """Style by row; models and methods are numbered, the baseline first, and the rows of best of n look like the baseline."""
+    """Style by row. Models and methods are numbered, the baseline first; rows of best of n look like the baseline."""
     trained = [name for name in results.models_baseline_first if name not in results.best_of_rows]
     styles = {name: _style(index) for index, name in enumerate(trained)}
     return styles | {name: _style(0, hollow=True) for name in results.best_of_rows}
 
 
 def _style(index: int, *, hollow: bool = False) -> RowStyle:
-    # Where the colours start again the markers do not.
+    # Shifted by one whenever the colours repeat, so that no two rows have both colour and marker in common.
     marker = MARKERS[(index + index // len(MARKERS)) % len(MARKERS)]
     return RowStyle(model_color(index), model_variable(index), marker, hollow)

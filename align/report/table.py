@@ -1,4 +1,4 @@
-"""The comparison as a table in the terminal: one row a model, as wide as the terminal allows and no wider."""
+"""The comparison as a table in the terminal: one row per model, never wider than the terminal."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def render_table(results: Results | Mapping[str, Any]) -> ComparisonTable:
 
 
 class ComparisonTable:
-    """Renders at any width without losing a number: one table where all columns fit side by side; else each scorer's numbers are
-    stacked in one column; and what still does not fit goes into a further table below, one row a model again."""
+    """Renders at any width without losing a number. If all columns fit, there is one table. Otherwise each scorer's numbers are
+    stacked in one column, and columns that still do not fit go into a further table below, with one row per model again."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -68,8 +68,8 @@ class ComparisonTable:
                 yield self._table(columns)
                 break
         else:
-            # Scores and behaviour are not mixed in a table that holds only a part of either. With many rows a table per scorer,
-            # one line a row, reads better than rows of four lines.
+            # A table that holds only some columns has either scores or behaviour, not both. With many rows, a table per scorer
+            # with one line per row reads better than rows of four lines.
             fits = self._fits(side_by_side, console, options)
             groups = [side_by_side] if fits else by_scorer if many else [stacked]
             tables = [columns for group in (*groups, behaviour) for columns in self._split(group, console, options)]
@@ -82,6 +82,7 @@ class ComparisonTable:
         yield Text(MARKS_LEGEND, style="dim")
 
     def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
+        # Measured without a limit, because Rich would fold cells to make any table fit.
         unlimited = options.update(width=10_000)
         return Measurement.get(console, unlimited, self._table(columns)).maximum <= options.max_width
 
@@ -155,7 +156,7 @@ def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text,
 
 
 def kl_text(model: ModelResult) -> str | None:
-    """KL to the baseline; of best of n the bound, marked as one; None where neither is known."""
+    """KL to the baseline, or for best of n its bound, marked as such; None where neither is known."""
     if model.kl_to_baseline is not None:
         return number(model.kl_to_baseline.mean, 2)
     return None if model.kl_bound is None else f"≤ {number(model.kl_bound, 2)}"

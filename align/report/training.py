@@ -1,4 +1,4 @@
-"""The training of the compared models: how long it took, what it needed, and what it logged."""
+"""The training of the compared models: its time, its parameters and memory, and its logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.store.artifact import INPUT_STAGE, METRICS_NAME, SFT_STAGE, Artifact,
 
 SELECTION_STAGE = "select_checkpoint"
 TRAINED_PARAMETERS = "trained_parameters"
-"""What the metrics of every training stage call the number of parameters that it trains."""
+"""Name of the number of trained parameters in the metrics of every training stage."""
 
 
 def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> float | None:
@@ -26,6 +26,7 @@ def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> floa
     training = _training_manifest(artifact, artifacts)
     if training is None:
         return None
+    # A selected checkpoint has cost both its training and the sampling and scoring that chose it.
     return training.seconds if training is artifact.manifest else artifact.manifest.seconds + training.seconds
 
 
@@ -34,6 +35,7 @@ def trained(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Trained | 
     training = _training_manifest(artifact, artifacts)
     if training is None:
         return None
+    # 0 is the manifest's default and means that nothing was measured.
     return Trained(training.metrics.get(TRAINED_PARAMETERS), training.peak_memory_bytes or None)
 
 

@@ -15,7 +15,7 @@ LABEL_ADVICE = "trim it: as labels such values look equal and are not"
 
 
 def problem_line(problem: Problem) -> str:
-    """`file:line: field: message → what to do`; what controls a terminal is shown, not obeyed."""
+    """`file:line: field: message → what to do`. Control characters become visible signs."""
     left = "" if problem.action == "error" else " (left out)"
     return visible(f"{problem.render()}{left} → {problem.advice}")
 
@@ -64,7 +64,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 
 
 def summary_table(summary: Summary) -> Table | None:
-    """Every kind of problem and finding with its count, what becomes of it, where it is, and what to do; None without any."""
+    """Every kind of problem and finding with its count, action, places and advice; None without any."""
     from rich import box
     from rich.table import Table
 
@@ -101,7 +101,7 @@ def closing_lines(summary: Summary) -> list[str]:
 
 
 def _found(summary: Summary) -> list[tuple[str, Tally, str, str, str]]:
-    """Name, tally, action, meaning and advice of everything that was found: what makes rows leave first."""
+    """Name, tally, action, meaning and advice of everything that was found; problems that drop rows come first."""
     found = []
     for name in [*(one for one in ROW_CHECKS if one in summary.problems), *summary.findings]:
         tally = summary.problems.get(name) or summary.findings[name]

@@ -162,6 +162,7 @@ def _scorer_cells(results: Results, scorer: str) -> list[ScorerCell]:
     decimals = score_decimals(results, scorer)
     score_scale = _scale(list(scores.values()))
     known = [delta for delta in deltas.values() if delta is not None]
+    # Zero is drawn in every bar of a difference, so it must lie on the scale.
     delta_scale = _scale(known, with_zero=True)
     cells = []
     for name in names:
@@ -172,6 +173,7 @@ def _scorer_cells(results: Results, scorer: str) -> list[ScorerCell]:
                 delta=None if delta is None else _estimate_view(delta, decimals, delta_scale, difference=True),
                 mark="" if delta is None else mark_of(delta),
                 wins=None if wins is None else percent_text(wins[scorer]),
+                # With one model there is nothing to be best of.
                 is_best=len(results.trained_rows) > 1 and name == results.ranking[scorer].best,
             )
         )
@@ -181,6 +183,7 @@ def _scorer_cells(results: Results, scorer: str) -> list[ScorerCell]:
 def _scale(estimates: Sequence[AnyEstimate], *, with_zero: bool = False) -> tuple[float, float]:
     ends = [end for estimate in estimates for end in estimate.ci95] + ([0.0] if with_zero else [])
     low, high = min(ends, default=0.0), max(ends, default=0.0)
+    # Equal ends would make the scale's width zero, by which `place` divides.
     margin = 0.06 * (high - low) or 0.5
     return low - margin, high + margin
 
@@ -210,7 +213,7 @@ class SeedRow:
 
 
 def seed_rows(results: Results) -> list[SeedRow]:
-    """Every model of every method with several seeds, so that their spread is seen."""
+    """Every model of every method with several seeds, to show their spread."""
     styles = row_styles(results)
     return [
         SeedRow(
@@ -289,7 +292,7 @@ def _prompt_view(results: Results, table: AnswerTable, prompt_id: str, primary_s
 
 
 def _only_best(scores: Mapping[str, float | None]) -> str | None:
-    """The model with the highest score; None when several share it, for then none is best."""
+    """The model with the highest score; None if several share it."""
     finite = {name: score for name, score in scores.items() if score is not None and math.isfinite(score)}
     top = [name for name, score in finite.items() if score == max(finite.values())]
     return top[0] if len(top) == 1 and len(scores) > 1 else None

@@ -23,6 +23,7 @@ MAX_DECIMALS = 5
 def decimals_of(estimates: Iterable[AnyEstimate]) -> int:
     """Decimals at which the narrowest interval of a column still shows its width, the same for the whole column."""
     halves = [(estimate.ci95[1] - estimate.ci95[0]) / 2 for estimate in estimates]
+    # An interval of width zero, as a single prompt has, would need endless decimals.
     narrowest = min((half for half in halves if half > 0), default=1.0)
     return min(MAX_DECIMALS, max(MIN_DECIMALS, math.ceil(-math.log10(narrowest))))
 
@@ -36,6 +37,7 @@ def score_decimals(results: Results, scorer: str) -> int:
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
     """The value with fixed decimals; a value that rounds to zero has no minus sign."""
     text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    # "-0.00" reads as a loss that the data does not show.
     return text if float(text) != 0 else text.replace("-", "+" if signed else "")
 
 
@@ -62,7 +64,7 @@ def mark_of(delta: Estimate) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration a person reads: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    """A duration as text: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -96,6 +98,7 @@ def _verdict(results: Results, scorer: str) -> str:
     best = results.models[ranking.best].scores[scorer]
     if ranking.difference is None:
         return f"On {scorer}, {baseline} scores {estimate_text(best, decimals)} {basis}; no other model was compared."
+    # Only the baseline has no difference to itself: it is the best.
     if best.delta is None:
         return f"On {scorer}, no model beats {baseline} {basis}; {_closest(ranking, ranking.difference, decimals)}"
     if best.delta.excludes_zero:
@@ -112,7 +115,7 @@ def _verdict(results: Results, scorer: str) -> str:
 
 
 def _basis(results: Results, ranking: Ranking) -> str:
-    """What the sentence rests on, in brackets."""
+    """The evidence behind a verdict, in parentheses."""
     prompts = str(ranking.prompts) if ranking.prompts == results.prompts else f"{ranking.prompts} of {results.prompts}"
     named = [name for name in (ranking.best, ranking.runner_up) if name in results.several_seeds]
     if not named:
@@ -193,6 +196,7 @@ def _other_winners(results: Results, scorer: str, decimals: int) -> str:
 
 def _disagreements(results: Results) -> list[str]:
     sentences = []
+    # Of best of n the largest n, where choosing by one scorer goes furthest.
     for name in [*results.trained_rows, *results.best_of_rows[-1:]]:
         model = results.models[name]
         marks = {scorer: mark_of(score.delta) for scorer, score in model.scores.items() if score.delta is not None}

@@ -147,6 +147,7 @@ class Collector:
         self._characters = {name: Distribution() for name in kind.sides}
         self._words = {name: Distribution() for name in kind.sides}
         self._texts: HashSample[_Texts] = HashSample(sampled_rows)
+        # Whole records only for as many rows as are tokenized: a record takes far more memory than its texts.
         self._records: HashSample[Record] = HashSample(max(samples, tokenized_rows if view else 0))
         self._shown: HashSample[Record] = HashSample(samples)
         self._first_texts = array("Q")
@@ -160,7 +161,9 @@ class Collector:
         for name, text in zip(self._characters, sides, strict=True):
             self._characters[name].add(len(text))
             self._words[name].add(len(text.split()))
+        # A separator that texts hardly contain: "ab" + "c" and "a" + "bc" must be different rows.
         key = row_key("\0".join(sides), self._seed)
+        # Eight bytes per row instead of the text. The seed is 0, so that the count does not depend on the sample's seed.
         self._first_texts.append(row_key(row.prompt, 0))
         self._texts.offer(key, row)
         self._records.offer(key, record)
@@ -169,6 +172,7 @@ class Collector:
             self._scored += 1
             self._inverted += row.scores[0] < row.scores[1]
         for overlap in self._overlaps:
+            # Over all rows, not the sample: a single leaked prompt matters.
             overlap.add(row.place, self._kind.texts(record).values(), "\n".join(sides))
 
     def finish(self, source: SourceSummary) -> Facts:
@@ -272,6 +276,7 @@ class _OverlapCounter:
         self._rows += 1
         self._nearly_whole += overlap.share >= NEARLY_WHOLE
         self._found.add(overlap.prompt_id)
+        # The negative row number breaks ties for the earlier row, and keeps heapq from comparing the rest.
         entry = (overlap.share, -self._rows, place, text, overlap)
         if len(self._largest) < OVERLAPS_SHOWN:
             heapq.heappush(self._largest, entry)

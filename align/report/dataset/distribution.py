@@ -53,6 +53,7 @@ class Distribution:
         """Rows between each two edges; whatever lies beyond the last one is counted with the last."""
         values = np.array(list(self.counts), dtype=np.float64)
         weights = np.array(list(self.counts.values()), dtype=np.float64)
+        # NumPy's last bin includes its right edge, so what lies beyond can be moved onto it.
         return np.histogram(np.minimum(values, edges[-1]), edges, weights=weights)[0]
 
     def as_json(self) -> dict[str, Any]:
@@ -72,5 +73,6 @@ def shared_edges(distributions: Iterable[Distribution], bins: int) -> FloatArray
     They end at the largest 99.5th percentile: one text of 100,000 characters would leave a drawing with a single bar.
     """
     end = max((one.percentile(99.5) for one in distributions), default=0)
+    # Whole numbers: with broken widths, some bins would hold more different lengths than others and show false peaks.
     step = max(1, -(-(end + 1) // bins))
     return np.arange(-0.5, end + step, step, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The distributions of a data file as drawings: lengths and scores of the texts of a row, laid over each other."""
+"""The distributions of a data file as drawings: lengths and scores of a row's texts, several in one drawing."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def _lengths(title: str, description: str, sides: Mapping[str, Distribution], un
         figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
         _stairs(axes, shares, edges)
         if limit is not None and limit < edges[-1]:
+            # Between two bars' lengths: a row of exactly `limit` tokens fits.
             axes.axvline(limit + 0.5, color=INK, linewidth=1.1, linestyle="--")
             axes.text(limit, 1.02, f"{limit:,}", transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
             description += f" The broken line is the limit of {limit:,}."

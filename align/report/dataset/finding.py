@@ -54,6 +54,7 @@ def share_text(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 0.01:
         return "< 0.01 %"
+    # Rounding would show 100 %, which reads as "all".
     if 99.5 <= percent < 100:
         return "> 99 %"
     digits = f"{percent:.2g}" if percent < 1 else f"{percent:.1f}".removesuffix(".0") if percent < 9.95 else f"{percent:.0f}"
@@ -139,8 +140,10 @@ def _overlaps(facts: Facts) -> Iterator[Finding]:
 
 
 def _pairs(facts: Facts) -> Iterator[Finding]:
+    # The interval's lower end, so that few pairs that happen to differ in length raise no alarm.
     if facts.preference is not None and facts.preference.accuracy.low > LENGTH_ONLY_ACCURACY:
         won, accuracy = facts.preference.longer_won.value, facts.preference.accuracy
+        # Length also decides where the shorter side wins, which the accuracy of the rule covers.
         side, share = ("longer", won) if won >= 0.5 else ("shorter", 1 - won)
         yield Finding(
             "bad" if accuracy.value > 0.7 else "warn",
@@ -223,6 +226,7 @@ def _conflicts(facts: Facts) -> Iterator[Finding]:
 def _signals(facts: Facts) -> Iterator[Finding]:
     for name, count in facts.signals.items():
         share = count / max(1, facts.signal_texts)
+        # Both: a share alone would report one text of a small file, a count alone a few texts of a million.
         if share >= SIGNAL_SHARE and count >= SIGNAL_TEXTS:
             signal = SIGNALS[name]
             yield Finding("note", f"Texts that {signal.sentence}: {count:,} ({share_text(share)}).", signal.advice, share)

@@ -73,14 +73,15 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
 
 
 def _code(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """The text as HTML; parts between backticks become code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _piece(piece: Piece) -> Markup:
-    """A token as an element. Its white space is put in elements of its own, which the style sheet draws signs on: the text stays
-    what it is when it is copied."""
+    """A token as an element. Its white space gets elements of its own, on which the style sheet draws signs. The text itself
+    stays unchanged, so that it can be copied."""
     classes = " ".join(name for name, given in (("s", piece.special), ("l", piece.trained)) if given)
+    # A piece of zero tokens is the remark about hidden ones; its spaces belong to no token.
     texts = _SPACES.split(piece.text) if piece.tokens else [piece.text]
     inner = Markup("").join(
         Markup(f"<i{_SPACE_CLASSES[text]}>{text}</i>") if text in _SPACE_CLASSES else escape(visible(text)) for text in texts

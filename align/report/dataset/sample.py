@@ -25,9 +25,12 @@ class HashSample(Generic[T]):
     def offer(self, key: int, item: T) -> None:
         """Take the item if its key is among the smallest."""
         self._offered += 1
+        # heapq keeps the smallest on top; with negative keys that is the largest key, which leaves first. The running number
+        # breaks ties, so that items need no order.
         entry = (-key, -self._offered, item)
         if len(self._heap) < self._size:
             heapq.heappush(self._heap, entry)
+        # The heap is empty here only if `size` is 0.
         elif self._heap and entry[:2] > self._heap[0][:2]:
             heapq.heapreplace(self._heap, entry)
 
@@ -36,10 +39,11 @@ class HashSample(Generic[T]):
         return [item for _, _, item in sorted(self._heap, key=lambda entry: -entry[1])]
 
     def smallest(self, size: int) -> list[T]:
-        """The sample that one of this size would have been, in the order of the items' keys."""
+        """The items that a sample of this smaller size would hold, in the order of their keys."""
         return [item for _, _, item in heapq.nlargest(size, self._heap, key=lambda entry: entry[:2])]
 
 
 def row_key(text: str, seed: int) -> int:
     """64-bit key of a row's text."""
+    # Texts of JSON may hold half of a surrogate pair, which strict UTF-8 refuses.
     return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed)

@@ -1,4 +1,4 @@
-"""The report on a data file in the terminal: findings first, then tables and bars; from 80 columns, Korean letters as two."""
+"""The report on a data file in the terminal: findings first, then tables and bars. It fits 80 columns, also with Korean texts."""
 
 from __future__ import annotations
 
@@ -122,8 +122,9 @@ def _lengths(facts: Facts) -> RenderableType:
 
 
 def _sparkline(lengths: Distribution, same_unit: Iterable[Distribution]) -> str:
-    """One sign a bin, on the same axis for everything of a unit; a bin with any row in it is never blank."""
+    """One character per bin. All texts with the same unit share an axis, and a bin with any row is never blank."""
     counts = lengths.histogram(shared_edges(same_unit, BAR_CELLS))
+    # Rounded up, so that a single row is seen beside a bin of thousands.
     heights = np.ceil(counts / max(1.0, counts.max(initial=0.0)) * len(_LEVELS)).astype(int)
     return "".join(_LEVELS[height - 1] if height else " " for height in heights)
 
@@ -140,6 +141,7 @@ def _bars(bars: Sequence[Bar]) -> RenderableType:
 
 
 def _block(share: float) -> str:
+    # At least one eighth: what occurs at all must be seen.
     eighths = max(1, round(8 * BAR_CELLS * share))
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
@@ -164,7 +166,7 @@ def _clusters(facts: Facts) -> RenderableType:
 
 
 def _where_it_differs(text: str, other: str) -> str:
-    """The other text from shortly before it differs from the first, where that would be cut off."""
+    """The other text; where the first difference would be cut off, it begins shortly before that difference."""
     same = len(os.path.commonprefix([text, other]))
     return other if same < EXAMPLE_CELLS // 2 else "…" + other[same - EXAMPLE_CELLS // 3 :]
 
@@ -191,7 +193,7 @@ def _sample(sample: SampleView) -> RenderableType:
 
 
 def _part(part: Part) -> Text:
-    """The tokens one behind the other; what the loss is taken on stands in brackets, for terminals without colours."""
+    """The tokens in a row. The part that the loss is taken on is in brackets, for terminals without colours."""
     if not part.has_tokens:
         return Text("\n").join(Text(shortened(visible(piece.text), SAMPLE_CHARACTERS)) for piece in part.pieces)
     text = Text()

@@ -1,4 +1,4 @@
-"""Rows as a model would be trained on them: how long they are in tokens, and which tokens the loss is taken on."""
+"""Rows as training sees them: their lengths in tokens, and the tokens that the loss is taken on."""
 
 from __future__ import annotations
 
@@ -61,11 +61,13 @@ class TrainingView:
         iterator = iter(records)
         while batch := list(islice(iterator, ROWS_AT_ONCE)):
             texts = [text for record in batch if (text := self._texts_or_reason(kind, record, refused)) is not None]
+            # In batches: the texts and ids of a thousand rows are in memory at once, not those of all.
             ids = iter(self._format.tokenize([text for row in texts for text in row]))
             for row in texts:
                 counts = [len(next(ids)) for _ in row]
                 for name, count in zip(sides, counts, strict=True):
                     sides[name].add(count)
+                # Chosen and rejected are sequences of their own; the longer one decides whether the row fits.
                 rows.add(counts[0] + max(counts[1:], default=0))
         return TokenFacts(self._model, self._limit, sides, rows, dict(refused.most_common()), len(records))
 
@@ -96,6 +98,7 @@ class TrainingView:
     def _pieces(self, text: str, *, trained: bool) -> list[Piece]:
         """Cut a rendered text where its tokens begin. Prompt and completion are tokenized apart, as in training."""
         tokenizer: Any = self._format.tokenizer
+        # Control tokens are in the rendered text already; adding them again would show a second beginning-of-sequence token.
         encoded = tokenizer([text], add_special_tokens=False, return_offsets_mapping=True)
         groups: list[tuple[int, int, list[int]]] = []  # start, end, token ids
         for token_id, (start, end) in zip(encoded["input_ids"][0], encoded["offset_mapping"][0], strict=True):
@@ -103,7 +106,7 @@ class TrainingView:
                 groups[-1] = (groups[-1][0], max(end, groups[-1][1]), [*groups[-1][2], token_id])
             else:
                 groups.append((start, end, [token_id]))
-        # White space that a tokenizer leaves out of a token's place belongs to the token behind it, and at the end to the last.
+        # Some tokenizers leave white space out of a token's offsets. It is shown with the next token, at the end with the last.
         begins = [0, *(end for _, end, _ in groups[:-1])]
         ends = [*(end for _, end, _ in groups[:-1]), len(text)]
         return [

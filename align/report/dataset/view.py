@@ -1,4 +1,4 @@
-"""What terminal and page both show, as texts: tables, bars and samples. The two only lay them out."""
+"""The content that terminal and page share, as texts: tables, bars and samples. The two only lay it out."""
 
 from __future__ import annotations
 
@@ -208,13 +208,14 @@ def _token_part(sequence: TokenSequence) -> Part:
 
 
 def middle_left_out(pieces: Sequence[Piece], shown: int) -> list[Piece]:
-    """The pieces without the middle of a long prompt and of a long completion: where the one ends and the other begins, and how
-    the completion ends, is always there.
+    """The pieces without the middle of a long prompt and of a long completion. The end of the prompt and both ends of the
+    completion always stay.
 
     Args:
         shown: most pieces of either.
     """
     short: list[Piece] = []
+    # Untrained pieces are the prompt, trained ones the completion: each is cut by itself.
     for trained, run in itertools.groupby(pieces, key=lambda piece: piece.trained):
         run_pieces = list(run)
         if len(run_pieces) > shown:

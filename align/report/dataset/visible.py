@@ -1,4 +1,4 @@
-"""Texts of strangers made safe to show: what controls a terminal or turns the writing direction becomes a sign."""
+"""Makes untrusted texts safe to show: characters that control a terminal or change the writing direction become visible signs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards for a stranger's tokenizer: limits for the length of its template's output and for its memory."""
+"""Limits for an untrusted tokenizer: the length of its template's output, and the memory that rendering takes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class GuardedTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, stand_in_padding: bool = False) -> None:
         self._tokenizer = tokenizer
+        # -1 equals no token, so ChatFormat's check that padding differs from the end passes; the checks never pad.
         self.pad_token_id = -1 if stand_in_padding else tokenizer.pad_token_id
 
     def __getattr__(self, name: str) -> Any:
@@ -38,6 +39,7 @@ class GuardedTokenizer:
             ValueError: if the result is longer than `MAX_RENDERED_CHARACTERS`.
             MemoryError: if rendering takes more than `RENDER_BYTES`.
         """
+        # Jinja's sandbox limits what a template may call, not how much text a loop may build.
         with _memory_limit(RENDER_BYTES):
             text = str(
                 self._tokenizer.apply_chat_template(conversation, tokenize=tokenize, add_generation_prompt=add_generation_prompt)
@@ -59,6 +61,7 @@ def _memory_limit(extra_bytes: int) -> Iterator[None]:
     present = int(status.read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = present + extra_bytes
+    # Never above a limit that holds already: the system refuses a soft limit above the hard one.
     bounds = [bound, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
     try:

@@ -75,6 +75,7 @@ def probe_model(folder: Path) -> ModelReport:
     """
     report = ModelReport(folder)
     try:
+        # Before the tokenizer is loaded: it refuses code, links out of the folder and damaged files.
         check_model_folder(folder)
         facts = read_facts(folder)
     except AlignError as error:
@@ -107,6 +108,7 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     if facts.is_language_model and guarded.eos_token_id is not None:
         report.add(token_checks.check_stopping(guarded, facts))
     report.add(template_checks.check_date(guarded))
+    # Bad padding is reported above; with a stand-in, the report also has what is wrong with the template.
     usable = GuardedTokenizer(tokenizer, stand_in_padding=padding.state == "problem")
     try:
         chat_format = format_of(report.folder, usable, str(report.folder))
@@ -120,6 +122,7 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
 
 def _refuse_format(report: ModelReport, error: FormatError) -> None:
     known = {check.name for check in report.problems}
+    # The token checks report a missing end or padding token themselves, with more detail.
     if error.aspect not in known:
         report.refuse(error.aspect, error)
 

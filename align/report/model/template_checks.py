@@ -36,6 +36,7 @@ def check_template(chat_format: ChatFormat) -> ModelCheck:
     if isinstance(chat_format, PlainFormat):
         return ModelCheck("template", "ok", "none; an encoder–decoder model is shown plain text")
     template = chat_format.tokenizer.chat_template
+    # A stranger's template may hold half of a surrogate pair, which strict UTF-8 refuses.
     size = len(str(template).encode("utf-8", "surrogatepass"))
     start = time.perf_counter()
     chat_format.prompt_text([Message(role="user", content="How long does this take?")])
@@ -87,6 +88,7 @@ def check_beginning(chat_format: ChatFormat, tokenizer: GuardedTokenizer) -> Mod
     text = chat_format.prompt_text([_QUESTION])
     count = chat_format.tokenize([text])[0].count(begin)
     token = f"{tokenizer.bos_token!r} ({begin})"
+    # Some models use one token for both; it then occurs once more at the end of each turn.
     if count > 1 and begin != tokenizer.eos_token_id:
         advice = "Write it once in chat_template.jinja; nothing is added to a rendered prompt."
         return ModelCheck("beginning", "problem", f"{token} is {count} times in a prompt of one turn", advice)
@@ -107,9 +109,11 @@ def check_first_message(chat_format: ChatFormat) -> ModelCheck:
         again = chat_format.prompt_text(_TURNS).rpartition(_ASKED_AGAIN)[0].rpartition(_ANSWERED)[2]
     except TemplateProblem:
         again = ""
+    # What stands before a later question as well is the template's frame of a turn; the rest is its own text.
     usual = _common_end(before, again)
     begin = str(getattr(chat_format.tokenizer, "bos_token", None) or "")
     extra = (before[: len(before) - len(usual)] if usual else before).removeprefix(begin)
+    # Role names and line ends are a word or two; a system message is longer.
     if again and len(extra.split()) > 2:
         return ModelCheck("first_message", "info", f"without a system message, the template writes its own: {_cut(extra)}")
     return ModelCheck(
@@ -147,6 +151,7 @@ def check_date(tokenizer: GuardedTokenizer) -> ModelCheck:
     """Whether the template's output depends on the date."""
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else str(template or "")
+    # Searched for in the source: rendering today cannot show what changes tomorrow.
     if re.search(r"\bstrftime_now\b", text):
         advice = "Write a fixed date in chat_template.jinja, so that runs can be repeated."
         return ModelCheck("date", "info", "the template asks for today's date (strftime_now)", advice)

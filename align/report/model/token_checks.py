@@ -110,7 +110,9 @@ def check_control_tokens(tokenizer: GuardedTokenizer) -> ModelCheck:
 def check_vocabulary(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
     """Whether every token has a row in the embedding table, and config.json says its size."""
     vocabulary = tokenizer.get_vocab()
+    # Not the number of tokens: ids may have gaps.
     highest = max(vocabulary.values(), default=-1)
+    # The tensor's own size where it is known; config.json can be wrong.
     table, rows = facts.embedding or ("config.json's vocab_size", facts.vocab_size)
     if rows is None:
         return ModelCheck("vocabulary", "info", f"{len(vocabulary):,} tokens; no tensor or setting says how many rows there are")
@@ -154,6 +156,7 @@ def check_context(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
 def check_speed(chat_format: ChatFormat) -> ModelCheck:
     """How fast texts become tokens, on this machine now."""
     texts = list(TEXTS.values()) * 100
+    # Warm up: the first call builds tables, which would count as slow tokenizing.
     chat_format.tokenize(texts[:1])
     tokens, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < SPEED_SECONDS:
