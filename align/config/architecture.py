@@ -18,6 +18,7 @@ def encoder_decoder_architecture(folder: Path) -> str | None:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
+    # `is`, because a configuration may hold any value there, also a text such as "false".
     if not isinstance(config, dict) or config.get("is_encoder_decoder") is not True:
         return None
     architectures = config.get("architectures")

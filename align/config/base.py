@@ -15,7 +15,7 @@ class Problem(NamedTuple):
     path: FieldPath
     text: str
     at_key: bool = False
-    """Whether the problem is with the key rather than its value."""
+    """Whether the key is wrong rather than its value."""
     missing_key: bool = False
     instead_of: str | None = None
     """For an unknown key: the key that was probably meant."""
@@ -36,10 +36,10 @@ class StrictModel(Strict):
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
-        """Fields that do not agree with each other; paths begin at the stage. Overriders pass on what `super()` yields.
+        """Problems of fields that do not agree with each other; paths begin at the stage. Overriders yield from `super()` too.
 
-        Called with a stage's fields as they were written, so that a message can name the line. Values may be of any type: what
-        is wrong with a type is said elsewhere.
+        Called with a stage's fields as they were written, so that a message can name the line. Values may be of any type:
+        problems of type are reported elsewhere.
 
         Args:
             fields: the stage's fields, by name.

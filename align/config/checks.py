@@ -1,4 +1,4 @@
-"""Checks that types cannot make: fields that must agree with each other, and files that must exist."""
+"""Checks that types cannot express: fields that must agree with each other, and files that must exist."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MODEL_CONFIG_NAME = "config.json"
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
     """Check that the files or the folder of an input exist and have the right type. Asks no hub."""
+    # Data may be a file or a glob as well; every other input is a folder.
     if isinstance(spec, (DataInput, CandidatesInput)):
         yield from _check_data_paths(spec, folder, path)
         return
@@ -46,6 +47,7 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
     written |= {("mixture", name, "path"): part.path for name, part in (mixture or {}).items()}
     for field, text in written.items():
         place = folder / Path(text or "").expanduser()
+        # An empty path would be the recipe's own folder, which exists.
         if text == "":
             yield Problem((*path, *field), "must not be empty")
         elif text is None or place.is_file():
@@ -90,7 +92,7 @@ def _beside(place: Path) -> str:
 
 
 def artifact_kind(folder: Path) -> str | None:
-    """What the manifest in `folder` says can be named as, or None when there is no readable manifest."""
+    """The kind under which recipes name the result in `folder`, by its manifest; None if no manifest can be read."""
     manifest = manifest_of(folder)
     whole = {adapter: kind for kind, adapter in ADAPTER_KINDS.items()}
     return whole.get(str(manifest["kind"]), str(manifest["kind"])) if "kind" in manifest else None
@@ -114,9 +116,9 @@ def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterat
 
 
 def check_stage(name: str, draft: Draft, graph: RecipeGraph) -> Iterator[Problem]:
-    """Fields of one stage that must agree with each other or with the stage or input they name.
+    """Problems of one stage's fields that must agree with each other or with the stage or input they name.
 
-    The values may be of any type: what is wrong with a type has been said elsewhere.
+    The values may be of any type: problems of type are reported elsewhere.
     """
     config_type = draft.stage_type.config_type
     yield from (
@@ -132,6 +134,7 @@ def check_stage(name: str, draft: Draft, graph: RecipeGraph) -> Iterator[Problem
 def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem]:
     """Refuse encoder–decoder models in stages, or with options, that do not support them."""
     stage_type = draft.stage_type.name
+    # A stage may name several such models, but its engine is one problem.
     engine_reported = False
     for field_path, wanted, name in draft.references():
         source = _model_folder(name, graph) if "model" in kinds_of(wanted) else None
@@ -151,6 +154,7 @@ def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem
 
 def _model_folder(name: str, graph: RecipeGraph) -> Path | None:
     """The local folder that a referenced model starts from, found by going back through the stages that train it."""
+    # Stages in a circle would be followed for ever; the circle itself is reported elsewhere.
     passed: set[str] = set()
     while name in graph.drafts and name not in passed:
         passed.add(name)
@@ -162,12 +166,13 @@ def _model_folder(name: str, graph: RecipeGraph) -> Path | None:
     if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
         return graph.folder / Path(spec.path).expanduser()
     if isinstance(spec, ArtifactInput):
+        # A result of align keeps its model in this folder.
         return graph.folder / Path(spec.artifact).expanduser() / "model"
     return None
 
 
 def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
-    """Whether the scorer that ranks, or each of several, is one of those that the stage named by `scored` has."""
+    """Problems of scorers that the stage named by `scored` does not have."""
     scored = fields.get("scored")
     source = graph.drafts.get(scored) if isinstance(scored, str) else None
     known = source.fields.get("scorers") if source else None
@@ -175,5 +180,6 @@ def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Pro
     named: dict[FieldPath, Any] = {("scorer",): fields.get("scorer")}
     named |= {("scorers", name): name for name in (several if isinstance(several, dict) else {})}
     for field, scorer in named.items():
+        # Without valid scorers to compare with, the stage that lacks them has the problem.
         if isinstance(scorer, str) and isinstance(known, dict) and known and scorer not in known:
             yield Problem(field, f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")

@@ -1,7 +1,7 @@
 """Writes out the forms of a recipe before anything is checked: entries of `stages` that stand for several stages.
 
 `rounds` repeats generate, score, pairs and dpo; `seeds` makes one copy of a stage per seed, and of every stage that needs it.
-What comes out is plain stages, and a map from every path in them to the path that a person wrote, so that messages point there.
+The result is plain stages, and a map from every path in them to the path in the recipe's file, where messages point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from align.config.shape import references_in
 
 @dataclass
 class Expansion:
-    """Plain stages, and where each part of them was written."""
+    """Plain stages, and the place in the file of each of their parts."""
 
     stages: dict[str, Any] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
@@ -30,11 +30,12 @@ class Expansion:
     block: dict[str, str] = field(default_factory=dict)
     """For stages of rounds: the block that holds their fields."""
     problems: list[Problem] = field(default_factory=list)
-    """What is wrong with the forms themselves, by the paths that a person wrote."""
+    """Problems of the forms themselves, by their paths in the file."""
     origins: dict[FieldPath, FieldPath] = field(default_factory=dict)
 
     def written(self, path: FieldPath) -> FieldPath:
-        """What a person wrote that became the value at `path` of the plain stages."""
+        """The path in the file of what became the value at `path` of the plain stages."""
+        # The longest known path wins: a part may come from another place than the stage around it.
         for length in range(len(path), 1, -1):
             if origin := self.origins.get(path[:length]):
                 return (*origin, *path[length:])
@@ -45,7 +46,7 @@ def expand(stages: Mapping[str, Any], inputs: Sequence[str], stage_types: Mappin
     """Write out every form.
 
     Args:
-        stages: the entries as they were written; those that are no mappings stay as they are.
+        stages: the entries as they were written; those that are not mappings stay as they are.
         inputs: names that are taken already.
         stage_types: every stage type there is, by name.
     """
@@ -77,7 +78,7 @@ class _Entry:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing of it has to change for its own sake; the names in it may still."""
+        """Whether it stands for one stage. Names in it may still have to be replaced."""
         return self.seeds is None and self.rounds is None
 
     @property
@@ -92,7 +93,7 @@ class _Entry:
         return copy if self.rounds is None else f"{copy}-{self.rounds}"
 
     def results(self) -> dict[str, list[str]]:
-        """Every model (or other result) that the name stands for in a list, by method: copies of one differ in their seed."""
+        """The results that the name stands for in a list, by method. Those of one method differ only in their seed."""
         if self.rounds is None:
             return {self.name: self.copy_names()}
         rounds = range(1, self.rounds + 1)
@@ -100,11 +101,12 @@ class _Entry:
 
 
 def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], result: Expansion) -> _Entry | None:
-    """The entry, with harmless stand-ins for what is wrong with its form; None for what is no mapping."""
+    """The entry, with harmless values in place of wrong ones; None if it is not a mapping."""
     if not isinstance(value, dict):
         return None
     path = ("stages", name)
     form = is_rounds(value)
+    # A plain entry's other fields are its stage's, which checks them itself.
     given: Mapping[str, Any] = value if form else {key: value[key] for key in ("seeds",) if key in value}
     wrong: set[FieldPath] = set()
     reader = Rounds if form else Copies
@@ -120,6 +122,7 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
             result.problems.append(Problem((*path, "seeds", index), f"{seed} is here twice"))
     if given_seeds and "seed" in value:
         result.problems.append(Problem((*path, "seed"), "give either seed or seeds"))
+    # Without the repeated ones, which would make two stages of one name.
     seeds = list(dict.fromkeys(given_seeds)) or None
     fields = {key: item for key, item in value.items() if key != "seeds"}
     references: list[tuple[FieldPath, str]] = []
@@ -136,12 +139,13 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
     if kind == "comparison" and seeds:
         result.problems.append(Problem((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
         seeds = None
+    # One round where the number is wrong, so that the blocks are still checked.
     rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
     return _Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
 
 
 def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> None:
-    """What needs a copied stage is copied with the same seeds, and so on; a comparison takes all copies instead."""
+    """A stage that needs a copied stage is copied with the same seeds, and so on; a comparison takes all copies instead."""
     told: set[FieldPath] = set()
     open_names = list(entries)
     while open_names:
@@ -157,6 +161,7 @@ def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> No
                 result.problems.append(Problem(where, f"'{name}' has a copy per seed; name one of {copies}"))
             elif entry.seeds is None:
                 entry.seeds = source.seeds
+                # Entries that were looked at before may need this one.
                 open_names = list(entries)
             elif entry.seeds != source.seeds:
                 told.add(where)
@@ -194,6 +199,7 @@ class _Writer:
         for index, name in enumerate(entry.copy_names()):
             fields = self._resolved(entry, ("stages", name), index if entry.seeds is not None else None)
             origin: FieldPath = ("stages", entry.name, "seed")
+            # An entry with both seed and seeds has its problem already.
             if entry.seeds is not None and "seed" not in fields:
                 fields["seed"] = entry.seeds[index]
                 origin = ("stages", entry.name, "seeds", index) if entry.own_seeds else ("stages", entry.name)
@@ -206,6 +212,7 @@ class _Writer:
         base: FieldPath = ("stages", entry.name)
         before = {"model": fields["model"]} if "model" in fields else {}
         start, count = before, entry.rounds or 1
+        # Before the loop, since the problems of a block are the same in every round.
         blocks = {key: self._block(entry, key, fields, count) for key in FILLED}
         for number in range(1, count + 1):
             stem = f"{name}-{number}"
@@ -221,22 +228,25 @@ class _Writer:
             for key, block in blocks.items():
                 if not self._claim(entry, names[key]):
                     continue
+                # An empty kind: the lack of the block is reported, and references to its stages are not.
                 if block is None:
                     self._result.kinds[names[key]] = ""
                     continue
-                # What a person writes once, for all rounds: the model, which may be the reference too.
+                # The model is written once, for all rounds, and may be the reference too: problems of it point there.
                 inner, origins = dict(block), {link: (*base, "model") for link in FILLED[key] if link in ("model", "reference")}
                 if key == "generate" and isinstance(block.get("prompts"), list) and block["prompts"]:
+                    # A list that is too short is reported; its last name serves the other rounds meanwhile.
                     index = min(number, len(block["prompts"])) - 1
                     inner["prompts"], origins["prompts"] = block["prompts"][index], (*base, key, "prompts", index)
                 if "seed" in fields and "seed" not in block:
                     inner["seed"], origins["seed"] = fields["seed"], seed_origin
                 self._result.block[names[key]] = key
                 self._put(names[key], {"stage": key, **inner, **links[key]}, (*base, key), origins)
+            # The DPO stage has the round's own name, so the next round starts from its model.
             before = {"model": stem}
 
     def _block(self, entry: _Entry, key: str, fields: Mapping[str, Any], rounds: int) -> dict[str, Any] | None:
-        """The fields of one of the four stages, without those that are not a person's to write; None where there are none."""
+        """The fields of one of the four stages, without those that rounds fill in; None if the entry has no such mapping."""
         block, path = fields.get(key), ("stages", entry.name, key)
         if not isinstance(block, dict):
             return None
@@ -259,7 +269,7 @@ class _Writer:
         """Whether a name is free and usable; it is taken then."""
         path = ("stages", entry.name)
         if not NODE_NAME.fullmatch(entry.name):
-            pass  # which has been said
+            pass  # reported already
         elif name in self._taken:
             self._tell(Problem(path, f"this makes a stage called '{name}', and that name is in use; rename one", at_key=True))
         elif not NODE_NAME.fullmatch(name):
@@ -267,6 +277,7 @@ class _Writer:
         else:
             self._taken.add(name)
             return True
+        # Known but of no kind, so that references to it are not reported as well.
         self._result.kinds[name] = ""
         return False
 
@@ -288,6 +299,7 @@ class _Writer:
                 continue
             if _in_list(path):
                 names[path] = [one for results in source.results().values() for one in results]
+            # Copy n of a stage takes copy n of what it names. Different seeds have been reported, and the name stays.
             elif source.seeds is None or (copy is not None and source.seeds == entry.seeds):
                 names[path] = [source.result_of(source.copy_names()[copy if source.seeds and copy is not None else 0])]
         fields: dict[str, Any] = self._replaced(entry.fields, (), (), names, place, ("stages", entry.name))
@@ -305,6 +317,7 @@ class _Writer:
         for index, item in enumerate(value):
             for part in names.get((*old, index), [item]):
                 here: FieldPath = (*new, len(grown))
+                # Only places after an entry that became several have moved.
                 if len(grown) != index:
                     self._result.origins[(*place, *here)] = (*base, *old, index)
                 nested = isinstance(part, (dict, list))
@@ -312,11 +325,11 @@ class _Writer:
         return grown
 
     def _add_methods(self, entry: _Entry, fields: dict[str, Any]) -> None:
-        """Copies of a model in `models` are one method, shown as one row, unless a person has said otherwise."""
+        """Make copies of a model in `models` one method, shown as one row, unless the recipe groups them itself."""
         methods = fields.get("methods") or {}
         if not isinstance(methods, dict):
             return
-        # Whoever puts copies into a method of their own does not want them in a second one.
+        # Copies that the recipe has put into a method must not be counted in a second one.
         placed = {
             member for members in methods.values() if isinstance(members, list) for member in members if isinstance(member, str)
         }

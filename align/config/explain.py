@@ -1,4 +1,4 @@
-"""Messages for problems in a recipe: what was expected, what is there, and the nearest valid name."""
+"""Messages for problems in a recipe: the expected value, the value given, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def kind_phrase(kind: str) -> str:
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name that was most likely meant, or None."""
+    # difflib takes letters in another case for different letters.
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[near[0]] if near else None
@@ -70,6 +71,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
+        # A number of hundreds of digits would fill the message.
         return f"the number {value}" if len(str(value)) <= 40 else "a huge number"
     if isinstance(value, str):
         return f"the text '{value if len(value) <= 60 else value[:59] + '…'}'"
@@ -147,9 +149,11 @@ def problems_of(
         hidden_keys: fields of the type that are not listed as valid keys.
     """
     located = [(*_locate(details["loc"], document, details["type"]), details) for details in error.errors(include_url=False)]
+    # pydantic reports the errors of every alternative of a union, also of those that were not meant.
     meant = _without_other_branches(located)
     top = [*extra_keys, *(key for key in config_type.model_fields if key not in hidden_keys)]
     found = [_translate(path, details, (config_type,), document, top) for path, details in meant]
+    # A misspelt key is one mistake: pydantic reports it twice, as unknown and as the right key missing.
     misspelt = {(*problem.path[:-1], problem.instead_of) for problem in found if problem.instead_of}
     yield from dict.fromkeys(problem for problem in found if not (problem.missing_key and problem.path in misspelt))
 
@@ -167,6 +171,7 @@ def _locate(location: FieldPath, document: Any, kind: str) -> tuple[FieldPath, B
         if is_key:
             value = value[part]
             path.append(part)
+        # A missing key is in no document, but it is the last part of its location.
         elif kind == "missing" and index == len(location) - 1:
             path.append(part)
         elif branch is None and isinstance(part, str):
@@ -181,9 +186,11 @@ def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, An
     for path, branch, details in located:
         if branch:
             tried.setdefault(branch[0], set()).add(branch[1])
+            # An alternative that refuses the type of the value itself was not the one meant.
             if path == branch[0] and details["type"].endswith("_type"):
                 failed_at_once.setdefault(branch[0], set()).add(branch[1])
     for path, branch, details in located:
+        # If every alternative refuses the type, all of their errors stay.
         meant = tried[branch[0]] - failed_at_once.get(branch[0], set()) if branch else set()
         if branch is None or not meant or branch[1] in meant:
             yield path, details
@@ -222,6 +229,7 @@ def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_k
         return Problem(path, str(context["error"]))
     if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of"):
         return Problem(path, expected(alternatives, value))
+    # Any other error of pydantic: its own words, in align's form.
     return Problem(path, details["msg"].replace("Input should", "must").rstrip("."))
 
 

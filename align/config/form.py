@@ -13,6 +13,7 @@ from align.config.reference import FieldPath, ModelReference
 
 SEED_LIMIT = 2**32
 """Seeds are below this, as NumPy wants them."""
+# Names become parts of paths and of file names, so they hold no separator, dot or space.
 NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MAX_COPIES = 100
 """Most rounds, and most seeds, of one entry."""
@@ -59,6 +60,7 @@ FILLED: Mapping[str, tuple[str, ...]] = {
 
 def is_rounds(entry: Mapping[str, Any]) -> bool:
     """Whether an entry of `stages` is meant to be rounds."""
+    # Blocks without `rounds` count too, so that the message is about the missing key and not about `stage`.
     return "stage" not in entry and ("rounds" in entry or any(isinstance(entry.get(key), dict) for key in FILLED))
 
 

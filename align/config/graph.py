@@ -22,13 +22,13 @@ class GraphModel(StrictModel):
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
-        """Fields that do not agree with what they name; paths begin at the stage. As with `check_fields`, values may be of any
-        type."""
+        """Problems of fields that do not agree with what they name; paths begin at the stage. As in `check_fields`, values may be
+        of any type."""
         yield from ()
 
 
 class StageTypeLike(Protocol):
-    """What the reader of recipes must know of a stage type; the registry's entries are such."""
+    """The part of a stage type that the reader of recipes uses; the registry's entries have it."""
 
     @property
     def name(self) -> str: ...
@@ -57,7 +57,7 @@ class RecipeGraph:
 
     drafts: Mapping[str, Draft]
     inputs: Mapping[str, AnyInput]
-    """Those that are right by themselves."""
+    """The valid ones."""
     folder: Path
     """Where relative paths of inputs start."""
 
@@ -65,7 +65,7 @@ class RecipeGraph:
 def check_references(
     drafts: Mapping[str, Draft], inputs: Sequence[str], kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]
 ) -> Iterator[Problem]:
-    """References to nothing, to the stage itself, and to the wrong kind of thing.
+    """Problems of references: to an unknown name, to the stage itself, or to a result of the wrong kind.
 
     Args:
         drafts: the stages whose type is known.
@@ -93,6 +93,7 @@ def _fitting(wanted: Any, stage: str, kinds: Mapping[str, str]) -> list[str]:
 
 def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) -> str:
     fitting = _fitting(wanted, stage, kinds)
+    # First among names of the right kind, then among all: a typo is likelier than a wrong kind.
     near = nearest(name, fitting) or nearest(name, [other for other in kinds if other != stage])
     if near:
         return f"no input or stage is called '{name}'; did you mean '{near}'?"
@@ -123,9 +124,10 @@ def way_between(made: str, wanted: str, stage_types: Mapping[str, StageTypeLike]
     ways: dict[str, list[str]] = {made: []}
     taken = {stage_type: reference_kinds(stage_type.config_type) for stage_type in stage_types.values()}
     for _ in range(LONGEST_ADVICE):
+        # One more stage in each round, so the first way that is found is a shortest one. A copy, since `ways` grows.
         for kind, way in list(ways.items()):
             for stage_type, kinds in taken.items():
-                # What takes the kind it makes (a model, to train it) is no way to come by the first one.
+                # A stage that needs the kind it makes (a model, to train it) cannot give the first one of that kind.
                 if stage_type.produces not in ways and kind in kinds and stage_type.produces not in kinds:
                     ways[stage_type.produces] = [*way, stage_type.name]
         if wanted in ways:
@@ -143,13 +145,14 @@ def order_stages(drafts: Mapping[str, Draft]) -> tuple[list[str], list[Problem]]
     problems: list[Problem] = []
     waiting = list(drafts)
     while waiting:
+        # Always the first ready stage in the file's order, so that the order changes only where it must.
         ready = next((stage for stage in waiting if not any(need in waiting for need in needs[stage])), None)
         if ready is not None:
             waiting.remove(ready)
             order.append(ready)
             continue
         circle = _circle(waiting, needs)
-        # Without these the others may be in order; fixing their circle also fixes the circles that run through them.
+        # Without these stages, the others may be in order. Circles that share a stage with this one are not reported.
         waiting = [stage for stage in waiting if stage not in circle]
         path = ("stages", circle[0], *needs[circle[0]][circle[1]])
         problems.append(Problem(path, f"these stages need each other in a circle: {' → '.join(circle)}"))
@@ -160,6 +163,7 @@ def _circle(waiting: Sequence[str], needs: Mapping[str, Mapping[str, FieldPath]]
     """A circle a, b, …, a among stages that need each other, starting with the one written first."""
     walked = [waiting[0]]
     while True:
+        # No stage is ready, so each has a need that waits, and the walk must come back to itself.
         following = next(need for need in needs[walked[-1]] if need in waiting)
         if following in walked:
             circle = walked[walked.index(following) :]

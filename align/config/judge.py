@@ -59,6 +59,7 @@ class Judge(StrictModel):
     @classmethod
     def _plain_address(cls, value: str) -> str:
         try:
+            # urlsplit and `port` raise ValueError for malformed addresses.
             parts = urlsplit(value)
             is_plain = value.isascii() and value.isprintable() and " " not in value
             is_address = is_plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -66,6 +67,7 @@ class Judge(StrictModel):
             is_address = False
         if not is_address:
             raise ValueError("expected an address such as http://127.0.0.1:8000/v1")
+        # base_url is shown in messages and stored in results, so it must hold no secret.
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError("must end with its path, without user, password, query or fragment; a key goes to api_key_env")
         return value
@@ -98,12 +100,14 @@ class Judge(StrictModel):
             environment: the environment variables.
         """
         if not self.is_local:
+            # Compared exactly: to allow a host is not to allow its subdomains.
             if self.host not in allowed_hosts(environment):
                 return (
                     "base_url",
                     f"'{self.host}' is not this machine, and a recipe alone may not send texts there",
                     f"If you trust it with prompts and completions: export {HOSTS_VARIABLE}={self.host}",
                 )
+            # Over http, anyone on the way could read the texts and the key.
             if self._address.scheme != "https":
                 return "base_url", f"'{self.host}' is not this machine, so https is needed", "Write https:// instead of http://."
         if self.api_key_env is not None and not environment.get(self.api_key_env, "").strip():
@@ -117,6 +121,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
+        # A lookup could give any address, and another one when the request is sent.
         return host == "localhost"
 
 
@@ -139,5 +144,6 @@ def iterate_judges(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath
 
 def judge_environment(config: Any, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that the judges of a configuration need: the allowed hosts and the keys."""
+    # Only these are passed on: a stage needs no other secret of the environment.
     names = [HOSTS_VARIABLE, *(judge.api_key_env for _, judge in iterate_judges(config) if judge.api_key_env)]
     return {name: environment[name] for name in names if name in environment}

@@ -23,6 +23,7 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
         RecipeError: the text is not `KEY=VALUE` or the value is not YAML.
     """
     label = f"--set {text}"
+    # The first equals sign: a value may hold others.
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -32,6 +33,7 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
     path: FieldPath = ()
     for part in parts:
         here = document.get(path)
+        # A key without a value (`checks:`) is null in YAML and counts as an empty mapping.
         if here is None and path:
             here = {}
             document.put(path, here, position)
@@ -40,6 +42,7 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
             return position, f"{show_path(path)}: {_no_such_part(here, part)}"
         path = (*path, step)
         if len(path) < len(parts) and isinstance(here, dict) and part not in here:
+            # A stage or input that does not exist is taken for a misspelt name.
             if len(path) == 2 and path[0] in SECTIONS:
                 return position, f"{show_path(path)}: {unknown(part, list(here), what='name')}"
             document.put(path, {}, position)

@@ -119,7 +119,7 @@ def parse_recipe(path: str | Path, *, overrides: Sequence[str] = (), stage_types
 def parse_document(
     document: Document, *, path: Path, folder: Path, overrides: Sequence[str] = (), stage_types: Mapping[str, StageTypeLike]
 ) -> Recipe:
-    """Check a document that need not come from a file; `path` is what the recipe calls its source."""
+    """Check a document that need not come from a file; `path` names its source in the recipe."""
     return _Parser(document, folder, stage_types).parse(path, overrides)
 
 
@@ -143,6 +143,7 @@ class _Parser:
                 f"{self.document.value_position(())}: expected a mapping, got {show_value(self.document.value)}",
                 hint=f"A recipe has the keys {listing(TOP_KEYS)}.",
             )
+        # Ranks order the problems: the file is 0, the files that it names are 1, 2, …, and options come last.
         for rank, text in enumerate(overrides):
             if refused := apply_override(self.document, text, rank=len(overrides) * 1000 + rank):
                 self.problems.append(refused)
@@ -154,12 +155,14 @@ class _Parser:
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
         for problem in check_decontamination(inputs, list(written_inputs)):
             self.add(problem)
+        # Before forms are written out, so that each file is read once and not once for every copy of a stage.
         self.read_rule_files(written_stages)
         self.expansion = expand(written_stages, list(written_inputs), self.stage_types)
         for problem in self.expansion.problems:
             self.add(problem, written=True)
         drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
         graph = RecipeGraph(drafts, inputs, self.folder)
+        # Before the types are checked: a validator of the whole stage says the same, and is then left out.
         checked = {key: list(check_stage(key, draft, graph)) for key, draft in drafts.items()}
         configs = {key: config for key, draft in drafts.items() if (config := self.config(key, draft, checked[key]))}
         # A name whose own entry is invalid has no kind: one problem is enough, and its uses are not reported.
@@ -168,6 +171,7 @@ class _Parser:
         kinds |= {key: draft.stage_type.produces for key, draft in drafts.items()}
         for key in ambiguous:
             kinds[key] = ""
+            # References to an ambiguous name cannot be checked, nor can its stage be put in order.
             drafts.pop(key, None)
         for problem in check_references(drafts, list(written_inputs), {**kinds, **self.expansion.kinds}, self.stage_types):
             self.add(problem)
@@ -176,6 +180,7 @@ class _Parser:
             self.add(problem)
         for problem in (problem for key in drafts for problem in checked[key]):
             self.add(problem)
+        # From here on, every entry is valid and every name has a kind.
         self.raise_problems(path)
         nodes = {key: self.node(key, drafts[key], configs[key]) for key in order}
         return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
@@ -184,6 +189,7 @@ class _Parser:
         """Record a problem at its position in the file; `written` says that its path is one of the file already."""
         path = problem.path if written else self.expansion.written(problem.path)
         source = None if written else problem.path
+        # One value may have several problems; the same place reported for another copy of the stage is a repetition.
         if self.said.setdefault(path, source) != source:
             return
         find = self.document.key_position if problem.at_key else self.document.value_position
@@ -191,6 +197,7 @@ class _Parser:
 
     def raise_problems(self, path: Path) -> None:
         if self.problems:
+            # Sorted by place: checks run by subject, but people fix a file from top to bottom.
             lines = [f"{position}: {text}" for position, text in sorted(set(self.problems))]
             raise RecipeError(several(lines, f"problems in {path}"))
 
@@ -207,6 +214,7 @@ class _Parser:
             self.add(Problem(("name",), expected((str,), name)))
         elif not FILE_NAME.fullmatch(name):
             self.add(Problem(("name",), f"expected letters, digits, '.', '_' and '-', at most 100, got {show_value(name)}"))
+        # A bool is an int in Python, and `seed: true` is a mistake.
         if isinstance(seed, bool) or not isinstance(seed, int):
             self.add(Problem(("seed",), expected((int,), seed)))
         elif not 0 <= seed < SEED_LIMIT:
@@ -287,6 +295,7 @@ class _Parser:
                     self.read_files_of(self.stage_types[stage].config_type, fields, path)
 
     def read_files_of(self, config_type: type[StrictModel], fields: dict[str, Any], path: FieldPath) -> None:
+        # A list, since grafting changes the value that is walked.
         for inner, alternatives, part in list(walk((config_type,), fields)):
             for scorer, key, harmless in SCORER_FILES:
                 if scorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get(key), str):
@@ -298,12 +307,12 @@ class _Parser:
                     self.document.graft(where, read_document(file, rank=self.ranks))
                 except RecipeError as error:
                     self.add(Problem(where, error.message))
-                    part[key] = harmless  # said once is enough
+                    part[key] = harmless  # one message is enough
 
     def config(self, name: str, draft: Draft, checked: Sequence[Problem]) -> StrictModel | None:
-        """The stage's configuration if it is right.
+        """The stage's configuration, if it is valid.
 
-        What a validator of the whole stage says is left out where a check found the field: it says the same, less precisely.
+        If checks have found problems, those of a validator of the whole stage are left out: they are the same, less precise.
         """
         block = self.expansion.block.get(name)
         return self.validated(

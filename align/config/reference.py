@@ -27,6 +27,7 @@ class Reference(str):
         return core_schema.no_info_after_validator_function(
             cls,
             core_schema.str_schema(strict=True, min_length=1),
+            # For editors and tools that read the schema: which kinds fit.
             metadata={"pydantic_js_extra": {"x-artifact-kinds": list(kinds_of(source))}},
         )
 
@@ -48,6 +49,7 @@ _MODEL_KINDS: Mapping[Any, str] = {ModelReference: "model", RewardModelReference
 
 def is_reference(annotation: Any) -> bool:
     """Whether values of a type are references."""
+    # `RowsReference[Preference]` is a generic alias, not a class.
     written = get_origin(annotation) or annotation
     return isinstance(written, type) and issubclass(written, Reference)
 

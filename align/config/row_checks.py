@@ -24,7 +24,7 @@ class RowCheck:
     """The row's `drop_reason`, and the finding's name in manifests."""
     found: Found
     meaning: str
-    """What is there; completes "rows with: …" in a summary."""
+    """What was found; completes "rows with: …" in a summary."""
     advice: str
     """What to do."""
     actions: tuple[Action, ...] = BY_ON_INVALID
@@ -144,6 +144,7 @@ STATISTICS: Mapping[str, str] = {"chosen_longer": "pairs whose longer completion
 
 def action_of(name: str, checks: Mapping[str, Action], on_invalid: Action) -> Action:
     """The action for a row with the problem or finding `name`."""
+    # From the most specific to the most general setting.
     return checks.get(name) or ROW_CHECKS[name].default or on_invalid
 
 
@@ -163,6 +164,7 @@ def check_actions(checks: Mapping[str, Action], *, with_model: bool) -> None:
             raise ValueError(f"there is no check {name!r}; {advice}")
         if action not in check.actions:
             raise ValueError(f"{name} cannot be {action!r}, only {' or '.join(check.actions)}: {check.meaning}")
+        # Without the error, the action would be ignored: no model's tokenizer is at hand when data is read.
         if check.found == "model" and not with_model:
             raise ValueError(
                 f"{name} needs a model: a stage checks it when it starts (its on_invalid decides), "

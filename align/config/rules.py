@@ -14,6 +14,7 @@ from align.config.base import StrictModel
 def _compiles(pattern: str) -> str:
     """The pattern itself, if it is a regular expression; else an error that shows it."""
     try:
+        # In NFC, as it is compiled later to search texts in NFC.
         regex.compile(unicodedata.normalize("NFC", pattern))
     except regex.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None

@@ -42,7 +42,7 @@ def _is_judge(value: Any) -> bool:
 
 
 def _scorer_tag(value: Any) -> str:
-    """Which of the scorers a value is meant for; tags are not keys, so that no path of an error is mistaken for one."""
+    """The scorer that a value is meant for. Tags are in braces, because errors name them in paths and no key has braces."""
     if _is_judge(value):
         return "{judge}"
     return "{rules}" if isinstance(value, RulesScorer | dict) else "{name}"

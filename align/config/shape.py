@@ -1,4 +1,4 @@
-"""Walks a plain value along the types that will read it, so that problems of an invalid document can be explained."""
+"""Walks a plain value along the types that will validate it, to explain problems of an invalid document."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
     models = [alternative for alternative in alternatives if is_model(alternative)]
     if not isinstance(value, dict):
         return None
+    # False sorts first. The sort is stable, so models that match equally keep the order of the union.
     models.sort(key=lambda model: not value.keys() & model.model_fields.keys())
     for model in models:
         fields = {name: info.annotation for name, info in model.model_fields.items() if name in value}
         if all(value[name] in get_args(annotation) for name, annotation in fields.items() if get_origin(annotation) is Literal):
             return model  # type: ignore[no-any-return]
+    # None matches: one of them is still the best to explain the problem.
     return models[0] if models else None
 
 

@@ -1,7 +1,7 @@
 """YAML as plain Python, with the line and column of every key and value.
 
 Recipes are YAML 1.2 (core schema): `1e-5` is a number, `yes` and `2024-01-01` are text. Anchors, aliases, tags and several
-documents in a file are refused: a stranger's recipe must not expand in memory, and must mean what it shows.
+documents in a file are refused: an untrusted recipe must not expand in memory, and must mean what it shows.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Document:
     values: dict[FieldPath, Position] = field(default_factory=dict)
 
     def key_position(self, path: FieldPath) -> Position:
-        """Where the key is; where there is none, the value or the nearest thing around it."""
+        """Position of the key; without one, that of the value or of the nearest value around it."""
         return self._nearest(path, lambda part: self.keys.get(part) or self.values.get(part))
 
     def value_position(self, path: FieldPath) -> Position:
-        """Where the value is; where there is none, the nearest thing around it."""
+        """Position of the value; without one, that of the nearest value around it."""
         if path in self.values:
             return self.values[path]
         return self.key_position(path[:-1])
@@ -112,7 +112,7 @@ class Document:
         self.keys[path] = self.values[path] = position
 
     def forget_below(self, path: FieldPath) -> None:
-        """Drop the positions of what was inside `path`."""
+        """Drop the positions of everything inside `path`."""
         for positions in (self.keys, self.values):
             for known in [known for known in positions if known[: len(path)] == path and len(known) > len(path)]:
                 del positions[known]
@@ -127,6 +127,7 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
     label = label or str(path)
     try:
         with path.open("rb") as stream:
+            # One byte more than allowed shows that the file is too large, without reading all of it.
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(f"{label}: there is no such file", hint="Check the path; relative paths start where you are.") from None
@@ -171,6 +172,7 @@ def _code(character: int | str) -> int:
 
 def resolve_scalar(text: str) -> Any:
     """The value of an unquoted scalar by the core schema of YAML 1.2; a number of more than MAX_DIGITS stays text."""
+    # float() makes a number of more than 309 digits infinite, and int() refuses one of more than 4,300.
     if len(text) > MAX_DIGITS:
         return text
     if text in _CONSTANTS:
@@ -201,6 +203,7 @@ class _Reader:
         return self.position(event.start_mark.line + 1, event.start_mark.column + 1)
 
     def read(self, text: str) -> Document:
+        # Events carry positions, and anchors and tags can be refused before anything acts on them.
         events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
         documents = 0
         for event in events:
@@ -210,12 +213,14 @@ class _Reader:
                     raise RecipeError(f"{self.of(event)}: a second document starts here ('---'); a file holds one")
             elif not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentEndEvent)):
                 self.document.value = self.node(event, events, ())
+        # An empty file has no value, but messages about it need a place.
         self.document.values.setdefault((), self.position(1, 1))
         return self.document
 
     def node(self, event: Event, events: Iterator[Event], path: FieldPath) -> Any:
         position = self.of(event)
         self.refuse_indirection(event, position)
+        # The reader is recursive; without a bound, Python's own limit would end it.
         if len(path) > MAX_DEPTH:
             raise RecipeError(f"{position}: nested deeper than {MAX_DEPTH} levels")
         self.document.values[path] = position
