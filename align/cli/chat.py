@@ -122,6 +122,7 @@ def _take(conversation: Conversation, text: str, notes: Console) -> None:
     if dropped:
         turns = "turn was" if dropped == 1 else "turns were"
         notes.print(f"(the conversation is longer than the model can see: the oldest {dropped} {turns} forgotten)", style="dim")
+    # Only a terminal obeys control characters; a pipe gets the text as the model wrote it.
     on_terminal = sys.stdout.isatty()
     empty = True
     with contextlib.closing(answer):  # a stopped answer stays in the conversation as far as it got

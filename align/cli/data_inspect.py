@@ -64,6 +64,7 @@ def inspect(
     from align.report.dataset.terminal import DatasetReport
 
     spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))
+    # DataInput needs a kind, and finding the files does not depend on it: PROMPTS stands in until the columns are read.
     if kind is None:
         spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, _located)).name})
     training = None if model is None else _training_view(model, max_tokens)

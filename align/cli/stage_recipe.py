@@ -35,7 +35,7 @@ class StageRequest:
         columns: Sequence[str],
         command: str | None = None,
     ) -> None:
-        """`command` is the name of the command in errors; default: that of the stage."""
+        """`command` is the name of the command in errors; default: `align stage` and the stage's name."""
         self._stage = stage
         self._config_type = config_type
         self._columns = columns

@@ -102,6 +102,7 @@ def _merged_text(source: ModelSource) -> str:
 
 def _line_of_training(steps: Sequence[Step]) -> list[Step]:
     """The trainings in the line from the base to this model, without those of reward models that scored for it."""
+    # By fingerprint, not by name: two recipes may call different stages the same.
     by_fingerprint = {step.fingerprint: step for step in steps}
     line: list[Step] = []
     step = steps[-1] if steps else None

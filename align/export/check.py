@@ -260,7 +260,7 @@ def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list
     model = load_causal_lm(source, dtype=dtype).float()
     for index in differing:
         expected, found = answered.tokens[index], tokens[index]
-        # Only the first difference counts: behind it, both continue another text.
+        # Only the first difference counts: after it, the two continue different texts.
         place = _first_difference(expected, found)
         pair = (expected[place : place + 1], found[place : place + 1])
         # Where one completion ends and the other continues, there is no second token to compare: no tie.

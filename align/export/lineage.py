@@ -127,7 +127,7 @@ def comparisons_with(source: ModelSource) -> list[Comparison]:
 
 
 def prompts_of(source: ModelSource, steps: list[Step], comparisons: list[Comparison]) -> Path | None:
-    """Rows of the prompts that the model was compared or trained on, the former first; None where there are none."""
+    """File of the prompts that the model was compared on, or else trained on; None if there are none."""
     if source.artifact is None:
         return None
     entries = _entries_by_fingerprint(source.artifact.path.parent)
@@ -141,7 +141,7 @@ def prompts_of(source: ModelSource, steps: list[Step], comparisons: list[Compari
 
 def _entries_by_fingerprint(store_root: Path) -> dict[str, Entry]:
     paths = [path for path in sorted(store_root.iterdir()) if path.is_dir() and not path.name.startswith("quarantine-")]
-    # <type>-<fingerprint>; a quarantined entry has a time behind it and is left out above.
+    # Names are <type>-<fingerprint>. Quarantined entries, left out above, end with a time instead.
     return {path.name.rpartition("-")[2]: Entry(path) for path in paths}
 
 

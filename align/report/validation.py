@@ -103,6 +103,7 @@ def closing_lines(summary: Summary) -> list[str]:
 def _found(summary: Summary) -> list[tuple[str, Tally, str, str, str]]:
     """Name, tally, action, meaning and advice of everything that was found; problems that drop rows come first."""
     found = []
+    # In the order of the catalogue, not of the file: two runs on similar files can be compared.
     for name in [*(one for one in ROW_CHECKS if one in summary.problems), *summary.findings]:
         tally = summary.problems.get(name) or summary.findings[name]
         action = summary.actions.get(name, "")
@@ -112,6 +113,7 @@ def _found(summary: Summary) -> list[tuple[str, Tally, str, str, str]]:
             continue
         check = ROW_CHECKS[catalogue_name(name)]
         meaning, advice = check.meaning, check.advice
+        # A finding about a column of the file has the column's name behind a colon.
         if ":" in name:
             meaning += f" (column {name.partition(':')[2]!r})"
             advice = LABEL_ADVICE if check.name == "trailing_white_space" else advice

@@ -60,6 +60,7 @@ class StageSummary(StrictModel):
     def of(cls, artifact: Artifact) -> StageSummary:
         """The summary in an artifact's manifest."""
         manifest = artifact.manifest
+        # Fields of the same name mean the same in both, so a new one needs no line here.
         shared = cls.model_fields.keys() & type(manifest).model_fields.keys()
         values = {field: getattr(manifest, field) for field in shared}
         values["peak_memory_bytes"] = manifest.peak_memory_bytes or None

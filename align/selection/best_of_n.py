@@ -93,7 +93,7 @@ class BestSelector:
         rule, ranked = self.rule, rank_candidates(candidates, self.rule.ranking)
         if not ranked.order:
             return ranked.too_few()
-        # Ranked first, so that of equal texts the best score stays and is compared with `min_score`.
+        # In ranked order, so that among equal texts the one with the best score stays and is compared with `min_score`.
         good = ranked.different_texts(ranked.order)
         if rule.min_score is not None:
             good = [position for position in good if ranked.rank[position] >= rule.min_score]

@@ -15,9 +15,9 @@ def accept_candidates(scores: Sequence[float], *, beta: float, count: int, gener
     """Indices of the accepted candidates, in the order they were accepted.
 
     Passes over the candidates that are not accepted yet accept each with probability exp((score - highest) / beta), where
-    `highest` is the highest score among them when the pass begins, and end in the midst of a pass when `count` are accepted. The
-    highest is always accepted, so there are at most `count` passes. With a small beta almost only the best are accepted, with a
-    large beta almost any.
+    `highest` is the highest score among them when the pass begins. A pass ends early once `count` are accepted. The highest is
+    always accepted, so there are at most `count` passes. With a small beta almost only the best are accepted, with a large beta
+    almost any.
 
     Args:
         scores: finite scores of different completions, in the order they were sampled.

@@ -114,7 +114,7 @@ def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]
     # Both files are whole on disk when the block ends; only then may the seals say so.
     with ExitStack() as stack:
         rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
-        # A prompt comes in several parts where a batch of rows ends in the midst of it.
+        # A prompt comes in several parts where a batch of rows ends inside it.
         for candidates in joined(task.parts(selector.scorers)):
             rows, drops = selector.select(candidates.by_index(), tally)
             num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)

@@ -44,7 +44,7 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
     """The page as text. The same arguments give the same text: it holds no time.
 
     Args:
-        facts: the numbers. Texts in them come from strangers and are escaped.
+        facts: the numbers. Texts in them are untrusted and are escaped.
         training: renders the samples with their loss mask; None shows them by role.
         command: what was typed.
     """

@@ -40,7 +40,7 @@ class DatasetReport:
     """Renders the report with `rich.console.Console.print`.
 
     Args:
-        facts: the numbers. Texts in them come from strangers; their control characters are shown, not obeyed.
+        facts: the numbers. Texts in them are untrusted; their control characters become visible signs.
         training: renders the samples with their loss mask; None shows them by role.
     """
 
@@ -115,6 +115,7 @@ def _lengths(facts: Facts) -> RenderableType:
     groups = view.length_groups(facts)
     for name, rows in groups.items():
         for index, row in enumerate(rows):
+            # One axis for all texts of a unit: prompts and completions can be compared at a glance.
             same_unit = [other.distribution for group in groups.values() for other in group if other.unit == row.unit]
             spark = Text(_sparkline(row.distribution, same_unit), style="cyan")
             table.add_row("" if index else name, row.unit, row.median, row.p95, row.maximum, spark)

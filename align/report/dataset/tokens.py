@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or the few tokens that make up one character between them (bytes of a rare letter)."""
+    """A token, or the few tokens that together make up one character (the bytes of a rare letter)."""
 
     text: str
     tokens: int
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """What the model is shown at once: a prompt, and one completion behind it where the row has one."""
+    """One input of the model: a prompt, followed by one completion if the row has any."""
 
     name: str
     """Which completion: completion, chosen, rejected; else prompt or text."""

@@ -91,6 +91,7 @@ def length_groups(facts: Facts) -> dict[str, list[LengthRow]]:
         groups[name] = [_length_row("characters", facts.characters[name]), _length_row("words", facts.words[name])]
         if facts.tokens is not None:
             groups[name].append(_length_row("tokens", facts.tokens.sides[name]))
+    # With a single text, the whole row would repeat its line.
     if facts.tokens is not None and len(facts.tokens.sides) > 1:
         groups["whole row"] = [_length_row("tokens", facts.tokens.rows)]
     return groups
@@ -103,6 +104,7 @@ def _length_row(unit: str, lengths: Distribution) -> LengthRow:
 
 def language_bars(facts: Facts) -> list[Bar]:
     """Languages by share; rare ones are counted together."""
+    # By code where shares are equal, so that the same file gives the same report.
     shares = sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))
     bars = [Bar(_language(code), "", share) for code, share in shares[:LANGUAGES_SHOWN]]
     rest = sum(share for _, share in shares[LANGUAGES_SHOWN:])
@@ -116,6 +118,7 @@ def _language(code: str) -> str:
 def opening_bars(facts: Facts) -> list[Bar]:
     """How the texts begin, most frequent first."""
     texts = max(1, facts.openings.texts)
+    # An opening that occurs once is not frequent, even where no other occurs more often.
     return [Bar(opening, f"{count:,}", count / texts) for opening, count in facts.openings.top if count > 1]
 
 
@@ -196,6 +199,7 @@ def _sample_view(kind: DataKind[Any], record: Record, view: TrainingView | None)
         return SampleView(record.id, place, list(_plain_parts(kind, record)), "")
     try:
         sequences = view.sequences(kind, record)
+    # A row that the template refuses is shown by role, so that the reader can see what is wrong with it.
     except TemplateProblem as problem:
         return SampleView(record.id, place, list(_plain_parts(kind, record)), str(problem))
     return SampleView(record.id, place, [_token_part(sequence) for sequence in sequences], "")

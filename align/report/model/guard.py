@@ -12,7 +12,7 @@ from align.data.template import Tokenizer
 MAX_RENDERED_CHARACTERS = 1 << 20
 """Longest output of a template for one of the short conversations of the checks."""
 RENDER_BYTES = 1 << 30
-"""Memory that rendering may take in addition to that of the process."""
+"""Memory that rendering may take in addition to what the process has already."""
 
 
 class GuardedTokenizer:

@@ -84,7 +84,7 @@ def probe_model(folder: Path) -> ModelReport:
     report.add(ModelCheck("folder", "ok", _SAFE))
     try:
         tokenizer = load_tokenizer(folder)
-    except Exception as error:  # transformers and tokenizers may fail in any way on a stranger's files
+    except Exception as error:  # transformers and tokenizers may raise anything on untrusted files
         found = f"cannot be read: {' '.join(str(error).split())[:MAX_ERROR_CHARACTERS] or type(error).__name__}"
         report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))
         return report

@@ -32,11 +32,11 @@ COMPLETIONS = {
 
 
 def check_template(chat_format: ChatFormat) -> ModelCheck:
-    """Size of the template and the time it takes; that it renders is known once there is a `ChatFormat`."""
+    """Size of the template and the time it takes to render. That it renders at all, `ChatFormat` has checked."""
     if isinstance(chat_format, PlainFormat):
         return ModelCheck("template", "ok", "none; an encoder–decoder model is shown plain text")
     template = chat_format.tokenizer.chat_template
-    # A stranger's template may hold half of a surrogate pair, which strict UTF-8 refuses.
+    # An untrusted template may hold half of a surrogate pair, which strict UTF-8 refuses.
     size = len(str(template).encode("utf-8", "surrogatepass"))
     start = time.perf_counter()
     chat_format.prompt_text([Message(role="user", content="How long does this take?")])
@@ -45,7 +45,7 @@ def check_template(chat_format: ChatFormat) -> ModelCheck:
 
 
 def check_prompt_prefix(chat_format: ChatFormat) -> ModelCheck:
-    """That a completion follows its prompt, also in the second turn; the first turn's is known once there is a `ChatFormat`."""
+    """Whether a completion follows its prompt in the second turn, too. `ChatFormat` has checked the first turn."""
     try:
         chat_format.completion_text(_TURNS, _ANSWERED)
     except TemplateProblem as problem:
@@ -58,7 +58,7 @@ def check_prompt_prefix(chat_format: ChatFormat) -> ModelCheck:
 
 
 def check_one_pass(chat_format: ChatFormat) -> ModelCheck:
-    """Whether prompt and completion in one text become the same tokens as apart."""
+    """Whether prompt and completion become the same tokens in one text as in two."""
     prompt, completion = chat_format.prompt_text([_QUESTION]), chat_format.completion_text([_QUESTION], COMPLETIONS["plain"])
     apart = [*chat_format.tokenize([prompt])[0], *chat_format.tokenize([completion])[0]]
     if chat_format.tokenize([prompt + completion])[0] == apart:
@@ -68,7 +68,7 @@ def check_one_pass(chat_format: ChatFormat) -> ModelCheck:
 
 
 def check_end_of_turn(chat_format: ChatFormat) -> ModelCheck:
-    """That the loss covers one end-of-sequence token, behind the completion."""
+    """Whether the loss covers exactly one end-of-sequence token, after the completion."""
     ids = chat_format.encode_completion([_QUESTION], COMPLETIONS["plain"])
     if ids[-1:] != [chat_format.eos_token_id] or ids.count(chat_format.eos_token_id) != 1:
         found = f"a completion ends with the tokens {ids[-3:]}, not once with {chat_format.eos_token_id}"

@@ -70,7 +70,7 @@ def lay_out(files: Sequence[RowFile], *, task_rows: int = TASK_ROWS) -> Layout:
         start, start_row, may_cut = 0, 0, False
         for run in open_file(file).runs():
             row, ends = rows_before + run.row, run.prompt_id is None
-            # A row group may begin in the midst of a prompt; the next prompt, close behind, is then a good place too.
+            # A row group may begin inside a prompt. The next prompt begins soon after it, so a cut there costs little, too.
             may_cut |= run.may_cut
             if run.prompt_id == last_id and not ends:
                 continue

@@ -36,7 +36,7 @@ class ParquetReader:
         metadata = self._parquet.metadata
         groups = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
         self._group_bounds = list(pairwise(accumulate(groups, initial=0)))
-        """First row of every row group, and the row behind its last."""
+        """First row of every row group, and the row after its last."""
 
     def check(self) -> None:
         for field in ("prompt_id", "prompt", "completion"):
@@ -77,7 +77,7 @@ class ParquetReader:
         groups = [group for group, (first, stop) in enumerate(self._group_bounds) if first < piece.stop and stop > piece.start]
         row = self._group_bounds[groups[0]][0]
         for arrays in self._batches(groups, names, CHUNK_ROWS):
-            # A piece ends in the midst of a row group where its last prompt does; the rest belongs to the next task.
+            # A piece may end inside a row group, where its last prompt ends; the rest belongs to the next task.
             if row >= piece.stop:
                 return
             first, row = row, row + len(arrays[0])
@@ -207,7 +207,7 @@ class ParquetReader:
 
 
 def run_starts(ids: Any) -> Any:
-    """Row 0 and the rows whose id differs from that of the row before."""
+    """Row 0 and every row whose id differs from the row before."""
     changes = pc.not_equal(ids[1:], ids[: max(len(ids) - 1, 0)]).to_numpy(zero_copy_only=False)
     return np.flatnonzero(np.append([len(ids) > 0], changes))
 

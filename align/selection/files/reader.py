@@ -53,7 +53,7 @@ class PromptStart(NamedTuple):
     """Where a prompt begins: a row whose prompt differs from the row before, or the first row of a file or row group."""
 
     prompt_id: str | None
-    """None behind the last row."""
+    """None after the last row."""
     position: int
     row: int
     """Rows of the file before it."""

@@ -79,7 +79,7 @@ def regroup(layout: Layout, scorers: Sequence[str], folder: Path) -> list[Partit
     is_parquet = suffixes == {".parquet"}
     numbers = _PromptNumbers(layout)
     paths = [folder / f"part-{index:05d}.{'arrow' if is_parquet else 'jsonl'}" for index in range(numbers.num_partitions)]
-    # Files that were cut in the midst of a row look like whole ones; without the mark they are written anew.
+    # A partition that a kill cut short looks like a whole one, so without the mark all are written again.
     if not (folder / DONE_NAME).exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
