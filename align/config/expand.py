@@ -317,7 +317,7 @@ class _Writer:
         for index, item in enumerate(value):
             for part in names.get((*old, index), [item]):
                 here: FieldPath = (*new, len(grown))
-                # Only places after an entry that became several have moved.
+                # Places have moved only behind an entry that became several.
                 if len(grown) != index:
                     self._result.origins[(*place, *here)] = (*base, *old, index)
                 nested = isinstance(part, (dict, list))

@@ -53,7 +53,7 @@ PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 """Name of a mixture's part; the ids of its rows begin with it."""
 
 ADAPTER_KINDS = {"model": "adapter", "reward_model": "reward_adapter"}
-"""What an adapter's manifest says, by the kind that a recipe takes it for: it is used as a whole model is."""
+"""Kind in an adapter's manifest, by its kind in recipes, where an adapter is used like a whole model."""
 
 
 class ModelInput(StrictModel):

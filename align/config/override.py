@@ -23,7 +23,7 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
         RecipeError: the text is not `KEY=VALUE` or the value is not YAML.
     """
     label = f"--set {text}"
-    # The first equals sign: a value may hold others.
+    # Cut at the first equals sign, since a value may hold others.
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

@@ -57,6 +57,7 @@ class LoraOnly(AnyPeft):
     @field_validator("peft", mode="before")
     @classmethod
     def _no_virtual_tokens(cls, value: Any) -> Any:
+        # Before the types are checked: pydantic would only say that the method must be lora or qlora.
         method = value.get("method") if isinstance(value, dict) else None
         if method in ("prefix_tuning", "prompt_tuning"):
             raise ValueError(f"{method} cannot be used here: {cls._why_no_virtual_tokens()}; use lora or qlora")

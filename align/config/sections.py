@@ -27,6 +27,7 @@ class RulesScorer(StrictModel):
     @field_validator("rules", mode="before")
     @classmethod
     def _bare_list(cls, value: Any) -> Any:
+        # A recipe gives the list itself; a file has it under `rules:`.
         return {"rules": value} if isinstance(value, list) else value
 
 

@@ -50,7 +50,7 @@ def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
         fields = {name: info.annotation for name, info in model.model_fields.items() if name in value}
         if all(value[name] in get_args(annotation) for name, annotation in fields.items() if get_origin(annotation) is Literal):
             return model  # type: ignore[no-any-return]
-    # None matches: one of them is still the best to explain the problem.
+    # No model fits: the first one still serves to explain the problem.
     return models[0] if models else None
 
 

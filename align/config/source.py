@@ -103,6 +103,7 @@ class Document:
         self.forget_below(path)
         self.get(path[:-1])[path[-1]] = other.value
         self.keys.update({(*path, *inner): position for inner, position in other.keys.items()})
+        # The value's own position becomes the top of the file that it came from.
         self.values.update({(*path, *inner): position for inner, position in other.values.items()})
 
     def put(self, path: FieldPath, value: Any, position: Position) -> None:
@@ -138,6 +139,7 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{label}: larger than {MAX_BYTES >> 20} MiB, so it is not a recipe", hint="Is this the right file?")
     try:
+        # -sig, because some editors write a byte order mark, which is not YAML.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = content[: error.start]
@@ -285,6 +287,7 @@ def _syntax_error(error: MarkedYAMLError, text: str, reader: _Reader) -> RecipeE
     lines = text.split("\n")
     shown = lines[line - 1] if line <= len(lines) else ""
     position = reader.position(line, column)
+    # The parser only says that a character cannot start a token; a tab is a usual cause and cannot be seen.
     if "\t" in shown[: len(shown) - len(shown.lstrip())] or shown[column - 1 : column] == "\t":
         return RecipeError(f"{position}: a tab; YAML is indented with spaces", hint="Replace the tab by spaces.")
     problem = (error.problem or "this is not YAML").strip()

@@ -157,7 +157,7 @@ def _encode(
     # Two passes refuse rows; sorting by number puts them back in the order of the records.
     drops = [Drop(id=records[number].id, drop_reason=refused[number][0], detail=refused[number][1]) for number in sorted(refused)]
     result = Encoded(rows, drops)
-    # With `drop` too, a dataset of which no row is left is an error: nothing could be trained on it.
+    # With `drop` too, losing every row is an error: nothing could be trained on.
     if drops and (on_invalid == "error" or not rows):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.dropped().items())
         lines = [f"{where(None)}: {len(drops):,} of {len(records):,} rows cannot be used ({reasons})"]

@@ -40,7 +40,7 @@ def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) ->
         if "split" in str(error):
             raise RecipeError(f"dataset {dataset}: no split {split!r}: {first_line(error)}", hint="Correct split:.") from error
         raise EnvironmentProblem(f"dataset {dataset}: cannot be loaded: {first_line(error)}", hint=_LOCAL_HINT) from error
-    # httpx's errors are no OSErrors.
+    # httpx's errors are not derived from OSError.
     except (OSError, httpx.HTTPError) as error:
         raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {first_line(error)}", hint=_LOCAL_HINT) from error
     return commit, _numbered(loaded)

@@ -138,7 +138,7 @@ def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any,
     """The problem with the name of the field that causes it."""
     messages = kind.messages(record)
     try:
-        # The problem names no field, so its texts are rendered again, one by one, until one fails.
+        # The problem names no field, so the row's texts are rendered again, one by one, until one fails.
         chat_format.prompt_text(messages)
     except TemplateProblem:
         return FieldProblem("prompt", problem.reason, str(problem))

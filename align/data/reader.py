@@ -89,7 +89,7 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
                 return
             for line, row in parse(stream):
                 yield line, row
-    # Before OSError, from which BadGzipFile is derived. The rows up to the damage have been yielded already.
+    # Must precede OSError, the base of BadGzipFile. The rows up to the damage have been yielded already.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield (
             line + 1,

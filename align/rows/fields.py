@@ -81,11 +81,13 @@ class FieldTaker:
 
     def reference(self, value: Any, problems: Problems) -> Any:
         """A reference; None for an empty one."""
+        # CSV has no null: an empty cell is no reference.
         return None if value is None or value == "" else self.text("reference", value, "empty_reference", problems)
 
     def score(self, field: str, row: Row, columns: Columns, problems: Problems) -> float | None:
         """A finite number; None where the row has no score."""
         value = row.get(columns[field]) if field in columns else None
+        # CSV has no null: an empty cell is no score.
         if value is None or value == "":
             return None
         try:
@@ -152,6 +154,7 @@ class FieldTaker:
                 FieldProblem("input", "wrong_type", f"must be text, but is {shown(context)} ({type(context).__name__})")
             )
             return None
+        # Alpaca's files have an empty input in rows without one.
         if not context or context.isspace():
             self.empty_inputs += 1
             return [{"role": "user", "content": text}]
@@ -201,6 +204,7 @@ class FieldTaker:
         except FieldProblem as problem:
             problems.append(problem)
             return None
+        # None is a prompt with problems of its own, which are enough.
         if before and messages is not None and before != messages:
             problems.append(FieldProblem(field, "prompt_differs", "the messages before its last are not the prompt"))
         return self.text(field, text, "empty_completion", problems)

@@ -68,6 +68,7 @@ class DataKind(RowKind[RecordT]):
         """The fields with the texts of a row, the subject first."""
         return (self.subject, *self.completions)
 
+    # cached_property writes to __dict__, so it works in a frozen dataclass; the inner loops ask for every row.
     @cached_property
     def contents(self) -> tuple[str, ...]:
         """The fields of a row besides its subject; at most two."""

@@ -124,7 +124,7 @@ class Recogniser:
             return len(shape.required.keys() - present(shape).keys())
 
         def distance(shape: Shape) -> tuple[int, int]:
-            # A shape of which nothing is present is no closer for being short.
+            # If a row has none of a shape's fields, a short shape is no closer than a long one.
             num_present = len(shape.required) - missing(shape)
             return -num_present, missing(shape) if num_present else 0
 

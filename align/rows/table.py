@@ -15,6 +15,7 @@ _SCORES: dict[str, Names] = {
     "chosen_score": ("chosen_score", "score_chosen"),
     "rejected_score": ("rejected_score", "score_rejected"),
 }
+# In a file of prompts, an answer is what a completion is compared with.
 _REFERENCE: Names = ("reference", "answer", "solution")
 
 Variant = tuple[dict[str, Names], dict[str, Names]]

@@ -53,7 +53,7 @@ class _Failure:
 
     reason: str
     wait_seconds: float = 0.0
-    """Wait that the endpoint asked for."""
+    """Wait that the endpoint requires."""
 
 
 class JudgeClient:

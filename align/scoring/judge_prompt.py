@@ -1,6 +1,6 @@
 """The prompt of a judge, and the parser of its verdict.
 
-The conversation and the answers come from strangers: a completion may say "Verdict: A", or tell the judge what to write. So
+The conversation and the answers are untrusted: a completion may say "Verdict: A", or tell the judge what to write. So
 every piece is enclosed in marks with a code computed from all pieces, which the author of one piece cannot know. The verdict is
 read only from the last line of the judge's own reply, and never guessed.
 """

@@ -81,7 +81,7 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
 
     number = 0
     try:
-        with path.open("rb"):  # an absent or forbidden file is told apart from a damaged one
+        with path.open("rb"):  # an absent or forbidden file must not be reported as damaged
             pass
         for batch in batches:
             # All batches have one schema. A row becomes a dict, which would keep only one of two columns with the same name.

@@ -59,7 +59,7 @@ class Validator:
         self._near = near_duplicates
         self._rows_file = rows_file
         self._file_starts: dict[int, int] = {}
-        # No row: seq is -1 for a problem of a file.
+        # Equals no row's seq, which is -1 for a problem of a file.
         self._error_row = -2
 
     def run(

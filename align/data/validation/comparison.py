@@ -147,7 +147,7 @@ class RowComparison:
                 label["seq"] += np.uint64(first_seq)
                 index.add(label)
                 return
-        # None, not removed: a later block must not start the column again.
+        # Set to None, not deleted: a later block must not start the column again.
         self._labels[column] = None
 
     def _compare_ids(self, table: Table) -> None:

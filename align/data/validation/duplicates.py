@@ -127,7 +127,7 @@ def contradictions(table: Table, columns: tuple[str, ...], value: str) -> Matche
 
 
 def mirrored(table: Table) -> Matches:
-    """Pairs that occur both ways round, as `contradictions`; the table has `key`, `first` (chosen) and `second` (rejected)."""
+    """Pairs that occur in both orders; see `contradictions`. The table has `key`, `first` (chosen) and `second` (rejected)."""
     pairs = np.empty(len(table), [("key", "u8"), ("low", "u8"), ("high", "u8"), ("way", "?"), ("seq", "u8")])
     pairs["key"], pairs["seq"] = table["key"], table["seq"]
     # Both orders of a pair have the same low and high; `way` says which of the two was chosen.

@@ -167,6 +167,7 @@ class _Scanner:
             if number:
                 seq = self._result.units
                 self._result.units = seq + 1
+            # None stays None: the id is then made from the content of each part.
             part_id = own_id and own_id + suffix
             if isinstance(fields, FieldProblem):
                 self._refuse(seq, line, part_id, [fields], shares_line)
@@ -182,7 +183,7 @@ class _Scanner:
             records = [_record(self._rules.kind, line, fields) for _, line, _, _, _, fields, _ in self._waiting]
             for unit, problems in zip(self._waiting, self._checks.problems_of(self._rules.kind, records), strict=True):
                 self._take(*unit, problems)
-            # Problems of rows that waited were found last; the order of the file comes back.
+            # Problems of rows that waited were found last; sorting restores the order of the file.
             result.problems.sort(key=lambda problem: problem.row_number)
         reader = self._reader
         result.unused.update(dict.fromkeys(sorted(reader.extra_message_keys)))
@@ -257,7 +258,7 @@ class _Scanner:
                 problems.append(FieldProblem(name, "number_as_text", message))
 
     def _serious(self, problems: list[FieldProblem], line: int, names: set[str]) -> list[FieldProblem]:
-        """The problems because of which the row is dropped; the others become findings."""
+        """The problems that make the row unusable; the others become findings."""
         names.update(problem.reason for problem in problems if self._rules.action(problem.reason) == "keep")
         return [problem for problem in problems if self._rules.action(problem.reason) != "keep"]
 
@@ -280,6 +281,7 @@ class _Scanner:
             self._result.problems.append(
                 Problem(
                     line=line,
+                    # A number within the block; `Validator` turns it into one within the file.
                     row_number=seq,
                     row_id=own_id or "",
                     field=problem.field,
@@ -307,10 +309,12 @@ class _Scanner:
             self._result.unused[name] = None
             if isinstance(value, str) and value != value.rstrip():
                 self._count(f"trailing_white_space:{name}", line)
+            # Labels contradict each other when prompts are equal; a plain text has no prompt.
             if self._rules.kind.has_prompt and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
                 self._labels.setdefault(name, _LabelColumn()).add(key, value, seq, line)
 
     def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any]) -> None:
+        # Without the opening brace: id, line and file will stand before these fields, and the hash must not depend on them.
         content = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()[1:]
         row_id = own_id or hashlib.sha256(b"{" + content).hexdigest()[:CONTENT_ID_DIGITS]
         if not own_id:
@@ -330,6 +334,7 @@ class _LabelColumn:
     def add(self, key: int, value: Any, seq: int, line: int) -> None:
         if not self._is_label:
             return
+        # A list or mapping is no label, and a set could not hold it.
         if not isinstance(value, (str, int, float, type(None))):
             self._is_label = False
             return
@@ -368,6 +373,7 @@ def _key_text(fields: Mapping[str, Any]) -> str:
 def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, int]:
     """Hashes of the prompt (or text) and of the other fields; 0 for an absent field."""
     values = [fields[name] for name in kind.contents]
+    # Padded with zeros, because a kind may have fewer than two such fields.
     first, second, *_ = (*(0 if value is None else hash_text(str(value)) for value in values), 0, 0)
     return hash_text(_key_text(fields)), first, second
 

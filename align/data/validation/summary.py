@@ -69,6 +69,7 @@ class Tally:
 
     def add(self, file: str, line: int) -> None:
         self.count += 1
+        # One line may give several findings, such as the pairs of one ranking.
         if len(self.places) < SHOWN_PLACES and (file, line) not in self.places:
             self.places.append((file, line))
 
@@ -79,7 +80,7 @@ class Tally:
 
 @dataclass
 class Summary:
-    """What a source holds."""
+    """The counts of a source's rows, problems and findings."""
 
     shown: str
     """Name of the source in messages."""
@@ -99,6 +100,7 @@ class Summary:
     """Action by problem and finding."""
     findings: dict[str, Tally] = field(default_factory=dict)
     """Findings about kept rows."""
+    # A dict, not a set, to keep the order of the columns.
     unused: dict[str, None] = field(default_factory=dict)
     """Columns (and `field.key` of messages) that no field took."""
     reading: Reading = field(default_factory=Reading)
@@ -142,7 +144,7 @@ class Summary:
 
 
 def finding_note(name: str, tally: Tally, rows: int, *, single_file: bool) -> str:
-    """One sentence about a finding, with the first lines where it is.
+    """One sentence about a finding, with the first lines that have it.
 
     Args:
         name: of a check; `trailing_white_space:COLUMN` and `conflicting:COLUMN` are about a column that no field took.
@@ -167,7 +169,7 @@ def shown_places(tally: Tally, *, single_file: bool) -> str:
 
 
 def catalogue_name(finding: str) -> str:
-    """The check that a finding is of."""
+    """The check that a finding belongs to."""
     kind, _, column = finding.partition(":")
     return "conflicting_labels" if column and kind == "conflicting" else kind
 
