@@ -196,7 +196,7 @@ class _Sampled:
 
 @dataclass
 class _Likelihoods:
-    """What only a forward pass can tell."""
+    """Numbers that need a forward pass over given texts."""
 
     kl: dict[str, dict[str, float]] = field(default_factory=dict)
     """Model → prompt id → nats."""
@@ -204,7 +204,7 @@ class _Likelihoods:
 
 
 def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> int:
-    """How many held-out prompts occur in the data the models were made from; a person is told when there are any."""
+    """How many held-out prompts occur in the data that the models were made from; the user gets a note if there are any."""
     held_out = {_key(prompt) for prompt in prompts}
     seen: set[str] = set()
     for name, artifact in context.artifacts.items():
@@ -217,6 +217,7 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
 
 
 def _key(row: Any) -> str:
+    # Content, not the id: the same prompt has different ids in different files.
     return json.dumps([[message.role, message.content] for message in row.prompt], ensure_ascii=False)
 
 
@@ -244,6 +245,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
             report = _sample_one(context, more, f"{name} for best of n", holder)
             result.pool = report.candidates
             result.count(report)
+    # Scoring loads models too, and needs the memory.
     holder.close()
     _require_same_prompts(result)
     return result
@@ -324,6 +326,7 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
         if name in comparable and name != config.baseline:
             own[name] = model.completion_logps(rows[name], report=report)
         if name == config.baseline:
+            # The baseline reads every model's answers while it is loaded.
             for other in sorted(comparable - {name}):
                 others[other] = model.completion_logps(rows[other], report=report)
     for model_name, logps in own.items():

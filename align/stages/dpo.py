@@ -74,6 +74,7 @@ class DpoObjective(PairwiseObjective):
         return float(self._losses(zero, zero, zero, zero))
 
     def _losses(self, *logps: Tensor) -> Tensor:
+        # Imported late: recipes are read with this class, and torch takes a second to load.
         from align.losses import dpo_loss
 
         return dpo_loss(*logps, beta=self.beta, label_smoothing=self.label_smoothing, variant=self.variant).losses

@@ -92,6 +92,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     rows = [TrainingPair(row) for row in split.train]
     if config.margin == "scores":
         trained = {row.id for row in split.train}
+        # Only of pairs that are trained on: dropped and held-out pairs need no scores.
         margins = _margins([record for record in data.records if record.id in trained], artifact.where)
         rows = [TrainingPair(row, {"margin": margins[row.id]}) for row in split.train]
     metrics = train_pairs(context, data, rows, new_score_head=True)

@@ -103,10 +103,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
 @dataclass(frozen=True)
 class ShardScorer:
-    """Scores the candidates of one shard and writes them, and last the seal with what the judges counted.
+    """Scores the candidates of one shard and writes them; the seal, with the judges' counts, is written last.
 
-    `report` gets the number of the shard's scores that are there. A copy in another process loads reward models of its own and
-    reports whole shards only.
+    `report` gets the number of the shard's finished scores. A copy in another process loads reward models of its own and reports
+    whole shards only.
     """
 
     scorers: ScorerSet
@@ -127,12 +127,13 @@ def _report_nothing(scores: int) -> None:
 
 
 def pieces(candidates: Sequence[Candidate], *, whole_prompts: bool) -> Iterator[Sequence[Candidate]]:
-    """The candidates in shards of SHARD_ROWS, a little more where a prompt would be cut and must not be.
+    """The candidates in shards of SHARD_ROWS; with `whole_prompts` a shard may be larger, so that no prompt is cut.
 
-    Where the candidates of some prompt do not stand together, `whole_prompts` makes one shard of all.
+    If the candidates of some prompt do not follow each other, `whole_prompts` makes one shard of all.
     """
     ids = [candidate.prompt_id for candidate in candidates]
     starts = [index for index in range(len(ids)) if index == 0 or ids[index] != ids[index - 1]]
+    # A judge compares the candidates of one prompt, so a shard must have all of them.
     if whole_prompts and len(starts) > len(set(ids)):
         yield candidates
         return

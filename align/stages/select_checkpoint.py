@@ -176,6 +176,7 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, Path], prom
         result.engine, result.engine_version = report.engine, report.engine_version
         result.new_tokens += report.new_tokens
         result.engine_seconds += report.engine_seconds
+    # Scoring loads models too, and needs the memory.
     holder.close()
     return result
 
@@ -227,6 +228,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple
     losses: dict[int, float | None] = {}
     for epoch, folder in folders.items():
         path = context.work / f"loss-{epoch}.json"
+        # The file is written atomically: if it exists, it is complete.
         if not path.exists():
             model = LikelihoodModel(folder, batch_tokens=config.batch_tokens)
             logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))

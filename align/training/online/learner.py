@@ -144,7 +144,7 @@ class PolicyLearner:
                 passes = self.settings.passes(episodes, chosen)
                 row = self._accumulate(passes, experience, score_bias, learn_policy)
                 rows.append(row | self._apply(learn_policy))
-                # Measured before this step, which was made; only the rest of the passes is skipped.
+                # The KL was measured before this step, which stays; only the remaining updates are skipped.
                 if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
                     return rows
         return rows

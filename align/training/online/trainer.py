@@ -117,7 +117,7 @@ class OnlineTrainer:
         with self._timed("score"):
             rollout = self._sampler.score(sampled)
         self._context.sample(state.rollouts, rollout.texts)
-        # Set once: a bias that follows the policy would hide whether its scores rise.
+        # Set once, while the policy is still the reference: a bias that follows the policy would cancel its progress.
         if state.rollouts == 0 and self._config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
