@@ -1,4 +1,4 @@
-"""Inputs of a recipe as artifacts: fingerprinted by content, checked before anything heavy starts."""
+"""Inputs of a recipe as artifacts: fingerprinted by content, and checked before expensive work starts."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
-    # What the files are called does not count, what is in them does, and the order in which they are read.
+    # File names do not count; content does, and the order in which files are read.
     how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}, "decontaminate": True})
     source = find_source(spec, recipe.locate)
     content = [_content_of(file, store) for file in source.files] if spec.dataset is None else None
@@ -130,7 +130,7 @@ def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> R
 
 
 def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
-    """Scored candidates are not copied: the artifact is the files where they lie."""
+    """The artifact of scored candidates; it is the user's files themselves, which are not copied."""
     place = recipe.locate(spec.path)
     files = [Path(os.path.abspath(path)) for path in find_files(place)]
     for path in files:
@@ -154,10 +154,10 @@ def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
 
 
 def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit) -> dict[str, Artifact]:
-    """Every input as an artifact; the rows of data inputs are read, validated and written to the store where they are not yet.
+    """Every input as an artifact; rows of data inputs that the store lacks are read, validated and written to it.
 
     Raises:
-        DataError: the unusable rows of all files, before anything heavy is started.
+        DataError: the unusable rows of all files, before expensive work starts.
     """
     artifacts: dict[str, Artifact] = {}
     failures: list[AlignError] = []

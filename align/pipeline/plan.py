@@ -37,15 +37,15 @@ class PlannedStage:
     status: Status
     reason: str
     seconds: float | None
-    """What it took when it was made, for cached stages."""
+    """Time that a cached stage took when it ran; None for other stages."""
     entry: Entry
     node: StageNode
     inputs: Mapping[str, str]
     """Fingerprint of everything it reads, by name."""
     seed: int
-    """What everything random in it follows from: its own seed, or else the recipe's."""
+    """Decides every random draw of the stage: its own seed, or else the recipe's."""
     damage: str = ""
-    """What is wrong with the result that is there, when it is damaged."""
+    """What is wrong with a damaged result; empty if there is none."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,14 +81,14 @@ class Plan:
 def semantic_config(config: StageConfig) -> dict[str, Any]:
     """The part of a stage's configuration that can change a byte of its result.
 
-    Without its seed: what counts is the seed it runs with, wherever that was written.
+    The seed is not part of it: the seed that the stage runs with counts, and it may come from the recipe.
     """
     pruned: dict[str, Any] = _pruned(config.model_dump(mode="json"), _outside(config))
     return pruned
 
 
 def _outside(config: StageConfig) -> set[tuple[str, ...]]:
-    """Paths of what is in a configuration and not in the fingerprint."""
+    """Paths of the entries of a configuration that are not in the fingerprint."""
     return {*execution_paths(config), ("seed",)}
 
 
@@ -120,7 +120,7 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
 
 
 def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | int, ...] = ()) -> Any:
-    """`value` with every reference blanked: what it is called must not matter."""
+    """`value` with every reference blanked, since names must not matter."""
     if here in paths:
         return None
     if isinstance(value, dict):
@@ -139,7 +139,7 @@ def make_plan(
     until: str | None = None,
     store: Path | None = None,
 ) -> Plan:
-    """Decide for every stage whether its result is there. Reads and hashes files; writes nothing but remembered hashes.
+    """Decide for every stage whether its result exists. Reads and hashes files; writes nothing but the cache of hashes.
 
     Args:
         out: folder of all runs; this recipe's is `out/<name>`.
@@ -161,6 +161,7 @@ def make_plan(
     for name, node in recipe.stages.items():
         inputs = {reference: known[reference] for _, reference in node.references}
         digest, seed = stage_fingerprint(node, recipe, inputs), effective_seed(node, recipe)
+        # A fingerprint needs no result, so later stages have theirs before anything has run.
         known[name] = digest
         entry = artifact_store.entry(node.type, digest)
         state, problem = entry.check(artifact_store.hashes)
@@ -173,7 +174,7 @@ def make_plan(
             previous = Entry(run_folder / LINKS_NAME / name).read_manifest()
             changed = [reference for reference in inputs if reference in running]
             reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed, seed=seed)
-            # Two names for one result: it is made once, and the second name finds it there.
+            # Two names for one result: the first stage makes it, the second finds it in the store.
             twin = next((stage.name for stage in plan.stages if stage.entry.path == entry.path), None)
             reason = f"the same as {twin}" if twin else reason
         seconds = manifest.seconds if manifest else None
@@ -186,7 +187,7 @@ def make_plan(
 
 
 def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | None, changed: list[str], *, seed: int) -> str:
-    """In a few words, what differs from the result this stage had in the run before."""
+    """In a few words, what differs from the result that this stage had in the previous run."""
     if previous is None:
         return "no result yet"
     assert isinstance(node.config, StageConfig)
@@ -238,7 +239,7 @@ def _needed_by(recipe: Recipe, name: str) -> set[str]:
 
 
 def _check_complete(plan: Plan) -> None:
-    """A chosen stage can only run when what it needs is there, or is chosen too."""
+    """A chosen stage can run only if each stage that it needs has a result or is chosen too."""
     missing = {stage.name for stage in plan.stages if stage.status == "skipped"}
     for stage in plan.stages:
         lacking = [name for name in stage.inputs if name in missing]
@@ -250,7 +251,7 @@ def _check_complete(plan: Plan) -> None:
 
 
 def _check_judges(plan: Plan) -> None:
-    """Texts and a key leave the machine only where the user said so; what is done already sends nothing."""
+    """Texts and a key leave the machine only where the user allowed it. Cached stages send nothing, so they are not checked."""
     for stage in plan.stages:
         for path, judge in iterate_judges(stage.node.config) if stage.status == "run" else ():
             if refusal := judge.refusal(os.environ):

@@ -1,4 +1,4 @@
-"""What the fork server imports before it forks the first stage: the trainers, the scorer and the loader of models.
+"""Imported by the fork server before it forks the first stage: the trainers, the scorer and the loader of models.
 
 peft would import bitsandbytes, which asks CUDA for the GPU's capability. That initialises CUDA, and then no forked stage could
 use the GPU. So bitsandbytes is hidden during the imports; stages that need it get a new process.
@@ -11,7 +11,7 @@ import sys
 
 MODULES = ("align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load")
 
-# None makes Python say that there is no such module, and peft asks once only.
+# With None here, Python reports that there is no such module. peft checks once, at import, and keeps the answer.
 found = sys.modules.get("bitsandbytes")
 sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 try:

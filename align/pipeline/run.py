@@ -1,4 +1,4 @@
-"""Run a recipe: make the plan, run what is not there, stage by stage, and publish the comparison."""
+"""Run a recipe: make the plan, run the stages that have no result, one by one, and publish the comparison."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PUBLISHED = ("results.json", "report.html")
 
 @dataclass
 class RunResult:
-    """What a run left behind, gathered from its events."""
+    """The result of a run, collected from its events."""
 
     folder: Path
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -103,7 +103,7 @@ def run_recipe(
         lock_path = plan.store.root / f"run-{recipe.name}.lock"
         with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
             _check(signals)
-            if waited:  # what the other run finished meanwhile need not be made again
+            if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
                 return _Runner(plan, signals, [file, *sinks], command or [], in_process).run()
@@ -145,6 +145,7 @@ class _Runner:
         write_json(plan.run_folder / RECIPE_NAME, resolved)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
+        # Before the inputs are read: a fork server imports the trainers meanwhile.
         launcher = self._launcher(to_run) if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._emit)
         for artifact in artifacts.values():
@@ -170,7 +171,7 @@ class _Runner:
                 resolve_engine(engine)
 
     def _launcher(self, to_run: list[PlannedStage]) -> Launcher:
-        """Stages that need no trainer would wait for imports that they do not use."""
+        """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
         return launcher_for(preload=preload, environment=ENVIRONMENT, in_process=self._in_process)
@@ -203,6 +204,7 @@ class _Runner:
         try:
             launcher.run(job, self._emit, self._signals)
         except BaseException as error:
+            # A stage is always stopped by SIGTERM; the exit code must be that of the signal that the user sent.
             if isinstance(error, Interrupted) and (number := self._signals()) is not None:
                 error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)
             with contextlib.suppress(EnvironmentProblem):
@@ -222,10 +224,11 @@ class _Runner:
         return found
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
-        """Point `<run>/<folder_name>/<name>` at what is in the store, replacing an older link in one step."""
+        """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""
         folder = self._plan.run_folder / folder_name
         folder.mkdir(exist_ok=True)
         link, temporary = folder / name, folder / f".{name}.new"
+        # Relative, so that runs and store can be moved together.
         target = os.path.relpath(path, folder)
         if link.is_symlink() and os.readlink(link) == target:
             return
@@ -235,13 +238,14 @@ class _Runner:
         fsync_folder(folder)
 
     def _publish(self, artifacts: dict[str, Artifact]) -> None:
-        """Copy the files of the last comparison to where a person looks for them."""
+        """Copy the files of the last comparison to the top of the run's folder, where users look for them."""
         comparisons = [artifacts[stage.name] for stage in self._plan.stages if stage.status != "skipped"]
         comparisons = [artifact for artifact in comparisons if artifact.kind == "comparison"]
         if not comparisons:
             return
         for name in PUBLISHED:
             source, target = comparisons[-1].path / name, self._plan.run_folder / name
+            # An unchanged file keeps its modification time.
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 write_bytes(target, source.read_bytes())
         self._result.results = json.loads((self._plan.run_folder / PUBLISHED[0]).read_text())
@@ -267,6 +271,6 @@ def _check(signals: StopSignals) -> None:
 
 
 def _needs_bitsandbytes(config: StageConfig) -> bool:
-    """Whether the stage trains over a model in 4 bits; the preload has told peft that bitsandbytes is not there."""
+    """Whether the stage trains over a model in 4 bits; a forked process cannot: the preload hides bitsandbytes from peft."""
     peft = getattr(config, "peft", None)
     return peft is not None and peft.method == "qlora"

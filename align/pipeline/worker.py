@@ -1,4 +1,4 @@
-"""What runs one stage, in whatever process: it works in the stage's store entry under the entry's lock, and commits."""
+"""Runs one stage, in whichever process: works in the stage's store entry under the entry's lock, and commits the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    # A killed worker leaves semaphores to the resource tracker, which removes them; that it did is no news for a person.
+    # A killed worker leaves semaphores to the resource tracker, which removes them and warns; users need not know.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
@@ -60,7 +60,7 @@ class StageJob:
 
 
 class _WorkSeconds:
-    """Wall time of a stage over all attempts, written down every second so that a killed attempt counts too."""
+    """Wall time of a stage over all attempts, saved every second so that a killed attempt counts too."""
 
     def __init__(self, entry: Entry) -> None:
         self._path = entry.work / SECONDS_NAME
@@ -77,7 +77,7 @@ class _WorkSeconds:
             try:
                 self._path.write_text(f"{self.total():.3f}")
             except OSError:
-                return  # the folder went away or the disk is full; the stage itself will say so
+                return  # the folder is gone or the disk is full; the stage itself reports that
 
     def total(self) -> float:
         return self._before + time.monotonic() - self._started
@@ -88,7 +88,7 @@ class _WorkSeconds:
 
 
 def run_stage(job: StageJob, emit: Emit, stop: StopRequested) -> None:
-    """Run a stage and commit what it made.
+    """Run a stage and commit its result.
 
     Raises:
         AlignError: see `align.errors`; a full disk and a lack of memory are among them. Anything else is a bug.
@@ -112,6 +112,7 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
         state, problem = job.entry.check(FileHashes(job.entry.path / "no-memory"))
         if state == "damaged":
             emit(Quarantined(stage=job.name, path=str(job.entry.quarantine()), problem=problem))
+        # The plan is older than the lock: another run may have finished this stage since.
         made_by_another = job.entry.read_manifest() if state == "done" else None
         manifest = made_by_another or _run_and_commit(job, emit, stop)
     emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
@@ -143,6 +144,7 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
 
 
 def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:
+    # Linux counts KiB, and of children only the largest; no number exists for several processes together.
     usage = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return Manifest(
         kind=kind,
@@ -174,12 +176,13 @@ def _library_versions() -> dict[str, str]:
 
 
 def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
-    """The error as a person should see it; None for a bug."""
+    """The error as the user should see it; None for a bug."""
     if isinstance(error, AlignError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         message = f"{job.name}: the disk is full ({error.filename or job.entry.path})"
         return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
+    # By name: importing torch for its class would cost a second, also in stages that do not use it.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):
         hint = "Lower micro_batch_size (batch_size, and so the optimizer step, stays what it is), batch_tokens or max_tokens."

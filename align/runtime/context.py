@@ -1,4 +1,4 @@
-"""What long work may know of its surroundings: where it keeps unfinished files, where it reports, who may ask it to stop."""
+"""The surroundings of long work: where it keeps unfinished files, where it reports, and how it learns of a request to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN_COMPLETIONS = 3
 
 
 def _nobody(event: Event) -> None:
-    """Where events go that nobody wants."""
+    """Takes events that nobody reads."""
 
 
 def _never() -> int | None:
@@ -24,10 +24,10 @@ def _never() -> int | None:
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What trainers and samplers need to know of their surroundings."""
+    """What trainers and samplers need to know about the run that they are part of."""
 
     name: str
-    """What the recipe calls this stage."""
+    """Name of this stage in the recipe."""
     work: Path
     """Survives interruptions, and is removed when the stage is committed: unfinished shards and checkpoints live here."""
     seed: int
@@ -37,7 +37,7 @@ class RunContext:
     world_size: int = 1
     """Processes that run the stage together."""
     emit: Emit = _nobody
-    """Takes what happens, while it happens."""
+    """Takes events as they happen."""
     stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
 
@@ -51,7 +51,7 @@ class RunContext:
         self.emit(Metrics(stage=self.name, step=int(row["step"]), values=values))
 
     def note(self, text: str) -> None:
-        """Report one line that a person should read."""
+        """Report one line that the user should read."""
         self.emit(Note(stage=self.name, text=text))
 
     def sample(self, step: int, completions: Iterable[SampledText]) -> None:
@@ -59,13 +59,13 @@ class RunContext:
         self.emit(Sample(stage=self.name, step=step, completions=tuple(islice(completions, SHOWN_COMPLETIONS))))
 
     def check_stop(self) -> None:
-        """Raise Interrupted when a stop was requested; called where stopping loses nothing that is finished."""
+        """Raise Interrupted if a stop was requested; called where stopping loses no finished work."""
         number = self.stop_requested()
         if number is not None:
             raise Interrupted("Stopped; what is finished is kept.", signal_number=number)
 
     def counter(self, task: str, unit: str) -> Callable[[int, int], None]:
-        """A function to be called with (done, total) of `task`, between pieces of work: it is where a stop takes effect."""
+        """A function to be called with (done, total) of `task`, between pieces of work. A requested stop takes effect there."""
 
         def count(done: int, total: int) -> None:
             self.progress(task, done, total, unit)

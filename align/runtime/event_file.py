@@ -1,4 +1,4 @@
-"""`events.jsonl`: the events of a run in a file that can be followed while the run goes on, and read after any kill."""
+"""`events.jsonl`: the events of a run, in a file that can be read during the run and after any kill."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from align.runtime.events import Event, Progress, from_json, to_json
 
 EVENTS_NAME = "events.jsonl"
 PROGRESS_SECONDS = 1.0
-"""Least time between two progress events of a task in the file. The first and the last are always there."""
+"""Least time between two progress events of a task in the file. The first and the last are always written."""
 
 
 class JsonlSink:
     """Appends events to a file, each in one write of one line.
 
-    A reader that takes whole lines only sees whole events. Several runs of a recipe, also those that were killed, follow each
-    other in the file. There is no fsync: a power cut may cost the newest lines, a kill costs none.
+    A reader that takes only whole lines sees only whole events. Several runs of a recipe, killed ones too, follow each other in
+    the file. There is no fsync: a power cut may lose the newest lines, a kill loses none.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,6 +41,7 @@ class JsonlSink:
             return
         line = (to_json(event) + "\n").encode()
         try:
+            # On a disk that is almost full, `write` may succeed with a part of the line.
             if os.write(self._file, line) == len(line):
                 return
         except OSError as error:
@@ -66,7 +67,8 @@ class JsonlSink:
         return due
 
     def _cut_unfinished_line(self) -> None:
-        """Remove what a kill or a full disk left of a line, so that the next event does not continue it."""
+        """Remove the part of a line that a kill or a full disk left, so that the next event does not continue it."""
+        # Backwards in blocks: the file may be large, and its last line is near the end.
         size = end = os.fstat(self._file).st_size
         while end > 0:
             start = max(0, end - 65_536)
@@ -80,7 +82,7 @@ class JsonlSink:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events in a file, without a last line that is not whole yet.
+    """The events in a file, without a last line that is still being written.
 
     Raises:
         ValueError: with the line's number, if a line is not an event.

@@ -1,7 +1,7 @@
-"""What happens in a run, while it happens.
+"""Events: what happens in a run, reported as it happens.
 
 A stage emits events through its context; the runner hands each to every sink. The file `events.jsonl`, the terminal and the
-result of `align run --json` are sinks of one stream, and so is whatever else wants to know.
+result of `align run --json` are sinks of one stream, and other readers can be too.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ Emit = Callable[[Event], None]
 
 
 class EventSink(Protocol):
-    """Whoever wants to know what happens in a run."""
+    """A reader of a run's events."""
 
     def handle(self, event: Event) -> None:
         """Take an event. Called in their order, from the thread that runs the recipe; what it raises ends the run."""
@@ -228,6 +228,7 @@ def to_json(event: Event) -> str:
     try:
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError:
+        # Rare, so only such events pay for the copy.
         return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
 
 

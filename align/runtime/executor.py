@@ -1,7 +1,7 @@
 """Map work over workers, in this process or in several; the results do not depend on which.
 
-A stage says what is done to one item and what happens when it is done. How many workers there are, and where, is decided in
-`executor_for` alone.
+A stage defines the work on one item and what happens to its result. `executor_for` alone decides how many workers there are, and
+where.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ class Processes:
     ) -> None:
         """See `Executor.map`."""
         numbered = enumerate(items)
+        # No more processes than items, of which the number may be unknown.
         first = list(islice(numbered, self.num_workers))
         crew = _Crew(self, pickle.dumps(work), chain(first, numbered), on_done, check_stop, in_order)
         try:
@@ -147,11 +148,12 @@ class _Worker(Generic[T]):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, environment, log), name=f"align-worker-{number}")
         self.process.start()
+        # Only the child holds that end now, so reading from ours ends with EOFError when the child dies.
         theirs.close()
         self.items: deque[tuple[int, T]] = deque()
 
     def send(self, content: bytes) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died, which is noticed when its answer is awaited
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died; `run` notices that when it waits for the answer
             self.connection.send_bytes(content)
 
 
@@ -199,6 +201,7 @@ class _Crew(Generic[T, R]):
             for ready in cast(list[Connection], wait(list(busy), POLL_SECONDS)):
                 self._take(busy[ready])
             for worker in busy.values():
+                # A process that is gone may have left its answer in the pipe.
                 if not worker.process.is_alive() and not worker.connection.poll():
                     self._raise_death(worker)
             self._unless_stopped(self._check_stop)
@@ -207,7 +210,7 @@ class _Crew(Generic[T, R]):
 
     def _hand_out(self) -> None:
         """Draw items for workers that have room, those without any first."""
-        # Results that wait for an earlier one are bounded: they may be large.
+        # The number of results that wait for an earlier one is bounded, because results may be large.
         most = (self._how.items_ahead + 2) * len(self._workers) if self._in_order else sys.maxsize
         for depth in range(self._how.items_ahead + 1):
             for worker in self._workers:
@@ -220,7 +223,7 @@ class _Crew(Generic[T, R]):
                 worker.send(pickle.dumps(drawn[1]))
 
     def _take(self, worker: _Worker[T]) -> None:
-        """Receive one result and tell of it."""
+        """Receive one result, and deliver all that are due."""
         try:
             content = worker.connection.recv_bytes()
         except (EOFError, ConnectionResetError):
@@ -243,7 +246,7 @@ class _Crew(Generic[T, R]):
                 self._stop, self._give_up_at = stop, time.monotonic() + STOP_SECONDS
 
     def _raise_death(self, worker: _Worker[T]) -> NoReturn:
-        self._check_stop()  # a signal to the whole group may have ended it
+        self._check_stop()  # a signal to the whole process group may have ended it; then this is a stop, not an error
         worker.process.join(EXIT_SECONDS)
         code = worker.process.exitcode or 0
         raise WorkerDied(
@@ -270,7 +273,7 @@ def _serve(connection: Connection, environment: Mapping[str, str], log: Path | N
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_to_the_parent)
-    # Before anything else is imported: CUDA counts the devices once.
+    # Before anything else is imported: CUDA reads the variable once, at its first use.
     os.environ.update(environment)
     if log is not None:
         send_output_to(log)
@@ -280,6 +283,7 @@ def _serve(connection: Connection, environment: Mapping[str, str], log: Path | N
     content, work = inbox.get(), None
     while (item := inbox.get()) is not None:
         try:
+            # Unpickled here, not before the loop, so that an import that fails is reported like an error of the work.
             work = work or pickle.loads(content or b"")
             answer = pickle.dumps((work(pickle.loads(item)), None, ""))
         except Exception as error:
@@ -298,15 +302,15 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[bytes | None]) -> 
         while True:
             inbox.put(connection.recv_bytes())
     inbox.put(None)
-    inbox.put(None)  # where the end comes before the work itself
+    inbox.put(None)  # a second one, for the case that the connection closes before the work arrives
 
 
 def _leave_to_the_parent(number: int, frame: Any) -> None:
-    """A terminal sends signals to every process of a group; the parent decides what they mean."""
+    """Ignore a signal: a terminal sends it to every process of the group, and the parent decides what to do."""
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it can travel; else what it says."""
+    """The error itself if it can be pickled and restored; else a StageError with its text."""
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error

@@ -1,4 +1,4 @@
-"""Which GPUs a process may use, found out without touching CUDA: its first touch settles what it sees."""
+"""Which GPUs a process may use. CUDA is not touched: at its first use it fixes what the process sees."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES can name in this process."""
+    """Names of GPUs that CUDA_VISIBLE_DEVICES can have in this process."""
     variable = os.environ.get(GPU_VARIABLE)
     if variable is None:
+        # One file with a number for each GPU; nvidiactl and nvidia-uvm have none.
         return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-    # CUDA stops reading at the first name that is none.
+    # CUDA ignores every name after the first invalid one.
     return list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in variable.split(","))))
 
 

@@ -54,7 +54,7 @@ class Job:
     environment: Mapping[str, str] = field(repr=False)
     """Set before the job runs. May hold keys."""
     can_fork: bool = True
-    """Whether what was preloaded suits this job."""
+    """Whether the job can run in a process forked from the preloaded one."""
 
 
 class Launcher(Protocol):
@@ -162,11 +162,13 @@ def _run_in(context: ForkServerContext | SpawnContext, job: Job, emit: Emit, sto
             raise Interrupted("stopped before it began.", signal_number=number) from None
         hint = f"Run the same command again. Log: {job.log}"
         raise StageError(f"{job.name}: the process that starts stages died", hint=hint) from error
+    # Only the child holds that end now, so `recv` raises EOFError when the child dies.
     sender.close()
     asked_at: float | None = None
     try:
         while True:
             ready = wait([receiver, process.sentinel], timeout=POLL_SECONDS)
+            # Messages first: a process that has ended may have left its last ones in the pipe.
             if receiver in ready:
                 try:
                     message: Event | _Ended | None = receiver.recv()
@@ -221,10 +223,11 @@ def _last_lines(path: Path) -> list[str]:
 
 
 def _serve(connection: Connection, job: Job) -> None:
-    """Entry point of a job's process: run the job, send its events and then how it ended."""
+    """Entry point of a job's process: run the job, send its events, and last how it ended."""
     end_with_parent()
     os.environ.update(job.environment)
     send_output_to(job.log)
+    # Line by line, so that a kill loses nothing that was printed before.
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     stop = StopSignals()
@@ -240,9 +243,10 @@ def _serve(connection: Connection, job: Job) -> None:
     try:
         job.run(send, stop)
         send(_Ended())
-    except BaseException as error:  # the parent decides what a person sees
+    except BaseException as error:  # the parent decides what the user sees
         traceback.print_exc()
         send(_Ended(error if isinstance(error, AlignError) else None, traceback.format_exc()))
+    # `os._exit` skips them, and temporary folders of multiprocessing would stay.
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()

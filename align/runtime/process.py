@@ -1,4 +1,4 @@
-"""What every child process does, and how its end is put into words."""
+"""What every child process does at its start, and a description of its end."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from pathlib import Path
 
 
 def end_with_parent() -> None:
-    """Kill this process as soon as the process that started it is gone, however it went. No orphan goes on writing."""
+    """Kill this process as soon as the process that started it has ended, however it ended. No orphan goes on writing."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    # It closes with the process that asked for this one, not with the fork server.
     sentinel = parent.sentinel
 
     def watch() -> None:
         wait([sentinel])
+        # Not an exception: this is not the main thread, and a handler could delay the end.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def send_output_to(log: Path) -> None:
-    """Append to a file what this process and its children print from now on, that of C libraries included."""
+    """From now on, append the output of this process and its children to a file, that of C libraries included."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,4 +1,4 @@
-"""The curves of a run, from its events alone."""
+"""The curves of a run, read from its events alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT and SIGTERM, remembered so that work can end where nothing finished is lost."""
+"""Requests to stop: SIGINT and SIGTERM are recorded, so that work can stop where it loses no finished part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.second_interrupts = False
-        """Raise KeyboardInterrupt at the second signal, where there is no process of the stage that could be killed instead."""
+        """Raise KeyboardInterrupt at the second signal, if the stage has no process of its own that could be killed instead."""
 
     def __call__(self) -> int | None:
         return self.received[0] if self.received else None
@@ -42,7 +42,7 @@ class StopSignals:
 
 @contextmanager
 def ignored(number: int) -> Iterator[None]:
-    """Processes started inside inherit that `number` is ignored."""
+    """Ignore signal `number` inside the block; processes started there inherit that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
