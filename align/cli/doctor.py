@@ -82,7 +82,6 @@ def _version(name: str) -> str | None:
 def _compared(name: str, found: str, wanted: str, advice: str) -> Check:
     from packaging.specifiers import SpecifierSet
 
-    # Without `prereleases`, packaging says of every pre-release that it does not fit.
     fits = SpecifierSet(wanted).contains(found, prereleases=True)
     return Check(name, "ok" if fits else "differs", found, wanted, "" if fits else advice)
 

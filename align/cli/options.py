@@ -31,7 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    # NaN is not JSON: jq and most parsers refuse it, so a bug is better found here.
+    # NaN is not JSON, and strict parsers refuse it. A program that reads the output must not be the first to notice.
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 

@@ -166,7 +166,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
     out: Path = given["out"]
     request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or ())
     for field in config_type.model_fields:
-        # What was not given stays out of the recipe, so that the stage's own default holds. Typer gives [] for repeatable ones.
+        # What was not given stays out of the recipe, so that the stage's own default holds.
         if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
     recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)

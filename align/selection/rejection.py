@@ -34,7 +34,7 @@ def accept_candidates(scores: Sequence[float], *, beta: float, count: int, gener
     accepted: list[int] = []
     remaining = list(range(len(scores)))
     while remaining and len(accepted) < count:
-        # Taken anew in every pass, as in the paper: with the first highest, a small beta would accept nothing further.
+        # Taken anew in every pass, as in the paper: with the first highest, a small beta would accept almost nothing further.
         highest = max(scores[index] for index in remaining)
         rejected = []
         for index in remaining:

@@ -156,7 +156,7 @@ def check_context(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
 def check_speed(chat_format: ChatFormat) -> ModelCheck:
     """How fast texts become tokens, on this machine now."""
     texts = list(TEXTS.values()) * 100
-    # Warm up: the first call builds tables, which would count as slow tokenizing.
+    # Warm up, so that what only a first call does is not counted.
     chat_format.tokenize(texts[:1])
     tokens, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < SPEED_SECONDS:

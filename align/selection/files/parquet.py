@@ -93,7 +93,6 @@ class ParquetReader:
     def _batches(self, groups: Sequence[int], columns: list[str], rows: int) -> Iterator[list[Any]]:
         try:
             for batch in self._parquet.iter_batches(rows, row_groups=list(groups), columns=columns, use_threads=False):
-                # Arrow gives the columns in the order of the file, not in the one that was requested.
                 yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{self._file.path}: damaged ({error})", hint="Write the file again.") from None
