@@ -85,6 +85,7 @@ FILES: list[tuple[str, str, bytes, str, int]] = [
     ("other_prompt.jsonl", "preferences", _pair(chosen=[{**USER, "content": "z"}, ASSISTANT]), "prompt_differs", 1),
     ("same.jsonl", "preferences", GOOD + _pair(chosen="c"), "identical", 2),
     ("same_trimmed.jsonl", "preferences", GOOD + _pair(chosen="c \n"), "identical_after_trim", 2),
+    ("same_indented.jsonl", "preferences", GOOD + _pair(chosen=" c"), "identical_after_trim", 2),
     ("two_shapes.jsonl", "instructions", _row(prompt="a", completion="b", messages=[USER, ASSISTANT]), "ambiguous_shape", 1),
     ("id_twice.jsonl", "preferences", TWICE, "duplicate_id", 3),
     ("id_number.jsonl", "text", _row(id=1.5, text="a"), "wrong_type", 1),
