@@ -61,6 +61,7 @@ def prepare_task(
     """
     room = max_prompt_tokens_for(model_folder, config)
     encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=room, on_invalid=config.on_invalid, where=where)
+    # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {prompt.id: prompt for prompt in prompts}
     task = SamplingTask(
         model_folder=model_folder,
@@ -92,6 +93,7 @@ def max_prompt_tokens_for(model_folder: Path, sampling: TokenLimits) -> int:
         RecipeError: if max_completion_tokens alone fills the context.
     """
     context = context_tokens(model_folder)
+    # A whole completion is reserved, so that every prompt may get one of max_completion_tokens.
     room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)
     if is_encoder_decoder(model_folder) and sampling.max_completion_tokens <= context:
         room = min(sampling.max_prompt_tokens, context)

@@ -198,6 +198,7 @@ def _names_reward_model(path: Path) -> bool:
 def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of weights that the folder lacks, which transformers fills with random numbers."""
     try:
+        # The folder was checked; these options enforce the same rules while transformers reads it.
         model, info = auto_class.from_pretrained(
             str(path),
             dtype=dtype,

@@ -122,6 +122,7 @@ def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> R
     content = [_content_of(file, store) for file in source.files] if spec.dataset is None else None
     held_against = [(other, recipe.inputs[other]) for other in spec.decontaminate]
     evaluations = tuple(_resolve_data(recipe, other, held, store) for other, held in held_against if isinstance(held, DataInput))
+    # Prompts of an evaluation set decide which rows are dropped, so its content counts too.
     against = [evaluation.fingerprint for evaluation in evaluations]
     digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
     entry = store.entry(INPUT_STAGE, digest)
@@ -140,6 +141,7 @@ def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store:
         path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=store.hashes.of(path))
         for path in files
     }
+    # The suffix decides how a file is parsed.
     content = [{"sha256": entry.sha256, "suffix": Path(file).suffix} for file, entry in entries.items()]
     digest = fingerprint({"ingest": INGEST_VERSION, "kind": spec.kind, "columns": spec.columns, "content": content})
     artifact = Artifact(name, folder, _manifest(spec.kind, digest, spec, str(place), files=entries))
@@ -192,6 +194,7 @@ def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
 
     with hold(entry.lock_path, on_wait=waiting):
         state, problem = entry.check(store.hashes)
+        # Checked under the lock: another run may have written the rows while this one waited.
         if state == "damaged":
             emit(Quarantined(stage=resolved.name, path=str(entry.quarantine()), problem=problem))
         if state != "done":

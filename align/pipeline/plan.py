@@ -111,6 +111,7 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
     assert isinstance(config, StageConfig)
     references = {"/".join(map(str, path)): inputs[name] for path, name in iterate_references(config)}
     names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)}
+    # Names count only in a stage whose result shows them, such as compare.
     labels = {"recipe": recipe.name, **names} if config.labels_matter else {}
     plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
     code = {"stage": stage.name, "version": stage.version}
@@ -171,6 +172,7 @@ def make_plan(
             reason = "the result is there"
         else:
             running.add(name)
+            # The link still leads to the result of the previous run, whose manifest says what it was made from.
             previous = Entry(run_folder / LINKS_NAME / name).read_manifest()
             changed = [reference for reference in inputs if reference in running]
             reason = f"damaged: {problem}" if problem else why_run(node, inputs, previous, changed, seed=seed)
@@ -180,6 +182,7 @@ def make_plan(
         seconds = manifest.seconds if manifest else None
         planned = PlannedStage(name, node.type, digest, status, reason, seconds, entry, node, inputs, seed, problem)
         plan.stages.append(planned)
+    # Before the checks: a plan that is refused has hashed large files too.
     artifact_store.hashes.save()
     _check_complete(plan)
     _check_judges(plan)
@@ -194,6 +197,7 @@ def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | Non
     differences = []
     if previous.stage_version != STAGES[node.type].version:
         differences.append("the code of this stage changed")
+    # A manifest has the whole configuration; fields that do not count must not show as differences.
     before = _pruned(previous.config, _outside(node.config))
     differences += list(_differences(before, semantic_config(node.config)))
     differences += list(_differences({"seed": previous.seed}, {"seed": seed}))
@@ -201,6 +205,7 @@ def why_run(node: StageNode, inputs: Mapping[str, str], previous: Manifest | Non
     differences += [
         f"{name} changed" for name, digest in inputs.items() if name not in changed and previous.inputs.get(name) != digest
     ]
+    # Nothing differs if the old result was removed from the store.
     return ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "") or "no result yet"
 
 

@@ -101,8 +101,10 @@ def run_recipe(
                 sink.handle(waited[0])
 
         lock_path = plan.store.root / f"run-{recipe.name}.lock"
+        # One run of a recipe at a time: two would write the same links, log and events.
         with hold(lock_path, on_wait=on_wait, give_up=lambda: bool(signals.received)):
             _check(signals)
+            # At a signal `hold` gives up and returns without the lock, hence the check.
             if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
@@ -204,7 +206,7 @@ class _Runner:
         try:
             launcher.run(job, self._emit, self._signals)
         except BaseException as error:
-            # A stage is always stopped by SIGTERM; the exit code must be that of the signal that the user sent.
+            # A worker gets SIGTERM whatever the user sent; the exit code must be that of the user's signal.
             if isinstance(error, Interrupted) and (number := self._signals()) is not None:
                 error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)
             with contextlib.suppress(EnvironmentProblem):

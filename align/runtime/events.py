@@ -183,6 +183,7 @@ class RunFinished(Event):
 
 
 KINDS: dict[str, type[Event]] = {
+    # The class name in snake case: StageFinished is stage_finished.
     re.sub(r"(?<=.)([A-Z])", r"_\1", event.__name__).lower(): event
     for event in (
         RunPlanned,

@@ -107,7 +107,7 @@ class Inline:
 
 @dataclass(frozen=True)
 class Processes:
-    """Works in processes of this machine, started anew for every `map` and gone after it."""
+    """Works in processes of this machine, which start with every `map` and end after it."""
 
     num_workers: int
     gpus_each: int = 0

@@ -41,6 +41,7 @@ VERSION = 3
 class Config(Generation, StageConfig):
     """Compare models on held-out prompts."""
 
+    # The table and the report show names, so a renamed stage needs a new result.
     labels_matter: ClassVar[bool] = True
 
     models: list[ModelReference] = Field(min_length=1)
@@ -237,6 +238,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         report = _sample_one(context, task, name, holder)
         result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
+        # Every model reads a prompt through its own template; its likelihoods need exactly these ids.
         result.prompt_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
         result.count(report)
         if name == config.baseline and config.pool_candidates > config.num_candidates:

@@ -32,7 +32,8 @@ class Config(Generation, StageConfig):
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Encode the prompts, sample the shards that are not there yet, put them together."""
+    """Encode the prompts, sample the missing shards, join all shards."""
+    # Imported late, as in every stage: recipes are read with this module and must not wait for torch.
     from align.engines.holder import EngineHolder
     from align.engines.shards import sample
     from align.engines.task import prepare_task

@@ -54,6 +54,7 @@ class OrpoObjective(PairwiseObjective):
         pairs, weight = len(batch["last_index"]) // 2, self.odds_ratio_weight
         sums, lengths = outputs.view(-1, pairs), batch["token_counts"].view(-1, pairs)
         chosen, rejected = sums[0] / lengths[0], sums[1] / lengths[1]
+        # With prompts a batch has three sequences for each pair, and the prompts come last.
         likelihoods = -(sums[0] if len(sums) == 2 else sums[0] + sums[2])
         # Scaled so that the mean over pairs is the mean over tokens.
         nll = likelihoods * (counts.pairs / counts.likelihood_tokens)

@@ -30,7 +30,7 @@ VERSION = 4
 
 
 class RewardObjective(PairwiseObjective):
-    """Bradley–Terry; takes `margin` from the batch where it is there."""
+    """Bradley–Terry, with the `margin` of the batch if it has one."""
 
     method: ClassVar[str] = "reward_model"
 

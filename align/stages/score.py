@@ -86,6 +86,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     )
     scored: list[ScoredCandidate] = []
     tallies = {name: JudgeTally() for name in scorers.pop_counts()}
+    # Read back from disk: an earlier run or another process may have scored a shard.
     for index, _ in items:
         shard = shard_path(folder, index)
         seal = read_seal(shard)
@@ -119,6 +120,7 @@ class ShardScorer:
         write_shard(shard_path(self.folder, index), rows, judged=self.scorers.pop_counts())
 
     def __reduce__(self) -> tuple[type[ShardScorer], tuple[Any, ...]]:
+        # The function that reports cannot be pickled, and would report to nobody in another process.
         return ShardScorer, (self.scorers, self.folder, _report_nothing)
 
 

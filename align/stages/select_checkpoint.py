@@ -94,6 +94,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     prompts = context.artifact(config.prompts).rows(Prompt)
     sampled = _sample_all(context, folders, prompts)
     scored = _score_all(context, sampled.answers)
+    # Epochs must be compared on the same prompts, so a prompt that one epoch has no score for is left out everywhere.
     scores = scored_everywhere({epoch: _score_by_prompt(rows) for epoch, rows in scored.items()})
     losses, loss_drops = _losses(context, folders)
     if not next(iter(scores.scores.values())):
@@ -218,6 +219,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple
     config = context.config
     if config.data is None:
         return {}, []
+    # All epochs share a tokenizer and a context, so the rows are encoded once.
     data, first = context.artifact(config.data), next(iter(folders.values()))
     chat_format = ChatFormat(load_tokenizer(first), where=str(first))
     encoded = encode_instructions(

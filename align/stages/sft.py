@@ -153,5 +153,6 @@ def _encode(
 
 def _completions(encoded: Encoded[EncodedInstruction], records: Sequence[Instruction]) -> list[str]:
     """The text of every encoded row's completion."""
+    # Dropped rows leave gaps, so texts are matched by id.
     texts = {record.id: record.completion for record in records}
     return [texts[row.id] for row in encoded.rows]

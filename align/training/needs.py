@@ -140,7 +140,7 @@ def pair_batch(config: PairwiseOptimization, setting: Setting, *, has_logits: bo
     front of both sides."""
     limit = min(config.max_tokens, setting.context)
     micro = config.micro_batch_size or config.batch_size
-    # Pairs that are not there yet may be all completion.
+    # Pairs that do not exist yet may be all completion.
     fitting = [row for row in setting.lengths or () if row.longer_side <= limit] or [RowLength(0, (limit, limit))]
     longest = heapq.nlargest(micro, fitting, key=lambda row: row.total)
     targets = micro * sum(sum(row.completions) for row in longest) // len(longest)

@@ -94,7 +94,7 @@ def estimate_stage(
         tokens = min(tokens, sum(2 * row.longer_side for row in lengths))
     if needs.reference is not None:
         phases.append(weights + inference_bytes(shape, tokens=tokens, targets=tokens))
-        # A reference of its own is loaded and dropped before the model to train is there.
+        # A reference of its own is loaded and dropped before the model to train is loaded.
         if needs.reference != needs.model:
             other = shapes[needs.reference]
             phases.append(weight_bytes(other, None) + inference_bytes(other, tokens=tokens, targets=tokens))

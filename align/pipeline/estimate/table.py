@@ -95,6 +95,7 @@ def count_text(count: int) -> str:
 
 def _scaled(value: float, step: int, units: tuple[str, ...] | list[str]) -> str:
     for unit in units[:-1]:
+        # Rounded first, so that 1023.9 MiB is shown as 1.0 GiB and not as 1024 MiB.
         if round(value) < step:
             return f"{value:.1f}{unit}" if value < 10 and unit != units[0] else f"{value:.0f}{unit}"
         value /= step

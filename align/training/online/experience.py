@@ -82,6 +82,7 @@ def make_experience(
     experience = Experience(
         logps=logps,
         advantages=estimate.advantages[mask],
+        # Clamped twice: the exponential must be finite before it is truncated.
         importance=torch.exp(sampler_gap.clamp(-20, 20)).clamp(max=config.importance_limit),
         values=values,
         returns=returns,

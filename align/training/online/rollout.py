@@ -111,6 +111,7 @@ class RolloutSampler:
     def drawn(self, number: int) -> list[tuple[int, Prompt, EncodedPrompt]]:
         """The prompts of rollout batch `number` (from 0), each with the number of its draw: a new shuffle for every pass."""
         size, count = self._config.rollout_batch_size // self._group_size, len(self._prompts)
+        # A rollout batch may reach over the end of a pass, into the next shuffle.
         orders: dict[int, list[int]] = {}
         drawn = []
         for draw in range(number * size, (number + 1) * size):
@@ -169,6 +170,7 @@ class RolloutSampler:
 
     def _weighted(self, candidate: ScoredCandidate) -> float:
         """NaN where a score is missing."""
+        # NaN survives the sum, so one missing score drops the completion.
         scores = {name: candidate.scores[name] for name in self._score_weights}
         return sum(self._score_weights[name] * (math.nan if score is None else score) for name, score in scores.items())
 

@@ -62,6 +62,7 @@ def run_online(
         seed=context.seed,
     )
     scorers = {**config.scorers, **config.watch}
+    # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {record.id: record for record in records}
     sampler = RolloutSampler(
         [by_id[row.id] for row in encoded.rows],

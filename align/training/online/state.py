@@ -47,6 +47,7 @@ def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers
     Args:
         before: the policy's parameters before its last update, where that update may be undone.
     """
+    # A kill may have left a part of it.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if before is not None:
@@ -87,4 +88,5 @@ def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Tensor]) -> 
     for name, tensor in kept.items():
         number, _, key = name.partition(".")
         state["state"].setdefault(int(number), {})[key] = tensor
+    # This moves the tensors to the device of their parameters.
     optimizer.load_state_dict(state)

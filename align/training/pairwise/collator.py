@@ -49,7 +49,7 @@ def shared_length(pair: EncodedPreference) -> int:
 class PairCollator:
     """Pairs → a batch of tensors. `form` decides how the tokens are laid out, and nothing else.
 
-    A batch holds, with P pairs and S sequences (chosen of every pair, then rejected, then the prompts where they are asked for):
+    A batch holds, with P pairs and S sequences (chosen of every pair, then rejected, then with `with_prompts` the prompts):
 
     - `input_ids`, `position_ids`: [rows, seq].
     - `pair_ids`, `side_ids`: [rows, seq], shared prompt only; see `attention_of_pairs`.
