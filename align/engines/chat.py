@@ -1,4 +1,4 @@
-"""A conversation with a model in this process: turns, streamed text, and what to do when the context is full."""
+"""A conversation with a model in this process: turns, streamed text, and dropping old turns when the context is full."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class VllmEngine:
         import vllm
 
         self.version = str(vllm.__version__)
-        # vLLM changes torch's number of threads for the whole process; `close` restores it.
+        # vLLM changes torch's number of threads for the whole process.
         self._threads = torch.get_num_threads()
         self._torch = torch
         self._vllm = vllm
@@ -62,7 +62,7 @@ class VllmEngine:
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, max_model_tokens),
             enable_prefix_caching=True,
-            # Not the model's generation_config.json: its temperature and penalties would apply where the recipe sets none.
+            # The recipe alone decides how tokens are drawn, not the model's generation_config.json.
             generation_config="vllm",
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",  # of the distribution that tokens are drawn from, not of the raw logits

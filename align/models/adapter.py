@@ -100,7 +100,7 @@ def write_base_record(folder: Path, *, base: Path, store_root: Path, peft: Lora 
 
 
 def _find(place: Path, folder: Path) -> Path | None:
-    """The base model's folder: `place` is relative to the store, which is one of the folders that the adapter is in."""
+    """The base model's folder, or None. `place` is relative to the store, which is a folder somewhere above the adapter."""
     candidates = (parent / place for parent in folder.resolve().parents)
     return next((found.resolve() for found in candidates if (found / CONFIG_NAME).is_file() and _has_weights(found)), None)
 

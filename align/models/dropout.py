@@ -9,7 +9,7 @@ NUMBERS = ("attention_dropout", "dropout", "activation_dropout")
 
 
 def set_dropout(model: Any, dropout: float) -> None:
-    """Set every dropout of a loaded model; its configuration, which is saved, stays as it was."""
+    """Set every dropout of a loaded model. Its configuration, which is saved with it, does not change."""
     import torch
 
     for module in model.modules():

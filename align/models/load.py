@@ -1,4 +1,4 @@
-"""Load models and tokenizers from a folder, which is checked first. Only calls import transformers and torch."""
+"""Load models and tokenizers from a folder, which is checked first. transformers and torch are imported only inside functions."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _quantized(quantization: Any) -> dict[str, Any]:
 
 
 def _refuse_encoder_decoder(path: Path, wanted: str) -> None:
-    """transformers would load half of some of them (BART's decoder alone) without a warning."""
+    """transformers would load half of some of them (BART's decoder alone) without an error."""
     if architecture := encoder_decoder_architecture(path):
         raise RecipeError(
             f"{path}: is an encoder–decoder model ({architecture}), where {wanted} is needed",

@@ -3,8 +3,8 @@
 LOGITS_CHUNK_TOKENS = 4096
 """Tokens whose logits exist at once."""
 PAIR_ROW_TOKENS = {"cpu": 128, "cuda": 1024}
-"""Tokens of a row that pairs share, more where one pair has more: attention computes what the mask hides too, and costs a row's
-square; padding shrinks with the row."""
+"""Tokens of a row that several pairs share; a longer pair gets a longer row. Longer rows need less padding, but cost more
+attention, which grows with the square of a row and also computes what the mask hides."""
 EPISODE_ROW_TOKENS = {"cpu": 192, "cuda": 1024}
 """The same for episodes, in online training."""
 FORWARD_TOKENS = 8192

@@ -110,14 +110,14 @@ def load_trainable(
         check_continued(trainable.peft, adapter, trainable.name)
     quantization = quantization_config() if trainable.is_quantized else None
     if task == "SEQ_CLS":
-        # A trained head lies in the adapter's file, not in the base model; it is loaded below.
+        # The trained head of an adapter is in its own file, not in the base model; it is loaded below.
         with_new_head = new_head or adapter is not None
         model: Any = load_reward_model(
             trainable.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
         )
     else:
         model = load_causal_lm(trainable.base, quantization=quantization)
-    # transformers skips layers of classes that it cannot quantise, without a warning.
+    # transformers skips layers of classes that it cannot quantise, and loads the model all the same.
     if trainable.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
         raise RecipeError(
             f"{trainable.name}: qlora: transformers keeps none of this model's layers in 4 bits ({type(model).__name__})",

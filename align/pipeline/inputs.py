@@ -149,7 +149,7 @@ def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store:
 
 
 def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
-    """What a file's rows depend on. Of a hub dataset, the name, split and revision are part of the recipe."""
+    """Everything that a file's rows depend on. For a hub dataset, the recipe itself has the name, split and revision."""
     if isinstance(file.origin, HubRows):
         return {"part": file.part}
     return {"part": file.part, "sha256": store.hashes.of(file.origin), "suffixes": file.origin.suffixes}

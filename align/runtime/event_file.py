@@ -27,7 +27,7 @@ class JsonlSink:
         self._path = path
         self._clock = clock
         self._written: dict[tuple[str, str], float] = {}
-        """When the last progress of a stage's task was written."""
+        """By stage and task, the time of the last progress event that was written."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._cut_unfinished_line()
 

@@ -23,7 +23,7 @@ from align.training.needs import Precision, training_precision
 
 CHECKPOINTS_NAME = "checkpoints"
 TRAINED_NAME = "trained.safetensors"
-"""What a checkpoint of an adapter holds in place of the model."""
+"""File in a checkpoint of an adapter that takes the place of the model."""
 # The share of all steps between two log lines: fifty points make a curve.
 LOGGING_RATIO = 0.02
 # Timings differ from run to run; TRL's count of tokens and transformers' mean loss start again after an interruption. A resumed

@@ -102,7 +102,7 @@ class TrainingNeeds:
     num_epochs_kept: int = 0
     """Number of epochs whose models are kept."""
     value_model: str | None = None
-    """Model that a value model starts from, which is trained beside the first."""
+    """Model that the value model starts from; it is trained together with the policy."""
     frozen_copies: int = 0
     """Copies of the model that stay in memory; an adapter needs none, since it is switched off instead."""
     scorers: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class LengthGroupedTrainer(Trainer):
-    """A trainer whose batches hold rows of similar length. Its losses are divided by what the whole optimizer batch holds."""
+    """A trainer whose batches hold rows of similar length. Its losses must be divided by the counts of the optimizer batch."""
 
     loss_is_scaled_for_ga = True  # transformers would divide by the number of micro-batches once more
 
@@ -73,7 +73,7 @@ class LengthGroupedTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Groups by length in whole optimizer batches, so that the size of a micro-batch does not decide what a step sees."""
+        """Groups by length in whole optimizer batches, so that the rows of a step do not depend on the size of a micro-batch."""
         args = self.args
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LengthGroupedSampler(self._lengths, batch_size=batch_size, seed=args.seed)

@@ -1,4 +1,4 @@
-"""The estimates of all training stages of a plan, and which of them fit this machine. An estimate that cannot be made is None."""
+"""Estimates for all training stages of a plan, and which of them fit this machine. None stands for an impossible estimate."""
 
 from __future__ import annotations
 

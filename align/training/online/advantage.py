@@ -1,4 +1,4 @@
-"""What an online method decides for itself: how scores become advantages.
+"""How scores become advantages: the part that each online method decides for itself.
 
 A stage mixes its estimator into its Config, so that a default stands once. Recipes are read with these classes: importing them
 loads no torch.
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
     advantages: Tensor
     returns: Tensor | None
-    """What the value model learns; None where there is no value model."""
+    """Targets of the value model; None where there is no value model."""
 
 
 class Advantage(Protocol):

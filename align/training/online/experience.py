@@ -25,7 +25,7 @@ from align.training.online.rollout import Rollout
 
 @dataclass(frozen=True)
 class Experience:
-    """[completion tokens] each, flat in the order of the episodes, detached; what the updates of one rollout batch need."""
+    """Input of the updates of one rollout batch: [completion tokens] each, flat in the order of the episodes, detached."""
 
     logps: Tensor
     """Nats, of the policy that sampled, computed by the trainer."""

@@ -1,4 +1,4 @@
-"""Completions of all lengths in one forward pass without padding between them, and flat per-token numbers out of it.
+"""Completions of different lengths in one forward pass, without padding between them; results are flat, one number per token.
 
 Sequences are laid end to end in rows (first-fit decreasing). Positions restart with every sequence, and transformers keeps them
 apart by that. Results are flat, [completion tokens], in the order of the episodes, so they do not depend on how rows were filled.

@@ -120,7 +120,7 @@ class PolicyLearner:
     seed: int
 
     def learns_policy(self, rollout: int) -> bool:
-        """False for the first rollout batches, where they train the value model alone."""
+        """False for the first rollout batches if they train the value model alone."""
         return self.value_config is None or rollout >= self.value_config.critic_warmup_batches
 
     def update(

@@ -1,4 +1,4 @@
-"""What a pairwise method is: its settings, its loss on a batch of pairs, the metrics it logs, and what it expects at step 0.
+"""A pairwise method: its settings, its loss on a batch of pairs, the metrics that it logs, and the loss expected at step 0.
 
 A stage mixes its objective into its Config, so that a default stands once. Recipes are read with these classes: importing them
 loads no torch.
