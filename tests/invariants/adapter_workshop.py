@@ -98,14 +98,13 @@ class Workshop(Recorder):
         return [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
 
 
-def remember_started(patch: pytest.MonkeyPatch) -> list[Any]:
-    """Every model that a stage begins to train from now on."""
-    models: list[Any] = []
+def watch_started(patch: pytest.MonkeyPatch, on_start: Callable[[Any], None]) -> None:
+    """Call `on_start` with every model that a stage begins to train from now on, before its first step."""
 
-    def remembering(start: TrainableModel, **options: Any) -> Any:
-        models.append(load_trainable(start, **options))
-        return models[-1]
+    def watching(start: TrainableModel, **options: Any) -> Any:
+        model = load_trainable(start, **options)
+        on_start(model)
+        return model
 
     for name in ("sft", "pairwise.run", "online.models"):
-        patch.setattr(f"align.training.{name}.load_trainable", remembering)
-    return models
+        patch.setattr(f"align.training.{name}.load_trainable", watching)

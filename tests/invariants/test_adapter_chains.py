@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_workshop import LORA, PREFIX, PROMPT, QLORA, RULES, Workshop
+from adapter_workshop import LORA, PREFIX, PROMPT, QLORA, RULES, Workshop, watch_started
 from safetensors.torch import load_file
 
 from align.errors import RecipeError
@@ -83,13 +83,11 @@ def test_a_second_stage_starts_from_the_first_ones_numbers(
     kept = sorted(float(value.double().square().sum()) for value in load_file(shop.model / ADAPTER_WEIGHTS_NAME).values())
     began: list[list[float]] = []
 
-    def looking(start: TrainableModel, **options: Any) -> Any:
-        model = load_trainable(start, **options)
+    def look(model: Any) -> None:
         trained = [float(value.detach().double().square().sum()) for value in model.parameters() if value.requires_grad]
         began.append(sorted(trained))
-        return model
 
-    monkeypatch.setattr(f"align.training.{stage.__name__.rpartition('.')[2]}.load_trainable", looking)
+    watch_started(monkeypatch, look)
     shop.run("second", stage, model="first", peft=peft)
     assert began == [kept]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_workshop import KINDS, LORA, OF_STAGE, PREFIX, PROMPT, QLORA, READS, Workshop, remember_started
+from adapter_workshop import KINDS, LORA, OF_STAGE, PREFIX, PROMPT, QLORA, READS, Workshop, watch_started
 from safetensors.torch import load_file
 
 from align.errors import Interrupted
@@ -56,7 +56,8 @@ def case(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.Te
     before = (base / WEIGHTS_NAME).read_bytes()
     shop = Workshop(tmp_path_factory.mktemp("case"), base)
     with pytest.MonkeyPatch.context() as patch:
-        models = remember_started(patch)
+        models: list[Any] = []
+        watch_started(patch, models.append)
         shop.run("once", stage, peft=peft)
     return Case(stage, peft, shop, models, before)
 
