@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_workshop import ROWS, Workshop, remember_started
+from adapter_workshop import ROWS, Workshop, watch_started
 
 from align.models import trainable as trainable_module
 from align.models.load import load_causal_lm
@@ -41,4 +41,6 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return remember_started(monkeypatch)
+    models: list[Any] = []
+    watch_started(monkeypatch, models.append)
+    return models
