@@ -25,16 +25,16 @@ class EncodedPrompt:
     """A prompt in tokens."""
 
     id: str
-    prompt_ids: list[int]
+    prompt_token_ids: list[int]
 
 
 @dataclass(frozen=True)
 class EncodedInstruction:
-    """A prompt and a completion in tokens; `completion_ids` end with the end-of-sequence token."""
+    """A prompt and a completion in tokens; `completion_token_ids` end with the end-of-sequence token."""
 
     id: str
-    prompt_ids: list[int]
-    completion_ids: list[int]
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class EncodedPreference:
     """A prompt and two completions in tokens; each completion ends with the end-of-sequence token."""
 
     id: str
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    prompt_token_ids: list[int]
+    chosen_token_ids: list[int]
+    rejected_token_ids: list[int]
 
 
 @dataclass
@@ -79,12 +79,12 @@ def encode_instructions(
         DataError: for such rows with `error`, or if no row is left.
     """
 
-    def build(record: Instruction, prompt_ids: list[int], completion_ids: list[int]) -> EncodedInstruction:
+    def build(record: Instruction, prompt_token_ids: list[int], completion_token_ids: list[int]) -> EncodedInstruction:
         if max_side_tokens is not None:
-            longer = max(len(prompt_ids), len(completion_ids))
+            longer = max(len(prompt_token_ids), len(completion_token_ids))
             _require_length(longer, max_side_tokens, "prompt or completion", "what the model can see")
-        _require_length(len(prompt_ids) + len(completion_ids), max_tokens, "prompt and completion", "max_tokens")
-        return EncodedInstruction(record.id, prompt_ids, completion_ids)
+        _require_length(len(prompt_token_ids) + len(completion_token_ids), max_tokens, "prompt and completion", "max_tokens")
+        return EncodedInstruction(record.id, prompt_token_ids, completion_token_ids)
 
     return _encode(INSTRUCTIONS, records, chat_format, build, on_invalid, where)
 
@@ -97,12 +97,14 @@ def encode_preferences(
     Two texts that become the same tokens (tokenizers may normalise) are no pair: drop_reason `identical`.
     """
 
-    def build(record: Preference, prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> EncodedPreference:
-        if chosen_ids == rejected_ids:
+    def build(
+        record: Preference, prompt_token_ids: list[int], chosen_token_ids: list[int], rejected_token_ids: list[int]
+    ) -> EncodedPreference:
+        if chosen_token_ids == rejected_token_ids:
             raise TemplateProblem("identical", "chosen and rejected are the same tokens")
-        length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
+        length = len(prompt_token_ids) + max(len(chosen_token_ids), len(rejected_token_ids))
         _require_length(length, max_tokens, "prompt and longer completion", "max_tokens")
-        return EncodedPreference(record.id, prompt_ids, chosen_ids, rejected_ids)
+        return EncodedPreference(record.id, prompt_token_ids, chosen_token_ids, rejected_token_ids)
 
     return _encode(PREFERENCES, records, chat_format, build, on_invalid, where)
 
@@ -112,9 +114,9 @@ def encode_prompts(
 ) -> Encoded[EncodedPrompt]:
     """Token ids of prompts; as `encode_instructions`, with a limit for the prompt alone."""
 
-    def build(record: Prompt, prompt_ids: list[int]) -> EncodedPrompt:
-        _require_length(len(prompt_ids), max_prompt_tokens, "prompt", "max_prompt_tokens")
-        return EncodedPrompt(record.id, prompt_ids)
+    def build(record: Prompt, prompt_token_ids: list[int]) -> EncodedPrompt:
+        _require_length(len(prompt_token_ids), max_prompt_tokens, "prompt", "max_prompt_tokens")
+        return EncodedPrompt(record.id, prompt_token_ids)
 
     return _encode(PROMPTS, records, chat_format, build, on_invalid, where)
 

@@ -66,7 +66,7 @@ def prepare_task(
     task = SamplingTask(
         model_folder=model_folder,
         prompts=[by_id[row.id] for row in encoded.rows],
-        prompt_token_ids=[row.prompt_ids for row in encoded.rows],
+        prompt_token_ids=[row.prompt_token_ids for row in encoded.rows],
         stop_token_ids=(chat_format.eos_token_id,),
         config=config,
         seed=seed,

@@ -64,13 +64,13 @@ class _Answered:
     """Prompts as token ids and their greedy continuations by the source."""
 
     texts: list[str]
-    prompt_ids: list[list[int]]
+    prompt_token_ids: list[list[int]]
     tokens: list[list[int]]
     end: int | None
 
     @property
     def max_model_tokens(self) -> int:
-        return max(map(len, self.prompt_ids)) + MAX_COMPLETION_TOKENS
+        return max(map(len, self.prompt_token_ids)) + MAX_COMPLETION_TOKENS
 
 
 def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: Path | None, note: Note) -> list[CheckReport]:
@@ -89,11 +89,11 @@ def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: P
     texts = [conversation[-1].content for conversation in messages]
     # A prompt that is too long loses its beginning: the completion continues its end.
     room = context_tokens(source) - MAX_COMPLETION_TOKENS
-    prompt_ids = [ids[-room:] for ids in _encode(load_tokenizer(source), messages, source)]
-    if prompt_ids != [ids[-room:] for ids in _encode(load_tokenizer(exported), messages, exported)]:
+    prompt_token_ids = [ids[-room:] for ids in _encode(load_tokenizer(source), messages, source)]
+    if prompt_token_ids != [ids[-room:] for ids in _encode(load_tokenizer(exported), messages, exported)]:
         raise StageError("the exported tokenizer or chat template shows the prompts otherwise than the source's", hint=_NO_CHECK)
     note("checking: the source answers")
-    answered = _answer_with_source(source, dtype, texts, prompt_ids)
+    answered = _answer_with_source(source, dtype, texts, prompt_token_ids)
     note("checking: the exported model answers, in transformers")
     found = [("transformers", *_answer_with_transformers(exported, answered))]
     if importlib.util.find_spec("vllm") is not None:
@@ -167,9 +167,9 @@ def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[floa
         return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
 
 
-def _answer_with_source(source: Path, dtype: str, texts: list[str], prompt_ids: list[list[int]]) -> _Answered:
+def _answer_with_source(source: Path, dtype: str, texts: list[str], prompt_token_ids: list[list[int]]) -> _Answered:
     end = load_tokenizer(source).eos_token_id
-    answered = _Answered(texts, prompt_ids, [], end)
+    answered = _Answered(texts, prompt_token_ids, [], end)
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
     # The exported weights are rounded to `dtype`. The same rounding here leaves only real differences; both compute in float32.
     if dtype != "float32":
@@ -190,7 +190,7 @@ def _greedy(engine: TextEngine, answered: _Answered) -> list[list[int]]:
         num_candidates=1,
         stop_token_ids=stops,
     )
-    requests = [GenerationRequest(prompt_token_ids=ids, seed=0) for ids in answered.prompt_ids]
+    requests = [GenerationRequest(prompt_token_ids=ids, seed=0) for ids in answered.prompt_token_ids]
     return [candidates[0].token_ids for candidates in engine.generate(requests, settings)]
 
 
@@ -208,8 +208,8 @@ def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str,
         do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=answered.end, pad_token_id=answered.end or 0
     )
     tokens: list[list[int]] = []
-    for start in range(0, len(answered.prompt_ids), ROWS_PER_BATCH):
-        rows = answered.prompt_ids[start : start + ROWS_PER_BATCH]
+    for start in range(0, len(answered.prompt_token_ids), ROWS_PER_BATCH):
+        rows = answered.prompt_token_ids[start : start + ROWS_PER_BATCH]
         longest = max(map(len, rows))
         # Padded on the left, because generation continues at the right end; the mask hides the padding, so any token id serves.
         input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
@@ -264,7 +264,7 @@ def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list
         place = _first_difference(expected, found)
         pair = (expected[place : place + 1], found[place : place + 1])
         # Where one completion ends and the other continues, there is no second token to compare: no tie.
-        gap = _gap(model, answered.prompt_ids[index] + expected[:place], pair[0][0], pair[1][0]) if all(pair) else math.inf
+        gap = _gap(model, answered.prompt_token_ids[index] + expected[:place], pair[0][0], pair[1][0]) if all(pair) else math.inf
         if gap > TIE_LOGITS:
             raise StageError(
                 f"the exported model does not answer as its source: {len(differing)} of {len(tokens)} prompts differ in {where}\n"

@@ -180,7 +180,7 @@ class _Sampled:
     answers: dict[str, list[Candidate]] = field(default_factory=dict)
     pool: list[Candidate] = field(default_factory=list)
     """Candidates of the baseline for best of n, where more are needed than it has answers."""
-    prompt_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    prompt_token_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Model → prompt id → token ids."""
     engines: dict[str, str] = field(default_factory=dict)
     """Version by engine; two where vLLM serves some models and cannot serve others."""
@@ -239,7 +239,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
         # Every model reads a prompt through its own template; its likelihoods need exactly these ids.
-        result.prompt_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
+        result.prompt_token_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
         result.count(report)
         if name == config.baseline and config.pool_candidates > config.num_candidates:
             # Apart from its answers, which must not move by a rounding because more candidates share their batches.
@@ -313,7 +313,7 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
     texts = [row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else []
     result = _Likelihoods()
     rows = {
-        name: [(sampled.prompt_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
+        name: [(sampled.prompt_token_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
         for name, answers in sampled.answers.items()
     }
     comparable = {name for name in config.models if _same_tokens(context.artifact(name), context.artifact(config.baseline))}

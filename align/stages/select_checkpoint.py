@@ -225,7 +225,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple
     encoded = encode_instructions(
         data.rows(Instruction), chat_format, max_tokens=context_tokens(first), on_invalid=config.on_invalid, where=data.where
     )
-    rows = [(row.prompt_ids, row.completion_ids) for row in encoded.rows]
+    rows = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded.rows]
     tokens = sum(len(completion) for _, completion in rows)
     losses: dict[int, float | None] = {}
     for epoch, folder in folders.items():

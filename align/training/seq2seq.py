@@ -83,7 +83,7 @@ def train_seq2seq_sft(
 
     Args and errors are those of `train_sft`.
     """
-    samples = [(row.prompt_ids, row.completion_ids) for row in encoded]
+    samples = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
     model = load_seq2seq_lm(source, dtype="float32")
     set_dropout(model, dropout)
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))

@@ -50,7 +50,7 @@ def train_sft(
     """Train the model of `trainable` and save it to `output`.
 
     Args:
-        encoded: samples; the loss is taken on `completion_ids`, averaged over all such tokens of an optimizer step.
+        encoded: samples; the loss is taken on `completion_token_ids`, averaged over all such tokens of an optimizer step.
         completions: the text of each sample's completion, to check the labels against.
         output: folder for the trained model; every epoch's model goes to `context.work/epochs/epoch-N`.
         max_tokens: tokens of a packed row.
@@ -61,7 +61,7 @@ def train_sft(
     """
     from align.training.trl_trainers import sft_trainer
 
-    samples = [TrainingSample(row.prompt_ids, row.completion_ids) for row in encoded]
+    samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)

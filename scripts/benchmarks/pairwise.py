@@ -129,7 +129,10 @@ def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], ar
     from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
     numbers = {} if loss == "reward_model" else {"reference_chosen_logps": -250.0, "reference_rejected_logps": -250.0}
-    rows = [TrainingPair(EncodedPreference(str(i), **pair), numbers) for i, pair in enumerate(pairs)]
+    rows = [
+        TrainingPair(EncodedPreference(str(i), pair["prompt_ids"], pair["chosen_ids"], pair["rejected_ids"]), numbers)
+        for i, pair in enumerate(pairs)
+    ]
     context = RunContext(name="benchmark", work=Path(), seed=0, emit=lambda event: print(event, file=sys.stderr))
     collator = choose_collator(prepare_model(model), rows, context, pad_token_id=PAD)
     objective = RewardObjective(center_coef=0.0) if loss == "reward_model" else DpoObjective(beta=0.1)

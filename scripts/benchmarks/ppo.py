@@ -139,7 +139,7 @@ def main() -> None:
     settings = SETTINGS | {
         "policy": str(sft.model_path),
         "reward_model": str(artifact(options.run, "reward").model_path),
-        "prompts": [row.prompt_ids for row in encoded.rows] * 2,  # TRL's loader wants whole batches
+        "prompts": [row.prompt_token_ids for row in encoded.rows] * 2,  # TRL's loader wants whole batches
         "work": str(work / "trl"),
     }
     write_json(work / "settings.json", settings)

@@ -96,17 +96,19 @@ def with_gradients(model: Any, values: torch.Tensor) -> tuple[torch.Tensor, dict
 def naive_logps(model: Any) -> torch.Tensor:
     """Every side alone, by the model's own logits."""
     sums = []
-    for side in ("chosen_ids", "rejected_ids"):
+    for side in ("chosen_token_ids", "rejected_token_ids"):
         for pair in PAIRS:
-            ids = torch.tensor([pair.tokens.prompt_ids + getattr(pair.tokens, side)])
+            ids = torch.tensor([pair.tokens.prompt_token_ids + getattr(pair.tokens, side)])
             labels = ids.clone()
-            labels[:, : len(pair.tokens.prompt_ids)] = -100
+            labels[:, : len(pair.tokens.prompt_token_ids)] = -100
             sums.append(sequence_logps(model(input_ids=ids, use_cache=False).logits, labels)[0])
     return torch.stack(sums)
 
 
 def naive_scores(model: Any) -> torch.Tensor:
-    sides = [p.tokens.prompt_ids + getattr(p.tokens, side) for side in ("chosen_ids", "rejected_ids") for p in PAIRS]
+    sides = [
+        p.tokens.prompt_token_ids + getattr(p.tokens, side) for side in ("chosen_token_ids", "rejected_token_ids") for p in PAIRS
+    ]
     return torch.stack([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, 0] for ids in sides])
 
 
@@ -146,7 +148,7 @@ def test_prompts_can_be_targets_too(form: Any) -> None:
     with torch.no_grad():
         sums = model(layout=collator(form, 30, with_prompts=True)(PAIRS))
         for index, pair in enumerate(PAIRS):
-            ids = torch.tensor([pair.tokens.prompt_ids])
+            ids = torch.tensor([pair.tokens.prompt_token_ids])
             expected = sequence_logps(model(input_ids=ids, use_cache=False).logits, ids)[0]
             torch.testing.assert_close(sums[2 * len(PAIRS) + index], expected, rtol=1e-5, atol=1e-5)
     assert model.training is False

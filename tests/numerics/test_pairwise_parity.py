@@ -26,7 +26,9 @@ STEPS, BATCH = 20, 4
 
 PAIRS = random_pairs(STEPS * BATCH, seed=8, prompt_tokens=11, completion_tokens=8)
 # Plausible and different from pair to pair: near the policy, where the sigmoid is steep.
-REFERENCE = [(-5.9 * len(pair.chosen_ids) + 0.1 * (i % 5), -5.9 * len(pair.rejected_ids)) for i, pair in enumerate(PAIRS)]
+REFERENCE = [
+    (-5.9 * len(pair.chosen_token_ids) + 0.1 * (i % 5), -5.9 * len(pair.rejected_token_ids)) for i, pair in enumerate(PAIRS)
+]
 CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3, warmup_ratio=0.1)
 
 
@@ -101,9 +103,9 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
     )
     dataset = [
         {
-            "prompt_ids": pair.prompt_ids,
-            "chosen_ids": pair.chosen_ids,
-            "rejected_ids": pair.rejected_ids,
+            "prompt_ids": pair.prompt_token_ids,
+            "chosen_ids": pair.chosen_token_ids,
+            "rejected_ids": pair.rejected_token_ids,
             "ref_chosen_logps": chosen,
             "ref_rejected_logps": rejected,
         }
@@ -134,7 +136,11 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
     context = context_in(tmp_path / "trl")
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     dataset = [
-        {"chosen_ids": pair.prompt_ids + pair.chosen_ids, "rejected_ids": pair.prompt_ids + pair.rejected_ids, **margin}
+        {
+            "chosen_ids": pair.prompt_token_ids + pair.chosen_token_ids,
+            "rejected_ids": pair.prompt_token_ids + pair.rejected_token_ids,
+            **margin,
+        }
         for pair, margin in zip(PAIRS, margins, strict=True)
     ]
     trainer = silent(RewardTrainer)(
@@ -158,11 +164,11 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
         def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
             """The tokens of the pair whose number the prompt is."""
             pair = PAIRS[int(feature["prompt"])]
-            batch = {"prompt_input_ids": pair.prompt_ids, "prompt_attention_mask": [1] * len(pair.prompt_ids)}
-            for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-                batch[f"{side}_input_ids"] = pair.prompt_ids + ids
-                batch[f"{side}_attention_mask"] = [1] * len(pair.prompt_ids + ids)
-                batch[f"{side}_labels"] = [-100] * len(pair.prompt_ids) + ids
+            batch = {"prompt_input_ids": pair.prompt_token_ids, "prompt_attention_mask": [1] * len(pair.prompt_token_ids)}
+            for side, ids in (("chosen", pair.chosen_token_ids), ("rejected", pair.rejected_token_ids)):
+                batch[f"{side}_input_ids"] = pair.prompt_token_ids + ids
+                batch[f"{side}_attention_mask"] = [1] * len(pair.prompt_token_ids + ids)
+                batch[f"{side}_labels"] = [-100] * len(pair.prompt_token_ids) + ids
             return batch
 
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))

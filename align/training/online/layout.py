@@ -20,11 +20,11 @@ from align.training.packing import pack_first_fit
 class Episode:
     """One prompt and its completion, in tokens; the completion has the end-of-sequence token where it ended by itself."""
 
-    prompt_ids: list[int]
-    completion_ids: list[int]
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+        return len(self.prompt_token_ids) + len(self.completion_token_ids)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def completion_offsets(episodes: Sequence[Episode]) -> list[int]:
     """Where each episode's completion begins among all completion tokens; one more number, their count, at the end."""
     offsets = [0]
     for episode in episodes:
-        offsets.append(offsets[-1] + len(episode.completion_ids))
+        offsets.append(offsets[-1] + len(episode.completion_token_ids))
     return offsets
 
 
@@ -86,11 +86,11 @@ def _packed(
         for number in row:
             episode = episodes[number]
             # A token is predicted by the state before it: the completion's first by the prompt's last.
-            first_source = row_number * width + len(ids) + len(episode.prompt_ids) - 1
-            sources += range(first_source, first_source + len(episode.completion_ids))
-            targets += episode.completion_ids
+            first_source = row_number * width + len(ids) + len(episode.prompt_token_ids) - 1
+            sources += range(first_source, first_source + len(episode.completion_token_ids))
+            targets += episode.completion_token_ids
             tokens += range(offsets[number], offsets[number + 1])
-            ids += episode.prompt_ids + episode.completion_ids
+            ids += episode.prompt_token_ids + episode.completion_token_ids
             positions += range(len(episode))
         padding = width - len(ids)
         input_ids.append(ids + [pad_token_id] * padding)

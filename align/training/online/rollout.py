@@ -49,7 +49,7 @@ class SampledEpisode:
 
     group: int
     """Number of the prompt's draw, counted over the whole training."""
-    prompt_ids: list[int]
+    prompt_token_ids: list[int]
     completion: SampledCompletion
     candidate: Candidate
 
@@ -126,7 +126,7 @@ class RolloutSampler:
         """The completions of rollout batch `number`; those of one prompt follow each other."""
         drawn, settings = self.drawn(number), self.settings
         # By draw, not by prompt: a prompt that is drawn again gets other completions.
-        requests = [GenerationRequest(row.prompt_ids, prompt_seed(self._seed, f"episode:{draw}")) for draw, _, row in drawn]
+        requests = [GenerationRequest(row.prompt_token_ids, prompt_seed(self._seed, f"episode:{draw}")) for draw, _, row in drawn]
         outputs = engine.generate(requests, settings)
         episodes = []
         for (draw, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True):
@@ -134,7 +134,7 @@ class RolloutSampler:
                 # A prompt is drawn again in later passes, so its number within the training keeps candidates apart.
                 index, seed = draw * self._group_size + place, request.seed + place
                 candidate = make_candidate(prompt, index, completion, seed, self._decode, settings.stop_token_ids)
-                episodes.append(SampledEpisode(draw, row.prompt_ids, completion, candidate))
+                episodes.append(SampledEpisode(draw, row.prompt_token_ids, completion, candidate))
         return episodes
 
     def score(self, sampled: Sequence[SampledEpisode]) -> Rollout:
@@ -154,7 +154,7 @@ class RolloutSampler:
         means = {name: _finite_mean([candidate.scores[name] for candidate in scored]) for name in self._scorers.names}
         logps = [logp for index in kept for logp in sampled[index].completion.logps or []]
         return Rollout(
-            episodes=[Episode(sampled[index].prompt_ids, sampled[index].completion.token_ids) for index in kept],
+            episodes=[Episode(sampled[index].prompt_token_ids, sampled[index].completion.token_ids) for index in kept],
             sampler_logps=torch.tensor(logps),
             scores=torch.tensor([sums[index] for index in kept]),
             ended=torch.tensor([sampled[index].completion.finish_reason == "stop" for index in kept]),

@@ -43,7 +43,7 @@ class TrainingPair:
 
 def shared_length(pair: EncodedPreference) -> int:
     """Tokens of a pair with the prompt counted once."""
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+    return len(pair.prompt_token_ids) + len(pair.chosen_token_ids) + len(pair.rejected_token_ids)
 
 
 class PairCollator:
@@ -84,9 +84,9 @@ class PairCollator:
         return {**self._lay_out(self._rows_of_segments(tokens), len(pairs)), **extra}
 
     def _rows_of_segments(self, pairs: Sequence[EncodedPreference]) -> list[list[_Segment]]:
-        prompts = [_Segment(number, PROMPT, pair.prompt_ids, 0) for number, pair in enumerate(pairs)]
-        chosen = [_Segment(number, CHOSEN, pair.chosen_ids, len(pair.prompt_ids)) for number, pair in enumerate(pairs)]
-        rejected = [_Segment(number, REJECTED, pair.rejected_ids, len(pair.prompt_ids)) for number, pair in enumerate(pairs)]
+        prompts = [_Segment(i, PROMPT, pair.prompt_token_ids, 0) for i, pair in enumerate(pairs)]
+        chosen = [_Segment(i, CHOSEN, pair.chosen_token_ids, len(pair.prompt_token_ids)) for i, pair in enumerate(pairs)]
+        rejected = [_Segment(i, REJECTED, pair.rejected_token_ids, len(pair.prompt_token_ids)) for i, pair in enumerate(pairs)]
         if self.form == "padded":
             return [[prompts[side.pair], side] for side in (*chosen, *rejected)]
         lengths = [shared_length(pair) for pair in pairs]

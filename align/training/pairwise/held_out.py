@@ -46,13 +46,13 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     from align.scoring.reward_model import RewardModelScorer
 
     scorer = RewardModelScorer(folder, batch_tokens=FORWARD_TOKENS)
-    sequences = [row.prompt_ids + ids for row in split.held_out for ids in (row.chosen_ids, row.rejected_ids)]
+    sequences = [row.prompt_token_ids + ids for row in split.held_out for ids in (row.chosen_token_ids, row.rejected_token_ids)]
     scores = scorer.score_token_ids(sequences)
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]
     won = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     # Ties count half, but the interval needs a whole number of successes.
     interval = binomtest(round(sum(won)), len(won)).proportion_ci(0.95, method="wilson")
-    differences = [len(row.chosen_ids) - len(row.rejected_ids) for row in split.held_out]
+    differences = [len(row.chosen_token_ids) - len(row.rejected_token_ids) for row in split.held_out]
     mean = sum(scores) / len(scores)
     return {
         "pairs_train": len(split.train),
@@ -71,7 +71,7 @@ def length_only_accuracy(split: Split) -> float:
     """Held-out accuracy of the rule "the longer wins" or its opposite, whichever was better on the training pairs."""
 
     def longer_wins(rows: Sequence[EncodedPreference]) -> float:
-        differences = [len(row.chosen_ids) - len(row.rejected_ids) for row in rows]
+        differences = [len(row.chosen_token_ids) - len(row.rejected_token_ids) for row in rows]
         return sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences) / max(len(rows), 1)
 
     accuracy = longer_wins(split.held_out)

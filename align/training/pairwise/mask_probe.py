@@ -56,7 +56,7 @@ def _sample(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
 
 
 def _longer_side(pair: TrainingPair) -> int:
-    return len(pair.tokens.prompt_ids) + max(len(pair.tokens.chosen_ids), len(pair.tokens.rejected_ids))
+    return len(pair.tokens.prompt_token_ids) + max(len(pair.tokens.chosen_token_ids), len(pair.tokens.rejected_token_ids))
 
 
 @torch.no_grad()

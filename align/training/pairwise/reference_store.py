@@ -54,7 +54,7 @@ def reference_key(
     """
     rows = hashlib.sha256()
     for pair in pairs:
-        rows.update(json.dumps([pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode() + b"\n")
+        rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device, "quantized": quantized}
     return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})

@@ -36,7 +36,8 @@ PROMPT_TOKENS = 1 + 4 + 1 + 1 + 1 + 1 + 1 + 9 + 1
 def test_the_limit_counts_prompt_completion_and_end(chat_format: ChatFormat) -> None:
     rows = [_instruction(1), _instruction(2, completion="bc")]
     encoded = encode_instructions(rows, chat_format, max_tokens=PROMPT_TOKENS + 2, on_invalid="drop", where=_where)
-    assert [(row.id, len(row.prompt_ids), len(row.completion_ids)) for row in encoded.rows] == [("i1", PROMPT_TOKENS, 2)]
+    lengths = [(row.id, len(row.prompt_token_ids), len(row.completion_token_ids)) for row in encoded.rows]
+    assert lengths == [("i1", PROMPT_TOKENS, 2)]
     assert encoded.dropped() == {"too_long": 1}
     assert encoded.drops[0].detail == f"prompt and completion: {PROMPT_TOKENS + 3} tokens; max_tokens is {PROMPT_TOKENS + 2}"
 
@@ -47,8 +48,8 @@ def test_ids_are_those_of_encoding_each_row_alone(chat_format: ChatFormat) -> No
     ]
     encoded = encode_instructions(rows, chat_format, max_tokens=100, on_invalid="error", where=_where)
     for record, row in zip(rows, encoded.rows, strict=True):
-        assert row.prompt_ids == chat_format.encode_prompt(record.prompt)
-        assert row.completion_ids == chat_format.encode_completion(record.prompt, record.completion)
+        assert row.prompt_token_ids == chat_format.encode_prompt(record.prompt)
+        assert row.completion_token_ids == chat_format.encode_completion(record.prompt, record.completion)
 
 
 def test_the_error_names_every_row(chat_format: ChatFormat) -> None:
@@ -77,7 +78,7 @@ def test_a_pair_is_as_long_as_its_longer_completion(chat_format: ChatFormat) -> 
     pair = Preference(id="p", line=1, prompt=_prompt("a"), chosen="b", rejected="cd")
     encoded = encode_preferences([pair], chat_format, max_tokens=PROMPT_TOKENS + 3, on_invalid="error", where=_where)
     (row,) = encoded.rows
-    assert (len(row.chosen_ids), len(row.rejected_ids)) == (2, 3)
+    assert (len(row.chosen_token_ids), len(row.rejected_token_ids)) == (2, 3)
     with pytest.raises(DataError, match="longer completion"):
         encode_preferences([pair], chat_format, max_tokens=PROMPT_TOKENS + 2, on_invalid="error", where=_where)
 

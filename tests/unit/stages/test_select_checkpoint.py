@@ -103,10 +103,10 @@ def test_the_loss_is_that_of_training_per_completion_token(finished: Path) -> No
     model = load_causal_lm(folder, dtype="float32").eval()
     total, tokens = 0.0, 0
     for row in encoded.rows:
-        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        ids = torch.tensor([row.prompt_token_ids + row.completion_token_ids])
         with torch.no_grad():
             logps = model(input_ids=ids).logits.log_softmax(-1)
-        for position in range(len(row.prompt_ids), ids.shape[1]):
+        for position in range(len(row.prompt_token_ids), ids.shape[1]):
             total -= float(logps[0, position - 1, ids[0, position]])
             tokens += 1
     found = manifest_of(finished, "best")["metrics"]["epochs"]["3"]["eval_loss"]

@@ -62,8 +62,8 @@ def test_every_completion_token_is_in_exactly_one_pass_with_the_state_before_it(
     passes = list(pack_episodes(EPISODES, [2, 0, 3, 1], micro_batch_tokens=micro_batch_tokens, row_tokens=512, pad_token_id=0))
     tokens = torch.cat([batch.tokens for batch in passes]).tolist()
     assert sorted(tokens) == list(range(8))
-    flat = [token for episode in EPISODES for token in episode.completion_ids]
-    before = [t for e in EPISODES for t in [e.prompt_ids[-1], *e.completion_ids[:-1]]]
+    flat = [token for episode in EPISODES for token in episode.completion_token_ids]
+    before = [t for e in EPISODES for t in [e.prompt_token_ids[-1], *e.completion_token_ids[:-1]]]
     for batch in passes:
         assert [flat[token] for token in batch.tokens] == batch.targets.tolist()
         assert batch.input_ids.flatten()[batch.sources].tolist() == [before[token] for token in batch.tokens]
@@ -93,12 +93,12 @@ def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path
     found, found_values = torch.zeros(8), torch.zeros(8)
     found[batch.tokens], found_values[batch.tokens] = logps, values
     for number, episode in enumerate(EPISODES):
-        ids = torch.tensor([episode.prompt_ids + episode.completion_ids])
+        ids = torch.tensor([episode.prompt_token_ids + episode.completion_token_ids])
         with torch.no_grad():
             wanted = (policy(input_ids=ids).logits[0, :-1] / temperature).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
             hidden = models.value.base_model(input_ids=ids).last_hidden_state[0]
             wanted_values = models.value.score(hidden)[:-1, 0]
-        count = len(episode.completion_ids)
+        count = len(episode.completion_token_ids)
         torch.testing.assert_close(found[offsets[number] : offsets[number + 1]], wanted[-count:], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             found_values[offsets[number] : offsets[number + 1]], wanted_values[-count:], rtol=1e-5, atol=1e-6
@@ -198,7 +198,7 @@ def test_prompt_and_tokens_stay_together_and_no_seed_is_used_twice() -> None:
     rows = sampler(12)
     sampled = rows.sample(0, EchoEngine())  # type: ignore[arg-type]
     for episode in sampled:
-        assert episode.prompt_ids == [3, int(episode.candidate.prompt_id[1:])]
+        assert episode.prompt_token_ids == [3, int(episode.candidate.prompt_id[1:])]
     assert len({episode.candidate.seed for episode in sampled}) == 12
     assert len({episode.candidate.seed for episode in [*sampled, *rows.sample(1, EchoEngine())]}) == 24  # type: ignore[arg-type]
 
@@ -236,7 +236,7 @@ def test_scores_are_weighted_sums_and_what_is_not_finite_is_left_out_and_counted
     assert rollout.scores.tolist() == [0.5, 1.5, 2.0]
     assert rollout.nonfinite == 1
     assert rollout.groups.tolist() == [0, 2, 3]
-    assert [episode.prompt_ids for episode in rollout.episodes] == [sampled[index].prompt_ids for index in (0, 2, 3)]
+    assert [episode.prompt_token_ids for episode in rollout.episodes] == [sampled[index].prompt_token_ids for index in (0, 2, 3)]
     assert rollout.sampler_logps.tolist() == [-1.0, -2.0, -3.0] * 3
     assert (rollout.watched, rollout.parts) == ({}, {})  # the only scorer is the score
     rows = sampler(2, scorers=Holes(), score_weights={"rm": 0.5})

@@ -155,7 +155,8 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("not weights")
     assert key(artifact_of(model)) == first
     assert key(artifact_of(model), precision="bfloat16") != first
-    changes: list[dict[str, Any]] = [{"id": "x"}, {"prompt_ids": [5, 7]}, {"chosen_ids": [7, 2]}, {"rejected_ids": [7, 2]}]
+    changes: list[dict[str, Any]] = [{"id": "x"}]
+    changes += [{"prompt_token_ids": [5, 7]}, {"chosen_token_ids": [7, 2]}, {"rejected_token_ids": [7, 2]}]
     for change in changes:
         assert key(artifact_of(model), [dataclasses.replace(PAIRS[0], **change), PAIRS[1]]) != first, change
     # The border between prompt and completion counts.
@@ -175,7 +176,7 @@ def test_they_are_what_the_model_says(project_template: Path, place: Place) -> N
     base = project_template / "base"
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=1)
     rows = compute_reference_logps(prepare_model(load_causal_lm(base)), PAIRS, collator, place.context, precision="float32")
-    sides = [(pair.prompt_ids, ids) for pair in PAIRS for ids in (pair.chosen_ids, pair.rejected_ids)]
+    sides = [(pair.prompt_token_ids, ids) for pair in PAIRS for ids in (pair.chosen_token_ids, pair.rejected_token_ids)]
     expected = completion_logps(load_causal_lm(base), sides, pad_token_id=0, batch_tokens=64)
     assert [row.id for row in rows] == ["a", "b"]
     assert [value for row in rows for value in (row.chosen_logps, row.rejected_logps)] == pytest.approx(expected, rel=1e-5)

@@ -27,8 +27,8 @@ def test_the_loss_is_shown_on_the_tokens_that_training_takes_it_on(training: Tra
     row = instruction(1, completion=KOREAN)
     encoded = encode_instructions([row], chat_format, max_tokens=1000, on_invalid="error", where=str).rows[0]
     (sequence,) = training.sequences(INSTRUCTIONS, row)
-    assert sequence.trained_tokens == len(encoded.completion_ids)
-    assert sequence.tokens == len(encoded.prompt_ids) + len(encoded.completion_ids)
+    assert sequence.trained_tokens == len(encoded.completion_token_ids)
+    assert sequence.tokens == len(encoded.prompt_token_ids) + len(encoded.completion_token_ids)
 
 
 def test_both_sides_of_a_pair_are_shown_behind_the_same_prompt(training: TrainingView, chat_format: ChatFormat) -> None:
@@ -36,7 +36,7 @@ def test_both_sides_of_a_pair_are_shown_behind_the_same_prompt(training: Trainin
     encoded = encode_preferences([row], chat_format, max_tokens=1000, on_invalid="error", where=str).rows[0]
     chosen, rejected = training.sequences(PREFERENCES, row)
     assert [chosen.name, rejected.name] == ["chosen", "rejected"]
-    assert [chosen.trained_tokens, rejected.trained_tokens] == [len(encoded.chosen_ids), len(encoded.rejected_ids)]
+    assert [chosen.trained_tokens, rejected.trained_tokens] == [len(encoded.chosen_token_ids), len(encoded.rejected_token_ids)]
     assert [piece for piece in chosen.pieces if not piece.trained] == [piece for piece in rejected.pieces if not piece.trained]
 
 
@@ -63,7 +63,7 @@ def test_lengths_are_those_of_training_and_the_longer_side_counts(training: Trai
     rows = [pair(1, chosen="the answer is yes", rejected="no"), pair(2, chosen="x", rejected="y" * 60)]
     facts = training.lengths(PREFERENCES, rows)
     encoded = encode_preferences(rows, chat_format, max_tokens=1000, on_invalid="error", where=str).rows
-    whole = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in encoded]
+    whole = [len(row.prompt_token_ids) + max(len(row.chosen_token_ids), len(row.rejected_token_ids)) for row in encoded]
     assert sorted(facts.rows.counts.elements()) == sorted(whole)
     assert facts.over_limit == sum(tokens > 40 for tokens in whole) == 1
 
