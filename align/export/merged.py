@@ -41,7 +41,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
     entry = Entry(source.artifact.path.with_name(f"{ENTRY_TYPE}-{source.artifact.fingerprint}"))
     with hold(entry.lock_path, on_wait=lambda holder: print(f"waiting for {holder}, which merges it too", file=sys.stderr)):
         # There is no such file, so nothing is cached and every file is hashed again.
-        state, problem = entry.check(FileHashes(entry.path / "no-memory"))
+        state, problem = entry.check(FileHashes(None))
         if state == "damaged":
             print(f"the merged model is damaged ({problem}); moved to {entry.quarantine()} and made again", file=sys.stderr)
         if state != "done":

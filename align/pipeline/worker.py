@@ -109,7 +109,7 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
     with hold(job.entry.lock_path, on_wait=waiting, give_up=lambda: stop() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=stop() or signal.SIGTERM)
-        state, problem = job.entry.check(FileHashes(job.entry.path / "no-memory"))
+        state, problem = job.entry.check(FileHashes(None))
         if state == "damaged":
             emit(Quarantined(stage=job.name, path=str(job.entry.quarantine()), problem=problem))
         # The plan is older than the lock: another run may have finished this stage since.

@@ -37,7 +37,7 @@ def run_selection(context: StageContext[Any], artifact: Artifact, selector: Sele
         work=context.work,
         count=context.counter("select", "tasks"),
         check_stop=context.check_stop,
-        num_processes=context.config.num_processes,
+        num_workers=context.config.num_processes,
     )
 
 
@@ -50,7 +50,7 @@ def select_from_files(
     work: Path,
     count: Callable[[int, int], None],
     check_stop: Callable[[], None] = lambda: None,
-    num_processes: int | None = None,
+    num_workers: int | None = None,
     task_rows: int = TASK_ROWS,
 ) -> StageOutcome:
     """Select prompt by prompt and write `rows.jsonl` and `drops.jsonl`, in the order in which the prompts are first seen.
@@ -62,7 +62,7 @@ def select_from_files(
             the same files and the same selector.
         count: called with (finished tasks, tasks); may raise to stop.
         check_stop: called between tasks and a few times a second while processes work; raises to stop.
-        num_processes: most processes that work at the same time; default: one per core. The results do not depend on it.
+        num_workers: most processes that work at the same time; default: one per core. The results do not depend on it.
         task_rows: least number of rows in a task.
     Raises:
         DataError: if a row cannot be used. StageError: if a prompt has one candidate_index twice, two prompts share an id, a
@@ -72,7 +72,7 @@ def select_from_files(
     tasks: Sequence[Task] = layout.tasks
     if layout.scattered:
         tasks = regroup(layout, selector.scorers, work / "regrouped")
-    facts = _run_tasks(tasks, selector, work / "shards", count, check_stop, num_processes)
+    facts = _run_tasks(tasks, selector, work / "shards", count, check_stop, num_workers)
     dropped: Counter[str] = Counter()
     for fact in facts:
         dropped.update(fact["dropped"])
@@ -135,7 +135,7 @@ def _run_tasks(
     folder: Path,
     count: Callable[[int, int], None],
     check_stop: Callable[[], None],
-    num_processes: int | None,
+    num_workers: int | None,
 ) -> list[Mapping[str, Any]]:
     """The facts of every task, in order. Tasks with complete shards do not run again."""
     facts: dict[int, Mapping[str, Any]] = {}
@@ -152,7 +152,7 @@ def _run_tasks(
         count(len(facts), len(tasks))
 
     # The cores that this process may use, which in a container or a batch job are fewer than those of the machine.
-    workers = min(num_processes or len(os.sched_getaffinity(0)), len(missing) // TASKS_PER_PROCESS)
+    workers = min(num_workers or len(os.sched_getaffinity(0)), len(missing) // TASKS_PER_PROCESS)
     executor_for(workers, len(missing)).map(
         _SelectTask(selector, folder),
         [(index, tasks[index]) for index in missing],

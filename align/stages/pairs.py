@@ -30,6 +30,7 @@ class Config(StageConfig, PairRule):
 
     scored: RowsReference[ScoredCandidate]
     """Scored candidates."""
+    # Not `num_workers`: `align pairs` has both options, and those workers sample, each with an engine of its own.
     num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
 

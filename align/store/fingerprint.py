@@ -34,12 +34,17 @@ class FileHashes:
 
     A model of many gigabytes is read once, not at every command. The cache may be deleted at any time; a file that changed in
     any of the four is read again.
+
+    Args:
+        path: of the cache. None: nothing is known from earlier commands and nothing is saved, so that a check reads every file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[str, list[Any]] = {}
         self._changed = False
+        if path is None:
+            return
         try:
             # An unreadable cache is no error: the files are then hashed again.
             loaded = json.loads(path.read_text())
@@ -65,6 +70,6 @@ class FileHashes:
     def save(self) -> None:
         """Write the cache to disk, without files that no longer exist."""
         # Two commands that end together may lose each other's additions. They hash those files again; no hash becomes wrong.
-        if self._changed:
+        if self._changed and self._path is not None:
             write_json(self._path, {key: value for key, value in sorted(self._known.items()) if Path(key).exists()})
             self._changed = False

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     files, out = [RowFile(Path(sys.argv[1]))], Path(sys.argv[2])
     rule = PairRule(scorer="rm", policy="max_random")
     select_from_files(
-        files, PairSelector(rule), name="pairs", output=out, work=out / "work", count=count, num_processes=1, task_rows=8
+        files, PairSelector(rule), name="pairs", output=out, work=out / "work", count=count, num_workers=1, task_rows=8
     )
 """
 

@@ -72,7 +72,7 @@ def _in_files(
 
 
 def select(files: Sequence[RowFile], selector: Selector[Any], folder: Path, **options: Any) -> tuple[bytes, bytes, Any]:
-    options = {"num_processes": 1, "task_rows": 9, **options}
+    options = {"num_workers": 1, "task_rows": 9, **options}
     made = select_from_files(files, selector, name="pairs", output=folder, work=folder / "work", count=lambda *_: None, **options)
     return (folder / "rows.jsonl").read_bytes(), (folder / "drops.jsonl").read_bytes(), made
 
@@ -144,7 +144,7 @@ def test_processes_and_cuts_change_nothing(tmp_path: Path) -> None:
     files = as_parquet(tmp_path / "in", candidates(40, 4, random.Random(1)), [50, 90])
     selector = pair_selector(scorer="rm")
     one = select(files, selector, tmp_path / "one", task_rows=10_000)
-    several = select(files, selector, tmp_path / "several", num_processes=2)
+    several = select(files, selector, tmp_path / "several", num_workers=2)
     assert one == several
     assert len(list((tmp_path / "several" / "work" / "shards").glob("shard-*.json"))) > 8
 

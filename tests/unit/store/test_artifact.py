@@ -9,6 +9,7 @@ import pytest
 from align.records import Drop, TextRow
 from align.store.artifact import Artifact, Entry, Manifest, Store, write_rows
 from align.store.atomic import atomic_writer, write_json
+from align.store.fingerprint import FileHashes
 
 
 def manifest(**changes: object) -> Manifest:
@@ -72,6 +73,14 @@ def test_the_remembered_hash_does_not_hide_a_change(store: Store, entry: Entry) 
     store.hashes.save()
     (entry.path / "model" / "weights").write_bytes(b"54321")
     assert Store(store.root).entry("generate", "f" * 16).check(Store(store.root).hashes)[0] == "damaged"
+
+
+def test_hashes_without_a_cache_file_write_none(entry: Entry) -> None:
+    hashes = FileHashes(None)
+    before = sorted(entry.path.rglob("*"))
+    assert entry.check(hashes) == ("done", "")
+    hashes.save()
+    assert sorted(entry.path.rglob("*")) == before
 
 
 def test_quarantine_keeps_the_files_where_nothing_uses_them(store: Store, entry: Entry) -> None:

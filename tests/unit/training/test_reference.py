@@ -142,7 +142,7 @@ def artifact_of(path: Path, stage: str = INPUT_STAGE, **files: str) -> Artifact:
 
 
 def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
-    hashes = FileHashes(tmp_path / "none")
+    hashes = FileHashes(None)
 
     def key(artifact: Artifact, pairs: Sequence[EncodedPreference] = PAIRS, precision: str = "float32") -> str:
         return reference_key(artifact, pairs, hashes, precision=precision)
