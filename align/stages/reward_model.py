@@ -64,9 +64,7 @@ class Config(RewardObjective, LoraOnly, PairwiseConfig):
     """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
 
     def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(
-            self.model, self.data, self.precision, self.peft, partial(pair_batch, self, has_logits=False), has_score_head=True
-        )
+        return TrainingNeeds(self.model, self.data, self.precision, self.peft, partial(pair_batch, self), has_score_head=True)
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:

@@ -65,7 +65,7 @@ class Batch:
     row_tokens: int
     """In the longest row; a mask has the square of it."""
     targets: int
-    """Tokens whose log-probability is computed; 0 for a reward model."""
+    """Tokens whose log-probability is computed, where the model has a language model's head."""
     is_masked: bool
     """Whether attention gets a mask of which token sees which: packed and shared-prefix rows do."""
     accumulates: bool
@@ -135,7 +135,7 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     return Batch(micro * row_tokens, row_tokens, math.ceil(micro * row * share), masked, config.batch_size > micro)
 
 
-def pair_batch(config: PairwiseOptimization, setting: Setting, *, has_logits: bool = True) -> Batch:
+def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
     """The longest pairs together, since batches hold pairs of similar length; the prompt once, unless virtual tokens stand in
     front of both sides."""
     limit = min(config.max_tokens, setting.context)
@@ -151,7 +151,7 @@ def pair_batch(config: PairwiseOptimization, setting: Setting, *, has_logits: bo
         row_tokens = max(PAIR_ROW_TOKENS[setting.device], longest[0].total)
         pairs_per_row = max(1, row_tokens // max(longest[-1].total, 1))
         tokens = math.ceil(micro / pairs_per_row) * row_tokens
-    return Batch(tokens, row_tokens, targets if has_logits else 0, True, config.batch_size > micro)
+    return Batch(tokens, row_tokens, targets, True, config.batch_size > micro)
 
 
 def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:

@@ -1,19 +1,28 @@
-"""Peak memory of a training in bytes, counted from shapes: every tensor that torch keeps.
+"""The sizes of a training step in bytes: models, gradients, optimizer, activations, logits, the sampling engine, and its disk.
 
-We observed what a layer keeps for the backward pass with `torch.autograd.graph.saved_tensors_hooks`; it is counted below in the
-order of the computation. Measured constants, each with its source, are at the top. `scripts/benchmarks/memory.py` compares the
-result with real runs; docs/memory.md has its table.
+Every tensor that torch keeps is counted, in the order of the computation; `torch.autograd.graph.saved_tensors_hooks` showed what
+a layer keeps for the backward pass. Measured constants, each with its source, are at the top. `scripts/benchmarks/memory.py`
+compares the result with real runs; docs/memory.md has its table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.config.peft import Lora, VirtualTokens
-from align.models.sizes import LOGITS_CHUNK_TOKENS
+from align.engines.open import resolve_engine
+from align.engines.vllm_engine import CPU_KV_CACHE_GIB
+from align.errors import EnvironmentProblem
+from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, LOGITS_CHUNK_TOKENS
+from align.pipeline.estimate.lengths import SAMPLED_ROWS
+from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
-from align.training.needs import Batch, Device, Precision
+from align.training.checkpoint import KEEP
+from align.training.needs import Batch, Device, Precision, RowLength, Sampler, Setting, TrainingNeeds, training_precision
+
+Peft = Lora | VirtualTokens | None
 
 MIB = 1 << 20
 PROCESS_BYTES: dict[Device, int] = {
@@ -32,120 +41,130 @@ ALLOCATOR_SHARE: dict[tuple[Device, bool], float] = {
     ("cuda", False): 0.1,
     ("cuda", True): 0.1,
 }
+VLLM_BYTES = 450 * MIB
+"""Memory that vLLM and its engine add to a worker on a CPU, without weights and cache: a ppo stage with vLLM took 1.52 GB more
+than with transformers."""
+NUMBER_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+WEIGHT_BYTES = 4
+"""Of a weight, and of its gradient: float32 whatever the arithmetic of a pass."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 of those (Dettmers et al. 2023, section 3)."""
-FLOAT32_BYTES = 4
 MOMENTS_BYTES = 8
 """Two float32 moments of AdamW, for every parameter that learns."""
 LOGITS_BYTES = 12
 """Of a logit at the peak of the head's backward pass: log-softmax, its gradient and the logits' gradient, float32 each."""
+NORM_BYTES = 8
+"""Of a number that a norm reads: its input and what it normalised, in float32 whatever the precision."""
+CHECKPOINTS = KEEP + 1
+"""One more than are kept: the oldest is removed after the newest is complete."""
 
 
-def chosen_layers(shape: ModelShape, peft: Lora) -> list[LinearLayer]:
-    """The linear layers that LoRA is added to."""
-    if peft.target_modules == "all_linear":
-        return list(shape.linear_layers)
-    ends = peft.target_modules
-    return [layer for layer in shape.linear_layers if any(layer.name == end or layer.name.endswith(f".{end}") for end in ends)]
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, and the bytes that its parts and passes take."""
 
+    shape: ModelShape
+    peft: Peft = None
+    """None for full fine-tuning, or for a model that does not learn."""
+    has_score_head: bool = False
+    """Of a reward or value model: one row of the hidden size, which always learns, in place of the language model's head."""
 
-def trainable_parameters(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
-    """Number of parameters that are trained.
+    @property
+    def parameters(self) -> int:
+        """Without those that `peft` adds."""
+        return self.shape.backbone_parameters + (self.shape.hidden_size if self.has_score_head else self.shape.head_parameters)
 
-    Full: all. LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
-    token; prompt tuning: an embedding for every virtual token.
+    @property
+    def lora_layers(self) -> list[LinearLayer]:
+        """The linear layers that LoRA is added to."""
+        if not isinstance(self.peft, Lora):
+            return []
+        ends, layers = self.peft.target_modules, self.shape.linear_layers
+        return [layer for layer in layers if ends == "all_linear" or f".{layer.name}".endswith(tuple(f".{end}" for end in ends))]
 
-    Args:
-        has_score_head: of a reward or value model: one row of the hidden size in place of the language model's head, which
-            always learns.
-    """
-    head = shape.hidden_size if has_score_head else 0
-    if peft is None:
-        return shape.backbone_parameters + (head or shape.head_parameters)
-    if isinstance(peft, Lora):
-        return head + sum(peft.rank * (layer.rows + layer.columns) for layer in chosen_layers(shape, peft))
-    per_token = 2 * shape.num_layers * shape.key_size if peft.method == "prefix_tuning" else shape.hidden_size
-    return head + peft.num_virtual_tokens * per_token
+    @property
+    def added_parameters(self) -> int:
+        """LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
+        token; prompt tuning: an embedding for every virtual token."""
+        if isinstance(self.peft, VirtualTokens):
+            in_layers = 2 * self.shape.num_layers * self.shape.key_size
+            return self.peft.num_virtual_tokens * (in_layers if self.peft.method == "prefix_tuning" else self.shape.hidden_size)
+        return 0 if self.peft is None else sum(self.peft.rank * (layer.rows + layer.columns) for layer in self.lora_layers)
 
+    @property
+    def trainable_parameters(self) -> int:
+        if self.peft is None:
+            return self.parameters
+        return self.added_parameters + (self.shape.hidden_size if self.has_score_head else 0)
 
-def weight_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False) -> int:
-    """Bytes of a loaded model in float32, with what `peft` adds to it; linear layers in 4 bits for qlora."""
-    parameters = shape.backbone_parameters + (shape.hidden_size if has_score_head else shape.head_parameters)
-    added = 0 if peft is None else trainable_parameters(shape, peft)
-    in_four_bits = shape.linear_parameters if _is_quantized(shape, peft) else 0
-    return round(FLOAT32_BYTES * (parameters + added - in_four_bits) + NF4_BYTES * in_four_bits)
+    @property
+    def quantized_parameters(self) -> int:
+        """Weights in 4 bits: those of the linear layers, for qlora."""
+        is_quantized = self.peft is not None and self.peft.method == "qlora" and self.shape.quantizable
+        return self.shape.linear_parameters if is_quantized else 0
 
+    @property
+    def weight_bytes(self) -> int:
+        whole = self.parameters + self.added_parameters - self.quantized_parameters
+        return round(WEIGHT_BYTES * whole + NF4_BYTES * self.quantized_parameters)
 
-def _is_quantized(shape: ModelShape, peft: Lora | VirtualTokens | None) -> bool:
-    return peft is not None and peft.method == "qlora" and shape.quantizable
+    def activation_bytes(self, batch: Batch, precision: Precision) -> int:
+        """What the layers keep of a batch for the backward pass."""
+        final_norm = NORM_BYTES * self.shape.hidden_size
+        return batch.tokens * (self.shape.num_layers * self._layer_bytes(batch, precision) + final_norm)
 
+    def _layer_bytes(self, batch: Batch, precision: Precision) -> int:
+        """What one layer keeps of one token."""
+        shape, hidden, number = self.shape, self.shape.hidden_size, NUMBER_BYTES[precision]
+        learns_in_layers = not isinstance(self.peft, VirtualTokens)
+        norms = 2 * NORM_BYTES * hidden
+        # Inputs of linear layers are kept only where a weight learns from them; autocast copies them for each layer that reads
+        # them, else those that read the same tensor share it.
+        readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2) if precision == "bfloat16" else 2
+        inputs = readers * number * hidden if learns_in_layers else 0
+        # Query, key and value, and attention's result. With a mask, grouped keys and values are written out for every head.
+        grouped = 1 < shape.num_key_value_heads < shape.num_heads
+        key = shape.query_size if batch.is_masked and grouped else shape.key_size
+        attention = number * (2 * shape.query_size + 2 * key)
+        mask = number * batch.row_tokens if batch.is_masked else 0
+        # Gated: both branches, the activated one and the product. Otherwise the activation's input, output and its parts.
+        kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
+        feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
+        inner = number * self.peft.rank * len(self.lora_layers) // shape.num_layers if isinstance(self.peft, Lora) else 0
+        return norms + inputs + attention + mask + feed_forward + inner
 
-def activation_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
-    """Bytes that the layers keep of a batch for the backward pass."""
-    # Like the norms of a layer: its input and what it normalised.
-    final_norm = 2 * FLOAT32_BYTES * shape.hidden_size
-    return batch.tokens * (shape.num_layers * _layer_bytes(shape, peft, batch, precision) + final_norm)
+    def logits_bytes(self, targets: int) -> int:
+        """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
+        return 0 if self.has_score_head else LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
 
+    def cast_bytes(self, precision: Precision) -> int:
+        """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one."""
+        if precision == "float32" or self.quantized_parameters:
+            return 0
+        return NUMBER_BYTES[precision] * (self.shape.linear_parameters + self.shape.vocabulary * self.shape.hidden_size)
 
-def _layer_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, precision: Precision) -> int:
-    """Bytes of one layer for one token."""
-    hidden, number = shape.hidden_size, FLOAT32_BYTES if precision == "float32" else 2
-    learns_in_layers = not isinstance(peft, VirtualTokens)
-    # Each of two norms keeps its input and what it normalised, in float32 whatever the precision.
-    norms = 4 * FLOAT32_BYTES * hidden
-    # Inputs of linear layers are kept only where a weight learns from them; autocast makes a copy for each layer that reads them.
-    readers = max(2, round(len(shape.linear_layers) / shape.num_layers) - 2)
-    inputs = (2 * FLOAT32_BYTES if precision == "float32" else readers * number) * hidden if learns_in_layers else 0
-    # Query, key and value, and attention's result. With a mask, grouped keys and values are written out for every head.
-    grouped = 1 < shape.num_key_value_heads < shape.num_heads
-    key = shape.query_size if batch.is_masked and grouped else shape.key_size
-    attention = number * (2 * shape.query_size + 2 * key)
-    mask = number * batch.row_tokens if batch.is_masked else 0
-    # Gated: both branches, the activated one and the product. Otherwise the input and output of the activation, and its parts.
-    kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
-    feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
-    inner = 0
-    if isinstance(peft, Lora):
-        inner = number * peft.rank * len(chosen_layers(shape, peft)) // shape.num_layers
-    return norms + inputs + attention + mask + feed_forward + inner
+    def backward_bytes(self, batch: Batch, device: Device, precision: Precision) -> int:
+        """A forward and backward pass at its peak, without weights, gradients and optimizer."""
+        shape = self.shape
+        # The peak is the head's backward pass: it comes first, when every layer's activations are still kept.
+        kept = self.activation_bytes(batch, precision)
+        retained = round(ALLOCATOR_SHARE[device, isinstance(self.peft, Lora)] * kept)
+        head_learns = self.peft is None and not self.has_score_head
+        head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
+        unpacked = WEIGHT_BYTES * max(layer.parameters for layer in shape.linear_layers) if self.quantized_parameters else 0
+        return kept + retained + self.logits_bytes(batch.targets) + head_gradient + unpacked + self.cast_bytes(precision)
 
+    def forward_bytes(self, tokens: int) -> int:
+        """A pass without gradients: the residual stream and its norm, the three states of a feed-forward layer, and the logits
+        of a chunk with their log-softmax."""
+        logits = 0 if self.has_score_head else 2 * min(tokens, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
+        return NUMBER_BYTES["float32"] * (tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size) + logits)
 
-def logits_bytes(shape: ModelShape, targets: int) -> int:
-    """Bytes of the head's backward pass, which holds the logits of one chunk of tokens at a time."""
-    return LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
-
-
-def cast_bytes(shape: ModelShape, peft: Lora | VirtualTokens | None, precision: Precision) -> int:
-    """Bytes of the bfloat16 copies that autocast makes of linear layers' weights; quantised layers are unpacked one by one."""
-    if precision == "float32":
-        return 0
-    return 0 if _is_quantized(shape, peft) else 2 * (shape.linear_parameters + shape.vocabulary * shape.hidden_size)
-
-
-def backward_bytes(
-    shape: ModelShape, peft: Lora | VirtualTokens | None, batch: Batch, device: Device, precision: Precision
-) -> int:
-    """Bytes of a forward and backward pass at its peak, without weights, gradients and optimizer."""
-    # The peak is the head's backward pass: it comes first, when every layer's activations are still kept.
-    kept = activation_bytes(shape, peft, batch, precision)
-    head_gradient = FLOAT32_BYTES * shape.vocabulary * shape.hidden_size if peft is None and batch.targets else 0
-    unpacked = FLOAT32_BYTES * max(layer.parameters for layer in shape.linear_layers) if _is_quantized(shape, peft) else 0
-    retained = round(ALLOCATOR_SHARE[device, isinstance(peft, Lora)] * kept)
-    return kept + retained + logits_bytes(shape, batch.targets) + head_gradient + unpacked + cast_bytes(shape, peft, precision)
-
-
-def inference_bytes(shape: ModelShape, *, tokens: int, targets: int) -> int:
-    """Bytes of a forward pass without gradients: the residual stream and its norm, the three states of a feed-forward layer, and
-    logits with their log-softmax."""
-    states = tokens * FLOAT32_BYTES * (3 * shape.hidden_size + 3 * shape.intermediate_size)
-    return states + 2 * FLOAT32_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * shape.vocabulary
-
-
-def step_bytes(shape: ModelShape, trainable: int, *, device: Device, is_full: bool) -> int:
-    """Bytes of AdamW's step besides gradients and moments: a CPU updates tensor by tensor, a GPU all tensors at once."""
-    if device == "cuda":
-        return FLOAT32_BYTES * trainable
-    return 2 * FLOAT32_BYTES * shape.largest_tensor if is_full else 0
+    def step_bytes(self, device: Device) -> int:
+        """AdamW's step besides gradients and moments: a CPU updates tensor by tensor, a GPU all tensors at once."""
+        if device == "cuda":
+            return WEIGHT_BYTES * self.trainable_parameters
+        return 2 * WEIGHT_BYTES * self.shape.largest_tensor if self.peft is None else 0
 
 
 @dataclass(frozen=True)
@@ -164,19 +183,118 @@ class Memory:
     peak: int
 
 
-def peak_memory(
-    *, weights: int, gradients: int, optimizer: int, backward: int, step: int, others: int, process: int,
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage needs with one method."""
+
+    method: str
+    """full, lora, qlora, prefix_tuning or prompt_tuning."""
+    trainable_parameters: int
+    memory: Memory
+    disk_bytes: int
+    """At its fullest: checkpoints, epochs and the result."""
+    kept_bytes: int
+    """What stays after the stage is done."""
+
+
+def method_name(peft: Peft) -> str:
+    return "full" if peft is None else peft.method
+
+
+def estimate_stage(
+    needs: TrainingNeeds,
+    peft: Peft,
+    shapes: Mapping[str, ModelShape],
+    lengths: Sequence[RowLength] | None,
+    machine: Machine,
+) -> Estimate:
+    """The estimate of a stage as configured, but with `peft` as its method.
+
+    Args:
+        peft: None for full fine-tuning.
+        shapes: of every model that `needs` names.
+        lengths: of the rows it trains on; None where they are not known, and the stage's limits take their place.
+    """
+    device, precision = machine.device, training_precision(needs.precision, gpu_has_bfloat16=machine.has_bfloat16)
+    virtual_tokens = peft.num_virtual_tokens if isinstance(peft, VirtualTokens) else 0
+    batch = needs.batch(Setting(lengths, shapes[needs.model].context, virtual_tokens, device))
+    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head)
+    value = [] if needs.value_model is None else [LoadedModel(shapes[needs.value_model], peft, has_score_head=True)]
+    learners = [model, *value]
+    others = [LoadedModel(shapes[name], has_score_head=True) for name in needs.scorers]
+    if peft is None:  # an adapter is switched off instead
+        others += [LoadedModel(shapes[needs.model])] * needs.frozen_copies
+    learning = sum(learner.trainable_parameters for learner in learners)
+    parts = {
+        "weights": sum(learner.weight_bytes for learner in learners),
+        "gradients": WEIGHT_BYTES * learning,
+        "optimizer": MOMENTS_BYTES * learning,
+        # All graphs exist before the first backward pass.
+        "activations": sum(learner.backward_bytes(batch, device, precision) for learner in learners),
+        "other_models": sum(other.weight_bytes for other in others) + _sampler_bytes(needs.sampler, model.shape, machine),
+        "process": PROCESS_BYTES[device],
+    }
+    # The optimizers of a training with a value model are fused: their step needs nothing more.
+    step = 0 if value else model.step_bytes(device)
+    beside = _phases_beside_training(needs, parts["weights"], parts["optimizer"], shapes, lengths)
+    peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
+    # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. Epochs exist twice
+    # until the work folder is removed after the commit.
+    result = WEIGHT_BYTES * model.trainable_parameters
+    kept = (1 + needs.num_epochs_kept) * result
+    full = kept + needs.num_epochs_kept * result + CHECKPOINTS * (WEIGHT_BYTES + MOMENTS_BYTES) * learning
+    return Estimate(method_name(peft), model.trainable_parameters, Memory(**parts, peak=peak), full, kept)
+
+
+def peak_bytes(
+    *, weights: int, gradients: int, optimizer: int, activations: int, other_models: int, process: int, step: int,
     accumulates: bool, other_phases: Iterable[int] = (),
-) -> Memory:  # fmt: skip
+) -> int:  # fmt: skip
     """The largest of: a backward pass, an optimizer step, and phases beside training.
 
     Args:
-        backward: see `backward_bytes`.
-        step: see `step_bytes`.
+        step: see `LoadedModel.step_bytes`.
         accumulates: see `Batch`.
         other_phases: bytes at phases without this training's gradients, `process` not included.
     """
+    during_training = weights + optimizer + other_models
     # Gradients are there during the whole backward pass only if an earlier pass left them; else they replace freed activations.
-    training = weights + others + optimizer + max(backward + (gradients if accumulates else 0), gradients + step)
-    peak = process + max(training, *other_phases, 0)
-    return Memory(weights, gradients, optimizer, backward, others, process, peak)
+    backward = during_training + activations + (gradients if accumulates else 0)
+    return process + max(backward, during_training + gradients + step, *other_phases)
+
+
+def _phases_beside_training(
+    needs: TrainingNeeds, weights: int, optimizer: int, shapes: Mapping[str, ModelShape], lengths: Sequence[RowLength] | None
+) -> Iterator[int]:
+    """Bytes while a model goes through pairs without gradients, `process` not included."""
+    tokens = FORWARD_TOKENS
+    if lengths is not None and len(lengths) < SAMPLED_ROWS:  # then all rows are known; each side of a pair has the prompt
+        tokens = min(tokens, sum(2 * row.longer_side for row in lengths))
+    if needs.reference is not None:
+        yield weights + LoadedModel(shapes[needs.model]).forward_bytes(tokens)
+        # A reference of its own is loaded and dropped before the model to train is loaded.
+        other = LoadedModel(shapes[needs.reference])
+        yield other.weight_bytes + other.forward_bytes(tokens) if needs.reference != needs.model else 0
+    if needs.has_score_head:  # the held-out pairs are scored by the saved model while the trained one is still there
+        scorer = LoadedModel(shapes[needs.model], has_score_head=True)
+        yield weights + optimizer + scorer.weight_bytes + scorer.forward_bytes(tokens)
+
+
+def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine) -> int:
+    """The sampling engine: a copy of the policy and a cache of keys and values."""
+    if sampler is None:
+        return 0
+    choice, on_gpu = sampler.choice, machine.device == "cuda"
+    try:
+        engine = resolve_engine(choice.engine)
+    except EnvironmentProblem:
+        engine = choice.engine
+    number = NUMBER_BYTES["bfloat16" if choice.dtype == "bfloat16" or (choice.dtype == "auto" and on_gpu) else "float32"]
+    # vLLM fills its share with cache, whatever the model's size.
+    if engine == "vllm" and on_gpu:
+        return round(sampler.memory_share * machine.total_bytes)
+    if engine == "vllm":
+        cache_gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB))
+        return number * policy.parameters + round(cache_gib * (1 << 30)) + VLLM_BYTES
+    tokens, rows = min(sampler.tokens, policy.context), min(ENGINE_ROWS, sampler.rows)
+    return number * (policy.parameters + rows * tokens * 2 * policy.num_layers * policy.key_size)

@@ -11,8 +11,8 @@ from typing import Any
 from align.config.peft import Lora
 from align.pipeline.estimate.lengths import row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
+from align.pipeline.estimate.memory import Estimate, Peft, estimate_stage, method_name
 from align.pipeline.estimate.shape import read_shape
-from align.pipeline.estimate.stage import Estimate, Peft, estimate_stage, method_name
 from align.pipeline.plan import Plan
 from align.store.artifact import Artifact
 from align.training.needs import RowLength, Trains

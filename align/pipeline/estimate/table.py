@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.pipeline.estimate.machine import Machine
+from align.pipeline.estimate.memory import Estimate
 from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, fits
-from align.pipeline.estimate.stage import Estimate
 
 HEADERS = ("stage", "method", "trained", "memory", "disk", "here")
 UNKNOWN = "unknown"

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
-from align.pipeline.estimate.memory import Memory
+from align.pipeline.estimate.memory import Estimate, Memory
 from align.pipeline.estimate.plan import StageEstimate
-from align.pipeline.estimate.stage import Estimate
 
 
 def test_run_passes_its_options_on(align: Any, pipeline: Any, folder: Path) -> None:

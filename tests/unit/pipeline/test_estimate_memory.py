@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 
 from align.config.peft import Lora, VirtualTokens
-from align.pipeline.estimate.memory import (
-    Memory,
-    activation_bytes,
-    cast_bytes,
-    logits_bytes,
-    peak_memory,
-    step_bytes,
-    trainable_parameters,
-    weight_bytes,
-)
+from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
 from align.pipeline.estimate.shape import ModelShape, shape_of
 from align.training.needs import Batch
 
@@ -54,6 +45,10 @@ def shape() -> ModelShape:
     return found
 
 
+def model(peft: Peft = None, **changes: Any) -> LoadedModel:
+    return LoadedModel(replace(shape(), **changes), peft)
+
+
 def test_the_shape_of_these_tests_is_the_one_that_is_read() -> None:
     assert replace(shape(), linear_layers=()) == SHAPE
 
@@ -71,35 +66,35 @@ def test_the_shape_of_these_tests_is_the_one_that_is_read() -> None:
     ],
 )
 def test_trainable_parameters(peft: Any, expected: int) -> None:
-    assert trainable_parameters(shape(), peft) == expected
+    assert model(peft).trainable_parameters == expected
     # A score head learns in any case; it stands in place of the language model's, which here is the embedding.
-    assert trainable_parameters(shape(), peft, has_score_head=True) == expected + 4
+    assert LoadedModel(shape(), peft, has_score_head=True).trainable_parameters == expected + 4
 
 
 def test_weights_are_four_bytes_and_quantised_ones_half_a_byte_and_scales() -> None:
-    assert weight_bytes(shape(), None) == 4 * 172
-    assert weight_bytes(shape(), Lora(method="lora", rank=2)) == 4 * (172 + 116)
+    assert model().weight_bytes == 4 * 172
+    assert model(Lora(method="lora", rank=2)).weight_bytes == 4 * (172 + 116)
     # 120 of 172 in four bits: 0.5 + 1/64 + 4/16384 bytes each
-    assert weight_bytes(shape(), Lora(method="qlora", rank=2)) == round(4 * (52 + 116) + 120 * (0.5 + 1 / 64 + 4 / 16384))
+    assert model(Lora(method="qlora", rank=2)).weight_bytes == round(4 * (52 + 116) + 120 * (0.5 + 1 / 64 + 4 / 16384))
     # bitsandbytes leaves GPT-2's kind of layers as they are
-    assert weight_bytes(replace(shape(), quantizable=False), Lora(method="qlora", rank=2)) == 4 * (172 + 116)
+    assert model(Lora(method="qlora", rank=2), quantizable=False).weight_bytes == 4 * (172 + 116)
 
 
 def test_activations_of_one_layer_and_token() -> None:
     batch = Batch(tokens=1, row_tokens=16, targets=0, is_masked=False, accumulates=False)
     norms, inputs, attention, feed_forward, final = 2 * 2 * 4 * 4, 2 * 4 * 4, 4 * (4 + 4 + 2 + 2), 4 * 4 * 6, 2 * 4 * 4
     plain = norms + inputs + attention + feed_forward + final
-    assert activation_bytes(shape(), None, batch, "float32") == plain
-    assert activation_bytes(shape(), None, replace(batch, is_masked=True), "float32") == plain + 4 * 16
-    assert activation_bytes(shape(), None, replace(batch, tokens=3), "float32") == 3 * plain
+    assert model().activation_bytes(batch, "float32") == plain
+    assert model().activation_bytes(replace(batch, is_masked=True), "float32") == plain + 4 * 16
+    assert model().activation_bytes(replace(batch, tokens=3), "float32") == 3 * plain
     # Rank 2 for each of seven layers; the inputs are kept for the small matrices.
-    assert activation_bytes(shape(), Lora(method="lora", rank=2), batch, "float32") == plain + 4 * 2 * 7
+    assert model(Lora(method="lora", rank=2)).activation_bytes(batch, "float32") == plain + 4 * 2 * 7
     # Nothing learns inside: neither the inputs of the layers nor the product before the last of them are kept.
     virtual = VirtualTokens(method="prompt_tuning", num_virtual_tokens=5)
-    assert activation_bytes(shape(), virtual, batch, "float32") == plain - inputs - 4 * 6
+    assert model(virtual).activation_bytes(batch, "float32") == plain - inputs - 4 * 6
     # Half the bytes, but norms stay in float32 and five layers read copies of their own.
     in_bfloat16 = norms + 5 * 2 * 4 + attention // 2 + feed_forward // 2 + final
-    assert activation_bytes(shape(), None, batch, "bfloat16") == in_bfloat16
+    assert model().activation_bytes(batch, "bfloat16") == in_bfloat16
 
 
 def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any) -> None:
@@ -119,8 +114,8 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
     }
     folder = tiny_causal_lm(tmp_path / "base", **size, num_key_value_heads=2)
     found = read_shape(folder)
-    model = load_causal_lm(folder)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    loaded = load_causal_lm(folder)
+    own = {parameter.untyped_storage().data_ptr() for parameter in loaded.parameters()}
     rows, row_tokens = 2, 64
     ids = torch.arange(rows * row_tokens).view(rows, row_tokens) % 250
     for packed in (False, True):
@@ -140,52 +135,54 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
                 torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
                 torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
             ):
-                model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+                loaded.base_model(input_ids=ids, position_ids=positions, use_cache=False)
             assert found is not None
             batch = Batch(rows * row_tokens, row_tokens, 0, packed, False)
             casts = 0 if precision == "float32" else 2 * found.linear_parameters
-            counted = activation_bytes(found, None, batch, precision) + casts  # type: ignore[arg-type]
+            counted = LoadedModel(found).activation_bytes(batch, precision) + casts  # type: ignore[arg-type]
             assert counted == pytest.approx(sum(kept.values()), rel=0.03)
 
 
-def test_logits_are_there_a_chunk_at_a_time() -> None:
-    assert logits_bytes(shape(), 100) == 12 * 100 * 10
-    assert logits_bytes(shape(), 9999) == 12 * 4096 * 10
+def test_logits_are_there_a_chunk_at_a_time_and_not_with_a_score_head() -> None:
+    assert model().logits_bytes(100) == 12 * 100 * 10
+    assert model().logits_bytes(9999) == 12 * 4096 * 10
+    assert LoadedModel(shape(), has_score_head=True).logits_bytes(100) == 0
 
 
 def test_autocast_copies_weights_but_not_quantised_ones() -> None:
-    assert cast_bytes(shape(), None, "float32") == 0
-    assert cast_bytes(shape(), None, "bfloat16") == 2 * (120 + 40)
-    assert cast_bytes(shape(), Lora(method="qlora"), "bfloat16") == 0
+    assert model().cast_bytes("float32") == 0
+    assert model().cast_bytes("bfloat16") == 2 * (120 + 40)
+    assert model(Lora(method="qlora")).cast_bytes("bfloat16") == 0
 
 
 def test_adamw_goes_tensor_by_tensor_on_a_cpu_only() -> None:
-    assert step_bytes(shape(), 172, device="cpu", is_full=True) == 2 * 4 * 40
-    assert step_bytes(shape(), 20, device="cpu", is_full=False) == 0
-    assert step_bytes(shape(), 172, device="cuda", is_full=True) == 4 * 172
+    assert model().step_bytes("cpu") == 2 * 4 * 40
+    assert model(Lora(method="lora", rank=2)).step_bytes("cpu") == 0
+    assert model().step_bytes("cuda") == 4 * 172
+    assert model(Lora(method="lora", rank=2)).step_bytes("cuda") == 4 * 116
 
 
 def test_the_peak_is_the_largest_phase() -> None:
-    def peak(**changes: Any) -> Memory:
+    def peak(**changes: Any) -> int:
         numbers: dict[str, Any] = {
-            "weights": 100, "gradients": 100, "optimizer": 200, "backward": 70, "step": 20, "others": 5, "process": 1000,
+            "weights": 100, "gradients": 100, "optimizer": 200, "activations": 70, "step": 20, "other_models": 5, "process": 1000,
             "accumulates": False,
         }  # fmt: skip
-        return peak_memory(**{**numbers, **changes})
+        return peak_bytes(**{**numbers, **changes})
 
-    assert peak().peak == 1000 + 5 + 100 + 200 + 100 + 20  # the optimizer's step
-    assert peak(backward=170).peak == 1000 + 5 + 100 + 200 + 170  # the backward pass, whose gradients come as it goes
-    assert peak(accumulates=True).peak == 1000 + 5 + 100 + 200 + 100 + 70  # gradients of the pass before are there
-    assert peak(other_phases=[2000]).peak == 1000 + 2000
+    assert peak() == 1000 + 5 + 100 + 200 + 100 + 20  # the optimizer's step
+    assert peak(activations=170) == 1000 + 5 + 100 + 200 + 170  # the backward pass, whose gradients come as it goes
+    assert peak(accumulates=True) == 1000 + 5 + 100 + 200 + 100 + 70  # gradients of the pass before are there
+    assert peak(other_phases=[2000]) == 1000 + 2000
 
 
 def test_more_tokens_and_larger_ranks_never_take_less() -> None:
     sizes = [
-        activation_bytes(shape(), None, Batch(tokens, 16, tokens, True, False), "float32") + logits_bytes(shape(), tokens)
+        model().activation_bytes(Batch(tokens, 16, tokens, True, False), "float32") + model().logits_bytes(tokens)
         for tokens in (1, 2, 8, 4096, 5000)
     ]
     assert sizes == sorted(sizes)
-    ranks = [trainable_parameters(shape(), Lora(method="lora", rank=rank)) for rank in (1, 2, 4)]
+    ranks = [model(Lora(method="lora", rank=rank)).trainable_parameters for rank in (1, 2, 4)]
     assert ranks == sorted(set(ranks))
 
 
@@ -203,8 +200,8 @@ def test_trainable_parameters_are_those_that_peft_counts(tmp_path: Any, architec
         )
     else:
         config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path)
+    built = transformers.AutoModelForCausalLM.from_config(config)
+    built.save_pretrained(tmp_path)
     found = read_shape(tmp_path)
     assert found is not None
     settings: dict[str, Any] = {
@@ -220,6 +217,6 @@ def test_trainable_parameters_are_those_that_peft_counts(tmp_path: Any, architec
     }
     ours, theirs = settings.get(method, (None, None))
     if theirs is not None:
-        model = peft.get_peft_model(model, theirs())
-    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert trainable_parameters(found, ours) == counted
+        built = peft.get_peft_model(built, theirs())
+    counted = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+    assert LoadedModel(found, ours).trainable_parameters == counted
