@@ -11,20 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from align.report.figure import (
-    GRID,
-    INK,
-    MUTED,
-    Labels,
-    Plot,
-    Series,
-    drawing_style,
-    evenly,
-    model_color,
-    model_variable,
-    new_axes,
-    to_svg,
-)
+from align.report.figure import GRID, INK, MUTED, Plot, Series, draw, evenly, model_color, model_variable
 from align.report.statistics import FloatArray
 
 MAX_POINTS_PER_CURVE = 400
@@ -130,18 +117,14 @@ def _points_by_metric(curve: Curve) -> Points:
 
 def _curve_plot(stage: str, group: str, points: Points) -> Plot:
     description = f"{', '.join(points)} of {stage} by optimizer step."
-    legend = []
-    labels = Labels()
-    with drawing_style(f"{stage} {group}"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+    with draw(group, description, WIDTH_INCHES, HEIGHT_INCHES, salt=f"{stage} {group}") as plot:
         for metric, (steps, values) in points.items():
             color = 2 if metric.endswith("/rejected") else 1
             dashed = metric.startswith("eval_")
-            _line(axes, steps, values, color, dashed=dashed)
-            legend.append(Series(metric, model_variable(color), dashed))
-        _finish_axes(axes)
-        svg = to_svg(figure, labels, description)
-    return Plot(group, description, svg, [] if list(points) == [group] else legend)
+            _line(plot.axes[0], steps, values, color, dashed=dashed)
+            plot.legend += [] if list(points) == [group] else [Series(metric, model_variable(color), dashed)]
+        _finish_axes(plot.axes[0])
+    return plot
 
 
 def _line(axes: Axes, steps: FloatArray, values: FloatArray, color: int, *, dashed: bool = False) -> None:
@@ -167,18 +150,17 @@ def _hacking_plot(stage: str, points: Points) -> Plot:
         f"{stage}: the optimised score (solid) and the watched ones (dashed), smoothed, as change since the start in standard "
         "deviations of each. Optimised score up, watched score down: reward hacking."
     )
-    labels, legend = Labels(), []
-    with drawing_style(f"{stage} hacking"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+    title = "optimised and watched scores"
+    with draw(title, description, WIDTH_INCHES, HEIGHT_INCHES, salt=f"{stage} hacking") as plot:
+        (axes,) = plot.axes
         axes.axhline(0.0, color=MUTED, linewidth=0.8)
         for color, (metric, (steps, values)) in enumerate(points.items(), start=1):
             _line(axes, steps, _standardised(values), color, dashed=metric != PROXY)
             name = "optimised score" if metric == PROXY else f"{metric.removeprefix(WATCHED_PREFIX)} (watched)"
-            legend.append(Series(name, model_variable(color), dashed=metric != PROXY))
+            plot.legend.append(Series(name, model_variable(color), dashed=metric != PROXY))
         _finish_axes(axes)
         axes.set_ylabel("change (std. dev.)")
-        svg = to_svg(figure, labels, description)
-    return Plot("optimised and watched scores", description, svg, legend)
+    return plot
 
 
 def _standardised(values: FloatArray) -> FloatArray:
@@ -201,15 +183,16 @@ def _standardised(values: FloatArray) -> FloatArray:
 def _checkpoint_plot(stage: str, points: Points, selected_epoch: float | None) -> Plot:
     """Score and, where it was measured, validation loss by epoch, each on an axis of its own."""
     description = f"{stage}: score of the completions on validation prompts (left axis, solid) by epoch."
-    legend = [Series("score (left)", model_variable(1))]
-    with drawing_style(f"{stage} checkpoints"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
+    title = "score and validation loss by epoch"
+    with draw(title, description, WIDTH_INCHES, HEIGHT_INCHES, salt=f"{stage} checkpoints") as plot:
+        (axes,), plot.legend = plot.axes, [Series("score (left)", model_variable(1))]
         _line(axes, *points["score"], 1)
         _finish_axes(axes)
         axes.set_xlabel("epoch")
         if "eval_loss" in points:
-            description += " Right axis, dashed: validation loss. The epoch with the lowest loss need not have the best score."
-            legend.append(Series("eval_loss (right)", model_variable(2), dashed=True))
+            plot.description += " Right axis, dashed: validation loss."
+            plot.description += " The epoch with the lowest loss need not have the best score."
+            plot.legend.append(Series("eval_loss (right)", model_variable(2), dashed=True))
             right = axes.twinx()
             _line(right, *points["eval_loss"], 2, dashed=True)
             _finish_axes(right)
@@ -217,8 +200,7 @@ def _checkpoint_plot(stage: str, points: Points, selected_epoch: float | None) -
             axes.tick_params(axis="y", labelcolor=model_color(1))
             right.tick_params(axis="y", labelcolor=model_color(2))
         if selected_epoch is not None:
-            description += f" The line marks epoch {selected_epoch:g}, which was selected by its score."
-            legend.append(Series(f"selected: epoch {selected_epoch:g}", "--ink"))
+            plot.description += f" The line marks epoch {selected_epoch:g}, which was selected by its score."
+            plot.legend.append(Series(f"selected: epoch {selected_epoch:g}", "--ink"))
             axes.axvline(selected_epoch, color=INK, linewidth=1.1)
-        svg = to_svg(figure, Labels(), description)
-    return Plot("score and validation loss by epoch", description, svg, legend)
+    return plot

@@ -69,44 +69,40 @@ class Series:
     """Whether the marker is an outline."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plot:
-    """A finished drawing."""
+    """A drawing. Within the block of `draw`, its axes can be drawn on, and its description and legend can grow."""
 
     title: str
     description: str
     """What it shows, in a sentence: the caption, and what a screen reader says."""
-    svg: str
-    """Safe markup: an <svg> element."""
+    axes: list[Axes] = field(default_factory=list)
+    """From top to bottom; none once the block of `draw` ends."""
     legend: list[Series] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """Users' texts in the drawing; `label` adds them."""
+    svg: str = ""
+    """Safe markup, an <svg> element; empty until the block of `draw` ends."""
 
-
-class Labels:
-    """Texts that are put into the drawing after matplotlib is done with it."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def token(self, text: str) -> str:
-        """A short stand-in for `text`."""
+    def label(self, text: str) -> str:
+        """A short stand-in for `text`, which is put into the drawing after matplotlib is done with it."""
+        self.texts.append(text)
         # The q ends the token: label001 would otherwise be found in label0010, too.
-        token = f"label{len(self._texts):03d}q"
-        self._texts[token] = text
-        return token
-
-    def fill(self, svg: str) -> str:
-        """`svg` with the real texts, escaped."""
-        return re.sub(r"label\d{3,}q", lambda match: html.escape(self._texts[match.group()]), svg)
+        return f"label{len(self.texts) - 1:03d}q"
 
 
 @contextmanager
-def drawing_style(salt: str) -> Iterator[None]:
-    """matplotlib's settings for one drawing. `salt` makes its ids different from other drawings' and the same in every run."""
+def draw(title: str, description: str, width: float, height: float, *, rows: int = 1, salt: str = "") -> Iterator[Plot]:
+    """Makes a drawing of `width` × `height` inches with `rows` plots above each other that share the x axis.
+
+    Args:
+        salt: makes its ids different from other drawings' on a page, and the same in every run; default: the title.
+    """
     settings: Any = {
         # Texts stay texts, so that `Labels` finds its tokens and the browser draws them with its own fonts.
         "svg.fonttype": "none",
         # Without it, matplotlib takes random ids and the page's bytes differ every time.
-        "svg.hashsalt": salt,
+        "svg.hashsalt": salt or title,
         "font.family": ["DejaVu Sans"],  # ships with matplotlib; the page replaces it by its own fonts
         "font.size": 8.5,
         "text.color": INK,
@@ -133,19 +129,16 @@ def drawing_style(salt: str) -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever the user's matplotlibrc says
         mpl.rcParams.update(settings)
-        yield
+        # Not pyplot, which keeps every figure open and may look for a window system.
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        plot = Plot(title, description, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]))
+        yield plot
+        plot.svg = _to_svg(figure, plot)
+        plot.axes = []  # they hold the whole figure, which a page of many drawings would keep in memory
 
 
-def new_axes(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` × `height` inches with `rows` plots above each other that share the x axis."""
-    # Not pyplot, which keeps every figure open and may look for a window system.
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
-    return figure, list(axes[:, 0])
-
-
-def to_svg(figure: Figure, labels: Labels, description: str) -> str:
+def _to_svg(figure: Figure, plot: Plot) -> str:
     """The figure as an <svg> element: same bytes every time, no date, no links, no fonts, colours as CSS variables."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -163,9 +156,9 @@ def to_svg(figure: Figure, labels: Labels, description: str) -> str:
         svg = svg.replace(color, f"var({variable})")
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     box = view_box.group(1) if view_box else ""
-    head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(description)}" style="stroke-linejoin: round">'
-    body = svg[svg.index(">") + 1 :]
-    return head + labels.fill(re.sub(r"\n\s*", "\n", body))
+    head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(plot.description)}" style="stroke-linejoin: round">'
+    body = re.sub(r"\n\s*", "\n", svg[svg.index(">") + 1 :])
+    return head + re.sub(r"label(\d{3,})q", lambda match: html.escape(plot.texts[int(match[1])]), body)
 
 
 def evenly(indices: Any, count: int) -> Any:

@@ -12,11 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from align.report import plots, view, wording
+from align.report import plots, table, view, wording
 from align.report.answers import align_answers
 from align.report.curves import training_curves
 from align.report.figure import marker_path
 from align.report.results import Answers, Results
+from align.report.style import row_styles
 from align.report.view import StageSummary
 from align.store.atomic import write_bytes
 
@@ -47,35 +48,33 @@ def write_report(
         primary_scorer: whose best answer is highlighted for each prompt; the first scorer when not given.
         generated: when the report was made, in words; left out when not given.
     """
-    table = align_answers(answers)
+    joined = align_answers(answers)
     primary = primary_scorer or results.scorers[0]
     drawings = [
-        *plots.score_scatters(results, table),
+        *plots.score_scatters(results, joined),
         *plots.frontiers(results),
-        *plots.score_histograms(results, table),
-        plots.length_histogram(results, table),
+        *plots.score_histograms(results, joined),
+        plots.length_histogram(results, joined),
     ]
     summaries = [StageSummary.model_validate(stage) for stage in stages]
     selected = {stage.name: stage.metrics.get("selected_epoch") for stage in summaries}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
     page = page_environment().get_template(TEMPLATE_NAME).render(
         results=results,
-        verdicts=wording.verdicts(results),
-        cautions=wording.cautions(results),
-        rows=view.model_rows(results),
-        seeds=view.seed_rows(results),
-        behaviour_headers=view.behaviour_headers(results),
+        wording=wording,
+        table=table,
+        scales={scorer: view.scales(results, scorer) for scorer in results.scorers},
+        styles=row_styles(results),
+        behaviour=table.behaviour_columns(results),
         plots=drawings,
         curves={stage: drawn for stage, drawn in drawn_curves.items() if drawn},
         stages=summaries,
-        prompts=view.prompt_views(results, table, primary_scorer=primary),
+        prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
         score_text=view.score_text,
         command=shlex.join(results.command),
         recipe=json.dumps(recipe, ensure_ascii=False, indent=2),
         generated=generated,
-        better=wording.BETTER,
-        worse=wording.WORSE,
     )  # fmt: skip
     write_bytes(path, page.encode("utf-8", errors="replace"))  # a model may produce half of a surrogate pair
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report.answers import AnswerTable
-from align.report.figure import INK, PANEL, Labels, Plot, Series, drawing_style, evenly, new_axes, to_svg
-from align.report.results import Estimate, Results, ScoreResult
+from align.report.figure import INK, PANEL, Plot, Series, draw, evenly
+from align.report.results import Estimate, Results
 from align.report.statistics import FloatArray, prompt_means
 from align.report.style import RowStyle, row_styles
 
@@ -35,10 +35,9 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
         f"{y_scorer} against {x_scorer}. Small: the mean of one prompt. Large: the row's mean with 95 % intervals. "
         "A model that moves right but down gains on one score at the other's cost."
     )
-    labels = Labels()
-    styles = row_styles(results)
-    with drawing_style(f"scatter {x_scorer} {y_scorer}"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, 3.0)
+    styles, title = row_styles(results), f"{y_scorer} against {x_scorer}"
+    with draw(title, description, WIDTH_INCHES, 3.0, salt=f"scatter {x_scorer} {y_scorer}") as plot:
+        (axes,), plot.legend = plot.axes, row_legend(results)
         for name, style in styles.items():
             for member in results.members(name):
                 x, y = (prompt_means(table.scores[member][scorer]) for scorer in (x_scorer, y_scorer))
@@ -49,13 +48,12 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
         for name, style in styles.items():
             x_score, y_score = (results.models[name].scores[scorer] for scorer in (x_scorer, y_scorer))
             _mean_point(axes, x_score.mean, y_score.mean, style, _ends(x_score), _ends(y_score))
-        axes.set_xlabel(labels.token(x_scorer))
-        axes.set_ylabel(labels.token(y_scorer))
-        svg = to_svg(figure, labels, description)
-    return Plot(f"{y_scorer} against {x_scorer}", description, svg, row_legend(results))
+        axes.set_xlabel(plot.label(x_scorer))
+        axes.set_ylabel(plot.label(y_scorer))
+    return plot
 
 
-def _ends(estimate: Estimate | ScoreResult) -> list[list[float]]:
+def _ends(estimate: Estimate) -> list[list[float]]:
     """Lengths of an interval's two arms, as matplotlib wants them."""
     return [[estimate.mean - estimate.ci95[0]], [estimate.ci95[1] - estimate.mean]]
 
@@ -108,10 +106,9 @@ def _frontier(results: Results, scorer: str) -> Plot:
         description += " Fainter points are single seeds."
     if results.best_of_rows:
         description += " Best of n is at its KL bound, ln n − (n − 1)/n: at most that far."
-    labels, styles = Labels(), row_styles(results)
-    with drawing_style(f"frontier {scorer}"):
-        figure, (axes,) = new_axes(WIDTH_INCHES, 3.0)
-        farthest = 0.0
+    styles, farthest = row_styles(results), 0.0
+    with draw(f"Frontier of {scorer} and KL", description, WIDTH_INCHES, 3.0, salt=f"frontier {scorer}") as plot:
+        (axes,), plot.legend = plot.axes, row_legend(results)
         for name, row in results.models.items():
             score, kl = row.scores[scorer], row.kl_to_baseline
             for one in (row.replicates or {}).values() if name in results.several_seeds else ():
@@ -129,10 +126,9 @@ def _frontier(results: Results, scorer: str) -> Plot:
         # Evenly spaced on the axis, labelled in nats; a set, because rounding can make two of them equal.
         ticks = sorted({float(f"{root**2:.2g}") for root in np.linspace(0.0, farthest or 1.0, 5)})
         axes.set_xticks([_root(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
-        axes.set_xlabel(f"KL to {labels.token(results.baseline)} (nats, square-root axis)")
-        axes.set_ylabel(labels.token(scorer))
-        svg = to_svg(figure, labels, description)
-    return Plot(f"Frontier of {scorer} and KL", description, svg, row_legend(results))
+        axes.set_xlabel(f"KL to {plot.label(results.baseline)} (nats, square-root axis)")
+        axes.set_ylabel(plot.label(scorer))
+    return plot
 
 
 def _root(kl: float) -> float:
@@ -199,29 +195,26 @@ def _histogram(
 ) -> Plot:
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
     # One set of bins for all rows, so that their shapes can be compared.
-    edges = _bin_edges(np.concatenate(list(finite.values())), whole_numbers)
-    labels = Labels()
-    with drawing_style(title):
-        figure, rows = new_axes(WIDTH_INCHES, 0.5 + 0.66 * len(values), len(values))
-        for index, (name, array) in enumerate(finite.items()):
-            axes = rows[index]
+    edges = bin_edges(np.concatenate(list(finite.values())), whole_numbers=whole_numbers)
+    with draw(title, description, WIDTH_INCHES, 0.5 + 0.66 * len(values), rows=len(values)) as plot:
+        for axes, (name, array) in zip(plot.axes, finite.items(), strict=True):
             # Shares, not counts: a method has the completions of all its seeds, and a scorer may have failed on some.
             shares = np.histogram(array, edges)[0] / max(1, len(array))
             axes.stairs(shares, edges, fill=True, color=styles[name].color, alpha=0.32)
             axes.stairs(shares, edges, color=styles[name].color, linewidth=1.2)
             if len(array):
                 axes.axvline(float(array.mean()), color=INK, linewidth=1.1)
-            axes.text(0.0, 1.02, labels.token(name), transform=axes.transAxes, color=INK, fontsize=8.5)
+            axes.text(0.0, 1.02, plot.label(name), transform=axes.transAxes, color=INK, fontsize=8.5)
             axes.yaxis.set_major_locator(MaxNLocator(2, prune="lower"))
             axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
             axes.set_ylim(bottom=0)
             axes.spines["left"].set_visible(False)
-        rows[-1].set_xlabel(labels.token(x_label))
-        svg = to_svg(figure, labels, description)
-    return Plot(title, description, svg)
+        plot.axes[-1].set_xlabel(plot.label(x_label))
+    return plot
 
 
-def _bin_edges(values: FloatArray, whole_numbers: bool) -> FloatArray:
+def bin_edges(values: FloatArray, *, whole_numbers: bool = False) -> FloatArray:
+    """Edges of `HISTOGRAM_BINS` bins of equal width; of fewer where the values are whole numbers that lie close together."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if whole_numbers:
         # Bins as wide as a whole number: otherwise some would hold one length more than their neighbours, and show false peaks.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -16,22 +16,25 @@ from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
-from align.report.statistics import BoolArray, FloatArray, Interval, seeded_bootstrap
+from align.report.statistics import BoolArray, Interval, seeded_bootstrap
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
+Bootstrap = Callable[..., Interval]
+"""`seeded_bootstrap` with one seed and size, so that all statistics of a comparison see the same resamples."""
 
 
 class Estimate(StrictModel):
     """A mean over prompts (of a method: over its seeds and prompts) and how sure we are of it."""
 
     mean: float
-    """Mean over prompts."""
+    """Mean over prompts, candidates of a prompt averaged first."""
     ci95: tuple[float, float]
     """Ends of the 95 % bootstrap interval over prompts, of a method with several seeds over seeds and prompts."""
 
     @classmethod
-    def of(cls, interval: Interval) -> Estimate:
-        return cls(mean=interval.mean, ci95=(interval.low, interval.high))
+    def of(cls, interval: Interval, **fields: Any) -> Self:
+        """`fields` are those that a subclass adds."""
+        return cls(mean=interval.mean, ci95=(interval.low, interval.high), **fields)
 
     @property
     def excludes_zero(self) -> bool:
@@ -39,26 +42,18 @@ class Estimate(StrictModel):
         return self.ci95[0] > 0 or self.ci95[1] < 0
 
 
-class ScoreResult(StrictModel):
-    """One scorer's view of one model."""
+class ScoreResult(Estimate):
+    """One scorer's view of one model: its mean score."""
 
-    mean: float
-    """Mean score over prompts, candidates of a prompt averaged first."""
-    ci95: tuple[float, float]
-    """Ends of the 95 % bootstrap interval over prompts."""
     delta: Estimate | None
     """Paired difference to the baseline, model minus baseline; null for the baseline itself."""
     nonfinite: int = Field(ge=0)
     """Prompts on which this model got no finite score. They are left out of this scorer's numbers for every model."""
 
 
-class TokenResult(StrictModel):
+class TokenResult(Estimate):
     """Length of the completions in tokens, with the end-of-sequence token."""
 
-    mean: float
-    """Mean over prompts, candidates of a prompt averaged first."""
-    ci95: tuple[float, float]
-    """Ends of the 95 % bootstrap interval over prompts."""
     p50: float
     """Median over all completions."""
     p95: float
@@ -195,20 +190,6 @@ class Results(StrictModel):
         return self.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class _Bootstrap:
-    """The seed and size of every bootstrap of one comparison: one seed, so that all statistics see the same resamples."""
-
-    seed: int
-    resamples: int
-
-    def mean(self, values: FloatArray) -> Interval:
-        return seeded_bootstrap(values, seed=self.seed, resamples=self.resamples)
-
-    def difference(self, first: FloatArray, second: FloatArray) -> Estimate:
-        return Estimate.of(seeded_bootstrap(first, second, seed=self.seed, resamples=self.resamples))
-
-
 def build_results(
     answers: Answers,
     *,
@@ -244,7 +225,7 @@ def build_results(
     table = align_answers(answers)
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
-    bootstrap = _Bootstrap(seed, bootstrap_resamples)
+    bootstrap = partial(seeded_bootstrap, seed=seed, resamples=bootstrap_resamples)
     measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
@@ -274,52 +255,46 @@ def _usable_prompts(rows: Mapping[str, Row], scorer: str) -> BoolArray:
     return np.asarray(finite)
 
 
-def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootstrap: _Bootstrap) -> ModelResult:
+def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootstrap: Bootstrap) -> ModelResult:
     wins, best_of = row.wins, row.best_of
     return ModelResult(
         scores={scorer: _score_result(row, baseline, scorer, usable[scorer], bootstrap) for scorer in usable},
-        win_rate=None
-        if wins is None
-        else {scorer: Estimate.of(bootstrap.mean(wins[scorer][:, usable[scorer]])) for scorer in usable},
-        kl_to_baseline=None if row.kl is None else Estimate.of(bootstrap.mean(row.kl)),
+        win_rate=None if wins is None else {scorer: Estimate.of(bootstrap(wins[scorer][:, usable[scorer]])) for scorer in usable},
+        kl_to_baseline=None if row.kl is None else Estimate.of(bootstrap(row.kl)),
         completion_tokens=_tokens(row, bootstrap),
         eos_share=row.eos_share,
         distinct_2=row.distinct_2,
         retention_perplexity=row.retention_perplexity,
         train_seconds=row.train_seconds,
-        trained_parameters=None if row.trained is None else row.trained.parameters,
-        train_memory_bytes=None if row.trained is None else row.trained.memory_bytes,
+        trained_parameters=row.trained and row.trained.parameters,
+        train_memory_bytes=row.trained and row.trained.memory_bytes,
         kl_bound=None if best_of is None else best_of_kl_bound(best_of.n),
         best_of=best_of,
         replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,
     )
 
 
-def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> ScoreResult:
-    values = row.scores[scorer]
-    own = bootstrap.mean(values[:, usable])
-    against = baseline.scores[scorer][:, usable]
-    return ScoreResult(
-        mean=own.mean,
-        ci95=(own.low, own.high),
-        delta=None if row is baseline else bootstrap.difference(values[:, usable], against),
-        nonfinite=int((~np.isfinite(values)).any(axis=0).sum()),
+def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> ScoreResult:
+    own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
+    return ScoreResult.of(
+        bootstrap(own),
+        delta=None if row is baseline else Estimate.of(bootstrap(own, against)),
+        nonfinite=int((~np.isfinite(row.scores[scorer])).any(axis=0).sum()),
     )
 
 
-def _tokens(row: Row, bootstrap: _Bootstrap) -> TokenResult:
+def _tokens(row: Row, bootstrap: Bootstrap) -> TokenResult:
     # Best of n has no length on prompts where no candidate can be chosen.
     known = np.isfinite(row.tokens).all(axis=0)
-    mean, low, high = bootstrap.mean(row.tokens[:, known])
-    return TokenResult(mean=mean, ci95=(low, high), p50=row.token_percentiles[0], p95=row.token_percentiles[1])
+    return TokenResult.of(bootstrap(row.tokens[:, known]), p50=row.token_percentiles[0], p95=row.token_percentiles[1])
 
 
-def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap: _Bootstrap) -> Ranking:
+def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> Ranking:
     values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
     # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
     order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
     runner_up = order[1] if len(order) > 1 else None
-    difference = None if runner_up is None else bootstrap.difference(values[order[0]], values[runner_up])
+    difference = None if runner_up is None else Estimate.of(bootstrap(values[order[0]], values[runner_up]))
     return Ranking(
         order=order,
         prompts=int(usable.sum()),
@@ -327,5 +302,7 @@ def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap:
         runner_up=runner_up,
         difference=difference,
         separated=difference is not None and difference.excludes_zero,
-        against_best_of={name: bootstrap.difference(values[order[0]], values[name]) for name, row in rows.items() if row.best_of},
+        against_best_of={
+            name: Estimate.of(bootstrap(values[order[0]], values[name])) for name, row in rows.items() if row.best_of
+        },
     )

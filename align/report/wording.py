@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from align.report.results import Estimate, Ranking, Results, ScoreResult, TokenResult
-
-AnyEstimate = Estimate | ScoreResult | TokenResult
+from align.report.results import Estimate, Ranking, Results
 
 BETTER, WORSE, UNCLEAR = "▲", "▼", "~"
 MARKS_LEGEND = f"{BETTER} better, {WORSE} worse: the 95 % interval of the difference excludes 0.  {UNCLEAR} not separated."
@@ -20,7 +18,7 @@ MIN_DECIMALS = 2
 MAX_DECIMALS = 5
 
 
-def decimals_of(estimates: Iterable[AnyEstimate]) -> int:
+def decimals_of(estimates: Iterable[Estimate]) -> int:
     """Decimals at which the narrowest interval of a column still shows its width, the same for the whole column."""
     halves = [(estimate.ci95[1] - estimate.ci95[0]) / 2 for estimate in estimates]
     # An interval of width zero, as a single prompt has, would need endless decimals.
@@ -41,12 +39,12 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
     return text if float(text) != 0 else text.replace("-", "+" if signed else "")
 
 
-def estimate_text(estimate: AnyEstimate, decimals: int, *, signed: bool = False) -> str:
+def estimate_text(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
     """`mean [low, high]`."""
     return f"{number(estimate.mean, decimals, signed=signed)} {interval_text(estimate, decimals, signed=signed)}"
 
 
-def interval_text(estimate: AnyEstimate, decimals: int, *, signed: bool = False) -> str:
+def interval_text(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
     """`[low, high]`."""
     return "[" + ", ".join(number(end, decimals, signed=signed) for end in estimate.ci95) + "]"
 

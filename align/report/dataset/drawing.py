@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report.dataset.distribution import Distribution, shared_edges
 from align.report.dataset.facts import Facts, ScoreFacts
-from align.report.figure import INK, Labels, Plot, Series, drawing_style, model_color, model_variable, new_axes, to_svg
-from align.report.plots import HISTOGRAM_BINS, WIDTH_INCHES
+from align.report.figure import INK, Plot, Series, draw, model_color, model_variable
+from align.report.plots import HISTOGRAM_BINS, WIDTH_INCHES, bin_edges
 from align.report.statistics import FloatArray
 
 HEIGHT_INCHES = 2.3
 COLORS = {"prompt": 0, "text": 1, "completion": 1, "chosen": 1, "rejected": 2, "margin": 3, "row": 4}
 """Number of the colour by what is drawn, the same in every drawing."""
-CUT_NOTE = "The last bar holds everything beyond it."
 
 
 def drawings(facts: Facts) -> list[Plot]:
@@ -43,20 +41,18 @@ def drawings(facts: Facts) -> list[Plot]:
 def _lengths(title: str, description: str, sides: Mapping[str, Distribution], unit: str, *, limit: int | None = None) -> Plot:
     edges = shared_edges(sides.values(), HISTOGRAM_BINS)
     shares = {name: lengths.histogram(edges) / max(1, lengths.rows) for name, lengths in sides.items()}
-    labels = Labels()
-    with drawing_style(title):
-        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
-        _stairs(axes, shares, edges)
+    with draw(title, description, WIDTH_INCHES, HEIGHT_INCHES) as plot:
+        (axes,) = plot.axes
+        _stairs(plot, shares, edges)
         if limit is not None and limit < edges[-1]:
             # Between two bars' lengths: a row of exactly `limit` tokens fits.
             axes.axvline(limit + 0.5, color=INK, linewidth=1.1, linestyle="--")
             axes.text(limit, 1.02, f"{limit:,}", transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
-            description += f" The broken line is the limit of {limit:,}."
+            plot.description += f" The broken line is the limit of {limit:,}."
         if max(lengths.maximum for lengths in sides.values()) > edges[-1]:
-            description += f" {CUT_NOTE}"
+            plot.description += " The last bar holds everything beyond it."
         axes.set_xlabel(unit)
-        svg = to_svg(figure, labels, description)
-    return Plot(title, description, svg, _legend(sides))
+    return plot
 
 
 def _score_plots(scores: ScoreFacts) -> list[Plot]:
@@ -71,22 +67,19 @@ def _score_plots(scores: ScoreFacts) -> list[Plot]:
 
 
 def _values(title: str, description: str, values: Mapping[str, FloatArray], unit: str, *, zero: bool = False) -> Plot:
-    together = np.concatenate(list(values.values()))
-    low, high = float(together.min()), float(together.max())
-    if high - low <= 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
-    with drawing_style(title):
-        figure, (axes,) = new_axes(WIDTH_INCHES, HEIGHT_INCHES)
-        _stairs(axes, {name: np.histogram(array, edges)[0] / len(array) for name, array in values.items()}, edges)
-        if zero and low <= 0 <= high:
-            axes.axvline(0.0, color=INK, linewidth=1.1)
-        axes.set_xlabel(unit)
-        svg = to_svg(figure, Labels(), description)
-    return Plot(title, description, svg, _legend(values))
+    edges = bin_edges(np.concatenate(list(values.values())))
+    with draw(title, description, WIDTH_INCHES, HEIGHT_INCHES) as plot:
+        _stairs(plot, {name: np.histogram(array, edges)[0] / len(array) for name, array in values.items()}, edges)
+        if zero and edges[0] <= 0 <= edges[-1]:
+            plot.axes[0].axvline(0.0, color=INK, linewidth=1.1)
+        plot.axes[0].set_xlabel(unit)
+    return plot
 
 
-def _stairs(axes: Axes, shares: Mapping[str, FloatArray], edges: FloatArray) -> None:
+def _stairs(plot: Plot, shares: Mapping[str, FloatArray], edges: FloatArray) -> None:
+    """Draw a step line per text, with a legend where there are several."""
+    (axes,) = plot.axes
+    plot.legend = [Series(name, model_variable(COLORS[name])) for name in shares] if len(shares) > 1 else []
     for name, values in shares.items():
         color = model_color(COLORS[name])
         axes.stairs(values, edges, fill=True, color=color, alpha=0.25)
@@ -98,7 +91,3 @@ def _stairs(axes: Axes, shares: Mapping[str, FloatArray], edges: FloatArray) -> 
     axes.set_ylim(bottom=0)
     axes.set_xlim(edges[0], edges[-1])
     axes.spines["left"].set_visible(False)
-
-
-def _legend(names: Mapping[str, object]) -> list[Series]:
-    return [Series(name, model_variable(COLORS[name])) for name in names] if len(names) > 1 else []

@@ -14,7 +14,7 @@ from align.records import Message, ScoredCandidate
 from align.report.answers import align_answers
 from align.report.html import write_report
 from align.report.results import Results
-from align.report.view import StageSummary, prompt_views
+from align.report.view import StageSummary, prompt_views, score_text
 
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 STAGES: list[dict[str, Any]] = [
@@ -127,14 +127,14 @@ def test_the_best_answer_is_highlighted_unless_it_is_shared(
         return [make_candidate(f"p{number}", scores={"gold": score}) for number, score in enumerate(gold)]
 
     answers = {"sft": rows(0.0, 1.0, None, 2.0), "dpo": rows(1.0, 1.0, 0.5, None)}
-    views = prompt_views(make_results(answers), align_answers(answers), primary_scorer="gold")
-    assert [[answer.is_best for answer in prompt.answers] for prompt in views] == [
+    views = prompt_views(make_results(answers), align_answers(answers))
+    assert [[prompt.best["gold"] == name for name in prompt.answers] for prompt in views] == [
         [False, True],
         [False, False],
         [False, True],
         [True, False],
     ]
-    assert views[2].answers[0].scores == [("gold", "none", False)]
+    assert score_text(views[2].answers["sft"][0].scores["gold"]) == "none"
 
 
 def test_one_model_and_nothing_optional(
