@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from align.config.reference import FieldPath
+from align.config.reference import FieldPath, iterate_parts
 from align.strict import Strict
 
 
@@ -52,15 +52,8 @@ def execution_fields(model: type[StrictModel]) -> list[str]:
     return [name for name, info in model.model_fields.items() if any(isinstance(item, ExecutionMark) for item in info.metadata)]
 
 
-def execution_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def execution_paths(value: Any) -> Iterator[FieldPath]:
     """The path of every execution field in a configuration, those of models inside it included."""
-    if isinstance(value, StrictModel):
-        outside = execution_fields(type(value))
-        for name in type(value).model_fields:
-            if name in outside:
-                yield (*path, name)
-            else:
-                yield from execution_paths(getattr(value, name), (*path, name))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from execution_paths(item, (*path, key))
+    for path, part in iterate_parts(value):
+        if isinstance(part, StrictModel):
+            yield from ((*path, name) for name in execution_fields(type(part)))

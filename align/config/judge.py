@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from align.config.base import ExecutionOnly, StrictModel
-from align.config.reference import FieldPath
+from align.config.reference import FieldPath, iterate_parts
 
 HOSTS_VARIABLE = "ALIGN_JUDGE_HOSTS"
 KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*API_KEY")
@@ -130,16 +130,9 @@ def allowed_hosts(environment: Mapping[str, str]) -> frozenset[str]:
     return frozenset(host.strip().lower() for host in environment.get(HOSTS_VARIABLE, "").split(",") if host.strip())
 
 
-def iterate_judges(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Judge]]:
+def iterate_judges(value: Any) -> Iterator[tuple[FieldPath, Judge]]:
     """Every judge inside a configuration value, with its path."""
-    if isinstance(value, Judge):
-        yield path, value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from iterate_judges(getattr(value, name), (*path, name))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from iterate_judges(item, (*path, key))
+    return ((path, part) for path, part in iterate_parts(value) if isinstance(part, Judge))
 
 
 def judge_environment(config: Any, environment: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ checked from the configuration alone, before anything is started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, GetCoreSchemaHandler
@@ -65,16 +65,20 @@ def kinds_of(annotation: Any) -> tuple[str, ...]:
     return tuple(kind_of(record).name for record in get_args(annotation))
 
 
-def iterate_references(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Reference]]:
-    """Every reference inside a configuration value, with its path, in field order."""
-    if isinstance(value, Reference):
-        yield path, value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from iterate_references(getattr(value, name), (*path, name))
+def iterate_parts(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+    """A configuration value and everything inside it, each with its path, in field order."""
+    yield path, value
+    entries: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, BaseModel):
+        entries = ((name, getattr(value, name)) for name in type(value).model_fields)
     elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from iterate_references(item, (*path, key))
+        entries = value.items()
     elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from iterate_references(item, (*path, index))
+        entries = enumerate(value)
+    for key, item in entries:
+        yield from iterate_parts(item, (*path, key))
+
+
+def iterate_references(value: Any) -> Iterator[tuple[FieldPath, Reference]]:
+    """Every reference inside a configuration value, with its path, in field order."""
+    return ((path, part) for path, part in iterate_parts(value) if isinstance(part, Reference))

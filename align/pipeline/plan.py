@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from align.config.base import execution_paths
 from align.config.explain import show_path
 from align.config.judge import iterate_judges
 from align.config.recipe import Recipe, StageNode
-from align.config.reference import iterate_references
+from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
 from align.stage import StageConfig
@@ -87,12 +89,12 @@ def semantic_config(config: StageConfig) -> dict[str, Any]:
     return pruned
 
 
-def _outside(config: StageConfig) -> set[tuple[str, ...]]:
+def _outside(config: StageConfig) -> set[FieldPath]:
     """Paths of the entries of a configuration that are not in the fingerprint."""
     return {*execution_paths(config), ("seed",)}
 
 
-def _pruned(value: Any, paths: set[tuple[str, ...]], here: tuple[str, ...] = ()) -> Any:
+def _pruned(value: Any, paths: set[FieldPath], here: FieldPath = ()) -> Any:
     """`value` without the entries at `paths`, which lead through mappings only."""
     if not isinstance(value, dict):
         return value
@@ -109,26 +111,19 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
     """Stage type and code version, semantic configuration, seed, and the content of every input in place of its name."""
     stage, config = STAGES[node.type], node.config
     assert isinstance(config, StageConfig)
-    references = {"/".join(map(str, path)): inputs[name] for path, name in iterate_references(config)}
-    names = {"/".join(map(str, path)): str(name) for path, name in iterate_references(config)}
+    plain = semantic_config(config)
     # Names count only in a stage whose result shows them, such as compare.
-    labels = {"recipe": recipe.name, **names} if config.labels_matter else {}
-    plain = _without(semantic_config(config), {path for path, _ in iterate_references(config)})
+    names = {"recipe": recipe.name} if config.labels_matter else {}
+    references = {}
+    for path, name in iterate_references(config):
+        place = "/".join(map(str, path))
+        references[place] = inputs[name]
+        names |= {place: str(name)} if config.labels_matter else {}
+        reduce(getitem, path[:-1], plain)[path[-1]] = None  # type: ignore[arg-type]  # the path leads through mappings and lists
     code = {"stage": stage.name, "version": stage.version}
     # As text, because the order of scorers is the order of columns, and canonical JSON would sort it away.
-    plain = json.dumps(plain, ensure_ascii=False)
-    return fingerprint({**code, "seed": effective_seed(node, recipe), "config": plain, "inputs": references, "labels": labels})
-
-
-def _without(value: Any, paths: set[tuple[str | int, ...]], here: tuple[str | int, ...] = ()) -> Any:
-    """`value` with every reference blanked, since names must not matter."""
-    if here in paths:
-        return None
-    if isinstance(value, dict):
-        return {key: _without(item, paths, (*here, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without(item, paths, (*here, index)) for index, item in enumerate(value)]
-    return value
+    text = json.dumps(plain, ensure_ascii=False)
+    return fingerprint({**code, "seed": effective_seed(node, recipe), "config": text, "inputs": references, "labels": names})
 
 
 def make_plan(
@@ -226,20 +221,19 @@ def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str |
     if only is not None:
         names &= {only}
     if until is not None:
-        names &= _needed_by(recipe, until)
+        names &= needed_by(recipe, until)
     if start is not None:
-        names &= {name for name in recipe.stages if start in _needed_by(recipe, name)}
+        names &= {name for name in recipe.stages if start in needed_by(recipe, name)}
     return names
 
 
-def _needed_by(recipe: Recipe, name: str) -> set[str]:
-    """A stage and everything it needs, directly or not."""
+def needed_by(recipe: Recipe, name: str) -> set[str]:
+    """A stage and every stage and input it needs, directly or not."""
     found, open_names = set(), [name]
     while open_names:
-        current = open_names.pop()
-        if current in recipe.stages and current not in found:
+        if (current := open_names.pop()) not in found:
             found.add(current)
-            open_names += [reference for _, reference in recipe.stages[current].references]
+            open_names += [reference for _, reference in recipe.stages[current].references] if current in recipe.stages else []
     return found
 
 

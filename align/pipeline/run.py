@@ -17,7 +17,7 @@ from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
 from align.pipeline.inputs import import_inputs
-from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
 from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
@@ -184,6 +184,7 @@ class _Runner:
         self._emit(StageStarted(stage=stage.name, reason=stage.reason))
         with self._log_path.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
+        needed = needed_by(self._plan.recipe, stage.name)
         work = StageJob(
             name=stage.name,
             stage_type=stage.stage_type,
@@ -191,7 +192,7 @@ class _Runner:
             config=config,
             seed=stage.seed,
             entry=stage.entry,
-            artifacts={name: artifacts[name] for name in artifacts if name in self._ancestors(stage)},
+            artifacts={name: artifact for name, artifact in artifacts.items() if name in needed},
             inputs=stage.inputs,
             recipe=self._plan.recipe.resolved(),
             command=self._command,
@@ -212,18 +213,6 @@ class _Runner:
             with contextlib.suppress(EnvironmentProblem):
                 self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=getattr(error, "exit_code", EXIT_BUG)))
             raise error
-
-    def _ancestors(self, stage: PlannedStage) -> set[str]:
-        """Everything a stage was made from, directly or not."""
-        inputs = {planned.name: planned.inputs for planned in self._plan.stages}
-        found: set[str] = set()
-        open_names = list(stage.inputs)
-        while open_names:
-            name = open_names.pop()
-            if name not in found:
-                found.add(name)
-                open_names += inputs.get(name, {})
-        return found
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""
