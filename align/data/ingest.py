@@ -8,21 +8,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from align.config.inputs import DataInput
 from align.data.hub import fetch_dataset_rows
 from align.data.mixture import NOT_SAMPLED, mixed_places
-from align.data.quality.decontamination import evaluation_overlap
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source
 from align.data.validation.block import BLOCK_ROWS, Block
-from align.data.validation.collection import Collection, Kept, collect_rows
+from align.data.validation.collection import Kept, collect_rows
 from align.data.validation.scan import rules_of
 from align.data.validation.summary import Problem, Summary
 from align.errors import MAX_ERROR_LINES, DataError
 from align.records import Drop
-from align.rows import DataKind
 from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
 
@@ -66,11 +63,12 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
     if spec.dataset is not None:
         source, blocks = _fetched(source)
     first = _FirstProblems()
-    with collect_rows(source, rules_of(spec), folder=entry_folder, on_problem=first.add, blocks=blocks) as collection:
+    rules = rules_of(spec, evaluation)
+    with collect_rows(source, rules, folder=entry_folder, on_problem=first.add, blocks=blocks) as collection:
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
-        dropped = _write(_without_evaluation(collection, source, spec.row_kind, evaluation), source, entry_folder)
+        dropped = _write(collection, source, entry_folder)
     return Ingested(
         rows_in=summary.rows_in,
         rows_out=summary.rows_in - dropped.total(),
@@ -88,21 +86,6 @@ def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
     commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision)
     named = replace(source, shown=f"{hub.dataset}@{commit or hub.revision or 'cached'}:{hub.split}")
     return named, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
-
-
-def _without_evaluation(
-    collection: Collection, source: Source, kind: DataKind[Any], evaluation: EvaluationIndex | None
-) -> Iterator[Kept | Drop]:
-    """The rows; those that overlap an evaluation prompt become drops."""
-    for row in collection:
-        overlapping = None
-        if evaluation is not None and isinstance(row, Kept):
-            record = kind.record.model_validate_json(row.line)
-            overlapping = evaluation_overlap(record.id, kind.texts(record).values(), evaluation)
-            if overlapping is not None:
-                place = f"{source.files[row.file_number].shown}:{record.line}"
-                overlapping = overlapping.model_copy(update={"detail": f"{place}: {overlapping.detail}"})
-        yield overlapping or row
 
 
 def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> Counter[str]:

@@ -6,12 +6,11 @@ each with formula, threshold, how to read it and limits.
 
 from __future__ import annotations
 
-from align.data.quality.decontamination import OVERLAPS_EVALUATION, evaluation_overlap
 from align.data.quality.language import language_of, language_shares
 from align.data.quality.length_baseline import LengthBaseline, Share, length_baseline
 from align.data.quality.near_duplicate import Cluster, Clusters, near_duplicate_clusters
 from align.data.quality.opening import Openings, openings
-from align.data.quality.overlap import EvaluationIndex, Overlap
+from align.data.quality.overlap import OVERLAPS_EVALUATION, EvaluationIndex, Overlap
 from align.data.quality.signal import SIGNALS, Signal, signals
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Overlap",
     "Share",
     "Signal",
-    "evaluation_overlap",
     "language_of",
     "language_shares",
     "length_baseline",

@@ -19,6 +19,8 @@ from typing import cast
 
 import regex
 
+OVERLAPS_EVALUATION = "overlaps_evaluation"
+"""`drop_reason` of a row that overlaps an evaluation prompt."""
 NGRAM_WORDS = 8
 NGRAM_LETTERS = 20
 MIN_WORDS = 4
@@ -48,6 +50,10 @@ class Overlap:
     """The first n-gram of the text that is the prompt's, normalised; the whole prompt where that is shorter than n."""
     share: float
     """Share of the prompt's different n-grams that are in the text, in (0, 1]."""
+
+    def describe(self) -> str:
+        """Why a row with this overlap is dropped."""
+        return f"has {100 * self.share:.0f} % of the evaluation prompt {self.prompt_id!r}, such as {self.ngram!r}"
 
 
 class EvaluationIndex:

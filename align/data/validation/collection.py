@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.config.inputs import DataInput
+from align.data.quality.overlap import OVERLAPS_EVALUATION
 from align.data.source import Source
 from align.data.validation.block import Block, marks_of, scan_blocks
 from align.data.validation.comparison import RowComparison
@@ -131,8 +132,8 @@ class Validator:
         """Write the rows (R) and drops (D) of a block in order, a line each: seq, number of the file, R or D, content."""
         lines = [
             # The id stands apart from the rest, because the comparison of all rows may still change it.
-            (seq + first, b"R" + json.dumps(row_id, ensure_ascii=False).encode() + b"\t" + rest)
-            for seq, row_id, rest in result.rows
+            (seq + first, b"R" + json.dumps([row_id, overlap], ensure_ascii=False).encode() + b"\t" + rest)
+            for seq, row_id, overlap, rest in result.rows
         ]
         lines += [(seq, b"D" + drop.model_dump_json().encode()) for seq, drop in _drops(result.problems).items()]
         for seq, line in sorted(lines):
@@ -196,13 +197,15 @@ class Collection:
                 if rest.startswith(b"D"):
                     yield Drop.model_validate_json(rest[1:])
                     continue
-                seq, (quoted, _, content) = int(number), rest[1:].partition(b"\t")
-                row_id = json.loads(quoted)
+                seq, (head, _, content) = int(number), rest[1:].partition(b"\t")
+                row_id, overlap = json.loads(head)
                 if (again := renamed.at(seq)) is not None:
                     # 0: this content id is the given id of another row, so the row's number makes it unique.
                     row_id = f"{row_id}-{again['number']}" if again["number"] else f"{row_id}-row-{seq + 1:05d}"
                 if (gone := leaving.at(seq)) is not None:
-                    yield self._drop(int(file_number), row_id, gone, content)
+                    yield self._drop(int(file_number), row_id, content, *self._comparison.reason_for(gone, row_id))
+                elif overlap:
+                    yield self._drop(int(file_number), row_id, content, OVERLAPS_EVALUATION, overlap)
                 else:
                     yield Kept(int(file_number), row_id, content)
 
@@ -215,8 +218,7 @@ class Collection:
         """The dropped rows."""
         return (row for row in self if isinstance(row, Drop))
 
-    def _drop(self, file_number: int, row_id: str, leaving: Any, content: bytes) -> Drop:
-        reason, message = self._comparison.reason_for(leaving, row_id)
+    def _drop(self, file_number: int, row_id: str, content: bytes, reason: str, message: str) -> Drop:
         # `content` begins with the comma behind the id.
         line = json.loads(b"{" + content[1:])["line"]
         return Drop(id=row_id, drop_reason=reason, detail=f"{self._source.files[file_number].shown}:{line}: {message}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from align.config.inputs import DataInput
 from align.config.row_checks import Action, action_of
 from align.data.formats.raw import RawProblem, RawRow
+from align.data.quality.overlap import EvaluationIndex
 from align.data.source import SourceFile
 from align.data.validation.duplicates import Table, hash_text
 from align.data.validation.summary import Problem, Tally
@@ -57,15 +58,17 @@ class RowRules:
     """Action for an unusable row, unless `checks` has another."""
     checks: Mapping[str, Action] = field(default_factory=dict)
     """Action by check, where it is not the default."""
+    evaluation: EvaluationIndex | None = None
+    """Prompts that no kept row may overlap; looked for only in rows that are wanted."""
 
     def action(self, name: str) -> Action:
         """What is done with a row in which `name` was found."""
         return action_of(name, self.checks, self.on_invalid)
 
 
-def rules_of(spec: DataInput) -> RowRules:
+def rules_of(spec: DataInput, evaluation: EvaluationIndex | None = None) -> RowRules:
     """The rules for an input of a recipe."""
-    return RowRules(spec.row_kind, spec.max_characters, spec.on_invalid, spec.checks)
+    return RowRules(spec.row_kind, spec.max_characters, spec.on_invalid, spec.checks, evaluation)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class BlockResult:
     contents: Table = field(default_factory=lambda: np.empty(0, CONTENT_TYPE))
     labels: dict[str, Table | None] = field(default_factory=dict)
     """By unused column; None for one that has too many values to be a label."""
-    rows: list[tuple[int, str, bytes]] = field(default_factory=list)
-    """seq, id, and the record's JSON after the id; empty unless wanted."""
+    rows: list[tuple[int, str, str, bytes]] = field(default_factory=list)
+    """seq, id, overlap with an evaluation prompt in words, and the record's JSON after the id; empty unless wanted."""
     keys: list[tuple[int, int, str]] = field(default_factory=list)
     """seq, line and prompt; empty unless wanted."""
 
@@ -321,7 +324,10 @@ class _Scanner:
         if not own_id:
             self._note_id(row_id, seq, line, MADE)
         file = json.dumps(self._file.shown, ensure_ascii=False) if self._wanted.file_names else "null"
-        self._result.rows.append((seq, row_id, f',"line":{line},"file":{file},'.encode() + content))
+        index = self._rules.evaluation
+        overlap = index.overlap(*_texts(self._rules.kind, fields)) if index is not None else None
+        shown_overlap = overlap.describe() if overlap is not None else ""
+        self._result.rows.append((seq, row_id, shown_overlap, f',"line":{line},"file":{file},'.encode() + content))
 
 
 class _LabelColumn:
@@ -369,6 +375,13 @@ def _key_text(fields: Mapping[str, Any]) -> str:
     if len(prompt) == 1:
         return f"{prompt[0]['role']}:{prompt[0]['content']}"
     return "\x00".join([f"{message['role']}:{message['content']}" for message in prompt])
+
+
+def _texts(kind: DataKind[Any], fields: Mapping[str, Any]) -> Iterator[str]:
+    """Every message and completion."""
+    for name in kind.sides:
+        value = fields[name]
+        yield from [value] if isinstance(value, str) else (message["content"] for message in value)
 
 
 def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -14,13 +14,14 @@ import pytest
 
 from align.config.inputs import DataInput
 from align.data.ingest import ingest
+from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source, SourceFile
 from align.data.validation import block, collect_rows, valid_rows, validate_source
 from align.data.validation.block import blocks_of, marks_of
 from align.data.validation.collection import Validator
 from align.data.validation.duplicates import PARTITIONS, DuplicateIndex, contradictions, mirrored, repetitions
 from align.data.validation.scan import RowRules
-from align.rows import PREFERENCES, PROMPTS, TEXT
+from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT
 
 TABLE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8")])
 
@@ -129,6 +130,33 @@ def test_what_is_to_be_dropped_leaves_and_is_listed_in_order(tmp_path: Path) -> 
         ("conflicting_pairs", "0.jsonl:3: 0.jsonl:1 has this pair the other way round"),
         ("empty_completion", "1.jsonl:2: chosen: is empty"),
         ("duplicate_id", "1.jsonl:3: 'k' is also the id of 1.jsonl:1"),
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_that_overlap_an_evaluation_prompt_are_dropped_unless_they_repeat_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(block, "BLOCK_BYTES", 200)
+    asked = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "What is it?"},
+    ]
+    rows = [
+        {"prompt": asked, "completion": "a"},
+        {"prompt": "Say", "completion": "WHAT is it"},
+        {"prompt": "b", "completion": "b"},
+    ]
+    index = EvaluationIndex([("q7", "what is it")])
+    rules = RowRules(INSTRUCTIONS, checks={"repeated_rows": "drop"}, evaluation=index)
+    with collect_rows(_source(tmp_path, [*rows, rows[0]]), rules, processes=processes) as collected:
+        kept, drops = list(collected.records()), list(collected.drops())
+    assert [record.line for record in kept] == [3]
+    assert [(drop.drop_reason, drop.detail) for drop in drops] == [
+        ("overlaps_evaluation", "0.jsonl:1: has 100 % of the evaluation prompt 'q7', such as 'what is it'"),
+        ("overlaps_evaluation", "0.jsonl:2: has 100 % of the evaluation prompt 'q7', such as 'what is it'"),
+        ("repeated_rows", "0.jsonl:4: repeats line 1 entirely"),
     ]
 
 

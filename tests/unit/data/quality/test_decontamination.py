@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from align.data.quality.decontamination import evaluation_overlap
-from align.data.quality.overlap import EvaluationIndex
-from align.records import Drop, Instruction, Message, Preference, Prompt, Record, TextRow
+from align.data.quality.overlap import EvaluationIndex, Overlap
+from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
 from align.rows import DataKind, kind_of
 
 QUESTION = "A train travels 360 miles in 3 hours. How far does it go in 5 hours?"
 ASK = [Message(role="user", content="Help me.")]
 
 
-def _overlap(record: Record) -> Drop | None:
+def _overlap(record: Record) -> Overlap | None:
     kind = kind_of(type(record))
     assert isinstance(kind, DataKind)
-    return evaluation_overlap(record.id, kind.texts(record).values(), EvaluationIndex([("gsm/7", QUESTION)]))
+    return EvaluationIndex([("gsm/7", QUESTION)]).overlap(*kind.texts(record).values())
 
 
 @pytest.mark.parametrize(
@@ -29,10 +28,9 @@ def _overlap(record: Record) -> Drop | None:
     ],
 )
 def test_an_evaluation_prompt_is_found_anywhere_in_a_row(record: Record) -> None:
-    drop = _overlap(record)
-    assert drop is not None
-    assert (drop.id, drop.drop_reason) == ("r", "overlaps_evaluation")
-    assert drop.detail == "has 100 % of the evaluation prompt 'gsm/7', such as 'a train travels 360 miles in 3 hours'"
+    overlap = _overlap(record)
+    assert overlap is not None
+    assert overlap.describe() == "has 100 % of the evaluation prompt 'gsm/7', such as 'a train travels 360 miles in 3 hours'"
 
 
 def test_other_rows_stay() -> None:
