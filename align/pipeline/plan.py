@@ -119,7 +119,8 @@ def stage_fingerprint(node: StageNode, recipe: Recipe, inputs: Mapping[str, str]
         place = "/".join(map(str, path))
         references[place] = inputs[name]
         names |= {place: str(name)} if config.labels_matter else {}
-        reduce(getitem, path[:-1], plain)[path[-1]] = None  # type: ignore[arg-type]  # the path leads through mappings and lists
+        around: Any = reduce(getitem, path[:-1], plain)  # type: ignore[arg-type]  # mappings and lists
+        around[path[-1]] = None
     code = {"stage": stage.name, "version": stage.version}
     # As text, because the order of scorers is the order of columns, and canonical JSON would sort it away.
     text = json.dumps(plain, ensure_ascii=False)

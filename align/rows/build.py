@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.rows.comparison import best_of, is_first_preferred
-from align.rows.conversation import FieldProblem, PlainMessage, is_transcript, parse_transcript, shown, split_completion
+from align.rows.conversation import FieldProblem, PlainMessage, is_transcript, noted, parse_transcript, shown, split_completion
 from align.rows.fields import Columns, FieldTaker, Problems, Row, required
 
 Fields = dict[str, Any]
@@ -133,11 +133,10 @@ class Builder:
 
     def _pair_of_conversations(self, row: Row, columns: Columns, problems: Problems) -> Fields:
         """A pair of conversations; the messages that both begin with are the prompt."""
-        try:
-            (prompt, chosen), (other, rejected) = (self._whole(field, row, columns) for field in ("chosen", "rejected"))
-        except FieldProblem as problem:
-            problems.append(problem)
+        sides = noted(problems, lambda: [self._whole(field, row, columns) for field in ("chosen", "rejected")])
+        if sides is None:
             return {}
+        (prompt, chosen), (other, rejected) = sides
         # One row is counted once, though both sides are transcripts.
         self.take.from_transcripts += is_transcript(row[columns["chosen"]])
         if prompt != other:

@@ -6,7 +6,8 @@ A message is a plain dict of role and content, as in `rows.jsonl`: a pydantic ob
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
 
 from align.records import Message
 from align.rows.text import is_blank
@@ -18,6 +19,7 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
+T = TypeVar("T")
 PlainMessage = dict[str, str]
 """role and content."""
 
@@ -45,44 +47,35 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…" + text[-1]
 
 
-def text_of(field: str, value: Any, *, empty_reason: str, max_characters: int) -> str:
-    """`value` itself, if it is a usable text.
+def noted(problems: list[FieldProblem], read: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
+    """The result of `read`; None where it raises a problem, which then is in the list."""
+    try:
+        return read(*arguments, **options)
+    except FieldProblem as problem:
+        problems.append(problem)
+        return None
 
-    Raises:
-        FieldProblem: wrong_type, lone_surrogate, too_long, or `empty_reason` for a text without visible characters.
-    """
+
+def text_problem(field: str, value: Any, empty_reason: str, max_characters: int) -> FieldProblem | None:
+    """What keeps `value` from being a usable text: wrong_type, too_long, lone_surrogate, or `empty_reason` for a text without
+    visible characters. Nothing is raised, which would be too slow for every text."""
     if not isinstance(value, str):
-        raise FieldProblem(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
+        return FieldProblem(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
     if is_blank(value):
-        raise FieldProblem(field, empty_reason, "is empty" if not value else f"has nothing visible in it: {shown(value)}")
+        return FieldProblem(field, empty_reason, "is empty" if not value else f"has nothing visible in it: {shown(value)}")
     if len(value) > max_characters:
-        raise FieldProblem(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
-    check_encodable(field, value)
-    return value
+        return FieldProblem(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
+    return None if value.isascii() else encoding_problem(field, value)
 
 
-def check_encodable(field: str, value: str) -> None:
-    """Refuse half a surrogate pair: JSON can write one, but UTF-8 cannot, and no tokenizer can read it."""
-    if value.isascii():
-        return
+def encoding_problem(field: str, value: str) -> FieldProblem | None:
+    """Half a surrogate pair: JSON can write one, but UTF-8 cannot, and no tokenizer can read it."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         where = f"character {error.start + 1} (\\u{ord(value[error.start]):04x})"
-        raise FieldProblem(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold") from None
-
-
-def usable(value: Any, max_characters: int) -> bool:
-    """Whether `text_of` accepts `value`; raises nothing, so it is fast enough for every text."""
-    return type(value) is str and len(value) <= max_characters and not is_blank(value) and (value.isascii() or _encodable(value))
-
-
-def _encodable(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        return FieldProblem(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold")
+    return None
 
 
 def messages_of(field: str, value: Any) -> list[PlainMessage]:
@@ -149,9 +142,9 @@ def checked_prompt(field: str, messages: list[PlainMessage], *, max_characters: 
     for number, message in enumerate(messages, start=1):
         content = message["content"]
         characters += len(content)
-        if not usable(content, max_characters):
-            label = field if len(messages) == 1 else f"{field} message {number}"
-            text_of(label, content, empty_reason="empty_prompt", max_characters=max_characters)
+        if problem := text_problem(field, content, "empty_prompt", max_characters):
+            problem.field = field if len(messages) == 1 else f"{field} message {number}"
+            raise problem
     if characters > max_characters:
         raise FieldProblem(
             field, "too_long", f"the messages together have more characters than max_characters, {max_characters:,}"

@@ -13,18 +13,17 @@ from align.rows.conversation import (
     extra_keys,
     is_transcript,
     messages_of,
+    noted,
     parse_transcript,
     shown,
     split_completion,
-    text_of,
-    usable,
+    text_problem,
 )
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 """align's field → the column of the row that holds it."""
 Problems = list[FieldProblem]
-TRANSCRIPT_START = "\n\nHuman:"
 
 
 def required(field: str, row: Row, columns: Columns) -> Any:
@@ -61,23 +60,16 @@ class FieldTaker:
 
     def text(self, field: str, value: Any, empty_reason: str, problems: Problems) -> Any:
         """`value`, after checking that it is a usable text."""
-        if not usable(value, self._max):
-            try:
-                text_of(field, value, empty_reason=empty_reason, max_characters=self._max)
-            except FieldProblem as problem:
-                problems.append(problem)
+        if problem := text_problem(field, value, empty_reason, self._max):
+            problems.append(problem)
         return value
 
     def required_text(self, field: str, row: Row, columns: Columns, empty_reason: str, problems: Problems) -> Any:
         """The text in a required field."""
         value = row.get(columns.get(field, field))
-        if usable(value, self._max):
-            return value
-        try:
-            return self.text(field, required(field, row, columns), empty_reason, problems)
-        except FieldProblem as problem:
-            problems.append(problem)
-            return None
+        if value is None:
+            return noted(problems, required, field, row, columns)
+        return self.text(field, value, empty_reason, problems)
 
     def reference(self, value: Any, problems: Problems) -> Any:
         """A reference; None for an empty one."""
@@ -88,13 +80,7 @@ class FieldTaker:
         """A finite number; None where the row has no score."""
         value = row.get(columns[field]) if field in columns else None
         # CSV has no null: an empty cell is no score.
-        if value is None or value == "":
-            return None
-        try:
-            return number_of(field, value)
-        except FieldProblem as problem:
-            problems.append(problem)
-            return None
+        return None if value is None or value == "" else noted(problems, number_of, field, value)
 
     def messages(self, field: str, value: Any) -> list[PlainMessage]:
         """A list of messages; keys besides role and content are recorded.
@@ -115,31 +101,26 @@ class FieldTaker:
         else:
             value: Any = row.get(columns.get("prompt", "prompt"))
             # Most prompts are a single text; they skip the slower path.
-            if usable(value, self._max) and not value.startswith(TRANSCRIPT_START):
+            if type(value) is str and not is_transcript(value) and not text_problem("prompt", value, "empty_prompt", self._max):
                 messages, is_open = [{"role": "user", "content": value}], False
             else:
-                messages, is_open = self._other_prompt(row, columns, problems)
+                messages, is_open = noted(problems, self._other_prompt, row, columns) or (None, False)
         if "system" in columns and messages is not None:
             self._put_system(messages, row.get(columns["system"]), problems)
         return messages, is_open
 
-    def _other_prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
-        """A prompt that is a list of messages, a transcript, or unusable."""
-        try:
-            value = required("prompt", row, columns)
-            if is_transcript(value):
-                self.from_transcripts += 1
-                messages = parse_transcript(value)
-                is_open = value.endswith("\n\nAssistant:")
-                # A trailing `Assistant:` opens the completion; it is no message.
-                if messages[-1] in ({"role": "assistant", "content": ""}, {"role": "assistant", "content": " "}):
-                    messages.pop()
-                return checked_prompt("prompt", messages, max_characters=self._max), is_open
+    def _other_prompt(self, row: Row, columns: Columns) -> tuple[list[PlainMessage], bool]:
+        """A prompt that is a list of messages, a transcript, or unusable: then a FieldProblem is raised."""
+        value = required("prompt", row, columns)
+        if not is_transcript(value):
             messages = [{"role": "user", "content": value}] if isinstance(value, str) else self.messages("prompt", value)
             return checked_prompt("prompt", messages, max_characters=self._max), False
-        except FieldProblem as problem:
-            problems.append(problem)
-            return None, False
+        self.from_transcripts += 1
+        messages = parse_transcript(value)
+        # A trailing `Assistant:` opens the completion; it is no message.
+        if messages[-1] in ({"role": "assistant", "content": ""}, {"role": "assistant", "content": " "}):
+            messages.pop()
+        return checked_prompt("prompt", messages, max_characters=self._max), value.endswith("\n\nAssistant:")
 
     def _instruction(self, row: Row, columns: Columns, problems: Problems) -> list[PlainMessage] | None:
         """An instruction as one user message; its input, if any, follows after an empty line."""
@@ -173,10 +154,7 @@ class FieldTaker:
 
     def checked(self, field: str, messages: list[PlainMessage], problems: Problems) -> list[PlainMessage]:
         """`messages`, after checking that a completion can follow them."""
-        try:
-            checked_prompt(field, messages, max_characters=self._max)
-        except FieldProblem as problem:
-            problems.append(problem)
+        noted(problems, checked_prompt, field, messages, max_characters=self._max)
         return messages
 
     def completion(
@@ -185,11 +163,7 @@ class FieldTaker:
         """The completion in a required field."""
         value = row.get(columns.get(field, field))
         if value is None:
-            try:
-                required(field, row, columns)
-            except FieldProblem as problem:
-                problems.append(problem)
-            return None
+            return noted(problems, required, field, row, columns)
         return self.completion_of(field, value, prompt, problems)
 
     def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Any:
@@ -199,11 +173,10 @@ class FieldTaker:
             if is_open and type(value) is str:
                 value = value.removeprefix(" ")  # the space after the prompt's last colon belongs to the format
             return self.text(field, value, "empty_completion", problems)
-        try:
-            before, text = split_completion(field, self.messages(field, value))
-        except FieldProblem as problem:
-            problems.append(problem)
+        parts = noted(problems, lambda: split_completion(field, self.messages(field, value)))
+        if parts is None:
             return None
+        before, text = parts
         # None is a prompt with problems of its own, which are enough.
         if before and messages is not None and before != messages:
             problems.append(FieldProblem(field, "prompt_differs", "the messages before its last are not the prompt"))

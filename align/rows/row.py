@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from align.rows.build import Builder, Part
-from align.rows.conversation import FieldProblem, check_encodable, shown
+from align.rows.conversation import FieldProblem, encoding_problem, shown
 from align.rows.fields import Columns, FieldTaker, Problems, Row
 from align.rows.kind import ORIGIN_COLUMNS, DataKind
 from align.rows.shapes import Fit, Recogniser
@@ -159,7 +159,7 @@ class RowReader:
         try:
             fit = self._recogniser.find(names)
         except FieldProblem as problem:
-            plan = _Plan(None, _refuse(problem), tuple(name for name in names if name not in used))
+            plan = _Plan(None, partial(_refuse, problem), tuple(name for name in names if name not in used))
         else:
             used.update(fit.columns.values())
             build = partial(fit.shape.build, self._builder)
@@ -168,26 +168,19 @@ class RowReader:
         return plan
 
 
-def _refuse(problem: FieldProblem) -> _Read:
-    """Refuses every row, for the same problem."""
-
-    def build(_row: Row, _columns: Columns, problems: Problems) -> Sequence[Part]:
-        problems.append(problem)
-        return ()
-
-    return build
+def _refuse(problem: FieldProblem, _row: Row, _columns: Columns, problems: Problems) -> Sequence[Part]:
+    """Refuses a row. As a partial function of the problem, it refuses every row with the same columns."""
+    problems.append(problem)
+    return ()
 
 
 def _own_id(value: Any, problems: Problems) -> str | None:
     """The row's own id as text; None for an empty one."""
     if type(value) is str:
         # Only other texts can hold half a surrogate pair.
-        if not value.isascii():
-            try:
-                check_encodable("id", value)
-            except FieldProblem as problem:
-                problems.append(problem)
-                return None
+        if not value.isascii() and (problem := encoding_problem("id", value)):
+            problems.append(problem)
+            return None
         return value or None
     # A bool is an int in Python.
     if isinstance(value, int) and not isinstance(value, bool):

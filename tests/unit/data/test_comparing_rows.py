@@ -143,7 +143,7 @@ def test_rows_that_overlap_an_evaluation_prompt_are_dropped_unless_they_repeat_a
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "What is it?"},
     ]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": asked, "completion": "a"},
         {"prompt": "Say", "completion": "WHAT is it"},
         {"prompt": "b", "completion": "b"},
