@@ -7,7 +7,6 @@ the shards, nor the number of workers that share them changes a text.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable
@@ -21,10 +20,9 @@ from align.engines.task import SamplingTask
 from align.errors import Interrupted, StageError
 from align.records import Candidate, Prompt
 from align.runtime.executor import Inline, executor_for
+from align.runtime.seed import derive_seed
 from align.store.artifact import read_rows
 from align.store.shard import read_seal, shard_path, write_shard
-
-SEED_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,6 @@ class SamplingReport:
     engine_version: str
     new_tokens: int
     engine_seconds: float
-
-
-def prompt_seed(seed: int, prompt_id: str) -> int:
-    """Seed of a prompt's request: depends on the run's seed and the prompt's id, not on its place in the file."""
-    # Not `hash`: it differs between processes.
-    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % (1 << SEED_BITS)
 
 
 @dataclass
@@ -62,7 +53,8 @@ class ShardSampler:
         chosen = slice(index * task.config.shard_prompts, (index + 1) * task.config.shard_prompts)
         prompts, token_ids = task.prompts[chosen], task.prompt_token_ids[chosen]
         engine = self.holder.engine_for(task.model_folder, task.max_model_tokens)
-        seeds = [prompt_seed(task.seed, prompt.id) for prompt in prompts]
+        # By id, not by place: more prompts in the file change no other prompt's candidates.
+        seeds = [derive_seed(task.seed, "sample", prompt.id) for prompt in prompts]
         requests = [GenerationRequest(list(ids), seed) for ids, seed in zip(token_ids, seeds, strict=True)]
         started = time.perf_counter()
         outputs = engine.generate(requests, task.settings())

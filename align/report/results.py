@@ -17,6 +17,7 @@ from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, Interval, seeded_bootstrap
+from align.runtime.seed import derive_seed
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
 Bootstrap = Callable[..., Interval]
@@ -225,7 +226,7 @@ def build_results(
     table = align_answers(answers)
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
-    bootstrap = partial(seeded_bootstrap, seed=seed, resamples=bootstrap_resamples)
+    bootstrap = partial(seeded_bootstrap, seed=derive_seed(seed, "bootstrap"), resamples=bootstrap_resamples)
     measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.

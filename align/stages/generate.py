@@ -19,7 +19,7 @@ from align.runtime.events import SampledText
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(Generation, StageConfig):

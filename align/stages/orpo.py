@@ -22,7 +22,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseC
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 3
+VERSION = 4
 
 
 class OrpoObjective(PairwiseObjective):

@@ -19,7 +19,7 @@ from align.training.needs import TrainingNeeds
 from align.training.online.advantage import Gae
 from align.training.online.config import OnlineConfig
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(Gae, ValueOptimization, OnlineConfig):

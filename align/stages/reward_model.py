@@ -26,7 +26,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseC
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 4
+VERSION = 5
 
 
 class RewardObjective(PairwiseObjective):

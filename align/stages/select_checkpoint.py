@@ -33,6 +33,7 @@ from align.data.template import ChatFormat
 from align.errors import RecipeError, StageError
 from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
+from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, read_rows, write_rows
@@ -42,7 +43,7 @@ from align.store.shard import read_seal, shard_path, write_shard
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray, Interval
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(Generation, StageConfig):
@@ -246,10 +247,11 @@ def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, flo
 
     from align.report.statistics import paired_bootstrap
 
+    seed, resamples = derive_seed(context.seed, "bootstrap"), context.config.bootstrap_resamples
     vectors = {epoch: np.array(list(of_epoch.values())) for epoch, of_epoch in scores.items()}
 
     def interval(values: FloatArray) -> dict[str, Any]:
-        return _shown(paired_bootstrap(values, seed=context.seed, resamples=context.config.bootstrap_resamples))
+        return _shown(paired_bootstrap(values, seed=seed, resamples=resamples))
 
     by_score = highest_score_epoch({epoch: float(vector.mean()) for epoch, vector in vectors.items()})
     by_loss = lowest_loss_epoch(losses)

@@ -32,7 +32,7 @@ from align.training.needs import TrainingNeeds, sample_batch
 if TYPE_CHECKING:
     from align.training.sft import SftResult
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(Optimization, AnyPeft, StageConfig):

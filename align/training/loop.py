@@ -17,6 +17,7 @@ from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.trainable import load_trained_state, trained_state
 from align.runtime.context import RunContext
+from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
@@ -68,8 +69,9 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,
-        "seed": context.seed,
-        "data_seed": context.seed,
+        # Dropout draws from `seed`, the order of rows from `data_seed`.
+        "seed": derive_seed(context.seed, "dropout"),
+        "data_seed": derive_seed(context.seed, "order"),
         "save_strategy": "steps",
         "save_steps": config.checkpoint_steps,
         "logging_strategy": "steps",

@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from align.runtime.seed import derive_seed
+
 # Batches whose rows are sorted together: more means less padding, fewer means more randomness.
 GROUP_BATCHES = 16
 
@@ -32,8 +34,7 @@ class LengthGroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        # Shifted, so that epoch 1 of one seed is not epoch 0 of the next.
-        generator = torch.Generator().manual_seed((self._seed << 20) + self._epoch)
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", self._epoch))
         order = torch.randperm(len(self._lengths), generator=generator).tolist()
         group_size = GROUP_BATCHES * self._batch_size
         batches: list[list[int]] = []
@@ -76,4 +77,4 @@ class LengthGroupedTrainer(Trainer):
         """Groups by length in whole optimizer batches, so that the rows of a step do not depend on the size of a micro-batch."""
         args = self.args
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(self._lengths, batch_size=batch_size, seed=args.seed)
+        return LengthGroupedSampler(self._lengths, batch_size=batch_size, seed=args.data_seed)

@@ -17,6 +17,7 @@ from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
+from align.runtime.seed import derive_seed
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
@@ -65,7 +66,8 @@ def train_sft(
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completions, chat_format)
-    torch.manual_seed(context.seed)  # a new adapter is drawn from the global generator
+    # A new adapter is drawn from the global generator.
+    torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable)
     set_dropout(model, dropout)
     arguments = training_arguments(config, context, num_rows=len(built))

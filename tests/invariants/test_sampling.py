@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from align.engines.holder import EngineHolder
-from align.engines.shards import prompt_seed, sample
+from align.engines.shards import sample
 from align.engines.task import SamplingTask, max_prompt_tokens_for
 from align.errors import Interrupted, RecipeError
 from align.records import Candidate, Message, Prompt
+from align.runtime.seed import derive_seed
 from align.stages.generate import Config
 from align.store.shard import read_seal, shard_path
 
@@ -45,7 +46,7 @@ def expected(project_template: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_candidates_come_in_the_order_of_prompts_with_their_own_seeds(expected: list[Candidate]) -> None:
     assert [(row.prompt_id, row.candidate_index) for row in expected] == [(f"p{i}", k) for i in range(7) for k in range(2)]
-    assert [row.seed for row in expected] == [prompt_seed(4, f"p{i}") + k for i in range(7) for k in range(2)]
+    assert [row.seed for row in expected] == [derive_seed(4, "sample", f"p{i}") + k for i in range(7) for k in range(2)]
     assert all(row.completion_tokens == len(row.completion_token_ids) for row in expected)
 
 

@@ -14,6 +14,7 @@ from transformers import get_scheduler
 from align.config.online import OnlineOptimization, OnlineTraining, ValueOptimization
 from align.errors import StageError
 from align.losses.ppo import ppo_policy_loss, ppo_value_loss
+from align.runtime.seed import derive_seed
 from align.training.online.experience import Experience
 from align.training.online.layout import Episode, PackedEpisodes
 from align.training.online.models import ForwardSettings, Models, policy_logps, token_values, trainable
@@ -94,8 +95,7 @@ class Optimizers:
 
 def mini_batches(count: int, size: int, *, seed: int, rollout: int, epoch: int) -> Iterator[list[int]]:
     """Numbers of the episodes of each mini-batch: a new shuffle every pass, from the seed and the two numbers alone."""
-    # The three numbers have bits of their own, so that no two shuffles share a seed.
-    generator = torch.Generator().manual_seed((seed << 24) + (rollout << 8) + epoch)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "mini_batches", rollout, epoch))
     order = torch.randperm(count, generator=generator).tolist()
     starts = [number * size for number in range(num_mini_batches(count, size))]
     for start, end in zip(starts, [*starts[1:], count], strict=True):

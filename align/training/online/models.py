@@ -15,6 +15,7 @@ from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps,
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable
+from align.runtime.seed import derive_seed
 from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
 
 
@@ -106,7 +107,7 @@ def load_models(
         RecipeError: if a folder cannot be used, or the value model does not give one number per token.
     """
     # New heads and adapters are drawn from the global generator, so the order of loading is part of the result.
-    torch.manual_seed(seed)
+    torch.manual_seed(derive_seed(seed, "parameters"))
     value_model = None
     if value is not None:
         value_model = load_trainable(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)

@@ -12,10 +12,11 @@ from torch import Tensor
 from align.config.online import Rollouts
 from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
-from align.engines.shards import make_candidate, prompt_seed
+from align.engines.shards import make_candidate
 from align.errors import RecipeError, StageError
 from align.records import Candidate, Prompt, ScoredCandidate
 from align.runtime.events import SampledText
+from align.runtime.seed import derive_seed
 from align.scoring.scorers import ScorerSet
 from align.training.online.layout import Episode
 
@@ -117,7 +118,7 @@ class RolloutSampler:
         for draw in range(number * size, (number + 1) * size):
             pass_number = draw // count
             if pass_number not in orders:
-                generator = torch.Generator().manual_seed((self._seed << 20) + pass_number)
+                generator = torch.Generator().manual_seed(derive_seed(self._seed, "prompts", pass_number))
                 orders[pass_number] = torch.randperm(count, generator=generator).tolist()
             drawn.append((draw, *self._prompts[orders[pass_number][draw % count]]))
         return drawn
@@ -126,7 +127,7 @@ class RolloutSampler:
         """The completions of rollout batch `number`; those of one prompt follow each other."""
         drawn, settings = self.drawn(number), self.settings
         # By draw, not by prompt: a prompt that is drawn again gets other completions.
-        requests = [GenerationRequest(row.prompt_token_ids, prompt_seed(self._seed, f"episode:{draw}")) for draw, _, row in drawn]
+        requests = [GenerationRequest(row.prompt_token_ids, derive_seed(self._seed, "sample", draw)) for draw, _, row in drawn]
         outputs = engine.generate(requests, settings)
         episodes = []
         for (draw, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True):

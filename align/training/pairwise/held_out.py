@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from scipy.stats import binomtest
 from align.data.encoding import EncodedPreference
 from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
+from align.runtime.seed import SEED_BITS, derive_seed
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
@@ -31,8 +31,8 @@ def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPref
     prompts = {record.id: "\n".join(f"{message.role}: {message.content}" for message in record.prompt) for record in records}
     split = Split([], [])
     for row in encoded:
-        digest = hashlib.sha256(f"{seed}:{prompts[row.id]}".encode()).digest()
-        (split.held_out if int.from_bytes(digest[:8], "big") / 2**64 < share else split.train).append(row)
+        drawn = derive_seed(seed, "held_out", prompts[row.id]) / 2**SEED_BITS
+        (split.held_out if drawn < share else split.train).append(row)
     return split
 
 

@@ -15,6 +15,7 @@ from align.models.folder import context_tokens, refuse_encoder_decoder
 from align.models.load import check_vocabulary, load_tokenizer
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
 from align.records import Preference
+from align.runtime.seed import derive_seed
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.loop import resolve_precision, train, training_arguments
@@ -95,7 +96,8 @@ def train_pairs(
     if reference is not None and not is_own_reference:
         # Before the policy is loaded, so that one model is in memory at a time.
         rows = reference_of_another_model(context, reference, rows, pad_token_id=pad_token_id, precision=precision)
-    torch.manual_seed(context.seed)  # a new adapter or score head is drawn from it
+    # A new adapter or score head is drawn from the global generator.
+    torch.manual_seed(derive_seed(context.seed, "parameters"))
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
     model = prepare_model(load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id))
     collator = choose_collator(model, rows, context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
