@@ -17,7 +17,7 @@ from align.store.artifact import ROWS_NAME, write_rows
 from align.testing import Recorder, input_artifact
 from align.training.online.advantage import RewardedBatch
 
-RULES = {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}
+RULES = {"rules": [{"type": "length", "name": "short", "max_characters": 8}]}
 FIELDS: dict[str, Any] = {
     "model": "base", "prompts": "rows", "scorers": {"short": RULES}, "precision": "float32", "engine": "transformers",
     "num_episodes": 16, "rollout_batch_size": 8, "mini_batch_size": 4, "ppo_epochs": 2, "learning_rate": 1e-3,
