@@ -61,7 +61,7 @@ def inspect(
     from align.report.dataset.collect import inspect_source
     from align.report.dataset.finding import findings
     from align.report.dataset.html import write_page
-    from align.report.dataset.terminal import DatasetReport
+    from align.report.dataset.terminal import dataset_report
 
     spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))
     # DataInput needs a kind, and finding the files does not depend on it: PROMPTS stands in until the columns are read.
@@ -76,7 +76,7 @@ def inspect(
         print_json(facts.as_json() | {"notices": [vars(finding) for finding in findings(facts)]})
     else:
         console = output_console()
-        console.print(DatasetReport(facts, training))
+        console.print(dataset_report(facts, training))
         if html is not None:
             console.print(f"\nThe page: {html}")
 

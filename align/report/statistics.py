@@ -211,10 +211,3 @@ def distinct_n(completions: Iterable[str], n: int = 2) -> float | None:
         seen.update(ngrams)
         total += len(ngrams)
     return len(seen) / total if total else None
-
-
-def perplexity(summed_nll: float, tokens: int) -> float:
-    """exp(negative log-likelihood per token), from a sum in nats over `tokens` predicted tokens."""
-    if tokens < 1:
-        raise ValueError(f"perplexity needs at least one token, not {tokens}")
-    return math.exp(summed_nll / tokens)

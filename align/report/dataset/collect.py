@@ -6,7 +6,6 @@ Counts and lengths cover all rows. Near duplicates, openings and the length-only
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,6 @@ from align.data.evaluation import evaluation_prompts
 from align.data.quality import (
     EvaluationIndex,
     LengthBaseline,
-    Overlap,
     language_shares,
     length_baseline,
     near_duplicate_clusters,
@@ -44,7 +42,7 @@ from align.report.dataset.facts import (
     ScoreFacts,
     SourceSummary,
 )
-from align.report.dataset.sample import HashSample, row_key
+from align.report.dataset.sample import SmallestKeys, row_key
 from align.report.dataset.tokens import TrainingView
 from align.rows import DataKind
 
@@ -146,10 +144,10 @@ class Collector:
         self._kind, self._seed, self._view = kind, seed, view
         self._characters = {name: Distribution() for name in kind.sides}
         self._words = {name: Distribution() for name in kind.sides}
-        self._texts: HashSample[_Texts] = HashSample(sampled_rows)
+        self._texts: SmallestKeys[_Texts] = SmallestKeys(sampled_rows)
         # Whole records only for as many rows as are tokenized: a record takes far more memory than its texts.
-        self._records: HashSample[Record] = HashSample(max(samples, tokenized_rows if view else 0))
-        self._shown: HashSample[Record] = HashSample(samples)
+        self._records: SmallestKeys[Record] = SmallestKeys(max(samples, tokenized_rows if view else 0))
+        self._shown: SmallestKeys[Record] = SmallestKeys(samples)
         self._first_texts = array("Q")
         self._scored, self._inverted = 0, 0
         self._overlaps = [_OverlapCounter(name, prompts) for name, prompts in (against or {}).items()]
@@ -267,7 +265,7 @@ class _OverlapCounter:
         self._rows = 0
         self._nearly_whole = 0
         self._found: set[str] = set()
-        self._largest: list[tuple[float, int, str, str, Overlap]] = []
+        self._largest: SmallestKeys[OverlapExample] = SmallestKeys(OVERLAPS_SHOWN)
 
     def add(self, place: str, texts: Iterable[str], text: str) -> None:
         overlap = self._index.overlap(*texts)
@@ -276,16 +274,9 @@ class _OverlapCounter:
         self._rows += 1
         self._nearly_whole += overlap.share >= NEARLY_WHOLE
         self._found.add(overlap.prompt_id)
-        # The negative row number breaks ties for the earlier row, and keeps heapq from comparing the rest.
-        entry = (overlap.share, -self._rows, place, text, overlap)
-        if len(self._largest) < OVERLAPS_SHOWN:
-            heapq.heappush(self._largest, entry)
-        else:
-            heapq.heappushpop(self._largest, entry)
+        example = OverlapExample(place, text, overlap.prompt_id, self._prompts[overlap.prompt_id], overlap)
+        self._largest.offer(-overlap.share, example)
 
     def facts(self) -> OverlapFacts:
-        examples = tuple(
-            OverlapExample(place, text, overlap.prompt_id, self._prompts[overlap.prompt_id], overlap)
-            for _, _, place, text, overlap in sorted(self._largest, key=lambda entry: entry[:2], reverse=True)
-        )
+        examples = tuple(self._largest.smallest(OVERLAPS_SHOWN))
         return OverlapFacts(self._name, self._num_prompts, self._rows, self._nearly_whole, len(self._found), examples)

@@ -54,6 +54,8 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
     environment.filters["example"] = lambda text: visible(shortened(text, EXAMPLE_CHARACTERS))
     environment.filters["share"] = share_text
     environment.filters["code"] = _code
+    environment.filters["middle_left_out"] = view.middle_left_out
+    environment.filters["length_text"] = view.length_text
     return environment.get_template(TEMPLATE_NAME).render(
         facts=facts,
         source=facts.source,

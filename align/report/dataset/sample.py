@@ -1,4 +1,4 @@
-"""A sample of rows that is the same whenever the file is the same: drawn by hashes of the rows, not by random numbers."""
+"""The items with the smallest keys; with hashes of rows as keys, a sample that is the same whenever the file is the same."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import xxhash
 T = TypeVar("T")
 
 
-class HashSample(Generic[T]):
+class SmallestKeys(Generic[T]):
     """The `size` items with the smallest keys.
 
-    Keys are hashes of the rows' content, so a row added elsewhere moves at most one other out, samples of different sizes
-    contain each other, and the order of a file does not matter. Equal rows have equal keys; the earlier goes first.
+    Where keys are hashes of the rows' content (`row_key`), they are a sample: a row added elsewhere moves at most one other out,
+    samples of different sizes contain each other, and the order of a file does not matter. Equal rows have equal keys; the
+    earlier goes first.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._heap: list[tuple[int, int, T]] = []
+        self._heap: list[tuple[float, int, T]] = []
         self._offered = 0
 
-    def offer(self, key: int, item: T) -> None:
+    def offer(self, key: float, item: T) -> None:
         """Take the item if its key is among the smallest."""
         self._offered += 1
         # heapq keeps the smallest on top; with negative keys that is the largest key, which leaves first. The running number

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType, group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +17,8 @@ from align.report.dataset import view
 from align.report.dataset.distribution import Distribution, shared_edges
 from align.report.dataset.facts import Facts
 from align.report.dataset.finding import Finding, counted, findings, share_text
-from align.report.dataset.tokens import TrainingView
-from align.report.dataset.view import Bar, Fact, Part, SampleView
+from align.report.dataset.tokens import TokenSequence, TrainingView
+from align.report.dataset.view import Bar, SampleView
 from align.report.dataset.visible import one_line, shortened, visible
 
 SAMPLES_SHOWN = 3
@@ -36,58 +36,52 @@ _MARKS = {"bad": ("✗", "bold red"), "warn": ("!", "bold yellow"), "note": ("·
 TRAINED_BEGINS, TRAINED_ENDS = "⟦", "⟧"
 
 
-class DatasetReport:
-    """Renders the report with `rich.console.Console.print`.
+@group()
+def dataset_report(facts: Facts, training: TrainingView | None) -> Iterator[RenderableType]:
+    """The report, for `rich.console.Console.print`.
 
     Args:
         facts: the numbers. Texts in them are untrusted; their control characters become visible signs.
         training: renders the samples with their loss mask; None shows them by role.
     """
-
-    def __init__(self, facts: Facts, training: TrainingView | None) -> None:
-        self._facts = facts
-        self._training = training
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        facts, source = self._facts, self._facts.source
-        usable = f"{source.kind}, {counted(source.rows_in, 'row')}, {source.rows_usable:,} usable"
-        yield Text.assemble((visible(source.name), "bold"), f"  {usable}")
-        yield from _section("To know before training", _findings(findings(facts)))
-        if told := view.measured_on(facts):
-            yield Padding(Text(told, style="dim"), (0, 0, 0, 2))
-        if source.dropped:
-            yield from _section("Rows that cannot be used", _bars(view.count_bars(source.dropped, source.rows_in)))
-        if source.notes:
-            yield from _section("What the check found", Group(*(Text(visible(note)) for note in source.notes)))
-        yield from _section("Lengths", _lengths(facts))
-        if preference := view.preference_facts(facts):
-            yield from _section("Preferences", _facts(preference))
-        yield from _section("Variety", _facts(view.variety_facts(facts)))
-        yield from _section("Languages", _bars(view.language_bars(facts)))
-        if openings := view.opening_bars(facts):
-            yield from _section("Most frequent openings", _bars(openings[:OPENINGS_SHOWN]))
-        if facts.duplicates.largest:
-            yield from _section("Largest clusters of rows that are nearly the same", _clusters(facts))
-        if facts.signals:
-            yield from _section(f"Signals of quality, over {facts.signal_texts:,} texts", _bars(view.signal_bars(facts)))
-        if facts.overlaps:
-            yield from _section("Overlap with evaluation prompts", _overlaps(facts))
-        yield from self._samples()
-
-    def _samples(self) -> RenderResult:
-        samples = view.sample_views(self._facts, self._training)
-        if not samples:
-            return
-        shown = samples[:SAMPLES_SHOWN]
-        yield from _section("Samples", Group(*(_sample(sample) for sample in shown)))
-        told = f"{TRAINED_BEGINS}…{TRAINED_ENDS} is what the loss is taken on. " if self._training is not None else ""
-        if len(samples) > len(shown):
-            told += f"{counted(len(samples) - len(shown), 'more sample')} and drawings: --html report.html"
-        if told:
-            yield Padding(Text(told, style="dim"), (0, 0, 0, 2))
+    source = facts.source
+    usable = f"{source.kind}, {counted(source.rows_in, 'row')}, {source.rows_usable:,} usable"
+    yield Text.assemble((visible(source.name), "bold"), f"  {usable}")
+    yield from _section("To know before training", _findings(findings(facts)))
+    if note := view.measured_on(facts):
+        yield Padding(Text(note, style="dim"), (0, 0, 0, 2))
+    if source.dropped:
+        yield from _section("Rows that cannot be used", _bars(view.count_bars(source.dropped, source.rows_in)))
+    if source.notes:
+        yield from _section("What the check found", Group(*(Text(visible(note)) for note in source.notes)))
+    yield from _section("Lengths", _lengths(facts))
+    if preference := view.preference_facts(facts):
+        yield from _section("Preferences", _facts(preference))
+    yield from _section("Variety", _facts(view.variety_facts(facts)))
+    yield from _section("Languages", _bars(view.language_bars(facts)))
+    if openings := view.opening_bars(facts):
+        yield from _section("Most frequent openings", _bars(openings[:OPENINGS_SHOWN]))
+    if facts.duplicates.largest:
+        yield from _section("Largest clusters of rows that are nearly the same", _clusters(facts))
+    if facts.signals:
+        yield from _section(f"Signals of quality, over {facts.signal_texts:,} texts", _bars(view.signal_bars(facts)))
+    if facts.overlaps:
+        yield from _section("Overlap with evaluation prompts", _overlaps(facts))
+    yield from _samples(view.sample_views(facts, training), with_tokens=training is not None)
 
 
-def _section(title: str, content: RenderableType) -> RenderResult:
+def _samples(samples: Sequence[SampleView], *, with_tokens: bool) -> Iterator[RenderableType]:
+    if not samples:
+        return
+    yield from _section("Samples", Group(*(_sample(sample) for sample in samples[:SAMPLES_SHOWN])))
+    note = f"{TRAINED_BEGINS}…{TRAINED_ENDS} is what the loss is taken on. " if with_tokens else ""
+    if len(samples) > SAMPLES_SHOWN:
+        note += f"{counted(len(samples) - SAMPLES_SHOWN, 'more sample')} and drawings: --html report.html"
+    if note:
+        yield Padding(Text(note, style="dim"), (0, 0, 0, 2))
+
+
+def _section(title: str, content: RenderableType) -> Iterator[RenderableType]:
     yield Text(f"\n{title}", style="bold")
     yield Padding(content, (0, 0, 0, 2))
 
@@ -113,12 +107,12 @@ def _lengths(facts: Facts) -> RenderableType:
         table.add_column(header, justify="right")
     table.add_column("from 0 on")
     groups = view.length_groups(facts)
-    for name, rows in groups.items():
-        for index, row in enumerate(rows):
+    for name, units in groups.items():
+        for index, (unit, lengths) in enumerate(units.items()):
             # One axis for all texts of a unit: prompts and completions can be compared at a glance.
-            same_unit = [other.distribution for group in groups.values() for other in group if other.unit == row.unit]
-            spark = Text(_sparkline(row.distribution, same_unit), style="cyan")
-            table.add_row("" if index else name, row.unit, row.median, row.p95, row.maximum, spark)
+            same_unit = [other[unit] for other in groups.values() if unit in other]
+            numbers = (f"{value:,}" for value in (lengths.percentile(50), lengths.percentile(95), lengths.maximum))
+            table.add_row("" if index else name, unit, *numbers, Text(_sparkline(lengths, same_unit), style="cyan"))
     return table
 
 
@@ -137,7 +131,7 @@ def _bars(bars: Sequence[Bar]) -> RenderableType:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for bar in bars:
-        table.add_row(one_line(bar.label, LABEL_CELLS), bar.count, bar.share_text, Text(_block(bar.share), style="cyan"))
+        table.add_row(one_line(bar.label, LABEL_CELLS), bar.tally, share_text(bar.share), Text(_block(bar.share), style="cyan"))
     return table
 
 
@@ -147,12 +141,12 @@ def _block(share: float) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _facts(facts: Sequence[Fact]) -> RenderableType:
+def _facts(facts: Mapping[str, str]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
-    for fact in facts:
-        table.add_row(fact.name, Text(fact.text, style="bold"))
+    for name, text in facts.items():
+        table.add_row(name, Text(text, style="bold"))
     return table
 
 
@@ -178,8 +172,8 @@ def _overlaps(facts: Facts) -> RenderableType:
         of = f"{overlap.prompts_found:,} of {overlap.prompts:,} prompts"
         lines.append(Text(f"{visible(overlap.evaluation)}: {counted(overlap.rows, 'row')} overlap {of}"))
         for example in overlap.examples[:OVERLAPS_SHOWN]:
-            told = f"  {visible(example.row)} has {share_text(example.found.share)} of prompt {visible(example.prompt)}: "
-            lines.append(Text(told + f"“{one_line(example.found.ngram, EXAMPLE_CELLS)}”", style="dim"))
+            note = f"  {visible(example.row)} has {share_text(example.found.share)} of prompt {visible(example.prompt)}: "
+            lines.append(Text(note + f"“{one_line(example.found.ngram, EXAMPLE_CELLS)}”", style="dim"))
     return Group(*lines)
 
 
@@ -188,14 +182,15 @@ def _sample(sample: SampleView) -> RenderableType:
     if sample.refused:
         lines.append(Text(f"cannot be trained on: {one_line(sample.refused, 200)}", style="red"))
     for part in sample.parts:
-        lines.append(Text(f"{part.name}{': ' + part.count if part.count else ''}", style="bold dim"))
+        length = view.length_text(part)
+        lines.append(Text(f"{part.name}{': ' + length if length else ''}", style="bold dim"))
         lines.append(_part(part))
     return Group(*lines, Text(""))
 
 
-def _part(part: Part) -> Text:
+def _part(part: TokenSequence) -> Text:
     """The tokens in a row. The part that the loss is taken on is in brackets, for terminals without colours."""
-    if not part.has_tokens:
+    if not part.tokens:
         return Text("\n").join(Text(shortened(visible(piece.text), SAMPLE_CHARACTERS)) for piece in part.pieces)
     text = Text()
     for trained, pieces in itertools.groupby(view.middle_left_out(part.pieces, PIECES_SHOWN), key=lambda piece: piece.trained):

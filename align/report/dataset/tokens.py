@@ -30,10 +30,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One input of the model: a prompt, followed by one completion if the row has any."""
+    """One input of the model: a prompt, followed by one completion if the row has any. Or a plain text, which has no tokens."""
 
     name: str
-    """Which completion: completion, chosen, rejected; else prompt or text."""
+    """Which completion: completion, chosen, rejected; else prompt or text. Of a plain text the role, or the field."""
     pieces: list[Piece]
     tokens: int
     trained_tokens: int

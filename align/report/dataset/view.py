@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.data.quality import SIGNALS, Share
 from align.data.template import TemplateProblem
@@ -24,53 +24,14 @@ PIECES_SHOWN = 600
 CHARACTERS_SHOWN = 4_000
 
 
-@dataclass(frozen=True)
-class LengthRow:
-    """Lengths of one text of the rows, in one unit."""
-
-    unit: str
-    median: str
-    p95: str
-    maximum: str
-    distribution: Distribution
-
-
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A label with a count and a share of a whole."""
 
     label: str
-    count: str
+    tally: str
+    """How many; empty where only the share is known."""
     share: float
     """In [0, 1]: the length of the bar."""
-
-    @property
-    def share_text(self) -> str:
-        return share_text(self.share)
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A name and its number in words."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """A run of tokens, or of plain text where no model is given, as it is to be shown."""
-
-    name: str
-    """Which completion, or a role."""
-    pieces: list[Piece]
-    count: str = ""
-    """How many tokens, where there is a model."""
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the pieces are tokens, of which some may be trained on."""
-        return bool(self.count)
 
 
 @dataclass(frozen=True)
@@ -79,40 +40,31 @@ class SampleView:
 
     id: str
     place: str
-    parts: list[Part]
+    parts: list[TokenSequence]
+    """What training sees; without a model, or where its template refuses the row, the texts by role or field."""
     refused: str
     """Why the model's template cannot show it; empty where it can, or where there is no model."""
 
 
-def length_groups(facts: Facts) -> dict[str, list[LengthRow]]:
+def length_groups(facts: Facts) -> dict[str, dict[str, Distribution]]:
     """Every text of a row by its name, in characters, words and, with a model, tokens."""
-    groups = {}
-    for name in facts.characters:
-        groups[name] = [_length_row("characters", facts.characters[name]), _length_row("words", facts.words[name])]
-        if facts.tokens is not None:
-            groups[name].append(_length_row("tokens", facts.tokens.sides[name]))
-    # With a single text, the whole row would repeat its line.
-    if facts.tokens is not None and len(facts.tokens.sides) > 1:
-        groups["whole row"] = [_length_row("tokens", facts.tokens.rows)]
+    groups = {name: {"characters": facts.characters[name], "words": facts.words[name]} for name in facts.characters}
+    if facts.tokens is not None:
+        for name, lengths in facts.tokens.sides.items():
+            groups[name]["tokens"] = lengths
+        # With a single text, the whole row would repeat its line.
+        if len(facts.tokens.sides) > 1:
+            groups["whole row"] = {"tokens": facts.tokens.rows}
     return groups
-
-
-def _length_row(unit: str, lengths: Distribution) -> LengthRow:
-    median, p95 = lengths.percentile(50), lengths.percentile(95)
-    return LengthRow(unit, f"{median:,}", f"{p95:,}", f"{lengths.maximum:,}", lengths)
 
 
 def language_bars(facts: Facts) -> list[Bar]:
     """Languages by share; rare ones are counted together."""
     # By code where shares are equal, so that the same file gives the same report.
     shares = sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))
-    bars = [Bar(_language(code), "", share) for code, share in shares[:LANGUAGES_SHOWN]]
+    bars = [Bar("not told (und)" if code == "und" else code, "", share) for code, share in shares[:LANGUAGES_SHOWN]]
     rest = sum(share for _, share in shares[LANGUAGES_SHOWN:])
     return [*bars, *([Bar(counted(len(shares) - LANGUAGES_SHOWN, "other"), "", rest)] if rest else [])]
-
-
-def _language(code: str) -> str:
-    return "not told (und)" if code == "und" else code
 
 
 def opening_bars(facts: Facts) -> list[Bar]:
@@ -133,38 +85,35 @@ def count_bars(counts: Mapping[str, int], whole: int) -> list[Bar]:
     return [Bar(name, f"{count:,}", count / max(1, whole)) for name, count in counts.items()]
 
 
-def variety_facts(facts: Facts) -> list[Fact]:
-    """How different the rows are from each other."""
+def variety_facts(facts: Facts) -> dict[str, str]:
+    """How different the rows are from each other: numbers by what they count."""
     usable, sampled, subject = max(1, facts.source.rows_usable), max(1, facts.sampled), facts.subject
-    near = facts.duplicates
-    openings = facts.openings
-    return [
-        Fact(f"different {subject}s", f"{facts.distinct:,} ({share_text(facts.distinct / usable)})"),
-        Fact("different openings (3 words)", f"{openings.distinct:,} ({share_text(openings.distinct / max(1, openings.texts))})"),
-        Fact(
-            "nearly the same as an earlier one",
-            f"{near.redundant:,} ({share_text(near.redundant / sampled)}), in {counted(near.clusters, 'cluster')}",
-        ),
-    ]
+    near, openings = facts.duplicates, facts.openings
+    redundant = f"{near.redundant:,} ({share_text(near.redundant / sampled)}), in {counted(near.clusters, 'cluster')}"
+    return {
+        f"different {subject}s": f"{facts.distinct:,} ({share_text(facts.distinct / usable)})",
+        "different openings (3 words)": f"{openings.distinct:,} ({share_text(openings.distinct / max(1, openings.texts))})",
+        "nearly the same as an earlier one": redundant,
+    }
 
 
-def preference_facts(facts: Facts) -> list[Fact]:
-    """What length alone says about the pairs, and the scores that came with them."""
-    found: list[Fact] = []
+def preference_facts(facts: Facts) -> dict[str, str]:
+    """What length alone says about the pairs, and the scores that came with them: numbers by what they say."""
+    found: dict[str, str] = {}
     if (baseline := facts.preference) is not None:
-        found = [
-            Fact("the longer side was chosen", _share_with_interval(baseline.longer_won)),
-            Fact("both sides equally long", f"{baseline.equal_length:,}"),
-            Fact("right by length alone", f"{_share_with_interval(baseline.accuracy)}, cross-validated"),
-        ]
+        found = {
+            "the longer side was chosen": _share_with_interval(baseline.longer_won),
+            "both sides equally long": f"{baseline.equal_length:,}",
+            "right by length alone": f"{_share_with_interval(baseline.accuracy)}, cross-validated",
+        }
     if (scores := facts.scores) is not None:
         margins = scores.chosen - scores.rejected
-        found += [
-            Fact("pairs with both scores", f"{scores.pairs:,}"),
-            Fact("mean score, chosen and rejected", f"{number(scores.chosen.mean(), 3)} and {number(scores.rejected.mean(), 3)}"),
-            Fact("mean margin", f"{number(margins.mean(), 3)}, smallest {number(margins.min(), 3)}"),
-            Fact("chosen has the lower score", f"{scores.inverted:,} ({share_text(scores.inverted / max(1, scores.pairs))})"),
-        ]
+        found |= {
+            "pairs with both scores": f"{scores.pairs:,}",
+            "mean score, chosen and rejected": f"{number(scores.chosen.mean(), 3)} and {number(scores.rejected.mean(), 3)}",
+            "mean margin": f"{number(margins.mean(), 3)}, smallest {number(margins.min(), 3)}",
+            "chosen has the lower score": f"{scores.inverted:,} ({share_text(scores.inverted / max(1, scores.pairs))})",
+        }
     return found
 
 
@@ -202,16 +151,16 @@ def _sample_view(kind: DataKind[Any], record: Record, view: TrainingView | None)
     # A row that the template refuses is shown by role, so that the reader can see what is wrong with it.
     except TemplateProblem as problem:
         return SampleView(record.id, place, list(_plain_parts(kind, record)), str(problem))
-    return SampleView(record.id, place, [_token_part(sequence) for sequence in sequences], "")
+    return SampleView(record.id, place, sequences, "")
 
 
-def _token_part(sequence: TokenSequence) -> Part:
+def length_text(sequence: TokenSequence) -> str:
+    """The length in words; empty for a plain text."""
     trained = f", {sequence.trained_tokens:,} of them trained on" if sequence.trained_tokens else ""
-    pieces = middle_left_out(sequence.pieces, PIECES_SHOWN)
-    return Part(sequence.name, pieces, f"{counted(sequence.tokens, 'token')}{trained}")
+    return f"{counted(sequence.tokens, 'token')}{trained}" if sequence.tokens else ""
 
 
-def middle_left_out(pieces: Sequence[Piece], shown: int) -> list[Piece]:
+def middle_left_out(pieces: Sequence[Piece], shown: int = PIECES_SHOWN) -> list[Piece]:
     """The pieces without the middle of a long prompt and of a long completion. The end of the prompt and both ends of the
     completion always stay.
 
@@ -230,7 +179,7 @@ def middle_left_out(pieces: Sequence[Piece], shown: int) -> list[Piece]:
     return short
 
 
-def _plain_parts(kind: DataKind[Any], record: Any) -> Iterable[Part]:
+def _plain_parts(kind: DataKind[Any], record: Any) -> Iterable[TokenSequence]:
     for message in kind.messages(record):
         yield _plain(message.role, message.content)
     for name in kind.contents if kind.has_prompt else ("text",):
@@ -238,6 +187,6 @@ def _plain_parts(kind: DataKind[Any], record: Any) -> Iterable[Part]:
             yield _plain(name, str(value))
 
 
-def _plain(name: str, text: str) -> Part:
+def _plain(name: str, text: str) -> TokenSequence:
     shown = shortened(text, CHARACTERS_SHOWN)
-    return Part(name, [Piece(shown, 0, trained=False, special=False)])
+    return TokenSequence(name, [Piece(shown, 0, trained=False, special=False)], 0, 0)

@@ -12,7 +12,6 @@ from scipy.stats import bootstrap
 from align.report.statistics import (
     distinct_n,
     paired_bootstrap,
-    perplexity,
     prompt_means,
     seeded_bootstrap,
     win_rate,
@@ -128,12 +127,6 @@ def test_distinct_2_by_hand() -> None:
     assert distinct_n(["나는 밥을 먹었다", "나는 밥을 샀다"]) == 0.75
     assert distinct_n(["a a a"], n=1) == pytest.approx(1 / 3)
     assert distinct_n(["", "word"]) is None
-
-
-def test_perplexity_of_a_uniform_choice_is_the_number_of_choices() -> None:
-    assert perplexity(10 * math.log(8), 10) == pytest.approx(8.0)
-    with pytest.raises(ValueError, match="at least one token"):
-        perplexity(0.0, 0)
 
 
 def test_one_seed_is_the_paired_bootstrap_to_the_last_digit() -> None:

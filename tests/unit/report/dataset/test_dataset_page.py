@@ -14,9 +14,10 @@ from rich.console import Console
 from align.records import Record
 from align.report.dataset.facts import Facts
 from align.report.dataset.html import render_page, write_page
-from align.report.dataset.terminal import DatasetReport
+from align.report.dataset.terminal import PIECES_SHOWN, dataset_report
 from align.report.dataset.tokens import TrainingView
 from align.report.dataset.visible import one_line, shortened, visible
+from align.rows import INSTRUCTIONS
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m<script>alert('x')</script> \u202ereversed\u202c \x9b2J"
 
@@ -43,7 +44,7 @@ def page(facts: Facts, training: TrainingView, tmp_path_factory: pytest.TempPath
 
 def printed(facts: Facts, training: TrainingView | None, *, width: int = 80) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(DatasetReport(facts, training))
+    Console(file=stream, width=width, highlight=False, markup=False, color_system=None).print(dataset_report(facts, training))
     return stream.getvalue()
 
 
@@ -55,6 +56,14 @@ def test_no_control_character_reaches_the_terminal(facts: Facts, training: Train
 
 def test_the_terminal_report_fits_80_columns(facts: Facts, training: TrainingView) -> None:
     assert max(cell_len(line) for line in printed(facts, training).splitlines()) <= 80
+
+
+def test_the_terminal_counts_every_token_that_it_leaves_out(measure: Callable[..., Facts], training: TrainingView) -> None:
+    row = instruction(1, completion="x1" * 1_000)
+    (sequence,) = training.sequences(INSTRUCTIONS, row)
+    hidden = [piece for piece in sequence.pieces if piece.trained][PIECES_SHOWN // 2 : -PIECES_SHOWN // 2]
+    text = " ".join(printed(measure([row], "instructions", view=training), training).split())
+    assert f"{sum(piece.tokens for piece in hidden):,} tokens not shown" in text
 
 
 def test_the_mask_is_seen_without_colours(measure: Callable[..., Facts], training: TrainingView) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align.report.dataset.distribution import Distribution, shared_edges
-from align.report.dataset.sample import HashSample, row_key
+from align.report.dataset.sample import SmallestKeys, row_key
 
 
 def test_percentiles_are_lengths_that_occur() -> None:
@@ -43,7 +43,7 @@ def test_one_long_text_does_not_flatten_the_others() -> None:
 
 def test_a_sample_does_not_depend_on_the_order_of_the_file() -> None:
     rows = [f"row {number}" for number in range(1000)]
-    forward, backward = HashSample[str](50), HashSample[str](50)
+    forward, backward = SmallestKeys[str](50), SmallestKeys[str](50)
     for row in rows:
         forward.offer(row_key(row, 17), row)
     for row in reversed(rows):
@@ -55,7 +55,7 @@ def test_a_sample_does_not_depend_on_the_order_of_the_file() -> None:
 def test_a_smaller_sample_is_part_of_a_larger_one_and_another_seed_draws_others() -> None:
     drawn, samples = {}, {}
     for size, seed in ((20, 1), (200, 1), (20, 2)):
-        sample = HashSample[int](size)
+        sample = SmallestKeys[int](size)
         for number in range(1000):
             sample.offer(row_key(str(number), seed), number)
         drawn[size, seed], samples[size, seed] = set(sample.in_file_order()), sample
@@ -66,13 +66,13 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_another_seed_draws_others(
 
 
 def test_equal_rows_are_drawn_as_often_as_they_occur() -> None:
-    sample = HashSample[int](3)
+    sample = SmallestKeys[int](3)
     for number in range(5):
         sample.offer(row_key("same", 0), number)
     assert sample.in_file_order() == [0, 1, 2]
 
 
 def test_a_sample_of_none_is_empty() -> None:
-    sample = HashSample[int](0)
+    sample = SmallestKeys[int](0)
     sample.offer(1, 1)
     assert sample.in_file_order() == []
