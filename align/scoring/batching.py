@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -26,12 +27,29 @@ def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator
         yield batch
 
 
+def map_batches(
+    lengths: Sequence[int],
+    batch_tokens: int,
+    compute: Callable[[list[int]], torch.Tensor],
+    report: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """One number per sequence, in the order of `lengths`.
+
+    Args:
+        compute: from the indices of a batch to its numbers, [batch].
+        report: called with the number of sequences done.
+    """
+    values, done = [0.0] * len(lengths), 0
+    for batch in length_sorted_batches(lengths, batch_tokens):
+        for index, value in zip(batch, compute(batch).tolist(), strict=True):
+            values[index] = value
+        done += len(batch)
+        report(done)
+    return values
+
+
 def pad_right(sequences: Sequence[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`input_ids` and `attention_mask` (1 on real tokens), both [batch, longest]."""
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids = torch.full((len(sequences), longest), pad_token_id)
-    attention_mask = torch.zeros((len(sequences), longest), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention_mask[row, : len(sequence)] = 1
-    return input_ids, attention_mask
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True, padding_value=pad_token_id), attention_mask

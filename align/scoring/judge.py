@@ -7,8 +7,9 @@ shown in both orders, and only a verdict that is the same in both counts.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -129,27 +130,6 @@ def comparisons_of(candidates: Sequence[Candidate], opponents: Literal["all"] | 
             yield Comparison(prompt_id, texts[different[one]].prompt, different[one], different[other])
 
 
-@dataclass
-class _Points:
-    """Sum and number of a completion's consistent comparisons: 1 for better, 0.5 for a tie, 0 for worse."""
-
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, points: float) -> None:
-        self.total += points
-        self.count += 1
-
-
-@dataclass
-class _Verdicts:
-    """The verdicts of one comparison, as the replies arrive."""
-
-    comparison: Comparison
-    found: dict[bool, Verdict | None] = field(default_factory=dict)
-    """By whether the order was exchanged."""
-
-
 class PairwiseJudge:
     """A judge that scores candidates by comparing those of each prompt."""
 
@@ -191,26 +171,31 @@ class PairwiseJudge:
             StageError: if the budget is used up, or the endpoint refuses or fails.
         """
         # By text, not by candidate: equal completions of a prompt are compared once and share the score.
-        points: dict[tuple[str, str], _Points] = {}
-        # Only comparisons under way are held, since `questions` is drawn as the client has room.
-        open_comparisons: dict[int, _Verdicts] = {}
+        points: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        # By number: a comparison, and its verdicts so far by whether the order was exchanged. Only comparisons under way are
+        # held, since `questions` is drawn as the client has room.
+        open_comparisons: dict[int, tuple[Comparison, dict[bool, Verdict | None]]] = {}
         total = sum(1 for _ in comparisons_of(candidates, self._judge.opponents))
         sent_before, settled = self._client.requests_sent, 0
 
         def questions() -> Iterator[ChatMessages]:
             for number, comparison in enumerate(comparisons_of(candidates, self._judge.opponents)):
-                open_comparisons[number] = _Verdicts(comparison)
+                open_comparisons[number] = comparison, {}
                 yield from self._questions(comparison)
 
         def take(number: int, answer: JudgeAnswer, was_known: bool) -> None:
             nonlocal settled
             # Questions 2n and 2n + 1 are the two orders of comparison n, the second with the completions exchanged.
-            both = open_comparisons[number // 2]
-            both.found[bool(number % 2)] = self._count(answer, was_known)
-            if len(both.found) == 2:
-                settled += 1
-                del open_comparisons[number // 2]
-                _give_points(points, both.comparison, settle(both.found[False], both.found[True], self._tally))
+            comparison, found = open_comparisons[number // 2]
+            found[bool(number % 2)] = self._count(answer, was_known)
+            if len(found) < 2:
+                return
+            settled += 1
+            del open_comparisons[number // 2]
+            if outcome := settle(found[False], found[True], self._tally):
+                of_one = {"one": 1.0, "tie": 0.5, "other": 0.0}[outcome]
+                points[comparison.prompt_id, comparison.one].append(of_one)
+                points[comparison.prompt_id, comparison.other].append(1 - of_one)
 
         def tick() -> None:
             report(settled * len(candidates) // max(total, 1))
@@ -223,9 +208,8 @@ class PairwiseJudge:
             # In `finally`, since requests that were sent before an error were paid for too.
             self._tally.requests += self._client.requests_sent - sent_before
         report(len(candidates))
-        none = _Points()
-        found = (points.get((candidate.prompt_id, candidate.completion), none) for candidate in candidates)
-        return [one.total / one.count if one.count else None for one in found]
+        given = (points.get((candidate.prompt_id, candidate.completion)) for candidate in candidates)
+        return [None if own is None else sum(own) / len(own) for own in given]
 
     def _questions(self, comparison: Comparison) -> Iterable[ChatMessages]:
         """The comparison in both orders."""
@@ -253,11 +237,3 @@ class PairwiseJudge:
             f"and {judged:,} of {total:,} comparisons are judged",
             hint="Raise max_requests, or run the same command again: answers are kept, and the budget is that of one run.",
         )
-
-
-def _give_points(points: dict[tuple[str, str], _Points], comparison: Comparison, outcome: Outcome | None) -> None:
-    if outcome is None:
-        return
-    of_one = {"one": 1.0, "tie": 0.5, "other": 0.0}[outcome]
-    for text, value in ((comparison.one, of_one), (comparison.other, 1 - of_one)):
-        points.setdefault((comparison.prompt_id, text), _Points()).add(value)

@@ -14,7 +14,7 @@ from align.losses.logps import IGNORED_LABEL
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm, load_tokenizer
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.scoring.batching import length_sorted_batches, pad_right
+from align.scoring.batching import map_batches, pad_right
 
 
 @torch.inference_mode()
@@ -39,9 +39,8 @@ def completion_logps(
         One number per row, in the order given; 0.0 for an empty completion.
     """
     device = next(model.parameters()).device
-    totals = [0.0] * len(rows)
-    done = 0
-    for batch in length_sorted_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens):
+
+    def totals(batch: list[int]) -> torch.Tensor:
         sequences = [rows[index][0] + rows[index][1] for index in batch]
         input_ids, attention_mask = (tensor.to(device) for tensor in pad_right(sequences, pad_token_id))
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED_LABEL)
@@ -53,11 +52,9 @@ def completion_logps(
             # The state at one token predicts the next.
             logps = token_logps(model, hidden[:, :-1], labels[:, 1:])
         # Summed in float64: in float32, the rounding would grow with the length of a completion.
-        for index, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
-            totals[index] = value
-        done += len(batch)
-        report(done)
-    return totals
+        return logps.double().sum(-1)
+
+    return map_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens, totals, report)
 
 
 class LikelihoodModel:
@@ -119,15 +116,13 @@ class Seq2SeqLikelihoodModel:
         Returns:
             One number per row, in the order given; 0.0 for an empty completion.
         """
-        totals = [0.0] * len(rows)
-        done = 0
-        for batch in length_sorted_batches([len(prompt) + len(completion) for prompt, completion in rows], self._batch_tokens):
+
+        def totals(batch: list[int]) -> torch.Tensor:
             inputs = {name: tensor.to(self._device) for name, tensor in self._collate([rows[index] for index in batch]).items()}
-            for index, value in zip(batch, label_logps(self._model, inputs).double().sum(-1).tolist(), strict=True):
-                totals[index] = value
-            done += len(batch)
-            report(done, len(rows))
-        return totals
+            return label_logps(self._model, inputs).double().sum(-1)
+
+        lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+        return map_batches(lengths, self._batch_tokens, totals, lambda done: report(done, len(rows)))
 
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """None: of a plain text it is not defined which part the encoder reads and which the decoder writes."""

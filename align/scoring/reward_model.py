@@ -14,7 +14,7 @@ import torch
 from align.data.template import ChatFormat, TemplateProblem
 from align.models.load import load_reward_model, load_tokenizer
 from align.records import Candidate
-from align.scoring.batching import length_sorted_batches, pad_right
+from align.scoring.batching import map_batches, pad_right
 
 
 class RewardModelScorer:
@@ -36,19 +36,15 @@ class RewardModelScorer:
             sequences: token ids of prompt and completion together; none may be empty.
             report: called with the number of sequences done.
         """
-        scores = [0.0] * len(sequences)
-        done = 0
-        for batch in length_sorted_batches([len(sequence) for sequence in sequences], self._batch_tokens):
-            input_ids, attention_mask = pad_right([sequences[index] for index in batch], self._format.pad_token_id)
+
+        def scores(batch: list[int]) -> torch.Tensor:
+            padded = pad_right([sequences[index] for index in batch], self._format.pad_token_id)
+            input_ids, attention_mask = (tensor.to(self._device) for tensor in padded)
             # No cache: each sequence is read once, and the cache would only take memory.
-            output = self._model(
-                input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device), use_cache=False
-            )
-            for index, score in zip(batch, output.logits[:, 0].float().tolist(), strict=True):
-                scores[index] = score
-            done += len(batch)
-            report(done)
-        return scores
+            output = self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            return output.logits[:, 0].float()  # type: ignore[no-any-return]
+
+        return map_batches([len(sequence) for sequence in sequences], self._batch_tokens, scores, report)
 
     def score_candidates(
         self, candidates: Sequence[Candidate], *, report: Callable[[int], None] = lambda done: None
