@@ -97,9 +97,8 @@ def open_model_format(model: Path) -> ModelFormat:
     os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no warnings
     from align.data.plain import format_of
     from align.export.source import find_source
-    from align.models.folder import context_tokens
     from align.models.load import load_tokenizer
 
     found = find_source(model)
-    chat_format = format_of(found.folder, load_tokenizer(found.folder), str(model))
-    return ModelFormat(found.name, chat_format, context_tokens(found.folder))
+    chat_format = format_of(load_tokenizer(found.folder), found.folder.encoder_decoder, str(model))
+    return ModelFormat(found.name, chat_format, found.folder.context_tokens)

@@ -58,10 +58,9 @@ def _start(running: contextlib.ExitStack, source: ModelSource, port: int) -> Run
     from align.engines.vllm_server import can_serve_unmerged, start_server
     from align.errors import StageError
     from align.export.merged import merged_model
-    from align.models.folder import is_adapter
 
     folder = source.folder
-    if is_adapter(folder):
+    if folder.is_adapter:
         source.require_mergeable("serve")
         if can_serve_unmerged(folder):
             try:

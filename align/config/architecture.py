@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+CONFIG_NAME = "config.json"
 ENCODER_DECODER_STAGES = ("sft", "generate", "compare")
 """Stage types that take encoder–decoder models; every other stage type refuses them."""
 
 
-def encoder_decoder_architecture(folder: Path) -> str | None:
-    """The architecture, such as T5ForConditionalGeneration, of an encoder–decoder model; None for any other model.
+def architecture_in(folder: Path) -> str | None:
+    """What `encoder_decoder_architecture` says of the model in a folder that was not checked.
 
     None also for a folder without a readable configuration: loading the model reports that problem.
     """
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads((folder / CONFIG_NAME).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
+    return encoder_decoder_architecture(config) if isinstance(config, dict) else None
+
+
+def encoder_decoder_architecture(config: Mapping[str, Any]) -> str | None:
+    """The architecture, such as T5ForConditionalGeneration, that a model's configuration names; None if it is a decoder's."""
     # `is`, because a configuration may hold any value there, also a text such as "false".
-    if not isinstance(config, dict) or config.get("is_encoder_decoder") is not True:
+    if config.get("is_encoder_decoder") is not True:
         return None
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
@@ -31,8 +39,3 @@ def encoder_decoder_refusal(name: str, architecture: str, stage_type: str) -> st
     *others, last = ENCODER_DECODER_STAGES
     takers = f"{', '.join(others)} and {last}"
     return f"{name} is an encoder–decoder model ({architecture}); {takers} take such models, {stage_type} does not"
-
-
-def is_encoder_decoder(folder: Path) -> bool:
-    """Whether the model in `folder` reads its prompt with an encoder and writes its completion with a decoder."""
-    return encoder_decoder_architecture(folder) is not None

@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.config.architecture import ENCODER_DECODER_STAGES, encoder_decoder_architecture, encoder_decoder_refusal
+from align.config.architecture import CONFIG_NAME, ENCODER_DECODER_STAGES, architecture_in, encoder_decoder_refusal
 from align.config.base import Problem
 from align.config.explain import kind_phrase, nearest, unknown
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.reference import FieldPath, kinds_of
-
-MODEL_CONFIG_NAME = "config.json"
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
@@ -36,7 +34,7 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
         yield Problem((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
-    elif spec.kind == "reward_model" and (architecture := encoder_decoder_architecture(place)):
+    elif spec.kind == "reward_model" and (architecture := architecture_in(place)):
         yield Problem((*path, field), f"{place} is an encoder–decoder model ({architecture}), which cannot be a reward model")
 
 
@@ -53,8 +51,8 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
         elif text is None or place.is_file():
             continue
         elif place.is_dir():
-            if (place / MODEL_CONFIG_NAME).is_file() or not any(place.iterdir()):
-                told = "is a model's folder" if (place / MODEL_CONFIG_NAME).is_file() else "is an empty folder"
+            if (place / CONFIG_NAME).is_file() or not any(place.iterdir()):
+                told = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
                 yield Problem((*path, *field), f"{place} {told}; {kind_phrase(spec.kind)} are read from data files")
         elif not glob.has_magic(text):
             yield Problem((*path, *field), f"there is no such file: {place}{_beside(place)}")
@@ -138,7 +136,7 @@ def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem
     engine_reported = False
     for field_path, wanted, name in draft.references():
         source = _model_folder(name, graph) if "model" in kinds_of(wanted) else None
-        architecture = encoder_decoder_architecture(source) if source else None
+        architecture = architecture_in(source) if source else None
         if architecture is None:
             continue
         told = f"'{name}' is an encoder–decoder model ({architecture})"

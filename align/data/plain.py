@@ -6,9 +6,7 @@ The encoder reads the contents of the messages, joined by line ends; the decoder
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from align.config.architecture import is_encoder_decoder
 from align.data.template import ChatFormat, TemplateProblem, Tokenizer, difference
 from align.records import Message
 
@@ -66,12 +64,15 @@ class PlainFormat(ChatFormat):
         return text if add_generation_prompt else text + messages[-1].content + self.eos_token
 
 
-def format_of(folder: Path, tokenizer: Tokenizer, where: str) -> ChatFormat:
-    """The format of the model in `folder`: its chat template, or plain text for an encoder–decoder model without one.
+def format_of(tokenizer: Tokenizer, encoder_decoder: str | None, where: str) -> ChatFormat:
+    """The format of a model: its chat template, or plain text for an encoder–decoder model without one.
+
+    Args:
+        encoder_decoder: the architecture of an encoder–decoder model; None for a decoder.
 
     Raises:
         RecipeError: see `ChatFormat` and `PlainFormat`.
     """
-    if not tokenizer.chat_template and is_encoder_decoder(folder):
+    if encoder_decoder and not tokenizer.chat_template:
         return PlainFormat(tokenizer, where=where)
     return ChatFormat(tokenizer, where=where)

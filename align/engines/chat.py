@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from align.engines.open import resolve_dtype
 from align.engines.protocol import SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import DataError
-from align.models.folder import context_tokens
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.records import Message
 
@@ -80,10 +79,10 @@ class Conversation:
     """
 
     def __init__(
-        self, model_folder: Path, *, system: str | None, temperature: float, max_completion_tokens: int, seed: int
+        self, model_folder: ModelFolder, *, system: str | None, temperature: float, max_completion_tokens: int, seed: int
     ) -> None:
-        self._format = ChatFormat(load_tokenizer(model_folder), where=str(model_folder))
-        self._context = context_tokens(model_folder)
+        self._format = ChatFormat(load_tokenizer(model_folder), where=str(model_folder.path))
+        self._context = model_folder.context_tokens
         self._engine = StreamingEngine(model_folder, dtype=resolve_dtype("auto"), max_model_tokens=self._context)
         self._settings = SamplingSettings(
             temperature=temperature,

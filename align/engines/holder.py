@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from align.config.sections import GenerationEngine
 from align.engines.open import architecture_of, open_engine
 from align.engines.protocol import TextEngine
+from align.models.folder import ModelFolder
 
 
 class EngineHolder:
@@ -19,10 +18,10 @@ class EngineHolder:
         self._config = config
         self._engine: TextEngine | None = None
         self._architecture = ""
-        self._model_folder: Path | None = None
+        self._model_folder: ModelFolder | None = None
         self._max_model_tokens = 0
 
-    def engine_for(self, model_folder: Path, max_model_tokens: int) -> TextEngine:
+    def engine_for(self, model_folder: ModelFolder, max_model_tokens: int) -> TextEngine:
         if self._engine is not None and (
             self._architecture != architecture_of(model_folder) or self._max_model_tokens < max_model_tokens
         ):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
-from align.config.architecture import encoder_decoder_architecture
 from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.folder import virtual_tokens
+from align.models.folder import ModelFolder
 
 # Keys of config.json that do not change what weights fit into a running engine.
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
@@ -39,7 +37,7 @@ def resolve_dtype(name: str) -> str:
 
 
 def open_engine(
-    name: str, model_folder: Path, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
+    name: str, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
@@ -50,19 +48,19 @@ def open_engine(
     Raises:
         RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
     """
-    if architecture := encoder_decoder_architecture(model_folder):
+    if architecture := model_folder.encoder_decoder:
         if name == "vllm":
             raise RecipeError(
-                f"engine: vllm does not serve encoder–decoder models, and {model_folder} is one ({architecture})",
+                f"engine: vllm does not serve encoder–decoder models, and {model_folder.path} is one ({architecture})",
                 hint="Set engine: transformers, or leave engine out.",
             )
         from align.engines.seq2seq_engine import Seq2SeqEngine
 
         return Seq2SeqEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
-    if count := virtual_tokens(model_folder):
+    if count := model_folder.virtual_tokens:
         if name == "vllm":
             raise RecipeError(
-                f"engine: vllm cannot sample behind virtual tokens, and {model_folder} has {count}",
+                f"engine: vllm cannot sample behind virtual tokens, and {model_folder.path} has {count}",
                 hint="Set engine: transformers, or leave engine out.",
             )
         name = "transformers"
@@ -77,9 +75,8 @@ def open_engine(
     return TransformersEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
 
 
-def architecture_of(model_folder: Path) -> str:
+def architecture_of(model_folder: ModelFolder) -> str:
     """A text that is equal for two models if one's weights fit into an engine started with the other."""
-    config = json.loads((model_folder / "config.json").read_text())
-    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    kept = {key: value for key, value in model_folder.config.items() if key not in NOT_ARCHITECTURE}
     # Virtual tokens are no key of config.json, and only an engine with such tokens can use them.
-    return json.dumps({**kept, "virtual_tokens": virtual_tokens(model_folder)}, sort_keys=True)
+    return json.dumps({**kept, "virtual_tokens": model_folder.virtual_tokens}, sort_keys=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from align.models.folder import ModelFolder
 from align.records import FinishReason
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TextEngine(Protocol):
         """
         ...
 
-    def load_weights(self, model_folder: Path) -> None:
+    def load_weights(self, model_folder: ModelFolder) -> None:
         """Replace the weights by those of another model of the same architecture and vocabulary."""
         ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from align.engines.transformers_engine import NextLogits, TransformersEngine
+from align.models.folder import ModelFolder
 from align.models.load import load_seq2seq_lm
 
 
@@ -20,7 +20,7 @@ class Seq2SeqEngine(TransformersEngine):
     The encoder reads every prompt of a batch once, for all its candidates; the decoder keeps its cache.
     """
 
-    def load_weights(self, model_folder: Path) -> None:
+    def load_weights(self, model_folder: ModelFolder) -> None:
         self._model = load_seq2seq_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
     def _room(self, prompts: Sequence[list[int]]) -> int:

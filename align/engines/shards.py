@@ -18,6 +18,7 @@ from align.engines.holder import EngineHolder
 from align.engines.protocol import GenerationRequest, SampledCompletion
 from align.engines.task import SamplingTask
 from align.errors import Interrupted, StageError
+from align.models.folder import ModelFolder
 from align.records import Candidate, Prompt
 from align.runtime.executor import Inline, executor_for
 from align.runtime.seed import derive_seed
@@ -88,7 +89,7 @@ def make_candidate(
     )
 
 
-def decoder(model_folder: Path) -> Callable[[list[int]], str]:
+def decoder(model_folder: ModelFolder) -> Callable[[list[int]], str]:
     """A function from a model's tokens to text."""
     from align.models.load import load_tokenizer
 

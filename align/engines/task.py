@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from align.config.architecture import is_encoder_decoder
 from align.config.sections import Generation
 from align.data.encoding import Where, encode_prompts
 from align.data.template import ChatFormat
 from align.engines.protocol import SamplingSettings
 from align.errors import RecipeError
-from align.models.folder import context_tokens
+from align.models.folder import ModelFolder
 from align.records import Drop, Prompt
 
 
@@ -24,7 +22,7 @@ class SamplingTask:
     `prompt_token_ids[i]` are the tokens of `prompts[i]`; `stop_token_ids` end a completion.
     """
 
-    model_folder: Path
+    model_folder: ModelFolder
     prompts: Sequence[Prompt]
     prompt_token_ids: Sequence[list[int]]
     stop_token_ids: tuple[int, ...]
@@ -52,7 +50,7 @@ class SamplingTask:
 
 
 def prepare_task(
-    prompts: Sequence[Prompt], chat_format: ChatFormat, config: Generation, *, model_folder: Path, seed: int, where: Where
+    prompts: Sequence[Prompt], chat_format: ChatFormat, config: Generation, *, model_folder: ModelFolder, seed: int, where: Where
 ) -> tuple[SamplingTask, list[Drop]]:
     """Encode prompts for one model. Returns the task and drops for the prompts that do not fit.
 
@@ -84,7 +82,7 @@ class TokenLimits(Protocol):
     def max_completion_tokens(self) -> int: ...
 
 
-def max_prompt_tokens_for(model_folder: Path, sampling: TokenLimits) -> int:
+def max_prompt_tokens_for(model_folder: ModelFolder, sampling: TokenLimits) -> int:
     """Most tokens of a prompt, so that it and its completion fit the model's context.
 
     The encoder of an encoder–decoder model reads the prompt and the decoder writes the completion: each has the whole context.
@@ -92,14 +90,14 @@ def max_prompt_tokens_for(model_folder: Path, sampling: TokenLimits) -> int:
     Raises:
         RecipeError: if max_completion_tokens alone fills the context.
     """
-    context = context_tokens(model_folder)
+    context = model_folder.context_tokens
     # A whole completion is reserved, so that every prompt may get one of max_completion_tokens.
     room = min(sampling.max_prompt_tokens, context - sampling.max_completion_tokens)
-    if is_encoder_decoder(model_folder) and sampling.max_completion_tokens <= context:
+    if model_folder.encoder_decoder and sampling.max_completion_tokens <= context:
         room = min(sampling.max_prompt_tokens, context)
     if room < 1:
         raise RecipeError(
-            f"{model_folder}: the model sees {context} tokens, max_completion_tokens is {sampling.max_completion_tokens}: "
+            f"{model_folder.path}: the model sees {context} tokens, max_completion_tokens is {sampling.max_completion_tokens}: "
             "there is no room for a prompt",
             hint="Lower max_completion_tokens.",
         )

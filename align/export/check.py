@@ -21,14 +21,14 @@ from align.engines.open import open_engine
 from align.engines.protocol import GenerationRequest, SamplingSettings, TextEngine
 from align.errors import RecipeError, StageError
 from align.export.prompts import NEUTRAL_PROMPTS
-from align.models.folder import context_tokens
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.records import Message, Prompt
 from align.runtime.executor import Processes
 from align.store.artifact import read_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 NUM_PROMPTS = 50
 MAX_COMPLETION_TOKENS = 32
@@ -73,7 +73,9 @@ class _Answered:
         return max(map(len, self.prompt_token_ids)) + MAX_COMPLETION_TOKENS
 
 
-def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: Path | None, note: Note) -> list[CheckReport]:
+def check_language_model(
+    source: ModelFolder, exported: ModelFolder, *, dtype: str, prompts: Path | None, note: Note
+) -> list[CheckReport]:
     """Compare greedy tokens on 50 prompts: source in align's transformers engine, export in transformers and vLLM.
 
     Args:
@@ -88,9 +90,9 @@ def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: P
     messages = [*messages, *([Message(role="user", content=text)] for text in NEUTRAL_PROMPTS)][:NUM_PROMPTS]
     texts = [conversation[-1].content for conversation in messages]
     # A prompt that is too long loses its beginning: the completion continues its end.
-    room = context_tokens(source) - MAX_COMPLETION_TOKENS
-    prompt_token_ids = [ids[-room:] for ids in _encode(load_tokenizer(source), messages, source)]
-    if prompt_token_ids != [ids[-room:] for ids in _encode(load_tokenizer(exported), messages, exported)]:
+    room = source.context_tokens - MAX_COMPLETION_TOKENS
+    prompt_token_ids = [ids[-room:] for ids in _encode(source, messages)]
+    if prompt_token_ids != [ids[-room:] for ids in _encode(exported, messages)]:
         raise StageError("the exported tokenizer or chat template shows the prompts otherwise than the source's", hint=_NO_CHECK)
     note("checking: the source answers")
     answered = _answer_with_source(source, dtype, texts, prompt_token_ids)
@@ -105,7 +107,7 @@ def check_language_model(source: Path, exported: Path, *, dtype: str, prompts: P
     ]
 
 
-def check_reward_model(source: Path, exported: Path, *, dtype: str, note: Note) -> CheckReport:
+def check_reward_model(source: ModelFolder, exported: ModelFolder, *, dtype: str, note: Note) -> CheckReport:
     """Compare scores of 50 texts, one by one, with the exported model in plain transformers.
 
     Raises:
@@ -118,7 +120,7 @@ def check_reward_model(source: Path, exported: Path, *, dtype: str, note: Note) 
     pairs = list(zip(NEUTRAL_PROMPTS, NEUTRAL_PROMPTS[1:] + NEUTRAL_PROMPTS[:1], strict=True))[:NUM_PROMPTS]
     expected = _scores(load_reward_model(source, dtype=dtype), _encode_pairs(source, pairs))
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-        str(exported), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        str(exported.path), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     found = _scores(loaded, _encode_pairs(exported, pairs))
     for pair, first, second in zip(pairs, expected, found, strict=True):
@@ -139,18 +141,19 @@ def _conversations(prompts: Path | None) -> list[list[Message]]:
     return [row.prompt for row, _ in zip(rows, range(NUM_PROMPTS), strict=False)]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[list[Message]], where: Path) -> list[list[int]]:
+def _encode(folder: ModelFolder, messages: Sequence[list[Message]]) -> list[list[int]]:
     """Prompts as token ids, through the chat template; without a usable one, the last message of each alone."""
+    tokenizer = load_tokenizer(folder)
     try:
-        chat_format = ChatFormat(tokenizer, where=str(where))
+        chat_format = ChatFormat(tokenizer, where=str(folder.path))
         return [chat_format.encode_prompt(conversation) for conversation in messages]
     except (RecipeError, TemplateProblem):
         texts = [conversation[-1].content for conversation in messages]
         return [list(ids) for ids in tokenizer(texts, add_special_tokens=True)["input_ids"]]
 
 
-def _encode_pairs(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    chat_format = ChatFormat(load_tokenizer(folder), where=str(folder))
+def _encode_pairs(folder: ModelFolder, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    chat_format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
     encoded = []
     for prompt, completion in pairs:
         messages = [Message(role="user", content=prompt)]
@@ -167,7 +170,7 @@ def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[floa
         return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
 
 
-def _answer_with_source(source: Path, dtype: str, texts: list[str], prompt_token_ids: list[list[int]]) -> _Answered:
+def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], prompt_token_ids: list[list[int]]) -> _Answered:
     end = load_tokenizer(source).eos_token_id
     answered = _Answered(texts, prompt_token_ids, [], end)
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
@@ -194,14 +197,14 @@ def _greedy(engine: TextEngine, answered: _Answered) -> list[list[int]]:
     return [candidates[0].token_ids for candidates in engine.generate(requests, settings)]
 
 
-def _answer_with_transformers(exported: Path, answered: _Answered) -> tuple[str, list[list[int]]]:
+def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tuple[str, list[list[int]]]:
     """Greedy tokens by transformers alone, as anyone would load the folder."""
     import torch
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(exported), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        str(exported.path), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     ).to(device)
     # The folder's own sampling defaults and penalties would change the answers, and the source answers without them.
     model.generation_config = transformers.GenerationConfig(
@@ -226,7 +229,7 @@ def _until(tokens: list[int], end: int | None) -> list[int]:
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
-def _answer_with_vllm(exported: Path, answered: _Answered) -> tuple[str, list[list[int]]]:
+def _answer_with_vllm(exported: ModelFolder, answered: _Answered) -> tuple[str, list[list[int]]]:
     """Greedy tokens by vLLM in a process of its own: it keeps memory and threads until its process ends."""
     replies: list[tuple[str, list[list[int]]]] = []
     with tempfile.NamedTemporaryFile(prefix="align-export-vllm-") as log:
@@ -241,13 +244,13 @@ def _answer_with_vllm(exported: Path, answered: _Answered) -> tuple[str, list[li
     return replies[0]
 
 
-def _greedy_with_vllm(item: tuple[Path, _Answered]) -> tuple[str, list[list[int]]]:
+def _greedy_with_vllm(item: tuple[ModelFolder, _Answered]) -> tuple[str, list[list[int]]]:
     exported, answered = item
     engine = open_engine("vllm", exported, dtype="float32", max_model_tokens=answered.max_model_tokens)
     return engine.version, _greedy(engine, answered)
 
 
-def _count_ties(source: Path, dtype: str, answered: _Answered, tokens: list[list[int]], where: str) -> int:
+def _count_ties(source: ModelFolder, dtype: str, answered: _Answered, tokens: list[list[int]], where: str) -> int:
     """Prompts whose tokens differ at a tie.
 
     Raises:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align.config.architecture import CONFIG_NAME
 from align.config.sections import Sampling
 from align.errors import EnvironmentProblem, RecipeError
 from align.export.card import CARD_NAME, render_card
 from align.export.check import CheckReport, check_language_model, check_reward_model
 from align.export.lineage import Comparison, comparisons_with, prompts_of, trace
 from align.export.source import ModelSource
-from align.models.folder import CONFIG_NAME, TOKENIZER_CONFIG_NAME
+from align.models.files import GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.save import save_model
 from align.store.atomic import fsync_folder, sync_tree, write_bytes, write_json
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ExportDtype = Literal["float32", "bfloat16"]
-GENERATION_CONFIG_NAME = "generation_config.json"
 STAGING_SUFFIX = ".export"
 MACHINE_KEYS = ("is_local", "local_files_only")
 """What transformers writes into tokenizer_config.json about how it was loaded here, which is no property of the tokenizer."""
@@ -80,12 +81,12 @@ def export_model(
     with _staging(target) as folder:
         note("writing the weights")
         written = write_model(source, folder, dtype=dtype, sampling=_measured_sampling(comparisons))
-        checks: list[CheckReport] = []
+        checks, exported = [], ModelFolder(folder)
         if check and source.purpose == "reward":
-            checks = [check_reward_model(source.folder, folder, dtype=written, note=note)]
+            checks = [check_reward_model(source.folder, exported, dtype=written, note=note)]
         elif check:
             prompts = prompts_of(source, steps, comparisons)
-            checks = check_language_model(source.folder, folder, dtype=written, prompts=prompts, note=note)
+            checks = check_language_model(source.folder, exported, dtype=written, prompts=prompts, note=note)
         card = render_card(source, steps, comparisons, dtype=written, checks=checks)
         # Texts of the card may hold half of a surrogate pair, which UTF-8 cannot write.
         write_bytes(folder / CARD_NAME, card.encode("utf-8", errors="replace"))
@@ -104,7 +105,7 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
     Returns:
         The name of the dtype that was written.
     """
-    chosen = dtype or stored_dtype(source.folder)
+    chosen = dtype or source.folder.stored_dtype
     load = load_reward_model if source.purpose == "reward" else load_causal_lm
     model = load(source.folder, dtype=chosen)
     tokenizer = load_tokenizer(source.folder)
@@ -124,18 +125,11 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
     return chosen
 
 
-def stored_dtype(folder: Path) -> str:
-    """The dtype that config.json names (of an adapter: its base's); float32 where it names none."""
-    config = json.loads((folder / CONFIG_NAME).read_bytes())
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return str(name).removeprefix("torch.")
-
-
 def _refuse_target(source: ModelSource, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"--to {target}: exists and is not an empty folder", hint="Give a folder that does not exist yet.")
     place = target.resolve()
-    own = source.folder if source.artifact is None else source.artifact.path
+    own = source.folder.path if source.artifact is None else source.artifact.path
     if place.is_relative_to(own.resolve()):
         raise RecipeError(f"--to {target}: inside the model that is exported", hint="Give a folder elsewhere.")
 

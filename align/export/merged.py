@@ -10,7 +10,7 @@ from pathlib import Path
 
 from align.export.folder import write_model
 from align.export.source import ModelSource
-from align.models.folder import check_model_folder
+from align.models.folder import ModelFolder
 from align.store.artifact import MODEL_FOLDER, Entry, Manifest
 from align.store.fingerprint import FileHashes
 from align.store.lock import hold
@@ -21,7 +21,7 @@ MERGED_VERSION = 1
 
 
 @contextmanager
-def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
+def merged_model(source: ModelSource, why: str) -> Iterator[ModelFolder]:
     """The folder of an adapter's model as a whole one, taken from the store if an undamaged copy is there.
 
     An adapter that is in no store is merged into a temporary folder, which is removed after the block.
@@ -36,7 +36,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
         print("merging the adapter into its base", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="align-merged-") as folder:
             write_model(source, Path(folder))
-            yield Path(folder)
+            yield ModelFolder(Path(folder))
         return
     entry = Entry(source.artifact.path.with_name(f"{ENTRY_TYPE}-{source.artifact.fingerprint}"))
     with hold(entry.lock_path, on_wait=lambda holder: print(f"waiting for {holder}, which merges it too", file=sys.stderr)):
@@ -47,9 +47,9 @@ def merged_model(source: ModelSource, why: str) -> Iterator[Path]:
         if state != "done":
             print("merging the adapter into its base; it is kept in the store", file=sys.stderr)
             _make(entry, source)
-        check_model_folder(entry.path / MODEL_FOLDER)
+        merged = ModelFolder(entry.path / MODEL_FOLDER).check()
     # Outside the lock: a server runs for hours, and other commands may use the same model meanwhile.
-    yield entry.path / MODEL_FOLDER
+    yield merged
 
 
 def _make(entry: Entry, source: ModelSource) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from align.config.architecture import encoder_decoder_architecture
+from align.config.architecture import CONFIG_NAME
 from align.config.explain import unknown
 from align.config.inputs import MANIFEST_NAME
+from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.adapter import read_adapter
-from align.models.folder import ADAPTER_CONFIG_NAME, CONFIG_NAME, is_adapter
+from align.models.folder import ModelFolder
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry
 from align.store.fingerprint import HASHES_NAME, FileHashes
 
 STAGES_NAME = "stages"
-KINDS: dict[str, Literal["language", "reward"]] = {
+Purpose = Literal["language", "reward"]
+KINDS: dict[str, Purpose] = {
     "model": "language",
     "adapter": "language",
     "reward_model": "reward",
@@ -33,30 +33,33 @@ class ModelSource:
 
     name: str
     """What its recipe calls it, else the folder's name."""
-    folder: Path
+    folder: ModelFolder
     """Configuration, weights (or an adapter's) and tokenizer."""
-    purpose: Literal["language", "reward"]
     artifact: Artifact | None
     """The stage's result, if align made it."""
     run: Path | None
     """The run it is part of, where that is known."""
 
-    def require(self, purpose: Literal["language", "reward"], why: str) -> None:
+    @property
+    def purpose(self) -> Purpose:
+        if self.artifact is not None:
+            return KINDS[self.artifact.kind]
+        return "reward" if self.folder.is_reward_model else "language"
+
+    def require(self, purpose: Purpose, why: str) -> None:
         """Refuse a model that has another purpose; `why` says what the command would do with it, for the message."""
         if self.purpose != purpose:
             raise RecipeError(
-                f"{self.folder}: a {self.purpose} model; to {why}, a {purpose} model is needed",
+                f"{self.folder.path}: a {self.purpose} model; to {why}, a {purpose} model is needed",
                 hint="A reward model gives a score and no text. Give the model that was trained with its help.",
             )
 
     def require_mergeable(self, why: str) -> None:
         """Refuse adapters that cannot be merged into weights, and those without their base; `why` is as for `require`."""
-        if not is_adapter(self.folder):
-            return
-        adapter = read_adapter(self.folder)
-        if not adapter.can_merge:
+        self.folder.base.check()
+        if isinstance(peft := self.folder.peft, VirtualTokens):
             raise RecipeError(
-                f"{self.folder}: {adapter.peft.method} puts trained vectors in front of the prompt; they cannot be merged into "
+                f"{self.folder.path}: {peft.method} puts trained vectors in front of the prompt; they cannot be merged into "
                 f"the weights, which is needed to {why}",
                 hint="`align chat` and the stages use such an adapter as it is.",
             )
@@ -70,9 +73,9 @@ def open_source(given: Path) -> ModelSource:
         EnvironmentProblem: as `find_source`.
     """
     source = find_source(given)
-    if architecture := encoder_decoder_architecture(source.folder):
+    if architecture := source.folder.encoder_decoder:
         raise RecipeError(
-            f"{source.folder}: an encoder–decoder model ({architecture}); export, serve and chat are for decoder-only ones",
+            f"{source.folder.path}: an encoder–decoder model ({architecture}); export, serve and chat are for decoder-only ones",
             hint="The folder is a whole Hugging Face model already: AutoModelForSeq2SeqLM loads it.",
         )
     return source
@@ -93,7 +96,7 @@ def find_source(given: Path) -> ModelSource:
     if (entry_path / MANIFEST_NAME).exists():
         return _from_artifact(entry_path)
     if (given / CONFIG_NAME).exists():
-        return _from_folder(given)
+        return ModelSource(given.resolve().name, ModelFolder(given), None, None)
     raise RecipeError(f"{given}: {_not_a_model(given)}", hint=_GIVE)
 
 
@@ -123,15 +126,7 @@ def _from_artifact(entry_path: Path) -> ModelSource:
     linked = [(here.parent.parent, here.name)] if here.parent.name == STAGES_NAME else known_as[:1]
     run, name = linked[0] if linked else (None, manifest.stage)
     artifact = Artifact(name, entry.path, manifest)
-    return ModelSource(name, artifact.model_path, KINDS[manifest.kind], artifact, run)
-
-
-def _from_folder(folder: Path) -> ModelSource:
-    architectures = _read_object(folder / CONFIG_NAME).get("architectures") or []
-    is_reward = any(str(name).endswith("ForSequenceClassification") for name in architectures)
-    if is_adapter(folder):  # config.json is the base's
-        is_reward = _read_object(folder / ADAPTER_CONFIG_NAME).get("task_type") == "SEQ_CLS"
-    return ModelSource(folder.resolve().name, folder, "reward" if is_reward else "language", None, None)
+    return ModelSource(name, ModelFolder(artifact.model_path), artifact, run)
 
 
 def _not_a_folder(given: Path) -> str:
@@ -149,11 +144,3 @@ def _not_a_model(given: Path) -> str:
     entries = [Entry(path) for path in sorted(stages.iterdir())]
     models = [e.path.name for e in entries if (manifest := e.read_manifest()) is not None and manifest.kind in KINDS]
     return f"is a run; its models are in {STAGES_NAME}/: {', '.join(models) or 'none yet'}"
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(f"{path}: cannot be read as JSON ({error})", hint="Get the model again.") from error
-    return value if isinstance(value, dict) else {}

@@ -10,66 +10,68 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora, Peft, VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.folder import ADAPTER_AGAIN, BASE_NAME, CONFIG_NAME, WEIGHTS_NAME, check_model_folder
+from align.models.files import ADAPTER_AGAIN, BASE_NAME, WEIGHTS_NAME
 from align.store.atomic import write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
 
 _PEFT: TypeAdapter[Lora | VirtualTokens] = TypeAdapter(Peft)
 
 
-@dataclass(frozen=True)
-class AdapterFolder:
-    """An adapter on disk whose base model was found and is the one it was trained on."""
+class BaseRecord(NamedTuple):
+    """What base.json says."""
 
-    folder: Path
-    base: Path
-    """Folder of the base model."""
+    place: Path
+    """Of the base model, relative to the store."""
+    fingerprint: str
+    """Of the base model."""
     peft: Lora | VirtualTokens
-    """The settings it was trained with."""
-
-    @property
-    def can_merge(self) -> bool:
-        """Whether it can become part of the base model's weights."""
-        return isinstance(self.peft, Lora)
+    """The settings that the adapter was trained with."""
 
 
-def read_adapter(folder: Path) -> AdapterFolder:
-    """The adapter in `folder`.
+def read_record(folder: Path) -> BaseRecord:
+    """The record of its base model in the folder of an adapter.
 
     Raises:
-        RecipeError, EnvironmentProblem: see `check_model_folder`.
-        EnvironmentProblem: if the base model is gone or is not the one it was.
+        EnvironmentProblem: if it is damaged.
     """
-    check_model_folder(folder)
-    record_path = folder / BASE_NAME
+    path = folder / BASE_NAME
     try:
-        record = json.loads(record_path.read_bytes())
-        place, expected, peft = Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"])
+        record = json.loads(path.read_bytes())
+        return BaseRecord(Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"]))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise EnvironmentProblem(
-            f"{record_path}: does not say which base model the adapter is of ({type(error).__name__})", hint=ADAPTER_AGAIN
+            f"{path}: does not say which base model the adapter is of ({type(error).__name__})", hint=ADAPTER_AGAIN
         ) from error
-    base = _find(place, folder)
+
+
+def find_base(folder: Path, record: BaseRecord) -> Path:
+    """The folder of the base model of the adapter in `folder`.
+
+    Raises:
+        EnvironmentProblem: if it is gone or is not the one that the adapter was trained on.
+    """
+    base = _find(record.place, folder)
     if base is None:
         raise EnvironmentProblem(
-            f"{folder}: the base model of this adapter is gone: there is no {place} beside its store",
+            f"{folder}: the base model of this adapter is gone: there is no {record.place} beside its store",
             hint="Bring it back, or run the recipe again. `align export` makes a model that needs no base.",
         )
     found = base_fingerprint(base, FileHashes(_hashes_near(folder)))
-    if found != expected:
+    if found != record.fingerprint:
         raise EnvironmentProblem(
-            f"{base}: is not the base model that the adapter in {folder} was trained on (fingerprint {found}, not {expected})",
+            f"{base}: is not the base model that the adapter in {folder} was trained on "
+            f"(fingerprint {found}, not {record.fingerprint})",
             hint="Its files were changed since. Bring the old ones back, or train the adapter again.",
         )
-    return AdapterFolder(folder, base, peft)
+    return base
 
 
 def base_fingerprint(folder: Path, hashes: FileHashes) -> str:
@@ -109,28 +111,29 @@ def _has_weights(folder: Path) -> bool:
     return (folder / WEIGHTS_NAME).exists() or next(folder.glob("*.safetensors.index.json"), None) is not None
 
 
-def check_continued(wanted: Lora | VirtualTokens, adapter: AdapterFolder, where: str) -> None:
+def check_continued(wanted: Lora | VirtualTokens, own: Lora | VirtualTokens, base: Path, where: str) -> None:
     """Refuse to go on training an adapter with other settings than its own.
 
     Args:
+        base: the folder of its base model, for the advice.
         where: what to name in a refusal.
     Raises:
         RecipeError: naming what differs.
     """
-    theirs, ours = _shape(adapter.peft), _shape(wanted)
+    theirs, ours = _shape(own), _shape(wanted)
     names = [name for name in theirs if ours.get(name) != theirs[name]]
     if not names:
         return
-    if wanted.method != adapter.peft.method:
+    if wanted.method != own.method:
         names = ["method"]  # the other settings of two methods cannot be compared
     differing = "; ".join(f"{name} is {ours[name]}, the adapter's {theirs[name]}" for name in names)
     instead = (
         "leave peft out: the adapter is then merged and the whole model trained"
-        if adapter.can_merge
-        else f"start from its base model ({adapter.base})"
+        if isinstance(own, Lora)
+        else f"start from its base model ({base})"
     )
     raise RecipeError(
-        f"{where}: peft: the model is an adapter already ({adapter.peft.method}), which is trained further, but {differing}",
+        f"{where}: peft: the model is an adapter already ({own.method}), which is trained further, but {differing}",
         hint=f"Give the same peft settings, or {instead}.",
     )
 

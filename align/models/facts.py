@@ -1,16 +1,13 @@
-"""Facts about a checked model folder, from its configuration and the headers of its weights. No weight is read."""
+"""Facts about a model folder, from its configuration and the headers of its weights. No weight is read."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from align.models.adapter import read_adapter
-from align.models.folder import CONFIG_NAME, NO_BOUND, context_tokens, is_adapter, tensor_shapes
-
-GENERATION_CONFIG_NAME = "generation_config.json"
+from align.config.architecture import CONFIG_NAME
+from align.models.files import GENERATION_CONFIG_NAME
+from align.models.folder import NO_BOUND, ModelFolder
 
 # Architectures name the table differently: Llama, GPT-2, T5, Falcon, InternLM, GPT-NeoX and Mamba, in this order.
 _EMBEDDINGS = (
@@ -38,42 +35,37 @@ class ModelFacts:
     """Tokens that end a text, by the file that names them; a file that names none is absent."""
     context_tokens: int | None
     """Longest text the model can see, in tokens; None: no bound is set."""
+    encoder_decoder: str | None = None
+    """The architecture of an encoder–decoder model."""
 
 
-def read_facts(folder: Path) -> ModelFacts:
-    """The facts of a folder that `check_model_folder` let pass.
+def read_facts(folder: ModelFolder) -> ModelFacts:
+    """The facts of a folder that is safe.
 
     Raises:
         RecipeError, EnvironmentProblem: if an adapter's base model is gone or refused.
     """
-    weights = read_adapter(folder).base if is_adapter(folder) else folder
-    config = _read(weights / CONFIG_NAME)
+    config = folder.base.config
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     # Models of several modalities nest the language model's settings; a null at the top does not override them.
     both = {**(text_config or {}), **{key: value for key, value in config.items() if value is not None}}
-    rows = {name: shape[0] if shape else 0 for name, shape in tensor_shapes(weights).items()}
+    rows = {name: shape[0] if shape else 0 for name, shape in folder.base.tensor_shapes.items()}
     embedding = next(((name, rows[name]) for end in _EMBEDDINGS for name in sorted(rows) if _is(name, end)), None)
-    architectures = config.get("architectures") or []
-    ends = {name: _ids(_read(folder / name).get("eos_token_id")) for name in (GENERATION_CONFIG_NAME, CONFIG_NAME)}
-    bound = context_tokens(folder)
+    ends = {GENERATION_CONFIG_NAME: folder.generation_config, CONFIG_NAME: folder.config}
     return ModelFacts(
         vocab_size=both["vocab_size"] if isinstance(both.get("vocab_size"), int) else None,
         embedding=embedding,
         tied=both.get("tie_word_embeddings", True) is not False,
         has_head=any(_is(name, end) for name in rows for end in _HEADS),
-        is_language_model=not architectures or not str(architectures[0]).endswith("ForSequenceClassification"),
-        end_token_ids={name: ids for name, ids in ends.items() if ids},
-        context_tokens=bound if bound < NO_BOUND else None,
+        is_language_model=not folder.is_reward_model,
+        end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},
+        context_tokens=folder.context_tokens if folder.context_tokens < NO_BOUND else None,
+        encoder_decoder=folder.encoder_decoder,
     )
 
 
 def _is(name: str, end: str) -> bool:
     return name == end or name.endswith("." + end)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_bytes()) if path.exists() else {}
-    return value if isinstance(value, dict) else {}
 
 
 def _ids(value: Any) -> list[int]:

@@ -1,293 +1,148 @@
-"""Checks that a model folder is safe and whole, from its files alone, before anything of it is loaded. Loads no torch.
-
-Each rule answers a known vulnerability: safetensors only (CVE-2025-32434: pickles run code even with weights_only), no code or
-kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outside the folder.
-"""
+"""A model's folder, resolved once: what its files say, each of which is read when it is first needed. Loads no torch."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from align.config.architecture import encoder_decoder_architecture, encoder_decoder_refusal
-from align.errors import EnvironmentProblem, RecipeError
+from align.config.architecture import CONFIG_NAME, encoder_decoder_architecture, encoder_decoder_refusal
+from align.config.peft import Lora, VirtualTokens
+from align.errors import RecipeError
+from align.models.adapter import BaseRecord, find_base, read_record
+from align.models.files import (
+    ADAPTER_CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    check_contents,
+    read_configuration,
+    tensor_shapes,
+)
 from align.store.artifact import Artifact
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-ADAPTER_CONFIG_NAME = "adapter_config.json"
-ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
-BASE_NAME = "base.json"
-ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
-
-MAX_HEADER_BYTES = 100 * 1024 * 1024
-"""Largest safetensors header; the format's own limit."""
 
 NO_BOUND = 1_000_000
 """Context, in tokens, of a model whose configuration sets no bound."""
 
-ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
-# transformers opens these by their well-known names, so no name passes through `_inside`.
-_READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
-# These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
-_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"})
-_BUILT_IN_KERNELS = frozenset(
-    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm"}
-)
 
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder of a model or of an adapter. Make one per folder and hand it on; of files that change, make another.
 
-def check_model_folder(path: Path) -> None:
-    """Refuse a model folder that is unsafe, incomplete or damaged.
+    What a recipe may say of a model beyond its place belongs here, as further fields, and decides the properties below.
 
-    Weights are not read beyond their headers, so it takes milliseconds whatever the size.
-
-    Args:
-        path: folder with config.json, tokenizer.json and weights in safetensors, or those of an adapter and its base.json.
-    Raises:
-        RecipeError: if the folder is absent or holds something that is refused.
-        EnvironmentProblem: if a file is damaged or cut short.
+    Every property that reads a file raises RecipeError if the file is unsafe and EnvironmentProblem if it is damaged.
     """
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "there is no such folder"
-        raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
-    # First: the other checks read files, and would follow a link out of the folder.
-    _check_links(path)
-    _check_configuration(path)
-    if not (path / TOKENIZER_NAME).is_file():
-        raise RecipeError(
-            f"{path}: there is no {TOKENIZER_NAME}",
-            hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
-        )
-    _read_json_object(path, TOKENIZER_NAME)
-    if is_adapter(path):
-        _check_adapter(path)
-        return
-    for weights in weight_files(path):
-        _check_safetensors(path, weights)
+
+    path: Path
+    """Holds config.json, tokenizer.json and weights in safetensors, or those of an adapter and its base.json."""
+
+    def __reduce__(self) -> tuple[type[ModelFolder], tuple[Path]]:
+        return ModelFolder, (self.path,)  # another process reads for itself
+
+    def check(self) -> ModelFolder:
+        """Refuse a folder that is unsafe, incomplete or damaged. Returns the folder itself.
+
+        Weights are not read beyond their headers, so it takes milliseconds whatever the size.
+
+        Raises:
+            RecipeError: if the folder is absent or holds something that is refused.
+            EnvironmentProblem: if a file is damaged or cut short.
+        """
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> ModelFolder:
+        assert self._configuration  # first: it refuses links that lead out of the folder
+        check_contents(self.path)
+        return self
+
+    @cached_property
+    def _configuration(self) -> dict[str, dict[str, Any]]:
+        return read_configuration(self.path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says; of an adapter it is its base's."""
+        return self._configuration[CONFIG_NAME]
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json says; empty where there is none."""
+        return self._configuration.get(GENERATION_CONFIG_NAME, {})
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter, which needs its base model."""
+        return (self.path / ADAPTER_CONFIG_NAME).exists()
+
+    @cached_property
+    def _record(self) -> BaseRecord | None:
+        return read_record(self.check().path) if self.is_adapter else None
+
+    @property
+    def peft(self) -> Lora | VirtualTokens | None:
+        """The settings that an adapter was trained with; None for a whole model."""
+        return None if self._record is None else self._record.peft
+
+    @cached_property
+    def base(self) -> ModelFolder:
+        """The folder with the weights of a whole model: the base model of an adapter, otherwise this one.
+
+        Raises:
+            EnvironmentProblem: if the base model is gone or is not the one that the adapter was trained on.
+        """
+        return self if self._record is None else ModelFolder(find_base(self.path, self._record))
+
+    @property
+    def encoder_decoder(self) -> str | None:
+        """The architecture of an encoder–decoder model; None for a decoder."""
+        return encoder_decoder_architecture(self.config)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether its head gives a score."""
+        if self.is_adapter:  # config.json is the base's
+            return self._configuration[ADAPTER_CONFIG_NAME].get("task_type") == "SEQ_CLS"
+        return any(str(name).endswith("ForSequenceClassification") for name in self.config.get("architectures") or [])
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that config.json names; float32 where it names none."""
+        name = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
+        return str(name).removeprefix("torch.")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many trained vectors the model puts in front of every prompt."""
+        return self.peft.num_virtual_tokens if isinstance(self.peft, VirtualTokens) else 0
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the model can see behind its virtual ones; NO_BOUND where its configuration sets no bound."""
+        text_config = self.config.get("text_config")
+        for source in (self.config, text_config if isinstance(text_config, dict) else {}):
+            # GPT-2 uses the second name.
+            for key in ("max_position_embeddings", "n_positions"):
+                if isinstance(source.get(key), int):
+                    return int(source[key]) - self.virtual_tokens
+        return NO_BOUND
+
+    @cached_property
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor in the weight files of a whole model, by name; no weight is read."""
+        return tensor_shapes(self.path)
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter, which needs its base model."""
-    return (path / ADAPTER_CONFIG_NAME).exists()
-
-
-def _check_links(path: Path) -> None:
-    """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary."""
-    for file in sorted(path.iterdir()):
-        if file.is_symlink() and (file.suffix in _READ_UNNAMED or file.name == ADDITIONAL_TEMPLATES_NAME):
-            _inside(path, file.name)
-    for file in sorted((path / ADDITIONAL_TEMPLATES_NAME).glob("*")):
-        _inside(path, f"{ADDITIONAL_TEMPLATES_NAME}/{file.name}")
-
-
-def _check_adapter(path: Path) -> None:
-    if not (path / BASE_NAME).exists():
-        # PEFT would follow its base_model_name_or_path, wherever that points.
-        raise RecipeError(
-            f"{path}: it holds an adapter ({ADAPTER_CONFIG_NAME}), but no {BASE_NAME} that says which base model it belongs to",
-            hint="Merge it into its base model first: PeftModel.merge_and_unload().save_pretrained(…)",
-        )
-    if not (path / ADAPTER_WEIGHTS_NAME).exists():
-        raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
-    _inside(path, ADAPTER_WEIGHTS_NAME)
-    _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
-
-
-def _check_configuration(path: Path) -> None:
-    if not (path / CONFIG_NAME).exists():
-        raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
-    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, "generation_config.json", ADAPTER_CONFIG_NAME):
-        if not (path / name).exists():
-            continue
-        content = _read_json_object(path, name)
-        named = sorted(set(_forbidden(content)))
-        if named:
-            raise RecipeError(
-                f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
-                hint="align runs no code from model folders. Use a model whose architecture transformers has built in.",
-            )
-
-
-def _forbidden(value: Any) -> Iterator[str]:
-    """Names of the entries, at any depth, that could make loading run code."""
-    if isinstance(value, list):
-        for item in value:
-            yield from _forbidden(item)
-    if not isinstance(value, dict):
-        return
-    for key, item in value.items():
-        if key in _CODE_KEYS:
-            yield key
-        elif key in _KERNEL_KEYS and not _is_built_in(item):
-            yield f"{key}: {item!r}"
-        else:
-            yield from _forbidden(item)
-
-
-def _is_built_in(value: Any) -> bool:
-    values = value.values() if isinstance(value, dict) else [value]
-    return all(item is None or (isinstance(item, str) and item in _BUILT_IN_KERNELS) for item in values)
-
-
-def _read_json_object(path: Path, name: str) -> dict[str, Any]:
-    file = _inside(path, name)
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.") from error
-    if not isinstance(content, dict):
-        raise EnvironmentProblem(f"{path / name}: must hold a JSON object, but holds {type(content).__name__}")
-    return content
-
-
-def _inside(path: Path, name: Any) -> Path:
-    """The file `name` of the folder.
-
-    Raises:
-        RecipeError: if the name leads out of the folder, itself or as a link.
-    """
-    refusal = RecipeError(
-        f"{path}: names the file {name!r}, which is not inside the folder",
-        hint="Do not use this model: whoever made it reaches for other files of this machine.",
-    )
-    if (
-        not isinstance(name, str)
-        or not name
-        or "\\" in name
-        or "\0" in name
-        or Path(name).is_absolute()
-        or ".." in Path(name).parts
-    ):
-        raise refusal
-    # The name itself is harmless now, but a link can still lead elsewhere.
-    real = Path(os.path.realpath(path / name))
-    if not any(real.is_relative_to(root) for root in _allowed_roots(path)):
-        raise refusal
-    return path / name
-
-
-def _allowed_roots(path: Path) -> list[Path]:
-    """The folder itself and, for a snapshot in the hub's cache, the folder its links lead to by design."""
-    real = Path(os.path.realpath(path))
-    roots = [real]
-    if real.parent.name == "snapshots":
-        roots.append(real.parent.parent / "blobs")
-    return roots
-
-
-def weight_files(path: Path) -> list[str]:
-    """Names of the weight files, each inside the folder."""
-    if (path / INDEX_NAME).exists():
-        weight_map = _read_json_object(path, INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise EnvironmentProblem(f"{path / INDEX_NAME}: has no weight_map", hint="Get the model again.")
-        names = list(dict.fromkeys(weight_map.values()))
-        for name in names:
-            _inside(path, name)
-            if not str(name).endswith(".safetensors"):
-                raise RecipeError(f"{path / INDEX_NAME}: names {name!r}, which is not a safetensors file", hint=_CONVERT)
-        return names
-    if (path / WEIGHTS_NAME).exists():
-        _inside(path, WEIGHTS_NAME)
-        return [WEIGHTS_NAME]
-    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
-    if pickles:
-        raise RecipeError(
-            f"{path}: the weights are pickled ({', '.join(pickles[:3])}); loading a pickle can run any code", hint=_CONVERT
-        )
-    raise RecipeError(f"{path}: there are no weights ({WEIGHTS_NAME} or {INDEX_NAME})", hint="Get the model again.")
-
-
-_CONVERT = (
-    "Use the model's safetensors version. To convert weights you trust: "
-    'AutoModelForCausalLM.from_pretrained("…", use_safetensors=False).save_pretrained("…")'
-)
-
-
-def _check_safetensors(path: Path, name: str) -> None:
-    """Check that a weight file is there, and as long as its header says."""
-    file = path / name
-    again = "The download was probably cut short; get this file again."
-    if not file.is_file():
-        raise EnvironmentProblem(f"{file}: the index names this file, but it is missing", hint=again)
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    # Before the header is read: a damaged length could ask for any amount of memory.
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
-    try:
-        # Offsets count from the end of the header.
-        ends = [int(tensor["data_offsets"][1]) for tensor in _tensor_headers(file).values()]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
-
-
-def _tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
-    """Type, shape and place of each tensor of a safetensors file, by name.
-
-    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
-    """
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return header  # type: ignore[no-any-return]
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in the weight files of a checked folder, by name; no weight is read."""
-    tensors = {name: tensor for file in weight_files(path) for name, tensor in _tensor_headers(path / file).items()}
-    return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
-
-
-def virtual_tokens(path: Path) -> int:
-    """How many trained vectors the model in a checked folder puts in front of every prompt."""
-    if not is_adapter(path):
-        return 0
-    peft = _read_json_object(path, BASE_NAME).get("peft")
-    count = peft.get("num_virtual_tokens", 0) if isinstance(peft, dict) else None
-    if not isinstance(count, int):
-        raise EnvironmentProblem(f"{path / BASE_NAME}: does not say what the adapter is", hint=ADAPTER_AGAIN)
-    return count
-
-
-def context_tokens(path: Path) -> int:
-    """How many tokens the model of a checked folder can see; a large number where its configuration sets no bound.
-
-    An adapter's virtual tokens are subtracted.
-    """
-    config = _read_json_object(path, CONFIG_NAME)
-    text_config = config.get("text_config")
-    for source in (config, text_config if isinstance(text_config, dict) else {}):
-        # GPT-2 uses the second name.
-        for key in ("max_position_embeddings", "n_positions"):
-            if isinstance(source.get(key), int):
-                return int(source[key]) - virtual_tokens(path)
-    return NO_BOUND
-
-
-def refuse_encoder_decoder(stage_type: str, *models: Artifact) -> None:
-    """Refuse encoder–decoder models where a stage is for decoder-only ones.
+def refuse_encoder_decoder(stage_type: str, model: Artifact, folder: ModelFolder) -> None:
+    """Refuse an encoder–decoder model where a stage is for decoder-only ones.
 
     A recipe that names such a folder was refused when it was read; the files of a model from a hub are seen only now.
 
     Raises:
-        RecipeError: naming the first such model.
+        RecipeError: naming the model.
     """
-    for model in models:
-        if architecture := encoder_decoder_architecture(model.model_path):
-            raise RecipeError(
-                f"{stage_type}: " + encoder_decoder_refusal(f"{model.name} ({model.where(None)})", architecture, stage_type),
-                hint="Name a decoder-only model.",
-            )
+    if architecture := folder.encoder_decoder:
+        raise RecipeError(
+            f"{stage_type}: " + encoder_decoder_refusal(f"{model.name} ({model.where(None)})", architecture, stage_type),
+            hint="Name a decoder-only model.",
+        )

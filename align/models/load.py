@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config.architecture import encoder_decoder_architecture
+from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora
 from align.errors import RecipeError
-from align.models.adapter import read_adapter
-from align.models.folder import ADAPTER_WEIGHTS_NAME, CONFIG_NAME, check_model_folder, is_adapter
+from align.models.files import ADAPTER_WEIGHTS_NAME
+from align.models.folder import ModelFolder
 from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -20,26 +19,30 @@ HEAD_NAME = "score.weight"
 """Weight of the head that gives a reward model's score."""
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def _checked(model: ModelFolder | Path) -> ModelFolder:
+    return (model if isinstance(model, ModelFolder) else ModelFolder(model)).check()
+
+
+def load_tokenizer(model: ModelFolder | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. Never goes to the network.
 
     Raises:
-        RecipeError, EnvironmentProblem: see `check_model_folder`.
+        RecipeError, EnvironmentProblem: see `ModelFolder.check`.
     """
-    check_model_folder(path)
+    path = _checked(model).path
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     return tokenizer
 
 
-def differing_tokens(first: Path, second: Path) -> list[str]:
+def differing_tokens(first: ModelFolder, second: ModelFolder) -> list[str]:
     """Tokens whose ids differ between the tokenizers of two model folders; none where an id means the same to both."""
-    one, other = (load_tokenizer(path).get_vocab() for path in (first, second))
+    one, other = (load_tokenizer(folder).get_vocab() for folder in (first, second))
     return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
 
 
-def check_vocabulary(source: Artifact, reference: Artifact) -> None:
+def check_vocabulary(source: Artifact, folder: ModelFolder, reference: Artifact, reference_folder: ModelFolder) -> None:
     """Check that an id means the same token to policy and reference, which read the same ids.
 
     Raises:
@@ -47,7 +50,7 @@ def check_vocabulary(source: Artifact, reference: Artifact) -> None:
     """
     if reference.fingerprint == source.fingerprint:
         return
-    if differing := differing_tokens(source.model_path, reference.model_path):
+    if differing := differing_tokens(folder, reference_folder):
         raise RecipeError(
             f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
             f"({', '.join(map(repr, differing[:3]))}, …)",
@@ -55,7 +58,7 @@ def check_vocabulary(source: Artifact, reference: Artifact) -> None:
         )
 
 
-def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
+def load_causal_lm(model: ModelFolder | Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
     """A language model, in eval mode, on the CPU. Never goes to the network.
 
     The folder may hold an adapter. LoRA is merged into its base model (for qlora, into the base model as training saw it, with
@@ -65,23 +68,23 @@ def load_causal_lm(path: Path, *, dtype: Any = "float32", quantization: Any = No
         dtype: float32, bfloat16, or a torch.dtype: what the weights are converted to.
         quantization: transformers' quantization_config; linear layers are then packed as they are read.
     Raises:
-        RecipeError: see `check_model_folder`; or if the folder lacks weights of the architecture that config.json names,
+        RecipeError: see `ModelFolder.check`; or if the folder lacks weights of the architecture that config.json names,
             which transformers would fill with random numbers.
-        EnvironmentProblem: see `check_model_folder`.
+        EnvironmentProblem: see `ModelFolder.check`.
     """
-    check_model_folder(path)
-    _refuse_encoder_decoder(path, "a decoder-only language model")
+    folder = _checked(model)
+    _refuse_encoder_decoder(folder, "a decoder-only language model")
     from transformers import AutoModelForCausalLM
 
-    if is_adapter(path):
+    if folder.is_adapter:
         # The base is float32 here, so that the sum is rounded once, to `dtype`.
-        return _with_adapter(path, load_causal_lm(read_adapter(path).base), dtype)
-    model, missing = _load(AutoModelForCausalLM, path, dtype=dtype, **_quantized(quantization))
-    _refuse_missing(path, missing, "a language model")
-    return model
+        return _with_adapter(folder, load_causal_lm(folder.base), dtype)
+    loaded, missing = _load(AutoModelForCausalLM, folder.path, dtype=dtype, **_quantized(quantization))
+    _refuse_missing(folder.path, missing, "a language model")
+    return loaded
 
 
-def load_seq2seq_lm(path: Path, *, dtype: Any = "float32") -> PreTrainedModel:
+def load_seq2seq_lm(model: ModelFolder | Path, *, dtype: Any = "float32") -> PreTrainedModel:
     """An encoder–decoder language model (T5 style), in eval mode, on the CPU. Never goes to the network.
 
     Args:
@@ -89,21 +92,21 @@ def load_seq2seq_lm(path: Path, *, dtype: Any = "float32") -> PreTrainedModel:
     Raises:
         RecipeError, EnvironmentProblem: as `load_causal_lm`; or if the model does not say what its decoder starts with.
     """
-    check_model_folder(path)
+    path = _checked(model).path
     from transformers import AutoModelForSeq2SeqLM
 
-    model, missing = _load(AutoModelForSeq2SeqLM, path, dtype=dtype)
+    loaded, missing = _load(AutoModelForSeq2SeqLM, path, dtype=dtype)
     _refuse_missing(path, missing, "an encoder–decoder model")
-    if model.config.decoder_start_token_id is None:
+    if loaded.config.decoder_start_token_id is None:
         raise RecipeError(
             f"{path / CONFIG_NAME}: there is no decoder_start_token_id, the token that every completion is begun with",
             hint="Set it as the model was trained; for T5 it is the padding token's.",
         )
-    return model
+    return loaded
 
 
 def load_reward_model(
-    path: Path,
+    model: ModelFolder | Path,
     *,
     dtype: Any = "float32",
     num_labels: int = 1,
@@ -124,30 +127,29 @@ def load_reward_model(
     Raises:
         RecipeError, EnvironmentProblem: as `load_causal_lm`.
     """
-    check_model_folder(path)
-    _refuse_encoder_decoder(path, "a reward model")
+    folder = _checked(model)
+    _refuse_encoder_decoder(folder, "a reward model")
     from transformers import AutoModelForSequenceClassification
 
-    if is_adapter(path):
+    if folder.is_adapter:
         # The base may be a language model, or have another head: the adapter's file brings the head.
-        options: dict[str, Any] = {"num_labels": num_labels, "new_head": True, "pad_token_id": load_tokenizer(path).pad_token_id}
-        base = load_reward_model(read_adapter(path).base, **options)
-        model = _with_adapter(path, base, dtype, needs_head=not new_head)
-        model.config.pad_token_id = options["pad_token_id"] if pad_token_id is None else pad_token_id
-        return model
+        options: dict[str, Any] = {"num_labels": num_labels, "new_head": True}
+        own_id = load_tokenizer(folder).pad_token_id
+        base = load_reward_model(folder.base, pad_token_id=own_id, **options)
+        loaded = _with_adapter(folder, base, dtype, needs_head=not new_head)
+        loaded.config.pad_token_id = own_id if pad_token_id is None else pad_token_id
+        return loaded
     options = {"num_labels": num_labels, **_quantized(quantization)}
-    model, missing = _load(AutoModelForSequenceClassification, path, dtype=dtype, **options)
+    loaded, missing = _load(AutoModelForSequenceClassification, folder.path, dtype=dtype, **options)
     if new_head is None:
-        new_head = not _names_reward_model(path)
-    _refuse_missing(path, missing - {HEAD_NAME} if new_head else missing, "a reward model")
-    if pad_token_id is None:
-        pad_token_id = load_tokenizer(path).pad_token_id
-    model.config.pad_token_id = pad_token_id
-    return model
+        new_head = not folder.is_reward_model
+    _refuse_missing(folder.path, missing - {HEAD_NAME} if new_head else missing, "a reward model")
+    loaded.config.pad_token_id = load_tokenizer(folder).pad_token_id if pad_token_id is None else pad_token_id
+    return loaded
 
 
-def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any, *, needs_head: bool = False) -> PreTrainedModel:
-    """`base` with the adapter in `path`: LoRA is merged, virtual tokens stand in front. No weight is left frozen.
+def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, needs_head: bool = False) -> PreTrainedModel:
+    """`base` with the adapter in `folder`: LoRA is merged, virtual tokens stand in front. No weight is left frozen.
 
     Args:
         needs_head: whether the adapter must bring a score head, since that of `base` is random.
@@ -157,16 +159,17 @@ def _with_adapter(path: Path, base: PreTrainedModel, dtype: Any, *, needs_head: 
 
     from align.models import lora, virtual_tokens
 
-    adapter = read_adapter(path)
+    path, peft = folder.path, folder.peft
+    assert peft is not None
     state = load_file(path / ADAPTER_WEIGHTS_NAME)
     if needs_head:
         _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(lora.PREFIX) for name in state}, "a reward model")
-    if isinstance(adapter.peft, Lora):
-        if adapter.peft.method == "qlora":
+    if isinstance(peft, Lora):
+        if peft.method == "qlora":
             lora.require_bitsandbytes(str(path))
-        lora.merge(base, state, adapter.peft)
+        lora.merge(base, state, peft)
     else:
-        virtual_tokens.add_virtual_tokens(base, adapter.peft, virtual_tokens.read_vectors(state))
+        virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))
         # `add_virtual_tokens` freezes the base; a loaded model is not frozen.
         base.requires_grad_(True)
     return base.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()  # type: ignore[no-any-return]
@@ -181,18 +184,13 @@ def _quantized(quantization: Any) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
 
 
-def _refuse_encoder_decoder(path: Path, wanted: str) -> None:
+def _refuse_encoder_decoder(folder: ModelFolder, wanted: str) -> None:
     """transformers would load half of some of them (BART's decoder alone) without an error."""
-    if architecture := encoder_decoder_architecture(path):
+    if architecture := folder.encoder_decoder:
         raise RecipeError(
-            f"{path}: is an encoder–decoder model ({architecture}), where {wanted} is needed",
+            f"{folder.path}: is an encoder–decoder model ({architecture}), where {wanted} is needed",
             hint="Encoder–decoder models can be fine-tuned (sft), sampled (generate) and compared, and nothing else.",
         )
-
-
-def _names_reward_model(path: Path) -> bool:
-    architectures = json.loads((path / CONFIG_NAME).read_bytes()).get("architectures") or []
-    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
 def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:

@@ -18,7 +18,7 @@ from align.config.explain import listing, nearest
 from align.config.peft import Lora
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.dropout import set_dropout
-from align.models.folder import ADAPTER_AGAIN
+from align.models.files import ADAPTER_AGAIN
 
 ADAPTER = "default"
 PREFIX = "base_model.model."

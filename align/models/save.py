@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import StageError
-from align.models.folder import check_model_folder
+from align.models.folder import ModelFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), push_to_hub=False)
     tokenizer.save_pretrained(str(folder), push_to_hub=False)
-    check_model_folder(folder)
+    ModelFolder(folder).check()
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,17 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora, VirtualTokens
 from align.errors import RecipeError
-from align.models.adapter import AdapterFolder, check_continued, read_adapter, write_base_record
-from align.models.folder import (
-    ADAPTER_WEIGHTS_NAME,
-    CONFIG_NAME,
-    check_model_folder,
-    context_tokens,
-    is_adapter,
-    virtual_tokens,
-)
+from align.models.adapter import check_continued, write_base_record
+from align.models.files import ADAPTER_WEIGHTS_NAME, GENERATION_CONFIG_NAME
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.models.lora import (
     HEAD,
@@ -50,22 +44,22 @@ Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 class TrainableModel:
     """A model folder (whole, or an adapter), which part of it is trained, and where the result will be."""
 
-    folder: Path
+    folder: ModelFolder
     peft: Lora | VirtualTokens | None
     """None: every weight is trained. An adapter is then merged into its base model first."""
     store_root: Path
     name: str
     """What to name in messages."""
 
-    @cached_property  # finding the base model reads files and compares its fingerprint
-    def adapter(self) -> AdapterFolder | None:
-        """The adapter that is trained further, where there is one."""
-        return read_adapter(self.folder) if self.peft is not None and is_adapter(self.folder) else None
+    @property
+    def is_continued(self) -> bool:
+        """Whether an adapter is trained further."""
+        return self.peft is not None and self.folder.is_adapter
 
     @property
-    def base(self) -> Path:
+    def base(self) -> ModelFolder:
         """The folder that the frozen weights come from."""
-        return self.folder if (adapter := self.adapter) is None else adapter.base
+        return self.folder.base if self.is_continued else self.folder
 
     @property
     def is_quantized(self) -> bool:
@@ -74,13 +68,13 @@ class TrainableModel:
     @property
     def changes_initial_policy(self) -> bool:
         """Whether the model differs from its folder before the first step: new virtual tokens change it, a new LoRA does not."""
-        return isinstance(self.peft, VirtualTokens) and self.adapter is None
+        return isinstance(self.peft, VirtualTokens) and not self.is_continued
 
     @property
     def context_tokens(self) -> int:
         """How many tokens the model can see behind its virtual ones."""
-        new = self.peft.num_virtual_tokens if isinstance(self.peft, VirtualTokens) and self.adapter is None else 0
-        return context_tokens(self.folder) - new
+        new = self.peft.num_virtual_tokens if isinstance(self.peft, VirtualTokens) and not self.is_continued else 0
+        return self.folder.context_tokens - new
 
 
 def load_trainable(
@@ -100,18 +94,18 @@ def load_trainable(
     """
     if trainable.is_quantized:
         require_bitsandbytes(trainable.name)
-    adapter = trainable.adapter
-    if trainable.peft is None and (count := virtual_tokens(trainable.folder)):
+    folder = trainable.folder
+    if trainable.peft is None and (count := folder.virtual_tokens):
         raise RecipeError(
             f"{trainable.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
             hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
         )
-    if adapter is not None and trainable.peft is not None:
-        check_continued(trainable.peft, adapter, trainable.name)
+    if trainable.peft is not None and folder.peft is not None:
+        check_continued(trainable.peft, folder.peft, folder.base.path, trainable.name)
     quantization = quantization_config() if trainable.is_quantized else None
     if task == "SEQ_CLS":
         # The trained head of an adapter is in its own file, not in the base model; it is loaded below.
-        with_new_head = new_head or adapter is not None
+        with_new_head = new_head or trainable.is_continued
         model: Any = load_reward_model(
             trainable.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
         )
@@ -125,10 +119,10 @@ def load_trainable(
         )
     if trainable.peft is None:
         return model
-    kept = None if adapter is None else load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
+    kept = load_file(folder.path / ADAPTER_WEIGHTS_NAME) if trainable.is_continued else None
     if kept is not None and task == "SEQ_CLS" and not new_head and HEAD not in kept:
         raise RecipeError(
-            f"{trainable.name}: {trainable.folder}: is no reward model: the adapter has no score head",
+            f"{trainable.name}: {folder.path}: is no reward model: the adapter has no score head",
             hint="Name an adapter that a reward_model stage trained.",
         )
     if isinstance(trainable.peft, Lora):
@@ -183,11 +177,11 @@ def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, t
         state = {WEIGHT: encoder.prompt_embeddings.detach().cpu().contiguous()}
         write_virtual_tokens_config(model, encoder, folder)
     save_file(state, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-    base = trainable.base
+    base = trainable.base.path
     # Stages read context and end tokens from a model's folder without asking whether it is an adapter.
-    for name in (CONFIG_NAME, "generation_config.json"):
+    for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
     tokenizer.save_pretrained(str(folder), push_to_hub=False)
     write_base_record(folder, base=base, store_root=trainable.store_root, peft=trainable.peft)
-    check_model_folder(folder)
+    ModelFolder(folder).check()

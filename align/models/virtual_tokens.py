@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.folder import ADAPTER_AGAIN
+from align.models.files import ADAPTER_AGAIN
 
 NAME = "virtual_tokens"
 WEIGHT = "prompt_embeddings"

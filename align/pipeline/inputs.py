@@ -16,7 +16,7 @@ from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
-from align.models.folder import check_model_folder
+from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
 from align.selection.files.open import open_file
@@ -44,6 +44,8 @@ class ResolvedInput:
     """Where the rows of a data input are; None for any other input."""
     evaluations: tuple[ResolvedInput, ...] = ()
     """Prompts that its rows must not overlap."""
+    model: ModelFolder | None = None
+    """None for rows."""
 
 
 def resolve_inputs(recipe: Recipe, store: Store) -> dict[str, ResolvedInput]:
@@ -91,7 +93,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     else:
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
-    check_model_folder(folder)
+    model = ModelFolder(folder).check()
     files = {
         path.name: store.hashes.of(path)
         for path in sorted(folder.iterdir())
@@ -99,7 +101,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     }
     digest = fingerprint({"kind": spec.kind, "files": files})
     artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
-    return ResolvedInput(name, digest, artifact, spec, None)
+    return ResolvedInput(name, digest, artifact, spec, None, model=model)
 
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:
@@ -112,7 +114,8 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
             f"{recipe.where(('inputs', name))}: {spec.artifact}: {problem or 'holds no finished result of align'}",
             hint="Run the recipe that makes it again; it repairs what is damaged.",
         )
-    return ResolvedInput(name, manifest.fingerprint, Artifact(name, folder, manifest), spec, None)
+    artifact = Artifact(name, folder, manifest)
+    return ResolvedInput(name, manifest.fingerprint, artifact, spec, None, model=ModelFolder(artifact.model_path))
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
-from align.models.folder import is_adapter
+from align.models.folder import ModelFolder
 from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
@@ -139,7 +139,7 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
         outcome = stage.run(context)
     finally:
         total_seconds = seconds.stop()
-    kind = ADAPTER_KINDS[stage.produces] if is_adapter(job.entry.path / MODEL_FOLDER) else stage.produces
+    kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
     return job.entry.commit(_manifest(job, kind, stage.version, outcome, total_seconds))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.config.architecture import is_encoder_decoder
 from align.losses.logps import IGNORED_LABEL
+from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm, load_tokenizer
 from align.models.seq2seq import Seq2SeqCollator, label_logps
@@ -60,7 +59,7 @@ def completion_logps(
 class LikelihoodModel:
     """A causal language model in float32, loaded to read log-probabilities from."""
 
-    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+    def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_causal_lm(folder, dtype="float32").to(device).eval()
         self._tokenizer = load_tokenizer(folder)
@@ -96,7 +95,7 @@ class LikelihoodModel:
 class Seq2SeqLikelihoodModel:
     """An encoder–decoder model in float32, loaded to read log-probabilities from."""
 
-    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+    def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_seq2seq_lm(folder, dtype="float32").to(self._device).eval()
         self._collate = Seq2SeqCollator(
@@ -128,7 +127,7 @@ class Seq2SeqLikelihoodModel:
         """None: of a plain text it is not defined which part the encoder reads and which the decoder writes."""
 
 
-def open_likelihood_model(folder: Path, *, batch_tokens: int) -> LikelihoodModel | Seq2SeqLikelihoodModel:
+def open_likelihood_model(folder: ModelFolder, *, batch_tokens: int) -> LikelihoodModel | Seq2SeqLikelihoodModel:
     """The model in `folder`, whether it is a causal or an encoder–decoder one, to read log-probabilities from."""
-    reader = Seq2SeqLikelihoodModel if is_encoder_decoder(folder) else LikelihoodModel
+    reader = Seq2SeqLikelihoodModel if folder.encoder_decoder else LikelihoodModel
     return reader(folder, batch_tokens=batch_tokens)

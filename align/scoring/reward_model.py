@@ -7,11 +7,11 @@ the last real token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from align.data.template import ChatFormat, TemplateProblem
+from align.models.folder import ModelFolder
 from align.models.load import load_reward_model, load_tokenizer
 from align.records import Candidate
 from align.scoring.batching import map_batches, pad_right
@@ -20,10 +20,10 @@ from align.scoring.batching import map_batches, pad_right
 class RewardModelScorer:
     """A reward model, loaded once."""
 
-    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+    def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_reward_model(folder, new_head=False).to(self._device).eval()
-        self._format = ChatFormat(load_tokenizer(folder), where=str(folder))
+        self._format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
         self._batch_tokens = batch_tokens
 
     @torch.inference_mode()

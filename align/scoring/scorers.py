@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from align.config.sections import JudgeScorer, RulesScorer, Scorer
+from align.models.folder import ModelFolder
 from align.records import Candidate, ScoredCandidate
 from align.scoring.judge import PairwiseJudge
 from align.scoring.rules import score_with_rules
 from align.store.artifact import Artifact
 
 
-def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
+def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, ModelFolder]:
     """Model folder by reference, for the scorers that are reward models."""
     references = (scorer for scorer in scorers.values() if not isinstance(scorer, RulesScorer | JudgeScorer))
-    return {reference: artifacts[reference].model_path for reference in references}
+    return {reference: ModelFolder(artifacts[reference].model_path) for reference in references}
 
 
 class ScorerSet:
@@ -26,7 +27,7 @@ class ScorerSet:
     def __init__(
         self,
         scorers: Mapping[str, Scorer],
-        reward_model_folders: Mapping[str, Path],
+        reward_model_folders: Mapping[str, ModelFolder],
         *,
         batch_tokens: int,
         store_root: Path | None = None,

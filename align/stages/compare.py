@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from align.config.architecture import is_encoder_decoder
 from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.plain import format_of
 from align.errors import DataError
+from align.models.folder import ModelFolder
 from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow
 from align.rows import data_kinds
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, Artifact, write_rows
+from align.store.artifact import DROPS_NAME, write_rows
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
 class _Sampled:
     """Every model's answers, and what they were sampled with."""
 
+    folders: dict[str, ModelFolder]
     answers: dict[str, list[Candidate]] = field(default_factory=dict)
     pool: list[Candidate] = field(default_factory=list)
     """Candidates of the baseline for best of n, where more are needed than it has answers."""
@@ -229,12 +230,12 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
     from align.models.load import load_tokenizer
 
     config = context.config
-    result, holder = _Sampled(), EngineHolder(config)
-    for name in config.models:
-        artifact = context.artifact(name)
-        chat_format = format_of(artifact.model_path, load_tokenizer(artifact.model_path), artifact.where(None))
+    result = _Sampled({name: ModelFolder(context.artifact(name).model_path) for name in config.models})
+    holder = EngineHolder(config)
+    for name, folder in result.folders.items():
+        chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, context.artifact(name).where(None))
         where = context.artifact(config.prompts).where
-        task, drops = prepare_task(prompts, chat_format, config, model_folder=artifact.model_path, seed=context.seed, where=where)
+        task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = _sample_one(context, task, name, holder)
         result.drops.update((drop.id, drop) for drop in drops)
         result.answers[name] = report.candidates
@@ -316,13 +317,13 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
         name: [(sampled.prompt_token_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
         for name, answers in sampled.answers.items()
     }
-    comparable = {name for name in config.models if _same_tokens(context.artifact(name), context.artifact(config.baseline))}
+    comparable = {name for name, folder in sampled.folders.items() if _same_tokens(folder, sampled.folders[config.baseline])}
     own: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
-    for name in config.models:
-        model = open_likelihood_model(context.artifact(name).model_path, batch_tokens=config.batch_tokens)
+    for name, folder in sampled.folders.items():
+        model = open_likelihood_model(folder, batch_tokens=config.batch_tokens)
         report = context.counter(f"likelihoods of {name}", "texts")
-        if texts and is_encoder_decoder(context.artifact(name).model_path):
+        if texts and folder.encoder_decoder:
             context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
         result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
         if name in comparable and name != config.baseline:
@@ -339,9 +340,9 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
     return result
 
 
-def _same_tokens(first: Artifact, second: Artifact) -> bool:
+def _same_tokens(first: ModelFolder, second: ModelFolder) -> bool:
     """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
     from align.models.load import differing_tokens
 
-    same_reader = is_encoder_decoder(first.model_path) == is_encoder_decoder(second.model_path)
-    return same_reader and not differing_tokens(first.model_path, second.model_path)
+    same_reader = bool(first.encoder_decoder) == bool(second.encoder_decoder)
+    return same_reader and not differing_tokens(first, second)

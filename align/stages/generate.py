@@ -14,6 +14,7 @@ from typing import Any
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
 from align.data.plain import format_of
+from align.models.folder import ModelFolder
 from align.records import Candidate, Prompt
 from align.runtime.events import SampledText
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -41,9 +42,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
-    chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
+    folder = ModelFolder(source.model_path)
+    chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, source.where(None))
     records = data.rows(Prompt)
-    task, drops = prepare_task(records, chat_format, config, model_folder=source.model_path, seed=context.seed, where=data.where)
+    task, drops = prepare_task(records, chat_format, config, model_folder=folder, seed=context.seed, where=data.where)
     report = sample(
         task,
         context.work / "shards",

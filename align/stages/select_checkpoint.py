@@ -31,7 +31,7 @@ from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
 from align.data.template import ChatFormat
 from align.errors import RecipeError, StageError
-from align.models.folder import context_tokens, refuse_encoder_decoder
+from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
 from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
@@ -88,8 +88,9 @@ ANSWERS_NAME = "answers"
 def run(context: StageContext[Config]) -> StageOutcome:
     """Every epoch answers, is scored and gets its loss; the best by score is copied."""
     config = context.config
-    refuse_encoder_decoder("select_checkpoint", context.artifact(config.model))
-    folders = epoch_folders(context.artifact(config.model))
+    source = context.artifact(config.model)
+    refuse_encoder_decoder("select_checkpoint", source, ModelFolder(source.model_path))
+    folders = epoch_folders(source)
     if len(folders) == 1:
         context.note("there is one epoch only, and it is kept")
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -112,7 +113,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", answers)
     drops = [*sampled.drops.values(), *scores.drops, *loss_drops]
     write_rows(context.output / DROPS_NAME, drops)
-    shutil.copytree(folders[choice["selected_epoch"]], context.output / MODEL_FOLDER)
+    shutil.copytree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
     return StageOutcome(
         metrics={**choice, "new_tokens": sampled.new_tokens, "engine_seconds": round(sampled.engine_seconds, 3)},
         rows_in=len(prompts),
@@ -122,7 +123,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     )
 
 
-def epoch_folders(artifact: Artifact) -> dict[int, Path]:
+def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
     """Model folder by epoch, from the first, of a result of sft.
 
     Raises:
@@ -137,7 +138,7 @@ def epoch_folders(artifact: Artifact) -> dict[int, Path]:
             f"{artifact.name} ({artifact.path}) was made by {artifact.manifest.stage} and keeps no checkpoint per epoch",
             hint="Name an sft stage, or give the whole folder of one as an input with artifact:.",
         )
-    return {number: artifact.path / EPOCHS_NAME / f"epoch-{number}" for number in numbers}
+    return {number: ModelFolder(artifact.path / EPOCHS_NAME / f"epoch-{number}") for number in numbers}
 
 
 @dataclass
@@ -153,7 +154,7 @@ class _Sampled:
     engine_seconds: float = 0.0
 
 
-def _sample_all(context: StageContext[Config], folders: Mapping[int, Path], prompts: list[Prompt]) -> _Sampled:
+def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder], prompts: list[Prompt]) -> _Sampled:
     """Every epoch on the same prompts with the same seeds; one engine, whose weights are exchanged."""
     from align.engines.holder import EngineHolder
     from align.engines.shards import sample
@@ -164,7 +165,7 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, Path], prom
     where = context.artifact(config.prompts).where
     result, holder = _Sampled(), EngineHolder(config)
     for epoch, folder in folders.items():
-        chat_format = ChatFormat(load_tokenizer(folder), where=str(folder))
+        chat_format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = sample(
             task,
@@ -209,7 +210,7 @@ def _score_by_prompt(rows: list[ScoredCandidate]) -> dict[str, float | None]:
     return {prompt_id: sum(values) / len(values) if values else None for prompt_id, values in found.items()}
 
 
-def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple[dict[int, float | None], list[Drop]]:
+def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -> tuple[dict[int, float | None], list[Drop]]:
     """Held-out loss by epoch, in nats per completion token, and the rows that do not fit; nothing where there is no data.
 
     The mean over all tokens of all completions, as in training. None where it is not finite.
@@ -222,9 +223,9 @@ def _losses(context: StageContext[Config], folders: Mapping[int, Path]) -> tuple
         return {}, []
     # All epochs share a tokenizer and a context, so the rows are encoded once.
     data, first = context.artifact(config.data), next(iter(folders.values()))
-    chat_format = ChatFormat(load_tokenizer(first), where=str(first))
+    chat_format = ChatFormat(load_tokenizer(first), where=str(first.path))
     encoded = encode_instructions(
-        data.rows(Instruction), chat_format, max_tokens=context_tokens(first), on_invalid=config.on_invalid, where=data.where
+        data.rows(Instruction), chat_format, max_tokens=first.context_tokens, on_invalid=config.on_invalid, where=data.where
     )
     rows = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded.rows]
     tokens = sum(len(completion) for _, completion in rows)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from align.config.architecture import is_encoder_decoder
 from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import OnInvalid, Optimization
@@ -23,10 +22,10 @@ from align.data.encoding import Encoded, EncodedInstruction, encode_instructions
 from align.data.plain import format_of
 from align.data.template import ChatFormat
 from align.errors import RecipeError
-from align.models.folder import context_tokens
+from align.models.folder import ModelFolder
 from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 from align.training.needs import TrainingNeeds, sample_batch
 
 if TYPE_CHECKING:
@@ -72,10 +71,11 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.training.sft import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
-    chat_format = format_of(source.model_path, load_tokenizer(source.model_path), source.where(None))
+    folder = ModelFolder(source.model_path)
+    chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, source.where(None))
     records = data.rows(Instruction)
-    train = _train_encoder_decoder if is_encoder_decoder(source.model_path) else _train_decoder_only
-    encoded, result = train(context, source, records, chat_format)
+    train = _train_encoder_decoder if folder.encoder_decoder else _train_decoder_only
+    encoded, result = train(context, folder, records, chat_format)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     # Copied, not moved: a kill before the commit must find them in the work folder again.
@@ -84,14 +84,14 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
 
 def _train_decoder_only(
-    context: StageContext[Config], source: Artifact, records: Sequence[Instruction], chat_format: ChatFormat
+    context: StageContext[Config], folder: ModelFolder, records: Sequence[Instruction], chat_format: ChatFormat
 ) -> tuple[Encoded[EncodedInstruction], SftResult]:
     """All weights or an adapter, on rows in which samples may be packed."""
     from align.models.trainable import TrainableModel
     from align.training.sft import train_sft
 
     config = context.config
-    trainable = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
+    trainable = TrainableModel(folder, config.peft, context.store_root, context.name)
     limit = min(config.max_tokens, trainable.context_tokens)
     encoded = _encode(context, records, chat_format, max_tokens=limit)
     result = train_sft(
@@ -110,25 +110,26 @@ def _train_decoder_only(
 
 
 def _train_encoder_decoder(
-    context: StageContext[Config], source: Artifact, records: Sequence[Instruction], chat_format: ChatFormat
+    context: StageContext[Config], folder: ModelFolder, records: Sequence[Instruction], chat_format: ChatFormat
 ) -> tuple[Encoded[EncodedInstruction], SftResult]:
     """All weights, one sample a row; prompt and completion may each be as long as the model can see."""
     from align.training.seq2seq import train_seq2seq_sft
 
     config = context.config
     if config.peft is not None:
+        where = context.artifact(config.model).where(None)
         raise RecipeError(
-            f"{context.name}: peft is for decoder-only models, and {source.where(None)} is encoder–decoder",
+            f"{context.name}: peft is for decoder-only models, and {where} is encoder–decoder",
             hint="Leave peft out: all its weights are trained.",
         )
-    seen = context_tokens(source.model_path)
+    seen = folder.context_tokens
     encoded = _encode(context, records, chat_format, max_tokens=config.max_tokens, max_side_tokens=seen)
     result = train_seq2seq_sft(
         encoded.rows,
         _completions(encoded, records),
         context,
         config,
-        source=source.model_path,
+        source=folder,
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,
         dropout=config.dropout,

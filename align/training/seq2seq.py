@@ -17,6 +17,7 @@ from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
 from align.losses.logps import IGNORED_LABEL
 from align.models.dropout import set_dropout
+from align.models.folder import ModelFolder
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
@@ -74,7 +75,7 @@ def train_seq2seq_sft(
     context: RunContext,
     config: Optimization,
     *,
-    source: Path,
+    source: ModelFolder,
     output: Path,
     chat_format: ChatFormat,
     dropout: float,

@@ -12,6 +12,7 @@ import pytest
 
 from align.engines.open import resolve_dtype
 from align.engines.protocol import GenerationRequest, SamplingSettings
+from align.models.folder import ModelFolder
 
 if TYPE_CHECKING:
     from align.engines.vllm_engine import VllmEngine
@@ -28,7 +29,8 @@ SETTINGS = SamplingSettings(
 def engine(project_template: Path) -> Iterator[VllmEngine]:
     from align.engines.vllm_engine import VllmEngine
 
-    engine = VllmEngine(project_template / "base", dtype=resolve_dtype("auto"), max_model_tokens=64, memory_share=0.3)
+    base = ModelFolder(project_template / "base")
+    engine = VllmEngine(base, dtype=resolve_dtype("auto"), max_model_tokens=64, memory_share=0.3)
     yield engine
     engine.close()
 
@@ -64,7 +66,7 @@ def test_exchanged_weights_are_restored(engine: VllmEngine, project_template: Pa
     vocab_size = AutoConfig.from_pretrained(project_template / "base").vocab_size
     greedy = replace(SETTINGS, temperature=0.0, num_candidates=1)
     before = engine.generate(REQUESTS, greedy)
-    engine.load_weights(tiny_causal_lm(tmp_path / "other", seed=99, vocab_size=vocab_size))
+    engine.load_weights(ModelFolder(tiny_causal_lm(tmp_path / "other", seed=99, vocab_size=vocab_size)))
     assert engine.generate(REQUESTS, greedy) != before
-    engine.load_weights(project_template / "base")
+    engine.load_weights(ModelFolder(project_template / "base"))
     assert engine.generate(REQUESTS, greedy) == before

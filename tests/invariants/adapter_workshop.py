@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.models.folder import ADAPTER_WEIGHTS_NAME
+from align.models.files import ADAPTER_WEIGHTS_NAME
 from align.models.trainable import TrainableModel, load_trainable
 from align.records import Instruction, Message, Preference, Prompt
 from align.runtime.events import Progress

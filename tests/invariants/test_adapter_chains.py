@@ -15,7 +15,8 @@ from adapter_workshop import LORA, PREFIX, PROMPT, QLORA, RULES, Workshop, watch
 from safetensors.torch import load_file
 
 from align.errors import RecipeError
-from align.models.folder import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
+from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable
 from align.stages import dpo, orpo, ppo, reward_model, sft
@@ -96,7 +97,7 @@ def test_a_second_stage_starts_from_the_first_ones_numbers(
 def test_without_peft_training_starts_from_the_merged_model(shop: Workshop, peft: dict[str, Any]) -> None:
     shop.run("first", sft, peft=peft)
     merged = load_causal_lm(shop.model)
-    begun = load_trainable(TrainableModel(shop.model, None, shop.folder / "store", "whole"))
+    begun = load_trainable(TrainableModel(ModelFolder(shop.model), None, shop.folder / "store", "whole"))
     assert all(torch.equal(value, dict(merged.named_parameters())[name]) for name, value in begun.named_parameters())
     assert all(value.requires_grad for value in begun.parameters())
     outcome = shop.run("second", dpo, model="first")
@@ -158,7 +159,7 @@ def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, 
     """Models of PPO, and the log-probabilities of some episodes under one of them."""
     lora = ppo.Config.model_validate({"model": "m", "prompts": "p", "scorers": {"short": RULES}, "peft": peft}).peft
     pad = int(load_tokenizer(base).pad_token_id)
-    start = TrainableModel(base, lora, folder / "store", "ppo")
+    start = TrainableModel(ModelFolder(base), lora, folder / "store", "ppo")
     value = ValueStart(start, is_reward_model=False, zero_head=True)
     models = load_models(start, value, device=torch.device("cpu"), pad_token_id=pad, seed=3)
     settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)

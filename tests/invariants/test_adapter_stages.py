@@ -15,7 +15,8 @@ from adapter_workshop import KINDS, LORA, OF_STAGE, PREFIX, PROMPT, QLORA, READS
 from safetensors.torch import load_file
 
 from align.errors import Interrupted
-from align.models.folder import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
+from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.lora import linear_layers
 from align.models.trainable import TrainableModel, load_trainable
@@ -83,7 +84,7 @@ def test_the_adapter_is_trained_and_the_base_is_not(case: Case, base: Path) -> N
     torch.manual_seed(3)
     options: dict[str, Any] = {"task": "SEQ_CLS", "new_head": True} if stage is reward_model else {}
     config = stage.Config.model_validate({"model": "m", **_required(stage), **OF_STAGE[stage], "peft": peft})
-    fresh = load_trainable(TrainableModel(base, config.peft, shop.folder / "store", "fresh"), **options)
+    fresh = load_trainable(TrainableModel(ModelFolder(base), config.peft, shop.folder / "store", "fresh"), **options)
     fresh_values = {name.replace(".default", ""): value for name, value in fresh.named_parameters() if value.requires_grad}
     kept = {name.removeprefix("base_model.model."): value for name, value in load_file(shop.model / ADAPTER_WEIGHTS_NAME).items()}
     if "num_virtual_tokens" in peft:

@@ -18,6 +18,7 @@ from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel
 from align.records import Message, Prompt
@@ -74,7 +75,7 @@ class Training(Recorder):
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
-        start = TrainableModel(self.base, None, self.base.parent, "ppo")
+        start = TrainableModel(ModelFolder(self.base), None, self.base.parent, "ppo")
         value = ValueStart(start, is_reward_model=False, zero_head=True)
         models = load_models(start, value, device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
@@ -101,7 +102,7 @@ class Training(Recorder):
             return stop(max((int(event.done) for event in self.of(Progress)), default=0))
 
         context = RunContext(name="ppo", work=self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
-        engine = TransformersEngine(self.base, dtype="float32", max_model_tokens=128)
+        engine = TransformersEngine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
         config = self.config
         trainer = OnlineTrainer(
             models, sampler, engine, context, config, settings, config, value_config=config, num_rollouts=num_rollouts
@@ -169,7 +170,7 @@ def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torc
     """Gradients of one mini-batch of 16 episodes, not yet applied."""
     training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
     models, sampler, settings = training.parts()
-    engine = TransformersEngine(base, dtype="float32", max_model_tokens=128)
+    engine = TransformersEngine(ModelFolder(base), dtype="float32", max_model_tokens=128)
     rollout = sampler.score(sampler.sample(0, engine))
     # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
     config = training.config

@@ -11,6 +11,7 @@ from align.engines.holder import EngineHolder
 from align.engines.shards import sample
 from align.engines.task import SamplingTask, max_prompt_tokens_for
 from align.errors import Interrupted, RecipeError
+from align.models.folder import ModelFolder
 from align.records import Candidate, Message, Prompt
 from align.runtime.seed import derive_seed
 from align.stages.generate import Config
@@ -87,6 +88,6 @@ def test_a_stop_of_two_workers_keeps_their_shards_and_changes_no_text(project_te
 
 def test_a_prompt_must_have_room_beside_its_completion(project_template: Path) -> None:
     config = task(project_template, max_completion_tokens=500, max_prompt_tokens=400).config
-    assert max_prompt_tokens_for(project_template / "base", config) == 12  # the model sees 512
+    assert max_prompt_tokens_for(ModelFolder(project_template / "base"), config) == 12  # the model sees 512
     with pytest.raises(RecipeError, match="sees 512 tokens, max_completion_tokens is 512"):
-        max_prompt_tokens_for(project_template / "base", task(project_template, max_completion_tokens=512).config)
+        max_prompt_tokens_for(ModelFolder(project_template / "base"), task(project_template, max_completion_tokens=512).config)

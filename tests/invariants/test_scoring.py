@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from align.losses import sequence_logps
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.scoring.batching import length_sorted_batches
 from align.scoring.likelihood import LikelihoodModel, completion_logps
@@ -27,8 +28,9 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
 def test_reward_scores_do_not_depend_on_batch_size_or_order(reward_model: Path, batch_tokens: int) -> None:
-    alone = [RewardModelScorer(reward_model, batch_tokens=1).score_token_ids([sequence])[0] for sequence in SEQUENCES[:5]]
-    scorer = RewardModelScorer(reward_model, batch_tokens=batch_tokens)
+    folder = ModelFolder(reward_model)
+    alone = [RewardModelScorer(folder, batch_tokens=1).score_token_ids([sequence])[0] for sequence in SEQUENCES[:5]]
+    scorer = RewardModelScorer(folder, batch_tokens=batch_tokens)
     scores = scorer.score_token_ids(SEQUENCES)
     assert scores[:5] == pytest.approx(alone, abs=1e-5)
     order = CHANCE.sample(range(len(SEQUENCES)), len(SEQUENCES))
@@ -56,7 +58,7 @@ def test_log_probabilities_do_not_depend_on_batch_size_or_order(project_template
 
 
 def test_perplexity_is_that_of_all_tokens_but_the_first(project_template: Path) -> None:
-    likelihood = LikelihoodModel(project_template / "base", batch_tokens=512)
+    likelihood = LikelihoodModel(ModelFolder(project_template / "base"), batch_tokens=512)
     model, texts = load_causal_lm(project_template / "base").eval(), ["열쇠를 잃어버렸어.", "I lost my keys", "a"]
     losses, tokens = 0.0, 0
     for text in texts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align.config.peft import Lora, VirtualTokens
+from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
@@ -30,7 +31,7 @@ def method(settings: Peft) -> str:
 
 def trained(base: Path, settings: Peft, folder: Path, **more: Any) -> Any:
     """A model whose adapter is not what it started as, saved to `folder`."""
-    start = TrainableModel(base, settings, folder.parent, "test")
+    start = TrainableModel(ModelFolder(base), settings, folder.parent, "test")
     torch.manual_seed(0)
     model = load_trainable(start, **more)
     generator = torch.Generator().manual_seed(1)

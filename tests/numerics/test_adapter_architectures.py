@@ -13,6 +13,7 @@ from adapter_models import EVERY, IDS, LORA, VIRTUAL, Peft, largest, logits, met
 
 from align.config.peft import Lora, VirtualTokens
 from align.errors import RecipeError
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.lora import merged_weights
 from align.models.trainable import TrainableModel, load_trainable
@@ -77,7 +78,7 @@ def test_virtual_tokens_begin_as_drawn_tokens(base: Any, name: str, settings: Vi
     if name in WITHOUT_PREFIX and settings.method == "prefix_tuning":
         pytest.skip("refused: see below")
     torch.manual_seed(11)
-    model = load_trainable(TrainableModel(base(name), settings, base(name).parent, "test"))
+    model = load_trainable(TrainableModel(ModelFolder(base(name)), settings, base(name).parent, "test"))
     torch.manual_seed(11)
     plain = load_causal_lm(base(name))
     drawn = torch.randint(plain.get_input_embeddings().weight.shape[0], (1, 4))

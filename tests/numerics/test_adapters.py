@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from align.config.peft import Lora, VirtualTokens
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
-from align.models.folder import ADAPTER_WEIGHTS_NAME
+from align.models.files import ADAPTER_WEIGHTS_NAME
+from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.lora import add_lora, linear_layers, lora_state, merge, merged_weights, quantization_config, quantized
@@ -221,7 +222,7 @@ def padded(rows: list[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
 def test_greedy_completions_are_those_of_peft(bases: dict[str, Path], name: str, settings: Peft, tmp_path: Path) -> None:
     model = trained(bases[name], settings, tmp_path / "adapter")
     prompts = [[7, 40, 41, 90, 200, 33], [9, 8, 7], [5, 61, 30, 31]]
-    engine = TransformersEngine(tmp_path / "adapter", dtype="float32", max_model_tokens=128)
+    engine = TransformersEngine(ModelFolder(tmp_path / "adapter"), dtype="float32", max_model_tokens=128)
     found = engine.generate(
         [GenerationRequest(prompt_token_ids=prompt, seed=0) for prompt in prompts],
         SamplingSettings(0.0, 1.0, None, 8, 1, ()),
@@ -249,7 +250,7 @@ def greedy(next_logits: Callable[[Tensor], Tensor], prompt: list[int]) -> list[i
 
 @pytest.mark.parametrize("name", BASES)
 def test_a_prefix_starts_as_the_cache_of_drawn_tokens(bases: dict[str, Path], name: str) -> None:
-    start = TrainableModel(bases[name], VIRTUAL["prefix_tuning"], bases[name].parent, "test")
+    start = TrainableModel(ModelFolder(bases[name]), VIRTUAL["prefix_tuning"], bases[name].parent, "test")
     torch.manual_seed(11)
     model = load_trainable(start)
     torch.manual_seed(11)
@@ -270,7 +271,7 @@ def test_a_prefix_starts_as_the_cache_of_drawn_tokens(bases: dict[str, Path], na
 @pytest.mark.parametrize("name", BASES)
 def test_prompt_tuning_starts_as_the_embeddings_of_drawn_tokens(bases: dict[str, Path], name: str) -> None:
     torch.manual_seed(11)
-    model = load_trainable(TrainableModel(bases[name], VIRTUAL["prompt_tuning"], bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(ModelFolder(bases[name]), VIRTUAL["prompt_tuning"], bases[name].parent, "test"))
     torch.manual_seed(11)
     plain = load_causal_lm(bases[name])
     drawn = torch.randint(plain.get_input_embeddings().weight.shape[0], (1, 4))
@@ -287,7 +288,7 @@ def gradients(model: Any) -> Iterator[str]:
 @pytest.mark.parametrize("settings", VIRTUAL.values(), ids=method)
 @pytest.mark.parametrize("name", BASES)
 def test_gradients_reach_the_vectors_only(bases: dict[str, Path], name: str, settings: VirtualTokens) -> None:
-    model = load_trainable(TrainableModel(bases[name], settings, bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(ModelFolder(bases[name]), settings, bases[name].parent, "test"))
     assert list(gradients(model)) == [f"{NAME}.prompt_embeddings"]
     moved = model.get_submodule(NAME).prompt_embeddings.grad.abs().amax(dim=1)
     assert bool((moved > 0).all()) and moved.shape == (4,)
@@ -296,7 +297,7 @@ def test_gradients_reach_the_vectors_only(bases: dict[str, Path], name: str, set
 @pytest.mark.parametrize("settings", [LORA, QLORA], ids=method)
 @pytest.mark.parametrize("name", BASES)
 def test_gradients_reach_every_lora_layer_and_nothing_else(bases: dict[str, Path], name: str, settings: Lora) -> None:
-    model = load_trainable(TrainableModel(bases[name], settings, bases[name].parent, "test"))
+    model = load_trainable(TrainableModel(ModelFolder(bases[name]), settings, bases[name].parent, "test"))
     reached = set(gradients(model))
     layers = linear_layers(load_causal_lm(bases[name]))
     assert reached == {f"{layer}.lora_{part}.default.weight" for layer in layers for part in "AB"}

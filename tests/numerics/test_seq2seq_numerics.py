@@ -14,6 +14,7 @@ from align.config.sections import Optimization
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.seq2seq_engine import Seq2SeqEngine
 from align.models.dropout import set_dropout
+from align.models.folder import ModelFolder
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
@@ -73,7 +74,7 @@ def test_likelihoods_do_not_depend_on_the_batch(base: Path) -> None:
     model = load_seq2seq_lm(base)
     expected = [float(plain_logps(model, row).sum()) for row in ROWS]
     for batch_tokens in (1, 12, 1000):
-        likelihood = Seq2SeqLikelihoodModel(base, batch_tokens=batch_tokens)
+        likelihood = Seq2SeqLikelihoodModel(ModelFolder(base), batch_tokens=batch_tokens)
         assert likelihood.completion_logps(ROWS) == pytest.approx(expected, abs=1e-4)
     assert likelihood.completion_logps([([5, 2], [])]) == [0.0]
     assert likelihood.perplexity(["a text"]) is None  # type: ignore[func-returns-value]
@@ -142,7 +143,7 @@ def test_greedy_tokens_are_those_of_generate(tmp_path: Path, spread: float) -> N
     model = load_seq2seq_lm(base)
     # A token that some of the completions contain ends them.
     often = model.generate(torch.tensor([prompts[1]]), do_sample=False, max_new_tokens=6, eos_token_id=[399])[0, 3].item()
-    engine = Seq2SeqEngine(base, dtype="float32", max_model_tokens=64)
+    engine = Seq2SeqEngine(ModelFolder(base), dtype="float32", max_model_tokens=64)
     outputs = engine.generate([GenerationRequest(ids, 0) for ids in prompts], replace(SETTINGS, stop_token_ids=(often,)))
     for ids, (completion,) in zip(prompts, outputs, strict=True):
         options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": often}

@@ -10,7 +10,7 @@ from typing import Any
 from align.config.inputs import DataInput
 from align.data.source import HubRows, read_file
 from align.data.validation import validate_rows
-from align.models.folder import TOKENIZER_NAME
+from align.models.files import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
 from align.store.artifact import ROWS_NAME, Artifact

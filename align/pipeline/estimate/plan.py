@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from align.config.peft import Lora
+from align.models.folder import ModelFolder
 from align.pipeline.estimate.lengths import row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import Estimate, Peft, estimate_stage, method_name
@@ -83,25 +83,25 @@ def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
 def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
     stages = {stage.name: stage for stage in plan.stages}
 
-    def model_folder(name: str) -> Path | None:
+    def model_folder(name: str) -> ModelFolder | None:
         """Folder of the input that a model is, or was made from."""
         # A stage's model has the shape of the model it started from, so its input is enough, also before the stage has run.
         while name in stages:
             name = str(getattr(stages[name].node.config, "model", ""))
         resolved = plan.inputs.get(name)
-        return None if resolved is None or resolved.artifact is None else resolved.artifact.model_path
+        return None if resolved is None else resolved.model
 
     # Stages of a plan often share a model and its data.
     shape_in = cache(read_shape)
 
     @cache
-    def lengths_of(rows: str, folder: Path) -> list[RowLength] | None:
+    def lengths_of(rows: str, folder: ModelFolder) -> list[RowLength] | None:
         """Lengths of an input's rows, or of the rows that a finished stage made."""
         stage = stages.get(rows)
         manifest = stage.entry.read_manifest() if stage is not None and stage.status == "cached" else None
         made = None if stage is None or manifest is None else Artifact(rows, stage.entry.path, manifest)
         data = plan.inputs.get(rows) or made
-        return None if data is None else row_lengths(data, folder)
+        return None if data is None else row_lengths(data, folder.path)
 
     for stage in plan.stages:
         config = stage.node.config

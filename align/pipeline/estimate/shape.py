@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
-from align.models.adapter import read_adapter
-from align.models.folder import CONFIG_NAME, context_tokens, is_adapter, tensor_shapes
+from align.models.folder import ModelFolder
 
 EMBEDDINGS = ("embed", "wte", "wpe", "relative_attention_bias")
 """Parts of the names of embeddings, of tokens and of positions."""
@@ -79,21 +76,19 @@ class ModelShape:
         return self.num_key_value_heads * self.head_size
 
 
-def read_shape(folder: Path) -> ModelShape | None:
+def read_shape(folder: ModelFolder) -> ModelShape | None:
     """The shape of the model in a folder (of the base model for an adapter); None where the files do not show it.
 
     It is None for encoder–decoder models and mixtures of experts too: their passes differ from those counted here.
     """
     try:
-        if is_adapter(folder):
-            folder = read_adapter(folder).base
-        config = json.loads((folder / CONFIG_NAME).read_bytes())
-        tensors = tensor_shapes(folder)
-        if config.get("is_encoder_decoder") or any("expert" in name for name in tensors):
+        base = folder.base
+        config, tensors = base.config, base.tensor_shapes
+        if base.encoder_decoder or any("expert" in name for name in tensors):
             return None
         text_config = config.get("text_config")
         settings = text_config if isinstance(text_config, dict) else config
-        return shape_of(settings, tensors, context=context_tokens(folder))
+        return shape_of(settings, tensors, context=base.context_tokens)
     except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -16,7 +16,7 @@ from align.data.plain import PlainFormat, format_of
 from align.data.template import Aspect, ChatFormat, FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
 from align.models.facts import ModelFacts, read_facts
-from align.models.folder import check_model_folder
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.report.model import template_checks, token_checks
 from align.report.model.check import WHY, ModelCheck, State
@@ -67,17 +67,16 @@ class ModelReport:
         }
 
 
-def probe_model(folder: Path) -> ModelReport:
+def probe_model(folder: ModelFolder) -> ModelReport:
     """Make every check that the folder allows.
 
     Args:
         folder: a model's or adapter's, with config.json; need not be safe.
     """
-    report = ModelReport(folder)
+    report = ModelReport(folder.path)
     try:
         # Before the tokenizer is loaded: it refuses code, links out of the folder and damaged files.
-        check_model_folder(folder)
-        facts = read_facts(folder)
+        facts = read_facts(folder.check())
     except AlignError as error:
         report.refuse("folder", error)
         return report
@@ -111,7 +110,7 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     # Bad padding is reported above; with a stand-in, the report also has what is wrong with the template.
     usable = GuardedTokenizer(tokenizer, stand_in_padding=padding.state == "problem")
     try:
-        chat_format = format_of(report.folder, usable, str(report.folder))
+        chat_format = format_of(usable, facts.encoder_decoder, str(report.folder))
     except FormatError as error:
         _refuse_format(report, error)
         return

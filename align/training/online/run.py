@@ -9,7 +9,7 @@ from align.data.template import ChatFormat
 from align.engines.open import open_engine
 from align.engines.shards import decoder
 from align.engines.task import max_prompt_tokens_for
-from align.models.folder import refuse_encoder_decoder
+from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
@@ -37,16 +37,17 @@ def run_online(
     """
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
-    refuse_encoder_decoder(config.method, source)
-    tokenizer = load_tokenizer(source.model_path)
+    folder = ModelFolder(source.model_path)
+    refuse_encoder_decoder(config.method, source, folder)
+    tokenizer = load_tokenizer(folder)
     chat_format = ChatFormat(tokenizer, where=source.where(None))
-    prompt_limit = max_prompt_tokens_for(source.model_path, config)
+    prompt_limit = max_prompt_tokens_for(folder, config)
     max_tokens = prompt_limit + config.max_completion_tokens
     records = data.rows(Prompt)
     encoded = encode_prompts(records, chat_format, max_prompt_tokens=prompt_limit, on_invalid=config.on_invalid, where=data.where)
-    start = TrainableModel(source.model_path, config.peft, context.store_root, context.name)
+    start = TrainableModel(folder, config.peft, context.store_root, context.name)
     if value_model is not None:
-        value_model.check(source, max_tokens)
+        value_model.check(source, folder, max_tokens)
     settings = ForwardSettings(
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         resolve_precision(config.precision),
@@ -71,12 +72,12 @@ def run_online(
         scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
         score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
         stop_token_id=chat_format.eos_token_id,
-        decode=decoder(source.model_path),
+        decode=decoder(folder),
         seed=context.seed,
         group_size=advantage.group_size,
     )
     engine = open_engine(
-        config.engine, source.model_path, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
+        config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
     )
     num_episodes = config.num_episodes or len(encoded.rows) * advantage.group_size
     trainer = OnlineTrainer(

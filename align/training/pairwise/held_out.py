@@ -10,6 +10,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from align.data.encoding import EncodedPreference
+from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
 from align.runtime.seed import SEED_BITS, derive_seed
@@ -45,7 +46,7 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     """
     from align.scoring.reward_model import RewardModelScorer
 
-    scorer = RewardModelScorer(folder, batch_tokens=FORWARD_TOKENS)
+    scorer = RewardModelScorer(ModelFolder(folder), batch_tokens=FORWARD_TOKENS)
     sequences = [row.prompt_token_ids + ids for row in split.held_out for ids in (row.chosen_token_ids, row.rejected_token_ids)]
     scores = scorer.score_token_ids(sequences)
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]

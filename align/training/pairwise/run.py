@@ -11,7 +11,7 @@ import torch
 from align.data.encoding import Encoded, EncodedPreference, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import StageError
-from align.models.folder import context_tokens, refuse_encoder_decoder
+from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.load import check_vocabulary, load_tokenizer
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
 from align.records import Preference
@@ -38,6 +38,8 @@ class PairData:
     records: Sequence[Preference]
     encoded: Encoded[EncodedPreference]
     chat_format: ChatFormat
+    policy: TrainableModel
+    """The model that is trained."""
 
 
 def run_pairwise(context: StageContext[PairwiseConfig], pairs: Artifact, *, reference: Artifact | None = None) -> StageOutcome:
@@ -59,22 +61,20 @@ def read_pairs(context: StageContext[PairwiseConfig], pairs: Artifact, *, refere
     """Tokens of the pairs, none longer than the policy (and the reference) can see."""
     config = context.config
     source = context.artifact(config.model)
-    readers = [source] if reference is None else [source, reference]
-    refuse_encoder_decoder(config.method, *readers)
-    chat_format = ChatFormat(load_tokenizer(source.model_path), where=source.where(None))
-    limit = min(config.max_tokens, policy_of(context).context_tokens)
+    folder = ModelFolder(source.model_path)
+    refuse_encoder_decoder(config.method, source, folder)
     if reference is not None:
-        check_vocabulary(source, reference)
-        limit = min(limit, context_tokens(reference.model_path))
+        reference_folder = ModelFolder(reference.model_path)
+        refuse_encoder_decoder(config.method, reference, reference_folder)
+    chat_format = ChatFormat(load_tokenizer(folder), where=source.where(None))
+    policy = TrainableModel(folder, config.peft, context.store_root, context.name)
+    limit = min(config.max_tokens, policy.context_tokens)
+    if reference is not None:
+        check_vocabulary(source, folder, reference, reference_folder)
+        limit = min(limit, reference_folder.context_tokens)
     records = pairs.rows(Preference)
     encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=pairs.where)
-    return PairData(records, encoded, chat_format)
-
-
-def policy_of(context: StageContext[PairwiseConfig]) -> TrainableModel:
-    """The model that is trained."""
-    config = context.config
-    return TrainableModel(context.artifact(config.model).model_path, config.peft, context.store_root, context.name)
+    return PairData(records, encoded, chat_format, policy)
 
 
 def train_pairs(
@@ -90,7 +90,7 @@ def train_pairs(
     Args:
         new_score_head: train a reward model: the language model's head is replaced by a new one of a single score.
     """
-    config, policy, pad_token_id = context.config, policy_of(context), data.chat_format.pad_token_id
+    config, policy, pad_token_id = context.config, data.policy, data.chat_format.pad_token_id
     precision = resolve_precision(config.precision)
     is_own_reference = reference is not None and reference.fingerprint == context.artifact(config.model).fingerprint
     if reference is not None and not is_own_reference:

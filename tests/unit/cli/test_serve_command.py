@@ -12,6 +12,7 @@ import pytest
 
 from align.engines import vllm_server
 from align.errors import EnvironmentProblem, StageError
+from align.models.folder import ModelFolder
 from align.testing import tiny_causal_lm, tiny_reward_model
 
 Align = Callable[..., Any]
@@ -100,7 +101,7 @@ def adapter(model: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(method: str) -> Path:
         settings: Any = Lora(method=method, rank=4) if "lora" in method else VirtualTokens(method=method, num_virtual_tokens=3)  # type: ignore[arg-type]
         entry = Entry(tmp_path / ".store" / f"sft-{method}")
-        start = TrainableModel(model, settings, tmp_path / ".store", "sft")
+        start = TrainableModel(ModelFolder(model), settings, tmp_path / ".store", "sft")
         torch.manual_seed(0)
         entry.begin()
         save_trained(load_trainable(start), load_tokenizer(model), entry.path / "model", start)
@@ -119,12 +120,12 @@ def test_lora_is_served_beside_its_base_model(align: Align, adapter: Any, server
 
 def test_what_a_lora_server_is_started_with(adapter: Any, model: Path) -> None:
     folder = adapter("lora") / "model"
-    arguments = vllm_server._model_arguments(folder, "sft")
+    arguments = vllm_server._model_arguments(ModelFolder(folder), "sft")
     assert arguments == [
         *("--model", str(model), "--served-model-name", "sft-base"),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"sft={folder}"),
     ]
-    assert vllm_server._model_arguments(model, "mine") == ["--model", str(model), "--served-model-name", "mine"]
+    assert vllm_server._model_arguments(ModelFolder(model), "mine") == ["--model", str(model), "--served-model-name", "mine"]
 
 
 def test_qlora_is_merged_once_and_the_merged_model_is_kept(align: Align, adapter: Any, server: Any) -> None:

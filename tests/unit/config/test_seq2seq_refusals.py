@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.architecture import encoder_decoder_architecture, is_encoder_decoder
+from align.config.architecture import architecture_in
 
 T5 = {"is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
 TOLD = "is an encoder–decoder model (T5ForConditionalGeneration)"
@@ -80,9 +80,9 @@ def test_a_reward_model_input_of_this_kind_is_refused(t5: Path, problems) -> Non
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"is_encoder_decoder": false}', '{"is_encoder_decoder": "yes"}'])
 def test_any_other_configuration_is_none(tmp_path: Path, content: str) -> None:
-    assert not is_encoder_decoder(tmp_path)
+    assert architecture_in(tmp_path) is None
     (tmp_path / "config.json").write_text(content)
-    assert not is_encoder_decoder(tmp_path)
+    assert architecture_in(tmp_path) is None
 
 
 def test_the_architecture_is_named_by_what_there_is(tmp_path: Path) -> None:
@@ -91,4 +91,4 @@ def test_the_architecture_is_named_by_what_there_is(tmp_path: Path) -> None:
         ({"architectures": None, "model_type": None}, "of no named architecture"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**T5, **config}))
-        assert encoder_decoder_architecture(tmp_path) == name
+        assert architecture_in(tmp_path) == name

@@ -11,6 +11,7 @@ from align.data.encoding import encode_instructions
 from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat, TemplateProblem
 from align.errors import DataError, RecipeError
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.records import Instruction, Message
 from align.testing import CHAT_TEMPLATE, tiny_causal_lm, tiny_seq2seq_lm
@@ -31,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain(base: Path) -> ChatFormat:
-    return format_of(base, load_tokenizer(base), "base")
+    return format_of(load_tokenizer(base), ModelFolder(base).encoder_decoder, "base")
 
 
 def test_turns_are_joined_by_line_ends_and_the_tokenizers_own_tokens_stand_around_them(plain: ChatFormat, base: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_side_that_is_longer_than_the_model_sees_is_refused(plain: ChatFormat)
 
 def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
     folder = tiny_seq2seq_lm(tmp_path / "t5", chat_template=CHAT_TEMPLATE)
-    chat_format = format_of(folder, load_tokenizer(folder), "t5")
+    chat_format = format_of(load_tokenizer(folder), ModelFolder(folder).encoder_decoder, "t5")
     assert not isinstance(chat_format, PlainFormat)
     assert chat_format.prompt_text(TALK[-1:]).endswith("<|im_start|>assistant\n")
 
@@ -139,4 +140,4 @@ def test_a_causal_model_without_a_template_is_refused_as_before(tmp_path: Path) 
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = None
     with pytest.raises(RecipeError, match="has no chat template"):
-        format_of(folder, tokenizer, "causal")
+        format_of(tokenizer, ModelFolder(folder).encoder_decoder, "causal")

@@ -11,6 +11,7 @@ import pytest
 from align.data.template import ChatFormat
 from align.engines.chat import Conversation, TextStream
 from align.errors import DataError
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.records import Message
 from align.testing import tiny_causal_lm
@@ -26,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def conversation(model: Path, **changes: Any) -> Conversation:
     options: dict[str, Any] = {"system": None, "temperature": 1.0, "max_completion_tokens": 12, "seed": 1, **changes}
-    return Conversation(model, **options)
+    return Conversation(ModelFolder(model), **options)
 
 
 def say(talk: Conversation, text: str) -> str:

@@ -15,6 +15,7 @@ from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.seq2seq_engine import Seq2SeqEngine
 from align.engines.task import max_prompt_tokens_for
 from align.errors import RecipeError
+from align.models.folder import ModelFolder
 from align.models.load import load_seq2seq_lm
 from align.testing import tiny_seq2seq_lm
 
@@ -26,7 +27,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(base: Path) -> Seq2SeqEngine:
-    return Seq2SeqEngine(base, dtype="float32", max_model_tokens=64)
+    return Seq2SeqEngine(ModelFolder(base), dtype="float32", max_model_tokens=64)
 
 
 def test_the_same_requests_give_the_same_tokens(
@@ -74,7 +75,7 @@ def test_logps_are_those_of_the_tokens(engine: Seq2SeqEngine, base: Path, settin
 
 
 def test_the_encoder_reads_a_prompt_once_for_all_its_candidates(base: Path, settings: SamplingSettings) -> None:
-    engine = Seq2SeqEngine(base, dtype="float32", max_model_tokens=64)
+    engine = Seq2SeqEngine(ModelFolder(base), dtype="float32", max_model_tokens=64)
     read: list[int] = []
     engine._model.get_encoder().register_forward_pre_hook(
         lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -85,14 +86,14 @@ def test_the_encoder_reads_a_prompt_once_for_all_its_candidates(base: Path, sett
 
 def test_auto_takes_transformers_even_where_vllm_is_installed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align.engines.open.resolve_engine", lambda name: "vllm")
-    assert open_engine("auto", base, dtype="float32", max_model_tokens=64).name == "transformers"
+    assert open_engine("auto", ModelFolder(base), dtype="float32", max_model_tokens=64).name == "transformers"
     with pytest.raises(RecipeError, match="vllm does not serve encoder–decoder models.*T5ForConditionalGeneration"):
-        open_engine("vllm", base, dtype="float32", max_model_tokens=64)
+        open_engine("vllm", ModelFolder(base), dtype="float32", max_model_tokens=64)
 
 
 def test_prompt_and_completion_do_not_share_the_room(tmp_path: Path) -> None:
     folder = tiny_seq2seq_lm(tmp_path / "t5", n_positions=32)
     config = Generation(max_prompt_tokens=40, max_completion_tokens=30)
-    assert max_prompt_tokens_for(folder, config) == 32
+    assert max_prompt_tokens_for(ModelFolder(folder), config) == 32
     with pytest.raises(RecipeError, match="sees 32 tokens, max_completion_tokens is 40"):
-        max_prompt_tokens_for(folder, Generation(max_completion_tokens=40))
+        max_prompt_tokens_for(ModelFolder(folder), Generation(max_completion_tokens=40))

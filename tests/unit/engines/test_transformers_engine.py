@@ -11,12 +11,13 @@ import torch
 
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine, filter_logits
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 
 
 @pytest.fixture(scope="module")
 def engine(project_template: Path) -> TransformersEngine:
-    return TransformersEngine(project_template / "base", dtype="float32", max_model_tokens=64)
+    return TransformersEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64)
 
 
 def test_the_same_requests_give_the_same_tokens(engine, requests_, settings) -> None:  # type: ignore[no-untyped-def]

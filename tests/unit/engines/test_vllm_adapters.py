@@ -11,6 +11,7 @@ import torch
 from align.config.peft import Lora
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 
@@ -23,7 +24,7 @@ GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=None, max_completion
 def adapter(base: Path, folder: Path, method: str) -> Path:
     """An adapter far from nothing."""
     torch.manual_seed(7)
-    start = TrainableModel(base, Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
+    start = TrainableModel(ModelFolder(base), Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
     model = load_trainable(start)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,15 +53,15 @@ def test_an_engine_goes_from_adapter_to_model_and_back(
     base = project_template / "base"
     folders = [adapter(base, tmp_path / method, method) for method in ("lora", "qlora")]
     expected = {
-        folder: TransformersEngine(folder, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
+        folder: TransformersEngine(ModelFolder(folder), dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
         for folder in (*folders, base)
     }
     assert expected[folders[0]] != expected[base]
-    engine = VllmEngine(folders[0], dtype="float32", max_model_tokens=64)
+    engine = VllmEngine(ModelFolder(folders[0]), dtype="float32", max_model_tokens=64)
     try:
         assert engine.generate(requests50, GREEDY) == expected[folders[0]]
         for folder in (base, folders[1], folders[0]):
-            engine.load_weights(folder)
+            engine.load_weights(ModelFolder(folder))
             assert engine.generate(requests50, GREEDY) == expected[folder]
     finally:
         engine.close()
@@ -79,7 +80,7 @@ def test_vllm_serves_our_adapter_without_merging_and_gives_the_same_tokens(
 
     base = project_template / "base"
     folder = adapter(base, tmp_path / "lora", "lora")
-    merged = TransformersEngine(folder, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
+    merged = TransformersEngine(ModelFolder(folder), dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
     threads = torch.get_num_threads()
     llm = vllm.LLM(
         str(base),
@@ -97,7 +98,5 @@ def test_vllm_serves_our_adapter_without_merging_and_gives_the_same_tokens(
     torch.set_num_threads(threads)
     found = [list(output.outputs[0].token_ids) for output in outputs]
     assert found == [completions[0].token_ids for completions in merged]
-    assert found != [
-        completions[0].token_ids
-        for completions in TransformersEngine(base, dtype="float32", max_model_tokens=64).generate(requests50, GREEDY)
-    ]
+    plain = TransformersEngine(ModelFolder(base), dtype="float32", max_model_tokens=64)
+    assert found != [completions[0].token_ids for completions in plain.generate(requests50, GREEDY)]

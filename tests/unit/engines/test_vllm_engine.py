@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.engines.transformers_engine import TransformersEngine
+from align.models.folder import ModelFolder
 from align.testing import tiny_causal_lm
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 def engine(project_template: Path):  # type: ignore[no-untyped-def]
     from align.engines.vllm_engine import VllmEngine
 
-    engine = VllmEngine(project_template / "base", dtype="float32", max_model_tokens=64)
+    engine = VllmEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64)
     yield engine
     engine.close()
 
@@ -41,7 +42,7 @@ def test_completions_end_as_they_say(engine, requests_, settings) -> None:  # ty
 
 
 def test_greedy_equals_transformers_so_no_token_was_added(engine, requests_, settings, project_template: Path) -> None:  # type: ignore[no-untyped-def]
-    plain = TransformersEngine(project_template / "base", dtype="float32", max_model_tokens=64)
+    plain = TransformersEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64)
     greedy = replace(settings, temperature=0.0, num_candidates=1)
     assert engine.generate(requests_, greedy) == plain.generate(requests_, greedy)
 
@@ -51,9 +52,9 @@ def test_exchanged_weights_are_the_new_models_with_its_head(engine, requests_, s
     other = tiny_causal_lm(tmp_path / "other", seed=99, vocab_size=vocabulary)
     greedy = replace(settings, temperature=0.0, num_candidates=1)
     before = engine.generate(requests_, greedy)
-    engine.load_weights(other)
+    engine.load_weights(ModelFolder(other))
     exchanged = engine.generate(requests_, greedy)
-    assert exchanged == TransformersEngine(other, dtype="float32", max_model_tokens=64).generate(requests_, greedy)
+    assert exchanged == TransformersEngine(ModelFolder(other), dtype="float32", max_model_tokens=64).generate(requests_, greedy)
     assert exchanged != before
-    engine.load_weights(project_template / "base")
+    engine.load_weights(ModelFolder(project_template / "base"))
     assert engine.generate(requests_, greedy) == before

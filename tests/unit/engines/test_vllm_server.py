@@ -16,6 +16,7 @@ import pytest
 from align.engines import vllm_server
 from align.engines.vllm_server import HOST, KEY_VARIABLE, RequireKey, check_can_serve, start_server
 from align.errors import EnvironmentProblem, StageError
+from align.models.folder import ModelFolder
 from align.testing import tiny_causal_lm
 
 
@@ -74,7 +75,7 @@ def test_the_server_is_for_this_machine_and_the_key_is_no_argument(tmp_path: Pat
     monkeypatch.setattr(vllm_server.subprocess, "Popen", start)  # type: ignore[attr-defined]
     with (
         pytest.raises(StageError, match="ended with code 3 before it answered. Its last output:\n  한국어로 한 말"),
-        start_server(model, name="mine", port=1),
+        start_server(ModelFolder(model), name="mine", port=1),
     ):
         pass
     key = started["environment"][KEY_VARIABLE]
@@ -86,7 +87,7 @@ def test_the_server_is_for_this_machine_and_the_key_is_no_argument(tmp_path: Pat
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_the_servers_options_exist(tmp_path: Path) -> None:
-    arguments = vllm_server._arguments(str(tiny_causal_lm(tmp_path / "m")), "mine", "8000")
+    arguments = vllm_server._arguments(ModelFolder(tiny_causal_lm(tmp_path / "m")), "mine", "8000")
     assert arguments[arguments.index("--host") + 1] == "127.0.0.1"
     assert "--no-trust-remote-code" in arguments
     assert "--no-enable-log-requests" in arguments

@@ -15,6 +15,7 @@ from align.config.peft import Lora, VirtualTokens
 from align.engines.chat import Conversation
 from align.errors import EnvironmentProblem, RecipeError
 from align.export import export_model, open_source
+from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
@@ -33,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(base: Path, settings: Lora | VirtualTokens, name: str, **more: Any) -> Path:
     """An adapter that is not what it started as, beside its base."""
     folder = base.parent / name
-    start = TrainableModel(base, settings, base.parent, "test")
+    start = TrainableModel(ModelFolder(base), settings, base.parent, "test")
     torch.manual_seed(0)
     model = load_trainable(start, **more)
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_virtual_tokens_are_not_exported_but_can_be_talked_to(base: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
     def first_answer(model: Path) -> str:
-        talk = Conversation(model, system=None, temperature=0.0, max_completion_tokens=12, seed=0)
+        talk = Conversation(ModelFolder(model), system=None, temperature=0.0, max_completion_tokens=12, seed=0)
         return "".join(talk.ask("hello")[1])
 
     assert first_answer(folder) != first_answer(base)

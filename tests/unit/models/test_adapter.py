@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from align.config.peft import Lora, VirtualTokens
 from align.engines.open import open_engine
 from align.errors import AlignError, EnvironmentProblem, RecipeError
-from align.models.adapter import read_adapter
-from align.models.folder import ADAPTER_WEIGHTS_NAME, BASE_NAME, context_tokens, virtual_tokens
+from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.models.lora import add_lora
 from align.models.trainable import TrainableModel, load_trainable, save_trained
@@ -29,7 +29,7 @@ PROMPT = VirtualTokens(method="prompt_tuning", num_virtual_tokens=6)
 
 def make_adapter(root: Path, peft: Lora | VirtualTokens, folder: Path | None = None, **more: Any) -> Path:
     folder = folder or root / "runs" / ".store" / f"sft-{peft.method}" / "model"
-    start = TrainableModel(root / "base", peft, root / "runs" / ".store", "sft")
+    start = TrainableModel(ModelFolder(root / "base"), peft, root / "runs" / ".store", "sft")
     torch.manual_seed(0)
     model = load_trainable(start, **more)
     with torch.no_grad():
@@ -38,6 +38,11 @@ def make_adapter(root: Path, peft: Lora | VirtualTokens, folder: Path | None = N
                 parameter += 0.1
     save_trained(model, load_tokenizer(root / "base"), folder, start)
     return folder
+
+
+def begin(folder: Path, peft: Lora | VirtualTokens) -> Any:
+    """Train the adapter in `folder` further."""
+    return load_trainable(TrainableModel(ModelFolder(folder), peft, folder.parents[1], "dpo"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def test_an_adapter_moves_with_its_base(root: Path, lora: Path, tmp_path: Path) 
     expected = load_causal_lm(lora).model.layers[0].mlp.up_proj.weight
     elsewhere = Path(shutil.move(root, tmp_path / "another" / "place"))
     moved = elsewhere / lora.relative_to(root)
-    assert read_adapter(moved).base == (elsewhere / "base").resolve()
+    assert ModelFolder(moved).base.path == (elsewhere / "base").resolve()
     assert torch.equal(load_causal_lm(moved).model.layers[0].mlp.up_proj.weight, expected)
 
 
@@ -97,14 +102,14 @@ def test_a_copy_of_an_epoch_finds_its_base(root: Path, lora: Path) -> None:
     store = lora.parents[1]
     epoch = Path(shutil.copytree(lora, store / "sft-x" / "epochs" / "epoch-2"))
     kept = Path(shutil.copytree(epoch, store / "select_checkpoint-y" / "model"))
-    assert read_adapter(epoch).base == read_adapter(kept).base == (root / "base").resolve()
+    assert ModelFolder(epoch).base.path == ModelFolder(kept).base.path == (root / "base").resolve()
 
 
 def test_a_linked_stage_finds_its_base(root: Path, lora: Path) -> None:
     (root / "runs" / "tiny" / "stages").mkdir(parents=True)
     link = root / "runs" / "tiny" / "stages" / "sft"
     link.symlink_to(os.path.relpath(lora.parent, link.parent))
-    assert read_adapter(link / "model").base == (root / "base").resolve()
+    assert ModelFolder(link / "model").base.path == (root / "base").resolve()
 
 
 def test_a_base_in_pieces_is_found(root: Path) -> None:
@@ -112,10 +117,10 @@ def test_a_base_in_pieces_is_found(root: Path) -> None:
     load_causal_lm(root / "base").save_pretrained(base, max_shard_size="20KB")
     load_tokenizer(root / "base").save_pretrained(base)
     assert (base / "model.safetensors.index.json").exists()
-    start = TrainableModel(base, LORA, root / "runs" / ".store", "sft")
+    start = TrainableModel(ModelFolder(base), LORA, root / "runs" / ".store", "sft")
     model = load_trainable(start)
     save_trained(model, load_tokenizer(base), root / "runs" / ".store" / "sft-2" / "model", start)
-    assert read_adapter(root / "runs" / ".store" / "sft-2" / "model").base == base.resolve()
+    assert ModelFolder(root / "runs" / ".store" / "sft-2" / "model").base.path == base.resolve()
 
 
 def test_the_base_is_gone(root: Path, lora: Path) -> None:
@@ -162,7 +167,7 @@ def test_a_damaged_record_is_told_by_whoever_asks_first(lora: Path, content: str
     """The room for tokens is asked for before the model is loaded."""
     (lora / BASE_NAME).write_text(content)
     with pytest.raises(EnvironmentProblem) as error:
-        context_tokens(lora)
+        assert ModelFolder(lora).context_tokens
     assert str(lora / BASE_NAME) in str(error.value)
 
 
@@ -188,7 +193,7 @@ def test_weights_of_another_adapter(lora: Path, prompt: Path) -> None:
         shutil.copyfile(other / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
         for start in (None, LORA if folder == lora else PROMPT):
             with pytest.raises(EnvironmentProblem) as error:
-                load_causal_lm(folder) if start is None else load_trainable(TrainableModel(folder, start, lora.parents[1], "dpo"))
+                load_causal_lm(folder) if start is None else begin(folder, start)
             told(error)
         (folder / ADAPTER_WEIGHTS_NAME).write_bytes(kept)
 
@@ -197,7 +202,7 @@ def test_one_tensor_is_missing(lora: Path) -> None:
     state = load_file(lora / ADAPTER_WEIGHTS_NAME)
     state.pop(min(name for name in state if ".lora_B." in name))
     save_file(state, lora / ADAPTER_WEIGHTS_NAME)
-    for read in (load_causal_lm, lambda folder: load_trainable(TrainableModel(folder, LORA, folder.parents[1], "dpo"))):
+    for read in (load_causal_lm, lambda folder: begin(folder, LORA)):
         with pytest.raises(EnvironmentProblem) as error:
             read(lora)
         assert "does not fit its base model: " in told(error)
@@ -226,17 +231,17 @@ def test_a_language_adapter_is_no_reward_model(root: Path, lora: Path) -> None:
     assert f"{lora}: as a reward model, it lacks the weights score.weight; they would be random" in told(error)
     assert load_reward_model(lora, new_head=True).score.weight.shape == (1, 32)
     with pytest.raises(RecipeError) as error:
-        load_trainable(TrainableModel(lora, LORA, root, "ppo"), task="SEQ_CLS")
+        load_trainable(TrainableModel(ModelFolder(lora), LORA, root, "ppo"), task="SEQ_CLS")
     assert f"ppo: {lora}: is no reward model: the adapter has no score head" in told(error)
     judge = make_adapter(root, LORA, root / "runs" / ".store" / "reward" / "model", task="SEQ_CLS", new_head=True, pad_token_id=0)
     assert torch.equal(load_reward_model(judge).score.weight, load_reward_model(judge, new_head=False).score.weight)
 
 
 def test_virtual_tokens_take_room(root: Path, lora: Path, prompt: Path) -> None:
-    assert (virtual_tokens(prompt), context_tokens(prompt)) == (6, 506)
-    assert (virtual_tokens(lora), context_tokens(lora)) == (0, 512)
-    assert TrainableModel(root / "base", PROMPT, root, "sft").context_tokens == 506
-    assert TrainableModel(prompt, PROMPT, root, "sft").context_tokens == 506
+    assert (ModelFolder(prompt).virtual_tokens, ModelFolder(prompt).context_tokens) == (6, 506)
+    assert (ModelFolder(lora).virtual_tokens, ModelFolder(lora).context_tokens) == (0, 512)
+    assert TrainableModel(ModelFolder(root / "base"), PROMPT, root, "sft").context_tokens == 506
+    assert TrainableModel(ModelFolder(prompt), PROMPT, root, "sft").context_tokens == 506
 
 
 def test_unknown_target_modules(root: Path) -> None:
@@ -251,24 +256,24 @@ def test_unknown_target_modules(root: Path) -> None:
 
 def test_a_name_may_be_that_of_one_layer(root: Path) -> None:
     settings = Lora(method="lora", rank=2, target_modules=["model.layers.1.mlp.up_proj", "v_proj"])
-    model = load_trainable(TrainableModel(root / "base", settings, root, "sft"))
+    model = load_trainable(TrainableModel(ModelFolder(root / "base"), settings, root, "sft"))
     trained = {name.partition(".lora_")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"model.layers.1.mlp.up_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"}
 
 
 def test_the_head_is_no_target(root: Path) -> None:
     with pytest.raises(RecipeError, match="no linear layer 'lm_head'"):
-        load_trainable(TrainableModel(root / "base", Lora(method="lora", target_modules=["lm_head"]), root, "sft"))
+        load_trainable(TrainableModel(ModelFolder(root / "base"), Lora(method="lora", target_modules=["lm_head"]), root, "sft"))
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_rank_larger_than_a_layer(root: Path, method: Any) -> None:
     with pytest.raises(RecipeError) as error:
-        load_trainable(TrainableModel(root / "base", Lora(method=method, rank=33), root, "sft"))
+        load_trainable(TrainableModel(ModelFolder(root / "base"), Lora(method=method, rank=33), root, "sft"))
     text = told(error)
     assert "sft: peft rank 33 is larger than the layer model.layers.0.self_attn.q_proj, whose smaller side is 32" in text
     assert "Give a rank of at most 32" in text
-    load_trainable(TrainableModel(root / "base", Lora(method=method, rank=32), root, "sft"))
+    load_trainable(TrainableModel(ModelFolder(root / "base"), Lora(method=method, rank=32), root, "sft"))
 
 
 @pytest.mark.parametrize(
@@ -284,19 +289,19 @@ def test_a_rank_larger_than_a_layer(root: Path, method: Any) -> None:
 )
 def test_going_on_with_other_settings(root: Path, lora: Path, peft: Lora | VirtualTokens, differing: str) -> None:
     with pytest.raises(RecipeError) as error:
-        load_trainable(TrainableModel(lora, peft, root, "dpo"))
+        load_trainable(TrainableModel(ModelFolder(lora), peft, root, "dpo"))
     text = told(error)
     assert text.startswith("dpo: peft: the model is an adapter already (lora), which is trained further, but " + differing)
     assert "leave peft out: the adapter is then merged" in text
 
 
 def test_alpha_may_be_written_in_another_way(root: Path, lora: Path) -> None:
-    load_trainable(TrainableModel(lora, Lora(method="lora", rank=2, alpha=4.0), root, "dpo"))
+    load_trainable(TrainableModel(ModelFolder(lora), Lora(method="lora", rank=2, alpha=4.0), root, "dpo"))
 
 
 def test_going_on_from_virtual_tokens_with_other_settings(root: Path, prompt: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        load_trainable(TrainableModel(prompt, PROMPT.model_copy(update={"num_virtual_tokens": 7}), root, "dpo"))
+        load_trainable(TrainableModel(ModelFolder(prompt), PROMPT.model_copy(update={"num_virtual_tokens": 7}), root, "dpo"))
     text = told(error)
     assert "num_virtual_tokens is 7, the adapter's 6" in text
     assert f"start from its base model ({(root / 'base').resolve()})" in text and "merged" not in text
@@ -304,7 +309,7 @@ def test_going_on_from_virtual_tokens_with_other_settings(root: Path, prompt: Pa
 
 def test_without_peft_virtual_tokens_cannot_go_on(root: Path, prompt: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        load_trainable(TrainableModel(prompt, None, root, "dpo"))
+        load_trainable(TrainableModel(ModelFolder(prompt), None, root, "dpo"))
     assert "dpo: the model is 6 virtual tokens in front of a base, which cannot become part of its weights" in told(error)
 
 
@@ -313,7 +318,7 @@ def test_bitsandbytes_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
     for where, read in (
-        ("sft", lambda: load_trainable(TrainableModel(root / "base", Lora(method="qlora"), root, "sft"))),
+        ("sft", lambda: load_trainable(TrainableModel(ModelFolder(root / "base"), Lora(method="qlora"), root, "sft"))),
         (str(qlora), lambda: load_causal_lm(qlora)),
     ):
         with pytest.raises(EnvironmentProblem) as error:
@@ -325,8 +330,8 @@ def test_bitsandbytes_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_vllm_cannot_sample_behind_virtual_tokens(prompt: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        open_engine("vllm", prompt, dtype="float32", max_model_tokens=64)
+        open_engine("vllm", ModelFolder(prompt), dtype="float32", max_model_tokens=64)
     text = told(error)
     assert f"engine: vllm cannot sample behind virtual tokens, and {prompt} has 6" in text
     assert "engine: transformers" in text
-    assert open_engine("auto", prompt, dtype="float32", max_model_tokens=64).name == "transformers"
+    assert open_engine("auto", ModelFolder(prompt), dtype="float32", max_model_tokens=64).name == "transformers"

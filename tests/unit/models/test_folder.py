@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.errors import AlignError, EnvironmentProblem, RecipeError
-from align.models import check_model_folder, fetch_model
+from align.models import ModelFolder, fetch_model
 
 
 def _safetensors(length: int = 4) -> bytes:
@@ -37,9 +37,9 @@ def _shard(folder: Path, *names: Any) -> None:
 
 
 def test_a_whole_folder_is_accepted(folder: Path) -> None:
-    check_model_folder(folder)
+    ModelFolder(folder).check()
     _shard(folder, "part-1.safetensors")
-    check_model_folder(folder)
+    ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_whole_folder_is_accepted(folder: Path) -> None:
 def test_what_could_run_code_is_refused(folder: Path, file: str, content: str, told: str) -> None:
     (folder / file).write_text(content)
     with pytest.raises(RecipeError) as caught:
-        check_model_folder(folder)
+        ModelFolder(folder).check()
     assert str(folder / file) in str(caught.value)
     assert told in str(caught.value)
 
@@ -66,13 +66,13 @@ def test_what_could_run_code_is_refused(folder: Path, file: str, content: str, t
 def test_pickles_are_refused(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(RecipeError, match="pickle") as caught:
-        check_model_folder(folder)
+        ModelFolder(folder).check()
     assert "save_pretrained" in str(caught.value.hint)
 
 
 def test_pickles_beside_safetensors_do_no_harm(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    check_model_folder(folder)
+    ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_index_that_reaches_out_of_the_folder(folder: Path, name: Any) -> Non
     (folder.parent / "other.safetensors").write_bytes(_safetensors())
     _shard(folder, "part-1.safetensors", name)
     with pytest.raises(RecipeError, match="not inside the folder"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 def test_a_link_that_reaches_out_of_the_folder(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_link_that_reaches_out_of_the_folder(folder: Path) -> None:
     (folder / "model.safetensors").rename(secret)
     (folder / "model.safetensors").symlink_to(secret)
     with pytest.raises(RecipeError, match="not inside the folder"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.json", "additional_chat_templates/other.jinja"])
@@ -100,7 +100,7 @@ def test_a_file_that_is_read_without_being_named_is_no_link_out_of_the_folder(fo
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(secret)
     with pytest.raises(RecipeError, match="not inside the folder"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 def test_links_of_the_hub_s_cache_are_its_own(folder: Path, tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_links_of_the_hub_s_cache_are_its_own(folder: Path, tmp_path: Path) -> N
     for file in folder.iterdir():
         file.rename(blobs / file.name)
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
-    check_model_folder(snapshot)
+    ModelFolder(snapshot).check()
 
 
 def test_an_index_of_pickles(folder: Path) -> None:
     _shard(folder, "part-1.bin")
     with pytest.raises(RecipeError, match="not a safetensors file"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_an_index_of_pickles(folder: Path) -> None:
 def test_damaged_weights_are_named(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(EnvironmentProblem) as caught:
-        check_model_folder(folder)
+        ModelFolder(folder).check()
     assert str(folder / "model.safetensors") in str(caught.value)
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
     _shard(folder, "part-1.safetensors", "part-2.safetensors")
     with pytest.raises(EnvironmentProblem, match=r"part-2\.safetensors: the index names this file"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 def test_missing_files(folder: Path, missing: str, told: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(RecipeError, match=told):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": ', "[" * 100_000, "\xff"])
@@ -160,21 +160,21 @@ def test_missing_files(folder: Path, missing: str, told: str) -> None:
 def test_unreadable_configuration(folder: Path, name: str, content: str) -> None:
     (folder / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(EnvironmentProblem) as caught:
-        check_model_folder(folder)
+        ModelFolder(folder).check()
     assert str(folder / name) in str(caught.value)
 
 
 def test_an_adapter_is_no_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/anything"}')
     with pytest.raises(RecipeError, match="adapter"):
-        check_model_folder(folder)
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize("name", ["absent", "file"])
 def test_no_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RecipeError, match=name):
-        check_model_folder(tmp_path / name)
+        ModelFolder(tmp_path / name).check()
 
 
 def test_the_hub_without_a_hub() -> None:

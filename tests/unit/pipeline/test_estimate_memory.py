@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from align.config.peft import Lora, VirtualTokens
+from align.models.folder import ModelFolder
 from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
 from align.pipeline.estimate.shape import ModelShape, shape_of
 from align.training.needs import Batch
@@ -113,7 +114,7 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
         "head_dim": 16,
     }
     folder = tiny_causal_lm(tmp_path / "base", **size, num_key_value_heads=2)
-    found = read_shape(folder)
+    found = read_shape(ModelFolder(folder))
     loaded = load_causal_lm(folder)
     own = {parameter.untyped_storage().data_ptr() for parameter in loaded.parameters()}
     rows, row_tokens = 2, 64
@@ -202,7 +203,7 @@ def test_trainable_parameters_are_those_that_peft_counts(tmp_path: Any, architec
         config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64)
     built = transformers.AutoModelForCausalLM.from_config(config)
     built.save_pretrained(tmp_path)
-    found = read_shape(tmp_path)
+    found = read_shape(ModelFolder(tmp_path))
     assert found is not None
     settings: dict[str, Any] = {
         "lora": (Lora(method="lora", rank=3), lambda: peft.LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM")),

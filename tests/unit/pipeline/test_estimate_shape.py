@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from align.models.folder import ModelFolder
 from align.pipeline.estimate.shape import LinearLayer, ModelShape, read_shape, shape_of
 from align.testing import tiny_causal_lm
 
@@ -80,7 +81,7 @@ def test_a_folder_is_read_as_torch_counts_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     folder = tiny_causal_lm(tmp_path / "base")
-    shape = read_shape(folder)
+    shape = read_shape(ModelFolder(folder))
     weights = load_file(folder / "model.safetensors")
     assert shape is not None
     assert shape.parameters == sum(tensor.numel() for tensor in weights.values())
@@ -92,7 +93,7 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tiny_causal_lm(tmp_path / "base")
-    whole = read_shape(folder)
+    whole = read_shape(ModelFolder(folder))
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
     parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
@@ -101,7 +102,7 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = read_shape(folder)
+    found = read_shape(ModelFolder(folder))
     assert whole is not None
     assert found is not None
     assert (found.parameters, sorted(layer.name for layer in found.linear_layers)) == (
@@ -126,4 +127,4 @@ def test_what_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
         config.write_text("[]")
     else:
         config.write_text(json.dumps({**json.loads(config.read_text()), "is_encoder_decoder": True}))
-    assert read_shape(folder) is None
+    assert read_shape(ModelFolder(folder)) is None

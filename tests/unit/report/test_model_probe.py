@@ -11,6 +11,7 @@ import pytest
 
 from align.data import template as template_module
 from align.models.facts import ModelFacts
+from align.models.folder import ModelFolder
 from align.report.model import token_checks
 from align.report.model.check import WHY, ModelCheck
 from align.report.model.probe import ModelReport, lines_of, probe_loaded, probe_model
@@ -56,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sound_model_has_no_problem(model: Path) -> None:
-    report = probe_model(model)
+    report = probe_model(ModelFolder(model))
     assert [check.name for check in report.checks] == list(WHY)
     assert report.problems == []
     assert report.exit_code == 0
@@ -275,11 +276,11 @@ def test_a_damaged_file_is_exit_4_and_an_unsafe_one_exit_2(model: Path, tmp_path
     folder = Path(shutil.copytree(model, tmp_path / "cut"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    report = probe_model(folder)
+    report = probe_model(ModelFolder(folder))
     assert (report.exit_code, report.problems[0].name, len(report.checks)) == (4, "folder", 1)
     shutil.copy(model / "model.safetensors", weights)
     (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "evil.py"}}')
-    assert probe_model(folder).exit_code == 2
+    assert probe_model(ModelFolder(folder)).exit_code == 2
 
 
 def test_a_tokenizer_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
@@ -287,16 +288,16 @@ def test_a_tokenizer_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
 
     folder = Path(shutil.copytree(model, tmp_path / "bad"))
     (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
-    report = probe_model(folder)
+    report = probe_model(ModelFolder(folder))
     assert [check.name for check in report.problems] == ["tokenizer"]
     assert report.exit_code == 2
 
 
 def test_reward_models_and_encoder_decoders(tmp_path: Path) -> None:
-    reward = probe_model(tiny_reward_model(tmp_path / "reward"))
+    reward = probe_model(ModelFolder(tiny_reward_model(tmp_path / "reward")))
     assert reward.problems == []
     assert "stopping" in reward.skipped
-    seq2seq = probe_model(tiny_seq2seq_lm(tmp_path / "t5"))
+    seq2seq = probe_model(ModelFolder(tiny_seq2seq_lm(tmp_path / "t5")))
     assert seq2seq.problems == []
     assert "two_turns" in seq2seq.skipped
 

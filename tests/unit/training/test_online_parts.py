@@ -17,6 +17,7 @@ from align.config.sections import RulesScorer
 from align.data.encoding import EncodedPrompt
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.errors import RecipeError, StageError
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.trainable import TrainableModel
 from align.records import Candidate, Message, Prompt, ScoredCandidate
@@ -46,7 +47,7 @@ NOT_SCORED = Candidate(
 
 def start(folder: Path) -> TrainableModel:
     """Every weight of the model in `folder` is trained."""
-    return TrainableModel(folder, None, folder.parent, "ppo")
+    return TrainableModel(ModelFolder(folder), None, folder.parent, "ppo")
 
 
 def reward_model_start(folder: Path) -> ValueStart:

@@ -1,0 +1,244 @@
+"""The files of a model folder, and checks that they are safe and whole before anything of them is loaded. Loads no torch.
+
+Each rule answers a known vulnerability: safetensors only (CVE-2025-32434: pickles run code even with weights_only), no code or
+kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outside the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.config.architecture import CONFIG_NAME
+from align.errors import EnvironmentProblem, RecipeError
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+BASE_NAME = "base.json"
+ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
+
+MAX_HEADER_BYTES = 100 * 1024 * 1024
+"""Largest safetensors header; the format's own limit."""
+
+ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
+# transformers opens these by their well-known names, so no name passes through `_inside`.
+_READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
+# These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
+_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"})
+_BUILT_IN_KERNELS = frozenset(
+    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm"}
+)
+
+
+def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
+    """What the configuration files of a folder say, by the file's name; a file that is not there is left out.
+
+    Raises:
+        RecipeError: if there is no such folder or no config.json in it, or a file could make loading run code or leads out of it.
+        EnvironmentProblem: if a file cannot be read.
+    """
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "there is no such folder"
+        raise RecipeError(f"{path}: {what}", hint="Give the folder that holds the model's config.json.")
+    # First: the other checks read files, and would follow a link out of the folder.
+    _check_links(path)
+    if not (path / CONFIG_NAME).exists():
+        raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
+    contents: dict[str, dict[str, Any]] = {}
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME):
+        if not (path / name).exists():
+            continue
+        contents[name] = read_json_object(path, name)
+        named = sorted(set(_forbidden(contents[name])))
+        if named:
+            raise RecipeError(
+                f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
+                hint="align runs no code from model folders. Use a model whose architecture transformers has built in.",
+            )
+    return contents
+
+
+def check_contents(path: Path) -> None:
+    """Check tokenizer and weights of a folder whose configuration was read. Weights are not read beyond their headers.
+
+    Raises:
+        RecipeError, EnvironmentProblem: see `ModelFolder.check`.
+    """
+    if not (path / TOKENIZER_NAME).is_file():
+        raise RecipeError(
+            f"{path}: there is no {TOKENIZER_NAME}",
+            hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
+        )
+    read_json_object(path, TOKENIZER_NAME)
+    if (path / ADAPTER_CONFIG_NAME).exists():
+        _check_adapter(path)
+        return
+    for weights in weight_files(path):
+        _check_safetensors(path, weights)
+
+
+def _check_links(path: Path) -> None:
+    """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary."""
+    for file in sorted(path.iterdir()):
+        if file.is_symlink() and (file.suffix in _READ_UNNAMED or file.name == ADDITIONAL_TEMPLATES_NAME):
+            _inside(path, file.name)
+    for file in sorted((path / ADDITIONAL_TEMPLATES_NAME).glob("*")):
+        _inside(path, f"{ADDITIONAL_TEMPLATES_NAME}/{file.name}")
+
+
+def _check_adapter(path: Path) -> None:
+    if not (path / BASE_NAME).exists():
+        # PEFT would follow its base_model_name_or_path, wherever that points.
+        raise RecipeError(
+            f"{path}: it holds an adapter ({ADAPTER_CONFIG_NAME}), but no {BASE_NAME} that says which base model it belongs to",
+            hint="Merge it into its base model first: PeftModel.merge_and_unload().save_pretrained(…)",
+        )
+    if not (path / ADAPTER_WEIGHTS_NAME).exists():
+        raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
+    _inside(path, ADAPTER_WEIGHTS_NAME)
+    _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
+
+
+def _forbidden(value: Any) -> Iterator[str]:
+    """Names of the entries, at any depth, that could make loading run code."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _forbidden(item)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        if key in _CODE_KEYS:
+            yield key
+        elif key in _KERNEL_KEYS and not _is_built_in(item):
+            yield f"{key}: {item!r}"
+        else:
+            yield from _forbidden(item)
+
+
+def _is_built_in(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(item is None or (isinstance(item, str) and item in _BUILT_IN_KERNELS) for item in values)
+
+
+def read_json_object(path: Path, name: str) -> dict[str, Any]:
+    file = _inside(path, name)
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.") from error
+    if not isinstance(content, dict):
+        raise EnvironmentProblem(f"{path / name}: must hold a JSON object, but holds {type(content).__name__}")
+    return content
+
+
+def _inside(path: Path, name: Any) -> Path:
+    """The file `name` of the folder.
+
+    Raises:
+        RecipeError: if the name leads out of the folder, itself or as a link.
+    """
+    refusal = RecipeError(
+        f"{path}: names the file {name!r}, which is not inside the folder",
+        hint="Do not use this model: whoever made it reaches for other files of this machine.",
+    )
+    if (
+        not isinstance(name, str)
+        or not name
+        or "\\" in name
+        or "\0" in name
+        or Path(name).is_absolute()
+        or ".." in Path(name).parts
+    ):
+        raise refusal
+    # The name itself is harmless now, but a link can still lead elsewhere.
+    real = Path(os.path.realpath(path / name))
+    if not any(real.is_relative_to(root) for root in _allowed_roots(path)):
+        raise refusal
+    return path / name
+
+
+def _allowed_roots(path: Path) -> list[Path]:
+    """The folder itself and, for a snapshot in the hub's cache, the folder its links lead to by design."""
+    real = Path(os.path.realpath(path))
+    roots = [real]
+    if real.parent.name == "snapshots":
+        roots.append(real.parent.parent / "blobs")
+    return roots
+
+
+def weight_files(path: Path) -> list[str]:
+    """Names of the weight files, each inside the folder."""
+    if (path / INDEX_NAME).exists():
+        weight_map = read_json_object(path, INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise EnvironmentProblem(f"{path / INDEX_NAME}: has no weight_map", hint="Get the model again.")
+        names = list(dict.fromkeys(weight_map.values()))
+        for name in names:
+            _inside(path, name)
+            if not str(name).endswith(".safetensors"):
+                raise RecipeError(f"{path / INDEX_NAME}: names {name!r}, which is not a safetensors file", hint=_CONVERT)
+        return names
+    if (path / WEIGHTS_NAME).exists():
+        _inside(path, WEIGHTS_NAME)
+        return [WEIGHTS_NAME]
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise RecipeError(
+            f"{path}: the weights are pickled ({', '.join(pickles[:3])}); loading a pickle can run any code", hint=_CONVERT
+        )
+    raise RecipeError(f"{path}: there are no weights ({WEIGHTS_NAME} or {INDEX_NAME})", hint="Get the model again.")
+
+
+_CONVERT = (
+    "Use the model's safetensors version. To convert weights you trust: "
+    'AutoModelForCausalLM.from_pretrained("…", use_safetensors=False).save_pretrained("…")'
+)
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    """Check that a weight file is there, and as long as its header says."""
+    file = path / name
+    again = "The download was probably cut short; get this file again."
+    if not file.is_file():
+        raise EnvironmentProblem(f"{file}: the index names this file, but it is missing", hint=again)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    # Before the header is read: a damaged length could ask for any amount of memory.
+    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
+    try:
+        # Offsets count from the end of the header.
+        ends = [int(tensor["data_offsets"][1]) for tensor in _tensor_headers(file).values()]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
+
+
+def _tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
+    """Type, shape and place of each tensor of a safetensors file, by name.
+
+    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
+    """
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header  # type: ignore[no-any-return]
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the weight files of a checked folder, by name; no weight is read."""
+    tensors = {name: tensor for file in weight_files(path) for name, tensor in _tensor_headers(path / file).items()}
+    return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
