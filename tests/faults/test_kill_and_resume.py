@@ -16,6 +16,7 @@ import pytest
 
 from align import load_recipe, run_recipe
 from align.errors import Interrupted, StageError
+from align.models.folder import ModelFolder
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import Event, FunctionSink, Metrics, Progress, Quarantined, RunFinished, StageFailed
 from align.runtime.replay import metrics_of
@@ -224,7 +225,7 @@ def test_a_stop_between_shards_is_not_an_error_of_the_stage(project: Path, tmp_p
         }
     )
     prompts = [Prompt(id=str(i), prompt=[Message(role="user", content="a")]) for i in range(3)]
-    task = SamplingTask(project / "base", prompts, [[5, 6], [7], [8, 9]], (2,), config, seed=1)
+    task = SamplingTask(ModelFolder(project / "base"), prompts, [[5, 6], [7], [8, 9]], (2,), config, seed=1)
     done: list[int] = []
     with pytest.raises(Interrupted) as caught:
         sample(

@@ -9,6 +9,7 @@ import pytest
 from adapter_workshop import ROWS, Workshop, watch_started
 
 from align.models import trainable as trainable_module
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.testing import tiny_causal_lm
 from align.training.pairwise import reference as reference_module
@@ -30,9 +31,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders of language models that were loaded to be trained, or to be a reference."""
     folders: list[Path] = []
 
-    def counting(path: Path, **options: Any) -> Any:
-        folders.append(path)
-        return load_causal_lm(path, **options)
+    def counting(model: ModelFolder | Path, **options: Any) -> Any:
+        folders.append(model.path if isinstance(model, ModelFolder) else model)
+        return load_causal_lm(model, **options)
 
     for module in (trainable_module, reference_module):
         monkeypatch.setattr(module, "load_causal_lm", counting)

@@ -26,7 +26,7 @@ def task(project: Path, **changes: object) -> SamplingTask:
     fields = {"model": "m", "prompts": "p", "engine": "transformers", "shard_prompts": 3, "max_completion_tokens": 4}
     config = Config.model_validate({**fields, "num_candidates": 2, **changes})
     tokens = [[5 + i, 6, 7][: 1 + i % 3] for i in range(7)]
-    return SamplingTask(project / "base", PROMPTS, tokens, (2,), config, seed=4)
+    return SamplingTask(ModelFolder(project / "base"), PROMPTS, tokens, (2,), config, seed=4)
 
 
 def run(sampling_task: SamplingTask, folder: Path, stop_after: int | None = None) -> list[Candidate]:

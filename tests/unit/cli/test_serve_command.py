@@ -34,8 +34,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise state.problem
 
     @contextlib.contextmanager
-    def start(folder: Path, *, name: str, port: int) -> Iterator[Any]:
-        state.folder, state.name, state.port = folder, name, port
+    def start(folder: ModelFolder, *, name: str, port: int) -> Iterator[Any]:
+        state.folder, state.name, state.port = folder.path, name, port
 
         def wait() -> None:
             raise state.ends
@@ -147,8 +147,8 @@ def test_qlora_is_merged_once_and_the_merged_model_is_kept(align: Align, adapter
 def test_an_adapter_that_vllm_refuses_is_merged(align: Align, adapter: Any, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     start = vllm_server.start_server
 
-    def refuse(folder: Path, **options: Any) -> Any:
-        if (folder / "adapter_config.json").exists():
+    def refuse(folder: ModelFolder, **options: Any) -> Any:
+        if folder.is_adapter:
             raise StageError("vLLM's server ended with code 1 before it answered. Its last output:\n  ValueError: no LoRA here")
         return start(folder, **options)
 

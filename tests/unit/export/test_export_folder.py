@@ -93,7 +93,7 @@ def test_an_existing_folder_is_never_written_to(made: Any, tmp_path: Path) -> No
             export_model(source, target, check=False)
     assert names(tmp_path / "full") == ["mine.txt"]
     with pytest.raises(RecipeError, match="inside the model"):
-        export_model(source, source.folder / "exported", check=False)
+        export_model(source, source.folder.path / "exported", check=False)
     (tmp_path / "empty").mkdir()
     assert export_model(source, tmp_path / "empty", check=False).folder == tmp_path / "empty"
     assert "Not checked" in (tmp_path / "empty" / "README.md").read_text()

@@ -20,7 +20,7 @@ def test_a_stage_is_found_by_its_link_its_entry_and_its_model_folder(made: Any) 
     for given in (made.stage("dpo"), entry, entry / "model"):
         source = open_source(given)
         assert (source.name, source.purpose, source.run) == ("dpo", "language", made.run)
-        assert source.folder == entry / "model"
+        assert source.folder.path == entry / "model"
     assert open_source(made.stage("reward")).purpose == "reward"
     assert runs_of(entry) == [(made.run, "dpo")]
 

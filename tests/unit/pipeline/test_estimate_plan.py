@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from align.models.folder import ModelFolder
 from align.pipeline.estimate import plan as estimate_module
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, estimate_plan, fits
@@ -271,7 +272,7 @@ def test_each_model_folder_and_each_data_file_is_read_once(
     read: list[Any] = []
     original = estimate_module.read_shape  # type: ignore[attr-defined]
 
-    def remember(folder: Path) -> Any:
+    def remember(folder: ModelFolder) -> Any:
         read.append(folder)
         return original(folder)
 
