@@ -8,16 +8,12 @@ log_odds_chosen, rewards/accuracies, logps/chosen, logps/rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from align.config.reference import RowsReference
-from align.records import Preference
 from align.stage import StageContext, StageOutcome
-from align.training.needs import TrainingNeeds, pair_batch
-from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective, preference_metrics
+from align.training.pairwise.objective import BatchCounts, PairLosses, PreferenceConfig, preference_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +21,11 @@ if TYPE_CHECKING:
 VERSION = 4
 
 
-class OrpoObjective(PairwiseObjective):
-    """ORPO. The likelihood is a mean over the tokens of the optimizer batch, the odds are a mean over its pairs."""
+class Config(PreferenceConfig):
+    """ORPO on preferences. The likelihood is a mean over the tokens of the optimizer batch, the odds a mean over its pairs."""
 
-    method: ClassVar[str] = "orpo"
-    final_metrics: ClassVar[tuple[str, ...]] = (
+    method = "orpo"
+    final_metrics = (
         "loss",
         "nll_loss",
         "log_odds_ratio",
@@ -43,6 +39,8 @@ class OrpoObjective(PairwiseObjective):
     """Weight of the odds-ratio term beside the likelihood of the chosen completions (lambda of the paper)."""
     nll_tokens: Literal["completion", "prompt_and_completion"] = "completion"
     """Tokens of the likelihood term. TRL and the authors' code take the prompt's too."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate."""
 
     @property
     def counts_prompts(self) -> bool:
@@ -51,37 +49,21 @@ class OrpoObjective(PairwiseObjective):
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         from align.losses import orpo_loss
 
-        pairs, weight = len(batch["last_index"]) // 2, self.odds_ratio_weight
+        pairs = len(batch["last_index"]) // 2
         sums, lengths = outputs.view(-1, pairs), batch["token_counts"].view(-1, pairs)
         chosen, rejected = sums[0] / lengths[0], sums[1] / lengths[1]
         # With prompts a batch has three sequences for each pair, and the prompts come last.
         likelihoods = -(sums[0] if len(sums) == 2 else sums[0] + sums[2])
         # Scaled so that the mean over pairs is the mean over tokens.
         nll = likelihoods * (counts.pairs / counts.likelihood_tokens)
-        loss = orpo_loss(chosen, rejected, nll, odds_ratio_weight=weight)
-        metrics = {
-            **preference_metrics(chosen, rejected, weight * chosen.detach(), weight * rejected.detach()),
-            "nll_loss": nll.detach(),
-            "log_odds_ratio": -loss.odds_ratio_losses,
-            "log_odds_chosen": loss.log_odds,
-        }
+        loss = orpo_loss(chosen, rejected, nll, odds_ratio_weight=self.odds_ratio_weight)
+        metrics = preference_metrics(chosen, rejected, scale=self.odds_ratio_weight)
+        metrics |= {"nll_loss": nll.detach(), "log_odds_ratio": -loss.odds_ratio_losses, "log_odds_chosen": loss.log_odds}
         return PairLosses(loss.losses, metrics)
-
-
-class Config(OrpoObjective, PairwiseConfig):
-    """ORPO on preferences."""
-
-    pairs: RowsReference[Preference]
-    """Pairs of a chosen and a rejected completion."""
-    learning_rate: float = Field(default=2e-5, gt=0)
-    """Peak learning rate."""
-
-    def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self))
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Train without a reference."""
     from align.training.pairwise.run import run_pairwise
 
-    return run_pairwise(context, context.artifact(context.config.pairs))
+    return run_pairwise(context)

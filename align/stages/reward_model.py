@@ -7,21 +7,18 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
-from align.data.encoding import Where
-from align.errors import DataError, several
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
-from align.store.artifact import MODEL_FOLDER
 from align.training.needs import TrainingNeeds, pair_batch
-from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective
+from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +26,28 @@ if TYPE_CHECKING:
 VERSION = 5
 
 
-class RewardObjective(PairwiseObjective):
-    """Bradley–Terry, with the `margin` of the batch if it has one."""
+class Config(LoraOnly, PairwiseConfig):
+    """Bradley–Terry reward model on preferences."""
 
-    method: ClassVar[str] = "reward_model"
+    method = "reward_model"
 
+    model: ModelReference
+    """Model to start from; usually the SFT model."""
+    data: RowsReference[Preference]
+    """Pairs of a chosen and a rejected completion."""
+    held_out_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
+    margin: Literal["none", "scores"] = "none"
+    """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
     center_coef: float = Field(default=0.01, ge=0)
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.model, self.data, self.precision, self.peft, partial(pair_batch, self), has_score_head=True)
+
+    @classmethod
+    def _why_no_virtual_tokens(cls) -> str:
+        return "a score is read from a trained head, which virtual tokens alone would leave as it was drawn"
 
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         from align.losses import reward_model_loss
@@ -51,68 +63,8 @@ class RewardObjective(PairwiseObjective):
         return PairLosses(losses, metrics)
 
 
-class Config(RewardObjective, LoraOnly, PairwiseConfig):
-    """Bradley–Terry reward model on preferences."""
-
-    model: ModelReference
-    """Model to start from; usually the SFT model."""
-    data: RowsReference[Preference]
-    """Pairs of a chosen and a rejected completion."""
-    held_out_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the pairs kept out of training to measure accuracy, chosen by a hash of the prompt: a prompt is on one side."""
-    margin: Literal["none", "scores"] = "none"
-    """scores: the chosen score should be higher by chosen_score - rejected_score of the row (Llama 2, Touvron et al. 2023)."""
-
-    def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.model, self.data, self.precision, self.peft, partial(pair_batch, self), has_score_head=True)
-
-    @classmethod
-    def _why_no_virtual_tokens(cls) -> str:
-        return "a score is read from a trained head, which virtual tokens alone would leave as it was drawn"
-
-
 def run(context: StageContext[Config]) -> StageOutcome:
     """Split the pairs by prompt, train on one part, measure on the other."""
-    from align.training.pairwise.collator import TrainingPair
-    from align.training.pairwise.held_out import evaluate_reward_model, split_by_prompt
-    from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
+    from align.training.pairwise.held_out import run_with_held_out
 
-    config = context.config
-    artifact = context.artifact(config.data)
-    data = read_pairs(context, artifact)
-    split = split_by_prompt(data.records, data.encoded.rows, share=config.held_out_share, seed=context.seed)
-    if not split.train or not split.held_out:
-        raise DataError(
-            f"{artifact.where(None)}: {len(data.encoded.rows)} pairs leave {len(split.train)} to train on and "
-            f"{len(split.held_out)} to measure accuracy on; both are needed",
-            hint="Give more pairs with different prompts, or change held_out_share.",
-        )
-    rows = [TrainingPair(row) for row in split.train]
-    if config.margin == "scores":
-        trained = {row.id for row in split.train}
-        # Only of pairs that are trained on: dropped and held-out pairs need no scores.
-        margins = _margins([record for record in data.records if record.id in trained], artifact.where)
-        rows = [TrainingPair(row, {"margin": margins[row.id]}) for row in split.train]
-    metrics = train_pairs(context, data, rows, new_score_head=True)
-    accuracy = evaluate_reward_model(context.output / MODEL_FOLDER, split)
-    return outcome_of(context, data, {"train_loss": metrics.pop("loss"), **metrics, **accuracy})
-
-
-def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
-    """By how much the chosen completion scored higher, by pair id."""
-    margins: dict[str, float] = {}
-    problems: list[str] = []
-    for record in records:
-        if record.chosen_score is None or record.rejected_score is None:
-            problems.append(f"{where(record.line)}: {record.id}: has no chosen_score or no rejected_score")
-        elif record.chosen_score < record.rejected_score:
-            scores = f"chosen_score {record.chosen_score:g}, rejected_score {record.rejected_score:g}"
-            problems.append(f"{where(record.line)}: {record.id}: the rejected completion scored higher ({scores})")
-        else:
-            margins[record.id] = record.chosen_score - record.rejected_score
-    if problems:
-        raise DataError(
-            several(problems, f"rows cannot give a margin (of {len(records):,})"),
-            hint="Set margin: none, or give every pair both scores.",
-        )
-    return margins
+    return run_with_held_out(context, share=context.config.held_out_share, margins=context.config.margin == "scores")

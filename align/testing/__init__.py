@@ -1,6 +1,6 @@
 """Tiny models built in code, for the tests of `align` and of those who build on it. Nothing is downloaded."""
 
-from align.testing.builders import candidate, input_artifact, random_pairs, scored_candidate
+from align.testing.builders import candidate, input_artifact, pairwise_config, random_pairs, scored_candidate
 from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
 from align.testing.recorder import Recorder
@@ -13,6 +13,7 @@ __all__ = [
     "candidate",
     "fake_judge",
     "input_artifact",
+    "pairwise_config",
     "random_pairs",
     "scored_candidate",
     "tiny_causal_lm",

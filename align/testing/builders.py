@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from align.data.encoding import EncodedPreference
 from align.records import Candidate, Message, ScoredCandidate
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest
+from align.training.pairwise.objective import PairwiseConfig
 
 
 def input_artifact(name: str, path: Path, kind: str, *, fingerprint: str | None = None) -> Artifact:
@@ -65,3 +67,10 @@ def random_pairs(count: int, *, seed: int, prompt_tokens: int, completion_tokens
         EncodedPreference(str(i), ids(1, prompt_tokens), [*ids(0, completion_tokens), 2], [*ids(0, completion_tokens), 2])
         for i in range(count)
     ]
+
+
+def pairwise_config(stage: ModuleType, **settings: Any) -> PairwiseConfig:
+    """The Config of a pairwise stage with these settings; the names of its model and its pairs mean nothing."""
+    rows = "data" if "data" in stage.Config.model_fields else "pairs"
+    config: PairwiseConfig = stage.Config.model_validate({"model": "model", rows: "pairs", **settings})
+    return config

@@ -122,8 +122,8 @@ def training_options(options: argparse.Namespace, folder: str, *, epochs: int) -
 def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], arguments: dict[str, Any]) -> Any:
     from align.data.encoding import EncodedPreference
     from align.runtime.context import RunContext
-    from align.stages.dpo import DpoObjective
-    from align.stages.reward_model import RewardObjective
+    from align.stages import dpo, reward_model
+    from align.testing import pairwise_config
     from align.training.pairwise.collator import TrainingPair
     from align.training.pairwise.mask_probe import choose_collator
     from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
@@ -135,8 +135,8 @@ def our_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], ar
     ]
     context = RunContext(name="benchmark", work=Path(), seed=0, emit=lambda event: print(event, file=sys.stderr))
     collator = choose_collator(prepare_model(model), rows, context, pad_token_id=PAD)
-    objective = RewardObjective(center_coef=0.0) if loss == "reward_model" else DpoObjective(beta=0.1)
-    return PairwiseTrainer(model, rows, objective, collator, arguments)
+    method = pairwise_config(reward_model, center_coef=0.0) if loss == "reward_model" else pairwise_config(dpo, beta=0.1)
+    return PairwiseTrainer(model, rows, method, collator, arguments)
 
 
 def trl_trainer(loss: str, model: Any, pairs: Sequence[dict[str, list[int]]], arguments: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import pytest
 DESIGN = Path(__file__).resolve().parents[2] / "docs" / "design.md"
 MAX_FILES = 8
 MAX_LINES = 900
+MAX_STAGE_LINES = 70
 STALE_LINES = 12  # A line more or less in a file need not change the page.
 
 STOP = re.compile(r"^\| (\d+) \| \[`[\w.]+`\]\((\S+?\.py)\)(?:: ([^|]+))? \| (\d+) \|", re.MULTILINE)
@@ -48,3 +49,8 @@ def test_the_tour_is_short() -> None:
     assert [number for number, *_ in stops] == list(range(1, len(stops) + 1))
     assert 1 < len(stops) <= MAX_FILES
     assert sum(lines_of(file, names) for _, file, names, _ in stops) <= MAX_LINES
+
+
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "reward_model"])
+def test_the_stage_file_of_a_pairwise_method_is_short(stage: str) -> None:
+    assert lines_of(DESIGN.parents[1] / "align" / "stages" / f"{stage}.py", []) <= MAX_STAGE_LINES

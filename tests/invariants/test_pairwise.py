@@ -14,10 +14,8 @@ from align.config.sections import Optimization
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
-from align.stages.dpo import DpoObjective
-from align.stages.orpo import OrpoObjective
-from align.stages.reward_model import RewardObjective
-from align.testing import random_pairs
+from align.stages import dpo, orpo, reward_model
+from align.testing import pairwise_config, random_pairs
 from align.training.loop import TrainingHistory, train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
@@ -25,10 +23,10 @@ from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 pytestmark = pytest.mark.slow
 
 OBJECTIVES = {
-    "dpo": DpoObjective(beta=0.3),
-    "ipo": DpoObjective(beta=0.3, variant="ipo"),
-    "orpo": OrpoObjective(odds_ratio_weight=0.5),
-    "reward_model": RewardObjective(center_coef=0.01),
+    "dpo": pairwise_config(dpo, beta=0.3),
+    "ipo": pairwise_config(dpo, beta=0.3, variant="ipo"),
+    "orpo": pairwise_config(orpo, odds_ratio_weight=0.5),
+    "reward_model": pairwise_config(reward_model, center_coef=0.01),
 }
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from align.stages.dpo import DpoObjective
-from align.stages.orpo import OrpoObjective
-from align.stages.reward_model import RewardObjective
+from align.stages import dpo, orpo, reward_model
+from align.testing import pairwise_config
 from align.training.pairwise.objective import BatchCounts, likelihood_tokens
+from align.training.pairwise.run import loss_of_equal_models
 
 # Two pairs; targets: chosen 2 and 4 tokens, rejected 1 and 2, and with prompts 3 and 0.
 COUNTS = [2, 4, 1, 2]
@@ -33,7 +33,7 @@ REFERENCE: dict[str, Any] = {"reference_chosen_logps": [-5.0, -6.0], "reference_
 
 def test_dpo() -> None:
     # Log ratios: chosen 1, 0; rejected 0, -1. Margins 1 and 1.
-    result = DpoObjective(beta=0.5).pair_losses(torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6))
+    result = pairwise_config(dpo, beta=0.5).pair_losses(torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6))
     assert result.losses.tolist() == pytest.approx([-math.log(1 / (1 + math.exp(-0.5)))] * 2)
     assert result.metrics["rewards/chosen"].tolist() == [0.5, 0.0]
     assert result.metrics["rewards/rejected"].tolist() == [0.0, -0.5]
@@ -43,22 +43,24 @@ def test_dpo() -> None:
 
 
 def test_dpo_with_label_smoothing() -> None:
-    result = DpoObjective(beta=0.5, label_smoothing=0.25).pair_losses(torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6))
+    result = pairwise_config(dpo, beta=0.5, label_smoothing=0.25).pair_losses(
+        torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6)
+    )
     right, flipped = math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.5))
     assert result.losses.tolist() == pytest.approx([0.75 * right + 0.25 * flipped] * 2)
 
 
 def test_ipo_averages_policy_and_reference_alike() -> None:
     # Averages: chosen -2, -1.5 against -2.5, -1.5; rejected -3, -2.5 against -3, -2. Margins 0.5, 0.5; target 1 / (2 · 0.5) = 1.
-    result = DpoObjective(beta=0.5, variant="ipo").pair_losses(torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6))
+    result = pairwise_config(dpo, beta=0.5, variant="ipo").pair_losses(torch.tensor(SUMS), batch_of(**REFERENCE), counts_of(2, 6))
     assert result.losses.tolist() == pytest.approx([0.25, 0.25])
     assert result.metrics["rewards/chosen"].tolist() == [0.5, 0.0]  # of sums, as TRL shows them
 
 
 def test_the_loss_of_equal_models() -> None:
-    assert DpoObjective(beta=0.1, label_smoothing=0.2).loss_without_margin() == pytest.approx(math.log(2))
-    assert DpoObjective(beta=0.1, variant="hinge").loss_without_margin() == 1
-    assert DpoObjective(beta=0.1, variant="ipo").loss_without_margin() == pytest.approx(25)
+    assert loss_of_equal_models(pairwise_config(dpo, beta=0.1, label_smoothing=0.2)) == pytest.approx(math.log(2))
+    assert loss_of_equal_models(pairwise_config(dpo, beta=0.1, variant="hinge")) == 1
+    assert loss_of_equal_models(pairwise_config(dpo, beta=0.1, variant="ipo")) == pytest.approx(25)
 
 
 def log_odds(average: float) -> float:
@@ -70,7 +72,7 @@ def test_orpo_is_a_mean_over_tokens_and_a_mean_over_pairs(prompts: bool, tokens:
     batch = batch_of(prompts=prompts)
     assert int(likelihood_tokens(batch).sum()) == tokens
     sums = SUMS + ([-7.0, 0.0] if prompts else [])
-    result = OrpoObjective(odds_ratio_weight=2.0).pair_losses(torch.tensor(sums), batch, counts_of(2, tokens))
+    result = pairwise_config(orpo, odds_ratio_weight=2.0).pair_losses(torch.tensor(sums), batch, counts_of(2, tokens))
     odds = [log_odds(-2.0) - log_odds(-3.0), log_odds(-1.5) - log_odds(-2.5)]
     ratios = [-math.log(1 + math.exp(-value)) for value in odds]
     nll = (4 + 6 + (7 if prompts else 0)) / tokens
@@ -82,7 +84,7 @@ def test_orpo_is_a_mean_over_tokens_and_a_mean_over_pairs(prompts: bool, tokens:
 
 def test_orpo_is_finite_for_a_completion_that_is_certain() -> None:
     sums = torch.zeros(4, requires_grad=True)
-    result = OrpoObjective(odds_ratio_weight=1.0).pair_losses(sums, batch_of(), counts_of(2, 6))
+    result = pairwise_config(orpo, odds_ratio_weight=1.0).pair_losses(sums, batch_of(), counts_of(2, 6))
     result.losses.sum().backward()
     assert torch.isfinite(result.losses).all()
     assert torch.isfinite(sums.grad).all()  # type: ignore[arg-type]
@@ -90,12 +92,12 @@ def test_orpo_is_finite_for_a_completion_that_is_certain() -> None:
 
 def test_reward_model() -> None:
     scores = torch.tensor([1.0, 0.0, 0.5, 2.0])
-    plain = RewardObjective(center_coef=0.0).pair_losses(scores, batch_of(), counts_of(2, 6))
+    plain = pairwise_config(reward_model, center_coef=0.0).pair_losses(scores, batch_of(), counts_of(2, 6))
     assert plain.losses.tolist() == pytest.approx([math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(2.0))])
     assert plain.metrics["accuracy"].tolist() == [1.0, 0.0]
     assert plain.metrics["margin"].tolist() == [0.5, -2.0]
     assert plain.metrics["mean_reward"].tolist() == [0.75, 1.0]
-    full = RewardObjective(center_coef=0.1).pair_losses(scores, batch_of(margin=[0.5, 1.0]), counts_of(2, 6))
+    full = pairwise_config(reward_model, center_coef=0.1).pair_losses(scores, batch_of(margin=[0.5, 1.0]), counts_of(2, 6))
     expected = [math.log(2) + 0.1 * 1.5**2, math.log(1 + math.exp(3.0)) + 0.1 * 2.0**2]
     assert full.losses.tolist() == pytest.approx(expected)
     assert full.metrics["center"].tolist() == [2.25, 4.0]

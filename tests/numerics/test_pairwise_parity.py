@@ -13,10 +13,8 @@ from torch.utils.data import SequentialSampler
 from align.config.sections import Optimization
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.runtime.context import RunContext
-from align.stages.dpo import DpoObjective
-from align.stages.orpo import OrpoObjective
-from align.stages.reward_model import RewardObjective
-from align.testing import random_pairs
+from align.stages import dpo, orpo, reward_model
+from align.testing import pairwise_config, random_pairs
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
@@ -84,7 +82,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         TrainingPair(pair, {"reference_chosen_logps": chosen, "reference_rejected_logps": rejected})
         for pair, (chosen, rejected) in zip(PAIRS, REFERENCE, strict=True)
     ]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), DpoObjective(beta=beta, variant=variant), rows)
+    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(dpo, beta=beta, variant=variant), rows)
 
     class ReadyDPOTrainer(silent(DPOTrainer)):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +130,7 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
         return load_reward_model(base, new_head=True)
 
     rows = [TrainingPair(pair, margin) for pair, margin in zip(PAIRS, margins, strict=True)]
-    mine = ours(tmp_path / "ours", model(), RewardObjective(center_coef=center_coef), rows)
+    mine = ours(tmp_path / "ours", model(), pairwise_config(reward_model, center_coef=center_coef), rows)
     context = context_in(tmp_path / "trl")
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     dataset = [
@@ -157,7 +155,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
 
     base = project_template / "base"
     rows = [TrainingPair(pair) for pair in PAIRS]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), OrpoObjective(odds_ratio_weight=0.4), rows, with_prompts=True)
+    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(orpo, odds_ratio_weight=0.4), rows, with_prompts=True)
     context = context_in(tmp_path / "trl")
 
     class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Pairs kept out of a reward model's training, and its accuracy on them."""
+"""The path of a reward model: a part of the pairs is kept out of training, and its accuracy is measured on them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from align.data.encoding import EncodedPreference
+from align.data.encoding import EncodedPreference, Where
+from align.errors import DataError, several
 from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
 from align.runtime.seed import SEED_BITS, derive_seed
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import MODEL_FOLDER
+from align.training.pairwise.collator import TrainingPair
+from align.training.pairwise.objective import PairwiseConfig
+from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
@@ -25,6 +31,52 @@ class Split:
 
     train: list[EncodedPreference]
     held_out: list[EncodedPreference]
+
+
+def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, margins: bool) -> StageOutcome:
+    """A whole stage, as `run_pairwise`, with a share of the prompts held out.
+
+    Args:
+        margins: train with the margin chosen_score - rejected_score of every pair.
+    """
+    data = read_pairs(context)
+    split = split_by_prompt(data.records, data.encoded.rows, share=share, seed=context.seed)
+    where = data.artifact.where
+    if not split.train or not split.held_out:
+        raise DataError(
+            f"{where(None)}: {len(data.encoded.rows)} pairs leave {len(split.train)} to train on and "
+            f"{len(split.held_out)} to measure accuracy on; both are needed",
+            hint="Give more pairs with different prompts, or change held_out_share.",
+        )
+    rows = [TrainingPair(row) for row in split.train]
+    if margins:
+        trained = {row.id for row in split.train}
+        # Only of pairs that are trained on: dropped and held-out pairs need no scores.
+        margin_of = _margins([record for record in data.records if record.id in trained], where)
+        rows = [TrainingPair(row, {"margin": margin_of[row.id]}) for row in split.train]
+    metrics = train_pairs(context, data, rows)
+    accuracy = evaluate_reward_model(context.output / MODEL_FOLDER, split)
+    return outcome_of(context, data, {"train_loss": metrics.pop("loss"), **metrics, **accuracy})
+
+
+def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
+    """By how much the chosen completion scored higher, by pair id."""
+    margins: dict[str, float] = {}
+    problems: list[str] = []
+    for record in records:
+        if record.chosen_score is None or record.rejected_score is None:
+            problems.append(f"{where(record.line)}: {record.id}: has no chosen_score or no rejected_score")
+        elif record.chosen_score < record.rejected_score:
+            scores = f"chosen_score {record.chosen_score:g}, rejected_score {record.rejected_score:g}"
+            problems.append(f"{where(record.line)}: {record.id}: the rejected completion scored higher ({scores})")
+        else:
+            margins[record.id] = record.chosen_score - record.rejected_score
+    if problems:
+        raise DataError(
+            several(problems, f"rows cannot give a margin (of {len(records):,})"),
+            hint="Set margin: none, or give every pair both scores.",
+        )
+    return margins
 
 
 def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPreference], *, share: float, seed: int) -> Split:

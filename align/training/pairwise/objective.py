@@ -1,19 +1,21 @@
-"""A pairwise method: its settings, its loss on a batch of pairs, the metrics that it logs, and the loss expected at step 0.
+"""A pairwise method: its settings, its loss on a batch of pairs, and the metrics that it logs.
 
-A stage mixes its objective into its Config, so that a default stands once. Recipes are read with these classes: importing them
-loads no torch.
+A stage's Config is its method, so that a default stands once. Recipes are read with these classes: importing them loads no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from align.config.base import StrictModel
 from align.config.peft import AnyPeft
-from align.config.reference import ModelReference
+from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
+from align.records import Preference
 from align.stage import StageConfig
+from align.training.needs import TrainingNeeds, pair_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,38 +39,66 @@ class PairLosses(NamedTuple):
     """[pairs] each, detached; logged as means over pairs, under TRL's names."""
 
 
-class PairwiseObjective(StrictModel):
-    """Settings of a pairwise loss, and the loss itself. The formulas are in `align.losses`."""
+class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
+    """What the Config of every pairwise stage has. The formulas of the losses are in `align.losses`."""
 
     method: ClassVar[str]
     """Stage type, as messages call it."""
     final_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     """Logged metrics whose last values go into the manifest."""
 
+    model: ModelReference
+    """Model to start from."""
+
     @property
     def counts_prompts(self) -> bool:
         """Whether the loss reads the log-probabilities of the prompts' tokens too."""
         return False
 
+    def training_needs(self) -> TrainingNeeds:
+        """It names the pairs, the reference if the method has one, and says whether a score head is trained."""
+        raise NotImplementedError
+
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         """
         Args:
             outputs: see `pair_outputs`.
-            batch: see `PairCollator`; has the numbers that the objective needs.
+            batch: see `PairCollator`; has the numbers that the method needs.
             counts: of the optimizer batch that this micro-batch is a part of.
         """
         raise NotImplementedError
 
-    def loss_without_margin(self) -> float:
-        """The loss of any pair while policy and reference are the same; only for methods that have a reference."""
-        raise NotImplementedError
+
+class PreferenceConfig(PairwiseConfig):
+    """Of a method that trains a language model."""
+
+    final_metrics: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+    )
+
+    pairs: RowsReference[Preference]
+    """Pairs of a chosen and a rejected completion."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self))
 
 
-class PairwiseConfig(PairwiseObjective, PairwiseOptimization, AnyPeft, StageConfig):
-    """What the Config of every pairwise stage has."""
+class ReferenceConfig(PreferenceConfig):
+    """Of a method that stays near a reference.
 
-    model: ModelReference
-    """Model to start from."""
+    Its batches have `reference_chosen_logps` and `reference_rejected_logps`, [pairs], nats, summed. Its loss must not change if
+    policy and reference change alike, so that the loss of equal models is known.
+    """
+
+    reference: ModelReference | None = None
+    """Model to stay near. Default: model."""
+
+    def training_needs(self) -> TrainingNeeds:
+        return replace(super().training_needs(), reference=self.reference or self.model)
 
 
 def likelihood_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -77,18 +107,22 @@ def likelihood_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return parts[0] if len(parts) == 2 else parts[0] + parts[2]
 
 
-def preference_metrics(chosen: Tensor, rejected: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> dict[str, Tensor]:
-    """Metrics of a method that trains a language model on pairs. All are [pairs]; the rewards are detached.
+def preference_metrics(
+    chosen: Tensor, rejected: Tensor, *, scale: float, reference: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+) -> dict[str, Tensor]:
+    """[pairs] each: metrics of a method whose implicit reward is scale · (log-probability - that of the reference).
 
     Args:
-        chosen, rejected: log-probabilities, nats.
-        chosen_rewards, rejected_rewards: implicit rewards, as the method defines them.
+        chosen, rejected: [pairs] log-probabilities, nats.
+        reference: the same of the reference, where the method has one.
     """
+    chosen, rejected = chosen.detach(), rejected.detach()
+    chosen_rewards, rejected_rewards = scale * (chosen - reference[0]), scale * (rejected - reference[1])
     return {
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": rejected_rewards,
         "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
         "rewards/margins": chosen_rewards - rejected_rewards,
-        "logps/chosen": chosen.detach(),
-        "logps/rejected": rejected.detach(),
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
     }

@@ -21,7 +21,7 @@ from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifac
 from align.training.loop import resolve_precision, train, training_arguments
 from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
-from align.training.pairwise.objective import PairwiseConfig
+from align.training.pairwise.objective import BatchCounts, PairwiseConfig
 from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
@@ -35,32 +35,33 @@ STEP_ZERO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 class PairData:
     """The pairs of a stage as its model reads them."""
 
+    artifact: Artifact
     records: Sequence[Preference]
     encoded: Encoded[EncodedPreference]
     chat_format: ChatFormat
     policy: TrainableModel
     """The model that is trained."""
+    reference: Artifact | None
+    """The model that the policy stays near, for methods that have one."""
 
 
-def run_pairwise(context: StageContext[PairwiseConfig], pairs: Artifact, *, reference: Artifact | None = None) -> StageOutcome:
-    """A whole stage: train `context.config.model` on all pairs by the objective that the configuration is.
+def run_pairwise(context: StageContext[PairwiseConfig]) -> StageOutcome:
+    """A whole stage: train on all pairs by the method that the configuration is; its `training_needs` name models and pairs.
 
-    Args:
-        reference: the model that the policy stays near, for methods that have one.
     Raises:
         DataError: if a pair cannot be used and on_invalid is error. RecipeError: if a model cannot be used.
         StageError: if training diverges, or the loss at step 0 is not that of equal models although policy and reference are.
         Interrupted: if a stop was requested.
     """
-    data = read_pairs(context, pairs, reference=reference)
-    rows = [TrainingPair(row) for row in data.encoded.rows]
-    return outcome_of(context, data, train_pairs(context, data, rows, reference=reference))
+    data = read_pairs(context)
+    return outcome_of(context, data, train_pairs(context, data, [TrainingPair(row) for row in data.encoded.rows]))
 
 
-def read_pairs(context: StageContext[PairwiseConfig], pairs: Artifact, *, reference: Artifact | None = None) -> PairData:
+def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     """Tokens of the pairs, none longer than the policy (and the reference) can see."""
-    config = context.config
-    source = context.artifact(config.model)
+    config, needs = context.config, context.config.training_needs()
+    source, pairs = context.artifact(needs.model), context.artifact(needs.rows)
+    reference = None if needs.reference is None else context.artifact(needs.reference)
     folder = ModelFolder(source.model_path)
     refuse_encoder_decoder(config.method, source, folder)
     if reference is not None:
@@ -74,23 +75,16 @@ def read_pairs(context: StageContext[PairwiseConfig], pairs: Artifact, *, refere
         limit = min(limit, reference_folder.context_tokens)
     records = pairs.rows(Preference)
     encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=pairs.where)
-    return PairData(records, encoded, chat_format, policy)
+    return PairData(pairs, records, encoded, chat_format, policy, reference)
 
 
-def train_pairs(
-    context: StageContext[PairwiseConfig],
-    data: PairData,
-    rows: Sequence[TrainingPair],
-    *,
-    reference: Artifact | None = None,
-    new_score_head: bool = False,
-) -> dict[str, Any]:
+def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Sequence[TrainingPair]) -> dict[str, Any]:
     """Train on `rows`, save the model and its curve into the stage's output, and return metrics for the manifest.
 
-    Args:
-        new_score_head: train a reward model: the language model's head is replaced by a new one of a single score.
+    A reward model gets a new head of a single score in place of the language model's.
     """
-    config, policy, pad_token_id = context.config, data.policy, data.chat_format.pad_token_id
+    config, policy, pad_token_id, reference = context.config, data.policy, data.chat_format.pad_token_id, data.reference
+    new_score_head = config.training_needs().has_score_head
     precision = resolve_precision(config.precision)
     is_own_reference = reference is not None and reference.fingerprint == context.artifact(config.model).fingerprint
     if reference is not None and not is_own_reference:
@@ -123,13 +117,20 @@ def train_pairs(
 
 
 def _check_step_zero(loss: float, config: PairwiseConfig, precision: str) -> None:
-    expected = config.loss_without_margin()
+    expected = loss_of_equal_models(config)
     if not abs(loss - expected) <= STEP_ZERO_TOLERANCE[precision] * max(1.0, expected):
         raise StageError(
             f"The {config.method.upper()} loss before the first step is {loss:.6f}, not {expected:.6f}: policy and reference "
             "differ",
             hint="This is a fault of the model's files or of align, not of your recipe; please report it with the log.",
         )
+
+
+def loss_of_equal_models(config: PairwiseConfig) -> float:
+    """The loss of any pair while policy and reference are the same; see `ReferenceConfig`."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    batch = {"reference_chosen_logps": zero, "reference_rejected_logps": zero, "token_counts": torch.cat([one, one])}
+    return float(config.pair_losses(torch.cat([zero, zero]), batch, BatchCounts(one, one)).losses)
 
 
 def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:

@@ -14,7 +14,7 @@ from align.models.dropout import set_dropout
 from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.training.loop import GuardedTraining
 from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
-from align.training.pairwise.objective import BatchCounts, PairwiseObjective, likelihood_tokens
+from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
 from align.training.sampler import LengthGroupedTrainer
 
 
@@ -28,7 +28,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         self,
         model: PreTrainedModel,
         pairs: Sequence[TrainingPair],
-        objective: PairwiseObjective,
+        objective: PairwiseConfig,
         collator: PairCollator,
         arguments: Mapping[str, Any],
     ) -> None:

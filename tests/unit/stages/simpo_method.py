@@ -7,14 +7,12 @@ In: a model, preferences. Out: a model. Metrics: those of every method that trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align.config.reference import RowsReference
-from align.records import Preference
 from align.stage import StageContext, StageOutcome
-from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig, PairwiseObjective, preference_metrics
+from align.training.pairwise.objective import BatchCounts, PairLosses, PreferenceConfig, preference_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +27,10 @@ def simpo_loss(chosen_average_logps: Tensor, rejected_average_logps: Tensor, *, 
     return -logsigmoid(beta * (chosen_average_logps - rejected_average_logps) - gamma)
 
 
-class SimpoObjective(PairwiseObjective):
-    """SimPO."""
+class Config(PreferenceConfig):
+    """SimPO on preferences."""
 
-    method: ClassVar[str] = "simpo"
+    method = "simpo"
 
     beta: float = Field(default=2.0, gt=0)
     """Scale of the reward."""
@@ -42,19 +40,11 @@ class SimpoObjective(PairwiseObjective):
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
         chosen, rejected = (outputs / batch["token_counts"]).chunk(2)
         losses = simpo_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
-        rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
-        return PairLosses(losses, preference_metrics(chosen, rejected, *rewards))
-
-
-class Config(SimpoObjective, PairwiseConfig):
-    """SimPO on preferences."""
-
-    pairs: RowsReference[Preference]
-    """Pairs of a chosen and a rejected completion."""
+        return PairLosses(losses, preference_metrics(chosen, rejected, scale=self.beta))
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Train without a reference."""
     from align.training.pairwise.run import run_pairwise
 
-    return run_pairwise(context, context.artifact(context.config.pairs))
+    return run_pairwise(context)

@@ -190,6 +190,7 @@ def test_a_new_pairwise_method_is_one_short_file(bench: Bench) -> None:
 def test_its_loss_is_that_of_the_paper() -> None:
     # Averages: chosen -2 and -1.5, rejected -3 and -2.5. Twice the difference of 1, less gamma 0.5: 1.5.
     outputs, counts = torch.tensor([-4.0, -6.0, -3.0, -5.0]), torch.tensor([2, 4, 1, 2])
-    result = simpo_method.SimpoObjective().pair_losses(outputs, {"token_counts": counts}, counts=None)  # type: ignore[arg-type]
+    config = simpo_method.Config(model="m", pairs="p")
+    result = config.pair_losses(outputs, {"token_counts": counts}, counts=None)  # type: ignore[arg-type]
     assert result.losses.tolist() == pytest.approx([math.log(1 + math.exp(-1.5))] * 2)
     assert result.metrics["rewards/margins"].tolist() == [2.0, 2.0]
