@@ -39,15 +39,14 @@ def convert(
     found = find_source(spec, _locate)
     evaluations = [DataInput(kind="prompts", path=path) for path in decontaminate or ()]
     index = evaluation_index((find_source(each, _locate), each) for each in evaluations) if evaluations else None
-    converted = convert_rows(spec, found, to, evaluation=index)
-    result = converted.result
+    result, drops = convert_rows(spec, found, to, evaluation=index)
     if json:
         print_json(
             {
                 "source": result.source,
                 "kind": spec.kind,
-                "rows": str(converted.path),
-                "drops": str(converted.drops_path),
+                "rows": str(to),
+                "drops": str(drops),
                 "rows_in": result.rows_in,
                 "rows_out": result.rows_out,
                 "dropped": result.dropped,
@@ -56,13 +55,13 @@ def convert(
             }
         )
         return
-    typer.echo(f"{converted.path}: {result.rows_out:,} of {result.rows_in:,} rows")
+    typer.echo(f"{to}: {result.rows_out:,} of {result.rows_in:,} rows")
     for reason, count in result.dropped.items():
         typer.echo(f"  left out, {reason}: {count:,}")
     for note in result.notes:
         typer.echo(f"  {note}")
     if result.dropped:
-        typer.echo(f"{converted.drops_path}: what was left out")
+        typer.echo(f"{drops}: what was left out")
 
 
 def _locate(written: str) -> Path:

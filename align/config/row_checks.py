@@ -33,22 +33,19 @@ class RowCheck:
     """Action by default; None: that of `on_invalid`."""
 
 
-def _check(name: str, found: Found, meaning: str, advice: str) -> RowCheck:
-    """A problem that makes a row unusable."""
-    return RowCheck(name, found, meaning, advice)
-
-
 def _finding(name: str, found: Found, meaning: str, advice: str, default: Action | None = "keep") -> RowCheck:
     """A finding about a row that is usable in spite of it."""
     return RowCheck(name, found, meaning, advice, ANY, default)
 
 
 _ALL = (
-    _check("not_json", "reading", "not JSON, or a key is there twice", "fix the line; write files with a JSON library"),
-    _check("not_an_object", "reading", "JSON, but not an object", "every row is {…}"),
-    _check("not_csv", "reading", "quotes that do not fit together", "double every quote inside a quoted cell"),
-    _check("wrong_columns", "reading", "more or fewer cells than the header, or a column named twice", "quote cells with commas"),
-    _check("bad_encoding", "reading", "not UTF-8", "save the file as UTF-8"),
+    RowCheck("not_json", "reading", "not JSON, or a key is there twice", "fix the line; write files with a JSON library"),
+    RowCheck("not_an_object", "reading", "JSON, but not an object", "every row is {…}"),
+    RowCheck("not_csv", "reading", "quotes that do not fit together", "double every quote inside a quoted cell"),
+    RowCheck(
+        "wrong_columns", "reading", "more or fewer cells than the header, or a column named twice", "quote cells with commas"
+    ),
+    RowCheck("bad_encoding", "reading", "not UTF-8", "save the file as UTF-8"),
     RowCheck("damaged_file", "reading", "a file that is damaged or cut short", "get it again", ("error",), "error"),
     RowCheck(
         "byte_order_mark",
@@ -66,31 +63,31 @@ _ALL = (
         ("error", "keep"),
         "keep",
     ),
-    _check("missing_field", "row", "a required field is absent or null", "fill it, or map it with columns"),
-    _check("wrong_type", "row", "a value of another type, or a message without role and content", "write texts as text"),
-    _check("ambiguous_shape", "row", "the row can be read in two ways", "say with columns which fields are meant"),
-    _check("empty_prompt", "row", "no prompt, or nothing visible in it", "fill or remove the row"),
-    _check("empty_completion", "row", "nothing visible in a completion", "fill or remove the row"),
-    _check("empty_text", "row", "nothing visible in the text", "remove the row"),
-    _check("empty_reference", "row", "nothing visible in the reference", "leave the reference out, or fill it"),
-    _check(
+    RowCheck("missing_field", "row", "a required field is absent or null", "fill it, or map it with columns"),
+    RowCheck("wrong_type", "row", "a value of another type, or a message without role and content", "write texts as text"),
+    RowCheck("ambiguous_shape", "row", "the row can be read in two ways", "say with columns which fields are meant"),
+    RowCheck("empty_prompt", "row", "no prompt, or nothing visible in it", "fill or remove the row"),
+    RowCheck("empty_completion", "row", "nothing visible in a completion", "fill or remove the row"),
+    RowCheck("empty_text", "row", "nothing visible in the text", "remove the row"),
+    RowCheck("empty_reference", "row", "nothing visible in the reference", "leave the reference out, or fill it"),
+    RowCheck(
         "too_long", "row", "a text longer than max_characters, or a line longer than 64 MiB", "shorten it, or raise the limit"
     ),
-    _check(
+    RowCheck(
         "lone_surrogate", "row", "half a surrogate pair, which no UTF-8 text can hold", "write the file again from its source"
     ),
-    _check(
+    RowCheck(
         "bad_roles",
         "row",
         "an unknown role, a system message that is not the first, or an order in which no completion can follow",
         "user and assistant take turns; the assistant is last",
     ),
-    _check(
+    RowCheck(
         "prompt_differs", "row", "the sides of a pair, or a prompt and its messages, begin differently", "pair them by prompt"
     ),
-    _check("identical", "row", "chosen equals rejected", "remove the pair"),
-    _check("nonfinite_score", "row", "a score that is NaN or infinite", "score again, or leave the score out"),
-    RowCheck("tie", "row", "a label or scores that prefer none", "nothing: it says nothing of preference", BY_ON_INVALID, "drop"),
+    RowCheck("identical", "row", "chosen equals rejected", "remove the pair"),
+    RowCheck("nonfinite_score", "row", "a score that is NaN or infinite", "score again, or leave the score out"),
+    RowCheck("tie", "row", "a label or scores that prefer none", "nothing: it states no preference", BY_ON_INVALID, "drop"),
     _finding(
         "identical_after_trim", "text", "chosen and rejected differ only in white space around them", "remove the pair", None
     ),
@@ -99,7 +96,7 @@ _ALL = (
     _finding("not_nfc", "text", "a text that is not in Unicode's NFC form", "normalise it; Korean from macOS names is often so"),
     _finding("control_characters", "text", "control characters in a text", "find the export that wrote them"),
     _finding("nul_character", "text", "a NUL character in a text", "remove it; many tools cut the text there"),
-    _check("duplicate_id", "rows", "the id of an earlier row", "give every row its own id, or none"),
+    RowCheck("duplicate_id", "rows", "the id of an earlier row", "give every row its own id, or none"),
     _finding("repeated_rows", "rows", "an earlier row repeated entirely", "remove the later ones: they are trained on twice"),
     _finding(
         "conflicting_pairs", "rows", "a pair that occurs the other way round too", "remove both: they cancel each other out"

@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,15 @@ from align.store.atomic import write_bytes
 DROPS_SUFFIX = ".drops.jsonl"
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The result of a conversion."""
-
-    path: Path
-    """The canonical rows."""
-    drops_path: Path
-    """The dropped rows, each with its reason."""
-    result: Ingested
-    """Counts and notes."""
-
-
-def convert(spec: DataInput, source: Source, target: Path, *, evaluation: EvaluationIndex | None = None) -> Converted:
+def convert(spec: DataInput, source: Source, target: Path, *, evaluation: EvaluationIndex | None = None) -> tuple[Ingested, Path]:
     """Write the usable rows of a source to `target`, and the dropped ones beside it.
 
     Args:
         source: the files of `spec`.
         target: a .jsonl or .parquet file; an existing one is replaced.
         evaluation: prompts that no row may overlap; rows that do are dropped.
+    Returns:
+        Counts and notes, and the file of dropped rows, each with its reason.
     Raises:
         RecipeError: if `target` is one of the source's files, or its ending names no format that can be written.
         DataError: see `ingest`. Nothing is written then.
@@ -69,7 +58,7 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
         raise EnvironmentProblem(
             f"{where}: cannot be written ({error.strerror or error})", hint="Choose another place."
         ) from error
-    return Converted(target, drops, result)
+    return result, drops
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

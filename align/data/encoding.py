@@ -145,7 +145,7 @@ def _encode(
     with chat_format.time_limit(conversations=len(records)):
         for number, record in enumerate(records):
             try:
-                rendered[number] = chat_format.texts_of(record.prompt, kind.completions_of(record).values())
+                rendered[number] = chat_format.texts_of(record.prompt, kind.completions_of(record))
             except TemplateProblem as problem:
                 refused[number] = (problem.reason, str(problem))
     # All texts are rendered before the tokenizer is called, so that one call serves all rows.

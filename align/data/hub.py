@@ -24,7 +24,6 @@ def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) ->
         # Imported here, because local files need neither library.
         import datasets
         import httpx
-        from datasets.exceptions import DatasetNotFoundError
     except ImportError as error:
         raise EnvironmentProblem(
             f"{dataset}: the library datasets cannot be imported ({error})", hint="pip install datasets, or use a local file."
@@ -33,14 +32,12 @@ def fetch_dataset_rows(dataset: str, split: str, revision: str | None = None) ->
     commit = _commit_of(dataset, revision)
     try:
         loaded = datasets.load_dataset(dataset, split=split, revision=commit or revision)
-    except DatasetNotFoundError as error:
-        raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {first_line(error)}", hint=_LOCAL_HINT) from error
     except ValueError as error:
         # datasets raises a plain ValueError for an unknown split.
         if "split" in str(error):
             raise RecipeError(f"dataset {dataset}: no split {split!r}: {first_line(error)}", hint="Correct split:.") from error
         raise EnvironmentProblem(f"dataset {dataset}: cannot be loaded: {first_line(error)}", hint=_LOCAL_HINT) from error
-    # httpx's errors are not derived from OSError.
+    # httpx's errors are not derived from OSError; that of a dataset which does not exist is.
     except (OSError, httpx.HTTPError) as error:
         raise EnvironmentProblem(f"dataset {dataset}: cannot be fetched: {first_line(error)}", hint=_LOCAL_HINT) from error
     return commit, _numbered(loaded)

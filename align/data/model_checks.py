@@ -55,9 +55,9 @@ class ModelChecks:
             # Plain texts have no conversation, so the template does not apply to them.
             for number, record in enumerate(records if kind.has_prompt else ()):
                 try:
-                    texts = self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
+                    texts = self._format.texts_of(kind.messages(record), kind.completions_of(record))
                 except TemplateProblem as problem:
-                    problems[number].append(_template_problem(self._format, kind, record, problem))
+                    problems[number].append(FieldProblem(problem.field, problem.reason, str(problem)))
                     continue
                 # A control token in a text is one token, not its bytes: the proof from bytes does not hold for such a row.
                 if problems[number] or self._needs_tokens(texts):
@@ -76,10 +76,10 @@ class ModelChecks:
             for match in self._control.finditer(text):
                 if match.group() == self._format.eos_token and field in kind.completions:
                     continue
-                markers = "which the template puts between turns"
-                told = markers if match.group() in self._markers else "a control token of the model"
-                place = f"has {match.group()!r} at character {match.start() + 1:,}, {told}"
-                found.append(FieldProblem(field, "special_tokens", place))
+                is_marker = match.group() in self._markers
+                what = "which the template puts between turns" if is_marker else "a control token of the model"
+                message = f"has {match.group()!r} at character {match.start() + 1:,}, {what}"
+                found.append(FieldProblem(field, "special_tokens", message))
                 break
         return found
 
@@ -132,22 +132,6 @@ class ModelChecks:
         return (
             "" if self._format.same_text(back, text) else f"the tokenizer cannot write this completion: {difference(text, back)}"
         )
-
-
-def _template_problem(chat_format: ChatFormat, kind: DataKind[Any], record: Any, problem: TemplateProblem) -> FieldProblem:
-    """The problem with the name of the field that causes it."""
-    messages = kind.messages(record)
-    try:
-        # The problem names no field, so the row's texts are rendered again, one by one, until one fails.
-        chat_format.prompt_text(messages)
-    except TemplateProblem:
-        return FieldProblem("prompt", problem.reason, str(problem))
-    for field, text in kind.completions_of(record).items():
-        try:
-            chat_format.completion_text(messages, text)
-        except TemplateProblem as one:
-            return FieldProblem(field, one.reason, str(one))
-    return FieldProblem("prompt", problem.reason, str(problem))  # only a template that writes something else each time gets here
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os.path
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from align.data.time_limit import TimeLimitExceeded, time_limit
@@ -61,11 +61,15 @@ class FormatError(RecipeError):
 
 
 class TemplateProblem(ValueError):
-    """One conversation cannot be rendered or trained on as it is. `reason` is the row's `drop_reason`."""
+    """One conversation cannot be rendered or trained on as it is.
+
+    `reason` is the row's `drop_reason`; `field` is `prompt`, or the completion's name where `texts_of` knows it.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.field = ""
 
 
 class ChatFormat:
@@ -110,7 +114,11 @@ class ChatFormat:
             if len(self._prompt_texts) >= MAX_CACHED_PROMPTS:
                 # Clearing all is simpler than tracking use, and costs one more rendering of each prompt that comes again.
                 self._prompt_texts.clear()
-            self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
+            try:
+                self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
+            except TemplateProblem as problem:
+                problem.field = "prompt"
+                raise
         return self._prompt_texts[key]
 
     def completion_text(self, messages: Sequence[Message], completion: str) -> str:
@@ -140,14 +148,22 @@ class ChatFormat:
             raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{cause}: {found}")
         return completion + self.closing
 
-    def texts_of(self, messages: Sequence[Message], completions: Iterable[str]) -> list[str]:
+    def texts_of(self, messages: Sequence[Message], completions: Mapping[str, str]) -> list[str]:
         """The prompt's text, then every completion's, as `prompt_text` and `completion_text` give them.
 
+        Args:
+            completions: by the name of their field.
         Raises:
-            TemplateProblem: see there.
+            TemplateProblem: see there; it names the field.
         """
-        tails = [self.completion_text(messages, completion) for completion in completions]
-        return [self.prompt_text(messages), *tails]
+        texts = []
+        for field, completion in completions.items():
+            try:
+                texts.append(self.completion_text(messages, completion))
+            except TemplateProblem as problem:
+                problem.field = problem.field or field
+                raise
+        return [self.prompt_text(messages), *texts]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt. Give a sampler these ids, never the text, which it would tokenize in its own way."""

@@ -6,7 +6,7 @@ The origin of a row (`line`, `file`) is left out: it would be wrong for the new 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -64,17 +64,12 @@ def _write_parquet(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping
     schema = _arrow_schema(kind)
     count = 0
     with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for batch in _batches(rows):
+        remaining = iter(rows)
+        while batch := list(islice(remaining, PARQUET_BATCH_ROWS)):
             columns = {name: [row[name] for row in batch] for name in schema.names}
             writer.write_batch(pyarrow.RecordBatch.from_pydict(columns, schema=schema))
             count += len(batch)
     return count
-
-
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, PARQUET_BATCH_ROWS)):
-        yield batch
 
 
 def _arrow_schema(kind: RowKind[Any]) -> pyarrow.Schema:

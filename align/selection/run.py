@@ -106,29 +106,6 @@ def _join(pieces: Sequence[Path], target: Path) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
 
 
-def run_task(task: Task, selector: Selector[Any], shard: Path) -> dict[str, Any]:
-    """Select from one task's rows: write rows, drops and, last, the seal. Returns the facts in the seal."""
-    tally = SelectionTally()
-    dropped: Counter[str] = Counter()
-    num_prompts = num_rows = 0
-    # Both files are whole on disk when the block ends; only then may the seals say so.
-    with ExitStack() as stack:
-        rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
-        # A prompt comes in several parts where a batch of rows ends inside it.
-        for candidates in joined(task.parts(selector.scorers)):
-            rows, drops = selector.select(candidates.by_index(), tally)
-            num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
-            for row in rows:
-                rows_file.write((row.model_dump_json() + "\n").encode())
-            for drop in drops:
-                dropped[drop.drop_reason] += 1
-                drops_file.write((drop.model_dump_json() + "\n").encode())
-    facts = {"prompts": num_prompts, "rows": num_rows, "dropped": dict(dropped), "tally": tally.facts()}
-    seal_shard(_drops_path(shard))
-    seal_shard(shard, **facts)
-    return facts
-
-
 def _run_tasks(
     tasks: Sequence[Task],
     selector: Selector[Any],
@@ -170,4 +147,24 @@ class _SelectTask:
     folder: Path
 
     def __call__(self, item: tuple[int, Task]) -> dict[str, Any]:
-        return run_task(item[1], self.selector, shard_path(self.folder, item[0]))
+        """Select from one task's rows: write rows, drops and, last, the seal. Returns the facts in the seal."""
+        task, shard = item[1], shard_path(self.folder, item[0])
+        tally = SelectionTally()
+        dropped: Counter[str] = Counter()
+        num_prompts = num_rows = 0
+        # Both files are whole on disk when the block ends; only then may the seals say so.
+        with ExitStack() as stack:
+            rows_file, drops_file = (stack.enter_context(atomic_writer(path)) for path in (shard, _drops_path(shard)))
+            # A prompt comes in several parts where a batch of rows ends inside it.
+            for candidates in joined(task.parts(self.selector.scorers)):
+                rows, drops = self.selector.select(candidates.by_index(), tally)
+                num_prompts, num_rows = num_prompts + 1, num_rows + len(rows)
+                for row in rows:
+                    rows_file.write((row.model_dump_json() + "\n").encode())
+                for drop in drops:
+                    dropped[drop.drop_reason] += 1
+                    drops_file.write((drop.model_dump_json() + "\n").encode())
+        facts = {"prompts": num_prompts, "rows": num_rows, "dropped": dict(dropped), "tally": tally.facts()}
+        seal_shard(_drops_path(shard))
+        seal_shard(shard, **facts)
+        return facts

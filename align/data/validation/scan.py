@@ -221,7 +221,7 @@ class _Scanner:
                         self._check_text(label, text, names, problems)
         if self._rules.kind.is_pair:
             self._check_pair(row, fields, names, problems)
-        if problems and (problems := self._serious(problems, line, names)):
+        if problems and (problems := self._serious(problems, names)):
             self._refuse(seq, line, own_id, problems, shares_line)
             return
         for name in names:
@@ -261,7 +261,7 @@ class _Scanner:
                 message = f"is the text {shown(str(fields[name]))}; expected a number"
                 problems.append(FieldProblem(name, "number_as_text", message))
 
-    def _serious(self, problems: list[FieldProblem], line: int, names: set[str]) -> list[FieldProblem]:
+    def _serious(self, problems: list[FieldProblem], names: set[str]) -> list[FieldProblem]:
         """The problems that make the row unusable; the others become findings."""
         names.update(problem.reason for problem in problems if self._rules.action(problem.reason) == "keep")
         return [problem for problem in problems if self._rules.action(problem.reason) != "keep"]
@@ -335,26 +335,24 @@ class _LabelColumn:
 
     def __init__(self) -> None:
         self._values: set[Any] = set()
-        self._entries = array("Q")
-        self._is_label = True
+        # None once the column is known to be no label.
+        self._entries: array[int] | None = array("Q")
 
     def add(self, key: int, value: Any, seq: int, line: int) -> None:
-        if not self._is_label:
+        if self._entries is None:
             return
         # A list or mapping is no label, and a set could not hold it.
-        if not isinstance(value, (str, int, float, type(None))):
-            self._is_label = False
-            return
-        self._values.add(value)
-        if len(self._values) > MAX_LABEL_VALUES:
-            self._is_label = False
-            return
-        # repr, since the number 1, the text "1" and True are different labels.
-        self._entries.extend((key, hash_text(repr(value)), seq, line))
+        if isinstance(value, (str, int, float, type(None))):
+            self._values.add(value)
+            if len(self._values) <= MAX_LABEL_VALUES:
+                # repr, since the number 1, the text "1" and True are different labels.
+                self._entries.extend((key, hash_text(repr(value)), seq, line))
+                return
+        self._entries = None
 
     def table(self) -> Table | None:
         """One entry per row; None if the column is not a label."""
-        return _table(self._entries, LABEL_TYPE) if self._is_label else None
+        return None if self._entries is None else _table(self._entries, LABEL_TYPE)
 
 
 def _table(entries: array[int], dtype: np.dtype[Any]) -> Table:

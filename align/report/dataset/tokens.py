@@ -82,7 +82,7 @@ class TrainingView:
         """The rendered prompt and the rendered completions; of a text, itself."""
         if not kind.has_prompt:
             return [kind.subject_text(record)]
-        return self._format.texts_of(kind.messages(record), kind.completions_of(record).values())
+        return self._format.texts_of(kind.messages(record), kind.completions_of(record))
 
     def sequences(self, kind: DataKind[Any], record: Any) -> list[TokenSequence]:
         """Every sequence of tokens that a row becomes.
