@@ -52,8 +52,8 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
             continue
         elif place.is_dir():
             if (place / CONFIG_NAME).is_file() or not any(place.iterdir()):
-                told = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
-                yield Problem((*path, *field), f"{place} {told}; {kind_phrase(spec.kind)} are read from data files")
+                what = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
+                yield Problem((*path, *field), f"{place} {what}; {kind_phrase(spec.kind)} are read from data files")
         elif not glob.has_magic(text):
             yield Problem((*path, *field), f"there is no such file: {place}{_beside(place)}")
         elif not glob.glob(str(place), recursive=True):
@@ -73,7 +73,7 @@ def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) 
             if evaluation not in names:
                 yield Problem(path, unknown(evaluation, [other for other in names if other != name], what="input"))
             elif evaluation == name:
-                yield Problem(path, "rows cannot be held against themselves")
+                yield Problem(path, "an input cannot be compared with itself")
             elif held is not None and not (isinstance(held, DataInput) and held.kind == "prompts"):
                 yield Problem(path, f"'{evaluation}' holds {kind_phrase(held.kind)}; expected an input of the kind prompts")
             elif isinstance(held, DataInput) and (held.dataset is not None or held.mixture is not None):
@@ -139,15 +139,15 @@ def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem
         architecture = architecture_in(source) if source else None
         if architecture is None:
             continue
-        told = f"'{name}' is an encoder–decoder model ({architecture})"
+        model = f"'{name}' is an encoder–decoder model ({architecture})"
         if stage_type not in ENCODER_DECODER_STAGES:
             refusal = encoder_decoder_refusal(f"'{name}'", architecture, stage_type)
             yield Problem(field_path, f"{refusal}: name another model")
         elif draft.fields.get("peft") is not None:
-            yield Problem(("peft",), f"{told}, of which all weights are trained; leave peft out")
+            yield Problem(("peft",), f"{model}, whose weights are all trained; leave peft out")
         elif draft.fields.get("engine") == "vllm" and not engine_reported:
             engine_reported = True
-            yield Problem(("engine",), f"{told}, which vllm does not serve; write transformers, or leave engine out")
+            yield Problem(("engine",), f"{model}, which vllm does not serve; write transformers, or leave engine out")
 
 
 def _model_folder(name: str, graph: RecipeGraph) -> Path | None:

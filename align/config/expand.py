@@ -146,17 +146,17 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
 
 def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> None:
     """A stage that needs a copied stage is copied with the same seeds, and so on; a comparison takes all copies instead."""
-    told: set[FieldPath] = set()
+    reported: set[FieldPath] = set()
     open_names = list(entries)
     while open_names:
         entry = entries[open_names.pop(0)]
         for path, name in entry.references if entry else ():
             source = entries.get(name)
             where = ("stages", entry.name, *path) if entry else ()
-            if entry is None or source is None or source.seeds is None or _in_list(path) or source is entry or where in told:
+            if entry is None or source is None or source.seeds is None or _in_list(path) or source is entry or where in reported:
                 continue
             if entry.is_comparison:
-                told.add(where)
+                reported.add(where)
                 copies = listing(source.result_of(copy) for copy in source.copy_names())
                 result.problems.append(Problem(where, f"'{name}' has a copy per seed; name one of {copies}"))
             elif entry.seeds is None:
@@ -164,7 +164,7 @@ def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> No
                 # Entries that were looked at before may need this one.
                 open_names = list(entries)
             elif entry.seeds != source.seeds:
-                told.add(where)
+                reported.add(where)
                 seeds, others = (", ".join(map(str, item.seeds or ())) for item in (entry, source))
                 text = f"'{name}' has copies for the seeds {others}, but this stage for {seeds}; they must be the same"
                 result.problems.append(Problem(where, text))

@@ -99,7 +99,7 @@ class MixturePart(StrictModel):
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Field of ours → column of this part, where the names differ."""
+    """align's field → column of this part, where the names differ."""
 
     @model_validator(mode="after")
     def _one_source(self) -> MixturePart:
@@ -123,7 +123,7 @@ class DataInput(StrictModel):
     mixture: dict[PartName, MixturePart] | None = Field(default=None, min_length=1)
     """Several sources by name, each with its weight; no row is taken twice."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Field of ours → column of the file, where the names differ: {prompt: Q, completion: A}."""
+    """align's field → column of the file, where the names differ: {prompt: Q, completion: A}."""
     on_invalid: OnInvalid = "error"
     """What to do with a row that cannot be used: stop and name it, or drop and count it."""
     checks: dict[str, Action] = Field(default_factory=dict)
@@ -165,7 +165,7 @@ class CandidatesInput(StrictModel):
     path: str = Field(min_length=1)
     """Local file, folder or glob, relative to the recipe: .parquet or .jsonl."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Field of ours → column of the file, where the names differ: {completion: text, scores.rm: reward}."""
+    """align's field → column of the file, where the names differ: {completion: text, scores.rm: reward}."""
 
     @field_validator("columns")
     @classmethod

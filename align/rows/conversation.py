@@ -167,8 +167,8 @@ def split_completion(field: str, messages: list[PlainMessage]) -> tuple[list[Pla
         FieldProblem: bad_roles.
     """
     if not messages or messages[-1]["role"] != "assistant":
-        told = f"ends with the {messages[-1]['role']}'s" if messages else "there is none"
-        raise FieldProblem(field, "bad_roles", f"must end with an assistant message, but {told}")
+        end = f"ends with the {messages[-1]['role']}'s" if messages else "there is none"
+        raise FieldProblem(field, "bad_roles", f"must end with an assistant message, but {end}")
     return messages[:-1], messages[-1]["content"]
 
 

@@ -178,7 +178,7 @@ class RunFinished(Event):
     """A run ended, well or not. A run that was killed has no such event."""
 
     exit_code: int
-    """As of `align run`; 0: everything that was asked for is there."""
+    """As of `align run`; 0: every result is there."""
     error: str | None = None
 
 

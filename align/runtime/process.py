@@ -15,7 +15,7 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    # It closes with the process that asked for this one, not with the fork server.
+    # It closes with the process that started this one, not with the fork server.
     sentinel = parent.sentinel
 
     def watch() -> None:

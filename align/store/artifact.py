@@ -76,7 +76,7 @@ class Manifest(BaseModel):
     rows_in: int | None = None
     rows_out: int | None = None
     dropped: dict[str, int] = Field(default_factory=dict)
-    """Rows that left, by reason."""
+    """Dropped rows, by reason."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
     """Wall time, over all interrupted attempts."""

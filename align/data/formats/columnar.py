@@ -33,7 +33,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     from pyarrow import parquet
 
     def batches() -> Iterator[pyarrow.RecordBatch]:
-        # Of a whole file the buffer is the size of its pages; pre_buffer would hold whole row groups.
+        # With a buffer, pages are read one after the other; pre_buffer would hold whole row groups.
         with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
 
@@ -104,9 +104,9 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
 
 
 def _damaged(format_name: str, error: BaseException) -> RawProblem:
-    told = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
     return RawProblem(
-        "damaged_file", f"the {format_name} file is damaged or cut short from here on ({told}); get it again", ends_file=True
+        "damaged_file", f"the {format_name} file is damaged or cut short from here on ({reason}); get it again", ends_file=True
     )
 
 

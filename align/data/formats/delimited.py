@@ -31,9 +31,9 @@ def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            told = f"not CSV: {error}; is a quote not closed, or not doubled inside a quoted cell?"
+            message = f"not CSV: {error}; is a quote not closed, or not doubled inside a quoted cell?"
             # At the end of the file, the quote that is not closed has swallowed every row after it.
-            yield line, RawProblem("not_csv", told, ends_file="end of data" in str(error))
+            yield line, RawProblem("not_csv", message, ends_file="end of data" in str(error))
             continue
         # An empty line.
         if not cells:

@@ -46,7 +46,7 @@ class _JsonText:
 
 
 def read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Objects of one JSON list. Malformed JSON ends the file: nothing tells where the next item would start."""
+    """Objects of one JSON list. Malformed JSON ends the file: there is no way to know where the next item starts."""
     with characters_of(stream) as characters:
         text = _JsonText(characters)
         first = text.next_character()

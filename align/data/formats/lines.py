@@ -47,7 +47,7 @@ def read_json_lines(stream: IO[bytes]) -> Iterator[RawRow]:
 def parse_object(text: str) -> dict[str, Any] | RawProblem:
     """The JSON object that `text` holds, or what is wrong with it."""
     try:
-        # What `decode` does, without looking for white space around it; what does not end where the line ends is left to it.
+        # The same as `decode` without its search for white space, which is faster. Any other line goes to `decode` below.
         value, end = _scan(text, 0)
         if end == len(text) and type(value) is dict:
             return value

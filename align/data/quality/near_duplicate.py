@@ -66,8 +66,8 @@ def near_duplicate_clusters(texts: Iterable[str], *, threshold: float = 0.8, num
         threshold: least Jaccard similarity of the sets of 5-character shingles, in (0, 1].
         num_perm: length of the signatures; more find more of the pairs near the threshold, and take longer.
     Returns:
-        Clusters, the same for the same texts in the same order. No pair below the threshold is in them; of the pairs that share
-        no row with others and are just at it, 99.5 % are.
+        Clusters, the same for the same texts in the same order. No pair below the threshold is in them. Pairs just at the
+        threshold that share no row with others are found with a probability of 99.5 %.
     Raises:
         ValueError: if `threshold` or `num_perm` is out of range.
     """

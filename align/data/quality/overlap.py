@@ -95,8 +95,8 @@ class EvaluationIndex:
         """What the texts of a row have in common with the prompt that one of them overlaps most; None where nothing reaches
         `min_share`.
 
-        Give every message and completion on its own: a short prompt is found only where it is a whole one. Of prompts with equal
-        shares the first is taken.
+        Give every message and completion on its own: a short prompt is found only where it is a whole one. If prompts have equal
+        shares, the first one counts.
         """
         best: Overlap | None = None
         for text in texts:

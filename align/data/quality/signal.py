@@ -43,7 +43,7 @@ SIGNALS: Mapping[str, Signal] = {
         "have fewer than 3 letters or digits", "Read some: a label or a number may be right, a lone 'ok' is not."
     ),
     "few_letters": Signal(
-        "are less than half letters and digits", "Read some; tables, code and markup look so, and so does debris."
+        "are less than half letters and digits", "Read some: it may be a table, code or markup, or the rest of a broken text."
     ),
     "mostly_capitals": Signal("are mostly capitals", "Read some; a model trained on shouting shouts."),
     "repetitive": Signal("repeat over 30 % of their 5-word runs or sentences", "Drop generated ones; sampling got stuck."),

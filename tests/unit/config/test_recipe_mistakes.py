@@ -30,7 +30,7 @@ ONE_MISTAKE = [
     (
         "path: prompts.jsonl",
         "path: prompts.jsonl, decontaminate: [prompts]",
-        "recipe.yaml:5:65: inputs.prompts.decontaminate.0: rows cannot be held against themselves",
+        "recipe.yaml:5:65: inputs.prompts.decontaminate.0: an input cannot be compared with itself",
     ),
     # unknown keys
     ("beta: 0.1", "betta: 0.1", "recipe.yaml:8:47: stages.dpo.betta: unknown key; did you mean 'beta'?"),

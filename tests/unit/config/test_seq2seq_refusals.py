@@ -70,7 +70,7 @@ def test_vllm_is_refused_and_auto_is_not(t5: Path, problems) -> None:  # type: i
 
 def test_adapters_are_refused(t5: Path, problems) -> None:  # type: ignore[no-untyped-def]
     told = problems("num_epochs: 3", "peft: {method: lora}")
-    assert [line for line in told if f"stages.sft.peft: 'base' {TOLD}, of which all weights are trained; leave peft out" in line]
+    assert [line for line in told if f"stages.sft.peft: 'base' {TOLD}, whose weights are all trained; leave peft out" in line]
 
 
 def test_a_reward_model_input_of_this_kind_is_refused(t5: Path, problems) -> None:  # type: ignore[no-untyped-def]
