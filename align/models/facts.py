@@ -26,7 +26,7 @@ class ModelFacts:
     embedding: tuple[str, int] | None
     """Name and rows of the table of token embeddings; None where no tensor has a name that is known for it."""
     tied: bool
-    """Whether the head is the embedding table, by config.json."""
+    """Whether the head is the embedding table; see `ModelFolder.tied`."""
     has_head: bool
     """Whether the weights have a language model's head of their own."""
     is_language_model: bool
@@ -55,7 +55,7 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
     return ModelFacts(
         vocab_size=both["vocab_size"] if isinstance(both.get("vocab_size"), int) else None,
         embedding=embedding,
-        tied=both.get("tie_word_embeddings", True) is not False,
+        tied=folder.base.tied,
         has_head=any(_is(name, end) for name in rows for end in _HEADS),
         is_language_model=not folder.is_reward_model,
         end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},

@@ -18,6 +18,7 @@ from align.models.files import (
     read_configuration,
     tensor_shapes,
 )
+from align.models.tied import TIED_BY_DEFAULT
 from align.store.artifact import Artifact
 
 NO_BOUND = 1_000_000
@@ -117,10 +118,21 @@ class ModelFolder:
         return self.peft.num_virtual_tokens if isinstance(self.peft, VirtualTokens) else 0
 
     @property
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What config.json says, and what it says of the language model where there are several modalities."""
+        text_config = self.config.get("text_config")
+        return self.config, text_config if isinstance(text_config, dict) else {}
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding table: as config.json says, else by transformers' default for such a model."""
+        values = (source.get("tie_word_embeddings") for source in self._settings)
+        return next((value for value in values if isinstance(value, bool)), self.config.get("model_type") in TIED_BY_DEFAULT)
+
+    @property
     def context_tokens(self) -> int:
         """How many tokens the model can see behind its virtual ones; NO_BOUND where its configuration sets no bound."""
-        text_config = self.config.get("text_config")
-        for source in (self.config, text_config if isinstance(text_config, dict) else {}):
+        for source in self._settings:
             # GPT-2 uses the second name.
             for key in ("max_position_embeddings", "n_positions"):
                 if isinstance(source.get(key), int):

@@ -88,18 +88,19 @@ def read_shape(folder: ModelFolder) -> ModelShape | None:
             return None
         text_config = config.get("text_config")
         settings = text_config if isinstance(text_config, dict) else config
-        return shape_of(settings, tensors, context=base.context_tokens)
+        return shape_of(settings, tensors, context=base.context_tokens, tied=base.tied)
     except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], *, context: int) -> ModelShape | None:
+def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], *, context: int, tied: bool) -> ModelShape | None:
     """The shape that a configuration and the shapes of its tensors describe.
 
     Args:
         config: of the language model, with the names that Llama's or GPT-2's configuration uses.
         tensors: shape by name.
         context: tokens the model can see.
+        tied: whether the head is the embedding.
     Returns:
         None where a number is missing.
     """
@@ -112,7 +113,6 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], 
     if not hidden or not layers or not heads or not vocabulary:
         return None
     intermediate = find("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
-    heads_tied = bool(config.get("tie_word_embeddings"))
     # GPT-2's files hold causal masks, of four dimensions, among the weights.
     sizes = {name: math.prod(size) for name, size in tensors.items() if len(size) < 4 and not name.endswith(NOT_PARAMETERS)}
     head = {name: size for name, size in sizes.items() if _is_named(name, HEADS)}
@@ -139,7 +139,7 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], 
         quantizable=not any(layer.name.endswith(("c_attn", "c_fc")) for layer in linear),
         linear_layers=linear,
         backbone_parameters=sum(backbone.values()),
-        head_parameters=0 if heads_tied else sum(head.values()),
+        head_parameters=0 if tied else sum(head.values()),
         largest_tensor=max(backbone.values(), default=0),
     )
 

@@ -20,7 +20,6 @@ CONFIG = {
     "num_key_value_heads": 1,
     "vocab_size": 10,
     "hidden_act": "silu",
-    "tie_word_embeddings": True,
 }
 TENSORS: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (10, 4),  # 40
@@ -38,7 +37,7 @@ TENSORS: dict[str, tuple[int, ...]] = {
 
 
 def tiny_shape() -> ModelShape:
-    shape = shape_of(CONFIG, TENSORS, context=32)
+    shape = shape_of(CONFIG, TENSORS, context=32, tied=True)
     assert shape is not None
     return shape
 
@@ -52,28 +51,28 @@ def test_parameters_are_those_of_the_tensors() -> None:
 
 
 def test_an_untied_head_counts_and_is_no_linear_layer() -> None:
-    shape = shape_of({**CONFIG, "tie_word_embeddings": False}, {**TENSORS, "lm_head.weight": (10, 4)}, context=32)
+    shape = shape_of(CONFIG, {**TENSORS, "lm_head.weight": (10, 4)}, context=32, tied=False)
     assert shape is not None
     assert (shape.head_parameters, shape.linear_parameters) == (40, 120)
     assert shape.parameters == tiny_shape().parameters + 40
 
 
 def test_a_tied_head_that_is_in_the_file_too_counts_once() -> None:
-    shape = shape_of(CONFIG, {**TENSORS, "lm_head.weight": (10, 4)}, context=32)
+    shape = shape_of(CONFIG, {**TENSORS, "lm_head.weight": (10, 4)}, context=32, tied=True)
     assert shape is not None
     assert shape.parameters == tiny_shape().parameters
 
 
 def test_buffers_are_no_parameters() -> None:
     buffers = {"transformer.h.0.attn.bias": (1, 1, 32, 32), "model.rotary_emb.inv_freq": (2,)}
-    shape = shape_of(CONFIG, {**TENSORS, **buffers}, context=32)
+    shape = shape_of(CONFIG, {**TENSORS, **buffers}, context=32, tied=True)
     assert shape is not None
     assert shape.parameters == tiny_shape().parameters
 
 
 @pytest.mark.parametrize("missing", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
 def test_without_a_number_there_is_no_shape(missing: str) -> None:
-    assert shape_of({key: value for key, value in CONFIG.items() if key != missing}, TENSORS, context=32) is None
+    assert shape_of({key: value for key, value in CONFIG.items() if key != missing}, TENSORS, context=32, tied=True) is None
 
 
 def test_a_folder_is_read_as_torch_counts_it(tmp_path: Path) -> None:
