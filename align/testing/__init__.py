@@ -1,6 +1,14 @@
 """Tiny models built in code, for the tests of `align` and of those who build on it. Nothing is downloaded."""
 
-from align.testing.builders import candidate, input_artifact, pairwise_config, random_pairs, scored_candidate
+from align.testing.builders import (
+    candidate,
+    input_artifact,
+    pairwise_config,
+    random_pairs,
+    run_context,
+    scored_candidate,
+    stage_context,
+)
 from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
 from align.testing.recorder import Recorder
@@ -15,7 +23,9 @@ __all__ = [
     "input_artifact",
     "pairwise_config",
     "random_pairs",
+    "run_context",
     "scored_candidate",
+    "stage_context",
     "tiny_causal_lm",
     "tiny_project",
     "tiny_reward_model",

@@ -1,16 +1,39 @@
-"""Rows and inputs for tests. A test sets only the fields that it is about."""
+"""Contexts, inputs and rows for tests. A test sets only the fields that it is about."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from align.data.encoding import EncodedPreference
 from align.records import Candidate, Message, ScoredCandidate
+from align.runtime.context import RunContext
+from align.stage import StageConfig, StageContext
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest
 from align.training.pairwise.objective import PairwiseConfig
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def run_context(work: Path = Path("work"), **fields: Any) -> RunContext:
+    """What a trainer or sampler gets, with seed 3; `fields` replace any field. The folder `work` is not created."""
+    values: dict[str, Any] = {"name": "test", "work": work, "seed": 3}
+    return RunContext(**values | fields)
+
+
+def stage_context(config: C, output: Path, artifacts: Mapping[str, Artifact], **fields: Any) -> StageContext[C]:
+    """What a stage gets that runs in the test's process, with seed 1; `fields` replace any field.
+
+    Args:
+        output: the stage's store entry, in the folder of all entries. Created, with its work folder.
+    """
+    values: dict[str, Any] = {"name": "test", "work": output / "work", "seed": 1, "store_root": output.parent}
+    context = StageContext(config=config, artifacts=artifacts, output=output, **values | fields)
+    for folder in (output, context.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    return context
 
 
 def input_artifact(name: str, path: Path, kind: str, *, fingerprint: str | None = None) -> Artifact:

@@ -13,10 +13,10 @@ from align.models.files import ADAPTER_WEIGHTS_NAME
 from align.models.trainable import TrainableModel, load_trainable
 from align.records import Instruction, Message, Preference, Prompt
 from align.runtime.events import Progress
-from align.stage import StageContext, StageOutcome
+from align.stage import StageOutcome
 from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
-from align.testing import Recorder, input_artifact
+from align.testing import Recorder, input_artifact, stage_context
 
 LORA = {"method": "lora", "rank": 2}
 QLORA = {"method": "qlora", "rank": 2}
@@ -75,18 +75,8 @@ class Workshop(Recorder):
             new = (event for event in self.events[seen:] if isinstance(event, Progress) and event.task == "train")
             return stop(max((int(event.done) for event in new), default=0))
 
-        context = StageContext(
-            name=name,
-            work=output / "work",
-            seed=3,
-            emit=self.handle,
-            stop_requested=stop_requested,
-            config=stage.Config.model_validate(values),
-            artifacts=self.artifacts,
-            output=output,
-            store_root=self.folder / "store",
-        )
-        context.work.mkdir(parents=True, exist_ok=True)
+        changes: dict[str, Any] = {"name": name, "seed": 3, "emit": self.handle, "stop_requested": stop_requested}
+        context = stage_context(stage.Config.model_validate(values), output, self.artifacts, **changes)
         outcome: StageOutcome = stage.run(context)
         self._add(name, self.model, "reward_model" if stage is reward_model else "model")
         return outcome

@@ -15,7 +15,7 @@ from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
 from align.stages import dpo, orpo, reward_model
-from align.testing import pairwise_config, random_pairs
+from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import TrainingHistory, train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
@@ -56,7 +56,7 @@ def build(
         steps[0] += 1
         return signal.SIGTERM if stop_at is not None and steps[0] >= stop_at else None
 
-    context = RunContext(name="test", work=work, seed=3, stop_requested=stop_requested)
+    context = run_context(work, stop_requested=stop_requested)
     config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=2, learning_rate=0.02)
     arguments = {**training_arguments(config, context, num_rows=len(PAIRS)), "optim": optimizer}
     collator = PairCollator(form=form, pad_token_id=0, row_tokens=row_tokens)

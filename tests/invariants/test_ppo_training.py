@@ -22,10 +22,9 @@ from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel
 from align.records import Message, Prompt
-from align.runtime.context import RunContext
 from align.runtime.events import Progress
 from align.scoring.scorers import ScorerSet
-from align.testing import Recorder, tiny_causal_lm
+from align.testing import Recorder, run_context, tiny_causal_lm
 from align.training.online.advantage import Gae
 from align.training.online.experience import make_experience
 from align.training.online.learner import Optimizers, PolicyLearner
@@ -101,7 +100,7 @@ class Training(Recorder):
         def stop_requested() -> int | None:
             return stop(max((int(event.done) for event in self.of(Progress)), default=0))
 
-        context = RunContext(name="ppo", work=self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
+        context = run_context(self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
         engine = TransformersEngine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
         config = self.config
         trainer = OnlineTrainer(

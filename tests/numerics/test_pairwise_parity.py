@@ -14,7 +14,7 @@ from align.config.sections import Optimization
 from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from align.runtime.context import RunContext
 from align.stages import dpo, orpo, reward_model
-from align.testing import pairwise_config, random_pairs
+from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
@@ -30,10 +30,6 @@ REFERENCE = [
 CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3, warmup_ratio=0.1)
 
 
-def context_in(folder: Path) -> RunContext:
-    return RunContext(name="test", work=folder, seed=3)
-
-
 def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
     trainer._get_train_sampler = lambda *args: SequentialSampler(trainer.train_dataset)
     rows = [row for row in train(trainer, context).rows if "loss" in row]
@@ -42,7 +38,7 @@ def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
 
 
 def ours(folder: Path, model: Any, objective: Any, pairs: list[TrainingPair], **layout: Any) -> list[dict[str, float]]:
-    context = context_in(folder)
+    context = run_context(folder)
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40, **layout)
     arguments = training_arguments(CONFIG, context, num_rows=len(pairs))
     return curves_of(PairwiseTrainer(prepare_model(model), pairs, objective, collator, arguments), context)
@@ -91,7 +87,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
-    context = context_in(tmp_path / "trl")
+    context = run_context(tmp_path / "trl")
     config = DPOConfig(
         **training_arguments(CONFIG, context, num_rows=len(PAIRS)),
         max_length=None,
@@ -131,7 +127,7 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
 
     rows = [TrainingPair(pair, margin) for pair, margin in zip(PAIRS, margins, strict=True)]
     mine = ours(tmp_path / "ours", model(), pairwise_config(reward_model, center_coef=center_coef), rows)
-    context = context_in(tmp_path / "trl")
+    context = run_context(tmp_path / "trl")
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
     dataset = [
         {
@@ -156,7 +152,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
     base = project_template / "base"
     rows = [TrainingPair(pair) for pair in PAIRS]
     mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(orpo, odds_ratio_weight=0.4), rows, with_prompts=True)
-    context = context_in(tmp_path / "trl")
+    context = run_context(tmp_path / "trl")
 
     class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]
         def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:

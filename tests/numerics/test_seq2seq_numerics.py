@@ -18,9 +18,8 @@ from align.models.folder import ModelFolder
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.runtime.context import RunContext
 from align.scoring.likelihood import Seq2SeqLikelihoodModel
-from align.testing import tiny_seq2seq_lm
+from align.testing import run_context, tiny_seq2seq_lm
 from align.training.loop import train, training_arguments
 from align.training.seq2seq import Seq2SeqSftTrainer
 
@@ -92,15 +91,11 @@ def test_a_saved_model_is_the_model_even_with_a_head_of_its_own(base: Path, tmp_
         model = again
 
 
-def context_in(work: Path) -> RunContext:
-    return RunContext(name="test", work=work, seed=3)
-
-
 def trainer_of(base: Path, work: Path, **changes: Any) -> Seq2SeqSftTrainer:
     model = load_seq2seq_lm(base)
     set_dropout(model, 0.0)
     config = Optimization(**{"precision": "float32", "batch_size": 4, **changes})
-    return Seq2SeqSftTrainer(model, ROWS, collator(model), training_arguments(config, context_in(work), num_rows=len(ROWS)))
+    return Seq2SeqSftTrainer(model, ROWS, collator(model), training_arguments(config, run_context(work), num_rows=len(ROWS)))
 
 
 def test_the_training_loss_is_the_mean_over_completion_tokens(base: Path, tmp_path: Path) -> None:
@@ -118,7 +113,7 @@ def test_accumulation_equals_one_large_batch(base: Path, tmp_path: Path) -> None
     for micro in (None, 1, 2):
         work = tmp_path / str(micro)
         trainer = trainer_of(base, work, micro_batch_size=micro, num_epochs=4, learning_rate=1e-3)
-        history = train(trainer, context_in(work))
+        history = train(trainer, run_context(work))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
         assert (history.last("loss") or math.inf) < history.rows[0]["loss"]
     for other in weights[1:]:

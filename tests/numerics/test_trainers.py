@@ -13,6 +13,7 @@ from align.config.sections import Optimization
 from align.models.load import load_causal_lm, load_tokenizer
 from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
+from align.testing import run_context
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
 from align.training.trl_trainers import add_label_logps, sft_trainer
@@ -26,7 +27,7 @@ PAIRS = [
 
 @pytest.fixture
 def context(tmp_path: Path) -> RunContext:
-    return RunContext(name="test", work=tmp_path, seed=3)
+    return run_context(tmp_path)
 
 
 def first_loss(trainer: Any, indices: range) -> float:
@@ -63,7 +64,7 @@ def test_accumulation_equals_one_large_batch(
     ]
     weights = []
     for micro in (None, 1, 3):
-        context = RunContext(name="test", work=tmp_path / str(micro), seed=3)
+        context = run_context(tmp_path / str(micro))
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
         trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, context, num_rows=6))
         history = train(trainer, context)

@@ -20,9 +20,9 @@ from align.selection.files.reader import RowFile
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 from align.selection.run import select_from_files
-from align.stage import StageContext
 from align.stages import pairs
 from align.store.artifact import Store
+from align.testing import stage_context
 
 ROW: dict[str, Any] = {"prompt_id": "p", "prompt": "x", "completion": "a", "scores": {"rm": 1.0}}
 ROWS: list[dict[str, Any]] = [ROW, {**ROW, "completion": "b", "scores": {"rm": 2.0}}]
@@ -155,17 +155,7 @@ def test_a_recipe_reads_files_where_they_lie(tmp_path: Path) -> None:
     assert resolved.artifact.row_paths == paths
     config = recipe.stages["pairs"].config
     assert isinstance(config, pairs.Config)
-    context: StageContext[pairs.Config] = StageContext(
-        name="pairs",
-        work=tmp_path / "work",
-        seed=17,
-        stop_requested=lambda: None,
-        config=config,
-        artifacts={"rows": resolved.artifact},
-        output=tmp_path / "out",
-        store_root=tmp_path / "store",
-    )
-    outcome = pairs.run(context)
+    outcome = pairs.run(stage_context(config, tmp_path / "out", {"rows": resolved.artifact}, name="pairs", seed=17))
     assert (outcome.rows_in, outcome.rows_out, outcome.metrics["disagreement_share"]) == (2, 2, 0.0)
     assert [json.loads(line)["id"] for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()] == ["p0", "p1"]
     written(paths[1], ROWS)

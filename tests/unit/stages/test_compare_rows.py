@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from align.records import Message, Prompt, ScoredCandidate
 from align.report.training import train_seconds
-from align.stage import StageContext
 from align.stages import compare
 from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows, write_rows
+from align.testing import stage_context
 from align.testing.tiny import tiny_causal_lm
 
 RULES = {
@@ -52,9 +52,7 @@ def run_compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
     artifacts["held_out"] = artifact("held_out", folder / "held_out", "prompts")
 
     def run(label: str, **fields: Any) -> Path:
-        output, work = folder / label / "out", folder / label / "work"
-        output.mkdir(parents=True)
-        work.mkdir()
+        output = folder / label / "out"
         config = {
             "models": list(MODELS),
             "baseline": "sft",
@@ -65,17 +63,7 @@ def run_compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
             "max_completion_tokens": 6,
             "bootstrap_resamples": 200,
         }
-        context = StageContext(
-            name="compare",
-            work=work,
-            store_root=folder / label / "store",
-            seed=3,
-            stop_requested=lambda: None,
-            config=compare.Config.model_validate(config | fields),
-            artifacts=artifacts,
-            output=output,
-        )
-        compare.run(context)
+        compare.run(stage_context(compare.Config.model_validate(config | fields), output, artifacts, name="compare", seed=3))
         return output
 
     return run

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from align.records import Message, Prompt
 from align.runtime.events import Metrics
-from align.stage import StageContext
 from align.store.artifact import ROWS_NAME, write_rows
-from align.testing import Recorder, input_artifact
+from align.testing import Recorder, input_artifact, stage_context
 from align.training.online.advantage import RewardedBatch
 
 RULES = {"rules": [{"type": "length", "name": "short", "max_characters": 8}]}
@@ -34,17 +33,8 @@ def test_leave_one_out_trains_without_a_value_model(tmp_path: Path, project_temp
         input_artifact("rows", tmp_path / "rows", "prompts", fingerprint="rows"),
     ]
     recorder, output = Recorder(), tmp_path / "output"
-    context = StageContext(
-        name="rloo",
-        work=output / "work",
-        seed=1,
-        emit=recorder.handle,
-        config=rloo_method.Config.model_validate(FIELDS),
-        artifacts={artifact.name: artifact for artifact in artifacts},
-        output=output,
-        store_root=tmp_path,
-    )
-    context.work.mkdir(parents=True)
+    inputs = {artifact.name: artifact for artifact in artifacts}
+    context = stage_context(rloo_method.Config.model_validate(FIELDS), output, inputs, name="rloo", emit=recorder.handle)
     outcome = rloo_method.run(context)
     assert len(Path(rloo_method.__file__).read_text().splitlines()) <= 70
     assert (outcome.metrics["rollouts"], outcome.metrics["episodes"], outcome.rows_in) == (2, 16, 3)

@@ -16,10 +16,10 @@ from align import load_recipe
 from align.errors import DataError, RecipeError
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
-from align.stage import StageContext, StageOutcome
+from align.stage import StageOutcome
 from align.stages import dpo, orpo, reward_model
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
-from align.testing import Recorder, input_artifact, tiny_causal_lm
+from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm
 
 
 def row(number: int) -> Preference:
@@ -50,19 +50,7 @@ class Bench(Recorder):
         reads = {"data" if stage is reward_model else "pairs": "rows"}
         self.output = self.folder / "store" / data.name
         config = stage.Config.model_validate({"model": "base", **reads, **FAST, **fields})
-        context = StageContext(
-            name="test",
-            work=self.output / "work",
-            seed=1,
-            emit=self.handle,
-            stop_requested=lambda: None,
-            config=config,
-            artifacts=self.artifacts,
-            output=self.output,
-            store_root=self.folder / "store",
-        )
-        context.work.mkdir(parents=True)
-        return stage.run(context)  # type: ignore[no-any-return]
+        return stage.run(stage_context(config, self.output, self.artifacts, emit=self.handle))  # type: ignore[no-any-return]
 
     def reused(self) -> int:
         return sum("are in the store" in note for note in self.notes)

@@ -18,10 +18,9 @@ import pytest
 from align import load_recipe, run_recipe
 from align.errors import RecipeError
 from align.pipeline.plan import make_plan
-from align.records import Candidate, Message
 from align.stages import score
 from align.store.artifact import Entry, Manifest, write_rows
-from align.testing import Recorder, fake_judge
+from align.testing import Recorder, candidate, fake_judge
 from align.testing.judge import FakeJudge, shown_texts
 
 KEY = "sk-very-secret-93"
@@ -41,40 +40,24 @@ RUN_STAGE = """\
 import sys
 from pathlib import Path
 from align.stages import score
-from align.stage import StageContext
 from align.store.artifact import Artifact, Entry
+from align.testing import stage_context
 
 folder, base_url = Path(sys.argv[1]), sys.argv[2]
 entry = Entry(folder / "sampled")
 judge = {"base_url": base_url, "model": "m", "max_concurrency": 2}
-for name in ("work", "output"):
-    (folder / name).mkdir(exist_ok=True)
-outcome = score.run(StageContext(
-    name="scored",
-    config=score.Config.model_validate({"candidates": "sampled", "scorers": {"j": {"judge": judge}}}),
-    artifacts={"sampled": Artifact("sampled", entry.path, entry.read_manifest())},
-    output=folder / "output",
-    store_root=folder,
-    work=folder / "work",
-    seed=1,
-    stop_requested=lambda: None,
-))
+config = score.Config.model_validate({"candidates": "sampled", "scorers": {"j": {"judge": judge}}})
+sampled = {"sampled": Artifact("sampled", entry.path, entry.read_manifest())}
+outcome = score.run(stage_context(config, folder / "output", sampled))
 print(outcome.metrics["j"]["cached_replies"])
 """
 
 
-def candidate(prompt: int, index: int) -> Candidate:
-    return Candidate(
-        prompt_id=f"p{prompt}",
-        candidate_index=index,
-        prompt=[Message(role="user", content=f"질문 {prompt}")],
-        reference=None,
-        completion=f"대답 {prompt} " + "네" * (index + 1),
-        completion_token_ids=[1],
-        completion_tokens=1,
-        finish_reason="stop",
-        seed=1,
-    )
+CANDIDATES = [
+    candidate(f"대답 {prompt} " + "네" * (index + 1), index, prompt_id=f"p{prompt}", prompt=f"질문 {prompt}")
+    for prompt in range(4)
+    for index in range(3)
+]
 
 
 @pytest.fixture
@@ -82,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with three candidates of each of four prompts."""
     entry = Entry(tmp_path / "sampled")
     entry.begin()
-    write_rows(entry.path / "rows.jsonl", [candidate(prompt, index) for prompt in range(4) for index in range(3)])
+    write_rows(entry.path / "rows.jsonl", CANDIDATES)
     made: dict[str, Any] = {"stage": "generate", "stage_version": 1, "config": {}, "inputs": {}, "seed": 1}
     entry.commit(Manifest(kind="candidates", fingerprint="f" * 16, **made))
     monkeypatch.chdir(tmp_path)
@@ -190,10 +173,9 @@ def test_a_judge_may_be_a_file(folder: Path, write: Write) -> None:
 
 def test_no_prompt_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score, "SHARD_ROWS", 4)
-    rows = [candidate(prompt, index) for prompt in range(4) for index in range(3)]
-    assert [len(piece) for piece in score.pieces(rows, whole_prompts=False)] == [4, 4, 4]
-    assert [len(piece) for piece in score.pieces(rows, whole_prompts=True)] == [6, 6]
-    mixed = sorted(rows, key=lambda row: row.candidate_index)
+    assert [len(piece) for piece in score.pieces(CANDIDATES, whole_prompts=False)] == [4, 4, 4]
+    assert [len(piece) for piece in score.pieces(CANDIDATES, whole_prompts=True)] == [6, 6]
+    mixed = sorted(CANDIDATES, key=lambda row: row.candidate_index)
     assert [len(piece) for piece in score.pieces(mixed, whole_prompts=True)] == [12]
     assert list(score.pieces([], whole_prompts=True)) == []
 

@@ -10,12 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from align.errors import Interrupted
-from align.records import Candidate, Message
 from align.runtime.events import Event, Progress
-from align.stage import StageContext, StageOutcome
+from align.stage import StageOutcome
 from align.stages import score
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest, write_rows
-from align.testing import tiny_reward_model
+from align.testing import candidate, stage_context, tiny_reward_model
 
 SCORERS = {"rm": "rm", "words": {"rules": [{"type": "length", "name": "w", "max_words": 2}]}}
 NUM_PROMPTS, EACH = 5, 2
@@ -28,17 +27,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     sampled, rm = Entry(folder / "sampled"), Entry(folder / "rm")
     sampled.begin()
     rows = [
-        Candidate(
-            prompt_id=f"p{prompt}",
-            candidate_index=index,
-            prompt=[Message(role="user", content=f"question {prompt}")],
-            reference=None,
-            completion="word " * (prompt + index + 1),
-            completion_token_ids=[1],
-            completion_tokens=1,
-            finish_reason="stop",
-            seed=1,
-        )
+        candidate("word " * (prompt + index + 1), index, prompt_id=f"p{prompt}", prompt=f"question {prompt}")
         for prompt in range(NUM_PROMPTS)
         for index in range(EACH)
     ]
@@ -59,22 +48,16 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, artifacts: dict[str, Artifact], num_workers: int, stop_after: int | None = None) -> StageOutcome:
-    for name in ("work", "output"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     reached = [0.0]
 
     def send(event: Event) -> None:
         assert isinstance(event, Progress)
         reached.append(event.done)
 
-    context = StageContext(
-        name="scored",
-        config=score.Config.model_validate({"candidates": "sampled", "scorers": SCORERS, "num_workers": num_workers}),
-        artifacts=artifacts,
-        output=folder / "output",
-        store_root=folder,
-        work=folder / "work",
-        seed=1,
+    context = stage_context(
+        score.Config.model_validate({"candidates": "sampled", "scorers": SCORERS, "num_workers": num_workers}),
+        folder / "output",
+        artifacts,
         emit=send,
         stop_requested=lambda: signal.SIGTERM if stop_after is not None and reached[-1] >= stop_after else None,
     )
@@ -89,7 +72,7 @@ def test_neither_workers_nor_a_stop_change_a_byte(tmp_path: Path, artifacts: dic
     together = run(tmp_path / "together", artifacts, 2)
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", artifacts, 1, stop_after=7)
-    assert len(list((tmp_path / "stopped" / "work" / "shards").glob("*.jsonl"))) == 1
+    assert len(list((tmp_path / "stopped" / "output" / "work" / "shards").glob("*.jsonl"))) == 1
     resumed = run(tmp_path / "stopped", artifacts, 1)
     rows = [(tmp_path / name / "output" / "rows.jsonl").read_bytes() for name in ("alone", "together", "stopped")]
     assert rows[0] == rows[1] == rows[2]

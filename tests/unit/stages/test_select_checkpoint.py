@@ -14,10 +14,9 @@ from align.errors import AlignError, Interrupted, RecipeError
 from align.pipeline.plan import make_plan
 from align.runtime.events import Progress
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
-from align.stage import StageContext
 from align.stages.select_checkpoint import run as run_stage
 from align.store.artifact import MODEL_FOLDER, Artifact, Manifest
-from align.testing import Recorder
+from align.testing import Recorder, stage_context
 
 pytestmark = pytest.mark.slow
 
@@ -196,17 +195,8 @@ def test_an_interrupted_choice_goes_on_with_what_was_finished(finished: Path, pr
     def stop_requested() -> int | None:
         return 15 if stopping and "score epoch 2" in {event.task for event in recorder.of(Progress)} else None
 
-    context = StageContext(
-        name="best",
-        config=config,
-        artifacts=artifacts,
-        output=tmp_path / "entry",
-        store_root=tmp_path,
-        work=tmp_path / "entry" / "work",
-        seed=5,
-        emit=recorder.handle,
-        stop_requested=stop_requested,
-    )
+    changes: Any = {"emit": recorder.handle, "stop_requested": stop_requested}
+    context = stage_context(config, tmp_path / "entry", artifacts, name="best", seed=5, **changes)
     with pytest.raises(Interrupted):
         run_stage(context)
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "entry" / "work" / "answers").rglob("*.jsonl")}

@@ -19,10 +19,10 @@ from align.records import Candidate, ScoredCandidate
 from align.report.results import Results
 from align.report.table import render_table
 from align.runtime.events import Progress
-from align.stage import StageContext, StageOutcome
+from align.stage import StageOutcome
 from align.stages import dpo, generate, orpo, ppo, reward_model, select_checkpoint, sft
 from align.store.artifact import Artifact, read_rows
-from align.testing import Recorder, input_artifact, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
+from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 from align.testing.project import write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -176,18 +176,14 @@ class Bench:
 
     def run(self, stage: Any, output: str = "out", stop_after: int | None = None, **fields: Any) -> StageOutcome:
         recorder = Recorder()
-        context = StageContext(
-            name="test",
-            work=self.folder / output / "work",
-            seed=1,
+        context = stage_context(
+            stage.Config.model_validate({"model": "t5", **fields}),
+            self.folder / output,
+            self.artifacts,
             emit=recorder.handle,
             stop_requested=lambda: signal.SIGTERM if stop_after is not None and steps_of(recorder) >= stop_after else None,
-            config=stage.Config.model_validate({"model": "t5", **fields}),
-            artifacts=self.artifacts,
-            output=self.folder / output,
             store_root=self.folder / "store",
         )
-        context.work.mkdir(parents=True, exist_ok=True)
         return stage.run(context)  # type: ignore[no-any-return]
 
 

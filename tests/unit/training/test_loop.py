@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.config.sections import Optimization
 from align.errors import RecipeError
-from align.runtime.context import RunContext
+from align.testing import run_context
 from align.training.loop import training_arguments
 
 
 def arguments(world_size: int, **settings: Any) -> dict[str, Any]:
-    context = RunContext(name="sft", work=Path("work"), seed=1, world_size=world_size)
+    context = run_context(name="sft", world_size=world_size)
     return training_arguments(Optimization(precision="float32", warmup_ratio=0.5, num_epochs=3, **settings), context, num_rows=50)
 
 

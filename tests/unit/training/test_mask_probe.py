@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig
 
 from align.data.encoding import EncodedPreference
-from align.runtime.context import RunContext
-from align.testing import Recorder
+from align.testing import Recorder, run_context
 from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.trainer import prepare_model
@@ -37,7 +35,7 @@ PAIRS = [TrainingPair(EncodedPreference(str(i), [5 + i, 6, 7], [8, 9 + i, 2], [1
 class Notes(Recorder):
     def __init__(self) -> None:
         super().__init__()
-        self.context = RunContext(name="test", work=Path(), seed=0, emit=self.handle)
+        self.context = run_context(emit=self.handle)
 
 
 def model_of(config: Any, *, auto: Any = AutoModelForCausalLM) -> Any:

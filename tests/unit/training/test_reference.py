@@ -16,11 +16,10 @@ import pytest
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm
-from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
 from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
-from align.testing import Recorder
+from align.testing import Recorder, run_context
 from align.training.pairwise.collator import PairCollator
 from align.training.pairwise.reference import compute_reference_logps
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
@@ -41,7 +40,7 @@ class Place(Recorder):
         self.entry = root / "reference_logps-k"
         super().__init__()
         self.computed = 0
-        self.context = RunContext(name="test", work=root / "work", seed=0, emit=self.handle)
+        self.context = run_context(root / "work", emit=self.handle)
 
     def get(self, pairs: Sequence[EncodedPreference] = PAIRS) -> Any:
         return cached_reference_logps(self.root, "k", pairs, self.context, self._compute)
