@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from align.cli.main import main
 from align.report.results import Results
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -32,12 +36,23 @@ def overrides(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
-def run_small(name: str, tmp_path: Path, *settings: str) -> Results:
+def run_small(name: str, folder: Path, runs: Path, *settings: str) -> Results:
+    """Run a recipe as small as it gets, from a command line in this process: a new one would import everything again."""
     sizes = {"instructions": 48, "preferences": 60, "prompts": 12, "validation": 4, "held_out": 6}
-    recipe = reduced(name, tmp_path / "mine", **sizes)
+    recipe = reduced(name, folder / "mine", **sizes)
+    (base,) = recipe.glob("**/base_model")
+    shrink(base)
     common = ["stages.sft.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft_best", "compare"))]
     engines = [f"stages.{stage}.engine=transformers" for stage in ("sft_best", "compare")]
     common += ["stages.compare.num_candidates=1", "stages.compare.bootstrap_resamples=1000"]
-    done = align("run", str(recipe), "--out", str(tmp_path), *overrides(*common, *engines, *settings))
-    assert done.returncode == 0, done.stderr
-    return Results.from_json(json.loads((tmp_path / name / "results.json").read_text()))
+    assert main(["run", str(recipe), "--out", str(runs), *overrides(*common, *engines, *settings)]) == 0
+    return Results.from_json(json.loads((runs / name / "results.json").read_text()))
+
+
+def shrink(base: Path) -> None:
+    """Put a small random model in the base model's place, for tests that do not look at what it says. The tokenizer stays."""
+    config = AutoConfig.from_pretrained(base)
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32})
+    config.update({"num_attention_heads": 1, "num_key_value_heads": 1, "initializer_range": 0.1})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)

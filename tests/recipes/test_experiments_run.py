@@ -1,0 +1,65 @@
+"""The recipes that ask one question each, at reduced size, to their tables. They share a folder of runs, as a user's do."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from reduced import RECIPES, run_small
+
+from align.pipeline.recipe import load_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes are equal up to `sft_best`: the first that runs trains it for all."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_every_way_of_pairing(runs: Path, tmp_path: Path) -> None:
+    ways = [name for name in load_recipe(RECIPES / "preference-data").stages if name.endswith("-pairs-s17")]
+    names = [way.removesuffix("-pairs-s17") for way in ways]
+    results = run_small(
+        "preference-data",
+        tmp_path,
+        runs,
+        "stages.candidates.seeds=[17]",
+        "stages.candidates.engine=transformers",
+        "stages.candidates.max_completion_tokens=16",
+        "stages.margin-window-pairs.min_margin=0.0",
+        "stages.margin-window-pairs.max_margin=100.0",
+        "stages.length-matched-pairs.max_length_ratio=10.0",
+        "stages.agreed-pairs.min_agreement=0.0",
+        *(f"stages.{name}-pairs.keep_truncated=true" for name in names),
+        *(f"stages.{name}.num_epochs=1" for name in names),
+    )
+    assert set(results.models) == {"sft_best", *names}
+    assert len(names) == 11
+
+
+def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
+    results = run_small(
+        "dpo-vs-rejection-sampling",
+        tmp_path,
+        runs,
+        "stages.candidates.engine=transformers",
+        "stages.candidates.max_completion_tokens=16",
+        "stages.best_of_n.keep_truncated=true",
+        "stages.pairs.keep_truncated=true",
+        "stages.pairs.min_margin=0.0",
+    )
+    assert [row for row in results.models if "best of" not in row] == ["sft_best", "rejection_sampling", "dpo"]
+    assert [row for row in results.models if "best of" in row] == [f"sft_best best of {n}" for n in (1, 2, 4, 8, 16)]
+    assert list(results.models["rejection_sampling"].replicates or {}) == [f"rejection_sampling-s{seed}" for seed in (17, 18, 19)]
+    assert results.models["sft_best best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
+
+
+def test_reward_hacking(runs: Path, tmp_path: Path) -> None:
+    small = ("num_episodes=8", "rollout_batch_size=4", "mini_batch_size=4", "max_completion_tokens=16", "engine=transformers")
+    settings = [f"stages.{stage}.{setting}" for stage in ("ppo_kl", "ppo_no_kl") for setting in small]
+    results = run_small("reward-hacking", tmp_path, runs, *settings)
+    assert [row for row in results.models if "best of" not in row] == ["sft_best", "ppo_kl", "ppo_no_kl"]
+    assert "optimised and watched scores" in (runs / "reward-hacking" / "report.html").read_text()
