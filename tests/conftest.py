@@ -24,9 +24,11 @@ for variable in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
     os.environ.pop(variable, None)
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,13 +45,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny project, built once."""
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this session of tests have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder` as `make` fills it, in the first process that needs it; the others wait until it is done."""
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project_template(common: Path) -> Path:
+    """A tiny project; must not be written to."""
     from align.testing import tiny_project
 
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project(folder)
-    return folder
+    return made_once(common / "template", tiny_project)
 
 
 @pytest.fixture
@@ -59,9 +76,11 @@ def project(project_template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(project_template: Path, common: Path) -> Path:
     """The folder of a whole undisturbed run of the tiny project; must not be written to."""
     from align import load_recipe, run_recipe
 
-    out = tmp_path_factory.mktemp("undisturbed")
-    return Path(run_recipe(load_recipe(project_template / "recipe.yaml"), out, command=["align", "run"]).folder)
+    def run(out: Path) -> None:
+        run_recipe(load_recipe(project_template / "recipe.yaml"), out, command=["align", "run"])
+
+    return made_once(common / "undisturbed", run) / "tiny"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -52,18 +54,48 @@ def assert_events_have_the_curves(run: Path) -> None:
 
 
 def stage_process() -> int:
-    """The process that runs the stage: the newest child of this process's fork server (other tests may have theirs)."""
-    find = ["pgrep", "-P", str(os.getpid()), "-f", "multiprocessing.forkserver"]
-    server = subprocess.run(find, capture_output=True, text=True, check=True)
-    children = subprocess.run(["pgrep", "-P", ",".join(server.stdout.split())], capture_output=True, text=True, check=False)
-    return max(map(int, children.stdout.split()))
+    """The process that runs the stage: the newest that this process spawned, or that its fork server forked."""
+    own = str(os.getpid())
+    servers = children_of(own, "multiprocessing.forkserver")
+    # Where there is a GPU, stages are spawned.
+    return max(children_of(own, "multiprocessing.spawn") + (children_of(",".join(map(str, servers))) if servers else []))
+
+
+def children_of(parents: str, pattern: str = "") -> list[int]:
+    found = subprocess.run(["pgrep", "-P", parents, "-f", pattern], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+@pytest.fixture
+def run_before(finished_run: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a folder of runs as the undisturbed run left it just before a stage."""
+
+    def copied_until(stage: str) -> Path:
+        out = Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True))
+        run, lines = out / "tiny", (finished_run / EVENTS_NAME).read_text().splitlines(keepends=True)
+        stages = [planned["name"] for planned in json.loads(lines[0])["stages"]]
+        left_out = stages[stages.index(stage) :]
+        for name in left_out:
+            (run / "stages" / name).unlink()
+        for published in ("results.json", "report.html"):
+            (run / published).unlink()
+        kept = {link.resolve() for link in [*(run / "stages").iterdir(), *(run / "inputs").iterdir()]}
+        # With the entries of the stages goes what several could use: a DPO computes its reference itself.
+        for entry in (out / ".store").iterdir():
+            if entry.is_dir() and entry not in kept:
+                shutil.rmtree(entry)
+        started = [(event["kind"], event.get("stage")) == ("stage_started", stage) for event in map(json.loads, lines)]
+        (run / EVENTS_NAME).write_text("".join(lines[: started.index(True)]))
+        return out
+
+    return copied_until
 
 
 @pytest.mark.parametrize(("stage", "moment"), [("sft", 3), ("sampled", 1), ("dpo", 1), ("ppo", 2)])
 def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(
-    project: Path, tmp_path: Path, finished_run: Path, stage: str, moment: int
+    project: Path, run_before: Callable[[str], Path], finished_run: Path, stage: str, moment: int
 ) -> None:
-    recipe, out = load_recipe(project / "recipe.yaml"), tmp_path / "runs"
+    recipe, out = load_recipe(project / "recipe.yaml"), run_before(stage)
 
     def kill_at_moment(event: Event) -> None:
         if isinstance(event, Progress) and (event.stage, event.done) == (stage, moment) and event.task != "reference":
@@ -171,10 +203,9 @@ def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(project: Path,
     assert_events_have_the_curves(out / "tiny")
 
 
-def test_damage_is_quarantined_and_made_again(project: Path, tmp_path: Path, finished_run: Path) -> None:
-    recipe, out = load_recipe(project / "recipe.yaml"), tmp_path / "runs"
-    run = run_recipe(recipe, out, until="sampled").folder
-    rows = (run / "stages" / "sampled").resolve() / "rows.jsonl"
+def test_damage_is_quarantined_and_made_again(project: Path, run_before: Callable[[str], Path], finished_run: Path) -> None:
+    recipe, out = load_recipe(project / "recipe.yaml"), run_before("scored")
+    rows = (out / "tiny" / "stages" / "sampled").resolve() / "rows.jsonl"
     rows.write_text(rows.read_text().replace("p3", "p4"))
     recorder = Recorder()
     run = run_recipe(recipe, out, until="sampled", sinks=[recorder]).folder

@@ -27,14 +27,16 @@ STAGES = """\
 
 
 @pytest.fixture(scope="module")
-def finished(project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder; must not be written to."""
+def finished(project_template: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder; must not be written to. Its store has what the recipe without the forms made."""
     project = Path(shutil.copytree(project_template, tmp_path_factory.mktemp("forms") / "project"))
     recipe = project / "recipe.yaml"
     text = recipe.read_text().replace("models: [sft, rs, dpo]", "models: [sft, rs, iterated]")
     text = text.replace("data: best,", "data: best, seeds: [5, 6],")
     recipe.write_text(text.replace("  compare:", STAGES + "  compare:"))
-    return run_recipe(load_recipe(recipe), project.parent / "runs", until="compare").folder
+    out = project.parent / "runs"
+    shutil.copytree(finished_run.parent / ".store", out / ".store", symlinks=True)
+    return run_recipe(load_recipe(recipe), out, until="compare").folder
 
 
 def manifest_of(folder: Path, stage: str) -> dict[str, Any]:
