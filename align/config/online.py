@@ -79,6 +79,11 @@ class OnlineOptimization(StrictModel):
 class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
     """What decides the numbers of every online method, beyond models, prompts, scorers and advantages."""
 
+    @property
+    def value_settings(self) -> ValueOptimization | None:
+        """How the value model learns; None for methods that have none."""
+        return self if isinstance(self, ValueOptimization) else None
+
 
 class ValueOptimization(StrictModel):
     """How a value model starts and learns, for methods that have one."""

@@ -161,8 +161,8 @@ def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, 
     pad = int(load_tokenizer(base).pad_token_id)
     start = TrainableModel(ModelFolder(base), lora, folder / "store", "ppo")
     value = ValueStart(start, is_reward_model=False, zero_head=True)
-    models = load_models(start, value, device=torch.device("cpu"), pad_token_id=pad, seed=3)
     settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)
+    models = load_models(start, value, settings, seed=3)
     episodes = [Episode([5, 6, 7 + n], [20 + n, 21, 2]) for n in range(4)]
     (batch,) = settings.passes(episodes, range(4))
 

@@ -69,31 +69,31 @@ class Training(Recorder):
         super().__init__()
         self.models: Models | None = None
 
-    def parts(self) -> tuple[Models, RolloutSampler, ForwardSettings]:
+    def parts(self, num_rollouts: int) -> tuple[Models, RolloutSampler]:
         tokenizer = load_tokenizer(self.base)
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
         start = TrainableModel(ModelFolder(self.base), None, self.base.parent, "ppo")
         value = ValueStart(start, is_reward_model=False, zero_head=True)
-        models = load_models(start, value, device=CPU, pad_token_id=chat_format.pad_token_id, seed=0)
+        config = self.config.model_copy(update={"num_episodes": num_rollouts * self.config.rollout_batch_size})
+        settings = ForwardSettings(CPU, self.precision, config.temperature, config.micro_batch_tokens, chat_format.pad_token_id)
+        models = load_models(start, value, settings, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
         sampler = RolloutSampler(
             prompts,
             encoded.rows,
-            self.config,
+            config,
             scorers=ScorerSet({"short": scorer}, {}, batch_tokens=100),
             score_weights={"short": 1.0},
             stop_token_id=chat_format.eos_token_id,
             decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
             seed=11,
         )
-        config = self.config
-        settings = ForwardSettings(CPU, self.precision, config.temperature, config.micro_batch_tokens, chat_format.pad_token_id)
-        return models, sampler, settings
+        return models, sampler
 
     def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> OnlineResult:
-        models, sampler, settings = self.parts()
+        models, sampler = self.parts(num_rollouts)
         self.models = models
         self.events.clear()
 
@@ -102,11 +102,7 @@ class Training(Recorder):
 
         context = run_context(self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
         engine = TransformersEngine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
-        config = self.config
-        trainer = OnlineTrainer(
-            models, sampler, engine, context, config, settings, config, value_config=config, num_rollouts=num_rollouts
-        )
-        return trainer.train()
+        return OnlineTrainer(models, sampler, engine, context, self.config, self.config).train()
 
     def weights(self) -> dict[str, torch.Tensor]:
         assert self.models is not None
@@ -168,16 +164,16 @@ def test_the_same_seed_gives_the_same_bytes(base: Path, tmp_path: Path, undistur
 def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
     """Gradients of one mini-batch of 16 episodes, not yet applied."""
     training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
-    models, sampler, settings = training.parts()
+    models, sampler = training.parts(num_rollouts=1)
     engine = TransformersEngine(ModelFolder(base), dtype="float32", max_model_tokens=128)
     rollout = sampler.score(sampler.sample(0, engine))
     # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
     config = training.config
-    experience, _ = make_experience(rollout, models, settings, config, config, kl_coef=0.05, score_bias=0.1)
+    experience, _ = make_experience(rollout, models, config, config, kl_coef=0.05, score_bias=0.1)
     noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
     experience = replace(experience, logps=experience.logps + 0.2 * noise, importance=experience.importance + 0.1 * noise)
-    learner = PolicyLearner(Optimizers.of(models, config, config, num_rollouts=1), settings, config, config, 0)
-    learner._accumulate(settings.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
+    learner = PolicyLearner(Optimizers.of(models, config, num_rollouts=1), models.settings, config, 0)
+    learner._accumulate(models.settings.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
     pairs = [("policy", models.policy), ("value", models.value)]
     return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}
 

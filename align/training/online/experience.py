@@ -13,13 +13,7 @@ from align.config.online import OnlineTraining, Rewards
 from align.losses.ppo import kl_penalized_rewards
 from align.training.online.advantage import Advantage, RewardedBatch
 from align.training.online.layout import completion_offsets, to_rows
-from align.training.online.models import (
-    ForwardSettings,
-    Models,
-    policy_logps,
-    policy_logps_and_entropy,
-    token_values,
-)
+from align.training.online.models import Models, policy_logps, policy_logps_and_entropy, token_values
 from align.training.online.rollout import Rollout
 
 
@@ -47,7 +41,6 @@ class Experience:
 def make_experience(
     rollout: Rollout,
     models: Models,
-    settings: ForwardSettings,
     config: OnlineTraining,
     advantage: Advantage,
     *,
@@ -60,7 +53,7 @@ def make_experience(
         kl_coef: weight of the KL penalty for this batch.
         score_bias: subtracted from every score, and from every value, which starts as a score.
     """
-    episodes = rollout.episodes
+    episodes, settings = rollout.episodes, models.settings
     offsets = completion_offsets(episodes)
     logps, entropy, reference_logps = (torch.zeros(offsets[-1], device=settings.device) for _ in range(3))
     values = None if models.value is None else torch.zeros_like(logps)

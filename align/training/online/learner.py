@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from align.config.online import OnlineOptimization, OnlineTraining, ValueOptimization
+from align.config.online import OnlineOptimization, OnlineTraining
 from align.errors import StageError
 from align.losses.ppo import ppo_policy_loss, ppo_value_loss
 from align.runtime.seed import derive_seed
@@ -69,13 +69,11 @@ class Optimizers:
     value: LearningModel | None
 
     @classmethod
-    def of(
-        cls, models: Models, config: OnlineTraining, value_config: ValueOptimization | None, *, num_rollouts: int
-    ) -> Optimizers:
+    def of(cls, models: Models, config: OnlineTraining, *, num_rollouts: int) -> Optimizers:
         """Fresh ones, for a training of `num_rollouts` rollout batches."""
         per_rollout = config.ppo_epochs * num_mini_batches(config.rollout_batch_size, config.mini_batch_size)
         value, learning = None, num_rollouts
-        if value_config is not None:
+        if (value_config := config.value_settings) is not None:
             learning = max(num_rollouts - value_config.critic_warmup_batches, 0)
             value = LearningModel.of(
                 "value",
@@ -114,14 +112,13 @@ class PolicyLearner:
 
     optimizers: Optimizers
     settings: ForwardSettings
-    config: OnlineOptimization
-    value_config: ValueOptimization | None
-    """None where there is no value model."""
+    config: OnlineTraining
     seed: int
 
     def learns_policy(self, rollout: int) -> bool:
         """False for the first rollout batches if they train the value model alone."""
-        return self.value_config is None or rollout >= self.value_config.critic_warmup_batches
+        value_config = self.config.value_settings
+        return value_config is None or rollout >= value_config.critic_warmup_batches
 
     def update(
         self, episodes: Sequence[Episode], experience: Experience, *, rollout: int, score_bias: float
@@ -154,7 +151,6 @@ class PolicyLearner:
     ) -> dict[str, float]:
         """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
-        vf_coef = 0.0 if self.value_config is None else self.value_config.vf_coef
         sums: dict[str, Tensor] = {}
         for batch in passes:
             old = experience.at(batch.tokens)
@@ -166,9 +162,9 @@ class PolicyLearner:
                 logps[None], old.logps[None], old.advantages[None], mask, cliprange=config.cliprange, dual_clip=config.dual_clip
             )
             policy_losses = policy.losses * old.importance
-            if value_losses is not None:
+            if value_losses is not None and config.value_settings is not None:
                 # Divided by the tokens of the mini-batch, not of the pass, so that the size of a pass changes no gradient.
-                (vf_coef * value_losses.sum() / count).backward()
+                (config.value_settings.vf_coef * value_losses.sum() / count).backward()
             if learn_policy:
                 (policy_losses.sum() / count).backward()
             numbers = {
@@ -184,7 +180,7 @@ class PolicyLearner:
 
     def _value_losses(self, batch: PackedEpisodes, old: Experience, score_bias: float) -> tuple[Tensor | None, dict[str, Tensor]]:
         """[1, completion tokens] losses of the value model, and what is logged of them; None without a value model."""
-        config, learner = self.value_config, self.optimizers.value
+        config, learner = self.config.value_settings, self.optimizers.value
         if config is None or learner is None or old.values is None or old.returns is None:
             return None, {}
         values = token_values(learner.model, batch, self.settings) - score_bias

@@ -53,6 +53,9 @@ class Models:
     """None where an adapter is trained: the reference is then the policy with the adapter that it started with."""
     value: Any
     """A reward model architecture: a backbone and a head of one number. None for methods that need no values."""
+    settings: ForwardSettings
+    differ_from_folder: bool
+    """Whether the policy's weights are not exactly those of its folder before the first update, as with weights of 4 bits."""
     initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
     """The adapter's parameters before the first step, by name."""
 
@@ -96,9 +99,7 @@ class ValueStart:
     """Whether the head becomes zeros, so that all values start at 0."""
 
 
-def load_models(
-    policy: TrainableModel, value: ValueStart | None, *, device: torch.device, pad_token_id: int, seed: int
-) -> Models:
+def load_models(policy: TrainableModel, value: ValueStart | None, settings: ForwardSettings, *, seed: int) -> Models:
     """Policy and reference from `policy`, and a value model where `value` says what it starts from.
 
     With an adapter, policy and reference share one copy of the base model, and the value model has another.
@@ -110,16 +111,17 @@ def load_models(
     torch.manual_seed(derive_seed(seed, "parameters"))
     value_model = None
     if value is not None:
-        value_model = load_trainable(value.start, task="SEQ_CLS", new_head=not value.is_reward_model, pad_token_id=pad_token_id)
+        new_head, pad_token_id = not value.is_reward_model, settings.pad_token_id
+        value_model = load_trainable(value.start, task="SEQ_CLS", new_head=new_head, pad_token_id=pad_token_id)
         if value.zero_head:
             torch.nn.init.zeros_(value_model.score.weight)
-        value_model.to(device).eval()
-    trained = load_trainable(policy).to(device).eval()
+        value_model.to(settings.device).eval()
+    trained = load_trainable(policy).to(settings.device).eval()
     if policy.peft is not None:
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
-        return Models(trained, None, value_model, initial)
-    reference = load_trainable(policy).to(device).eval()
-    return Models(trained, reference.requires_grad_(False), value_model)
+        return Models(trained, None, value_model, settings, differ_from_folder=policy.is_quantized, initial_adapter=initial)
+    reference = load_trainable(policy).to(settings.device).eval().requires_grad_(False)
+    return Models(trained, reference, value_model, settings, differ_from_folder=False)
 
 
 def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:

@@ -98,6 +98,12 @@ class RolloutSampler:
         self._group_size = group_size
 
     @property
+    def num_rollouts(self) -> int:
+        """Rollout batches of the whole training: enough for every episode, the last one full."""
+        num_episodes = self._config.num_episodes or len(self._prompts) * self._group_size
+        return -(-num_episodes // self._config.rollout_batch_size)
+
+    @property
     def settings(self) -> SamplingSettings:
         return SamplingSettings(
             temperature=self._config.temperature,

@@ -55,13 +55,7 @@ def run_online(
         config.micro_batch_tokens,
         chat_format.pad_token_id,
     )
-    models = load_models(
-        start,
-        None if value_model is None else value_model.start(start),
-        device=settings.device,
-        pad_token_id=chat_format.pad_token_id,
-        seed=context.seed,
-    )
+    models = load_models(start, None if value_model is None else value_model.start(start), settings, seed=context.seed)
     scorers = {**config.scorers, **config.watch}
     # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {record.id: record for record in records}
@@ -79,21 +73,7 @@ def run_online(
     engine = open_engine(
         config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
     )
-    num_episodes = config.num_episodes or len(encoded.rows) * advantage.group_size
-    trainer = OnlineTrainer(
-        models,
-        sampler,
-        engine,
-        context,
-        config,
-        settings,
-        advantage,
-        value_config=None if value_model is None else value_model.config,
-        num_rollouts=-(-num_episodes // config.rollout_batch_size),
-        # The engine loaded the folder's weights, the trainer their 4-bit form.
-        engine_weights_differ=start.is_quantized,
-    )
-    result = trainer.train()
+    result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()
     save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)

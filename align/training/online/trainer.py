@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config.online import OnlineTraining, ValueOptimization
+from align.config.online import OnlineTraining
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.models.trainable import count_trained
@@ -24,7 +24,7 @@ from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.online.advantage import Advantage
 from align.training.online.experience import Experience, make_experience, mean_numbers
 from align.training.online.learner import Optimizers, PolicyLearner
-from align.training.online.models import ForwardSettings, Models, trainable
+from align.training.online.models import Models, trainable
 from align.training.online.rollout import Rollout, RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
 
@@ -49,30 +49,21 @@ class OnlineTrainer:
         engine: TextEngine,
         context: RunContext,
         config: OnlineTraining,
-        settings: ForwardSettings,
         advantage: Advantage,
-        *,
-        value_config: ValueOptimization | None,
-        num_rollouts: int,
-        engine_weights_differ: bool = False,
     ) -> None:
         """
         Args:
             engine: runs the model that training starts from; it is closed at the end.
-            num_rollouts: rollout batches to learn from.
-            engine_weights_differ: whether policy and engine differ even before the first update, as with 4-bit weights.
         """
-        self._engine_weights_differ = engine_weights_differ
         self._models = models
         self._sampler = sampler
         self._engine = engine
         self._context = context
         self._config = config
-        self._settings = settings
-        self._num_rollouts = num_rollouts
         self._advantage = advantage
-        self._optimizers = Optimizers.of(models, config, value_config, num_rollouts=num_rollouts)
-        self._learner = PolicyLearner(self._optimizers, settings, config, value_config, context.seed)
+        self._num_rollouts = sampler.num_rollouts
+        self._optimizers = Optimizers.of(models, config, num_rollouts=self._num_rollouts)
+        self._learner = PolicyLearner(self._optimizers, models.settings, config, context.seed)
         self._state = TrainerState(kl_coef=config.kl_coef)
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may undo that update."""
@@ -107,8 +98,8 @@ class OnlineTrainer:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
-        # The engine starts with the policy's weights, so the first batch needs no exchange.
-        if state.rollouts > 0 or self._engine_weights_differ:
+        # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange.
+        if state.rollouts > 0 or self._models.differ_from_folder:
             with self._timed("sync"):
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
@@ -121,14 +112,9 @@ class OnlineTrainer:
         if state.rollouts == 0 and self._config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
+            kl_coef, bias = state.kl_coef, state.score_bias
             experience, numbers = make_experience(
-                rollout,
-                self._models,
-                self._settings,
-                self._config,
-                self._advantage,
-                kl_coef=state.kl_coef,
-                score_bias=state.score_bias,
+                rollout, self._models, self._config, self._advantage, kl_coef=kl_coef, score_bias=bias
             )
         self._check_stop()
         return rollout, experience, numbers
@@ -199,7 +185,7 @@ class OnlineTrainer:
             "score_bias": state.score_bias,
             "nonfinite_scores": state.nonfinite,
             "trained_parameters": count_trained(self._models.policy),
-            "precision": self._settings.precision,
+            "precision": self._models.settings.precision,
             "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
             "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
             "episodes_per_second": round(episodes / work, 2),

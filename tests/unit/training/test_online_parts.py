@@ -82,8 +82,7 @@ def test_packed_logps_and_values_are_those_of_each_sequence_alone(tmp_path: Path
     models = load_models(
         start(tmp_path / "policy"),
         reward_model_start(tiny_reward_model(tmp_path / "value", seed=4)),
-        device=CPU,
-        pad_token_id=0,
+        forward_settings(1000),
         seed=0,
     )
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
@@ -168,7 +167,7 @@ class EchoEngine:
         ]
 
 
-def sampler(rollout_batch_size: int, count: int = 5, **changes: Any) -> RolloutSampler:
+def sampler(rollout_batch_size: int, count: int = 5, *, num_episodes: int | None = None, **changes: Any) -> RolloutSampler:
     prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=f"say {n}")]) for n in range(count)]
     encoded = [EncodedPrompt(prompt.id, [3, n]) for n, prompt in enumerate(prompts)]
     rules = RuleSet.model_validate({"rules": [{"type": "length", "name": "short", "max_characters": 3}]})
@@ -179,12 +178,18 @@ def sampler(rollout_batch_size: int, count: int = 5, **changes: Any) -> RolloutS
     return RolloutSampler(
         prompts,
         encoded,
-        OnlineTraining(rollout_batch_size=rollout_batch_size),
+        OnlineTraining(rollout_batch_size=rollout_batch_size, num_episodes=num_episodes),
         **{**options, **changes},
         stop_token_id=2,
         decode=lambda ids: "x" * len(ids),
         seed=7,
     )
+
+
+@pytest.mark.parametrize(("num_episodes", "rollouts"), [(None, 2), (3, 1), (4, 2)])
+def test_the_number_of_rollouts_covers_every_episode(num_episodes: int | None, rollouts: int) -> None:
+    # By default one episode for each of 5 prompts.
+    assert sampler(3, num_episodes=num_episodes).num_rollouts == rollouts
 
 
 def test_every_pass_over_the_prompts_is_a_shuffle_of_all() -> None:
@@ -249,12 +254,12 @@ def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
     tiny_reward_model(tmp_path / "two", num_labels=2)
     with pytest.raises(RecipeError, match=r"two: score.weight is \[2, 32\] in the weights, but \[1, 32\] is needed"):
-        load_models(start(tmp_path / "policy"), reward_model_start(tmp_path / "two"), device=CPU, pad_token_id=0, seed=0)
+        load_models(start(tmp_path / "policy"), reward_model_start(tmp_path / "two"), forward_settings(1000), seed=0)
 
 
 def test_a_value_model_without_a_reward_model_starts_at_zero(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "policy")
     policy = start(tmp_path / "policy")
-    models = load_models(policy, ValueStart(policy, False, True), device=CPU, pad_token_id=0, seed=0)
+    models = load_models(policy, ValueStart(policy, False, True), forward_settings(1000), seed=0)
     (batch,) = pack_episodes(EPISODES, range(4), micro_batch_tokens=1000, row_tokens=512, pad_token_id=0)
     assert token_values(models.value, batch, forward_settings(1000)).tolist() == [0.0] * 8
