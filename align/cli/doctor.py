@@ -39,6 +39,7 @@ class Check:
 
 
 def check_python() -> Check:
+    """Whether this Python is of a version that the package allows."""
     from importlib.metadata import metadata
 
     wanted = metadata("align")["Requires-Python"] or ""

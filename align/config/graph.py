@@ -22,8 +22,10 @@ class GraphModel(StrictModel):
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
-        """Problems of fields that do not agree with what they name; paths begin at the stage. As in `check_fields`, values may be
-        of any type."""
+        """Problems of fields that do not agree with what they name.
+
+        Paths begin at the stage. As in `check_fields`, values may be of any type.
+        """
         yield from ()
 
 

@@ -287,8 +287,7 @@ class _Parser:
         return None
 
     def read_rule_files(self, written_stages: Mapping[str, Any]) -> None:
-        """Put the content of every `{rules: file.yaml}` and `{judge: file.yaml}` in its place, so that the content is checked and
-        fingerprinted."""
+        """Replace every `{rules: file.yaml}` and `{judge: file.yaml}` by the file's content, to check and fingerprint it."""
         for name, entry in written_stages.items():
             for path, stage, fields in written_blocks(name, entry) if isinstance(entry, dict) else ():
                 if stage in self.stage_types:

@@ -25,22 +25,27 @@ def members(annotation: Any) -> Members:
 
 
 def is_model(annotation: Any) -> bool:
+    """Whether a field of this type holds a section of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def is_list(annotation: Any) -> bool:
+    """Whether it is `list[...]`; a bare `list` is not."""
     origin: Any = get_origin(annotation)
     return origin is list
 
 
 def is_mapping(annotation: Any) -> bool:
+    """Whether it is `dict[...]`; a bare `dict` is not."""
     origin: Any = get_origin(annotation)
     return origin is dict
 
 
 def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
-    """The model that a mapping is meant for: its literal fields (`type: length`) have the mapping's values. Of several such
-    models, one that has a key of the mapping comes first."""
+    """The model that a mapping is meant for: its literal fields (`type: length`) have the mapping's values.
+
+    Of several such models, one that has a key of the mapping comes first.
+    """
     models = [alternative for alternative in alternatives if is_model(alternative)]
     if not isinstance(value, dict):
         return None

@@ -36,7 +36,8 @@ class VllmEngine:
     def __init__(
         self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float = GPU_MEMORY_SHARE
     ) -> None:
-        """
+        """Start vLLM with a model; it keeps the environment variables that are set already.
+
         Args:
             memory_share: part of a GPU's memory that the engine takes; on a CPU it has no effect.
         """

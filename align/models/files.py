@@ -131,6 +131,12 @@ def _is_built_in(value: Any) -> bool:
 
 
 def read_json_object(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder.
+
+    Raises:
+        RecipeError: if the name leads out of the folder.
+        EnvironmentProblem: if there is no such file, or no object in it.
+    """
     file = _inside(path, name)
     try:
         content = json.loads(file.read_bytes())

@@ -1,0 +1,1 @@
+"""What readers see: results with their statistics, tables, drawings and HTML pages."""

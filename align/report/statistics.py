@@ -196,11 +196,11 @@ def pair_outcomes(model_scores: FloatArray, baseline_scores: FloatArray) -> Floa
 
 
 def distinct_n(completions: Iterable[str], n: int = 2) -> float | None:
-    """Distinct word n-grams over all word n-grams, pooled over the completions (Li et al. 2016, "A Diversity-Promoting
-    Objective Function"); None when no completion has `n` words.
+    """Distinct word n-grams over all word n-grams, pooled; None when no completion has `n` words.
 
-    Words are what white space separates, which holds for Korean as for English, and n-grams do not span completions. The share
-    falls as the amount of text grows, so compare it only between models that answered the same prompts.
+    Li et al. 2016, "A Diversity-Promoting Objective Function". Words are what white space separates, which holds for Korean
+    as for English, and n-grams do not span completions. The share falls as the amount of text grows, so compare it only
+    between models that answered the same prompts.
     """
     seen: set[tuple[str, ...]] = set()
     total = 0

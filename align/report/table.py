@@ -50,8 +50,11 @@ def render_table(results: Results | Mapping[str, Any]) -> ComparisonTable:
 
 
 class ComparisonTable:
-    """Renders at any width without losing a number. If all columns fit, there is one table. Otherwise each scorer's numbers are
-    stacked in one column, and columns that still do not fit go into a further table below, with one row per model again."""
+    """Renders at any width without losing a number.
+
+    If all columns fit, there is one table. Otherwise each scorer's numbers are stacked in one column, and columns that still
+    do not fit go into a further table below, with one row per model again.
+    """
 
     def __init__(self, results: Results) -> None:
         self.results = results

@@ -57,8 +57,10 @@ def noted(problems: list[FieldProblem], read: Callable[..., T], *arguments: Any,
 
 
 def text_problem(field: str, value: Any, empty_reason: str, max_characters: int) -> FieldProblem | None:
-    """What keeps `value` from being a usable text: wrong_type, too_long, lone_surrogate, or `empty_reason` for a text without
-    visible characters. Nothing is raised, which would be too slow for every text."""
+    """What keeps `value` from being a usable text; returned and not raised, which would be too slow for every text.
+
+    That is wrong_type, too_long, lone_surrogate, or `empty_reason` for a text without visible characters.
+    """
     if not isinstance(value, str):
         return FieldProblem(field, "wrong_type", f"must be text, but is {shown(value)} ({type(value).__name__})")
     if is_blank(value):

@@ -1,0 +1,1 @@
+"""Scorers give completions numbers: reward models, rules, and judges behind an API."""

@@ -134,7 +134,8 @@ class PairwiseJudge:
     """A judge that scores candidates by comparing those of each prompt."""
 
     def __init__(self, name: str, judge: Judge, *, store_root: Path, environment: Mapping[str, str]) -> None:
-        """
+        """Make a judge; nothing is sent before it scores.
+
         Args:
             name: of the scorer, for messages.
             store_root: where replies are kept.

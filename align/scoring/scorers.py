@@ -32,7 +32,8 @@ class ScorerSet:
         batch_tokens: int,
         store_root: Path | None = None,
     ) -> None:
-        """
+        """Prepare the scorers; a reward model is loaded when it first scores.
+
         Args:
             scorers: scorer by name.
             reward_model_folders: folder by reference, for the scorers that are reward models.

@@ -134,10 +134,12 @@ def candidates_of(group: Group, scorers: Sequence[str]) -> PromptCandidates:
 
 
 def two_prompts(prompt_id: str) -> StageError:
+    """The error of rows that have one prompt id and different prompts."""
     return StageError(f"two different prompts have the id {prompt_id!r}", hint=REMAKE)
 
 
 def no_score(prompt_id: str, index: int, scorer: str, scores: Iterable[str]) -> StageError:
+    """The error of a candidate that lacks the score to select by; `scores` are those it has."""
     return StageError(
         f"prompt {prompt_id!r}, candidate {index}: no score by {scorer!r}; it has {', '.join(scores) or 'none'}",
         hint="Name one of the scorers of the score stage.",

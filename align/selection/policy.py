@@ -80,8 +80,10 @@ def _margin_window(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoP
 
 
 def _mean_sigma(ranked: Ranked, rule: PairRule, seed: int) -> Positions | NoPair:
-    """The different texts nearest to mean + sigmas * deviation and to mean - sigmas * deviation; among equally near ones, the
-    one with the lowest candidate_index."""
+    """The different texts nearest to mean + sigmas * deviation and to mean - sigmas * deviation.
+
+    Among equally near ones, the one with the lowest candidate_index.
+    """
     # Sorted by position, because `min` below takes the first of equally near ones.
     different = sorted(ranked.different_texts(ranked.order))
     scores = [ranked.rank[position] for position in different]

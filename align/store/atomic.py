@@ -55,6 +55,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """A file with this content, or the one that was there before: never a part of either."""
     with atomic_writer(path) as stream:
         stream.write(content)
 

@@ -25,6 +25,7 @@ def fingerprint(value: Any) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
+    """Hexadecimal; a file of any size is read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

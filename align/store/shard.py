@@ -13,6 +13,7 @@ from align.store.fingerprint import sha256_of_file
 
 
 def shard_path(folder: Path, index: int) -> Path:
+    """File of a shard; names sort in the order of the shards up to 99,999."""
     return folder / f"shard-{index:05d}.jsonl"
 
 

@@ -19,6 +19,7 @@ SILENT = 0
 
 
 def prefers_longer(a: str, b: str) -> str:
+    """Prefers the text with more characters."""
     return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
 
 

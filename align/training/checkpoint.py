@@ -49,6 +49,7 @@ def problem_with(checkpoint: Path) -> str | None:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The number of steps after which it was written, from its name."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 

@@ -136,8 +136,10 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
 
 
 def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
-    """The longest pairs together, since batches hold pairs of similar length; the prompt once, unless virtual tokens stand in
-    front of both sides."""
+    """The longest pairs together, since batches hold pairs of similar length.
+
+    A prompt counts once, unless virtual tokens stand in front of both sides.
+    """
     limit = min(config.max_tokens, setting.context)
     micro = config.micro_batch_size or config.batch_size
     # Pairs that do not exist yet may be all completion.

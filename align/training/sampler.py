@@ -60,7 +60,8 @@ class LengthGroupedTrainer(Trainer):
         *,
         lengths: Sequence[int],
     ) -> None:
-        """
+        """Make a trainer of rows whose lengths are known.
+
         Args:
             arguments: of `TrainingArguments`.
             lengths: tokens of every row.

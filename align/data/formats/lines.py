@@ -35,11 +35,13 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
 
 
 def read_text(stream: IO[bytes]) -> Iterator[RawRow]:
+    """The lines of a text file, each a row with the field `text`."""
     for number, line in _lines(stream):
         yield number, {"text": line} if isinstance(line, str) else line
 
 
 def read_json_lines(stream: IO[bytes]) -> Iterator[RawRow]:
+    """The objects of a JSON Lines file. A line that holds none gives a problem, and reading goes on."""
     for number, line in _lines(stream):
         yield number, parse_object(line) if isinstance(line, str) else line
 
@@ -63,10 +65,12 @@ def parse_object(text: str) -> dict[str, Any] | RawProblem:
 
 
 def reason_of(error: BaseException) -> str:
+    """What to tell the user of an error of the JSON parser; Python's own text for deep nesting is about its stack."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def require_object(value: Any) -> dict[str, Any] | RawProblem:
+    """The value if it is a JSON object, or a problem that quotes it."""
     if isinstance(value, dict):
         return value
     shown = json.dumps(value, ensure_ascii=False)
@@ -74,6 +78,7 @@ def require_object(value: Any) -> dict[str, Any] | RawProblem:
 
 
 def excerpt(text: str, position: int) -> str:
+    """Twenty characters on either side of a position, quoted for a message."""
     start = max(0, position - 20)
     return repr(text[start : position + 20])
 

@@ -137,8 +137,10 @@ def _sketches(texts: Iterable[str], threshold: float, num_perm: int) -> tuple[ND
 
 
 def band_rows(threshold: float, num_perm: int) -> int:
-    """Signature columns per band: as many as still give `CANDIDATE_PROBABILITY` at the threshold, since more mean fewer
-    comparisons in vain. P(candidate) = 1 − (1 − threshold^rows)^bands."""
+    """Signature columns per band: as many as still give `CANDIDATE_PROBABILITY` at the threshold.
+
+    More columns mean fewer comparisons in vain. P(candidate) = 1 − (1 − threshold^rows)^bands.
+    """
 
     def probability(rows: int) -> float:
         return 1 - (1 - threshold**rows) ** (num_perm // rows)

@@ -92,8 +92,7 @@ class EvaluationIndex:
                 self._by_words.add(prompt_id, tuple(words))
 
     def overlap(self, *texts: str) -> Overlap | None:
-        """What the texts of a row have in common with the prompt that one of them overlaps most; None where nothing reaches
-        `min_share`.
+        """What a row's texts share with the prompt that one of them overlaps most; None where nothing reaches `min_share`.
 
         Give every message and completion on its own: a short prompt is found only where it is a whole one. If prompts have equal
         shares, the first one counts.

@@ -84,8 +84,11 @@ class LoadedModel:
 
     @property
     def added_parameters(self) -> int:
-        """LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
-        token; prompt tuning: an embedding for every virtual token."""
+        """Numbers that the method adds to the model.
+
+        LoRA: rank · (rows + columns) of every chosen layer. Prefix tuning: a key and a value for every layer and virtual
+        token. Prompt tuning: an embedding for every virtual token.
+        """
         if isinstance(self.peft, VirtualTokens):
             in_layers = 2 * self.shape.num_layers * self.shape.key_size
             return self.peft.num_virtual_tokens * (in_layers if self.peft.method == "prefix_tuning" else self.shape.hidden_size)
@@ -155,8 +158,11 @@ class LoadedModel:
         return kept + retained + self.logits_bytes(batch.targets) + head_gradient + unpacked + self.cast_bytes(precision)
 
     def forward_bytes(self, tokens: int) -> int:
-        """A pass without gradients: the residual stream and its norm, the three states of a feed-forward layer, and the logits
-        of a chunk with their log-softmax."""
+        """Peak of a pass without gradients.
+
+        The residual stream and its norm, the three states of a feed-forward layer, and the logits of a chunk with their
+        log-softmax.
+        """
         logits = 0 if self.has_score_head else 2 * min(tokens, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
         return NUMBER_BYTES["float32"] * (tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size) + logits)
 
@@ -198,6 +204,7 @@ class Estimate:
 
 
 def method_name(peft: Peft) -> str:
+    """How tables call a way of training: its `method`, or full."""
     return "full" if peft is None else peft.method
 
 

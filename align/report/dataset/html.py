@@ -80,8 +80,10 @@ def _code(text: str) -> Markup:
 
 
 def _piece(piece: Piece) -> Markup:
-    """A token as an element. Its white space gets elements of its own, on which the style sheet draws signs. The text itself
-    stays unchanged, so that it can be copied."""
+    """A token as an element.
+
+    Its white space gets elements of its own, on which the style sheet draws signs; the text stays as it is, to be copied.
+    """
     classes = " ".join(name for name, given in (("s", piece.special), ("l", piece.trained)) if given)
     # A piece of zero tokens is the remark about hidden ones; its spaces belong to no token.
     texts = _SPACES.split(piece.text) if piece.tokens else [piece.text]

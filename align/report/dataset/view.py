@@ -161,8 +161,9 @@ def length_text(sequence: TokenSequence) -> str:
 
 
 def middle_left_out(pieces: Sequence[Piece], shown: int = PIECES_SHOWN) -> list[Piece]:
-    """The pieces without the middle of a long prompt and of a long completion. The end of the prompt and both ends of the
-    completion always stay.
+    """The pieces without the middle of a long prompt and of a long completion.
+
+    The end of the prompt and both ends of the completion always stay.
 
     Args:
         shown: most pieces of either.

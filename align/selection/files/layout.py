@@ -51,6 +51,7 @@ class Layout:
 
 
 def hash_of(prompt_id: str) -> int:
+    """64 bits of a prompt id, which may hold half of a surrogate pair."""
     return xxh3_64_intdigest(prompt_id.encode("utf-8", "surrogatepass"))
 
 

@@ -63,8 +63,9 @@ class ParquetReader:
             yield from _parts_of(columns, scorers, self._file.path)
 
     def columns(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The rows of a piece as Arrow arrays: prompt_id, prompt, completion, candidate_index and finish_reason where the file
-        has them, and a `scores.NAME` per scorer.
+        """The rows of a piece as Arrow arrays, by column.
+
+        prompt_id, prompt, completion, candidate_index and finish_reason where the file has them, a `scores.NAME` per scorer.
 
         Raises:
             DataError: if a column is missing or of the wrong type, or a value is missing. StageError: if a score is.

@@ -31,7 +31,8 @@ class LearningModel:
 
     @classmethod
     def of(cls, name: str, model: Any, config: OnlineOptimization, *, learning_rate: float, num_updates: int) -> LearningModel:
-        """
+        """Give a model an optimizer and a schedule, both at their start.
+
         Args:
             num_updates: optimizer steps in the whole training.
         """

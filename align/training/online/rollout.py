@@ -74,7 +74,8 @@ class RolloutSampler:
         seed: int,
         group_size: int = 1,
     ) -> None:
-        """
+        """Make a sampler; nothing is drawn before a rollout.
+
         Args:
             group_size: completions sampled for every prompt that is drawn.
             prompts: the prompts of `encoded`, in its order.

@@ -51,7 +51,8 @@ class OnlineTrainer:
         config: OnlineTraining,
         advantage: Advantage,
     ) -> None:
-        """
+        """Make a trainer; a checkpoint is looked for when it trains.
+
         Args:
             engine: runs the model that training starts from; it is closed at the end.
         """

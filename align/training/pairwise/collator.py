@@ -65,7 +65,8 @@ class PairCollator:
     def __init__(
         self, *, form: BatchForm, pad_token_id: int, row_tokens: int, with_prompts: bool = False, multiple_of: int = 1
     ) -> None:
-        """
+        """Make a collator of one form of batch.
+
         Args:
             row_tokens: tokens of a row of the shared form; a longer pair widens its batch's rows.
             with_prompts: prompt tokens are targets too, except the first, which nothing predicts.

@@ -60,7 +60,8 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         raise NotImplementedError
 
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
-        """
+        """Compute the losses of the pairs of a micro-batch, and the metrics to log.
+
         Args:
             outputs: see `pair_outputs`.
             batch: see `PairCollator`; has the numbers that the method needs.

@@ -1,5 +1,7 @@
-"""One trainer for every loss on pairs, on transformers' Trainer, and its forward pass: a log-probability for every sequence of a
-batch, or a score for every side."""
+"""One trainer for every loss on pairs, on transformers' Trainer, and its forward pass.
+
+The pass gives a log-probability for every sequence of a batch, or a score for every side.
+"""
 
 from __future__ import annotations
 
