@@ -33,6 +33,9 @@ from filelock import FileLock
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first, so that two workers end at about the same time: the quick files fill what is left."""
+    for item in items:
+        if "finished_run" in getattr(item, "fixturenames", ()):  # a whole run, for whoever comes first
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -18,6 +18,8 @@ from align.data.validation import RowRules, collect_rows
 from align.errors import DataError
 from align.rows import data_kinds
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("instructions", "preferences", "prompts", "text")
 ROWS_WANTED = 10_000
 _TEXT = st.text(max_size=12) | st.sampled_from(

@@ -19,6 +19,8 @@ from align.models.lora import merged_weights
 from align.models.trainable import TrainableModel, load_trainable
 from align.testing import tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
 GROUPED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -27,6 +27,8 @@ from align.models.virtual_tokens import NAME, start_cache, without_virtual_token
 from align.scoring.likelihood import completion_logps
 from align.testing import tiny_causal_lm, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 BASES = ("llama", "grouped", "gpt2")
 
 

@@ -19,6 +19,8 @@ from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 20, 4
 
 

@@ -23,6 +23,8 @@ from align.testing import run_context, tiny_seq2seq_lm
 from align.training.loop import train, training_arguments
 from align.training.seq2seq import Seq2SeqSftTrainer
 
+pytestmark = pytest.mark.slow
+
 ROWS = [([5, 6, 7, 2], [8, 9, 2]), ([11, 2], [13, 2]), ([20, 21, 22, 23, 24, 2], [25, 26, 27, 28, 2]), ([30, 2], [31, 32, 33, 2])]
 # A stop token that greedy completions of a random model never draw, and some that they do.
 SETTINGS = SamplingSettings(

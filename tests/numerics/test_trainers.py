@@ -18,6 +18,8 @@ from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
 from align.training.trl_trainers import add_label_logps, sft_trainer
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 2], "rejected_ids": [10, 2]},
     {"prompt_ids": [11, 12], "chosen_ids": [13, 2], "rejected_ids": [14, 15, 16, 2]},

@@ -121,6 +121,7 @@ class Terminal:
         raise AssertionError(self._unread.decode(errors="replace"))
 
 
+@pytest.mark.slow
 def test_in_a_terminal(tmp_path: Path) -> None:
     """Ctrl-C stops an answer and not the conversation, Ctrl-D leaves."""
     model = tiny_causal_lm(tmp_path / "endless", seed=3, max_position_embeddings=8192)

@@ -10,6 +10,8 @@ import pytest
 
 from align.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_from_model_to_pairs_and_their_card(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(project)

@@ -280,6 +280,7 @@ def test_the_resolved_recipe_reads_as_the_same(forms: Forms) -> None:
 JUNK: tuple[Any, ...] = (None, True, -1, 0.5, "", "iterated", [], [[]], {}, {"stage": 3}, ["iterated", 2], {"rounds": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", JUNK, ids=repr)
 def test_whatever_is_written_anywhere_gives_mistakes_and_no_crash(folder: Path, junk: object) -> None:
     """Every value of the form replaced by every kind of value, one at a time."""

@@ -15,7 +15,7 @@ from align.models.folder import ModelFolder
 from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
 
 PROMPTS = 50
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=None, max_completion_tokens=12, num_candidates=1, stop_token_ids=(2,))

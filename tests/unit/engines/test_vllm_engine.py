@@ -13,7 +13,7 @@ from align.engines.transformers_engine import TransformersEngine
 from align.models.folder import ModelFolder
 from align.testing import tiny_causal_lm
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
 
 
 @pytest.fixture(scope="module")

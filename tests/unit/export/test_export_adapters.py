@@ -20,6 +20,8 @@ from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
 
+pytestmark = pytest.mark.slow
+
 LORA = Lora(method="lora", rank=3)
 QLORA = Lora(method="qlora", rank=3)
 PREFIX = VirtualTokens(method="prefix_tuning", num_virtual_tokens=4)

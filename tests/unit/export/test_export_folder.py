@@ -16,6 +16,8 @@ from align.export import export_model, open_source, write_model
 from align.export import folder as export_folder
 from align.testing import tiny_causal_lm, tiny_reward_model
 
+pytestmark = pytest.mark.slow
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -124,7 +126,6 @@ def test_a_full_disk_is_told_before_anything_is_written(made: Any, tmp_path: Pat
     assert names(tmp_path / "out") == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_gives_the_same_tokens(made: Any, tmp_path: Path) -> None:
     result = export_model(open_source(made.stage("dpo")), tmp_path / "dpo")

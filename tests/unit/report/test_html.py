@@ -16,6 +16,8 @@ from align.report.html import write_report
 from align.report.results import Results
 from align.report.view import StageSummary, prompt_views, score_text
 
+pytestmark = pytest.mark.slow
+
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 STAGES: list[dict[str, Any]] = [
     {"name": "sft", "type": "sft", "seconds": 41.0, "rows_in": 1200, "rows_out": 1190, "dropped": {"truncated": 10}},

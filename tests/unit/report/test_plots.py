@@ -16,6 +16,8 @@ from align.report.plots import frontiers, length_histogram, score_histograms, sc
 from align.report.results import Results
 from align.report.style import row_styles
 
+pytestmark = pytest.mark.slow
+
 CURVE = [
     {"step": step, "epoch": step / 10, "loss": 1.0 / step, "rewards/chosen": 0.1 * step, "rewards/rejected": -0.1 * step}
     for step in range(1, 20)

@@ -18,6 +18,8 @@ from align.store.artifact import INPUT_STAGE, Artifact, Manifest, read_rows, wri
 from align.testing import stage_context
 from align.testing.tiny import tiny_causal_lm
 
+pytestmark = pytest.mark.slow
+
 RULES = {
     "rules": [{"type": "length", "name": "short", "max_characters": 9}, {"type": "length", "name": "long", "min_characters": 4}]
 }

@@ -21,6 +21,8 @@ from align.stages import dpo, orpo, reward_model
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
 from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm
 
+pytestmark = pytest.mark.slow
+
 
 def row(number: int) -> Preference:
     prompt = [Message(role="user", content=f"I lost key {number}.")]
