@@ -72,17 +72,15 @@ _Read = Callable[[Row, Columns, Problems], Sequence[Part]]
 """A `Build` bound to its builder."""
 
 
+@dataclass(slots=True)
 class _Plan:
     """How to read rows with the same columns."""
 
-    __slots__ = ("build", "columns", "count", "fit", "unused")
-
-    def __init__(self, fit: Fit | None, build: _Read, unused: tuple[str, ...]) -> None:
-        self.fit = fit
-        self.columns: Columns = fit.columns if fit is not None else {}
-        self.build = build
-        self.unused = unused
-        self.count = 0
+    fit: Fit | None
+    columns: Columns
+    build: _Read
+    unused: tuple[str, ...]
+    count: int = 0
 
 
 class RowReader:
@@ -156,15 +154,15 @@ class RowReader:
             self._plans.clear()
         # align's own files may have line and file; they are replaced, so they are not reported as unused.
         used = {self._id_column, *ORIGIN_COLUMNS}
+        fit: Fit | None = None
         try:
             fit = self._recogniser.find(names)
+            build: _Read = partial(fit.shape.build, self._builder)
         except FieldProblem as problem:
-            plan = _Plan(None, partial(_refuse, problem), tuple(name for name in names if name not in used))
-        else:
-            used.update(fit.columns.values())
-            build = partial(fit.shape.build, self._builder)
-            plan = _Plan(fit, build, tuple(name for name in names if name not in used))
-        self._plans[names] = plan
+            build = partial(_refuse, problem)
+        columns = fit.columns if fit is not None else {}
+        unused = tuple(name for name in names if name not in {*used, *columns.values()})
+        self._plans[names] = plan = _Plan(fit, columns, build, unused)
         return plan
 
 

@@ -213,16 +213,6 @@ class EventSink(Protocol):
         """Take an event. Called in their order, from the thread that runs the recipe; what it raises ends the run."""
 
 
-class FunctionSink:
-    """Calls a function with each event."""
-
-    def __init__(self, function: Callable[[Event], object]) -> None:
-        self._function = function
-
-    def handle(self, event: Event) -> None:
-        self._function(event)
-
-
 def to_json(event: Event) -> str:
     """One line without its end. A number that is not finite is written as null."""
     content = {"version": EVENTS_VERSION, "kind": _NAMES[type(event)], **dataclasses.asdict(event)}

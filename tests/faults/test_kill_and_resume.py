@@ -20,7 +20,7 @@ from align import load_recipe, run_recipe
 from align.errors import Interrupted, StageError
 from align.models.folder import ModelFolder
 from align.runtime.event_file import EVENTS_NAME, read_events
-from align.runtime.events import Event, FunctionSink, Metrics, Progress, Quarantined, RunFinished, StageFailed
+from align.runtime.events import Event, Metrics, Progress, Quarantined, RunFinished, StageFailed
 from align.runtime.replay import metrics_of
 from align.store.artifact import METRICS_NAME, Manifest
 from align.testing import Recorder
@@ -97,12 +97,13 @@ def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(
 ) -> None:
     recipe, out = load_recipe(project / "recipe.yaml"), run_before(stage)
 
-    def kill_at_moment(event: Event) -> None:
-        if isinstance(event, Progress) and (event.stage, event.done) == (stage, moment) and event.task != "reference":
-            os.kill(stage_process(), signal.SIGKILL)
+    class KillAtMoment:
+        def handle(self, event: Event) -> None:
+            if isinstance(event, Progress) and (event.stage, event.done) == (stage, moment) and event.task != "reference":
+                os.kill(stage_process(), signal.SIGKILL)
 
     with pytest.raises(StageError, match=rf"{stage}: its process was killed by signal 9 \(SIGKILL\)") as caught:
-        run_recipe(recipe, out, sinks=[FunctionSink(kill_at_moment)], until=stage)
+        run_recipe(recipe, out, sinks=[KillAtMoment()], until=stage)
     assert "Run the same command again" in str(caught.value)
     assert len(caught.value.render().splitlines()) <= 15
 

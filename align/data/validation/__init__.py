@@ -7,15 +7,10 @@ ids, repeated rows and contradictions. Memory does not grow with the number of r
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from align.config.row_checks import Action
-from align.data.formats.raw import RawRow
-from align.data.source import Source, SourceFile
-from align.data.validation.block import Block
+from align.data.source import Source
 from align.data.validation.collection import (
     NEAR_DUPLICATE_ROWS,
     Collection,
@@ -26,8 +21,6 @@ from align.data.validation.collection import (
 )
 from align.data.validation.scan import RecordChecks, RowRules, rules_of
 from align.data.validation.summary import Problem, Summary
-from align.records import Drop, Record
-from align.rows import DataKind
 
 __all__ = [
     "NEAR_DUPLICATE_ROWS",
@@ -36,11 +29,9 @@ __all__ = [
     "RecordChecks",
     "RowRules",
     "Summary",
-    "Validated",
     "collect_rows",
     "rules_of",
     "valid_rows",
-    "validate_rows",
     "validate_source",
 ]
 
@@ -71,44 +62,3 @@ def validate_source(
         validator = Validator(source, rules, Path(folder), on_problem=on_problem, near_duplicates=near_duplicates)
         validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes)
         return validator.summary
-
-
-@dataclass(frozen=True)
-class Validated:
-    """The result of validating rows in memory."""
-
-    summary: Summary
-    rows: list[Record]
-    """Usable rows, in order."""
-    drops: list[Drop]
-    """Dropped rows, in order."""
-    problems: list[Problem]
-    """All problems of the dropped rows, in order."""
-
-
-def validate_rows(
-    raw: Iterable[RawRow],
-    *,
-    kind: DataKind[Any],
-    columns: Mapping[str, str],
-    max_characters: int,
-    source_name: str,
-    on_invalid: Action = "error",
-    checks: Mapping[str, Action] | None = None,
-) -> Validated:
-    """Validate rows that are in memory, as `collect_rows` does with those of a file.
-
-    Args:
-        raw: rows or reading problems, each with its line number.
-        columns: align's field → column of the file, where the names differ.
-        max_characters: a longer text is a problem, in Unicode code points.
-        source_name: file name shown in messages.
-    Raises:
-        RecipeError: if `columns` names a field that rows of this kind do not have.
-    """
-    source = Source((SourceFile(Path(source_name), source_name, columns),), source_name)
-    problems: list[Problem] = []
-    rules = RowRules(kind, max_characters, on_invalid, checks or {})
-    with collect_rows(source, rules, on_problem=problems.append, processes=1, blocks=[Block(0, list(raw))]) as collection:
-        rows, drops = list(collection.records()), list(collection.drops())
-    return Validated(collection.summary, rows, drops, sorted(problems, key=lambda problem: problem.seq))

@@ -258,9 +258,9 @@ def collect_rows(
         yield Collection(source, validator, rows_path)
 
 
-def valid_rows(source: Source, spec: DataInput) -> Iterator[Record]:
-    """The usable rows of a source. The others are skipped without a message; `collect_rows` reports them."""
-    with collect_rows(source, rules_of(spec)) as collection:
+def valid_rows(source: Source, spec: DataInput, *, blocks: Iterable[Block] | None = None) -> Iterator[Record]:
+    """The usable rows of a source, or of `blocks`. Others are skipped without a message; `collect_rows` reports them."""
+    with collect_rows(source, rules_of(spec), blocks=blocks) as collection:
         yield from collection.records()
 
 

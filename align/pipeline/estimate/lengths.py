@@ -9,7 +9,8 @@ from typing import Any
 
 from align.config.inputs import DataInput
 from align.data.source import HubRows, read_file
-from align.data.validation import validate_rows
+from align.data.validation import valid_rows
+from align.data.validation.block import Block
 from align.models.files import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
@@ -49,11 +50,8 @@ def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
     file = source.files[0]
     if isinstance(file.origin, HubRows):  # making a plan must not use the network
         return spec.row_kind, []
-    rows = itertools.islice(read_file(file), SAMPLED_ROWS)
-    validated = validate_rows(
-        rows, kind=spec.row_kind, columns=file.columns, max_characters=spec.max_characters, source_name=file.shown
-    )
-    return spec.row_kind, list(validated.rows)
+    first = Block(0, list(itertools.islice(read_file(file), SAMPLED_ROWS)))
+    return spec.row_kind, list(valid_rows(source, spec, blocks=[first]))
 
 
 def _measured(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:

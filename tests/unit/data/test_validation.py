@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.reader import RawProblem
-from align.data.validation import Validated, validate_rows
+from align.data.reader import RawProblem, RawRow
+from align.data.source import Source, SourceFile
+from align.data.validation import Problem, RowRules, Summary, collect_rows
+from align.data.validation.block import Block
 from align.errors import RecipeError
+from align.records import Drop, Record
 from align.rows import TEXT, data_kinds
 
 
-def _validate(kind: str, *rows: Any, columns: dict[str, str] | None = None, max_characters: int = 1000) -> Validated:
-    return validate_rows(
-        enumerate(rows, start=1),
-        kind=data_kinds()[kind],
-        columns=columns or {},
-        max_characters=max_characters,
-        source_name="data/x.jsonl",
-    )
+class _Validated(NamedTuple):
+    summary: Summary
+    rows: list[Record]
+    drops: list[Drop]
+    problems: list[Problem]
+
+
+def _validate_numbered(raw: list[RawRow], rules: RowRules, columns: dict[str, str], name: str) -> _Validated:
+    source = Source((SourceFile(Path(name), name, columns),), name)
+    problems: list[Problem] = []
+    with collect_rows(source, rules, on_problem=problems.append, blocks=[Block(0, raw)]) as collection:
+        rows, drops = list(collection.records()), list(collection.drops())
+    return _Validated(collection.summary, rows, drops, sorted(problems, key=lambda problem: problem.seq))
+
+
+def _validate(kind: str, *rows: Any, columns: dict[str, str] | None = None, max_characters: int = 1000) -> _Validated:
+    rules = RowRules(data_kinds()[kind], max_characters)
+    return _validate_numbered(list(enumerate(rows, start=1)), rules, columns or {}, "data/x.jsonl")
 
 
 def _reasons(kind: str, *rows: Any, **options: Any) -> list[str]:
@@ -194,7 +208,7 @@ def test_a_row_with_several_faults_is_one_drop_that_names_them_all() -> None:
 
 
 def test_rows_that_share_a_line_are_told_apart() -> None:
-    result = validate_rows([(1, {"text": ""}), (1, {"text": ""})], kind=TEXT, columns={}, max_characters=9, source_name="x.json")
+    result = _validate_numbered([(1, {"text": ""}), (1, {"text": ""})], RowRules(TEXT), {}, "x.json")
     assert [problem.render() for problem in result.problems] == [
         "x.json:1: text: is empty",
         "x.json:1 (row 2): text: is empty",
