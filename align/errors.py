@@ -12,6 +12,7 @@ Anything else that escapes is a bug: exit 1, with its traceback.
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Sequence
 
@@ -87,6 +88,15 @@ class Interrupted(AlignError):
     @property
     def exit_code(self) -> int:  # type: ignore[override]
         return 128 + self.signal_number
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk."""
+
+
+def disk_full(message: str) -> EnvironmentProblem:
+    """The error for a full disk, with what to do about it."""
+    return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
 
 
 def several(problems: Sequence[str], summary: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import platform
 import resource
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
-from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
+from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
 from align.models.folder import ModelFolder
 from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -179,9 +178,8 @@ def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
     """The error as the user should see it; None for a bug."""
     if isinstance(error, AlignError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message = f"{job.name}: the disk is full ({error.filename or job.entry.path})"
-        return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return disk_full(f"{job.name}: the disk is full ({error.filename or job.entry.path})")
     # By name: importing torch for its class would cost a second, also in stages that do not use it.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):

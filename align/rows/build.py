@@ -7,7 +7,7 @@ from typing import Any
 
 from align.rows.comparison import best_of, is_first_preferred
 from align.rows.conversation import FieldProblem, PlainMessage, is_transcript, noted, parse_transcript, shown, split_completion
-from align.rows.fields import Columns, FieldTaker, Problems, Row, required
+from align.rows.fields import FINAL_ANSWER, LATER_TURNS, TRANSCRIPT, Columns, FieldTaker, Problems, Row, required
 
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""
@@ -24,10 +24,6 @@ class Builder:
 
     def __init__(self, take: FieldTaker) -> None:
         self.take = take
-        self.later_turns = 0
-        """Prompts with further turns, which are left out because they cannot be asked before the first is answered."""
-        self.answers_left_out = 0
-        """Conversations that were read as prompts without the answer at their end."""
 
     def text(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         return (("", {"text": self.take.required_text("text", row, columns, "empty_text", problems)}),)
@@ -44,7 +40,7 @@ class Builder:
         turns = required("turns", row, columns)
         if not isinstance(turns, list) or not turns:
             raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
-        self.later_turns += len(turns) > 1
+        self.take.remarks[LATER_TURNS] += len(turns) > 1
         # The prompt's reader takes columns of a row, so the first turn is put into a row of its own.
         system = {name: column for name, column in columns.items() if name == "system"}
         first = {**{column: row[column] for column in system.values()}, "turn 1": turns[0]}
@@ -58,7 +54,7 @@ class Builder:
         """A conversation as a prompt; an answer at its end is left out."""
         messages = self.take.messages("messages", required("messages", row, columns))
         if messages[-1]["role"] == "assistant":
-            self.answers_left_out += 1
+            self.take.remarks[FINAL_ANSWER] += 1
             # A prompt must end with a user's message, so that a completion can follow it.
             messages.pop()
         prompt = self.take.checked("messages", messages, problems)
@@ -138,7 +134,7 @@ class Builder:
             return {}
         (prompt, chosen), (other, rejected) = sides
         # One row is counted once, though both sides are transcripts.
-        self.take.from_transcripts += is_transcript(row[columns["chosen"]])
+        self.take.remarks[TRANSCRIPT] += is_transcript(row[columns["chosen"]])
         if prompt != other:
             problems.append(FieldProblem("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
         self.take.checked("prompt", prompt, problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,13 @@ Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 """align's field → the column of the row that holds it."""
 Problems = list[FieldProblem]
+REMARKS = TRANSCRIPT, EMPTY_INPUT, LATER_TURNS, FINAL_ANSWER = (
+    "rows are Human/Assistant transcripts; they were split into messages",
+    "rows have an empty input: the instruction alone is their prompt",
+    "prompts have further turns, left out: they cannot follow without an answer",
+    "conversations end with an answer, which is no part of the prompt",
+)
+"""What the user should know about how rows were read, in the order of the notes."""
 
 
 def required(field: str, row: Row, columns: Columns) -> Any:
@@ -53,10 +61,8 @@ class FieldTaker:
         self._max = max_characters
         self.extra_message_keys: set[str] = set()
         """`field.key` of keys in messages that are neither role nor content."""
-        self.from_transcripts = 0
-        """Rows that were split from Human/Assistant transcripts."""
-        self.empty_inputs = 0
-        """Instructions with an input that is empty."""
+        self.remarks = Counter(dict.fromkeys(REMARKS, 0))
+        """Number of rows by the sentence that says what was done with them."""
 
     def text(self, field: str, value: Any, empty_reason: str, problems: Problems) -> Any:
         """`value`, after checking that it is a usable text."""
@@ -115,7 +121,7 @@ class FieldTaker:
         if not is_transcript(value):
             messages = [{"role": "user", "content": value}] if isinstance(value, str) else self.messages("prompt", value)
             return checked_prompt("prompt", messages, max_characters=self._max), False
-        self.from_transcripts += 1
+        self.remarks[TRANSCRIPT] += 1
         messages = parse_transcript(value)
         # A trailing `Assistant:` opens the completion; it is no message.
         if messages[-1] in ({"role": "assistant", "content": ""}, {"role": "assistant", "content": " "}):
@@ -137,7 +143,7 @@ class FieldTaker:
             return None
         # Alpaca's files have an empty input in rows without one.
         if not context or context.isspace():
-            self.empty_inputs += 1
+            self.remarks[EMPTY_INPUT] += 1
             return [{"role": "user", "content": text}]
         self.text("input", context, "empty_prompt", problems)
         # Both together may be too long though each is short enough.

@@ -124,13 +124,7 @@ class RowReader:
 
     def reading(self) -> Reading:
         """How the rows so far were read."""
-        remarks = {
-            "rows are Human/Assistant transcripts; they were split into messages": self._take.from_transcripts,
-            "rows have an empty input: the instruction alone is their prompt": self._take.empty_inputs,
-            "prompts have further turns, left out: they cannot follow without an answer": self._builder.later_turns,
-            "conversations end with an answer, which is no part of the prompt": self._builder.answers_left_out,
-        }
-        result = Reading(remarks=Counter(remarks))
+        result = Reading(remarks=Counter(self._take.remarks))
         # Plans that were dropped for room have left their counts here.
         result.merge(self._counted_earlier)
         self._count(result)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from align.errors import EnvironmentProblem
+from align.errors import DISK_FULL, disk_full
 from align.runtime.events import Event, Progress, from_json, to_json
 
 EVENTS_NAME = "events.jsonl"
@@ -45,13 +44,10 @@ class JsonlSink:
             if os.write(self._file, line) == len(line):
                 return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
         self._cut_unfinished_line()
-        raise EnvironmentProblem(
-            f"{self._path}: the disk is full",
-            hint="Free some space and run the same command again; what was finished is kept.",
-        )
+        raise disk_full(f"{self._path}: the disk is full")
 
     def __enter__(self) -> JsonlSink:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from align.errors import EnvironmentProblem
+from align.errors import DISK_FULL, disk_full
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -41,11 +40,8 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentProblem(
-                f"{path}: the disk is full; the file was not written",
-                hint="Free some space and run the same command again; what was finished is kept.",
-            ) from error
+        if error.errno in DISK_FULL:
+            raise disk_full(f"{path}: the disk is full; the file was not written") from error
         raise
     # Ctrl-C and a stop must not leave temporary files either.
     except BaseException:
