@@ -18,7 +18,7 @@ from align.report.curves import training_curves
 from align.report.figure import marker_path
 from align.report.results import Answers, Results
 from align.report.style import row_styles
-from align.report.view import StageSummary
+from align.store.artifact import Artifact
 from align.store.atomic import write_bytes
 
 TEMPLATE_NAME = "report.html.jinja"
@@ -32,7 +32,7 @@ def write_report(
     results: Results,
     answers: Answers,
     curves: Curves,
-    stages: Sequence[StageSummary | Mapping[str, Any]],
+    stages: Sequence[Artifact],
     recipe: Mapping[str, Any],
     primary_scorer: str | None = None,
     generated: str | None = None,
@@ -43,7 +43,7 @@ def write_report(
         results: the numbers, made from the same answers.
         answers: model → its scored candidates. Their texts come from models and prompts and are escaped.
         curves: stage → the log of its trainer, dicts with `step` and any metrics.
-        stages: what each stage did, in the order of the recipe.
+        stages: everything that the compared models were made from, in the order of the recipe.
         recipe: the resolved recipe.
         primary_scorer: whose best answer is highlighted for each prompt; the first scorer when not given.
         generated: when the report was made, in words; left out when not given.
@@ -56,8 +56,7 @@ def write_report(
         *plots.score_histograms(results, joined),
         plots.length_histogram(results, joined),
     ]
-    summaries = [StageSummary.model_validate(stage) for stage in stages]
-    selected = {stage.name: stage.metrics.get("selected_epoch") for stage in summaries}
+    selected = {stage.name: stage.manifest.metrics.get("selected_epoch") for stage in stages}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
     page = page_environment().get_template(TEMPLATE_NAME).render(
         results=results,
@@ -68,7 +67,8 @@ def write_report(
         behaviour=table.behaviour_columns(results),
         plots=drawings,
         curves={stage: drawn for stage, drawn in drawn_curves.items() if drawn},
-        stages=summaries,
+        stages=stages,
+        flattened=view.flattened,
         prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
         score_text=view.score_text,

@@ -1,4 +1,4 @@
-"""What the report's template shows besides the results themselves: stages, bars and prompts."""
+"""What the report's template shows besides the results themselves: metrics of stages, bars and prompts."""
 
 from __future__ import annotations
 
@@ -8,76 +8,24 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from align.config.base import StrictModel
 from align.records import ScoredCandidate
 from align.report.answers import AnswerTable
 from align.report.figure import evenly
 from align.report.results import Estimate, Results
-from align.report.wording import number, seconds_text
-from align.store.artifact import Artifact
+from align.report.wording import number
 
 PROMPTS_SHOWN = 24
 
 
-class StageSummary(StrictModel):
-    """What one stage did, for the report."""
-
-    name: str
-    """What the recipe calls it."""
-    type: str
-    """Stage type, or `input`."""
-    seconds: float | None = None
-    """Wall time."""
-    rows_in: int | None = None
-    """Rows read."""
-    rows_out: int | None = None
-    """Rows written."""
-    dropped: dict[str, int] = Field(default_factory=dict)
-    """Rows that left, by reason."""
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    """Numbers of its manifest."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Libraries and engines really used."""
-    fingerprint: str = ""
-    """Names the result by everything it depends on."""
-    peak_memory_bytes: int | None = None
-    """Largest resident set of its process."""
-    seed: int | None = None
-    """Seed of the run that made it."""
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> StageSummary:
-        """The summary in an artifact's manifest."""
-        manifest = artifact.manifest
-        # Fields of the same name mean the same in both, so a new one needs no line here.
-        shared = cls.model_fields.keys() & type(manifest).model_fields.keys()
-        values = {field: getattr(manifest, field) for field in shared}
-        values["peak_memory_bytes"] = manifest.peak_memory_bytes or None
-        return cls(name=artifact.name, type=manifest.stage, **values)
-
-    @property
-    def time(self) -> str:
-        return "–" if self.seconds is None else seconds_text(self.seconds)
-
-    @property
-    def memory(self) -> str:
-        return "–" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 2**30:.1f} GiB"
-
-    @property
-    def flat_metrics(self) -> list[tuple[str, str]]:
-        """Metrics as texts, nested ones by a dotted name."""
-        return _flatten("", self.metrics)
-
-
-def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
+def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Metrics by name, as texts; nested ones by a dotted name."""
     if isinstance(value, Mapping):
-        return [pair for key, item in value.items() for pair in _flatten(f"{prefix}.{key}" if prefix else str(key), item)]
+        return [pair for key, item in value.items() for pair in flattened(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, float):
         return [(prefix, f"{value:.5g}")]
     if isinstance(value, (list, tuple)):
-        return [(prefix, ", ".join(text for item in value for _, text in _flatten("", item)))]
+        return [(prefix, ", ".join(text for item in value for _, text in flattened(item)))]
     return [(prefix, "–" if value is None else str(value))]
 
 

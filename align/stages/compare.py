@@ -124,7 +124,6 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.report.html import write_report
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
-    from align.report.view import StageSummary
 
     config = context.config
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -160,7 +159,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         results=results,
         answers=scored,
         curves=training_logs(context.artifacts),
-        stages=[StageSummary.of(artifact) for artifact in context.artifacts.values()],
+        stages=list(context.artifacts.values()),
         recipe=context.recipe,
         primary_scorer=list(config.scorers)[-1],
     )
