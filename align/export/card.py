@@ -14,8 +14,9 @@ from align.export.limits import limits_of
 from align.export.lineage import Comparison, Step
 from align.export.markdown import environment, settings_text, yaml_text
 from align.export.source import ModelSource
+from align.report import wording
 from align.report.results import ModelResult
-from align.report.wording import estimate_text, mark_of, percent_text, score_decimals, verdicts
+from align.report.wording import estimate_text
 from align.store.artifact import INPUT_STAGE
 
 CARD_NAME = "README.md"
@@ -50,7 +51,10 @@ def render_card(
         parent=_parent(steps),
         settings=[(step, settings_text(step)) for step in steps if step.stage != INPUT_STAGE],
         data=[step for step in steps if step.stage == INPUT_STAGE and step.kind != "model"],
-        comparisons=[_comparison_view(comparison) for comparison in comparisons],
+        comparisons=comparisons,
+        wording=wording,
+        sampling_text=_sampling_text,
+        behaviour_rows=_behaviour_rows,
         metrics=_numbers(steps[-1].manifest.metrics) if steps and steps[-1].manifest else {},
         checks=checks,
         prompts_text=_prompts_text(checks),
@@ -134,45 +138,11 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _comparison_view(comparison: Comparison) -> dict[str, Any]:
-    """The numbers of one comparison as texts."""
-    results, config = comparison.results, comparison.manifest.config
-    is_baseline = comparison.model == results.baseline
-    return {
-        "name": comparison.name,
-        "model": comparison.model,
-        "baseline": None if is_baseline else results.baseline,
-        "results": results,
-        "prompts_name": config["prompts"],
-        "prompts_fingerprint": comparison.manifest.inputs.get(config["prompts"], "unknown"),
-        "sampling": _sampling_text(config),
-        "scores": [_score_row(comparison, scorer) for scorer in results.scorers],
-        "behaviour": list(_behaviour_rows(comparison.row, None if is_baseline else comparison.baseline_row)),
-        "verdicts": verdicts(results),
-    }
-
-
 def _sampling_text(config: Mapping[str, Any]) -> str:
     parts = [f"temperature {config['temperature']:g}"]
     parts += [f"top_p {config['top_p']:g}"] if config["top_p"] < 1 else []
     parts += [f"top_k {config['top_k']}"] if config["top_k"] else []
     return ", ".join([*parts, f"at most {config['max_completion_tokens']} tokens"])
-
-
-def _score_row(comparison: Comparison, scorer: str) -> dict[str, str]:
-    decimals = score_decimals(comparison.results, scorer)
-    row = comparison.row
-    score, base = row.scores[scorer], comparison.baseline_row.scores[scorer]
-    kind = "reward model" if comparison.is_trained_scorer(scorer) else "rules"
-    return {
-        "name": f"`{scorer}` ({kind})",
-        "model": estimate_text(score, decimals),
-        "baseline": estimate_text(base, decimals),
-        "difference": "–"
-        if score.delta is None
-        else f"{estimate_text(score.delta, decimals, signed=True)} {mark_of(score.delta)}",
-        "win_rate": "–" if row.win_rate is None else percent_text(row.win_rate[scorer]),
-    }
 
 
 def _behaviour_rows(row: ModelResult, base: ModelResult | None) -> Iterable[tuple[str, str, str]]:
