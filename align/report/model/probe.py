@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.plain import PlainFormat, format_of
-from align.data.template import Aspect, ChatFormat, FormatError, TemplateProblem
+from align.data.template import ChatFormat, FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
 from align.models.facts import ModelFacts, read_facts
 from align.models.folder import ModelFolder
@@ -116,7 +116,7 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
         return
     report.add(token_checks.check_round_trip(chat_format))
     report.add(token_checks.check_speed(chat_format))
-    _probe_template(report, chat_format, usable)
+    _probe_template(report, chat_format)
 
 
 def _refuse_format(report: ModelReport, error: FormatError) -> None:
@@ -126,16 +126,11 @@ def _refuse_format(report: ModelReport, error: FormatError) -> None:
         report.refuse(error.aspect, error)
 
 
-def _probe_template(report: ModelReport, chat_format: ChatFormat, tokenizer: GuardedTokenizer) -> None:
-    conversations = [] if isinstance(chat_format, PlainFormat) else _CONVERSATION_CHECKS
-    checks: list[tuple[Aspect | str, Callable[[], ModelCheck]]] = [
-        ("template", lambda: template_checks.check_template(chat_format)),
-        ("beginning", lambda: template_checks.check_beginning(chat_format, tokenizer)),
-        *((name, lambda check=check: check(chat_format)) for name, check in [*_COMPLETION_CHECKS, *conversations]),
-    ]
-    for name, check in checks:
+def _probe_template(report: ModelReport, chat_format: ChatFormat) -> None:
+    conversations = {} if isinstance(chat_format, PlainFormat) else _CONVERSATION_CHECKS
+    for name, check in (_COMPLETION_CHECKS | conversations).items():
         try:
-            report.add(check())
+            report.add(check(chat_format))
         except FormatError as error:  # a rendering that did not end
             report.refuse(name, error)
             return
@@ -143,17 +138,19 @@ def _probe_template(report: ModelReport, chat_format: ChatFormat, tokenizer: Gua
             report.add(ModelCheck(name, "problem", str(problem), _FIX_TEMPLATE))
 
 
-_COMPLETION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...] = (
-    ("end_of_turn", template_checks.check_end_of_turn),
-    ("one_pass", template_checks.check_one_pass),
-    ("completions", template_checks.check_completions),
-)
-_CONVERSATION_CHECKS: tuple[tuple[str, Callable[[ChatFormat], ModelCheck]], ...] = (
-    ("prompt_prefix", template_checks.check_prompt_prefix),
-    ("first_message", template_checks.check_first_message),
-    ("system_message", template_checks.check_system_message),
-    ("two_turns", template_checks.check_two_turns),
-)
+_COMPLETION_CHECKS: dict[str, Callable[[ChatFormat], ModelCheck]] = {
+    "template": template_checks.check_template,
+    "beginning": template_checks.check_beginning,
+    "end_of_turn": template_checks.check_end_of_turn,
+    "one_pass": template_checks.check_one_pass,
+    "completions": template_checks.check_completions,
+}
+_CONVERSATION_CHECKS: dict[str, Callable[[ChatFormat], ModelCheck]] = {
+    "prompt_prefix": template_checks.check_prompt_prefix,
+    "first_message": template_checks.check_first_message,
+    "system_message": template_checks.check_system_message,
+    "two_turns": template_checks.check_two_turns,
+}
 
 
 def lines_of(report: ModelReport, *, width: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path
 import re
 import time
+from typing import Any
 
 from align.data.plain import PlainFormat
 from align.data.template import ChatFormat, TemplateProblem, difference
@@ -80,8 +81,9 @@ def check_end_of_turn(chat_format: ChatFormat) -> ModelCheck:
     return ModelCheck("end_of_turn", "ok", f"the loss is taken on the completion and {chat_format.closing!r}")
 
 
-def check_beginning(chat_format: ChatFormat, tokenizer: GuardedTokenizer) -> ModelCheck:
+def check_beginning(chat_format: ChatFormat) -> ModelCheck:
     """Whether a prompt in tokens has one beginning-of-sequence token."""
+    tokenizer: Any = chat_format.tokenizer
     begin = tokenizer.bos_token_id
     if begin is None:
         return ModelCheck("beginning", "ok", "the tokenizer has no beginning-of-sequence token, and none is written")
