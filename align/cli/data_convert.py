@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from align.cli.data_options import ColumnsOption, KindOption, SourceArgument, column_mapping
+from align.cli.data_options import ColumnsOption, KindOption, SourceArgument, column_mapping, located
 from align.cli.options import JsonOption, print_json
 
 
@@ -36,9 +36,9 @@ def convert(
     from align.data.source import find_source
 
     spec = DataInput(kind=kind.name, path=source, columns=column_mapping(columns), on_invalid=on_invalid)
-    found = find_source(spec, _locate)
+    found = find_source(spec, located)
     evaluations = [DataInput(kind="prompts", path=path) for path in decontaminate or ()]
-    index = evaluation_index((find_source(each, _locate), each) for each in evaluations) if evaluations else None
+    index = evaluation_index((find_source(each, located), each) for each in evaluations) if evaluations else None
     result, drops = convert_rows(spec, found, to, evaluation=index)
     if json:
         print_json(
@@ -62,7 +62,3 @@ def convert(
         typer.echo(f"  {note}")
     if result.dropped:
         typer.echo(f"{drops}: what was left out")
-
-
-def _locate(written: str) -> Path:
-    return Path(written).expanduser()

@@ -15,6 +15,7 @@ from align.cli.data_options import (
     ModelOption,
     SourceArgument,
     column_mapping,
+    located,
     open_model_format,
     require_model,
 )
@@ -66,10 +67,10 @@ def inspect(
     spec = DataInput(kind=(kind or PROMPTS).name, path=source, columns=column_mapping(columns))
     # DataInput needs a kind, and finding the files does not depend on it: PROMPTS stands in until the columns are read.
     if kind is None:
-        spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, _located)).name})
+        spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, located)).name})
     training = None if model is None else _training_view(model, max_tokens)
     with Console(stderr=True).status(f"reading {source} …"):  # seen on a terminal only
-        facts = inspect_source(spec, against=against or [], training=training, samples=samples, seed=seed, locate=_located)
+        facts = inspect_source(spec, against=against or [], training=training, samples=samples, seed=seed, locate=located)
     if html is not None:
         write_page(html, facts, training, command=shlex.join(context.obj or ["align", "data", "inspect", source]))
     if json:
@@ -79,10 +80,6 @@ def inspect(
         console.print(dataset_report(facts, training))
         if html is not None:
             console.print(f"\nThe page: {html}")
-
-
-def _located(written: str) -> Path:
-    return Path(written).expanduser()
 
 
 def _training_view(model: Path, max_tokens: int | None) -> TrainingView:

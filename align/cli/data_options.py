@@ -55,6 +55,11 @@ MaxTokensOption = Annotated[
 ]
 
 
+def located(written: str) -> Path:
+    """The path that a user wrote, with ~ as the home folder."""
+    return Path(written).expanduser()
+
+
 def column_mapping(pairs: list[str] | None) -> dict[str, str]:
     """Parse `prompt=question` into field → column.
 

@@ -17,6 +17,7 @@ from align.cli.data_options import (
     ModelOption,
     SourceArgument,
     column_mapping,
+    located,
     open_model_format,
     require_model,
 )
@@ -74,7 +75,7 @@ def validate(
 
     mapping = column_mapping(columns)
     spec = DataInput(kind=(kind or TEXT).name, path=source, columns=mapping)
-    found = find_source(spec, lambda written: Path(written).expanduser())
+    found = find_source(spec, located)
     # "error", because this command reports what would stop a recipe; --check changes single checks.
     rules = RowRules(kind or guess_kind(found, max_characters), max_characters, "error", checks)
     shown = 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from align.runtime.events import (
     Event,
@@ -80,22 +80,6 @@ class TaskState:
         return ", ".join(parts)
 
 
-class Display(Protocol):
-    """One way of showing progress."""
-
-    def line(self, text: str) -> None:
-        """Show a line that stays."""
-
-    def progress(self, stage: str, state: TaskState) -> None:
-        """Show how far a stage is."""
-
-    def end(self, stage: str) -> None:
-        """Remove a stage's progress."""
-
-    def close(self) -> None:
-        """End the display."""
-
-
 class PlainDisplay:
     """Plain lines; at most one line of progress per stage every 5 seconds."""
 
@@ -105,9 +89,11 @@ class PlainDisplay:
         self._shown: dict[str, float] = {}
 
     def line(self, text: str) -> None:
+        """Show a line that stays."""
         print(text, file=self._stream, flush=True)
 
     def progress(self, stage: str, state: TaskState) -> None:
+        """Show how far a stage is."""
         now = self._clock()
         # The first event only starts the clock: a task of a few seconds prints no line of progress.
         if now - self._shown.setdefault(stage, now) >= PLAIN_INTERVAL_SECONDS:
@@ -115,10 +101,11 @@ class PlainDisplay:
             self.line(f"{_label(stage, state)}: {state.describe()}")
 
     def end(self, stage: str) -> None:
+        """Remove a stage's progress."""
         self._shown.pop(stage, None)
 
     def close(self) -> None:
-        pass
+        """End the display."""
 
 
 class LiveDisplay:
@@ -172,7 +159,7 @@ class ProgressDisplay:
         self._clock = clock
         self._live = live
         self._lock = threading.Lock()
-        self._display: Display = PlainDisplay(self._stream, clock)
+        self._display: PlainDisplay | LiveDisplay = PlainDisplay(self._stream, clock)
         self._states: dict[str, TaskState] = {}
 
     def __enter__(self) -> ProgressDisplay:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
@@ -104,12 +105,9 @@ class TransformersEngine:
 
     def _begin(self, prompts: Sequence[list[int]]) -> NextLogits:
         """Pads prompts on the left, so that all rows continue at the same position."""
-        longest = max(map(len, prompts))
-        input_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=self._device)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=self._device)
-            attention_mask[row, longest - len(prompt) :] = 1
+        rows = [torch.tensor(prompt, dtype=torch.long, device=self._device) for prompt in prompts]
+        input_ids = pad_sequence(rows, batch_first=True, padding_side="left")
+        attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         cache = start_cache(self._model, len(prompts))
         if cache is not None:
             attention_mask = torch.cat([attention_mask.new_ones(len(prompts), cache.get_seq_length()), attention_mask], dim=1)
