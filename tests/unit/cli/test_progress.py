@@ -114,11 +114,11 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -
         clock.now += 10
         display.handle(step(490, stage="[red]모델", loss=2.5))
         live = display._display
-        (task,) = live._progress.tasks  # type: ignore[attr-defined]
+        (task,) = live._progress.tasks  # type: ignore[union-attr]
         assert task.percentage == 50
         assert task.fields["detail"] == "490/980 steps, 48 steps/s, 10 s left, loss 2.5"
         display.handle(StageFinished(stage="[red]모델", seconds=10))
-        assert not live._progress.tasks  # type: ignore[attr-defined]
+        assert not live._progress.tasks  # type: ignore[union-attr]
     # Square brackets in a name are text, not markup.
     assert "[red]모델: started" in stream.getvalue()
     assert "[red]모델: done in 10 s" in stream.getvalue()

@@ -24,7 +24,14 @@ ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 def made_by(stage: str, **fields: Any) -> Artifact:
     """What a stage made, without its folder."""
-    values = {"kind": "", "stage_version": 1, "fingerprint": "abc123", "config": {}, "inputs": {}, "seed": 17} | fields
+    values: dict[str, Any] = {
+        "kind": "",
+        "stage_version": 1,
+        "fingerprint": "abc123",
+        "config": {},
+        "inputs": {},
+        "seed": 17,
+    } | fields
     return Artifact(stage, Path(), Manifest(stage=stage, **values))
 
 
