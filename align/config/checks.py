@@ -12,7 +12,7 @@ from align.config.architecture import CONFIG_NAME, ENCODER_DECODER_STAGES, archi
 from align.config.base import Problem
 from align.config.explain import kind_phrase, nearest, unknown
 from align.config.graph import Draft, RecipeGraph
-from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput, ModelInput
+from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
 from align.config.reference import FieldPath, kinds_of
 
 
@@ -135,10 +135,10 @@ def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem
     # A stage may name several such models, but its engine is one problem.
     engine_reported = False
     for field_path, wanted, name in draft.references():
-        source = _model_folder(name, graph) if "model" in kinds_of(wanted) else None
-        architecture = architecture_in(source) if source else None
-        if architecture is None:
+        origin = _origin(name, graph) if "model" in kinds_of(wanted) else None
+        if origin not in graph.encoder_decoders:
             continue
+        architecture = graph.encoder_decoders[origin]
         model = f"'{name}' is an encoder–decoder model ({architecture})"
         if stage_type not in ENCODER_DECODER_STAGES:
             refusal = encoder_decoder_refusal(f"'{name}'", architecture, stage_type)
@@ -150,8 +150,8 @@ def _check_encoder_decoder(draft: Draft, graph: RecipeGraph) -> Iterator[Problem
             yield Problem(("engine",), f"{model}, which vllm does not serve; write transformers, or leave engine out")
 
 
-def _model_folder(name: str, graph: RecipeGraph) -> Path | None:
-    """The local folder that a referenced model starts from, found by going back through the stages that train it."""
+def _origin(name: str, graph: RecipeGraph) -> str | None:
+    """The input that a referenced model starts from, found by going back through the stages that train it."""
     # Stages in a circle would be followed for ever; the circle itself is reported elsewhere.
     passed: set[str] = set()
     while name in graph.drafts and name not in passed:
@@ -160,13 +160,7 @@ def _model_folder(name: str, graph: RecipeGraph) -> Path | None:
         if not isinstance(before, str):
             return None
         name = before
-    spec = graph.inputs.get(name)
-    if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
-        return graph.folder / Path(spec.path).expanduser()
-    if isinstance(spec, ArtifactInput):
-        # A result of align keeps its model in this folder.
-        return graph.folder / Path(spec.artifact).expanduser() / "model"
-    return None
+    return name
 
 
 def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from align.config.architecture import architecture_in
 from align.config.base import Problem, StrictModel
 from align.config.explain import kind_phrase, listing, nearest
-from align.config.inputs import AnyInput
+from align.config.inputs import AnyInput, ArtifactInput, ModelInput
 from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
@@ -62,6 +64,17 @@ class RecipeGraph:
     """The valid ones."""
     folder: Path
     """Where relative paths of inputs start."""
+
+    @cached_property
+    def encoder_decoders(self) -> dict[str | None, str]:
+        """The architecture by name, of the inputs that are encoder–decoder models on this machine."""
+        # A result of align keeps its model in a folder of this name.
+        places = {name: f"{spec.artifact}/model" for name, spec in self.inputs.items() if isinstance(spec, ArtifactInput)}
+        for name, spec in self.inputs.items():
+            if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
+                places[name] = spec.path
+        found = {name: architecture_in(self.folder / Path(place).expanduser()) for name, place in places.items()}
+        return {name: architecture for name, architecture in found.items() if architecture is not None}
 
 
 def check_references(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from align.errors import AlignError, EnvironmentProblem, RecipeError
-from align.models import ModelFolder, fetch_model
+from align.models import ModelFolder, fetch_model, files
+from align.models.folder import NO_BOUND
 
 
 def _safetensors(length: int = 4) -> bytes:
@@ -189,3 +191,30 @@ def test_an_id_that_cannot_be_one(hub_id: str) -> None:
     with pytest.raises(AlignError, match="model ") as caught:
         fetch_model(hub_id, "main")
     assert caught.value.exit_code == 2
+
+
+def test_each_file_is_read_once_whatever_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "generation_config.json").write_text("{}")
+    read: list[str] = []
+    parse = files.read_json_object
+
+    def remember(path: Path, name: str) -> Any:
+        read.append(name)
+        return parse(path, name)
+
+    monkeypatch.setattr(files, "read_json_object", remember)
+    model = ModelFolder(folder)
+    assert read == [], "nothing is read before it is needed"
+    assert model.check() is model.check() is model
+    assert model.base is model
+    assert model.config["model_type"]
+    assert (model.stored_dtype, model.context_tokens, model.generation_config) == ("float32", NO_BOUND, {})
+    assert (model.tied, model.peft, model.encoder_decoder, model.is_reward_model) == (False, None, None, False)
+    assert sorted(read) == sorted({"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"})
+
+
+def test_another_process_reads_for_itself(folder: Path) -> None:
+    model = ModelFolder(folder).check()
+    again = pickle.loads(pickle.dumps(model))
+    assert again == model
+    assert vars(again) == {"path": folder}
