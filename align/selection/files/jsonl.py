@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from align.rows.conversation import shown
 from align.selection.candidate import PromptCandidates, no_score
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
 
@@ -127,7 +128,4 @@ def score_names(row: Mapping[str, Any], scores: Any) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return "nothing" if value is None else shown(value)

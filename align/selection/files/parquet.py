@@ -110,7 +110,7 @@ class ParquetReader:
     def _checked(self, field: str, array: Any, row: int) -> Any:
         if field == "prompt_id":
             return self._ids(array, row)
-        if field == "prompt" and _is_list(array.type):
+        if field == "prompt" and (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
             return self._messages(array, row)
         if field == "candidate_index":
             self._no_nulls(field, array, row)
@@ -160,10 +160,7 @@ class ParquetReader:
         for column in (self._file.column(SCORE_PREFIX + name), *([self._file.column("score")] if name == "score" else [])):
             if column in self._schema.names:
                 return column, None
-        raise self._no_score(name)
-
-    def _no_score(self, name: str) -> StageError:
-        return StageError(
+        raise StageError(
             f"{self._file.path}: no score by {name!r}; it has {', '.join(self.score_names()) or 'none'}",
             hint="Name one of the scores that the file has.",
         )
@@ -180,8 +177,9 @@ class ParquetReader:
     def _scores(self, array: Any, inner: str | None, name: str, row: int) -> Any:
         if inner is not None and pa.types.is_map(array.type):
             # map_lookup gives null both for an absent key, which is an error, and for a null score, which is not.
-            self._refuse(pc.invert(_has_key(array, inner)), row, f"no score by {name!r}")
-            array = pc.map_lookup(array, pa.scalar(inner, array.type.key_type), "first")
+            key = pa.scalar(inner, array.type.key_type)
+            self._refuse(pc.is_null(pc.map_lookup(array, key, "all")), row, f"no score by {name!r}")
+            array = pc.map_lookup(array, key, "first")
         elif inner is not None:
             array = pc.struct_field(array, inner)
         kind = array.type
@@ -269,12 +267,3 @@ def _only_role_and_content(array: Any) -> Any:
 
 def _field_names(struct: Any) -> set[str]:
     return {struct.field(place).name for place in range(struct.num_fields)}
-
-
-def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _has_key(array: Any, key: str) -> Any:
-    """Whether each map of an array has the key."""
-    return pc.is_valid(pc.map_lookup(array, pa.scalar(key, array.type.key_type), "all"))
