@@ -1,4 +1,4 @@
-"""What is not known of a model, in sentences that follow from its manifests."""
+"""What is not known about a model, in sentences that follow from its manifests."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def limits_of(source: ModelSource, steps: Sequence[Step], comparisons: Sequence[
 def _of_comparison(comparison: Comparison, steps: Sequence[Step]) -> Iterator[str]:
     results, config = comparison.results, comparison.manifest.config
     yield (
-        f"Measured only on {results.prompts:,} prompts of `{config['prompts']}`, sampled as said above: nothing follows for "
+        f"Measured only on {results.prompts:,} prompts of `{config['prompts']}`, sampled as said above: this says nothing about "
         "other topics, languages, lengths or ways of sampling."
     )
     if results.prompts < FEW_PROMPTS:
-        yield f"{results.prompts:,} prompts are few: the intervals are wide, and rare failures were hardly seen."
+        yield f"{results.prompts:,} prompts are few: the intervals are wide, and rare failures may not show."
     made_from = {step.fingerprint for step in steps}
     for scorer in results.scorers:
         if not comparison.is_trained_scorer(scorer):

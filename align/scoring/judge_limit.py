@@ -41,7 +41,7 @@ def backoff_seconds(attempt: int) -> float:
 
 
 def retry_after_seconds(header: str | None, *, now: Callable[[], float] = time.time) -> float:
-    """Seconds that a Retry-After header (seconds or a date) asks for; 0 without a readable one."""
+    """The wait that a Retry-After header (seconds or a date) requires, in seconds; 0 without a readable header."""
     try:
         seconds = float(header or 0)
         return max(0.0, seconds) if math.isfinite(seconds) else 0.0

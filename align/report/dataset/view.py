@@ -62,7 +62,7 @@ def language_bars(facts: Facts) -> list[Bar]:
     """Languages by share; rare ones are counted together."""
     # By code where shares are equal, so that the same file gives the same report.
     shares = sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))
-    bars = [Bar("not told (und)" if code == "und" else code, "", share) for code, share in shares[:LANGUAGES_SHOWN]]
+    bars = [Bar("unknown (und)" if code == "und" else code, "", share) for code, share in shares[:LANGUAGES_SHOWN]]
     rest = sum(share for _, share in shares[LANGUAGES_SHOWN:])
     return [*bars, *([Bar(counted(len(shares) - LANGUAGES_SHOWN, "other"), "", rest)] if rest else [])]
 

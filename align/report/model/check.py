@@ -11,8 +11,8 @@ WHY: dict[str, str] = {
     "folder": "Files that could run code, or lead out of the folder, are never opened.",
     "tokenizer": "Without it no text becomes tokens.",
     "template": "The template makes the text that the model reads; a stranger's may be too large, never end, or fail.",
-    "end_of_sequence": "A completion ends with this token; by it the model learns to stop.",
-    "padding": "Padding is masked out of the loss. Were it the end-of-sequence token, the model would never learn to stop.",
+    "end_of_sequence": "A completion ends with this token; that is how the model learns to stop.",
+    "padding": "Padding is masked out of the loss. If it is the end-of-sequence token, the model never learns to stop.",
     "prompt_prefix": "In training, a completion must follow exactly the prompt that it follows in sampling.",
     "end_of_turn": "The loss is taken on the completion and the text that closes it; without the end-of-sequence token there, "
     "the model never stops.",
@@ -29,7 +29,7 @@ WHY: dict[str, str] = {
     "vocabulary": "A token without a row in the embedding table ends training and sampling with an error.",
     "head": "A head that is missing would be filled with random numbers.",
     "context": "Longer rows cannot be trained on, and longer prompts cannot be answered.",
-    "speed": "How long reading the data takes.",
+    "speed": "It decides how long reading the data takes.",
 }
 """The reason for each check by its name, in the order of the checks."""
 

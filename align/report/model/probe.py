@@ -175,7 +175,7 @@ def lines_of(report: ModelReport, *, width: int) -> Iterator[str]:
         if check.advice:
             yield from wrapped(f"→ {check.advice}", indent)
     if report.skipped:
-        yield from textwrap.wrap(f"Not looked at: {', '.join(report.skipped)}.", width)
+        yield from textwrap.wrap(f"Not checked: {', '.join(report.skipped)}.", width)
     yield ""
     counts = {state: sum(check.state == state for check in report.checks) for state in _ORDER}
     verdict = "This model cannot be used as it is" if report.problems else "Nothing stands in the way of using this model"

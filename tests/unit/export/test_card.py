@@ -86,7 +86,7 @@ def test_the_check_is_told_or_its_absence(made: Any) -> None:
     checks = [CheckReport("transformers 5", 50, own_prompts=6), CheckReport("vLLM 0.32.0", 50, ties=1, own_prompts=6)]
     told = section(card_of(made, "dpo", checks), "Check at export")
     assert "transformers 5 loaded this folder and gave 50 of 50 prompts the same 32 greedy tokens" in told
-    assert "49 of 50 prompts the same 32 greedy tokens as the source; the other 1 part at a tie" in told
+    assert "49 of 50 prompts the same 32 greedy tokens as the source; the other 1 differ after a tie" in told
     assert "6 prompts were the run's own, 44 were short neutral ones." in told
     assert "Not checked" not in told
 

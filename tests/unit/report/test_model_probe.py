@@ -311,7 +311,7 @@ def test_text_fits_the_width_and_says_why(look: Look, tmp_path: Path) -> None:
     assert WHY["padding"] in text
     assert "→ Set pad_token" in text
     assert "This model cannot be used as it is: 1 problem" in text
-    assert "Not looked at: folder, tokenizer" in text
+    assert "Not checked: folder, tokenizer" in text
 
 
 def test_the_template_of_the_tests_is_sound(look: Look) -> None:
