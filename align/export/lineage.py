@@ -70,7 +70,8 @@ class Comparison:
         row = self.results.models.get(self.model)
         if row is not None:
             return row
-        return next(one for method in self.results.models.values() for name, one in _replicates(method) if name == self.model)
+        methods = self.results.models.values()
+        return next(method.replicates[self.model] for method in methods if method.replicates and self.model in method.replicates)
 
     @property
     def baseline_row(self) -> ModelResult:
@@ -160,9 +161,5 @@ def _read_results(path: Path) -> Results | None:
         return None
 
 
-def _replicates(row: ModelResult) -> list[tuple[str, ModelResult]]:
-    return list((row.replicates or {}).items())
-
-
 def _rows_of(results: Results) -> set[str]:
-    return {*results.models, *(name for row in results.models.values() for name, _ in _replicates(row))}
+    return {*results.models, *(name for row in results.models.values() for name in row.replicates or ())}
