@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
+
+from pydantic import model_validator
 
 from align.config.reference import FieldPath, iterate_parts
 from align.strict import Strict
@@ -38,13 +40,20 @@ class StrictModel(Strict):
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
         """Problems of fields that do not agree with each other; paths begin at the stage. Overriders yield from `super()` too.
 
-        Called with a stage's fields as they were written, so that a message can name the line. Values may be of any type:
-        problems of type are reported elsewhere.
+        Called with a stage's fields as they were written, so that a message can name the line; and by the validator below, so
+        that code which builds a configuration is held to the same rules. Values may be of any type: problems of type are reported
+        elsewhere.
 
         Args:
-            fields: the stage's fields, by name.
+            fields: the stage's fields that are set, by name.
         """
         yield from ()
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        for problem in self.check_fields({name: getattr(self, name) for name in self.model_fields_set}):
+            raise ValueError(f"{'.'.join(map(str, problem.path))}: {problem.text}")
+        return self
 
 
 def execution_fields(model: type[StrictModel]) -> list[str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from align.config.base import Problem, StrictModel
 from align.config.selection import POLICY_OPTIONS, Combine, OnLengthFlip, PairPolicy
 from align.selection.ranking import RankingRule
-from align.strict import Strict
 
 Weight = Annotated[float, Field(gt=0)]
 
 
-class PairRule(Strict):
+class PairRule(StrictModel):
     """What decides which pairs a prompt gives."""
 
     scorer: str | None = Field(default=None, min_length=1)
@@ -49,13 +50,21 @@ class PairRule(Strict):
     rso_accept: int | None = Field(default=None, ge=2)
     """For policy rso: candidates that are accepted before two are drawn. Default: 2."""
 
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().check_fields(fields)
+        if fields.get("scorer") is None and fields.get("scorers") is None:
+            text = "this key is missing; expected a text (or scorers, each with its weight)"
+            yield Problem(("scorer",), text, at_key=True)
+        policy = fields.get("policy", cls.model_fields["policy"].default)
+        for option, needed in POLICY_OPTIONS.items():
+            if policy != needed and fields.get(option) is not None:
+                yield Problem((option,), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
+
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
-        for option, policy in POLICY_OPTIONS.items():
-            if getattr(self, option) is not None and self.policy != policy:
-                raise ValueError(f"{option} must be given with the policy {policy} only, not {self.policy}")
-        if (self.scorer is None) == (self.scorers is None):
-            raise ValueError("one of scorer and scorers must be given")
+        if self.scorer is not None and self.scorers is not None:
+            raise ValueError("one of scorer and scorers must be given, not both")
         if self.scorers is None and (self.combine is not None or self.min_agreement is not None):
             raise ValueError("combine and min_agreement must be given with scorers only")
         if self.on_length_flip is not None and not self.length_penalty:

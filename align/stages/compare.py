@@ -83,10 +83,7 @@ class Config(Generation, StageConfig):
     @model_validator(mode="after")
     def _rows_fit(self) -> Config:
         models, methods = list(self.models), self.methods or {}
-        _refuse_twice("models", models)
         _refuse_twice("best_of", self.best_of or [])
-        if self.baseline not in models:
-            raise ValueError(f"the baseline '{self.baseline}' is not in models: {', '.join(models)}")
         members = [member for group in methods.values() for member in group]
         _refuse_twice("methods", members)
         for member in members:

@@ -16,7 +16,6 @@ from align.config.base import ExecutionOnly, Problem
 from align.config.checks import check_scorers
 from align.config.graph import RecipeGraph
 from align.config.reference import RowsReference
-from align.config.selection import POLICY_OPTIONS
 from align.records import ScoredCandidate
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
@@ -33,16 +32,6 @@ class Config(StageConfig, PairRule):
     # Not `num_workers`: `align pairs` has both options, and those workers sample, each with an engine of its own.
     num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
-
-    @classmethod
-    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
-        if fields.get("scorer") is None and fields.get("scorers") is None:
-            text = "this key is missing; expected a text (or scorers, each with its weight)"
-            yield Problem(("scorer",), text, at_key=True)
-        policy = fields.get("policy", cls.model_fields["policy"].default)
-        for option, needed in POLICY_OPTIONS.items():
-            if policy != needed and fields.get(option) is not None:
-                yield Problem((option,), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:

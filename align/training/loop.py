@@ -51,9 +51,8 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
             f"{context.name}: batch_size {config.batch_size} is not a multiple of the number of processes, {context.world_size}"
         )
     micro = config.micro_batch_size or share
-    if share % micro:
-        of = f"batch_size {share}" if context.world_size == 1 else f"batch_size {share} of each process"
-        raise RecipeError(f"{context.name}: {of} is not a multiple of micro_batch_size {micro}")
+    if share % micro:  # with one process the configuration has refused it
+        raise RecipeError(f"{context.name}: batch_size {share} of each process is not a multiple of micro_batch_size {micro}")
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
     return {
         "output_dir": str(context.work / CHECKPOINTS_NAME),

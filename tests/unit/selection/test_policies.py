@@ -183,5 +183,5 @@ def test_a_label_is_never_turned_round_by_length_in_silence(long_score: float) -
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must (not )?be|expected"):
+    with pytest.raises(ValueError, match="must (not )?be|expected|goes with policy"):
         build_pairs([], **{"scorer": "a", **options})

@@ -168,7 +168,7 @@ class TestPairs:
     )
     def test_options_that_make_no_sense(self, options: dict[str, Any]) -> None:
         option = list(options)[-1]
-        with pytest.raises(ValueError, match=rf"{option}:? (must be|expected)"):
+        with pytest.raises(ValueError, match=rf"{option}:? (must be|expected|goes with policy)"):
             build_pairs([], scorer="rm", **options)
 
     def test_a_setting_that_is_misspelt(self) -> None:

@@ -143,8 +143,8 @@ def test_enough_answers_are_not_drawn_again(run_compare: Compare) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"baseline": "dpo"}, "the baseline 'dpo' is not in models: sft, dpo-1, dpo-2, orpo"),
-        ({"models": ["sft", "sft"]}, "models: 'sft' is there twice"),
+        ({"baseline": "dpo"}, r"baseline: 'dpo' is not one of the models that are compared \(sft, dpo-1, dpo-2, orpo\)"),
+        ({"models": ["sft", "sft"]}, "models.1: 'sft' is here twice"),
         ({"best_of": [2, 2]}, "best_of: 2 is there twice"),
         ({"best_of": [2], "best_of_scorer": "rm"}, "best_of_scorer 'rm' is not in scorers: gold"),
         ({"best_of_scorer": "gold"}, "best_of_scorer chooses among the candidates of best_of, which is not given"),

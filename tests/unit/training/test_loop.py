@@ -31,5 +31,7 @@ def test_the_rows_of_a_step_do_not_depend_on_processes(world_size: int, micro: i
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(RecipeError, match="sft: batch_size 16 is not a multiple of the number of processes, 3"):
         arguments(3, batch_size=16)
-    with pytest.raises(RecipeError, match="sft: batch_size 8 of each process is not a multiple of micro_batch_size 3"):
-        arguments(2, batch_size=16, micro_batch_size=3)
+    with pytest.raises(RecipeError, match="sft: batch_size 8 of each process is not a multiple of micro_batch_size 16"):
+        arguments(2, batch_size=16, micro_batch_size=16)
+    with pytest.raises(ValueError, match=r"micro_batch_size: batch_size \(16\) must be a multiple of micro_batch_size \(3\)"):
+        Optimization(batch_size=16, micro_batch_size=3)
