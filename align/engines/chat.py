@@ -12,7 +12,6 @@ from align.engines.protocol import SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import DataError
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.records import Message
 
 REPLACEMENT = "\ufffd"
@@ -81,7 +80,7 @@ class Conversation:
     def __init__(
         self, model_folder: ModelFolder, *, system: str | None, temperature: float, max_completion_tokens: int, seed: int
     ) -> None:
-        self._format = ChatFormat(load_tokenizer(model_folder), where=str(model_folder.path))
+        self._format = ChatFormat(model_folder.tokenizer, where=str(model_folder.path))
         self._context = model_folder.context_tokens
         self._engine = StreamingEngine(model_folder, dtype=resolve_dtype("auto"), max_model_tokens=self._context)
         self._settings = SamplingSettings(

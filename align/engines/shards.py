@@ -91,9 +91,8 @@ def make_candidate(
 
 def decoder(model_folder: ModelFolder) -> Callable[[list[int]], str]:
     """A function from a model's tokens to text."""
-    from align.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(model_folder)
+    tokenizer = model_folder.tokenizer
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

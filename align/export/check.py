@@ -22,7 +22,7 @@ from align.engines.protocol import GenerationRequest, SamplingSettings, TextEngi
 from align.errors import RecipeError, StageError
 from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.records import Message, Prompt
 from align.runtime.executor import Processes
 from align.store.artifact import read_rows
@@ -143,7 +143,7 @@ def _conversations(prompts: Path | None) -> list[list[Message]]:
 
 def _encode(folder: ModelFolder, messages: Sequence[list[Message]]) -> list[list[int]]:
     """Prompts as token ids, through the chat template; without a usable one, the last message of each alone."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = folder.tokenizer
     try:
         chat_format = ChatFormat(tokenizer, where=str(folder.path))
         return [chat_format.encode_prompt(conversation) for conversation in messages]
@@ -153,7 +153,7 @@ def _encode(folder: ModelFolder, messages: Sequence[list[Message]]) -> list[list
 
 
 def _encode_pairs(folder: ModelFolder, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    chat_format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
+    chat_format = ChatFormat(folder.tokenizer, where=str(folder.path))
     encoded = []
     for prompt, completion in pairs:
         messages = [Message(role="user", content=prompt)]
@@ -171,7 +171,7 @@ def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[floa
 
 
 def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], prompt_token_ids: list[list[int]]) -> _Answered:
-    end = load_tokenizer(source).eos_token_id
+    end = source.tokenizer.eos_token_id
     answered = _Answered(texts, prompt_token_ids, [], end)
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
     # The exported weights are rounded to `dtype`. The same rounding here leaves only real differences; both compute in float32.

@@ -27,7 +27,7 @@ from align.export.lineage import Comparison, comparisons_with, prompts_of, trace
 from align.export.source import ModelSource
 from align.models.files import GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.models.save import save_model
 from align.store.atomic import fsync_folder, sync_tree, write_bytes, write_json
 
@@ -108,7 +108,7 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
     chosen = dtype or source.folder.stored_dtype
     load = load_reward_model if source.purpose == "reward" else load_causal_lm
     model = load(source.folder, dtype=chosen)
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer = source.folder.tokenizer
     _check_room(model, folder)
     model.config.use_cache = True  # training switches it off
     try:

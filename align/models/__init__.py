@@ -2,7 +2,7 @@
 
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.models.save import check_finite, save_model
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "fetch_model",
     "load_causal_lm",
     "load_reward_model",
-    "load_tokenizer",
     "save_model",
 ]

@@ -1,11 +1,14 @@
-"""A model's folder, resolved once: what its files say, each of which is read when it is first needed. Loads no torch."""
+"""A model's folder, resolved once: what its files say, each of which is read when it is first needed.
+
+Importing this loads no torch; only the tokenizer needs transformers.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.config.architecture import CONFIG_NAME, encoder_decoder_architecture, encoder_decoder_refusal
 from align.config.peft import Lora, VirtualTokens
@@ -20,6 +23,9 @@ from align.models.files import (
 )
 from align.models.tied import TIED_BY_DEFAULT
 from align.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NO_BOUND = 1_000_000
 """Context, in tokens, of a model whose configuration sets no bound."""
@@ -138,6 +144,17 @@ class ModelFolder:
                 if isinstance(source.get(key), int):
                     return int(source[key]) - self.virtual_tokens
         return NO_BOUND
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of a folder that passes `check`. Shared, so nothing may change it. Never goes to the network."""
+        self.check()
+        from transformers import AutoTokenizer
+
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(self.path), local_files_only=True, trust_remote_code=False
+        )
+        return found
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Load models and tokenizers from a folder, which is checked first. transformers and torch are imported only inside functions."""
+"""Load models from a folder, which is checked first. transformers and torch are imported only inside functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.models.folder import ModelFolder
 from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 HEAD_NAME = "score.weight"
 """Weight of the head that gives a reward model's score."""
@@ -23,22 +23,9 @@ def _checked(model: ModelFolder | Path) -> ModelFolder:
     return (model if isinstance(model, ModelFolder) else ModelFolder(model)).check()
 
 
-def load_tokenizer(model: ModelFolder | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Never goes to the network.
-
-    Raises:
-        RecipeError, EnvironmentProblem: see `ModelFolder.check`.
-    """
-    path = _checked(model).path
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    return tokenizer
-
-
 def differing_tokens(first: ModelFolder, second: ModelFolder) -> list[str]:
     """Tokens whose ids differ between the tokenizers of two model folders; none where an id means the same to both."""
-    one, other = (load_tokenizer(folder).get_vocab() for folder in (first, second))
+    one, other = (folder.tokenizer.get_vocab() for folder in (first, second))
     return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
 
 
@@ -134,7 +121,7 @@ def load_reward_model(
     if folder.is_adapter:
         # The base may be a language model, or have another head: the adapter's file brings the head.
         options: dict[str, Any] = {"num_labels": num_labels, "new_head": True}
-        own_id = load_tokenizer(folder).pad_token_id
+        own_id = folder.tokenizer.pad_token_id
         base = load_reward_model(folder.base, pad_token_id=own_id, **options)
         loaded = _with_adapter(folder, base, dtype, needs_head=not new_head)
         loaded.config.pad_token_id = own_id if pad_token_id is None else pad_token_id
@@ -144,7 +131,7 @@ def load_reward_model(
     if new_head is None:
         new_head = not folder.is_reward_model
     _refuse_missing(folder.path, missing - {HEAD_NAME} if new_head else missing, "a reward model")
-    loaded.config.pad_token_id = load_tokenizer(folder).pad_token_id if pad_token_id is None else pad_token_id
+    loaded.config.pad_token_id = folder.tokenizer.pad_token_id if pad_token_id is None else pad_token_id
     return loaded
 
 

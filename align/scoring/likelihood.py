@@ -11,7 +11,7 @@ import torch
 from align.losses.logps import IGNORED_LABEL
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
-from align.models.load import load_causal_lm, load_seq2seq_lm, load_tokenizer
+from align.models.load import load_causal_lm, load_seq2seq_lm
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.scoring.batching import map_batches, pad_right
 
@@ -62,7 +62,7 @@ class LikelihoodModel:
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_causal_lm(folder, dtype="float32").to(device).eval()
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = folder.tokenizer
         self._batch_tokens = batch_tokens
 
     def completion_logps(
@@ -99,7 +99,7 @@ class Seq2SeqLikelihoodModel:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_seq2seq_lm(folder, dtype="float32").to(self._device).eval()
         self._collate = Seq2SeqCollator(
-            pad_token_id=int(load_tokenizer(folder).pad_token_id), start_token_id=int(self._model.config.decoder_start_token_id)
+            pad_token_id=int(folder.tokenizer.pad_token_id), start_token_id=int(self._model.config.decoder_start_token_id)
         )
         self._batch_tokens = batch_tokens
 

@@ -12,7 +12,7 @@ import torch
 
 from align.data.template import ChatFormat, TemplateProblem
 from align.models.folder import ModelFolder
-from align.models.load import load_reward_model, load_tokenizer
+from align.models.load import load_reward_model
 from align.records import Candidate
 from align.scoring.batching import map_batches, pad_right
 
@@ -23,7 +23,7 @@ class RewardModelScorer:
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_reward_model(folder, new_head=False).to(self._device).eval()
-        self._format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
+        self._format = ChatFormat(folder.tokenizer, where=str(folder.path))
         self._batch_tokens = batch_tokens
 
     @torch.inference_mode()

@@ -223,13 +223,12 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
     from align.engines.holder import EngineHolder
     from align.engines.task import prepare_task
-    from align.models.load import load_tokenizer
 
     config = context.config
     result = _Sampled({name: ModelFolder(context.artifact(name).model_path) for name in config.models})
     holder = EngineHolder(config)
     for name, folder in result.folders.items():
-        chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, context.artifact(name).where(None))
+        chat_format = format_of(folder.tokenizer, folder.encoder_decoder, context.artifact(name).where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = _sample_one(context, task, name, holder)

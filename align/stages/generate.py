@@ -38,12 +38,11 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.engines.holder import EngineHolder
     from align.engines.shards import sample
     from align.engines.task import prepare_task
-    from align.models.load import load_tokenizer
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
     folder = ModelFolder(source.model_path)
-    chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, source.where(None))
+    chat_format = format_of(folder.tokenizer, folder.encoder_decoder, source.where(None))
     records = data.rows(Prompt)
     task, drops = prepare_task(records, chat_format, config, model_folder=folder, seed=context.seed, where=data.where)
     report = sample(

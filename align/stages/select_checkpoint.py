@@ -159,13 +159,12 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder
     from align.engines.holder import EngineHolder
     from align.engines.shards import sample
     from align.engines.task import prepare_task
-    from align.models.load import load_tokenizer
 
     config = context.config
     where = context.artifact(config.prompts).where
     result, holder = _Sampled(), EngineHolder(config)
     for epoch, folder in folders.items():
-        chat_format = ChatFormat(load_tokenizer(folder), where=str(folder.path))
+        chat_format = ChatFormat(folder.tokenizer, where=str(folder.path))
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = sample(
             task,
@@ -215,7 +214,6 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
 
     The mean over all tokens of all completions, as in training. None where it is not finite.
     """
-    from align.models.load import load_tokenizer
     from align.scoring.likelihood import LikelihoodModel
 
     config = context.config
@@ -223,7 +221,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
         return {}, []
     # All epochs share a tokenizer and a context, so the rows are encoded once.
     data, first = context.artifact(config.data), next(iter(folders.values()))
-    chat_format = ChatFormat(load_tokenizer(first), where=str(first.path))
+    chat_format = ChatFormat(first.tokenizer, where=str(first.path))
     encoded = encode_instructions(
         data.rows(Instruction), chat_format, max_tokens=first.context_tokens, on_invalid=config.on_invalid, where=data.where
     )

@@ -67,12 +67,11 @@ class Config(Optimization, AnyPeft, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode and check every row, train, keep the model and one checkpoint per epoch."""
-    from align.models.load import load_tokenizer
     from align.training.sft import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
     folder = ModelFolder(source.model_path)
-    chat_format = format_of(load_tokenizer(folder), folder.encoder_decoder, source.where(None))
+    chat_format = format_of(folder.tokenizer, folder.encoder_decoder, source.where(None))
     records = data.rows(Instruction)
     train = _train_encoder_decoder if folder.encoder_decoder else _train_decoder_only
     encoded, result = train(context, folder, records, chat_format)

@@ -31,7 +31,7 @@ from typing import Any
 from align.config.reference import ModelReference, RewardModelReference, RowsReference
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
-from align.models.load import load_tokenizer
+from align.models.folder import ModelFolder
 from align.pipeline.worker import ENVIRONMENT
 from align.records import Prompt
 from align.stages.ppo import Config
@@ -132,7 +132,7 @@ def main() -> None:
     if options.ours:
         run_ours(options.run, options.engine)
     sft, prompts = artifact(options.run, "sft_best"), artifact(options.run, "prompts")
-    chat_format = ChatFormat(load_tokenizer(sft.model_path), where="sft_best")
+    chat_format = ChatFormat(ModelFolder(sft.model_path).tokenizer, where="sft_best")
     limit = SETTINGS["max_prompt_tokens"]
     encoded = encode_prompts(prompts.rows(Prompt), chat_format, max_prompt_tokens=limit, on_invalid="error", where=prompts.where)
     work = Path(tempfile.mkdtemp())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from align.errors import RecipeError
 from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME, WEIGHTS_NAME
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.models.trainable import TrainableModel, load_trainable
 from align.stages import dpo, orpo, ppo, reward_model, sft
 from align.store.artifact import ROWS_NAME
@@ -127,7 +127,7 @@ def test_a_reward_adapter_keeps_its_head_and_its_scores(
     shop.run("taught", sft, peft=peft)
     shop.run("judge", reward_model, model="taught", peft=peft)
     model = started[-1]
-    tokenizer = load_tokenizer(shop.model)
+    tokenizer = ModelFolder(shop.model).tokenizer
     batch = tokenizer(["Oh no 1!", "So?", "I lost key 5."], return_tensors="pt", padding=True, return_token_type_ids=False)
     again = load_reward_model(shop.model, new_head=False)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_a_reward_model_can_score_and_be_the_value_model(shop: Workshop, started
 def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, Callable[[Any], torch.Tensor]]:
     """Models of PPO, and the log-probabilities of some episodes under one of them."""
     lora = ppo.Config.model_validate({"model": "m", "prompts": "p", "scorers": {"short": RULES}, "peft": peft}).peft
-    pad = int(load_tokenizer(base).pad_token_id)
+    pad = int(ModelFolder(base).tokenizer.pad_token_id)
     start = TrainableModel(ModelFolder(base), lora, folder / "store", "ppo")
     value = ValueStart(start, is_reward_model=False, zero_head=True)
     settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)

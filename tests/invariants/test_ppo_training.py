@@ -19,7 +19,6 @@ from align.data.template import ChatFormat
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel
 from align.records import Message, Prompt
 from align.runtime.events import Progress
@@ -70,7 +69,7 @@ class Training(Recorder):
         self.models: Models | None = None
 
     def parts(self, num_rollouts: int) -> tuple[Models, RolloutSampler]:
-        tokenizer = load_tokenizer(self.base)
+        tokenizer = ModelFolder(self.base).tokenizer
         chat_format = ChatFormat(tokenizer, where="base")
         prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
         encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")

@@ -11,7 +11,6 @@ from torch import Tensor
 from align.config.peft import Lora, VirtualTokens
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 
 LORA = Lora(method="lora", rank=3, alpha=5.0)
@@ -39,7 +38,7 @@ def trained(base: Path, settings: Peft, folder: Path, **more: Any) -> Any:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    save_trained(model, load_tokenizer(base), folder, start)
+    save_trained(model, ModelFolder(base).tokenizer, folder, start)
     return model
 
 

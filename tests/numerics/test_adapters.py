@@ -20,7 +20,7 @@ from align.engines.transformers_engine import TransformersEngine
 from align.models.files import ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.models.lora import add_lora, linear_layers, lora_state, merge, merged_weights, quantization_config, quantized
 from align.models.trainable import TrainableModel, load_trainable
 from align.models.virtual_tokens import NAME, start_cache, without_virtual_tokens
@@ -178,7 +178,7 @@ def test_others_can_read_what_we_write(bases: dict[str, Path], name: str, settin
 
 @pytest.mark.parametrize("name", BASES)
 def test_others_can_read_a_reward_adapter_with_its_head(bases: dict[str, Path], name: str, tmp_path: Path) -> None:
-    pad = load_tokenizer(bases[name]).pad_token_id
+    pad = ModelFolder(bases[name]).tokenizer.pad_token_id
     model = trained(bases[name], LORA, tmp_path / "adapter", task="SEQ_CLS", new_head=True, pad_token_id=pad)
     plain = AutoModelForSequenceClassification.from_pretrained(bases[name], num_labels=1, pad_token_id=pad)
     theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()

@@ -11,7 +11,8 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
 from align.config.sections import Optimization
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
 from align.stages import dpo, orpo, reward_model
 from align.testing import pairwise_config, random_pairs, run_context
@@ -111,7 +112,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         model=load_causal_lm(base),
         args=config,
         train_dataset=Dataset.from_list(dataset),
-        processing_class=load_tokenizer(base),
+        processing_class=ModelFolder(base).tokenizer,
     )
     compare(mine, curves_of(trainer, context), DPO_METRICS)
 
@@ -143,7 +144,7 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
         model=model(),
         args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=center_coef or None),
         train_dataset=Dataset.from_list(dataset),
-        processing_class=load_tokenizer(base),
+        processing_class=ModelFolder(base).tokenizer,
     )
     compare(mine, curves_of(trainer, context), ("loss", "accuracy", "margin", "mean_reward"))
 
@@ -172,7 +173,7 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
         model=load_causal_lm(base),
         args=ORPOConfig(**arguments, max_length=64, beta=0.4),
         train_dataset=Dataset.from_list([{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in range(len(PAIRS))]),
-        processing_class=load_tokenizer(base),
+        processing_class=ModelFolder(base).tokenizer,
     )
     names = ("nll_loss", "log_odds_ratio", "log_odds_chosen", *DPO_METRICS)
     compare(mine, curves_of(trainer, context), names)

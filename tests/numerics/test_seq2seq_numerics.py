@@ -82,12 +82,11 @@ def test_likelihoods_do_not_depend_on_the_batch(base: Path) -> None:
 
 
 def test_a_saved_model_is_the_model_even_with_a_head_of_its_own(base: Path, tmp_path: Path) -> None:
-    from align.models.load import load_tokenizer
 
     model = load_seq2seq_lm(base)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0)))
     for folder in (tmp_path / "once", tmp_path / "twice"):
-        save_model(model, load_tokenizer(base), folder)
+        save_model(model, ModelFolder(base).tokenizer, folder)
         again = load_seq2seq_lm(folder)
         assert torch.equal(label_logps(model, collator(model)(ROWS)), label_logps(again, collator(model)(ROWS)))
         model = again

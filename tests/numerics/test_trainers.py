@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from align.config.sections import Optimization
-from align.models.load import load_causal_lm, load_tokenizer
+from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm
 from align.runtime.context import RunContext
 from align.scoring.likelihood import completion_logps
 from align.testing import run_context
@@ -44,7 +45,7 @@ def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_templ
     samples = [TrainingSample(pair["prompt_ids"], pair["chosen_ids"]) for pair in PAIRS]
     rows = [build_row(samples[:2]), build_row(samples[2:])]
     arguments = training_arguments(Optimization(precision="float32"), context, num_rows=2)
-    trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, arguments)
+    trainer = sft_trainer(load_causal_lm(base), ModelFolder(base).tokenizer, rows, arguments)
     model = load_causal_lm(base).eval()
     logps = completion_logps(
         model, [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples], pad_token_id=0, batch_tokens=64
@@ -68,7 +69,9 @@ def test_accumulation_equals_one_large_batch(
     for micro in (None, 1, 3):
         context = run_context(tmp_path / str(micro))
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
-        trainer = sft_trainer(load_causal_lm(base), load_tokenizer(base), rows, training_arguments(config, context, num_rows=6))
+        trainer = sft_trainer(
+            load_causal_lm(base), ModelFolder(base).tokenizer, rows, training_arguments(config, context, num_rows=6)
+        )
         history = train(trainer, context)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
         assert (history.last("loss") or math.inf) < history.rows[0]["loss"]
@@ -82,7 +85,7 @@ def test_our_loss_is_that_of_trl(project_template: Path, context: RunContext) ->
     """TRL's own compute_loss, on the same trainer and batch."""
     from trl import SFTTrainer
 
-    base, tokenizer = project_template / "base", load_tokenizer(project_template / "base")
+    base, tokenizer = project_template / "base", ModelFolder(project_template / "base").tokenizer
     arguments = training_arguments(Optimization(precision="float32"), context, num_rows=3)
     rows = [build_row([TrainingSample(pair["prompt_ids"], pair["chosen_ids"])]) for pair in PAIRS]
     sft = sft_trainer(load_causal_lm(base), tokenizer, rows, arguments)

@@ -17,7 +17,6 @@ from align.data.template import ChatFormat, FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
 from align.models.facts import ModelFacts, read_facts
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.report.model import template_checks, token_checks
 from align.report.model.check import WHY, ModelCheck, State
 from align.report.model.guard import GuardedTokenizer
@@ -82,7 +81,7 @@ def probe_model(folder: ModelFolder) -> ModelReport:
         return report
     report.add(ModelCheck("folder", "ok", _SAFE))
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = folder.tokenizer
     except Exception as error:  # transformers and tokenizers may raise anything on untrusted files
         found = f"cannot be read: {' '.join(str(error).split())[:MAX_ERROR_CHARACTERS] or type(error).__name__}"
         report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))

@@ -10,7 +10,6 @@ from align.engines.open import open_engine
 from align.engines.shards import decoder
 from align.engines.task import max_prompt_tokens_for
 from align.models.folder import ModelFolder, refuse_encoder_decoder
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
 from align.scoring.scorers import ScorerSet, reward_model_folders
@@ -39,7 +38,7 @@ def run_online(
     source, data = context.artifact(config.model), context.artifact(config.prompts)
     folder = ModelFolder(source.model_path)
     refuse_encoder_decoder(config.method, source, folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = folder.tokenizer
     chat_format = ChatFormat(tokenizer, where=source.where(None))
     prompt_limit = max_prompt_tokens_for(folder, config)
     max_tokens = prompt_limit + config.max_completion_tokens

@@ -12,7 +12,7 @@ from align.data.encoding import Encoded, EncodedPreference, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.folder import ModelFolder, refuse_encoder_decoder
-from align.models.load import check_vocabulary, load_tokenizer
+from align.models.load import check_vocabulary
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
 from align.records import Preference
 from align.runtime.seed import derive_seed
@@ -67,7 +67,7 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     if reference is not None:
         reference_folder = ModelFolder(reference.model_path)
         refuse_encoder_decoder(config.method, reference, reference_folder)
-    chat_format = ChatFormat(load_tokenizer(folder), where=source.where(None))
+    chat_format = ChatFormat(folder.tokenizer, where=source.where(None))
     policy = TrainableModel(folder, config.peft, context.store_root, context.name)
     limit = min(config.max_tokens, policy.context_tokens)
     if reference is not None:

@@ -94,7 +94,6 @@ def adapter(model: Path, tmp_path: Path) -> Callable[..., Path]:
     import torch
 
     from align.config.peft import Lora, VirtualTokens
-    from align.models.load import load_tokenizer
     from align.models.trainable import TrainableModel, load_trainable, save_trained
     from align.store.artifact import Entry, Manifest
 
@@ -104,7 +103,7 @@ def adapter(model: Path, tmp_path: Path) -> Callable[..., Path]:
         start = TrainableModel(ModelFolder(model), settings, tmp_path / ".store", "sft")
         torch.manual_seed(0)
         entry.begin()
-        save_trained(load_trainable(start), load_tokenizer(model), entry.path / "model", start)
+        save_trained(load_trainable(start), ModelFolder(model).tokenizer, entry.path / "model", start)
         origin: dict[str, Any] = {"config": {}, "inputs": {}, "seed": 1}
         entry.commit(Manifest(kind="adapter", stage="sft", stage_version=1, fingerprint=method, **origin))
         return entry.path

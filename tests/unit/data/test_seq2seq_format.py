@@ -12,7 +12,6 @@ from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat, TemplateProblem
 from align.errors import DataError, RecipeError
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.records import Instruction, Message
 from align.testing import CHAT_TEMPLATE, tiny_causal_lm, tiny_seq2seq_lm
 
@@ -32,14 +31,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain(base: Path) -> ChatFormat:
-    return format_of(load_tokenizer(base), ModelFolder(base).encoder_decoder, "base")
+    return format_of(ModelFolder(base).tokenizer, ModelFolder(base).encoder_decoder, "base")
 
 
 def test_turns_are_joined_by_line_ends_and_the_tokenizers_own_tokens_stand_around_them(plain: ChatFormat, base: Path) -> None:
     assert isinstance(plain, PlainFormat)
     assert plain.prompt_text(TALK) == f"Be kind.\nHi\nHello\nI lost my keys{END}"
     assert plain.prompt_text(TALK[-1:]) == f"I lost my keys{END}"
-    assert plain.encode_prompt(TALK[-1:]) == load_tokenizer(base)("I lost my keys")["input_ids"]
+    assert plain.encode_prompt(TALK[-1:]) == ModelFolder(base).tokenizer("I lost my keys")["input_ids"]
 
 
 def test_a_completion_ends_with_one_end_of_sequence_token(plain: ChatFormat) -> None:
@@ -52,7 +51,7 @@ def test_a_completion_ends_with_one_end_of_sequence_token(plain: ChatFormat) -> 
 def test_a_tokenizer_that_adds_nothing_or_something_in_front(base: Path) -> None:
     from tokenizers import processors
 
-    tokenizer = load_tokenizer(base)
+    tokenizer = ModelFolder(base).tokenizer
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
     assert PlainFormat(tokenizer).prompt_text(TALK[-1:]) == "I lost my keys"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -130,14 +129,14 @@ def test_a_side_that_is_longer_than_the_model_sees_is_refused(plain: ChatFormat)
 
 def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
     folder = tiny_seq2seq_lm(tmp_path / "t5", chat_template=CHAT_TEMPLATE)
-    chat_format = format_of(load_tokenizer(folder), ModelFolder(folder).encoder_decoder, "t5")
+    chat_format = format_of(ModelFolder(folder).tokenizer, ModelFolder(folder).encoder_decoder, "t5")
     assert not isinstance(chat_format, PlainFormat)
     assert chat_format.prompt_text(TALK[-1:]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_causal_model_without_a_template_is_refused_as_before(tmp_path: Path) -> None:
     folder = tiny_causal_lm(tmp_path / "causal")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = ModelFolder(folder).tokenizer
     tokenizer.chat_template = None
     with pytest.raises(RecipeError, match="has no chat template"):
         format_of(tokenizer, ModelFolder(folder).encoder_decoder, "causal")

@@ -12,7 +12,6 @@ from align.data.template import ChatFormat
 from align.engines.chat import Conversation, TextStream
 from align.errors import DataError
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.records import Message
 from align.testing import tiny_causal_lm
 
@@ -36,7 +35,7 @@ def say(talk: Conversation, text: str) -> str:
 
 def test_no_character_is_shown_before_it_is_whole(model: Path) -> None:
     """The tokenizer knows bytes alone: a syllable is three tokens, an emoji four."""
-    chat_format = ChatFormat(load_tokenizer(model))
+    chat_format = ChatFormat(ModelFolder(model).tokenizer)
     (ids,) = chat_format.tokenize([KOREAN])
     assert len(ids) == len(KOREAN.encode())
     stream = TextStream(chat_format)
@@ -47,7 +46,7 @@ def test_no_character_is_shown_before_it_is_whole(model: Path) -> None:
 
 
 def test_a_character_that_never_became_whole_is_shown_as_such(model: Path) -> None:
-    chat_format = ChatFormat(load_tokenizer(model))
+    chat_format = ChatFormat(ModelFolder(model).tokenizer)
     (ids,) = chat_format.tokenize(["가나"])
     stream = TextStream(chat_format)
     assert "".join(stream.add(token) for token in ids[:-1]) == "가"

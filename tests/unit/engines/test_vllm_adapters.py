@@ -12,7 +12,6 @@ from align.config.peft import Lora
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -30,13 +29,13 @@ def adapter(base: Path, folder: Path, method: str) -> Path:
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.3)
-    save_trained(model, load_tokenizer(base), folder, start)
+    save_trained(model, ModelFolder(base).tokenizer, folder, start)
     return folder
 
 
 @pytest.fixture(scope="module")
 def requests50(project_template: Path) -> list[GenerationRequest]:
-    vocabulary = len(load_tokenizer(project_template / "base"))
+    vocabulary = len(ModelFolder(project_template / "base").tokenizer)
     generator = torch.Generator().manual_seed(3)
     return [
         GenerationRequest(torch.randint(3, vocabulary, (3 + number % 9,), generator=generator).tolist(), number)

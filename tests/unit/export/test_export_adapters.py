@@ -16,7 +16,6 @@ from align.engines.chat import Conversation
 from align.errors import EnvironmentProblem, RecipeError
 from align.export import export_model, open_source
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
 
@@ -43,7 +42,7 @@ def adapter(base: Path, settings: Lora | VirtualTokens, name: str, **more: Any) 
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn_like(parameter)
-    save_trained(model, load_tokenizer(base), folder, start)
+    save_trained(model, ModelFolder(base).tokenizer, folder, start)
     return folder
 
 

@@ -13,7 +13,6 @@ from align.errors import StageError
 from align.export.check import NUM_PROMPTS, _answer_with_vllm, _Answered, _count_ties, check_language_model
 from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.testing import tiny_causal_lm
 
 TWINS = (10, 11)
@@ -49,7 +48,7 @@ def test_a_tie_is_counted_and_another_difference_refused(model: Path) -> None:
 @pytest.mark.usefixtures("without_vllm")
 def test_a_changed_template_is_found(tmp_path: Path) -> None:
     source, exported = tiny_causal_lm(tmp_path / "a", seed=1), tiny_causal_lm(tmp_path / "b", seed=1)
-    tokenizer = load_tokenizer(exported)
+    tokenizer = ModelFolder(exported).tokenizer
     tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_start|>assistant\n", "<|im_start|>assistant \n")
     tokenizer.save_pretrained(exported)
     with pytest.raises(StageError, match="tokenizer or chat template"):

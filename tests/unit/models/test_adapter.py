@@ -18,7 +18,7 @@ from align.engines.open import open_engine
 from align.errors import AlignError, EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model
 from align.models.lora import add_lora
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
@@ -36,7 +36,7 @@ def make_adapter(root: Path, peft: Lora | VirtualTokens, folder: Path | None = N
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1
-    save_trained(model, load_tokenizer(root / "base"), folder, start)
+    save_trained(model, ModelFolder(root / "base").tokenizer, folder, start)
     return folder
 
 
@@ -115,11 +115,11 @@ def test_a_linked_stage_finds_its_base(root: Path, lora: Path) -> None:
 def test_a_base_in_pieces_is_found(root: Path) -> None:
     base = root / "pieces"
     load_causal_lm(root / "base").save_pretrained(base, max_shard_size="20KB")
-    load_tokenizer(root / "base").save_pretrained(base)
+    ModelFolder(root / "base").tokenizer.save_pretrained(base)
     assert (base / "model.safetensors.index.json").exists()
     start = TrainableModel(ModelFolder(base), LORA, root / "runs" / ".store", "sft")
     model = load_trainable(start)
-    save_trained(model, load_tokenizer(base), root / "runs" / ".store" / "sft-2" / "model", start)
+    save_trained(model, ModelFolder(base).tokenizer, root / "runs" / ".store" / "sft-2" / "model", start)
     assert ModelFolder(root / "runs" / ".store" / "sft-2" / "model").base.path == base.resolve()
 
 
@@ -221,7 +221,7 @@ def test_code_named_by_an_adapter_is_not_run(lora: Path) -> None:
     config = json.loads((lora / "adapter_config.json").read_text())
     (lora / "adapter_config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil--model.Model"}}))
     with pytest.raises(RecipeError) as error:
-        load_tokenizer(lora)
+        assert ModelFolder(lora).tokenizer
     assert "adapter_config.json: has auto_map, with which loading the model could run code" in told(error)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from align.config.peft import VirtualTokens
 from align.models.facts import ModelFacts, read_facts
 from align.models.folder import ModelFolder
-from align.models.load import load_tokenizer
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing.tiny import tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm
 
@@ -43,7 +42,7 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
 def test_an_adapter_has_its_base_s_facts_but_for_its_virtual_tokens(tmp_path: Path) -> None:
     base, folder = tiny_causal_lm(tmp_path / "base"), tmp_path / "adapter"
     start = TrainableModel(ModelFolder(base), VirtualTokens(method="prefix_tuning", num_virtual_tokens=4), tmp_path, "test")
-    save_trained(load_trainable(start), load_tokenizer(base), folder, start)
+    save_trained(load_trainable(start), ModelFolder(base).tokenizer, folder, start)
     facts, of_base = read_facts(ModelFolder(folder)), read_facts(ModelFolder(base))
     assert facts == replace(of_base, context_tokens=508)
     assert of_base.context_tokens == 512

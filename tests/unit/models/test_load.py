@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import RecipeError, StageError
-from align.models import load_causal_lm, load_reward_model, load_tokenizer, save_model
+from align.models import load_causal_lm, load_reward_model, save_model
+from align.models.folder import ModelFolder
 from align.testing.tiny import tiny_causal_lm, tiny_reward_model
 
 torch = pytest.importorskip("torch")
@@ -26,12 +27,12 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_saved_is_what_is_loaded(language_model: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_causal_lm(language_model), load_tokenizer(language_model)
+    model, tokenizer = load_causal_lm(language_model), ModelFolder(language_model).tokenizer
     save_model(model, tokenizer, tmp_path / "copy")
     again = load_causal_lm(tmp_path / "copy")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    assert load_tokenizer(tmp_path / "copy").chat_template == tokenizer.chat_template
+    assert ModelFolder(tmp_path / "copy").tokenizer.chat_template == tokenizer.chat_template
     assert not list((tmp_path / "copy").glob("*.bin"))
 
 
@@ -46,7 +47,7 @@ def test_a_number_that_is_none_is_never_saved(language_model: Path, tmp_path: Pa
     with torch.no_grad():
         model.model.norm.weight[3] = value
     with pytest.raises(StageError, match=r"model\.norm\.weight"):
-        save_model(model, load_tokenizer(language_model), tmp_path / "broken")
+        save_model(model, ModelFolder(language_model).tokenizer, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
 
 
@@ -54,7 +55,7 @@ def test_a_language_model_gets_a_new_head(language_model: Path) -> None:
     torch.manual_seed(1)
     model = load_reward_model(language_model)
     assert model.score.weight.shape[0] == 1
-    assert model.config.pad_token_id == load_tokenizer(language_model).pad_token_id
+    assert model.config.pad_token_id == ModelFolder(language_model).tokenizer.pad_token_id
     torch.manual_seed(1)
     assert torch.equal(load_reward_model(language_model).score.weight, model.score.weight)
 

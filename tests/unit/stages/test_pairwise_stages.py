@@ -14,6 +14,7 @@ import torch
 
 from align import load_recipe
 from align.errors import DataError, RecipeError
+from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
 from align.stage import StageOutcome
@@ -81,10 +82,9 @@ def test_another_reference_is_what_the_policy_stays_near(bench: Bench, project_t
     other = load_causal_lm(project_template / "base")
     with torch.no_grad():
         other.model.norm.weight.mul_(1.5)
-    from align.models.load import load_tokenizer
     from align.models.save import save_model
 
-    save_model(other, load_tokenizer(project_template / "base"), bench.folder / "other")
+    save_model(other, ModelFolder(project_template / "base").tokenizer, bench.folder / "other")
     bench.add("other", bench.folder / "other", "model", fingerprint="other")
     outcome = bench.run(dpo, reference="other")
     assert bench.reused() == 0

@@ -11,6 +11,7 @@ import pytest
 
 from align import load_recipe, run_recipe
 from align.errors import AlignError, Interrupted, RecipeError
+from align.models.folder import ModelFolder
 from align.pipeline.plan import make_plan
 from align.runtime.events import Progress
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
@@ -91,13 +92,13 @@ def test_the_loss_is_that_of_training_per_completion_token(finished: Path) -> No
 
     from align.data.encoding import encode_instructions
     from align.data.template import ChatFormat
-    from align.models.load import load_causal_lm, load_tokenizer
+    from align.models.load import load_causal_lm
     from align.records import Instruction
 
     folder = finished / "stages" / "sft" / MODEL_FOLDER
     inputs = finished / "inputs" / "instructions"
     data = Artifact("instructions", inputs, Manifest.model_validate_json((inputs / "manifest.json").read_text()))
-    chat_format = ChatFormat(load_tokenizer(folder), where="")
+    chat_format = ChatFormat(ModelFolder(folder).tokenizer, where="")
     encoded = encode_instructions(data.rows(Instruction), chat_format, max_tokens=128, on_invalid="error", where=data.where)
     model = load_causal_lm(folder, dtype="float32").eval()
     total, tokens = 0.0, 0

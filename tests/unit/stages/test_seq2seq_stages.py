@@ -13,7 +13,7 @@ from rich.console import Console
 from align import load_recipe, run_recipe
 from align.errors import AlignError, Interrupted, RecipeError
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm, load_reward_model, load_seq2seq_lm, load_tokenizer
+from align.models.load import load_causal_lm, load_reward_model, load_seq2seq_lm
 from align.models.save import save_model
 from align.records import Candidate, ScoredCandidate
 from align.report.results import Results
@@ -137,7 +137,7 @@ def test_kl_is_the_difference_of_log_probabilities_on_own_answers(finished: Path
     from align.data.plain import format_of
 
     folders = {name: finished / "stages" / name / "model" for name in ("sft", "more")}
-    chat_format = format_of(load_tokenizer(folders["sft"]), ModelFolder(folders["sft"]).encoder_decoder, "sft")
+    chat_format = format_of(ModelFolder(folders["sft"]).tokenizer, ModelFolder(folders["sft"]).encoder_decoder, "sft")
     models = {name: load_seq2seq_lm(folder) for name, folder in folders.items()}
     differences = []
     for row in read_rows(finished / "stages" / "compare" / "answers" / "more.jsonl", ScoredCandidate):
@@ -193,7 +193,7 @@ def with_a_head_of_its_own(source: Path, folder: Path) -> Path:
 
     model = load_seq2seq_lm(source)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0)))
-    save_model(model, load_tokenizer(source), folder)
+    save_model(model, ModelFolder(source).tokenizer, folder)
     return folder
 
 
