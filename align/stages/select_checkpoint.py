@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, read_rows, write_rows
-from align.store.atomic import write_bytes, write_json
+from align.store.atomic import link_tree, write_bytes, write_json
 from align.store.shard import read_seal, shard_path, write_shard
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ ANSWERS_NAME = "answers"
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Every epoch answers, is scored and gets its loss; the best by score is copied."""
+    """Every epoch answers, is scored and gets its loss; the best by score is kept."""
     config = context.config
     source = context.artifact(config.model)
     refuse_encoder_decoder("select_checkpoint", source, ModelFolder(source.model_path))
@@ -113,7 +112,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", answers)
     drops = [*sampled.drops.values(), *scores.drops, *loss_drops]
     write_rows(context.output / DROPS_NAME, drops)
-    shutil.copytree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
+    link_tree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
     return StageOutcome(
         metrics={**choice, "new_tokens": sampled.new_tokens, "engine_seconds": round(sampled.engine_seconds, 3)},
         rows_in=len(prompts),

@@ -8,7 +8,6 @@ Metrics: loss, learning rate and gradient norm per logging step.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from align.models.folder import ModelFolder
 from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.store.atomic import link_tree
 from align.training.needs import TrainingNeeds, sample_batch
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
     encoded, result = train(context, folder, records, chat_format)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
-    # Copied, not moved: a kill before the commit must find them in the work folder again.
-    shutil.copytree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
+    # Not moved: a kill before the commit must find them in the work folder again.
+    link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
     return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
 
 

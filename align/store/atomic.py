@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +15,8 @@ from typing import IO, Any
 from align.errors import DISK_FULL, disk_full
 
 TEMPORARY_SUFFIX = ".tmp"
+# Another file system, one without hard links, too many names of one file, or a file of another user.
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -68,3 +72,25 @@ def sync_tree(folder: Path) -> None:
             with open(os.path.join(parent, name), "rb") as stream:
                 os.fsync(stream.fileno())
         fsync_folder(Path(parent))
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Give every file below `source` a second name below `target`, which must not exist, and take no space on the disk for it.
+
+    Both names are one file, so nothing may ever write into a file of the store: whoever changes one puts a new file in its place.
+    Where the file system cannot link, files are copied.
+    """
+    for parent, _, names in os.walk(source):
+        folder = target / os.path.relpath(parent, source)
+        folder.mkdir(parents=True)
+        for name in names:
+            _link(os.path.realpath(os.path.join(parent, name)), folder / name)
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        shutil.copyfile(source, target)

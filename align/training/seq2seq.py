@@ -23,10 +23,11 @@ from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.trainable import count_trained
 from align.runtime.context import RunContext
+from align.store.atomic import link_tree
 from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
 from align.training.sampler import LengthGroupedTrainer
-from align.training.sft import GUARD_ROWS, SftResult, keep_epoch
+from align.training.sft import GUARD_ROWS, SftResult, epoch_folder, keep_epoch
 
 Sample = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion."""
@@ -92,7 +93,7 @@ def train_seq2seq_sft(
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
     history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
-    save(output)
+    link_tree(epoch_folder(context.work, config.num_epochs), output)
     metrics = {
         "train_loss": history.last("loss"),
         "steps": trainer.state.global_step,

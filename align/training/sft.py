@@ -18,6 +18,7 @@ from align.models.dropout import set_dropout
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
 from align.runtime.seed import derive_seed
+from align.store.atomic import fsync_folder, link_tree, sync_tree
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
@@ -74,7 +75,7 @@ def train_sft(
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, trainable)  # noqa: E731
     history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
-    save(output)
+    link_tree(epoch_folder(context.work, config.num_epochs), output)
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
@@ -99,12 +100,20 @@ def _guard_labels(
     check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
 
 
+def epoch_folder(work: Path, epoch: int) -> Path:
+    """Where the model is kept as it was after an epoch; after the last one it is the trained model."""
+    return work / EPOCHS_NAME / f"epoch-{epoch}"
+
+
 def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
-    """Save the model as it is to `work/epochs/epoch-N`, whole or not at all."""
+    """Save the model as it is to `epoch_folder`, whole or not at all."""
     # An epoch may exist already: a training resumed from an older checkpoint repeats it.
-    folder = work / EPOCHS_NAME / f"epoch-{epoch}"
+    folder = epoch_folder(work, epoch)
     temporary = folder.with_name(f".{folder.name}.tmp")
     for path in (temporary, folder):
         shutil.rmtree(path, ignore_errors=True)
     save(temporary)
+    # A resumed training takes an earlier epoch as it finds it, also after a power cut.
+    sync_tree(temporary)
     os.replace(temporary, folder)
+    fsync_folder(folder.parent)

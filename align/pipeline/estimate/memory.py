@@ -245,11 +245,10 @@ def estimate_stage(
     step = 0 if value else model.step_bytes(device)
     beside = _phases_beside_training(needs, parts["weights"], parts["optimizer"], shapes, lengths)
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
-    # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. Epochs exist twice
-    # until the work folder is removed after the commit.
-    result = WEIGHT_BYTES * model.trainable_parameters
-    kept = (1 + needs.num_epochs_kept) * result
-    full = kept + needs.num_epochs_kept * result + CHECKPOINTS * (WEIGHT_BYTES + MOMENTS_BYTES) * learning
+    # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
+    # result.
+    kept = max(1, needs.num_epochs_kept) * WEIGHT_BYTES * model.trainable_parameters
+    full = kept + CHECKPOINTS * (WEIGHT_BYTES + MOMENTS_BYTES) * learning
     return Estimate(method_name(peft), model.trainable_parameters, Memory(**parts, peak=peak), full, kept)
 
 

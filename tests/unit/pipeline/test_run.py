@@ -93,6 +93,17 @@ def test_sft_keeps_one_checkpoint_per_epoch(finished_run: Path) -> None:
     assert weights[2] == (sft / "model" / "model.safetensors").read_bytes()
 
 
+def test_the_last_epoch_and_the_model_are_one_file_on_the_disk(finished_run: Path) -> None:
+    sft = finished_run / "stages" / "sft"
+    last, model = sft / "epochs" / "epoch-3", sft / "model"
+    assert sorted(path.name for path in last.iterdir()) == sorted(path.name for path in model.iterdir())
+    assert all((last / path.name).samefile(path) and path.stat().st_nlink == 2 for path in model.iterdir())
+    weights = [path.stat() for path in sft.rglob("*.safetensors")]
+    once = {status.st_ino: status.st_blocks for status in weights}
+    # Four models by name, three on the disk.
+    assert sum(once.values()) * 4 == sum(status.st_blocks for status in weights) * 3
+
+
 def test_every_prompt_is_accounted_for(finished_run: Path) -> None:
     sampled, scored = rows_of(finished_run, "sampled"), rows_of(finished_run, "scored")
     assert len(sampled) == len(scored) == 12 * 3

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from align.records import Drop, TextRow
 from align.store.artifact import Artifact, Entry, Manifest, Store, write_rows
-from align.store.atomic import atomic_writer, write_json
+from align.store.atomic import atomic_writer, link_tree, write_json
 from align.store.fingerprint import FileHashes
 
 
@@ -123,3 +125,51 @@ def test_not_a_number_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model" / "more").mkdir(parents=True)
+    (tmp_path / "model" / "weights").write_bytes(b"12345")
+    (tmp_path / "model" / "more" / "template").write_bytes(b"text")
+    return tmp_path / "model"
+
+
+def test_a_linked_folder_has_the_same_files_and_outlives_the_first(model: Path, tmp_path: Path) -> None:
+    link_tree(model, tmp_path / "other")
+    for name in ("weights", "more/template"):
+        assert (model / name).samefile(tmp_path / "other" / name)
+    # A file is changed by another that takes its place.
+    with atomic_writer(model / "weights") as stream:
+        stream.write(b"54321")
+    (model / "more" / "template").unlink()
+    assert (tmp_path / "other" / "weights").read_bytes() == b"12345"
+    assert (tmp_path / "other" / "more" / "template").read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_nothing_can_be_linked_files_are_copied(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(source: str, target: Path) -> None:
+        raise OSError(number, os.strerror(number), source)
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_tree(model, tmp_path / "other")
+    assert (tmp_path / "other" / "more" / "template").read_bytes() == b"text"
+    assert not (model / "weights").samefile(tmp_path / "other" / "weights")
+
+
+def test_a_full_disk_and_a_folder_that_exists_are_not_passed_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileExistsError):
+        link_tree(model, tmp_path / "other")
+
+    def refuse(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        link_tree(model, tmp_path / "third")

@@ -1,15 +1,18 @@
-"""How an optimizer batch is shared among processes and micro-batches."""
+"""How an optimizer batch is shared among processes and micro-batches, and what is kept of a training."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.config.sections import Optimization
 from align.errors import RecipeError
+from align.store.atomic import link_tree
 from align.testing import run_context
 from align.training.loop import training_arguments
+from align.training.sft import epoch_folder, keep_epoch
 
 
 def arguments(world_size: int, **settings: Any) -> dict[str, Any]:
@@ -35,3 +38,16 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         arguments(2, batch_size=16, micro_batch_size=16)
     with pytest.raises(ValueError, match=r"micro_batch_size: batch_size \(16\) must be a multiple of micro_batch_size \(3\)"):
         Optimization(batch_size=16, micro_batch_size=3)
+
+
+def test_an_epoch_that_is_trained_again_leaves_what_was_linked_from_it(tmp_path: Path) -> None:
+    def save(text: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").write_text(text)
+
+    keep_epoch(lambda folder: save("first", folder), tmp_path / "work", 1)
+    link_tree(epoch_folder(tmp_path / "work", 1), tmp_path / "model")
+    keep_epoch(lambda folder: save("second", folder), tmp_path / "work", 1)
+    assert (epoch_folder(tmp_path / "work", 1) / "weights").read_text() == "second"
+    assert (tmp_path / "model" / "weights").read_text() == "first"
+    assert [path.name for path in (tmp_path / "work" / "epochs").iterdir()] == ["epoch-1"]
