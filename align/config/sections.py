@@ -103,6 +103,15 @@ class Optimization(StrictModel):
             yield Problem((field,), f"batch_size ({whole}) must be a multiple of micro_batch_size ({part})")
 
 
+class FineTuning(Optimization):
+    """How weights are updated from instructions, and which models of a training are kept."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of every layer that has one, while training; the saved model keeps its own. With LoRA, of its input too."""
+    keep_epochs: Literal["all", "none"] = "all"
+    """The model after each epoch, from which select_checkpoint chooses; none keeps the trained model only."""
+
+
 class Sampling(StrictModel):
     """How text is sampled."""
 

@@ -68,16 +68,20 @@ class Config(Generation, StageConfig):
         model, maker = fields.get("model"), None
         if not isinstance(model, str):
             return
+        settings: Mapping[str, Any] = {}
         if model in graph.drafts and graph.drafts[model].stage_type.produces == "model":
-            maker = graph.drafts[model].stage_type.name
+            maker, settings = graph.drafts[model].stage_type.name, graph.drafts[model].fields
         elif isinstance(spec := graph.inputs.get(model), ArtifactInput):
-            maker = str(manifest_of(graph.folder / Path(spec.artifact).expanduser()).get("stage", SFT_STAGE))
+            manifest = manifest_of(graph.folder / Path(spec.artifact).expanduser())
+            maker, settings = str(manifest.get("stage", SFT_STAGE)), manifest.get("config") or {}
         elif isinstance(spec, ModelInput):
             maker = "no stage"
         if maker not in (None, SFT_STAGE):
             text = f"wants a model made by an sft stage, which keeps a checkpoint per epoch, but '{model}' was made by {maker}"
             made = [name for name, draft in graph.drafts.items() if draft.stage_type.name == SFT_STAGE]
             yield Problem(("model",), text + (f"; name {listing(made)}" if made else ""))
+        elif settings.get("keep_epochs") == "none":
+            yield Problem(("model",), f"'{model}' keeps no checkpoint per epoch (keep_epochs: none); set keep_epochs: all there")
 
 
 SCORE_NAME, LOSS_NAME = "score", "eval_loss"

@@ -2,7 +2,7 @@
 
 Cross-entropy on the completion's tokens only (InstructGPT, Ouyang et al. 2022, §3.5; cosine decay as there).
 In: a model with a chat template (encoder–decoder models do without), instructions. Out: a model, and one checkpoint per epoch
-under `epochs/`.
+under `epochs/` unless `keep_epochs` is none.
 Metrics: loss, learning rate and gradient norm per logging step.
 """
 
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
-from align.config.sections import OnInvalid, Optimization
+from align.config.sections import FineTuning, OnInvalid
 from align.data.encoding import Encoded, EncodedInstruction, encode_instructions
 from align.data.plain import format_of
 from align.data.template import ChatFormat
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 VERSION = 4
 
 
-class Config(Optimization, AnyPeft, StageConfig):
+class Config(FineTuning, AnyPeft, StageConfig):
     """Supervised fine-tuning on instructions."""
 
     model: ModelReference
@@ -48,12 +48,11 @@ class Config(Optimization, AnyPeft, StageConfig):
     packing: bool = True
     """Several short samples share a row of max_tokens; they do not see each other. Not with encoder–decoder models and virtual
     tokens, which take one sample a row."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of every layer that has one, while training; the saved model keeps its own. With LoRA, of its input too."""
 
     def training_needs(self) -> TrainingNeeds:
         batch = partial(sample_batch, self, max_tokens=self.max_tokens, packing=self.packing)
-        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, num_epochs_kept=self.num_epochs)
+        kept = self.num_epochs if self.keep_epochs == "all" else 0
+        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, num_epochs_kept=kept)
 
     @model_validator(mode="after")
     def _virtual_tokens_stand_alone(self) -> Config:
@@ -66,7 +65,7 @@ class Config(Optimization, AnyPeft, StageConfig):
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Encode and check every row, train, keep the model and one checkpoint per epoch."""
+    """Encode and check every row, train, keep the model and, if wanted, one checkpoint per epoch."""
     from align.training.sft import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
@@ -77,8 +76,9 @@ def run(context: StageContext[Config]) -> StageOutcome:
     encoded, result = train(context, folder, records, chat_format)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
-    # Not moved: a kill before the commit must find them in the work folder again.
-    link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
+    if context.config.keep_epochs == "all":
+        # Not moved: a kill before the commit must find them in the work folder again.
+        link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
     return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
 
 
@@ -103,7 +103,6 @@ def _train_decoder_only(
         chat_format=chat_format,
         max_tokens=limit,
         packing=config.packing and not isinstance(config.peft, VirtualTokens),
-        dropout=config.dropout,
     )
     return encoded, result
 
@@ -131,7 +130,6 @@ def _train_encoder_decoder(
         source=folder,
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,
-        dropout=config.dropout,
     )
     return encoded, result
 

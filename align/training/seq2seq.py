@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from align.config.sections import Optimization
+from align.config.sections import FineTuning
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
 from align.losses.logps import IGNORED_LABEL
@@ -23,11 +23,10 @@ from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.trainable import count_trained
 from align.runtime.context import RunContext
-from align.store.atomic import link_tree
 from align.training.label_guard import check_label_spans
-from align.training.loop import GuardedTraining, resolve_precision, train, training_arguments
+from align.training.loop import GuardedTraining, resolve_precision, training_arguments
 from align.training.sampler import LengthGroupedTrainer
-from align.training.sft import GUARD_ROWS, SftResult, epoch_folder, keep_epoch
+from align.training.sft import GUARD_ROWS, SftResult, train_and_save
 
 Sample = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion."""
@@ -74,12 +73,11 @@ def train_seq2seq_sft(
     encoded: Sequence[EncodedInstruction],
     completions: Sequence[str],
     context: RunContext,
-    config: Optimization,
+    config: FineTuning,
     *,
     source: ModelFolder,
     output: Path,
     chat_format: ChatFormat,
-    dropout: float,
 ) -> SftResult:
     """Train a copy of the encoder–decoder model in `source` and save it to `output`.
 
@@ -87,13 +85,12 @@ def train_seq2seq_sft(
     """
     samples = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
     model = load_seq2seq_lm(source, dtype="float32")
-    set_dropout(model, dropout)
+    set_dropout(model, config.dropout)
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
     _guard_labels(samples, completions, collator, chat_format)
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
-    history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
-    link_tree(epoch_folder(context.work, config.num_epochs), output)
+    history = train_and_save(trainer, save, context, config, output)
     metrics = {
         "train_loss": history.last("loss"),
         "steps": trainer.state.global_step,

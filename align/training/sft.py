@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 
-from align.config.sections import Optimization
+from align.config.sections import FineTuning
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
@@ -40,23 +41,21 @@ def train_sft(
     encoded: Sequence[EncodedInstruction],
     completions: Sequence[str],
     context: RunContext,
-    config: Optimization,
+    config: FineTuning,
     *,
     trainable: TrainableModel,
     output: Path,
     chat_format: ChatFormat,
     max_tokens: int,
     packing: bool,
-    dropout: float,
 ) -> SftResult:
     """Train the model of `trainable` and save it to `output`.
 
     Args:
         encoded: samples; the loss is taken on `completion_token_ids`, averaged over all such tokens of an optimizer step.
         completions: the text of each sample's completion, to check the labels against.
-        output: folder for the trained model; every epoch's model goes to `context.work/epochs/epoch-N`.
+        output: folder for the trained model.
         max_tokens: tokens of a packed row.
-        dropout: of every layer that has one, while training.
     Raises:
         StageError: if a sample of the labels does not decode to its completion, or training diverges.
         Interrupted: if a stop was requested.
@@ -70,12 +69,11 @@ def train_sft(
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable)
-    set_dropout(model, dropout)
+    set_dropout(model, config.dropout)
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, trainable)  # noqa: E731
-    history = train(trainer, context, keep_epoch=lambda epoch: keep_epoch(save, context.work, epoch))
-    link_tree(epoch_folder(context.work, config.num_epochs), output)
+    history = train_and_save(trainer, save, context, config, output)
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
@@ -88,6 +86,20 @@ def train_sft(
         "precision": resolve_precision(config.precision),
     }
     return SftResult(history, metrics)
+
+
+def train_and_save(
+    trainer: Trainer, save: Callable[[Path], None], context: RunContext, config: FineTuning, output: Path
+) -> TrainingHistory:
+    """Train to the end. `save` writes the model to a folder: after every epoch that is kept, and after the last, to `output`."""
+
+    def keep(epoch: int) -> None:
+        if config.keep_epochs == "all" or epoch == config.num_epochs:
+            keep_epoch(save, context.work, epoch)
+
+    history = train(trainer, context, keep_epoch=keep)
+    link_tree(epoch_folder(context.work, config.num_epochs), output)
+    return history
 
 
 def _guard_labels(

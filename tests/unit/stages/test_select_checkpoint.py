@@ -143,6 +143,34 @@ def test_what_keeps_no_epochs_is_refused_when_the_recipe_is_read(project: Path, 
     assert expected in str(caught.value)
 
 
+def test_a_stage_that_keeps_no_epochs_is_refused_with_its_line(project: Path, tmp_path: Path) -> None:
+    (project / "recipe.yaml").write_text(RECIPE.replace("num_epochs: 3,", "num_epochs: 3, keep_epochs: none,"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(project)
+    line = next(number for number, text in enumerate(RECIPE.splitlines(), 1) if text.startswith("  best:"))
+    expected = "'sft' keeps no checkpoint per epoch (keep_epochs: none); set keep_epochs: all there"
+    assert f"recipe.yaml:{line}:" in str(caught.value)
+    assert f"best.model: {expected}" in str(caught.value)
+
+    # Without the choice it runs: of three epochs the trained model is left, and a choice from the result is refused, too.
+    recipe = load_recipe(
+        project, ["stages={sft: {stage: sft, model: base, data: instructions, num_epochs: 3, keep_epochs: none}}"]
+    )
+    made = run_recipe(recipe, tmp_path / "runs").folder / "stages" / "sft"
+    assert sorted(path.name for path in made.iterdir()) == ["drops.jsonl", "manifest.json", "metrics.jsonl", "model"]
+    (project / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(RecipeError, match="'tuned' keeps no checkpoint per epoch"):
+        load_recipe(project, [f"inputs.tuned={{kind: model, artifact: {made}}}", "stages.best.model=tuned"])
+
+
+def test_the_trained_model_does_not_depend_on_what_is_kept(finished: Path, project: Path, tmp_path: Path) -> None:
+    (project / "recipe.yaml").write_text(RECIPE.split("  best:")[0])
+    made = run_recipe(load_recipe(project, ["stages.sft.keep_epochs=none"]), tmp_path / "runs").folder / "stages" / "sft"
+    weights = "model/model.safetensors"
+    assert (made / weights).read_bytes() == (finished / "stages" / "sft" / weights).read_bytes()
+    assert not (made / "epochs").exists()
+
+
 def test_a_result_of_another_run(project: Path, finished: Path, tmp_path: Path) -> None:
     """Any folder of an sft stage can be chosen from; one that lost its epochs is refused."""
     spec = f"inputs.tuned={{kind: model, artifact: {finished / 'stages' / 'sft'}}}"
