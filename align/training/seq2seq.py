@@ -18,6 +18,7 @@ from align.data.template import ChatFormat
 from align.losses.logps import IGNORED_LABEL
 from align.models.dropout import set_dropout
 from align.models.folder import ModelFolder
+from align.models.head import keep_in_float32
 from align.models.load import load_seq2seq_lm
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
@@ -86,6 +87,7 @@ def train_seq2seq_sft(
     samples = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
     model = load_seq2seq_lm(source, dtype="float32")
     set_dropout(model, config.dropout)
+    keep_in_float32(model.get_output_embeddings())
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
     _guard_labels(samples, completions, collator, chat_format)
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))

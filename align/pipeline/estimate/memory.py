@@ -141,10 +141,10 @@ class LoadedModel:
         return 0 if self.has_score_head else LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
 
     def cast_bytes(self, precision: Precision) -> int:
-        """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one."""
+        """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
         if precision == "float32" or self.quantized_parameters:
             return 0
-        return NUMBER_BYTES[precision] * (self.shape.linear_parameters + self.shape.vocabulary * self.shape.hidden_size)
+        return NUMBER_BYTES[precision] * self.shape.linear_parameters
 
     def backward_bytes(self, batch: Batch, device: Device, precision: Precision) -> int:
         """A forward and backward pass at its peak, without weights, gradients and optimizer."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
+from align.models.head import LogpsAndEntropy, in_float32, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable
@@ -142,8 +142,7 @@ def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: Forwar
 def token_values(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] value of the state before each token was drawn, float32; carries the gradient."""
     with settings.autocast():
-        values: Tensor = model.score(_states(model, batch))[:, 0]
-    return values.float()
+        return in_float32(model.score, _states(model, batch))[:, 0]
 
 
 def _states(model: Any, batch: PackedEpisodes) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.models.dropout import set_dropout
-from align.models.head import extend_forward, last_hidden_states, target_logps
+from align.models.head import extend_forward, in_float32, last_hidden_states, target_logps
 from align.training.loop import GuardedTraining
 from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
@@ -126,8 +126,7 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
         attention_mask=_attention_mask(model, layout),
     ).flatten(0, 1)
     if (score_head := getattr(model, "score", None)) is not None:
-        scores: Tensor = score_head(hidden.index_select(0, layout["last_index"]))
-        return scores[:, 0].float()
+        return in_float32(score_head, hidden.index_select(0, layout["last_index"]))[:, 0]
     logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"])
     return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequence_index"], logps)
 
