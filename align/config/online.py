@@ -72,8 +72,10 @@ class OnlineOptimization(StrictModel):
     """Leave the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
-    checkpoint_steps: ExecutionOnly[int] = Field(default=5, ge=1)
-    """Rollout batches between checkpoints to resume from."""
+    checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
+    """Minutes between checkpoints to resume from. A stop writes one at once."""
+    checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
+    """Rollout batches after which a checkpoint is written besides. Default: by time alone."""
 
 
 class OnlineTraining(Rollouts, Rewards, OnlineOptimization):

@@ -90,8 +90,10 @@ class Optimization(StrictModel):
     """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
-    checkpoint_steps: ExecutionOnly[int] = Field(default=200, ge=1)
-    """Optimizer steps between checkpoints to resume from."""
+    checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
+    """Minutes between checkpoints to resume from. A stop writes one at once."""
+    checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
+    """Optimizer steps after which a checkpoint is written besides. Default: by time alone."""
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:

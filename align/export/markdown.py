@@ -15,7 +15,7 @@ from align.config.base import execution_fields
 from align.config.judge import Judge
 from align.export.lineage import Step
 
-NOT_SETTINGS = frozenset({"stage", "checkpoint_steps", "num_workers", "shard_prompts", "batch_tokens"})
+NOT_SETTINGS = frozenset({"stage", "checkpoint_minutes", "checkpoint_steps", "num_workers", "shard_prompts", "batch_tokens"})
 """Fields that only say how the work was divided; they change no byte of the result."""
 _FENCE = re.compile(r"^ *(`{3,})", re.MULTILINE)
 

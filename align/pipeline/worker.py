@@ -139,7 +139,8 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
     finally:
         total_seconds = seconds.stop()
     kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
-    return job.entry.commit(_manifest(job, kind, stage.version, outcome, total_seconds))
+    with context.saving():
+        return job.entry.commit(_manifest(job, kind, stage.version, outcome, total_seconds))
 
 
 def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:

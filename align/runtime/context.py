@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from align.errors import Interrupted
-from align.runtime.events import Emit, Event, Metrics, Note, Progress, Sample, SampledText
+from align.runtime.events import Emit, Event, Metrics, Note, Progress, Sample, SampledText, Saving
 
 SHOWN_COMPLETIONS = 3
 """Completions of a `Sample`."""
@@ -57,6 +59,16 @@ class RunContext:
     def sample(self, step: int, completions: Iterable[SampledText]) -> None:
         """Report the first few of the completions sampled at `step`."""
         self.emit(Sample(stage=self.name, step=step, completions=tuple(islice(completions, SHOWN_COMPLETIONS))))
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the writing of what must not be cut short: a request to stop waits for its end, however long it takes."""
+        started = time.perf_counter()
+        self.emit(Saving(stage=self.name))
+        try:
+            yield
+        finally:
+            self.emit(Saving(stage=self.name, seconds=round(time.perf_counter() - started, 3)))
 
     def check_stop(self) -> None:
         """Raise Interrupted if a stop was requested; called where stopping loses no finished work."""

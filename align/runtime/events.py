@@ -138,6 +138,14 @@ class Sample(StageEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saving(StageEvent):
+    """A checkpoint or a result is being written, or has been. While it is, a request to stop waits for its end."""
+
+    seconds: float | None = None
+    """Time that it took; null: it begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Waiting(StageEvent):
     """Another process works on the same thing; this one waits for it."""
 
@@ -193,6 +201,7 @@ KINDS: dict[str, type[Event]] = {
         Metrics,
         Note,
         Sample,
+        Saving,
         Waiting,
         Quarantined,
         StageFinished,

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Protocol
 
 from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
-from align.runtime.events import Emit, Event, Note
+from align.runtime.events import Emit, Event, Note, Saving
 from align.runtime.gpus import visible_gpus
 from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to
 from align.runtime.signals import StopSignals, ignored
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
-"""How long a job may take to write its checkpoint after a request to stop."""
+"""How long a job may go on after a request to stop, without the time in which it is saving."""
 LOG_TAIL_LINES = 8
 AT_ONCE = "stopped at once; it goes on from its last checkpoint."
 
@@ -152,6 +152,32 @@ class _Ended:
     """Traceback of the error; without an error, that of a bug."""
 
 
+class _Grace:
+    """The time that a job has left after a request to stop. It stands still while the job is saving."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._is_saving = False
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._since is not None
+
+    def hear(self, event: Event) -> None:
+        """Take an event of the job."""
+        if isinstance(event, Saving):
+            self._is_saving = event.seconds is None
+            # Half a checkpoint is none, and a large one takes minutes: the time begins anew after it.
+            self._since = None if self._since is None else time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        return self._since is not None and not self._is_saving and time.monotonic() - self._since > GRACE_SECONDS
+
+
 def _run_in(context: ForkServerContext | SpawnContext, job: Job, emit: Emit, stop: StopSignals) -> None:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender, job), name=f"align-{job.name}")
@@ -164,7 +190,7 @@ def _run_in(context: ForkServerContext | SpawnContext, job: Job, emit: Emit, sto
         raise StageError(f"{job.name}: the process that starts stages died", hint=hint) from error
     # Only the child holds that end now, so `recv` raises EOFError when the child dies.
     sender.close()
-    asked_at: float | None = None
+    grace = _Grace()
     try:
         while True:
             ready = wait([receiver, process.sentinel], timeout=POLL_SECONDS)
@@ -177,17 +203,17 @@ def _run_in(context: ForkServerContext | SpawnContext, job: Job, emit: Emit, sto
                 if isinstance(message, _Ended):
                     return _raise_error(message, job)
                 if message is not None:
+                    grace.hear(message)
                     emit(message)
                     continue
             if process.sentinel in ready:
                 process.join()
                 raise _death(process.exitcode or 0, job, stop)
-            if stop.received and asked_at is None:
-                asked_at = time.monotonic()
+            if stop.received and not grace.has_begun:
+                grace.begin()
                 emit(Note(stage=job.name, text="stopping; what is finished is being kept"))
                 process.terminate()
-            waited_too_long = asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS
-            if len(stop.received) > 1 or waited_too_long:
+            if len(stop.received) > 1 or grace.is_over:
                 process.kill()
     finally:
         if process.is_alive():

@@ -132,7 +132,7 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
     Raises:
         RecipeError: if the artifact is something else, or keeps no epochs.
     """
-    from align.training.sft import EPOCHS_NAME
+    from align.training.epoch import EPOCHS_NAME
 
     found = (re.fullmatch(r"epoch-(\d+)", path.name) for path in (artifact.path / EPOCHS_NAME).glob("epoch-*"))
     numbers = sorted(int(match[1]) for match in found if match)

@@ -66,7 +66,7 @@ class Config(FineTuning, AnyPeft, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode and check every row, train, keep the model and, if wanted, one checkpoint per epoch."""
-    from align.training.sft import EPOCHS_NAME
+    from align.training.epoch import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
     folder = ModelFolder(source.model_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,21 @@ SEAL_NAME = "checkpoint.json"
 PREFIX = "checkpoint-"
 # Two, so that there is one to fall back on if the newest is damaged.
 KEEP = 2
+
+
+class Clock:
+    """Says when a checkpoint is due: so many minutes after the last one, or after the start."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now: a checkpoint has just been written."""
+        self._started = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._started >= self._seconds
 
 
 def seal(checkpoint: Path) -> None:

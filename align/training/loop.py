@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,9 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         # Dropout draws from `seed`, the order of rows from `data_seed`.
         "seed": derive_seed(context.seed, "dropout"),
         "data_seed": derive_seed(context.seed, "order"),
-        "save_strategy": "steps",
-        "save_steps": config.checkpoint_steps,
+        # "no" leaves it to the clock; "steps" is there with checkpoint_steps only.
+        "save_strategy": "no" if config.checkpoint_steps is None else "steps",
+        "save_steps": config.checkpoint_steps or 1,
         "logging_strategy": "steps",
         "logging_steps": max(1, round(steps * LOGGING_RATIO)),
         "logging_first_step": True,
@@ -127,9 +129,11 @@ class GuardedTraining:
 class _StageCallback(TrainerCallback):
     """Reports where training is, seals checkpoints and obeys a request to stop."""
 
-    def __init__(self, context: RunContext, folder: Path) -> None:
+    def __init__(self, context: RunContext, folder: Path, clock: checkpoint.Clock) -> None:
         self._context = context
         self._folder = folder
+        self._clock = clock
+        self._saving = contextlib.ExitStack()
         self._loss: dict[str, float] = {}
         self.stopped_by: int | None = None
 
@@ -158,13 +162,18 @@ class _StageCallback(TrainerCallback):
         self._context.progress("train", state.global_step, state.max_steps, "steps", **self._loss)
         self.stopped_by = self._context.stop_requested()
         if self.stopped_by is not None:
-            # With a checkpoint of this step, whatever checkpoint_steps says.
             control.should_training_stop = True
-            control.should_save = True
+        control.should_save |= self.stopped_by is not None or self._clock.is_due()
+        # After the last step the model itself is saved, and a checkpoint would be three times its size.
+        control.should_save &= state.global_step < state.max_steps
+        if control.should_save:
+            self._saving.enter_context(self._context.saving())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         checkpoint.seal(self._folder / f"{checkpoint.PREFIX}{state.global_step}")
         checkpoint.remove_old(self._folder)
+        self._clock.restart()
+        self._saving.close()
 
 
 class _EpochCallback(TrainerCallback):
@@ -188,6 +197,8 @@ class TrainingHistory:
     """What training logged: one dict per logging step, with TRL's keys."""
 
     rows: list[dict[str, float]]
+    steps: int
+    """Optimizer steps or rollout batches in all."""
 
     def write(self, path: Path) -> None:
         write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
@@ -197,15 +208,26 @@ class TrainingHistory:
         return values[-1] if values else None
 
 
-def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], None] | None = None) -> TrainingHistory:
+def train(
+    trainer: Trainer,
+    context: RunContext,
+    *,
+    checkpoint_minutes: float = math.inf,
+    keep_epoch: Callable[[int], None] | None = None,
+) -> TrainingHistory:
     """Train to the end, from the newest whole checkpoint where there is one.
 
+    No checkpoint is written after the last step.
+
+    Args:
+        checkpoint_minutes: between checkpoints, besides those that the trainer's own arguments order.
+        keep_epoch: called at the last step of every epoch with its number, from 1.
     Raises:
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
     folder = Path(trainer.args.output_dir or "")
-    callback = _StageCallback(context, folder)
+    callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes))
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))
@@ -219,7 +241,7 @@ def train(trainer: Trainer, context: RunContext, *, keep_epoch: Callable[[int], 
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is kept.",
             signal_number=callback.stopped_by,
         )
-    return TrainingHistory(_curve_rows(trainer.state.log_history))
+    return TrainingHistory(_curve_rows(trainer.state.log_history), trainer.state.global_step)
 
 
 def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

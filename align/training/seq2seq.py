@@ -24,10 +24,11 @@ from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.trainable import count_trained
 from align.runtime.context import RunContext
+from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, training_arguments
 from align.training.sampler import LengthGroupedTrainer
-from align.training.sft import GUARD_ROWS, SftResult, train_and_save
+from align.training.sft import GUARD_ROWS, SftResult
 
 Sample = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion."""
@@ -92,10 +93,10 @@ def train_seq2seq_sft(
     _guard_labels(samples, completions, collator, chat_format)
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, output)
+    history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
     metrics = {
         "train_loss": history.last("loss"),
-        "steps": trainer.state.global_step,
+        "steps": history.steps,
         "tokens": sum(map(_tokens, samples)),
         "row_fill": trainer.row_fill(),
         "trained_parameters": count_trained(trainer.model),

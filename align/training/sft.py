@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from align.config.sections import FineTuning
 from align.data.encoding import EncodedInstruction
@@ -19,12 +16,11 @@ from align.models.dropout import set_dropout
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
 from align.runtime.seed import derive_seed
-from align.store.atomic import fsync_folder, link_tree, sync_tree
+from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
-from align.training.loop import TrainingHistory, resolve_precision, train, training_arguments
+from align.training.loop import TrainingHistory, resolve_precision, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 
-EPOCHS_NAME = "epochs"
 # Enough: a wrong template or a shifted label affects every row, and decoding all of a large file is slow.
 GUARD_ROWS = 64
 
@@ -73,12 +69,12 @@ def train_sft(
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, trainable)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, output)
+    history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
         "train_loss": history.last("loss"),
-        "steps": trainer.state.global_step,
+        "steps": history.steps,
         "packed_rows": len(rows),
         "tokens": tokens,
         "row_fill": tokens / room,
@@ -86,20 +82,6 @@ def train_sft(
         "precision": resolve_precision(config.precision),
     }
     return SftResult(history, metrics)
-
-
-def train_and_save(
-    trainer: Trainer, save: Callable[[Path], None], context: RunContext, config: FineTuning, output: Path
-) -> TrainingHistory:
-    """Train to the end. `save` writes the model to a folder: after every epoch that is kept, and after the last, to `output`."""
-
-    def keep(epoch: int) -> None:
-        if config.keep_epochs == "all" or epoch == config.num_epochs:
-            keep_epoch(save, context.work, epoch)
-
-    history = train(trainer, context, keep_epoch=keep)
-    link_tree(epoch_folder(context.work, config.num_epochs), output)
-    return history
 
 
 def _guard_labels(
@@ -110,22 +92,3 @@ def _guard_labels(
     chosen = list(range(0, len(rows), step))
     labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
     check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
-
-
-def epoch_folder(work: Path, epoch: int) -> Path:
-    """Where the model is kept as it was after an epoch; after the last one it is the trained model."""
-    return work / EPOCHS_NAME / f"epoch-{epoch}"
-
-
-def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
-    """Save the model as it is to `epoch_folder`, whole or not at all."""
-    # An epoch may exist already: a training resumed from an older checkpoint repeats it.
-    folder = epoch_folder(work, epoch)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    for path in (temporary, folder):
-        shutil.rmtree(path, ignore_errors=True)
-    save(temporary)
-    # A resumed training takes an earlier epoch as it finds it, also after a power cut.
-    sync_tree(temporary)
-    os.replace(temporary, folder)
-    fsync_folder(folder.parent)

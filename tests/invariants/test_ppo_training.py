@@ -21,7 +21,7 @@ from align.errors import Interrupted, StageError
 from align.models.folder import ModelFolder
 from align.models.trainable import TrainableModel
 from align.records import Message, Prompt
-from align.runtime.events import Progress
+from align.runtime.events import Progress, Saving
 from align.scoring.scorers import ScorerSet
 from align.testing import Recorder, run_context, tiny_causal_lm
 from align.training.online.advantage import Gae
@@ -107,6 +107,14 @@ class Training(Recorder):
         assert self.models is not None
         pairs = [("policy", self.models.policy), ("value", self.models.value)]
         return {f"{which}.{name}": p.detach().clone() for which, model in pairs for name, p in model.named_parameters()}
+
+
+def test_checkpoints_by_time_but_none_after_the_last_batch(base: Path, tmp_path: Path) -> None:
+    for minutes, expected in ((1e-9, ["checkpoint-1", "checkpoint-2"]), (10, [])):
+        training = Training(base, tmp_path / str(minutes), checkpoint_steps=None, checkpoint_minutes=minutes)
+        training.run(3)
+        assert sorted(path.name for path in training.work.glob("checkpoints/*")) == expected
+        assert [event.seconds is None for event in training.of(Saving)] == [True, False] * len(expected)
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

@@ -73,7 +73,8 @@ def run_online(
         config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
     )
     result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()
-    save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
+    with context.saving():
+        save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     return StageOutcome(

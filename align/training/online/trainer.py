@@ -69,6 +69,7 @@ class OnlineTrainer:
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
+        self._clock = checkpoint.Clock(config.checkpoint_minutes)
 
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
@@ -93,7 +94,7 @@ class OnlineTrainer:
             self._engine.close()
         if stopped_by_kl:
             self._restore_policy(numbers)
-        return OnlineResult(TrainingHistory(self._state.rows), self._metrics(stopped_by_kl))
+        return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), self._metrics(stopped_by_kl))
 
     def _roll_out(self) -> tuple[Rollout, Experience, dict[str, float]]:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
@@ -147,7 +148,9 @@ class OnlineTrainer:
         self._context.metrics(state.rows[-1])
         shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
         self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
-        if state.rollouts % self._config.checkpoint_steps == 0 and state.rollouts < self._num_rollouts:
+        steps = self._config.checkpoint_steps
+        is_due = self._clock.is_due() or (steps is not None and state.rollouts % steps == 0)
+        if is_due and state.rollouts < self._num_rollouts:
             self._write_checkpoint()
 
     def _exceeds_kl_limit(self, numbers: dict[str, float]) -> bool:
@@ -214,12 +217,12 @@ class OnlineTrainer:
 
     def _write_checkpoint(self) -> None:
         folder = self._checkpoints / f"{checkpoint.PREFIX}{self._state.rollouts}"
-        if checkpoint.problem_with(folder) is None:
-            return  # written when this rollout batch was done
-        with self._timed("checkpoint"):
-            save_state(folder, self._state, self._optimizers, self._policy_before)
-            checkpoint.seal(folder)
-            checkpoint.remove_old(self._checkpoints)
+        with self._timed("checkpoint"), self._context.saving():
+            if checkpoint.problem_with(folder) is not None:  # else it was written when this rollout batch was done
+                save_state(folder, self._state, self._optimizers, self._policy_before)
+                checkpoint.seal(folder)
+                checkpoint.remove_old(self._checkpoints)
+        self._clock.restart()
 
     def _resume(self) -> None:
         start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)

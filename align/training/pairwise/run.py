@@ -18,7 +18,8 @@ from align.records import Preference
 from align.runtime.seed import derive_seed
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
-from align.training.loop import resolve_precision, train, training_arguments
+from align.training.epoch import train_and_save
+from align.training.loop import resolve_precision, training_arguments
 from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig
@@ -103,13 +104,13 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
         metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
         if is_own_reference and not policy.changes_initial_policy:
             _check_step_zero(first_loss, config, precision)
-    history = train(trainer, context)
-    save_trained(trainer.model, data.chat_format.tokenizer, context.output / MODEL_FOLDER, policy)
+    save = lambda folder: save_trained(trainer.model, data.chat_format.tokenizer, folder, policy)  # noqa: E731
+    history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER)
     history.write(context.output / METRICS_NAME)
     return {
         **metrics,
         **{name: history.last(name) for name in config.final_metrics},
-        "steps": trainer.state.global_step,
+        "steps": history.steps,
         "trained_parameters": count_trained(trainer.model),
         "precision": precision,
         "batch_form": collator.form,

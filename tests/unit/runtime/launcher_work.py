@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from align.errors import DataError, Interrupted
-from align.runtime.events import Emit, Note
+from align.runtime.events import Emit, Note, Saving
 
 StopRequested = Callable[[], int | None]
 
@@ -46,3 +46,20 @@ def never_stop(emit: Emit, stop: StopRequested) -> None:
     emit(Note(stage="job", text="begun"))
     while True:
         time.sleep(0.01)
+
+
+def save_slowly(emit: Emit, stop: StopRequested) -> None:
+    """Begins a checkpoint, is asked to stop while it is written, and stops when it is."""
+    emit(Saving(stage="job"))
+    emit(Note(stage="job", text="begun"))
+    time.sleep(3)
+    emit(Saving(stage="job", seconds=3.0))
+    emit(Note(stage="job", text="written"))
+    wait_for_stop(emit, stop)
+
+
+def hang_after_saving(emit: Emit, stop: StopRequested) -> None:
+    """Has saved, is asked to stop, and does not."""
+    emit(Saving(stage="job"))
+    emit(Saving(stage="job", seconds=0.0))
+    never_stop(emit, stop)

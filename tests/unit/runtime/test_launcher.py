@@ -13,7 +13,7 @@ import pytest
 
 from align.errors import DataError, Interrupted, StageError
 from align.runtime import launcher
-from align.runtime.events import Event, Note
+from align.runtime.events import Event, Note, Saving
 from align.runtime.launcher import Forked, InProcess, Job, Launcher, Spawned, StageBug, launcher_for
 from align.runtime.signals import StopSignals
 
@@ -26,6 +26,8 @@ def run(where: Launcher, work: Any, log: Path, *, on_event: Callable[[Event, Sto
     stop = StopSignals()
 
     def emit(event: Event) -> None:
+        if isinstance(event, Saving):
+            return
         assert isinstance(event, Note)
         texts.append(event.text)
         on_event(event, stop)
@@ -95,6 +97,23 @@ def test_a_second_signal_ends_a_job_that_does_not_stop(where: Launcher, tmp_path
     with pytest.raises(Interrupted, match="stopped at once") as caught:
         run(where, launcher_work.never_stop, tmp_path / "log", on_event=interrupt_twice)
     assert caught.value.signal_number == signal.SIGTERM
+
+
+def test_a_stop_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grace is far shorter than the writing; a job that has saved and does not stop is killed after it."""
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 1.0)
+    texts: list[str] = []
+
+    def note(event: Event, stop: StopSignals) -> None:
+        assert isinstance(event, Note)
+        texts.append(event.text)
+        interrupt(event, stop)
+
+    with pytest.raises(Interrupted, match="what is finished is kept"):
+        run(Spawned(), launcher_work.save_slowly, tmp_path / "log", on_event=note)
+    assert "written" in texts
+    with pytest.raises(Interrupted, match="stopped at once"):
+        run(Spawned(), launcher_work.hang_after_saving, tmp_path / "log", on_event=interrupt)
 
 
 def test_one_place_decides_how_jobs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,16 @@ def test_sealing_again_covers_what_changed(folder: Path) -> None:
 def test_old_ones_are_removed(folder: Path) -> None:
     checkpoint.remove_old(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_a_checkpoint_is_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = checkpoint.Clock(2)
+    for seconds, due in ((119, False), (120, True), (500, True)):
+        now[0] = seconds
+        assert clock.is_due() is due
+    clock.restart()
+    assert not clock.is_due()
+    now[0] = 620
+    assert clock.is_due()

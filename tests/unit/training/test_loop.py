@@ -11,8 +11,8 @@ from align.config.sections import Optimization
 from align.errors import RecipeError
 from align.store.atomic import link_tree
 from align.testing import run_context
+from align.training.epoch import epoch_folder, keep_epoch
 from align.training.loop import training_arguments
-from align.training.sft import epoch_folder, keep_epoch
 
 
 def arguments(world_size: int, **settings: Any) -> dict[str, Any]:

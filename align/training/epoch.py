@@ -1,0 +1,80 @@
+"""The models that a training leaves: after each epoch where they are kept, and after the last, which is the trained model.
+
+work/epochs/epoch-N/    whole or absent
+work/history.json       the training is done: the last epoch's model is the result
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import Trainer
+
+from align.config.sections import Optimization
+from align.runtime.context import RunContext
+from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
+from align.training.loop import TrainingHistory, train
+
+EPOCHS_NAME = "epochs"
+HISTORY_NAME = "history.json"
+
+
+def train_and_save(
+    trainer: Trainer,
+    save: Callable[[Path], None],
+    context: RunContext,
+    config: Optimization,
+    output: Path,
+    *,
+    every_epoch: bool = False,
+) -> TrainingHistory:
+    """Train to the end and save the model to `output`. A training that was done before an interruption is not repeated.
+
+    Args:
+        save: writes the model as it is to a folder.
+        every_epoch: keep the model of every epoch in `epoch_folder`, not of the last alone.
+    Raises:
+        Interrupted, StageError: see `train`.
+    """
+    trained, record = epoch_folder(context.work, config.num_epochs), context.work / HISTORY_NAME
+
+    def keep(epoch: int) -> None:
+        if every_epoch or epoch == config.num_epochs:
+            with context.saving():
+                keep_epoch(save, context.work, epoch)
+
+    if record.exists():
+        history = TrainingHistory(**json.loads(record.read_bytes()))
+        context.note(f"training was done before, after {history.steps} steps")
+        for row in history.rows:
+            context.metrics(row)
+    else:
+        history = train(trainer, context, checkpoint_minutes=config.checkpoint_minutes, keep_epoch=keep)
+        # Last, and atomically: where it exists, the model is on the disk.
+        write_bytes(record, json.dumps(asdict(history)).encode())
+    link_tree(trained, output)
+    return history
+
+
+def epoch_folder(work: Path, epoch: int) -> Path:
+    """Where the model is kept as it was after an epoch."""
+    return work / EPOCHS_NAME / f"epoch-{epoch}"
+
+
+def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
+    """Save the model as it is to `epoch_folder`, whole or not at all."""
+    # An epoch may exist already: a training resumed from an older checkpoint repeats it.
+    folder = epoch_folder(work, epoch)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    for path in (temporary, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    save(temporary)
+    # A resumed training takes an earlier epoch as it finds it, also after a power cut.
+    sync_tree(temporary)
+    os.replace(temporary, folder)
+    fsync_folder(folder.parent)
