@@ -23,7 +23,7 @@ from align.config.inputs import MANIFEST_NAME
 from align.errors import EnvironmentProblem
 from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
-from align.store.fingerprint import HASHES_NAME, FileHashes, sha256_of_file
+from align.store.fingerprint import HASHES_NAME, FileHashes
 
 MANIFEST_SCHEMA_VERSION = 1
 WORK_NAME = "work"
@@ -203,12 +203,15 @@ class Entry:
                 path.unlink()
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Hash every output, write the manifest last, then remove the work folder."""
-        files = {}
+        """Hash every output, write the manifest last, then remove the work folder.
+
+        The hashes are remembered in the store, so that no later plan or stage reads the files for them.
+        """
+        files, hashes = {}, FileHashes(self.path.with_name(HASHES_NAME))
         for path in sorted(self.path.rglob("*")):
             relative = path.relative_to(self.path)
             if path.is_file() and relative.parts[0] != WORK_NAME and relative.name != MANIFEST_NAME:
-                files[relative.as_posix()] = FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+                files[relative.as_posix()] = FileEntry(size_bytes=path.stat().st_size, sha256=hashes.of(path))
         # Single files come from `atomic_writer`, which syncs them; those in folders come from libraries, which do not.
         for child in self.path.iterdir():
             if child.is_dir() and child.name != WORK_NAME:
@@ -216,6 +219,7 @@ class Entry:
         manifest = manifest.model_copy(update={"files": files})
         # A kill before this line leaves an unfinished entry, whose work folder is still there for the next run.
         write_json(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json()))
+        hashes.save()
         # The entry is complete already: leftovers here cost disk space only, so they are no error.
         shutil.rmtree(self.work, ignore_errors=True)
         return manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class FileHashes:
     """sha256 of files, cached by path, size, modification time and inode.
 
     A model of many gigabytes is read once, not at every command. The cache may be deleted at any time; a file that changed in
-    any of the four is read again.
+    any of the four is read again. A further name of a known file (a hard link) is known too.
 
     Args:
         path: of the cache. None: nothing is known from earlier commands and nothing is saved, so that a check reads every file.
@@ -42,16 +43,9 @@ class FileHashes:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
-        if path is None:
-            return
-        try:
-            # An unreadable cache is no error: the files are then hashed again.
-            loaded = json.loads(path.read_text())
-            self._known = loaded if isinstance(loaded, dict) else {}
-        except (OSError, ValueError):
-            pass
+        self._known = _read_cache(path)
+        self._paths = {tuple(known[:3]): key for key, known in self._known.items()}
+        self._added: dict[str, list[Any]] = {}
 
     def of(self, path: Path) -> str:
         """sha256 of the file at `path`."""
@@ -61,16 +55,34 @@ class FileHashes:
         # The inode shows a file that was replaced by another of the same size and time, as `cp -p` and `rsync -t` make them.
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
         known = self._known.get(key)
-        if isinstance(known, list) and known[:3] == state:
+        if known is not None and known[:3] == state:
             return str(known[3])
-        digest = sha256_of_file(path)
-        self._known[key] = [*state, digest]
-        self._changed = True
+        other = self._paths.setdefault(tuple(state), key)
+        digest = str(self._known[other][3]) if other != key and _same_file(other, key) else sha256_of_file(path)
+        self._known[key] = self._added[key] = [*state, digest]
         return digest
 
     def save(self) -> None:
-        """Write the cache to disk, without files that no longer exist."""
-        # Two commands that end together may lose each other's additions. They hash those files again; no hash becomes wrong.
-        if self._changed and self._path is not None:
-            write_json(self._path, {key: value for key, value in sorted(self._known.items()) if Path(key).exists()})
-            self._changed = False
+        """Add what is new to the cache on disk, and remove files that no longer exist."""
+        if self._added and self._path is not None:
+            # Read again: other processes have added theirs since. Two that save at the same moment may lose some of them, and
+            # hash those files again; no hash becomes wrong.
+            known = {**_read_cache(self._path), **self._added}
+            write_json(self._path, {key: value for key, value in sorted(known.items()) if Path(key).exists()})
+            self._added = {}
+
+
+def _same_file(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _read_cache(path: Path | None) -> dict[str, list[Any]]:
+    """Size, modification time, inode and sha256 by path. An unreadable cache is no error: the files are then hashed again."""
+    try:
+        loaded = json.loads(path.read_text()) if path is not None else {}
+        return {key: value for key, value in loaded.items() if isinstance(value, list) and len(value) == 4}
+    except (OSError, ValueError, AttributeError):
+        return {}

@@ -1,0 +1,102 @@
+"""How often a file of the store is read for its hash."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align import load_recipe, run_recipe
+from align.pipeline.plan import make_plan
+from align.store import fingerprint
+from align.store.fingerprint import FileHashes
+
+ADAPTERS = """\
+name: adapters
+inputs:
+  base:         {kind: model, path: base}
+  instructions: {kind: instructions, path: instructions.jsonl}
+  prompts:      {kind: prompts, path: prompts.jsonl}
+stages:
+  sft:     {stage: sft, model: base, data: instructions, num_epochs: 2, batch_size: 8, max_tokens: 128}
+  lora:    {stage: sft, model: sft, data: instructions, batch_size: 8, max_tokens: 128, peft: {method: lora, rank: 2}}
+  further: {stage: sft, model: lora, data: instructions, batch_size: 8, max_tokens: 128, peft: {method: lora, rank: 2}}
+  sampled: {stage: generate, model: further, prompts: prompts, num_candidates: 1, max_completion_tokens: 4,
+            engine: transformers}
+"""
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each file was read for its hash, by inode."""
+    counted: Counter[int] = Counter()
+    original = fingerprint.sha256_of_file
+
+    def count(path: Path) -> str:
+        counted[path.stat().st_ino] += 1
+        return original(path)
+
+    monkeypatch.setattr(fingerprint, "sha256_of_file", count)
+    return counted
+
+
+@pytest.mark.slow
+def test_a_run_of_adapters_and_its_next_plan_hash_every_file_once(project: Path, tmp_path: Path, reads: Counter[int]) -> None:
+    (project / "recipe.yaml").write_text(ADAPTERS)
+    recipe, out = load_recipe(project), tmp_path / "runs"
+    run = run_recipe(recipe, out, in_process=True).folder
+    models = [path for path in run.parent.rglob("*.safetensors") if path.is_file()]
+    assert len(models) == 3 + 2 + 2, "two epochs and a model, twice an adapter and its one epoch"
+    assert {reads[path.stat().st_ino] for path in models} == {1}
+    assert reads[(project / "base" / "model.safetensors").stat().st_ino] == 1
+    made = sum(reads.values())
+    assert {stage.status for stage in make_plan(recipe, out).stages} == {"cached"}
+    assert sum(reads.values()) == made
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def test_another_name_of_a_known_file_is_known_and_a_new_file_is_not(tmp_path: Path, reads: Counter[int]) -> None:
+    first = write(tmp_path / "first", "12345")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    digest = hashes.of(first)
+    hashes.save()
+    os.link(first, tmp_path / "second")
+    later = FileHashes(tmp_path / "hashes.json")
+    assert later.of(tmp_path / "second") == digest
+    assert sum(reads.values()) == 1
+    # As `cp -p` makes it: same size and time, another file.
+    copy = write(tmp_path / "copy", "54321")
+    os.utime(copy, ns=(0, first.stat().st_mtime_ns))
+    assert later.of(copy) != digest
+    assert sum(reads.values()) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("[1]"), lambda path: path.write_text('{"a": 1'), os.unlink])
+def test_an_unreadable_cache_is_no_error(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    file = write(tmp_path / "file", "12345")
+    cache = write(tmp_path / "hashes.json", "{}")
+    damage(cache)
+    hashes = FileHashes(cache)
+    assert len(hashes.of(file)) == 64
+    hashes.save()
+    assert FileHashes(cache).of(file) == hashes.of(file)
+
+
+def test_two_that_save_one_after_the_other_keep_both(tmp_path: Path, reads: Counter[int]) -> None:
+    cache, files = tmp_path / "hashes.json", [write(tmp_path / name, name) for name in "ab"]
+    both = [FileHashes(cache), FileHashes(cache)]
+    for hashes, file in zip(both, files, strict=True):
+        hashes.of(file)
+    for hashes in both:
+        hashes.save()
+    (tmp_path / "b").unlink()
+    again = FileHashes(cache)
+    again.of(files[0])
+    assert sum(reads.values()) == 2
