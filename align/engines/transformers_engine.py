@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
+from align.runtime.device import free_memory
 
 NextLogits = Callable[[list[int] | None], Tensor]
 """Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
@@ -44,9 +46,11 @@ class TransformersEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = dtype
         self._max_model_tokens = max_model_tokens
+        self._model: Any = None
         self.load_weights(model_folder)
 
     def load_weights(self, model_folder: ModelFolder) -> None:
+        self.close()  # the old model and the new one together may not fit
         self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
     def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
@@ -59,7 +63,8 @@ class TransformersEngine:
                 parameter.copy_(given[name])
 
     def close(self) -> None:
-        del self._model
+        self._model = None
+        free_memory()
 
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         rows = [

@@ -13,6 +13,7 @@ from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
 from align.models.seq2seq import Seq2SeqCollator, label_logps
+from align.runtime.device import free_memory
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -91,6 +92,11 @@ class LikelihoodModel:
             return None
         return math.exp(-sum(self.completion_logps(rows, report=report)) / tokens)
 
+    def close(self) -> None:
+        """Free its memory; it cannot be used any more."""
+        del self._model
+        free_memory()
+
 
 class Seq2SeqLikelihoodModel:
     """An encoder–decoder model in float32, loaded to read log-probabilities from."""
@@ -125,6 +131,11 @@ class Seq2SeqLikelihoodModel:
 
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """None: of a plain text it is not defined which part the encoder reads and which the decoder writes."""
+
+    def close(self) -> None:
+        """Free its memory; it cannot be used any more."""
+        del self._model
+        free_memory()
 
 
 def open_likelihood_model(folder: ModelFolder, *, batch_tokens: int) -> LikelihoodModel | Seq2SeqLikelihoodModel:

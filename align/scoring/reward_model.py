@@ -14,11 +14,12 @@ from align.data.template import ChatFormat, TemplateProblem
 from align.models.folder import ModelFolder
 from align.models.load import load_reward_model
 from align.records import Candidate
+from align.runtime.device import free_memory
 from align.scoring.batching import map_batches, pad_right
 
 
 class RewardModelScorer:
-    """A reward model, loaded once."""
+    """A reward model, loaded once and in memory until it is closed."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,3 +68,8 @@ class RewardModelScorer:
         sequences = [ids[pair[0]] + ids[pair[1]] for pair in texts if pair is not None]
         scores = iter(self.score_token_ids(sequences, report=report))
         return [None if pair is None else next(scores) for pair in texts]
+
+    def close(self) -> None:
+        """Free its memory; it cannot be used any more."""
+        del self._model
+        free_memory()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.config.sections import JudgeScorer, RulesScorer, Scorer
 from align.models.folder import ModelFolder
@@ -13,6 +15,9 @@ from align.records import Candidate, ScoredCandidate
 from align.scoring.judge import PairwiseJudge
 from align.scoring.rules import score_with_rules
 from align.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from align.scoring.reward_model import RewardModelScorer
 
 
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, ModelFolder]:
@@ -22,7 +27,7 @@ def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, 
 
 
 class ScorerSet:
-    """The scorers of a stage, each loaded once; candidates of several models can be scored one after the other."""
+    """The scorers of a stage. A reward model is loaded when it first scores and stays until the set is closed."""
 
     def __init__(
         self,
@@ -32,7 +37,7 @@ class ScorerSet:
         batch_tokens: int,
         store_root: Path | None = None,
     ) -> None:
-        """Prepare the scorers; a reward model is loaded when it first scores.
+        """Prepare the scorers.
 
         Args:
             scorers: scorer by name.
@@ -43,7 +48,7 @@ class ScorerSet:
         self._scorers = scorers
         self._folders = reward_model_folders
         self._batch_tokens = batch_tokens
-        self._loaded: dict[str, object] = {}
+        self._loaded: dict[str, RewardModelScorer] = {}
         self._judges: dict[str, PairwiseJudge] = {}
         for name, scorer in scorers.items():
             if isinstance(scorer, JudgeScorer):
@@ -74,12 +79,26 @@ class ScorerSet:
         columns: dict[str, list[float | None]] = {}
         for name in self.names:
             columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates)))
-        scored = []
-        for index, candidate in enumerate(candidates):
-            scores = {name: column[index] for name, column in columns.items()}
-            # The fields were checked when the candidates were read; another validation would only cost time.
-            scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores))
-        return scored
+        return _with_scores(candidates, columns)
+
+    def score_lists(
+        self, lists: Mapping[str, Sequence[Candidate]], report: Callable[[str, int], None]
+    ) -> dict[str, list[ScoredCandidate]]:
+        """What `score` gives for each list, with one reward model in memory at a time: it scores all lists, then it is closed.
+
+        `report` is called with the key of a list and the number of scores done in it.
+        """
+        columns: dict[str, dict[str, list[float | None]]] = {key: {} for key in lists}
+        for number, name in enumerate(self.names):
+            for key, candidates in lists.items():
+                columns[key][name] = self._column(name, candidates, _shifted(partial(report, key), number * len(candidates)))
+            self.close()
+        return {key: _with_scores(candidates, columns[key]) for key, candidates in lists.items()}
+
+    def close(self) -> None:
+        """Free the memory of the reward models; one that scores again is loaded again."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
 
     def _column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[float | None]:
         scorer = self._scorers[name]
@@ -101,13 +120,22 @@ class ScorerSet:
         # A broken reward model may give NaN, which cannot be ranked. JSON holds neither NaN nor infinities.
         return [value if value is not None and math.isfinite(value) else None for value in values]
 
-    def _reward_model(self, reference: str):  # type: ignore[no-untyped-def]
+    def _reward_model(self, reference: str) -> RewardModelScorer:
         # This imports torch, which a set of rules alone does not need.
         from align.scoring.reward_model import RewardModelScorer
 
         if reference not in self._loaded:
             self._loaded[reference] = RewardModelScorer(self._folders[reference], batch_tokens=self._batch_tokens)
         return self._loaded[reference]
+
+
+def _with_scores(candidates: Sequence[Candidate], columns: Mapping[str, Sequence[float | None]]) -> list[ScoredCandidate]:
+    scored = []
+    for index, candidate in enumerate(candidates):
+        scores = {name: column[index] for name, column in columns.items()}
+        # The fields were checked when the candidates were read; another validation would only cost time.
+        scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores))
+    return scored
 
 
 def _shifted(report: Callable[[int], None], before: int) -> Callable[[int], None]:

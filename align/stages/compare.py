@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -114,6 +114,8 @@ RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 ANSWERS_NAME = "answers"
 POOL_NAME = "best_of_candidates.jsonl"
+POOL_LABEL = "for best of n"
+"""How the candidates of best of n are called where models have their names, none of which has a space."""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -126,8 +128,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
     prompts = context.artifact(config.prompts).rows(Prompt)
     seen = _seen_in_training(context, prompts)
     sampled = _sample_all(context, prompts)
-    scored = _score_all(context, sampled.answers)
-    pool = _score_pool(context, sampled, scored)
+    scored = _score_all(context, sampled)
+    pool = _best_of_pool(config, scored.pop(POOL_LABEL, scored[config.baseline]))
     likelihoods = _measure_likelihoods(context, sampled)
     results = build_results(
         scored,
@@ -240,7 +242,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         if name == config.baseline and config.pool_candidates > config.num_candidates:
             # Apart from its answers, which must not move by a rounding because more candidates share their batches.
             more = replace(task, config=config.model_copy(update={"num_candidates": config.pool_candidates}))
-            report = _sample_one(context, more, f"{name} for best of n", holder)
+            report = _sample_one(context, more, f"{name} {POOL_LABEL}", holder)
             result.pool = report.candidates
             result.count(report)
     # Scoring loads models too, and needs the memory.
@@ -270,39 +272,29 @@ def _require_same_prompts(sampled: _Sampled) -> None:
     sampled.pool = [candidate for candidate in sampled.pool if candidate.prompt_id not in sampled.drops]
 
 
-def _score_all(context: StageContext[Config], answers: Mapping[str, list[Candidate]]) -> dict[str, list[ScoredCandidate]]:
+def _score_all(context: StageContext[Config], sampled: _Sampled) -> dict[str, list[ScoredCandidate]]:
+    """Scores of every model's answers, and under `POOL_LABEL` of the candidates for best of n, where there are some."""
     from align.scoring.scorers import ScorerSet, reward_model_folders
 
     config = context.config
-    folders = reward_model_folders(config.scorers, context.artifacts)
-    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
-    scored = {}
-    for name, rows in answers.items():
-        count = context.counter(f"score {name}", "scores")
-        scored[name] = scorers.score(rows, partial(_count_of, count, len(rows) * len(config.scorers)))
-    return scored
+    lists = sampled.answers | ({POOL_LABEL: sampled.pool} if sampled.pool else {})
+    labels = {name: f"{config.baseline} {name}" if name == POOL_LABEL else name for name in lists}
+    counts = {name: context.counter(f"score {labels[name]}", "scores") for name in lists}
+    scorers = ScorerSet(config.scorers, reward_model_folders(config.scorers, context.artifacts), batch_tokens=config.batch_tokens)
+    return scorers.score_lists(lists, lambda name, done: counts[name](done, len(lists[name]) * len(config.scorers)))
 
 
-def _score_pool(
-    context: StageContext[Config], sampled: _Sampled, scored: Mapping[str, list[ScoredCandidate]]
-) -> BestOfPool | None:
-    """The baseline's scored candidates for best of n: its answers, where those are enough."""
+def _best_of_pool(config: Config, candidates: list[ScoredCandidate]) -> BestOfPool | None:
+    """The baseline's scored candidates for best of n, where the recipe wants it."""
     from align.report.best_of import BestOfPool
 
-    config = context.config
     if config.best_of is None:
         return None
-    name = f"{config.baseline} for best of n"
-    candidates = _score_all(context, {name: sampled.pool})[name] if sampled.pool else scored[config.baseline]
     return BestOfPool(config.best_of, config.best_of_scorer or next(iter(config.scorers)), candidates)
 
 
-def _count_of(count: Callable[[int, int], None], total: int, done: int) -> None:
-    count(done, total)
-
-
 def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
-    """KL to the baseline on each model's own answers, and perplexity on the retention text; each model is loaded once."""
+    """KL to the baseline on each model's own answers, and perplexity on the retention text; each model is loaded once, alone."""
     from align.scoring.likelihood import open_likelihood_model
 
     config = context.config
@@ -316,17 +308,17 @@ def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _L
     own: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     for name, folder in sampled.folders.items():
-        model = open_likelihood_model(folder, batch_tokens=config.batch_tokens)
         report = context.counter(f"likelihoods of {name}", "texts")
         if texts and folder.encoder_decoder:
             context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
-        result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
-        if name in comparable and name != config.baseline:
-            own[name] = model.completion_logps(rows[name], report=report)
-        if name == config.baseline:
-            # The baseline reads every model's answers while it is loaded.
-            for other in sorted(comparable - {name}):
-                others[other] = model.completion_logps(rows[other], report=report)
+        with closing(open_likelihood_model(folder, batch_tokens=config.batch_tokens)) as model:
+            result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
+            if name in comparable and name != config.baseline:
+                own[name] = model.completion_logps(rows[name], report=report)
+            if name == config.baseline:
+                # The baseline reads every model's answers while it is loaded.
+                for other in sorted(comparable - {name}):
+                    others[other] = model.completion_logps(rows[other], report=report)
     for model_name, logps in own.items():
         differences: dict[str, list[float]] = {}
         for row, mine, theirs in zip(sampled.answers[model_name], logps, others[model_name], strict=True):

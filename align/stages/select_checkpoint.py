@@ -14,6 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,7 @@ def _score_all(context: StageContext[Config], answers: Mapping[int, list[Candida
             total = len(candidates)
             write_shard(shard, scorer_set.score(candidates, lambda done, count=count, total=total: count(done, total)))  # type: ignore[misc]
         scored[epoch] = list(read_rows(shard, ScoredCandidate))
+    scorer_set.close()
     return scored
 
 
@@ -235,8 +237,8 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
         path = context.work / f"loss-{epoch}.json"
         # The file is written atomically: if it exists, it is complete.
         if not path.exists():
-            model = LikelihoodModel(folder, batch_tokens=config.batch_tokens)
-            logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))
+            with closing(LikelihoodModel(folder, batch_tokens=config.batch_tokens)) as model:
+                logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))
             loss = -sum(logps) / tokens
             write_json(path, loss if math.isfinite(loss) else None)
         losses[epoch] = json.loads(path.read_text())

@@ -96,7 +96,7 @@ class TrainingNeeds:
     batch: Callable[[Setting], Batch]
     """The largest forward pass."""
     has_score_head: bool = False
-    """True for a reward model; it scores held-out pairs at the end, loaded again from its folder."""
+    """True for a reward model; it scores held-out pairs at the end, loaded from its folder when the trained model is gone."""
     reference: str | None = None
     """Model that goes through the pairs without gradients, before training."""
     num_epochs_kept: int = 0

@@ -243,7 +243,7 @@ def estimate_stage(
     }
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device)
-    beside = _phases_beside_training(needs, parts["weights"], parts["optimizer"], shapes, lengths)
+    beside = _phases_beside_training(needs, parts["weights"], shapes, lengths)
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
     # result.
@@ -270,7 +270,7 @@ def peak_bytes(
 
 
 def _phases_beside_training(
-    needs: TrainingNeeds, weights: int, optimizer: int, shapes: Mapping[str, ModelShape], lengths: Sequence[RowLength] | None
+    needs: TrainingNeeds, weights: int, shapes: Mapping[str, ModelShape], lengths: Sequence[RowLength] | None
 ) -> Iterator[int]:
     """Bytes while a model goes through pairs without gradients, `process` not included."""
     tokens = FORWARD_TOKENS
@@ -281,9 +281,9 @@ def _phases_beside_training(
         # A reference of its own is loaded and dropped before the model to train is loaded.
         other = LoadedModel(shapes[needs.reference])
         yield other.weight_bytes + other.forward_bytes(tokens) if needs.reference != needs.model else 0
-    if needs.has_score_head:  # the held-out pairs are scored by the saved model while the trained one is still there
+    if needs.has_score_head:  # the held-out pairs are scored by the saved model, when the trained one is gone
         scorer = LoadedModel(shapes[needs.model], has_score_head=True)
-        yield weights + optimizer + scorer.weight_bytes + scorer.forward_bytes(tokens)
+        yield scorer.weight_bytes + scorer.forward_bytes(tokens)
 
 
 def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine) -> int:

@@ -14,6 +14,7 @@ from align.errors import DataError, several
 from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
+from align.runtime.device import free_memory
 from align.runtime.seed import SEED_BITS, derive_seed
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import MODEL_FOLDER
@@ -55,6 +56,8 @@ def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, ma
         margin_of = _margins([record for record in data.records if record.id in trained], where)
         rows = [TrainingPair(row, {"margin": margin_of[row.id]}) for row in split.train]
     metrics = train_pairs(context, data, rows)
+    # The trained model and its optimizer are gone before the reward model is loaded, as every scorer later loads it.
+    free_memory()
     accuracy = evaluate_reward_model(context.output / MODEL_FOLDER, split)
     return outcome_of(context, data, {"train_loss": metrics.pop("loss"), **metrics, **accuracy})
 

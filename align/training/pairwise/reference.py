@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from align.models.sizes import FORWARD_TOKENS
 from align.models.trainable import TrainableModel
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
+from align.runtime.device import free_memory
 from align.scoring.batching import length_sorted_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
@@ -38,7 +38,7 @@ def reference_of_another_model(
         return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 
     found = _add_reference(context, reference, rows, load, precision=precision)
-    gc.collect()  # a model refers to itself; its weights would stay until the collector happens to run
+    free_memory()
     return found
 
 
