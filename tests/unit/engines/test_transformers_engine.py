@@ -47,6 +47,22 @@ def test_greedy_is_the_most_likely_token_every_time(engine, requests_, settings,
             ids.append(token)
 
 
+def test_a_prompt_gets_logits_of_its_last_token_only(
+    project_template: Path, requests_: list[GenerationRequest], settings: SamplingSettings
+) -> None:
+    """They are all that is read; the tokens are those of an architecture that computes all of them."""
+    engine = TransformersEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64)
+    widths: list[int] = []
+    engine._model.get_output_embeddings().register_forward_pre_hook(lambda _, states: widths.append(states[0].shape[1]))
+    found = engine.generate(requests_, settings)
+    assert set(widths) == {1}
+    widths.clear()
+    plain = engine._model.forward
+    engine._model.forward = lambda **inputs: plain(**inputs)
+    assert engine.generate(requests_, settings) == found
+    assert max(widths) > 1
+
+
 def test_tokens_are_drawn_with_the_models_probabilities(engine, project_template: Path, settings: SamplingSettings) -> None:  # type: ignore[no-untyped-def]
     model = load_causal_lm(project_template / "base").eval()
     with torch.no_grad():
