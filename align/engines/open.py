@@ -8,6 +8,7 @@ import json
 from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder
+from align.runtime.device import has_bfloat16
 
 # Keys of config.json that do not change what weights fit into a running engine.
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
@@ -28,12 +29,10 @@ def resolve_engine(name: str) -> str:
 
 
 def resolve_dtype(name: str) -> str:
-    """bfloat16 on a GPU, float32 on a CPU, unless the recipe says otherwise."""
-    import torch
-
+    """bfloat16 on a GPU that computes it natively, float32 elsewhere, unless the recipe says otherwise."""
     if name != "auto":
         return name
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    return "bfloat16" if has_bfloat16() else "float32"
 
 
 def open_engine(

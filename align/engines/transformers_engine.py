@@ -16,7 +16,7 @@ from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
-from align.runtime.device import free_memory
+from align.runtime.device import device_name, free_memory
 
 NextLogits = Callable[[list[int] | None], Tensor]
 """Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
@@ -44,7 +44,7 @@ class TransformersEngine:
     version = transformers.__version__
 
     def __init__(self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device_name())
         self._dtype = dtype
         self._max_model_tokens = max_model_tokens
         self._model: Any = None
@@ -114,8 +114,8 @@ class TransformersEngine:
         rows = [torch.tensor(prompt, dtype=torch.long, device=self._device) for prompt in prompts]
         input_ids = pad_sequence(rows, batch_first=True, padding_side="left")
         attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        # Only the logits of a prompt's last token are read; [rows, prompt, vocabulary] would be 10 GB in bfloat16 for 64 rows of 512
-        # tokens and 152,000 words. A few architectures cannot leave the others out.
+        # Only the logits of a prompt's last token are read; [rows, prompt, vocabulary] would be 10 GB in bfloat16 for 64 rows of
+        # 512 tokens and 152,000 words. A few architectures cannot leave the others out.
         takes_last = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         last_only = {"logits_to_keep": 1} if takes_last else {}
         cache = start_cache(self._model, len(prompts))

@@ -12,6 +12,7 @@ from typing import Any
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
+from align.runtime.device import device_name
 
 MAX_NUM_SEQS = 256
 MAX_BATCHED_TOKENS = 8192
@@ -51,7 +52,7 @@ class VllmEngine:
         self._threads = torch.get_num_threads()
         self._torch = torch
         self._vllm = vllm
-        on_gpu = torch.cuda.is_available()
+        on_gpu = device_name() == "cuda"
         options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
         self._llm = vllm.LLM(
             str(model_folder.base.path),

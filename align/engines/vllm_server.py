@@ -28,9 +28,11 @@ from typing import Any
 import httpx
 
 from align.config.peft import Lora
+from align.engines.open import resolve_dtype
 from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
 from align.models.folder import ModelFolder
+from align.runtime.device import device_name
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -225,14 +227,12 @@ def _model_arguments(folder: ModelFolder, name: str) -> list[str]:
 
 def _arguments(folder: ModelFolder, name: str, port: str) -> list[str]:
     """The server's command line, without the key."""
-    import torch
-
     arguments = ["vllm", *_model_arguments(folder, name), "--host", HOST, "--port", port]
     arguments += ["--middleware", f"{__spec__.name}.{RequireKey.__name__}", "--allowed-origins", "[]"]
     arguments += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]
-    if torch.cuda.is_available():
-        return [*arguments, "--dtype", "bfloat16"]
+    if device_name() == "cuda":
+        return [*arguments, "--dtype", resolve_dtype("auto")]
     # As in `VllmEngine`: prompts are never split, and the arithmetic is that of comparisons.
     tokens = max(MAX_BATCHED_TOKENS, folder.context_tokens)
     return [

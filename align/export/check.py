@@ -7,7 +7,6 @@ almost equally likely. Such ties are counted and reported.
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import math
 import tempfile
@@ -24,6 +23,7 @@ from align.export.prompts import NEUTRAL_PROMPTS
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.records import Message, Prompt
+from align.runtime.device import device_name, free_memory
 from align.runtime.executor import Processes
 from align.store.artifact import read_rows
 
@@ -179,7 +179,7 @@ def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], promp
         engine.update_weights(list(load_causal_lm(source, dtype=dtype).named_parameters()))
     answered.tokens.extend(_greedy(engine, answered))
     engine.close()
-    _give_memory_back()
+    free_memory()  # vLLM, which is next, takes most of a GPU
     return answered
 
 
@@ -202,7 +202,7 @@ def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tup
     import torch
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_name()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(exported.path), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     ).to(device)
@@ -220,7 +220,7 @@ def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tup
         output = model.generate(input_ids=input_ids, attention_mask=mask)
         tokens += [_until(row, answered.end) for row in output[:, longest:].tolist()]
     del model
-    _give_memory_back()
+    free_memory()  # vLLM, which is next, takes most of a GPU
     return str(transformers.__version__), tokens
 
 
@@ -290,12 +290,3 @@ def _gap(model: PreTrainedModel, ids: list[int], first: int, second: int) -> flo
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
     return abs(float(logits[first] - logits[second]))
-
-
-def _give_memory_back() -> None:
-    """Free the GPU: vLLM, which is next, takes most of its memory."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.files import ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
+from align.runtime.device import device_name
 from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -164,11 +165,9 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
 
 def _quantized(quantization: Any) -> dict[str, Any]:
     """Options that quantise each tensor as it is read, so that the model never has to fit into memory in full precision."""
-    import torch
-
     if quantization is None:
         return {}
-    return {"quantization_config": quantization, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
+    return {"quantization_config": quantization, "device_map": {"": 0 if device_name() == "cuda" else "cpu"}}
 
 
 def _refuse_encoder_decoder(folder: ModelFolder, wanted: str) -> None:

@@ -1,9 +1,169 @@
-"""The device that models run on."""
+"""What the device can do: whether there is a GPU that torch can use, its memory, and whether it computes bfloat16.
+
+Two sources: the driver, by nvidia-smi, which answers without torch's second of import and creates no CUDA context; and torch, in
+the processes that run models. Where the two disagree, nothing runs: a model would be trained on the CPU without a word.
+"""
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from align.errors import EnvironmentProblem
+from align.runtime.gpus import GPU_VARIABLE
+
+Device = Literal["cpu", "cuda"]
+BFLOAT16_CAPABILITY = 8.0
+"""Compute capability from which NVIDIA's GPUs compute bfloat16 (Ampere). torch's own `is_bf16_supported` counts emulation too,
+which is slower than float32."""
+DRIVER_SECONDS = 5
+ON_THE_CPU = f"To run on the CPU all the same, set {GPU_VARIABLE}= (empty)."
+QUERY = ("index", "uuid", "name", "memory.total", "memory.used", "compute_cap")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or the part of one that MIG has cut off, as the driver describes it."""
+
+    name: str
+    total_bytes: int | None
+    """None where the driver does not know, as with memory that the computer shares with the GPU."""
+    used_bytes: int
+    capability: float
+    cuda_version: float | None
+    """The newest CUDA that the driver can run."""
+
+    @property
+    def has_bfloat16(self) -> bool:
+        return self.capability >= BFLOAT16_CAPABILITY
+
+    @property
+    def problem(self) -> str | None:
+        """Why torch cannot use it, as far as that can be seen without torch; None where nothing is wrong."""
+        wanted = torch_cuda()
+        if wanted is None:
+            return "torch is a build for CPUs"
+        # Within a major version any driver will do.
+        if self.cuda_version is not None and int(self.cuda_version) < int(wanted):
+            return f"its driver is too old: it runs CUDA {self.cuda_version:g}, and torch was built for CUDA {wanted:g}"
+        return None
+
+
+def visible_gpu() -> Gpu | None:
+    """The GPU that a stage would use, the first that CUDA_VISIBLE_DEVICES names; None where there is none or it is hidden."""
+    visible = os.environ.get(GPU_VARIABLE)
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
+        return None
+    first = visible.split(",")[0].strip() if visible else "0"
+
+    def is_first(name: str) -> bool:  # an index, or a UUID, which may be shortened
+        return name == first or (not first.isdigit() and name.startswith(first))
+
+    return next((gpu for names, gpu in _driver_gpus() if any(map(is_first, names))), None)
+
+
+def _driver_gpus() -> Iterator[tuple[tuple[str, ...], Gpu]]:
+    """Every GPU with the names that CUDA_VISIBLE_DEVICES may have for it; of a GPU that MIG has divided, its parts."""
+    lines = _ask(f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    if not rows:
+        return
+    found = re.search(r"CUDA Version:\s*([\d.]+)", "\n".join(_ask()))
+    cuda_version, parts = float(found[1]) if found else None, _mig_parts()
+    for index, uuid, name, total, used, capability in (row for row in rows if len(row) == len(QUERY)):
+        power = _number(capability) or 0.0
+        if divided := parts.get(uuid):
+            for number, (part_uuid, profile, gib) in enumerate(divided):
+                # CUDA uses one part only: the first, where the card is named.
+                names = (part_uuid, index, uuid) if number == 0 else (part_uuid,)
+                yield names, Gpu(f"{name} MIG {profile}", gib << 30, 0, power, cuda_version)
+            continue
+        total_mib, used_mib = _number(total), _number(used) or 0
+        size = None if total_mib is None else int(total_mib) << 20
+        yield (index, uuid), Gpu(name, size, int(used_mib) << 20, power, cuda_version)
+
+
+def _mig_parts() -> dict[str, list[tuple[str, str, int]]]:
+    """UUID, profile and GiB of every part, by the UUID of its card."""
+    parts: dict[str, list[tuple[str, str, int]]] = {}
+    card = ""
+    for line in _ask("-L"):
+        uuid = re.search(r"\(UUID: (\S+)\)", line)
+        if uuid is None:
+            continue
+        # A part's line stands below its card's and begins with its profile, such as 3g.20gb.
+        if profile := re.match(r"\s+MIG (\S*?(\d+)gb\S*)", line):
+            parts.setdefault(card, []).append((uuid[1], profile[1], int(profile[2])))
+        else:
+            card = uuid[1]
+    return parts
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # [N/A]
+        return None
+
+
+def _ask(*options: str) -> list[str]:
+    """The lines that nvidia-smi prints; none where it is not there or does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        done = subprocess.run([program, *options], capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+@functools.cache
+def torch_cuda() -> float | None:
+    """The CUDA version that the installed torch was built for; None for a build for CPUs. torch is not imported."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r"^cuda\b.*= '([\d.]+)'", Path(spec.origin).with_name("version.py").read_text(), re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def device_name() -> Device:
+    """Where the models of this process run. Imports torch.
+
+    Raises:
+        EnvironmentProblem: if the driver has a GPU that this build of torch was made for and cannot use.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch_cuda() is not None and (gpu := visible_gpu()) is not None:
+        problem = gpu.problem or f"torch cannot initialise CUDA {torch_cuda():g}"
+        raise EnvironmentProblem(
+            f"there is a GPU ({gpu.name}) that torch cannot use: {problem}", hint=f"Install a newer NVIDIA driver. {ON_THE_CPU}"
+        )
+    return "cpu"
+
+
+def has_bfloat16() -> bool:
+    """Whether the models of this process run on a GPU that computes bfloat16 natively. Imports torch."""
+    import torch
+
+    if device_name() == "cpu":
+        return False
+    major, minor = torch.cuda.get_device_capability()
+    return major + minor / 10 >= BFLOAT16_CAPABILITY
 
 
 def free_memory() -> None:

@@ -13,7 +13,7 @@ from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.runtime.device import free_memory
+from align.runtime.device import device_name, free_memory
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -61,8 +61,7 @@ class LikelihoodModel:
     """A causal language model in float32, loaded to read log-probabilities from."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = load_causal_lm(folder, dtype="float32").to(device).eval()
+        self._model = load_causal_lm(folder, dtype="float32").to(device_name()).eval()
         self._tokenizer = folder.tokenizer
         self._batch_tokens = batch_tokens
 
@@ -102,7 +101,7 @@ class Seq2SeqLikelihoodModel:
     """An encoder–decoder model in float32, loaded to read log-probabilities from."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device_name()
         self._model = load_seq2seq_lm(folder, dtype="float32").to(self._device).eval()
         self._collate = Seq2SeqCollator(
             pad_token_id=int(folder.tokenizer.pad_token_id), start_token_id=int(self._model.config.decoder_start_token_id)

@@ -14,7 +14,7 @@ from align.data.template import ChatFormat, TemplateProblem
 from align.models.folder import ModelFolder
 from align.models.load import load_reward_model
 from align.records import Candidate
-from align.runtime.device import free_memory
+from align.runtime.device import device_name, free_memory
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -22,7 +22,7 @@ class RewardModelScorer:
     """A reward model, loaded once and in memory until it is closed."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device_name())
         self._model = load_reward_model(folder, new_head=False).to(self._device).eval()
         self._format = ChatFormat(folder.tokenizer, where=str(folder.path))
         self._batch_tokens = batch_tokens

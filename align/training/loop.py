@@ -18,6 +18,7 @@ from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.trainable import load_trained_state, trained_state
 from align.runtime.context import RunContext
+from align.runtime.device import device_name, has_bfloat16
 from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
@@ -35,7 +36,7 @@ NOT_CURVES = ("train_runtime", "train_samples_per_second", "train_steps_per_seco
 
 def resolve_precision(name: str) -> Precision:
     """The arithmetic that a recipe's `precision` means on this machine."""
-    return training_precision(name, gpu_has_bfloat16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return training_precision(name, gpu_has_bfloat16=has_bfloat16())
 
 
 def training_arguments(config: Optimization, context: RunContext, *, num_rows: int) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "max_grad_norm": config.max_grad_norm,
         "optim": "adamw_torch",
         "bf16": resolve_precision(config.precision) == "bfloat16",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": device_name() == "cpu",
         "gradient_checkpointing": False,
         # Dropout draws from `seed`, the order of rows from `data_seed`.
         "seed": derive_seed(context.seed, "dropout"),
@@ -83,7 +84,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "disable_tqdm": True,
         "report_to": "none",
         "push_to_hub": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": device_name() == "cuda",
         # transformers would remove every column that is not an argument of the model's forward.
         "remove_unused_columns": False,
     }

@@ -12,8 +12,8 @@ from align.config.online import OnlineTraining
 from align.config.peft import Lora, VirtualTokens
 from align.config.sections import EngineChoice, Optimization, PairwiseOptimization
 from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
+from align.runtime.device import Device
 
-Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 
 

@@ -1,23 +1,17 @@
 """The machine's memory (of the GPU or of the computer), its free disk, and the arithmetic that `auto` means on it.
 
-torch knows this too, but takes a second to import; nvidia-smi and the kernel's files answer faster.
+torch knows this too, but takes a second to import; the driver and the kernel's files answer faster.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.training.needs import Device
-
-GPU_SECONDS = 5
-BFLOAT16_CAPABILITY = 8.0
-"""Compute capability from which NVIDIA's GPUs compute bfloat16 (Ampere)."""
+from align.runtime.device import Device, torch_cuda, visible_gpu
 
 
 @dataclass(frozen=True)
@@ -41,29 +35,13 @@ def read_machine(folder: Path) -> Machine:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     disk = shutil.disk_usage(folder).free
-    if gpu := _gpu():
-        name, total, used, capability = gpu
-        return Machine("cuda", name, total, total - used, disk, capability >= BFLOAT16_CAPABILITY)
     total, free = _memory()
+    # A build of torch for CPUs does not use a GPU that is there; a driver that is too old stops a run (`device_name`).
+    if torch_cuda() is not None and (gpu := visible_gpu()) is not None:
+        size = gpu.total_bytes
+        total, free = (total, free) if size is None else (size, size - gpu.used_bytes)
+        return Machine("cuda", gpu.name, total, free, disk, gpu.has_bfloat16)
     return Machine("cpu", "memory", total, free, disk, has_bfloat16=False)
-
-
-def _gpu() -> tuple[str, int, int, float] | None:
-    """Name, total and used bytes and compute capability of the GPU that a stage would use: the first visible one."""
-    program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    # A CPU build of torch does not use a GPU that is there.
-    if program is None or visible in ("", "-1") or importlib.metadata.version("torch").endswith("+cpu"):
-        return None
-    query = [program, "--query-gpu=index,uuid,name,memory.total,memory.used,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
-        rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-        # CUDA_VISIBLE_DEVICES may hold indices or UUIDs, shortened ones too.
-        first = visible.split(",")[0] if visible else "0"
-        _, _, name, total, used, capability = next(row for row in rows if first == row[0] or row[1].startswith(first))
-        return name, int(total) << 20, int(used) << 20, float(capability)
-    except (OSError, subprocess.SubprocessError, ValueError, StopIteration):
-        return None
 
 
 def _memory() -> tuple[int, int]:

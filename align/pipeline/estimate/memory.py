@@ -19,8 +19,9 @@ from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, LOGITS_CHUNK_TOKENS
 from align.pipeline.estimate.lengths import SAMPLED_ROWS
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
+from align.runtime.device import Device
 from align.training.checkpoint import KEEP
-from align.training.needs import Batch, Device, Precision, RowLength, Sampler, Setting, TrainingNeeds, training_precision
+from align.training.needs import Batch, Precision, RowLength, Sampler, Setting, TrainingNeeds, training_precision
 
 Peft = Lora | VirtualTokens | None
 
@@ -291,11 +292,12 @@ def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine
     if sampler is None:
         return 0
     choice, on_gpu = sampler.choice, machine.device == "cuda"
+    is_half = choice.dtype == "bfloat16" or (choice.dtype == "auto" and machine.has_bfloat16)
     try:
         engine = resolve_engine(choice.engine)
     except EnvironmentProblem:
         engine = choice.engine
-    number = NUMBER_BYTES["bfloat16" if choice.dtype == "bfloat16" or (choice.dtype == "auto" and on_gpu) else "float32"]
+    number = NUMBER_BYTES["bfloat16" if is_half else "float32"]
     # vLLM fills its share with cache, whatever the model's size.
     if engine == "vllm" and on_gpu:
         return round(sampler.memory_share * machine.total_bytes)

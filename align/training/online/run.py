@@ -12,6 +12,7 @@ from align.engines.task import max_prompt_tokens_for
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
+from align.runtime.device import device_name
 from align.scoring.scorers import ScorerSet, reward_model_folders
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
@@ -48,7 +49,7 @@ def run_online(
     if value_model is not None:
         value_model.check(source, folder, max_tokens)
     settings = ForwardSettings(
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        torch.device(device_name()),
         resolve_precision(config.precision),
         config.temperature,
         config.micro_batch_tokens,

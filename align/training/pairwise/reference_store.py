@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from align.data.encoding import EncodedPreference
 from align.errors import Interrupted
 from align.runtime.context import RunContext
+from align.runtime.device import device_name
 from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
 from align.store.fingerprint import FileHashes, fingerprint
 from align.store.lock import hold
@@ -55,8 +55,7 @@ def reference_key(
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device, "quantized": quantized}
+    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device_name(), "quantized": quantized}
     return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from align.models.dropout import set_dropout
 from align.models.head import extend_forward, in_float32, last_hidden_states, target_logps
+from align.runtime.device import device_name
 from align.training.loop import GuardedTraining
 from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
@@ -101,7 +102,7 @@ def prepare_model(model: Any) -> Any:
     # Dropout would make the policy differ from a reference that is itself, and the loss at step 0 from that of equal models.
     set_dropout(model, 0.0)
     extend_forward(model, "layout", pair_outputs)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to(device_name())
 
 
 def layout_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:

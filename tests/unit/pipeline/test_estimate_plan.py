@@ -221,7 +221,7 @@ def test_the_first_visible_gpu_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text(f"#!/bin/sh\nprintf '{rows}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
+    monkeypatch.setattr("align.pipeline.estimate.machine.torch_cuda", lambda: 13.0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     machine = read_machine(tmp_path)
     assert (machine.device, machine.name, machine.has_bfloat16) == ("cuda", "NVIDIA A100", True)
