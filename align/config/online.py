@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from align.config.base import ExecutionOnly, StrictModel
+from align.config.sections import SavedWeights
 
 
 class Rollouts(StrictModel):
@@ -43,7 +44,7 @@ class Rewards(StrictModel):
     """Subtract the mean score of the reference's completions, measured on the first rollout batch."""
 
 
-class OnlineOptimization(StrictModel):
+class OnlineOptimization(SavedWeights):
     """How the policy is updated between two rollouts."""
 
     learning_rate: float = Field(default=1e-5, gt=0)

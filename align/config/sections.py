@@ -15,6 +15,7 @@ from align.config.rules import RuleSet
 OnInvalid = Literal["error", "drop"]
 EngineName = Literal["auto", "vllm", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+SaveDtype = Literal["auto", "float32", "bfloat16"]
 DpoVariant = Literal["sigmoid", "hinge", "ipo"]
 
 
@@ -69,7 +70,15 @@ PointwiseScorer = Annotated[RewardModelReference | RulesScorer, BeforeValidator(
 """A scorer that scores a completion whatever the other candidates are."""
 
 
-class Optimization(StrictModel):
+class SavedWeights(StrictModel):
+    """How the trained model is stored."""
+
+    save_dtype: SaveDtype = "auto"
+    """Numbers of the saved weights, of an adapter always float32. auto: bfloat16 if the model to start from is stored so, else
+    float32. Training itself keeps float32."""
+
+
+class Optimization(SavedWeights):
     """How weights are updated."""
 
     learning_rate: float = Field(default=1e-4, gt=0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.architecture import CONFIG_NAME, encoder_decoder_architecture, encoder_decoder_refusal
 from align.config.peft import Lora, VirtualTokens
+from align.config.sections import SaveDtype
 from align.errors import RecipeError
 from align.models.adapter import BaseRecord, find_base, read_record
 from align.models.files import (
@@ -117,6 +118,13 @@ class ModelFolder:
         """The dtype that config.json names; float32 where it names none."""
         name = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
         return str(name).removeprefix("torch.")
+
+    def saved_dtype(self, choice: SaveDtype) -> str:
+        """The dtype in which a model that is trained from this one is saved."""
+        if choice != "auto":
+            return choice
+        # Not float16: what float32 can hold may be too large for it.
+        return "bfloat16" if self.stored_dtype == "bfloat16" else "float32"
 
     @property
     def virtual_tokens(self) -> int:

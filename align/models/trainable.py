@@ -17,6 +17,7 @@ from torch import Tensor
 
 from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora, VirtualTokens
+from align.config.sections import SaveDtype
 from align.errors import RecipeError
 from align.models.adapter import check_continued, write_base_record
 from align.models.files import ADAPTER_WEIGHTS_NAME, GENERATION_CONFIG_NAME
@@ -50,6 +51,8 @@ class TrainableModel:
     store_root: Path
     name: str
     """What to name in messages."""
+    save_dtype: SaveDtype = "auto"
+    """Of the saved weights where every weight is trained."""
 
     @property
     def is_continued(self) -> bool:
@@ -165,7 +168,7 @@ def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, t
         StageError: if a trained number is NaN or infinite; nothing is written then.
     """
     if trainable.peft is None:
-        save_model(model, tokenizer, folder)
+        save_model(model, tokenizer, folder, dtype=trainable.folder.saved_dtype(trainable.save_dtype))
         return
     check_finite(trained_state(model))
     folder.mkdir(parents=True, exist_ok=True)

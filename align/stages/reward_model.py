@@ -43,7 +43,8 @@ class Config(LoraOnly, PairwiseConfig):
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 
     def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.model, self.data, self.precision, self.peft, partial(pair_batch, self), has_score_head=True)
+        batch, saved = partial(pair_batch, self), self.save_dtype
+        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, has_score_head=True, save_dtype=saved)
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:

@@ -52,7 +52,9 @@ class Config(FineTuning, AnyPeft, StageConfig):
     def training_needs(self) -> TrainingNeeds:
         batch = partial(sample_batch, self, max_tokens=self.max_tokens, packing=self.packing)
         kept = self.num_epochs if self.keep_epochs == "all" else 0
-        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, num_epochs_kept=kept)
+        return TrainingNeeds(
+            self.model, self.data, self.precision, self.peft, batch, save_dtype=self.save_dtype, num_epochs_kept=kept
+        )
 
     @model_validator(mode="after")
     def _virtual_tokens_stand_alone(self) -> Config:
@@ -90,7 +92,7 @@ def _train_decoder_only(
     from align.training.sft import train_sft
 
     config = context.config
-    trainable = TrainableModel(folder, config.peft, context.store_root, context.name)
+    trainable = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
     limit = min(config.max_tokens, trainable.context_tokens)
     encoded = _encode(context, records, chat_format, max_tokens=limit)
     result = train_sft(

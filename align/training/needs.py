@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from align.config.online import OnlineTraining
 from align.config.peft import Lora, VirtualTokens
-from align.config.sections import EngineChoice, Optimization, PairwiseOptimization
+from align.config.sections import EngineChoice, Optimization, PairwiseOptimization, SaveDtype
 from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
 from align.runtime.device import Device
 
@@ -99,6 +99,8 @@ class TrainingNeeds:
     """True for a reward model; it scores held-out pairs at the end, loaded from its folder when the trained model is gone."""
     reference: str | None = None
     """Model that goes through the pairs without gradients, before training."""
+    save_dtype: SaveDtype = "auto"
+    """Of the weights in the result, as in the recipe."""
     num_epochs_kept: int = 0
     """Number of epochs whose models are kept."""
     value_model: str | None = None

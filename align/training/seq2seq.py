@@ -92,7 +92,8 @@ def train_seq2seq_sft(
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
     _guard_labels(samples, completions, collator, chat_format)
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
-    save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder)  # noqa: E731
+    dtype = source.saved_dtype(config.save_dtype)
+    save = lambda folder: save_model(trainer.model, chat_format.tokenizer, folder, dtype=dtype)  # noqa: E731
     history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
     metrics = {
         "train_loss": history.last("loss"),

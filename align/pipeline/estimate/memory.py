@@ -247,8 +247,10 @@ def estimate_stage(
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths)
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
-    # result.
-    kept = max(1, needs.num_epochs_kept) * WEIGHT_BYTES * model.trainable_parameters
+    # result. An adapter is float32 always.
+    stored = model.shape.stored_dtype if needs.save_dtype == "auto" else needs.save_dtype
+    number = NUMBER_BYTES["bfloat16" if peft is None and stored == "bfloat16" else "float32"]
+    kept = max(1, needs.num_epochs_kept) * number * model.trainable_parameters
     full = kept + CHECKPOINTS * (WEIGHT_BYTES + MOMENTS_BYTES) * learning
     return Estimate(method_name(peft), model.trainable_parameters, Memory(**parts, peak=peak), full, kept)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.errors import AlignError
@@ -58,6 +58,8 @@ class ModelShape:
     """0 where the head is the embedding."""
     largest_tensor: int
     """Parameters of the largest tensor."""
+    stored_dtype: str = "float32"
+    """Of the weights in its folder."""
 
     @property
     def parameters(self) -> int:
@@ -88,7 +90,8 @@ def read_shape(folder: ModelFolder) -> ModelShape | None:
             return None
         text_config = config.get("text_config")
         settings = text_config if isinstance(text_config, dict) else config
-        return shape_of(settings, tensors, context=base.context_tokens, tied=base.tied)
+        shape = shape_of(settings, tensors, context=base.context_tokens, tied=base.tied)
+        return None if shape is None else replace(shape, stored_dtype=base.stored_dtype)
     except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

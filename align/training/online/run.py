@@ -45,7 +45,7 @@ def run_online(
     max_tokens = prompt_limit + config.max_completion_tokens
     records = data.rows(Prompt)
     encoded = encode_prompts(records, chat_format, max_prompt_tokens=prompt_limit, on_invalid=config.on_invalid, where=data.where)
-    start = TrainableModel(folder, config.peft, context.store_root, context.name)
+    start = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
     if value_model is not None:
         value_model.check(source, folder, max_tokens)
     settings = ForwardSettings(

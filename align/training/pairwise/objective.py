@@ -85,7 +85,9 @@ class PreferenceConfig(PairwiseConfig):
     """Pairs of a chosen and a rejected completion."""
 
     def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self))
+        return TrainingNeeds(
+            self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self), save_dtype=self.save_dtype
+        )
 
 
 class ReferenceConfig(PreferenceConfig):

@@ -69,7 +69,7 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
         reference_folder = ModelFolder(reference.model_path)
         refuse_encoder_decoder(config.method, reference, reference_folder)
     chat_format = ChatFormat(folder.tokenizer, where=source.where(None))
-    policy = TrainableModel(folder, config.peft, context.store_root, context.name)
+    policy = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
     limit = min(config.max_tokens, policy.context_tokens)
     if reference is not None:
         check_vocabulary(source, folder, reference, reference_folder)

@@ -14,6 +14,7 @@ from align.models.folder import ModelFolder
 from align.testing.tiny import tiny_causal_lm, tiny_reward_model
 
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,36 @@ def test_what_is_saved_is_what_is_loaded(language_model: Path, tmp_path: Path) -
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert ModelFolder(tmp_path / "copy").tokenizer.chat_template == tokenizer.chat_template
     assert not list((tmp_path / "copy").glob("*.bin"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rounded_copies_are_saved_and_the_model_stays(tmp_path: Path, tied: bool) -> None:
+    folder = tiny_causal_lm(tmp_path / "model", tie_word_embeddings=tied)
+    model, tokenizer = load_causal_lm(folder), ModelFolder(folder).tokenizer
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_model(model, tokenizer, tmp_path / "rounded", dtype="bfloat16")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.dtype == torch.float32
+    saved = safetensors.load_file(tmp_path / "rounded" / "model.safetensors")
+    assert ("lm_head.weight" in saved) != tied
+    assert all(torch.equal(tensor, before[name].bfloat16()) for name, tensor in saved.items())
+    assert ModelFolder(tmp_path / "rounded").stored_dtype == "bfloat16"
+    # A model that is in the dtype already is written as ever.
+    for name, dtype in (("plain", None), ("same", "float32")):
+        save_model(model, tokenizer, tmp_path / name, dtype=dtype)
+    for path in (tmp_path / "plain").iterdir():
+        assert (tmp_path / "same" / path.name).read_bytes() == path.read_bytes()
+    assert ModelFolder(tmp_path / "same").stored_dtype == "float32"
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32", "float32")])
+def test_the_dtype_of_what_is_trained_follows_the_input(tmp_path: Path, stored: str, expected: str) -> None:
+    folder = tiny_causal_lm(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": stored}))
+    assert ModelFolder(folder).saved_dtype("auto") == expected
+    assert ModelFolder(folder).saved_dtype("float32") == "float32"
+    assert ModelFolder(folder).saved_dtype("bfloat16") == "bfloat16"
 
 
 def test_dtype(language_model: Path) -> None:

@@ -142,6 +142,22 @@ def test_full_that_does_not_fit_is_said_with_what_fits(project: Path, tmp_path: 
     assert advice(large, replace(small, free_bytes=GIB)) is None
 
 
+def test_what_the_quickstart_keeps_on_the_disk(project: Path, tmp_path: Path) -> None:
+    """In models of the base's size: 12, where every copy of an equal file and the digits of float32 made it 30."""
+    config = project / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    recipe = load_recipe(Path(__file__).parents[3] / "recipes" / "quickstart", [f"inputs.base.path={project / 'base'}"])
+    stages = estimate_plan(make_plan(recipe, tmp_path / "empty"), MACHINE).stages
+    kept = {stage.name: stage.of_recipe.kept_bytes for stage in stages if stage.of_recipe is not None}
+    model = kept["orpo"]
+    units = {name: round(size / model, 1) for name, size in kept.items()}
+    # sft_best is an epoch of sft, by another name.
+    dpo = {"dpo-1": 1, "dpo-2": 1}
+    assert units == {"sft": 6, "reward_model": 1, "rejection_sampling": 1, "orpo": 1, "ppo": 1, **dpo}
+    qwen3_8b = 8_190_735_360
+    assert sum(kept.values()) / model * 2 * qwen3_8b < 200e9
+
+
 def test_it_does_not_fit_a_full_disk_either(project: Path, tmp_path: Path) -> None:
     stage = estimate(project, tmp_path / "empty")["sft"]
     assert stage.of_recipe is not None
@@ -160,6 +176,19 @@ def test_disk_counts_checkpoints_epochs_and_the_result(project: Path, tmp_path: 
     # Three epochs, the last of which is the result; three checkpoints of weights and two moments.
     assert (sft.kept_bytes, sft.disk_bytes) == (3 * size, 3 * size + 3 * 3 * size)
     assert (dpo.kept_bytes, dpo.disk_bytes) == (size, size + 3 * 3 * size)
+
+
+def test_results_of_a_model_in_bfloat16_take_half(project: Path, tmp_path: Path) -> None:
+    before = estimate(project, tmp_path / "empty")
+    config = project / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    after = estimate(project, tmp_path / "empty", "stages.dpo.save_dtype=float32")
+    for name, share in {"sft": 0.5, "reward": 0.5, "ppo": 0.5, "dpo": 1.0}.items():
+        old, new = before[name].of_recipe, after[name].of_recipe
+        assert old is not None
+        assert new is not None
+        assert new.kept_bytes == share * old.kept_bytes
+        assert old.disk_bytes - old.kept_bytes == new.disk_bytes - new.kept_bytes, "checkpoints stay float32"
 
 
 def test_a_gpu_has_no_worker_in_its_memory_but_a_context(project: Path, tmp_path: Path) -> None:

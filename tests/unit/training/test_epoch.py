@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm
+from align.models.save import save_model
 from align.records import Message, Preference
 from align.runtime.events import Metrics, Progress, Saving
 from align.stage import StageOutcome
@@ -52,6 +55,12 @@ class Training(Recorder):
     def saved(self) -> list[bool]:
         """For every `Saving` event, whether it begins."""
         return [event.seconds is None for event in self.of(Saving)]
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
 
 
 @pytest.fixture
@@ -98,3 +107,40 @@ def test_a_kill_between_the_last_step_and_its_record_trains_from_the_last_checkp
     training.run(checkpoint_steps=3)
     assert "resuming from step 3" in training.notes
     assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
+
+
+def test_a_model_that_came_in_bfloat16_is_trained_in_float32_and_kept_in_bfloat16(tmp_path: Path, project_template: Path) -> None:
+    import torch
+
+    base = ModelFolder(project_template / "base")
+    save_model(load_causal_lm(base), base.tokenizer, tmp_path / "base", dtype="bfloat16")
+    kept = {}
+    for dtype in ("float32", "auto"):
+        training = Training(tmp_path / dtype, tmp_path / "base")
+        training.run(save_dtype=dtype, checkpoint_steps=3)
+        kept[dtype] = training.output / MODEL_FOLDER
+        in_training = tensors(training.output / "work" / "checkpoints" / "checkpoint-3")
+        assert {tensor.dtype for tensor in in_training.values()} == {torch.float32}, "an interruption loses no digit"
+    exact, rounded = tensors(kept["float32"]), tensors(kept["auto"])
+    assert exact.keys() == rounded.keys()
+    for name, tensor in exact.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor.to(torch.bfloat16), rounded[name]), name
+    assert [ModelFolder(folder).stored_dtype for folder in kept.values()] == ["float32", "bfloat16"]
+    sizes = [(folder / "model.safetensors").stat().st_blocks for folder in kept.values()]
+    assert sizes[1] < 0.6 * sizes[0]
+
+    (tmp_path / "auto" / "store" / "dpo" / "work" / "history.json").unlink()
+    shutil.rmtree(kept["auto"])
+    training.run(save_dtype="auto")
+    assert "resuming from step 3" in training.notes
+    again = tensors(kept["auto"])
+    assert all(torch.equal(again[name], tensor) for name, tensor in rounded.items())
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_model_that_came_in_float32_is_rounded_only_where_a_recipe_says_so(
+    training: Training, choice: str, expected: str
+) -> None:
+    training.run(save_dtype=choice)
+    assert {str(tensor.dtype) for tensor in tensors(training.output / MODEL_FOLDER).values()} == {f"torch.{expected}"}
