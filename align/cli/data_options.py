@@ -95,14 +95,14 @@ def open_model_format(model: Path) -> ModelFormat:
     """Load the tokenizer of a stage's or a model's folder.
 
     Raises:
-        RecipeError, EnvironmentProblem: see `find_source`, `ModelFolder` and `format_of`.
+        RecipeError, EnvironmentProblem: see `find_source`, and `load_format`.
     """
     from align.pipeline.worker import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no warnings
-    from align.data.plain import format_of
     from align.export.source import find_source
+    from align.models.chat_format import load_format
 
     found = find_source(model)
-    chat_format = format_of(found.folder.tokenizer, found.folder.encoder_decoder, str(model))
+    chat_format = load_format(found.folder, where=str(model))
     return ModelFormat(found.name, chat_format, found.folder.context_tokens)

@@ -129,6 +129,7 @@ _ALL = (
     _finding("contains_eos", "model", "the end-of-sequence token inside a text", "take it out", None),
     _finding("not_representable", "model", "the tokenizer cannot write the completion", "use another model or text", None),
     _finding("template_rewrites", "model", "the chat template changes the text", "trim the text, or fix the template", None),
+    _finding("contains_thinking", "model", "reasoning that the chat template rewrites", "set `chat.thinking` of the model", None),
     _finding("template_error", "model", "the chat template refuses the conversation", "see the message", None),
 )
 

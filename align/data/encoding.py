@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from align.config.sections import OnInvalid
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.errors import DataError
 from align.records import Drop, Instruction, Preference, Prompt, PromptRecord
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
@@ -149,11 +150,11 @@ def _encode(
             except TemplateProblem as problem:
                 refused[number] = (problem.reason, str(problem))
     # All texts are rendered before the tokenizer is called, so that one call serves all rows.
-    ids = chat_format.ids_by_text(text for texts in rendered.values() for text in texts)
+    ids = chat_format.token_ids_of(list(rendered.values()))
     rows = []
-    for number, texts in rendered.items():
+    for number, tokens in zip(rendered, ids, strict=True):
         try:
-            rows.append(build(records[number], *(ids[text] for text in texts)))
+            rows.append(build(records[number], *tokens))
         except TemplateProblem as problem:
             refused[number] = (problem.reason, str(problem))
     # Two passes refuse rows; sorting by number puts them back in the order of the records.

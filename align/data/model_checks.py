@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from align.data.template import ChatFormat, TemplateProblem, difference
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
+from align.data.turns import difference
 from align.records import Message
 from align.rows import DataKind
 from align.rows.conversation import FieldProblem
@@ -62,9 +64,9 @@ class ModelChecks:
                 # A control token in a text is one token, not its bytes: the proof from bytes does not hold for such a row.
                 if problems[number] or self._needs_tokens(texts):
                     shown.append((number, texts))
-        ids = self._format.ids_by_text(text for _, texts in shown for text in texts)
-        for number, texts in shown:
-            problems[number] += self._token_problems(kind.completions, texts, [ids[text] for text in texts])
+        ids = self._format.token_ids_of([texts for _, texts in shown])
+        for (number, texts), tokens in zip(shown, ids, strict=True):
+            problems[number] += self._token_problems(kind.completions, texts, tokens)
         return problems
 
     def _control_problems(self, kind: DataKind[Any], record: Any) -> list[FieldProblem]:
@@ -74,7 +76,7 @@ class ModelChecks:
         found = []
         for field, text in kind.texts(record).items():
             for match in self._control.finditer(text):
-                if match.group() == self._format.eos_token and field in kind.completions:
+                if match.group() == self._format.end_token and field in kind.completions:
                     continue
                 is_marker = match.group() in self._markers
                 what = "which the template puts between turns" if is_marker else "a control token of the model"
@@ -127,8 +129,7 @@ class ModelChecks:
 
     def _lost(self, text: str, tokens: list[int]) -> str:
         """The message for tokens that do not decode to the text; empty if they do."""
-        decode = self._format.tokenizer.decode
-        back = str(decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        back = self._format.decode_completion(tokens)
         return (
             "" if self._format.same_text(back, text) else f"the tokenizer cannot write this completion: {difference(text, back)}"
         )

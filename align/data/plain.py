@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from align.data.template import ChatFormat, TemplateProblem, Tokenizer, difference
+from align.config.chat import ChatSettings
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
+from align.data.tokens import Tokenizer
+from align.data.turns import difference
 from align.records import Message
 
 _PROBE = "Probe"
@@ -53,26 +57,37 @@ class PlainFormat(ChatFormat):
             for ids in (whole[:start], whole[start + len(bare) :])
         )
 
+    def _find_format(self) -> None:
+        super()._find_format()
+        # Encoder and decoder read texts of their own, so a completion follows nothing.
+        self._anchor = ""
+
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The prompt's messages, followed by the completion where the last message is the assistant's."""
         prompt = messages if add_generation_prompt else messages[:-1]
         contents = "\n".join(message.content for message in prompt)
-        if self.eos_token in contents:
-            raise TemplateProblem("contains_eos", f"the prompt contains the end-of-sequence token {self.eos_token!r}")
+        if self.end_token in contents:
+            raise TemplateProblem("contains_eos", f"the prompt contains the end-of-sequence token {self.end_token!r}")
         text = self._before + contents + self._behind
         # The completion follows the unchanged prompt, since `ChatFormat` requires the prompt as a prefix of the whole.
-        return text if add_generation_prompt else text + messages[-1].content + self.eos_token
+        return text if add_generation_prompt else text + messages[-1].content + self.end_token
 
 
-def format_of(tokenizer: Tokenizer, encoder_decoder: str | None, where: str) -> ChatFormat:
+def format_of(
+    tokenizer: Tokenizer,
+    encoder_decoder: str | None,
+    where: str,
+    *,
+    settings: ChatSettings | None = None,
+    stop_token_ids: Sequence[int] = (),
+) -> ChatFormat:
     """The format of a model: its chat template, or plain text for an encoder–decoder model without one.
 
     Args:
         encoder_decoder: the architecture of an encoder–decoder model; None for a decoder.
-
+        settings, stop_token_ids: see `ChatFormat`.
     Raises:
         RecipeError: see `ChatFormat` and `PlainFormat`.
     """
-    if encoder_decoder and not tokenizer.chat_template:
-        return PlainFormat(tokenizer, where=where)
-    return ChatFormat(tokenizer, where=where)
+    form = PlainFormat if encoder_decoder and not tokenizer.chat_template else ChatFormat
+    return form(tokenizer, where=where, settings=settings, stop_token_ids=stop_token_ids)

@@ -1,8 +1,8 @@
 """Chat templates and token spans: the text that a model reads, and the tokens that the loss is taken on.
 
 A prompt is rendered as text and tokenized without special tokens: a template may write its own BOS, and must not get a second
-one. Prompt and completion are tokenized separately, because a sampler sees the prompt's ids alone. Training and sampling
-therefore use the same ids.
+one. A sampler sees the prompt's ids alone, so prompt and completion are tokenized apart; a completion is tokenized behind the
+text that ends every prompt, because many tokenizers put a space in front of a text that stands alone.
 
 Duck-typed on a transformers tokenizer; loads neither torch nor transformers. transformers renders templates in Jinja's immutable
 sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/test_template.py); size and time are limited here.
@@ -11,14 +11,18 @@ sandbox (`ImmutableSandboxedEnvironment`, checked for 5.19 by tests/unit/data/te
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
-import os.path
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
+from align.config.chat import ChatSettings
+from align.data.template_problems import Aspect, FormatError, TemplateProblem
 from align.data.time_limit import TimeLimitExceeded, time_limit
-from align.errors import RecipeError
+from align.data.tokens import BehindPrompt, Tokenizer, tokenize
+from align.data.turns import PROBE, added_tokens, choose_padding, difference, find_turns, leading_token
 from align.records import Message
 
 MAX_TEMPLATE_BYTES = 64 * 1024
@@ -29,47 +33,8 @@ SECONDS_PER_CONVERSATION = 0.02
 MAX_CACHED_PROMPTS = 50_000
 """Rendered prompts are cached, since several completions follow each; the bound keeps memory from growing with the data."""
 
-Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
-
-_PROBE = "Probe"
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that this module uses."""
-
-    chat_template: Any
-    eos_token: Any
-    eos_token_id: Any
-    pad_token_id: Any
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
-
-
-class FormatError(RecipeError):
-    """No conversation can be rendered for the model. `aspect` names the cause.
-
-    Every argument but the message has a default: errors cross processes by their message, the other attributes are set later.
-    """
-
-    def __init__(self, message: str, *, aspect: Aspect = "template", hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.aspect = aspect
-
-
-class TemplateProblem(ValueError):
-    """One conversation cannot be rendered or trained on as it is.
-
-    `reason` is the row's `drop_reason`; `field` is `prompt`, or the completion's name where `texts_of` knows it.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.field = ""
+THINKING = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+"""A thinking block at the beginning of a completion, as Qwen3, R1, EXAONE 4 and others write it."""
 
 
 class ChatFormat:
@@ -78,30 +43,43 @@ class ChatFormat:
     Args:
         tokenizer: a transformers tokenizer, or anything shaped like one.
         where: the model's name in messages, usually its folder.
+        settings: what a recipe says about the format.
+        stop_token_ids: tokens at which the model's own generation_config.json stops, in addition to those found here.
     Raises:
-        FormatError: if the tokenizer lacks a chat template, an end-of-sequence or a padding token, if padding and
-            end-of-sequence are the same token, or if the template does not end a completion with the end-of-sequence token.
+        FormatError: if the tokenizer has no chat template, if no token is found that ends a completion or that can pad rows, or
+            if the template does not show a completion as it is, right behind its prompt.
     """
 
     unicode_form: Literal["NFC", "NFKC"] = "NFC"
     """Two texts that are equal in this form count as the same: tokenizers normalise at least this much."""
 
-    def __init__(self, tokenizer: Tokenizer, where: str = "the model") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        where: str = "the model",
+        *,
+        settings: ChatSettings | None = None,
+        stop_token_ids: Sequence[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.where = where
-        self._check_template()
-        self._check_tokens()
-        self.eos_token = str(tokenizer.eos_token)
-        self.eos_token_id = int(tokenizer.eos_token_id)
-        self.pad_token_id = int(tokenizer.pad_token_id)
+        self.settings = settings or ChatSettings()
         self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
         self._limited = False
-        # A first value: `_find_closing` sets it.
-        self.template_closes = True
-        """Whether the template writes the end-of-sequence token; otherwise align appends it to every completion."""
-        # Last, because it renders a conversation, for which everything above is needed.
-        self.closing = self._find_closing()
-        """The text after every completion, which is trained on too: the end-of-sequence token, perhaps after white space."""
+        self.printed_dates: dict[str, str] = {}
+        """Formats of `strftime` that the template asked for, with the date that it got."""
+        self._check_template()
+        # First values; what follows renders conversations and sets them.
+        self.opening = self._lead = self._anchor = self._after_closing = ""
+        self._shows_prompt = self.template_closes = True
+        self.end_token, self.closing = str(tokenizer.eos_token or ""), ""
+        self._find_format()
+        self.end_token_id = self._id_of(self.end_token, "end_of_sequence")
+        ends = [self.end_token_id, *([] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]), *stop_token_ids]
+        self.stop_token_ids = tuple(dict.fromkeys(ends))
+        """Tokens that end a completion: that of the template first, then the tokenizer's and the model's own."""
+        self.pad_token_id = self._find_padding()
+        self._behind_prompt = BehindPrompt(tokenizer, self._anchor)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as the model reads it, up to where its completion begins.
@@ -115,38 +93,61 @@ class ChatFormat:
                 # Clearing all is simpler than tracking use, and costs one more rendering of each prompt that comes again.
                 self._prompt_texts.clear()
             try:
-                self._prompt_texts[key] = self._render(messages, add_generation_prompt=True)
+                self._prompt_texts[key] = self._render(messages, add_generation_prompt=True) + self.opening
             except TemplateProblem as problem:
                 problem.field = "prompt"
                 raise
         return self._prompt_texts[key]
 
     def completion_text(self, messages: Sequence[Message], completion: str) -> str:
-        """The completion and the text that closes it, including the end-of-sequence token.
+        """The text behind the prompt: the completion as the template shows it, and the token that ends it.
 
         Raises:
             TemplateProblem: if the template refuses the conversation, or changes the completion.
         """
-        # The tokenizer would make the real token of it, and the model would learn to write on after its end.
-        if self.eos_token in completion:
-            raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {self.eos_token!r}")
+        self._refuse_end(completion)
+        if self.settings.thinking == "strip":
+            completion = THINKING.sub("", completion, count=1)
         prompt = self.prompt_text(messages)
+        if not self._shows_prompt:
+            # The prompt opens a thinking block that the finished turn does not show: nothing is there to compare with.
+            return completion + self.closing
         whole = self._render([*messages, Message(role="assistant", content=completion)], add_generation_prompt=False)
         # Some templates change earlier turns once an answer follows. Sampling would then see another prompt than training.
         if not whole.startswith(prompt):
+            self._refuse_thinking(completion)
             raise TemplateProblem(
                 "template_rewrites",
                 f"the chat template shows the prompt otherwise once a completion follows: {difference(prompt, whole)}",
             )
         tail = whole[len(prompt) :]
-        rest = tail.removeprefix(completion)
+        shown = self._with_thinking(completion, tail) if self.settings.thinking == "keep" else self._lead + completion
+        rest = tail.removeprefix(shown)
         # What the template writes after the end-of-sequence token is left out: the sampler stops at that token.
         closed = rest.startswith(self.closing) if self.template_closes else not rest.strip()
-        if not tail.startswith(completion) or not closed:
-            cause = " (it strips outer white space)" if tail.startswith(completion.strip()) else ""
-            found = difference(completion + self.closing, tail)
+        if not tail.startswith(shown) or not closed:
+            self._refuse_thinking(completion)
+            cause = " (it strips outer white space)" if tail.lstrip().startswith(completion.strip()) else ""
+            found = difference(shown + self.closing, tail)
             raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{cause}: {found}")
-        return completion + self.closing
+        return shown + self.closing
+
+    def continuation(self, completion: str, *, ended: bool) -> str:
+        """The text behind the prompt for a completion that a model wrote, without asking the template.
+
+        Args:
+            ended: whether the completion ended by itself; the end of any other is not shown, as the policy did not write one.
+        Raises:
+            TemplateProblem: if the completion contains the token that ends it.
+        """
+        self._refuse_end(completion)
+        return self._lead + completion + (self.closing if ended else "")
+
+    def _refuse_end(self, completion: str) -> None:
+        for end in {self.end_token, self.tokenizer.eos_token} - {None, ""}:
+            # The tokenizer would make the real token of it, and the model would learn to write on after its end.
+            if str(end) in completion:
+                raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {end!r}")
 
     def texts_of(self, messages: Sequence[Message], completions: Mapping[str, str]) -> list[str]:
         """The prompt's text, then every completion's, as `prompt_text` and `completion_text` give them.
@@ -165,24 +166,51 @@ class ChatFormat:
                 raise
         return [self.prompt_text(messages), *texts]
 
+    def sampled_text(self, token_ids: Sequence[int]) -> str:
+        """The completion in sampled tokens, without the token that ended it and what the template writes around it."""
+        ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
+        text = self._behind_prompt.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
+        spacing = self.closing.removesuffix(self.end_token) if ended and self.template_closes else ""
+        return text.removeprefix(self._lead).removesuffix(spacing)
+
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt. Give a sampler these ids, never the text, which it would tokenize in its own way."""
         return self.tokenize([self.prompt_text(messages)])[0]
 
     def encode_completion(self, messages: Sequence[Message], completion: str) -> list[int]:
-        """Token ids of the completion, to follow those of `encode_prompt`; the last is the end-of-sequence token."""
-        return self.tokenize([self.completion_text(messages, completion)])[0]
+        """Token ids of the completion, to follow those of `encode_prompt`; the last is the token that ends it."""
+        return self.token_ids_of([self.texts_of(messages, {"completion": completion})])[0][1]
+
+    def token_ids_of(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of rows of texts, each a prompt's text and those of its completions.
+
+        One call of the tokenizer is faster than many, and equal texts are tokenized once.
+        """
+        prompts = dict.fromkeys(texts[0] for texts in rows if texts)
+        completions = dict.fromkeys(text for texts in rows for text in texts[1:])
+        ids = dict(zip(prompts, self.tokenize(list(prompts)), strict=True))
+        behind = dict(zip(completions, self._behind_prompt.tokenize(list(completions)), strict=True))
+        return [[ids[text] if place == 0 else behind[text] for place, text in enumerate(texts)] for texts in rows]
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of rendered texts, without added special tokens."""
-        if not texts:
-            return []
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return tokenize(self.tokenizer, texts)
 
-    def ids_by_text(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Token ids of each different text: one call of the tokenizer is faster than many, and equal texts are tokenized once."""
-        unique = list(dict.fromkeys(texts))
-        return dict(zip(unique, self.tokenize(unique), strict=True))
+    def decode_completion(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion's tokens, special tokens included."""
+        return self._behind_prompt.decode(token_ids, skip_special_tokens=False)
+
+    def renders_alike(self, template: str) -> bool:
+        """Whether a template, by itself, gives the prompts of this format: for one question, and for a second one."""
+        question, answer = (Message(role=role, content=PROBE) for role in ("user", "assistant"))
+        for messages in ([question], [question, answer, question]):
+            conversation = [message.model_dump() for message in messages]
+            text = self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, chat_template=template
+            )
+            if text != self._render(messages, add_generation_prompt=True) + self.opening:
+                return False
+        return True
 
     def same_text(self, first: str, second: str) -> bool:
         """Whether two texts are equal apart from what the tokenizer may normalise."""
@@ -216,9 +244,15 @@ class ChatFormat:
         if not self._limited:
             with self.time_limit(conversations=1):
                 return self._render(messages, add_generation_prompt=add_generation_prompt)
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        conversation = [{"role": message.role, "content": message.content} for message in self._with_system(messages)]
         try:
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
+            text = self.tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=self._strftime,
+                **self.settings.template_kwargs,
+            )
         except Exception as error:
             # A template may fail in any way (jinja2's errors, its own raise_exception, a TypeError): it concerns this row only.
             reason = str(error) or type(error).__name__
@@ -230,7 +264,7 @@ class ChatFormat:
         if not template:
             raise FormatError(
                 f"{self.where}: the tokenizer has no chat template",
-                hint="Add chat_template.jinja to that folder, or start from an instruction-tuned model.",
+                hint="Give it one in the recipe, `chat: {template: plain}` or a file, or take an instruction-tuned model.",
             )
         # A tokenizer may hold several templates by name; the limit is on all of them.
         text = template if isinstance(template, str) else json.dumps(template)
@@ -240,55 +274,104 @@ class ChatFormat:
                 hint="Look at chat_template.jinja of that model.",
             )
 
-    def _check_tokens(self) -> None:
-        for name in ("eos", "pad"):
-            if getattr(self.tokenizer, f"{name}_token_id") is None:
-                raise FormatError(
-                    f"{self.where}: the tokenizer has no {name} token",
-                    aspect="end_of_sequence" if name == "eos" else "padding",
-                    hint=f"Set {name}_token in tokenizer_config.json of that folder.",
-                )
-        if self.tokenizer.eos_token_id == self.tokenizer.pad_token_id:
-            raise FormatError(
-                f"{self.where}: padding and end of sequence are the same token, {self.tokenizer.eos_token!r}: "
-                "a model trained so never learns to stop",
-                aspect="padding",
-                hint="Set pad_token in tokenizer_config.json to another token of the vocabulary.",
-            )
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with system messages where the settings want them."""
+        if self.settings.system == "template" or all(message.role != "system" for message in messages):
+            return messages
+        others = [message for message in messages if message.role != "system"]
+        if self.settings.system == "first_user":
+            said = "\n\n".join(message.content for message in messages if message.role == "system")
+            first = next((place for place, message in enumerate(others) if message.role == "user"), None)
+            if first is not None:
+                others[first] = Message(role="user", content=f"{said}\n\n{others[first].content}")
+        return others
 
-    def _find_closing(self) -> str:
-        """The text after a completion, up to its end-of-sequence token, as a short conversation shows it."""
-        messages = [Message(role="user", content=_PROBE)]
+    def _strftime(self, form: str) -> str:
+        """Stands in for the template's `strftime_now`: the same tokens on every day."""
+        day = datetime.date.fromisoformat(self.settings.date)
+        return self.printed_dates.setdefault(form, day.strftime(form))
+
+    def _find_format(self) -> None:
+        """Find what the template writes around a completion, by rendering a short conversation."""
         try:
-            prompt = self._render(messages, add_generation_prompt=True)
-            whole = self._render([*messages, Message(role="assistant", content=_PROBE)], add_generation_prompt=False)
-        except TemplateProblem as problem:
+            turns = find_turns(lambda messages, prompt: self._render(messages, add_generation_prompt=prompt))
+        except (TemplateProblem, ValueError) as problem:
             raise FormatError(f"{self.where}: the chat template cannot show one question and its answer: {problem}") from problem
-        begins = whole.startswith(prompt) and whole[len(prompt) :].startswith(_PROBE)
-        if not begins:
+        self._anchor, keep = turns.generation_prompt, self.settings.thinking == "keep"
+        if not turns.begins_with_prompt and not keep:
             raise FormatError(
                 f"{self.where}: the chat template does not show a completion right after the generation prompt: "
-                f"{difference(prompt + _PROBE, whole)}",
+                f"{turns.difference}",
                 aspect="prompt_prefix",
-                hint="Sampling would differ from training: the generation prompt must end where the completion begins.",
+                hint="If the prompt opens a thinking block, write `chat: {thinking: keep}` at that model, or set a variable of "
+                "the template that turns thinking off: `chat: {template_kwargs: {enable_thinking: false}}`.",
             )
-        rest = whole[len(prompt) + len(_PROBE) :]
-        # Text between the completion and the end-of-sequence token means that another token ends a turn.
-        before, found, _ = rest.partition(self.eos_token)
-        if before.strip():
+        self._shows_prompt = turns.begins_with_prompt
+        if not keep:
+            # White space belongs to the completion, since tokenizers join it to the first word. Anything else is the prompt's.
+            self._lead = "" if turns.opening.strip() else turns.opening
+            self.opening = turns.opening if turns.opening.strip() else ""
+            self._anchor += self.opening
+        self._find_end(turns.closing)
+
+    def _find_end(self, closing: str) -> None:
+        """Find the token that ends a completion in the text that the template writes behind one."""
+        known = added_tokens(self.tokenizer)
+        own = None if self.tokenizer.eos_token is None else str(self.tokenizer.eos_token)
+        candidates = [*known, *([own] if own else [])] if self.settings.end_of_turn is None else [self.settings.end_of_turn]
+        end = leading_token(closing, candidates)
+        self.template_closes = end is not None
+        if end is None:
+            chosen = self.settings.end_of_turn or own
+            if closing.strip() or chosen is None:
+                shown = f"ends a completion with {closing.strip()!r}, which is" if closing.strip() else "writes"
+                raise FormatError(
+                    f"{self.where}: the chat template {shown} no token that a model can stop at"
+                    + (f"; the end-of-sequence token is {own!r}" if own else ""),
+                    aspect="end_of_turn" if closing.strip() else "end_of_sequence",
+                    hint="Write the token that ends a turn at that model: `chat: {end_of_turn: …}`.",
+                )
+            end = chosen
+        self.end_token = end
+        before, _, self._after_closing = closing.partition(end) if self.template_closes else ("", "", "")
+        self.closing = before + end
+
+    def _with_thinking(self, completion: str, tail: str) -> str:
+        """What the template shows of a completion, its reasoning or an empty thinking block included."""
+        shown = tail.removesuffix(self.closing + self._after_closing)
+        # The template may move white space around the reasoning; no word may be lost.
+        return shown if "".join(shown.split()).endswith("".join(completion.split())) else completion
+
+    def _refuse_thinking(self, completion: str) -> None:
+        if self.settings.thinking == "refuse" and "</think>" in completion:
+            raise TemplateProblem(
+                "contains_thinking",
+                "the completion holds a thinking block, which the chat template rewrites; "
+                "`chat: {thinking: keep}` at the model trains on it, `thinking: strip` removes it",
+            )
+
+    def _id_of(self, token: str, aspect: Aspect) -> int:
+        vocabulary = self.tokenizer.get_vocab()
+        if token not in vocabulary:
             raise FormatError(
-                f"{self.where}: the chat template ends a completion with {rest.strip()!r}, but the end-of-sequence token is "
-                f"{self.eos_token!r}: the model would never stop",
-                aspect="end_of_turn",
-                hint="Set eos_token in tokenizer_config.json to the token that ends a turn.",
+                f"{self.where}: {token!r} is not a token of its vocabulary",
+                aspect=aspect,
+                hint="Name a token that is in tokenizer.json.",
             )
-        self.template_closes = bool(found)
-        return before + self.eos_token if found else self.eos_token
+        return int(vocabulary[token])
 
-
-def difference(expected: str, found: str) -> str:
-    """The two texts around the first character at which they differ."""
-    # In spite of its module, it compares strings character by character.
-    index = len(os.path.commonprefix([expected, found]))
-    start = max(0, index - 20)
-    return f"expected {expected[start : index + 30]!r}, found {found[start : index + 30]!r}"
+    def _find_padding(self) -> int:
+        if self.settings.pad_token is not None:
+            chosen: int | None = self._id_of(self.settings.pad_token, "padding")
+            problem = "the padding token ends a completion, too: a model trained so elsewhere never learns to stop"
+        else:
+            template = json.dumps(self.tokenizer.chat_template, ensure_ascii=False)
+            chosen = choose_padding(self.tokenizer, end=self.end_token_id, stops=self.stop_token_ids, used=template)
+            problem = "its vocabulary has no token that could pad rows"
+        if chosen is None or chosen == self.end_token_id:
+            raise FormatError(
+                f"{self.where}: {problem}",
+                aspect="padding",
+                hint="Write a token that rows may be filled with at that model: `chat: {pad_token: …}`.",
+            )
+        return chosen

@@ -6,11 +6,13 @@ from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.engines.open import resolve_dtype
 from align.engines.protocol import SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import DataError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Message
 
@@ -80,7 +82,7 @@ class Conversation:
     def __init__(
         self, model_folder: ModelFolder, *, system: str | None, temperature: float, max_completion_tokens: int, seed: int
     ) -> None:
-        self._format = ChatFormat(model_folder.tokenizer, where=str(model_folder.path))
+        self._format = load_format(model_folder)
         self._context = model_folder.context_tokens
         self._engine = StreamingEngine(model_folder, dtype=resolve_dtype("auto"), max_model_tokens=self._context)
         self._settings = SamplingSettings(
@@ -89,7 +91,7 @@ class Conversation:
             top_k=None,
             max_completion_tokens=max_completion_tokens,
             num_candidates=1,
-            stop_token_ids=(self._format.eos_token_id,),
+            stop_token_ids=self._format.stop_token_ids,
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._system = [] if system is None else [Message(role="system", content=system)]

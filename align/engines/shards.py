@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from align.data.template import ChatFormat
 from align.engines.holder import EngineHolder
 from align.engines.protocol import GenerationRequest, SampledCompletion
 from align.engines.task import SamplingTask
 from align.errors import Interrupted, StageError
-from align.models.folder import ModelFolder
+from align.models.chat_format import load_format
 from align.records import Candidate, Prompt
 from align.runtime.executor import Inline, executor_for
 from align.runtime.seed import derive_seed
@@ -46,8 +47,8 @@ class ShardSampler:
     holder: EngineHolder
 
     @cached_property
-    def _decode(self) -> Callable[[list[int]], str]:
-        return decoder(self.task.model_folder)
+    def _format(self) -> ChatFormat:
+        return load_format(self.task.model_folder)
 
     def __call__(self, index: int) -> None:
         task = self.task
@@ -61,7 +62,7 @@ class ShardSampler:
         outputs = engine.generate(requests, task.settings())
         seconds = time.perf_counter() - started
         rows = [
-            make_candidate(prompt, number, completion, request.seed + number, self._decode, task.stop_token_ids)
+            make_candidate(prompt, number, completion, request.seed + number, self._format)
             for prompt, request, completions in zip(prompts, requests, outputs, strict=True)
             for number, completion in enumerate(completions)
         ]
@@ -70,30 +71,20 @@ class ShardSampler:
         write_shard(shard, rows, engine=engine.name, version=engine.version, tokens=tokens, seconds=seconds)
 
 
-def make_candidate(
-    prompt: Prompt, index: int, sampled: SampledCompletion, seed: int, decode: Callable[[list[int]], str], stops: tuple[int, ...]
-) -> Candidate:
-    """The record of a sampled completion; its text leaves out the token of `stops` that ended it."""
+def make_candidate(prompt: Prompt, index: int, sampled: SampledCompletion, seed: int, chat_format: ChatFormat) -> Candidate:
+    """The record of a sampled completion; its text leaves out the token that ended it."""
     ids = sampled.token_ids
-    text_ids = ids[:-1] if ids and ids[-1] in stops else ids
     return Candidate(
         prompt_id=prompt.id,
         candidate_index=index,
         prompt=prompt.prompt,
         reference=prompt.reference,
-        completion=decode(text_ids),
+        completion=chat_format.sampled_text(ids),
         completion_token_ids=ids,
         completion_tokens=len(ids),
         finish_reason=sampled.finish_reason,
         seed=seed,
     )
-
-
-def decoder(model_folder: ModelFolder) -> Callable[[list[int]], str]:
-    """A function from a model's tokens to text."""
-
-    tokenizer = model_folder.tokenizer
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def sample(

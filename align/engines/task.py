@@ -65,7 +65,7 @@ def prepare_task(
         model_folder=model_folder,
         prompts=[by_id[row.id] for row in encoded.rows],
         prompt_token_ids=[row.prompt_token_ids for row in encoded.rows],
-        stop_token_ids=(chat_format.eos_token_id,),
+        stop_token_ids=chat_format.stop_token_ids,
         config=config,
         seed=seed,
     )

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.engines.open import open_engine
 from align.engines.protocol import GenerationRequest, SamplingSettings, TextEngine
 from align.errors import RecipeError, StageError
 from align.export.prompts import NEUTRAL_PROMPTS
+from align.models.chat_format import load_format, load_tokens
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.records import Message, Prompt
@@ -66,7 +68,7 @@ class _Answered:
     texts: list[str]
     prompt_token_ids: list[list[int]]
     tokens: list[list[int]]
-    end: int | None
+    stops: tuple[int, ...]
 
     @property
     def max_model_tokens(self) -> int:
@@ -145,7 +147,7 @@ def _encode(folder: ModelFolder, messages: Sequence[list[Message]]) -> list[list
     """Prompts as token ids, through the chat template; without a usable one, the last message of each alone."""
     tokenizer = folder.tokenizer
     try:
-        chat_format = ChatFormat(tokenizer, where=str(folder.path))
+        chat_format = load_format(folder)
         return [chat_format.encode_prompt(conversation) for conversation in messages]
     except (RecipeError, TemplateProblem):
         texts = [conversation[-1].content for conversation in messages]
@@ -153,7 +155,7 @@ def _encode(folder: ModelFolder, messages: Sequence[list[Message]]) -> list[list
 
 
 def _encode_pairs(folder: ModelFolder, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    chat_format = ChatFormat(folder.tokenizer, where=str(folder.path))
+    chat_format = load_format(folder)
     encoded = []
     for prompt, completion in pairs:
         messages = [Message(role="user", content=prompt)]
@@ -171,8 +173,10 @@ def _scores(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[floa
 
 
 def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], prompt_token_ids: list[list[int]]) -> _Answered:
-    end = source.tokenizer.eos_token_id
-    answered = _Answered(texts, prompt_token_ids, [], end)
+    tokens = load_tokens(source)
+    own = () if isinstance(tokens, ChatFormat) or tokens.eos_token_id is None else (int(tokens.eos_token_id),)
+    stops = tokens.stop_token_ids if isinstance(tokens, ChatFormat) else own
+    answered = _Answered(texts, prompt_token_ids, [], stops)
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
     # The exported weights are rounded to `dtype`. The same rounding here leaves only real differences; both compute in float32.
     if dtype != "float32":
@@ -184,14 +188,13 @@ def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], promp
 
 
 def _greedy(engine: TextEngine, answered: _Answered) -> list[list[int]]:
-    stops = () if answered.end is None else (answered.end,)
     settings = SamplingSettings(
         temperature=0.0,
         top_p=1.0,
         top_k=None,
         max_completion_tokens=MAX_COMPLETION_TOKENS,
         num_candidates=1,
-        stop_token_ids=stops,
+        stop_token_ids=answered.stops,
     )
     requests = [GenerationRequest(prompt_token_ids=ids, seed=0) for ids in answered.prompt_token_ids]
     return [candidates[0].token_ids for candidates in engine.generate(requests, settings)]
@@ -208,7 +211,7 @@ def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tup
     ).to(device)
     # The folder's own sampling defaults and penalties would change the answers, and the source answers without them.
     model.generation_config = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=answered.end, pad_token_id=answered.end or 0
+        do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=list(answered.stops) or None, pad_token_id=0
     )
     tokens: list[list[int]] = []
     for start in range(0, len(answered.prompt_token_ids), ROWS_PER_BATCH):
@@ -218,15 +221,16 @@ def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tup
         input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
         output = model.generate(input_ids=input_ids, attention_mask=mask)
-        tokens += [_until(row, answered.end) for row in output[:, longest:].tolist()]
+        tokens += [_until(row, answered.stops) for row in output[:, longest:].tolist()]
     del model
     free_memory()  # vLLM, which is next, takes most of a GPU
     return str(transformers.__version__), tokens
 
 
-def _until(tokens: list[int], end: int | None) -> list[int]:
+def _until(tokens: list[int], stops: tuple[int, ...]) -> list[int]:
     # Rows that end early are padded until the longest of their batch ends.
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]
 
 
 def _answer_with_vllm(exported: ModelFolder, answered: _Answered) -> tuple[str, list[list[int]]]:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.config.architecture import CONFIG_NAME
 from align.config.sections import Sampling
+from align.data.template import ChatFormat
 from align.errors import EnvironmentProblem, RecipeError
 from align.export.card import CARD_NAME, render_card
 from align.export.check import CheckReport, check_language_model, check_reward_model
 from align.export.lineage import Comparison, comparisons_with, prompts_of, trace
 from align.export.source import ModelSource
+from align.models.chat_format import Tokens, load_tokens
 from align.models.files import GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
@@ -32,7 +34,7 @@ from align.models.save import save_model
 from align.store.atomic import fsync_folder, sync_tree, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 ExportDtype = Literal["float32", "bfloat16"]
 STAGING_SUFFIX = ".export"
@@ -108,11 +110,11 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
     chosen = dtype or source.folder.stored_dtype
     load = load_reward_model if source.purpose == "reward" else load_causal_lm
     model = load(source.folder, dtype=chosen)
-    tokenizer = source.folder.tokenizer
+    tokens = load_tokens(source.folder)
     _check_room(model, folder)
     model.config.use_cache = True  # training switches it off
     try:
-        save_model(model, tokenizer, folder)
+        save_model(model, tokens, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(folder) from error
@@ -121,7 +123,7 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
         weights.chmod((folder / CONFIG_NAME).stat().st_mode)
     _remove_machine_keys(folder / TOKENIZER_CONFIG_NAME)
     if source.purpose == "language":
-        _write_generation_config(folder, tokenizer, sampling)
+        _write_generation_config(folder, tokens, sampling)
     return chosen
 
 
@@ -209,18 +211,14 @@ def _measured_sampling(comparisons: list[Comparison]) -> Sampling | None:
     return Sampling(temperature=config["temperature"], top_p=config["top_p"], top_k=config["top_k"])
 
 
-def _write_generation_config(folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
+def _write_generation_config(folder: Path, tokens: Tokens, sampling: Sampling | None) -> None:
     """End-of-sequence and padding ids, and sampling defaults. No limit of length: vLLM would enforce it."""
     path = folder / GENERATION_CONFIG_NAME
     content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-    named = content.get("eos_token_id")
-    more = named if isinstance(named, list) else [named]
-    # The tokenizer's own end first, which training used; the model's further ends still stop a server.
-    ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *more]) if token is not None]
-    if ends:
-        content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    if tokenizer.pad_token_id is not None:
-        content["pad_token_id"] = tokenizer.pad_token_id
+    # With a chat format, `save_format` has written both ids.
+    if not isinstance(tokens, ChatFormat):
+        own = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
+        content = {**{name: token for name, token in own.items() if token is not None}, **content}
     if sampling is not None or "temperature" not in content:
         content.update(_sampling_fields(sampling or Sampling()))
     write_json(path, content)

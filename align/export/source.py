@@ -126,7 +126,7 @@ def _from_artifact(entry_path: Path) -> ModelSource:
     linked = [(here.parent.parent, here.name)] if here.parent.name == STAGES_NAME else known_as[:1]
     run, name = linked[0] if linked else (None, manifest.stage)
     artifact = Artifact(name, entry.path, manifest)
-    return ModelSource(name, ModelFolder(artifact.model_path), artifact, run)
+    return ModelSource(name, ModelFolder.of(artifact), artifact, run)
 
 
 def _not_a_folder(given: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from align.config.architecture import CONFIG_NAME
+from align.config.chat import ChatSettings
 from align.models.files import GENERATION_CONFIG_NAME
 from align.models.folder import NO_BOUND, ModelFolder
 
@@ -37,6 +38,10 @@ class ModelFacts:
     """Longest text the model can see, in tokens; None: no bound is set."""
     encoder_decoder: str | None = None
     """The architecture of an encoder–decoder model."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens at which generation_config.json stops."""
+    chat_settings: ChatSettings = field(default_factory=ChatSettings)
+    """What a recipe said of the chat format."""
 
 
 def read_facts(folder: ModelFolder) -> ModelFacts:
@@ -59,6 +64,8 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
         has_head=any(_is(name, end) for name in rows for end in _HEADS),
         is_language_model=not folder.is_reward_model,
         end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},
+        stop_token_ids=folder.stop_token_ids,
+        chat_settings=folder.chat_settings,
         context_tokens=folder.context_tokens if folder.context_tokens < NO_BOUND else None,
         encoder_decoder=folder.encoder_decoder,
     )

@@ -6,6 +6,7 @@ kernels named by the configuration (CVE-2026-4372, CVE-2026-5241), no file outsi
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from align.config.architecture import CONFIG_NAME
 from align.errors import EnvironmentProblem, RecipeError
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+CHAT_NAME = "chat_settings.json"
+"""Chat settings that a recipe gave; see `ChatSettings`."""
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -55,11 +58,15 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
     if not (path / CONFIG_NAME).exists():
         raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
     contents: dict[str, dict[str, Any]] = {}
-    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME):
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, CHAT_NAME):
         if not (path / name).exists():
             continue
         contents[name] = read_json_object(path, name)
-        named = sorted(set(_forbidden(contents[name])))
+        settings = contents[name]
+        if name == CONFIG_NAME and _is_known_to_transformers(settings):
+            # Many publish code beside an architecture that transformers has built in; it is not read, as we never allow it.
+            settings = {key: value for key, value in settings.items() if key != "auto_map"}
+        named = sorted(set(_forbidden(settings)))
         if named:
             raise RecipeError(
                 f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
@@ -107,6 +114,14 @@ def _check_adapter(path: Path) -> None:
         raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
     _inside(path, ADAPTER_WEIGHTS_NAME)
     _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
+
+
+def _is_known_to_transformers(config: dict[str, Any]) -> bool:
+    """Whether transformers has a model of that type; its folders are looked at, as importing it takes seconds."""
+    spec, name = importlib.util.find_spec("transformers"), config.get("model_type")
+    if spec is None or spec.origin is None or not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        return False
+    return (Path(spec.origin).parent / "models" / name.replace("-", "_")).is_dir()
 
 
 def _forbidden(value: Any) -> Iterator[str]:

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config.architecture import CONFIG_NAME, encoder_decoder_architecture, encoder_decoder_refusal
+from align.config.chat import ChatSettings
 from align.config.peft import Lora, VirtualTokens
 from align.config.sections import SaveDtype
-from align.errors import RecipeError
+from align.errors import EnvironmentProblem, RecipeError
 from align.models.adapter import BaseRecord, find_base, read_record
 from align.models.files import (
     ADAPTER_CONFIG_NAME,
+    CHAT_NAME,
     GENERATION_CONFIG_NAME,
     check_contents,
     read_configuration,
     tensor_shapes,
 )
 from align.models.tied import TIED_BY_DEFAULT
-from align.store.artifact import Artifact
+from align.models.tokenizer import load_tokenizer
+from align.store.artifact import INPUT_STAGE, Artifact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,8 +47,17 @@ class ModelFolder:
     path: Path
     """Holds config.json, tokenizer.json and weights in safetensors, or those of an adapter and its base.json."""
 
-    def __reduce__(self) -> tuple[type[ModelFolder], tuple[Path]]:
-        return ModelFolder, (self.path,)  # another process reads for itself
+    chat: ChatSettings | None = None
+    """What a recipe says of the model's chat format; None: the folder's own record, if there is one."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> ModelFolder:
+        """The folder of a model, with what the recipe says of it where it is an input."""
+        said = artifact.manifest.config.get("chat") if artifact.manifest.stage == INPUT_STAGE else None
+        return cls(artifact.model_path, None if said is None else ChatSettings.model_validate(said))
+
+    def __reduce__(self) -> tuple[type[ModelFolder], tuple[Path, ChatSettings | None]]:
+        return ModelFolder, (self.path, self.chat)  # another process reads for itself
 
     def check(self) -> ModelFolder:
         """Refuse a folder that is unsafe, incomplete or damaged. Returns the folder itself.
@@ -77,6 +89,27 @@ class ModelFolder:
     def generation_config(self) -> dict[str, Any]:
         """What generation_config.json says; empty where there is none."""
         return self._configuration.get(GENERATION_CONFIG_NAME, {})
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens at which generation_config.json stops, in its order."""
+        named = self.generation_config.get("eos_token_id")
+        values = named if isinstance(named, list) else [named]
+        return tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))
+
+    @property
+    def chat_settings(self) -> ChatSettings:
+        """What a recipe says, or said when the model was trained, of its chat format.
+
+        Raises:
+            EnvironmentProblem: if the file that holds it is damaged.
+        """
+        if self.chat is not None:
+            return self.chat
+        try:
+            return ChatSettings.model_validate(self._configuration.get(CHAT_NAME, {}))
+        except ValueError as error:
+            raise EnvironmentProblem(f"{self.path / CHAT_NAME}: {error}", hint="Make the model again.") from error
 
     @property
     def is_adapter(self) -> bool:
@@ -155,14 +188,12 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of a folder that passes `check`. Shared, so nothing may change it. Never goes to the network."""
-        self.check()
-        from transformers import AutoTokenizer
+        """The tokenizer of a folder that passes `check`. Shared: only `load_format` sets its template and padding, always alike.
 
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(self.path), local_files_only=True, trust_remote_code=False
-        )
-        return found
+        Never goes to the network.
+        """
+        self.check()
+        return load_tokenizer(self.path)
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.architecture import CONFIG_NAME
 from align.errors import StageError
+from align.models.chat_format import Tokens, save_tokens
 from align.models.folder import ModelFolder
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: str | None = None) -> None:
+def save_model(model: PreTrainedModel, tokens: Tokens, folder: Path, *, dtype: str | None = None) -> None:
     """Write weights, configuration, tokenizer and chat template into `folder`, which is created.
 
     The folder is then checked like any other model, so that what was written can be read back.
@@ -35,7 +36,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         model.save_pretrained(str(folder), push_to_hub=False, state_dict=_rounded(model.state_dict(), dtype))
         # transformers has written the dtype of the model in memory.
         write_json(folder / CONFIG_NAME, _naming(json.loads((folder / CONFIG_NAME).read_bytes()), dtype))
-    tokenizer.save_pretrained(str(folder), push_to_hub=False)
+    save_tokens(tokens, folder)
     ModelFolder(folder).check()
 
 

@@ -20,6 +20,7 @@ from align.config.peft import Lora, VirtualTokens
 from align.config.sections import SaveDtype
 from align.errors import RecipeError
 from align.models.adapter import check_continued, write_base_record
+from align.models.chat_format import Tokens, save_tokens
 from align.models.files import ADAPTER_WEIGHTS_NAME, GENERATION_CONFIG_NAME
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
@@ -36,7 +37,7 @@ from align.models.save import check_finite, save_model
 from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, read_vectors, write_virtual_tokens_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
@@ -161,14 +162,14 @@ def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
                 parameter.copy_(state[name])
 
 
-def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, trainable: TrainableModel) -> None:
+def save_trained(model: Any, tokens: Tokens, folder: Path, trainable: TrainableModel) -> None:
     """Write the trained model into `folder`, which is created: the whole model, or the adapter and a record of its base.
 
     Raises:
         StageError: if a trained number is NaN or infinite; nothing is written then.
     """
     if trainable.peft is None:
-        save_model(model, tokenizer, folder, dtype=trainable.folder.saved_dtype(trainable.save_dtype))
+        save_model(model, tokens, folder, dtype=trainable.folder.saved_dtype(trainable.save_dtype))
         return
     check_finite(trained_state(model))
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,6 @@ def save_trained(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, t
     for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
-    tokenizer.save_pretrained(str(folder), push_to_hub=False)
+    save_tokens(tokens, folder)
     write_base_record(folder, base=base, store_root=trainable.store_root, peft=trainable.peft)
     ModelFolder(folder).check()

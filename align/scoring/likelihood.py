@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from align.losses.logps import IGNORED_LABEL
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
@@ -62,7 +63,7 @@ class LikelihoodModel:
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._model = load_causal_lm(folder, dtype="float32").to(device_name()).eval()
-        self._tokenizer = folder.tokenizer
+        self._format = load_format(folder)
         self._batch_tokens = batch_tokens
 
     def completion_logps(
@@ -72,7 +73,7 @@ class LikelihoodModel:
         return completion_logps(
             self._model,
             rows,
-            pad_token_id=int(self._tokenizer.pad_token_id),
+            pad_token_id=self._format.pad_token_id,
             batch_tokens=self._batch_tokens,
             report=lambda done: report(done, len(rows)),
         )
@@ -80,11 +81,12 @@ class LikelihoodModel:
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
         """exp of the mean negative log-probability per token of plain texts; None where no text has two tokens.
 
-        The first token of a text is not predicted by anything and is not counted.
+        Texts begin with the tokenizer's beginning-of-sequence token where it has one: models that were trained with it predict
+        badly without. The first token is not predicted by anything and is not counted.
         """
         limit = self._model.config.get_text_config().max_position_embeddings
         # The model has no positions beyond its limit.
-        encoded = [ids[:limit] for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        encoded = [ids[:limit] for ids in self._format.tokenizer(list(texts), add_special_tokens=True)["input_ids"]]
         rows: list[tuple[list[int], list[int]]] = [([], list(ids)) for ids in encoded if len(ids) > 1]
         tokens = sum(len(ids) - 1 for _, ids in rows)
         if tokens == 0:
@@ -104,7 +106,7 @@ class Seq2SeqLikelihoodModel:
         self._device = device_name()
         self._model = load_seq2seq_lm(folder, dtype="float32").to(self._device).eval()
         self._collate = Seq2SeqCollator(
-            pad_token_id=int(folder.tokenizer.pad_token_id), start_token_id=int(self._model.config.decoder_start_token_id)
+            pad_token_id=load_format(folder).pad_token_id, start_token_id=int(self._model.config.decoder_start_token_id)
         )
         self._batch_tokens = batch_tokens
 

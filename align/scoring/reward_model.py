@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template_problems import TemplateProblem
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_reward_model
 from align.records import Candidate
@@ -23,8 +24,8 @@ class RewardModelScorer:
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = torch.device(device_name())
-        self._model = load_reward_model(folder, new_head=False).to(self._device).eval()
-        self._format = ChatFormat(folder.tokenizer, where=str(folder.path))
+        self._format = load_format(folder)
+        self._model = load_reward_model(folder, new_head=False, pad_token_id=self._format.pad_token_id).to(self._device).eval()
         self._batch_tokens = batch_tokens
 
     @torch.inference_mode()
@@ -50,24 +51,22 @@ class RewardModelScorer:
     def score_candidates(
         self, candidates: Sequence[Candidate], *, report: Callable[[int], None] = lambda done: None
     ) -> list[float | None]:
-        """One score per candidate; None if the reward model's template cannot render it.
+        """One score per candidate; None if the reward model's template cannot render its prompt.
 
-        A completion that ended by itself is closed as in training; a truncated one is not.
+        A completion that ended by itself is closed as in training; a truncated one is not. It is read as it was sampled: a
+        template may trim or refuse what a policy wrote.
         """
-        texts: list[tuple[str, str] | None] = []
+        texts: list[list[str]] = []
         for candidate in candidates:
             try:
-                closed = self._format.completion_text(candidate.prompt, candidate.completion)
-                # Closing a truncated completion would show the model an end that the policy did not write.
-                tail = closed if candidate.finish_reason == "stop" else candidate.completion
-                texts.append((self._format.prompt_text(candidate.prompt), tail))
+                tail = self._format.continuation(candidate.completion, ended=candidate.finish_reason == "stop")
+                texts.append([self._format.prompt_text(candidate.prompt), tail])
             except TemplateProblem:
                 # The candidate keeps its place without a score, so that the result stays in the order given.
-                texts.append(None)
-        ids = self._format.ids_by_text(text for pair in texts if pair is not None for text in pair)
-        sequences = [ids[pair[0]] + ids[pair[1]] for pair in texts if pair is not None]
+                texts.append([])
+        sequences = [tokens[0] + tokens[1] for tokens in self._format.token_ids_of(texts) if tokens]
         scores = iter(self.score_token_ids(sequences, report=report))
-        return [None if pair is None else next(scores) for pair in texts]
+        return [next(scores) if pair else None for pair in texts]
 
     def close(self) -> None:
         """Free its memory; it cannot be used any more."""

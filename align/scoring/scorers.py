@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, ModelFolder]:
     """Model folder by reference, for the scorers that are reward models."""
     references = (scorer for scorer in scorers.values() if not isinstance(scorer, RulesScorer | JudgeScorer))
-    return {reference: ModelFolder(artifacts[reference].model_path) for reference in references}
+    return {reference: ModelFolder.of(artifacts[reference]) for reference in references}
 
 
 class ScorerSet:

@@ -20,8 +20,8 @@ from pydantic import Field, model_validator
 from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
-from align.data.plain import format_of
 from align.errors import DataError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow
 from align.rows import data_kinds
@@ -227,10 +227,10 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
     from align.engines.task import prepare_task
 
     config = context.config
-    result = _Sampled({name: ModelFolder(context.artifact(name).model_path) for name in config.models})
+    result = _Sampled({name: ModelFolder.of(context.artifact(name)) for name in config.models})
     holder = EngineHolder(config)
     for name, folder in result.folders.items():
-        chat_format = format_of(folder.tokenizer, folder.encoder_decoder, context.artifact(name).where(None))
+        chat_format = load_format(folder, where=context.artifact(name).where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = _sample_one(context, task, name, holder)

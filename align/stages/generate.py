@@ -13,7 +13,7 @@ from typing import Any
 
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
-from align.data.plain import format_of
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Candidate, Prompt
 from align.runtime.events import SampledText
@@ -41,8 +41,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
-    folder = ModelFolder(source.model_path)
-    chat_format = format_of(folder.tokenizer, folder.encoder_decoder, source.where(None))
+    folder = ModelFolder.of(source)
+    chat_format = load_format(folder, where=source.where(None))
     records = data.rows(Prompt)
     task, drops = prepare_task(records, chat_format, config, model_folder=folder, seed=context.seed, where=data.where)
     report = sample(

@@ -29,8 +29,8 @@ from align.config.inputs import ArtifactInput, ModelInput
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
-from align.data.template import ChatFormat
 from align.errors import RecipeError, StageError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
 from align.runtime.seed import derive_seed
@@ -93,7 +93,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     """Every epoch answers, is scored and gets its loss; the best by score is kept."""
     config = context.config
     source = context.artifact(config.model)
-    refuse_encoder_decoder("select_checkpoint", source, ModelFolder(source.model_path))
+    refuse_encoder_decoder("select_checkpoint", source, ModelFolder.of(source))
     folders = epoch_folders(source)
     if len(folders) == 1:
         context.note("there is one epoch only, and it is kept")
@@ -168,7 +168,7 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder
     where = context.artifact(config.prompts).where
     result, holder = _Sampled(), EngineHolder(config)
     for epoch, folder in folders.items():
-        chat_format = ChatFormat(folder.tokenizer, where=str(folder.path))
+        chat_format = load_format(folder)
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = sample(
             task,
@@ -226,7 +226,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
         return {}, []
     # All epochs share a tokenizer and a context, so the rows are encoded once.
     data, first = context.artifact(config.data), next(iter(folders.values()))
-    chat_format = ChatFormat(first.tokenizer, where=str(first.path))
+    chat_format = load_format(first)
     encoded = encode_instructions(
         data.rows(Instruction), chat_format, max_tokens=first.context_tokens, on_invalid=config.on_invalid, where=data.where
     )

@@ -8,7 +8,7 @@ Metrics: loss, learning rate and gradient norm per logging step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,9 @@ from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import FineTuning, OnInvalid
 from align.data.encoding import Encoded, EncodedInstruction, encode_instructions
-from align.data.plain import format_of
 from align.data.template import ChatFormat
 from align.errors import RecipeError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -71,8 +71,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.training.epoch import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
-    folder = ModelFolder(source.model_path)
-    chat_format = format_of(folder.tokenizer, folder.encoder_decoder, source.where(None))
+    folder = ModelFolder.of(source)
+    chat_format = load_format(folder, where=source.where(None))
     records = data.rows(Instruction)
     train = _train_encoder_decoder if folder.encoder_decoder else _train_decoder_only
     encoded, result = train(context, folder, records, chat_format)
@@ -97,7 +97,7 @@ def _train_decoder_only(
     encoded = _encode(context, records, chat_format, max_tokens=limit)
     result = train_sft(
         encoded.rows,
-        _completions(encoded, records),
+        _completion_text(encoded, records, chat_format),
         context,
         config,
         trainable=trainable,
@@ -126,7 +126,7 @@ def _train_encoder_decoder(
     encoded = _encode(context, records, chat_format, max_tokens=config.max_tokens, max_side_tokens=seen)
     result = train_seq2seq_sft(
         encoded.rows,
-        _completions(encoded, records),
+        _completion_text(encoded, records, chat_format),
         context,
         config,
         source=folder,
@@ -151,8 +151,15 @@ def _encode(
     )
 
 
-def _completions(encoded: Encoded[EncodedInstruction], records: Sequence[Instruction]) -> list[str]:
-    """The text of every encoded row's completion."""
+def _completion_text(
+    encoded: Encoded[EncodedInstruction], records: Sequence[Instruction], chat_format: ChatFormat
+) -> Callable[[int], str]:
+    """From the number of an encoded row to the text of its completion."""
     # Dropped rows leave gaps, so texts are matched by id.
-    texts = {record.id: record.completion for record in records}
-    return [texts[row.id] for row in encoded.rows]
+    by_id = {record.id: record for record in records}
+
+    def text(number: int) -> str:
+        record = by_id[encoded.rows[number].id]
+        return chat_format.completion_text(record.prompt, record.completion)
+
+    return text

@@ -24,29 +24,25 @@ def spans_of(labels: Sequence[int]) -> list[list[int]]:
     return spans
 
 
-def check_label_spans(
-    batch_labels: Sequence[Sequence[int]], expected_completions: Sequence[str], chat_format: ChatFormat
-) -> None:
+def check_label_spans(batch_labels: Sequence[Sequence[int]], expected_texts: Sequence[str], chat_format: ChatFormat) -> None:
     """Refuse to train unless the loss is taken on exactly the completions and what closes them.
 
     Every span of every row is decoded and compared, in order, in the format's `unicode_form`.
 
     Args:
         batch_labels: rows of labels, -100 where no loss is taken; packed rows hold several spans.
-        expected_completions: the completions in the order of the spans, without the end-of-sequence token.
+        expected_texts: the completions in the order of the spans, as `completion_text` gives them.
     Raises:
         StageError: on the first span that differs, with both texts.
     """
     spans = [span for labels in batch_labels for span in spans_of(labels)]
-    if len(spans) != len(expected_completions):
+    if len(spans) != len(expected_texts):
         raise StageError(
-            f"the loss would be taken on {len(spans)} spans of tokens, but there are {len(expected_completions)} completions"
+            f"the loss would be taken on {len(spans)} spans of tokens, but there are {len(expected_texts)} completions"
         )
-    for number, (span, completion) in enumerate(zip(spans, expected_completions, strict=True), start=1):
-        decode = chat_format.tokenizer.decode
+    for number, (span, expected) in enumerate(zip(spans, expected_texts, strict=True), start=1):
         # Special tokens included: a loss on a role mark, or none on the end of the completion, must show.
-        found = str(decode(span, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        expected = completion + chat_format.closing
+        found = chat_format.decode_completion(span)
         if not chat_format.same_text(found, expected):
             raise StageError(
                 f"the loss would be taken on other tokens than the completion (span {number} of {len(spans)})\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class SftResult:
 
 def train_sft(
     encoded: Sequence[EncodedInstruction],
-    completions: Sequence[str],
+    completion_text: Callable[[int], str],
     context: RunContext,
     config: FineTuning,
     *,
@@ -49,7 +49,7 @@ def train_sft(
 
     Args:
         encoded: samples; the loss is taken on `completion_token_ids`, averaged over all such tokens of an optimizer step.
-        completions: the text of each sample's completion, to check the labels against.
+        completion_text: from a sample's number to the text of its completion, to check the labels against.
         output: folder for the trained model.
         max_tokens: tokens of a packed row.
     Raises:
@@ -61,14 +61,14 @@ def train_sft(
     samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
-    _guard_labels(rows, built, completions, chat_format)
+    _guard_labels(rows, built, completion_text, chat_format)
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable)
     set_dropout(model, config.dropout)
     arguments = training_arguments(config, context, num_rows=len(built))
-    trainer = sft_trainer(model, chat_format.tokenizer, built, arguments)
-    save = lambda folder: save_trained(trainer.model, chat_format.tokenizer, folder, trainable)  # noqa: E731
+    trainer = sft_trainer(model, chat_format, built, arguments)
+    save = lambda folder: save_trained(trainer.model, chat_format, folder, trainable)  # noqa: E731
     history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
     tokens = sum(len(sample) for sample in samples)
     room = len(rows) * max_tokens if packing else tokens
@@ -85,10 +85,13 @@ def train_sft(
 
 
 def _guard_labels(
-    rows: Sequence[Sequence[int]], built: Sequence[dict[str, list[int]]], completions: Sequence[str], chat_format: ChatFormat
+    rows: Sequence[Sequence[int]],
+    built: Sequence[dict[str, list[int]]],
+    completion_text: Callable[[int], str],
+    chat_format: ChatFormat,
 ) -> None:
     """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
     step = max(1, len(rows) // GUARD_ROWS)
     chosen = list(range(0, len(rows), step))
     labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
-    check_label_spans(labels.tolist(), [completions[sample] for index in chosen for sample in rows[index]], chat_format)
+    check_label_spans(labels.tolist(), [completion_text(sample) for index in chosen for sample in rows[index]], chat_format)

@@ -11,9 +11,10 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
+from align.data.template import ChatFormat
 from align.losses.logps import IGNORED_LABEL
 from align.models.head import extend_forward, last_hidden_states, token_logps
 from align.training.loop import GuardedTraining
@@ -38,7 +39,7 @@ class GuardedSFTTrainer(GuardedTraining, SFTTrainer):
 
 
 def sft_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, list[int]]], arguments: dict[str, Any]
+    model: PreTrainedModel, chat_format: ChatFormat, rows: list[dict[str, list[int]]], arguments: dict[str, Any]
 ) -> SFTTrainer:
     """Cross-entropy on labels, normalised by the number of labelled tokens of the whole batch."""
     packed = getattr(model, "is_loaded_in_4bit", False)
@@ -48,8 +49,8 @@ def sft_trainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        data_collator=PackedCollator(int(tokenizer.pad_token_id)),
+        processing_class=chat_format.tokenizer,
+        data_collator=PackedCollator(chat_format.pad_token_id),
     )
     for name, value in model.named_parameters():
         if name in adapter:  # TRL makes the adapter of a 4-bit model bfloat16, in which small updates vanish

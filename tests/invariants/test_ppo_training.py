@@ -85,8 +85,7 @@ class Training(Recorder):
             config,
             scorers=ScorerSet({"short": scorer}, {}, batch_tokens=100),
             score_weights={"short": 1.0},
-            stop_token_id=chat_format.eos_token_id,
-            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+            chat_format=chat_format,
             seed=11,
         )
         return models, sampler

@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_all_tokens_but_the_first(project_template: Path) 
     model, texts = load_causal_lm(project_template / "base").eval(), ["열쇠를 잃어버렸어.", "I lost my keys", "a"]
     losses, tokens = 0.0, 0
     for text in texts:
-        ids = torch.tensor(likelihood._tokenizer([text], add_special_tokens=False)["input_ids"])
+        ids = torch.tensor(likelihood._format.tokenizer([text], add_special_tokens=False)["input_ids"])
         if ids.shape[1] > 1:
             with torch.no_grad():
                 losses += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from align.config.sections import Optimization
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.runtime.context import RunContext
@@ -45,7 +46,7 @@ def test_sft_is_the_mean_over_completion_tokens_of_the_whole_batch(project_templ
     samples = [TrainingSample(pair["prompt_ids"], pair["chosen_ids"]) for pair in PAIRS]
     rows = [build_row(samples[:2]), build_row(samples[2:])]
     arguments = training_arguments(Optimization(precision="float32"), context, num_rows=2)
-    trainer = sft_trainer(load_causal_lm(base), ModelFolder(base).tokenizer, rows, arguments)
+    trainer = sft_trainer(load_causal_lm(base), load_format(ModelFolder(base)), rows, arguments)
     model = load_causal_lm(base).eval()
     logps = completion_logps(
         model, [(sample.prompt_token_ids, sample.completion_token_ids) for sample in samples], pad_token_id=0, batch_tokens=64
@@ -70,7 +71,7 @@ def test_accumulation_equals_one_large_batch(
         context = run_context(tmp_path / str(micro))
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
         trainer = sft_trainer(
-            load_causal_lm(base), ModelFolder(base).tokenizer, rows, training_arguments(config, context, num_rows=6)
+            load_causal_lm(base), load_format(ModelFolder(base)), rows, training_arguments(config, context, num_rows=6)
         )
         history = train(trainer, context)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
@@ -85,10 +86,10 @@ def test_our_loss_is_that_of_trl(project_template: Path, context: RunContext) ->
     """TRL's own compute_loss, on the same trainer and batch."""
     from trl import SFTTrainer
 
-    base, tokenizer = project_template / "base", ModelFolder(project_template / "base").tokenizer
+    base = project_template / "base"
     arguments = training_arguments(Optimization(precision="float32"), context, num_rows=3)
     rows = [build_row([TrainingSample(pair["prompt_ids"], pair["chosen_ids"])]) for pair in PAIRS]
-    sft = sft_trainer(load_causal_lm(base), tokenizer, rows, arguments)
+    sft = sft_trainer(load_causal_lm(base), load_format(ModelFolder(base)), rows, arguments)
     inputs = sft.data_collator([sft.train_dataset[index] for index in range(3)])
     ours = sft.compute_loss(sft.model, dict(inputs))
     theirs = SFTTrainer.compute_loss(sft, sft.model, dict(inputs))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import align.data.template
+import align.data.template_problems
 import align.engines.open
 from align.errors import AlignError, Interrupted
 
@@ -27,5 +27,5 @@ def test_an_error_is_the_same_on_the_other_side(kind: type[AlignError]) -> None:
 
 
 def test_what_is_wrong_with_a_model_is_kept() -> None:
-    error = align.data.template.FormatError("wrong", aspect="padding", hint="Fix it.")
+    error = align.data.template_problems.FormatError("wrong", aspect="padding", hint="Fix it.")
     assert pickle.loads(pickle.dumps(error)).aspect == "padding"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import TokenFacts
 from align.rows import DataKind

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.data.quality import SIGNALS, Share
-from align.data.template import TemplateProblem
+from align.data.template_problems import TemplateProblem
 from align.records import Record
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import Facts

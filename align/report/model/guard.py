@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.data.template import Tokenizer
+from align.data.tokens import Tokenizer
 
 MAX_RENDERED_CHARACTERS = 1 << 20
 """Longest output of a template for one of the short conversations of the checks."""
@@ -16,15 +16,10 @@ RENDER_BYTES = 1 << 30
 
 
 class GuardedTokenizer:
-    """A tokenizer whose template is rendered within limits, and which always has a padding token.
+    """A tokenizer whose template is rendered within limits."""
 
-    A stand-in replaces a missing or unfit padding token, so that the other checks can still run.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, stand_in_padding: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # -1 equals no token, so ChatFormat's check that padding differs from the end passes; the checks never pad.
-        self.pad_token_id = -1 if stand_in_padding else tokenizer.pad_token_id
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -32,7 +27,7 @@ class GuardedTokenizer:
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:
         return self._tokenizer(text, add_special_tokens=add_special_tokens)
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **variables: Any) -> str:
         """As the tokenizer's own.
 
         Raises:
@@ -42,7 +37,9 @@ class GuardedTokenizer:
         # Jinja's sandbox limits what a template may call, not how much text a loop may build.
         with _memory_limit(RENDER_BYTES):
             text = str(
-                self._tokenizer.apply_chat_template(conversation, tokenize=tokenize, add_generation_prompt=add_generation_prompt)
+                self._tokenizer.apply_chat_template(
+                    conversation, tokenize=tokenize, add_generation_prompt=add_generation_prompt, **variables
+                )
             )
         if len(text) > MAX_RENDERED_CHARACTERS:
             raise ValueError(f"it writes {len(text):,} characters for a few words")

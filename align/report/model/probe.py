@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from align.data.plain import PlainFormat, format_of
-from align.data.template import ChatFormat, FormatError, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
 from align.models.facts import ModelFacts, read_facts
 from align.models.folder import ModelFolder
@@ -97,32 +98,27 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     guarded = GuardedTokenizer(tokenizer)
     report.add(token_checks.check_tokenizer(guarded, report.folder))
     report.add(token_checks.check_end_of_sequence(guarded))
-    padding = token_checks.check_padding(guarded, len(tokenizer))
-    report.add(padding)
     report.add(token_checks.check_control_tokens(guarded))
     report.add(token_checks.check_vocabulary(guarded, facts))
     report.add(token_checks.check_head(facts))
     report.add(token_checks.check_context(guarded, facts))
-    if facts.is_language_model and guarded.eos_token_id is not None:
-        report.add(token_checks.check_stopping(guarded, facts))
-    report.add(template_checks.check_date(guarded))
-    # Bad padding is reported above; with a stand-in, the report also has what is wrong with the template.
-    usable = GuardedTokenizer(tokenizer, stand_in_padding=padding.state == "problem")
     try:
-        chat_format = format_of(usable, facts.encoder_decoder, str(report.folder))
+        chat_format = format_of(
+            guarded,
+            facts.encoder_decoder,
+            str(report.folder),
+            settings=facts.chat_settings,
+            stop_token_ids=facts.stop_token_ids,
+        )
     except FormatError as error:
-        _refuse_format(report, error)
+        report.refuse(error.aspect, error)
         return
+    report.add(token_checks.check_padding(chat_format, len(tokenizer)))
+    if facts.is_language_model:
+        report.add(token_checks.check_stopping(chat_format, facts))
     report.add(token_checks.check_round_trip(chat_format))
     report.add(token_checks.check_speed(chat_format))
     _probe_template(report, chat_format)
-
-
-def _refuse_format(report: ModelReport, error: FormatError) -> None:
-    known = {check.name for check in report.problems}
-    # The token checks report a missing end or padding token themselves, with more detail.
-    if error.aspect not in known:
-        report.refuse(error.aspect, error)
 
 
 def _probe_template(report: ModelReport, chat_format: ChatFormat) -> None:
@@ -139,6 +135,7 @@ def _probe_template(report: ModelReport, chat_format: ChatFormat) -> None:
 
 _COMPLETION_CHECKS: dict[str, Callable[[ChatFormat], ModelCheck]] = {
     "template": template_checks.check_template,
+    "date": template_checks.check_date,
     "beginning": template_checks.check_beginning,
     "end_of_turn": template_checks.check_end_of_turn,
     "one_pass": template_checks.check_one_pass,

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 from align.data.plain import PlainFormat
-from align.data.template import ChatFormat, TemplateProblem, difference
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
+from align.data.turns import difference
 from align.records import Message
 from align.report.model.check import ModelCheck, State, listed
-from align.report.model.guard import GuardedTokenizer
 
 # No template contains these words, so they can be found in its output.
 _ASKED, _ANSWERED, _ASKED_AGAIN, _SYSTEM = "Qzfirst", "Qzanswer", "Qzsecond", "Qzsystem"
@@ -61,7 +62,7 @@ def check_prompt_prefix(chat_format: ChatFormat) -> ModelCheck:
 def check_one_pass(chat_format: ChatFormat) -> ModelCheck:
     """Whether prompt and completion become the same tokens in one text as in two."""
     prompt, completion = chat_format.prompt_text([_QUESTION]), chat_format.completion_text([_QUESTION], COMPLETIONS["plain"])
-    apart = [*chat_format.tokenize([prompt])[0], *chat_format.tokenize([completion])[0]]
+    apart = [*chat_format.encode_prompt([_QUESTION]), *chat_format.encode_completion([_QUESTION], COMPLETIONS["plain"])]
     if chat_format.tokenize([prompt + completion])[0] == apart:
         return ModelCheck("one_pass", "ok", "prompt and completion become the same tokens in one text and apart")
     found = "tokens differ where the completion begins when both are one text; align tokenizes them apart, as in sampling"
@@ -71,11 +72,11 @@ def check_one_pass(chat_format: ChatFormat) -> ModelCheck:
 def check_end_of_turn(chat_format: ChatFormat) -> ModelCheck:
     """Whether the loss covers exactly one end-of-sequence token, after the completion."""
     ids = chat_format.encode_completion([_QUESTION], COMPLETIONS["plain"])
-    if ids[-1:] != [chat_format.eos_token_id] or ids.count(chat_format.eos_token_id) != 1:
-        found = f"a completion ends with the tokens {ids[-3:]}, not once with {chat_format.eos_token_id}"
+    if ids[-1:] != [chat_format.end_token_id] or ids.count(chat_format.end_token_id) != 1:
+        found = f"a completion ends with the tokens {ids[-3:]}, not once with {chat_format.end_token_id}"
         return ModelCheck("end_of_turn", "problem", found, "Make eos_token a special token of the tokenizer.")
     if not chat_format.template_closes:
-        found = f"the template does not end a completion; align puts {chat_format.eos_token!r} there and trains on it"
+        found = f"the template does not end a completion; align puts {chat_format.end_token!r} there and trains on it"
         advice = "Several turns in one row are shown without it, as the template has it."
         return ModelCheck("end_of_turn", "info", found, advice)
     return ModelCheck("end_of_turn", "ok", f"the loss is taken on the completion and {chat_format.closing!r}")
@@ -149,19 +150,18 @@ def check_two_turns(chat_format: ChatFormat) -> ModelCheck:
     return ModelCheck("two_turns", "ok", "all turns are shown")
 
 
-def check_date(tokenizer: GuardedTokenizer) -> ModelCheck:
+def check_date(chat_format: ChatFormat) -> ModelCheck:
     """Whether the template's output depends on the date."""
-    template = tokenizer.chat_template
-    text = template if isinstance(template, str) else str(template or "")
-    # Searched for in the source: rendering today cannot show what changes tomorrow.
-    if re.search(r"\bstrftime_now\b", text):
-        advice = "Write a fixed date in chat_template.jinja, so that runs can be repeated."
-        return ModelCheck("date", "info", "the template asks for today's date (strftime_now)", advice)
-    if found := re.search(r"\bdate_string\b", text):
+    text = str(chat_format.tokenizer.chat_template or "")
+    if chat_format.printed_dates:
+        shown = listed(list(chat_format.printed_dates.values()))
+        found = f"the template prints today's date; align gives it {shown} on every day, and writes that into what it trains"
+        return ModelCheck("date", "info", found, "Another day: `chat: {date: …}` at the model.")
+    if named := re.search(r"\bdate_string\b", text):
         return ModelCheck(
             "date",
             "info",
-            f"the template writes a date, {found.group()}, which align does not set; the template uses its default",
+            f"the template writes a date, {named.group()}, which align does not set; the template uses its default",
         )
     return ModelCheck("date", "ok", "the same on every day")
 
@@ -175,9 +175,7 @@ def check_completions(chat_format: ChatFormat) -> ModelCheck:
         except TemplateProblem as problem:
             refused[what] = str(problem)
             continue
-        ids = chat_format.tokenize([expected])[0]
-        decode = chat_format.tokenizer.decode
-        found = str(decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        found = chat_format.decode_completion(chat_format.encode_completion([_QUESTION], completion))
         if not chat_format.same_text(found, expected):
             changed.append(what)
             refused.setdefault(what, f"the tokenizer decodes to something else: {difference(expected, found)}")

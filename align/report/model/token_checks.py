@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from align.data.model_checks import special_tokens
 from align.data.template import ChatFormat
@@ -29,7 +30,7 @@ def check_end_of_sequence(tokenizer: GuardedTokenizer) -> ModelCheck:
     """Whether there is an end-of-sequence token, and its text becomes that one token."""
     name = "end_of_sequence"
     if tokenizer.eos_token_id is None:
-        return ModelCheck(name, "problem", "the tokenizer has none", "Set eos_token in tokenizer_config.json of that folder.")
+        return ModelCheck(name, "info", "the tokenizer has none; a completion ends with the token that the template writes")
     ids = _ids(tokenizer, str(tokenizer.eos_token))
     if ids != [tokenizer.eos_token_id]:
         found = f"{tokenizer.eos_token!r} is token {tokenizer.eos_token_id}, but as text it becomes {ids}"
@@ -37,40 +38,34 @@ def check_end_of_sequence(tokenizer: GuardedTokenizer) -> ModelCheck:
     return ModelCheck(name, "ok", f"{tokenizer.eos_token!r}, token {tokenizer.eos_token_id}")
 
 
-def check_padding(tokenizer: GuardedTokenizer, num_tokens: int) -> ModelCheck:
-    """Whether there is a padding token other than the end-of-sequence token, inside the vocabulary.
+def check_padding(chat_format: ChatFormat, num_tokens: int) -> ModelCheck:
+    """Which token fills rows, and whether it is inside the vocabulary.
 
     Args:
-        tokenizer: with its own padding token, not a stand-in.
         num_tokens: size of the vocabulary with added tokens.
     """
-    pad, token = tokenizer.pad_token_id, tokenizer.pad_token
-    if pad is None:
-        return ModelCheck("padding", "problem", "the tokenizer has none", "Set pad_token to a token of the vocabulary.")
-    if pad == tokenizer.eos_token_id:
-        advice = "Set pad_token in tokenizer_config.json to another token of the vocabulary, such as an unused special one."
-        return ModelCheck("padding", "problem", f"{token!r}, which is the end-of-sequence token as well", advice)
+    tokenizer: Any = chat_format.tokenizer
+    own, pad = tokenizer.pad_token_id, chat_format.pad_token_id
     if not 0 <= pad < num_tokens:
-        found = f"{token!r} is token {pad}, but the vocabulary has {num_tokens:,} tokens"
+        found = f"{tokenizer.pad_token!r} is token {pad}, but the vocabulary has {num_tokens:,} tokens"
         return ModelCheck("padding", "problem", found, "Set pad_token to a token of the vocabulary.")
-    return ModelCheck("padding", "ok", f"{token!r}, token {pad}")
+    if own == pad:
+        return ModelCheck("padding", "ok", _named(tokenizer, [pad]))
+    why = "the tokenizer has none" if own is None else f"the tokenizer's is {_named(tokenizer, [own])}, which ends a completion"
+    return ModelCheck("padding", "info", f"{why}; align fills rows with {_named(tokenizer, [pad])}")
 
 
-def check_stopping(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
-    """Whether the files that servers read name the end-of-sequence token."""
-    end = tokenizer.eos_token_id
-    if not facts.end_token_ids:
-        found = "neither generation_config.json nor config.json names a token that ends a completion"
-        return ModelCheck("stopping", "problem", found, f"Set eos_token_id: {end} in generation_config.json.")
-    file, ids = next(iter(facts.end_token_ids.items()))
+def check_stopping(chat_format: ChatFormat, facts: ModelFacts) -> ModelCheck:
+    """Whether the files that servers read name the token that ends a completion."""
+    tokenizer: Any = chat_format.tokenizer
+    end, stops = chat_format.end_token_id, chat_format.stop_token_ids
+    file, ids = next(iter(facts.end_token_ids.items()), ("", []))
     if end not in ids:
-        found = f"{file} names {_named(tokenizer, ids)}, but the end-of-sequence token is {_named(tokenizer, [end])}"
-        return ModelCheck("stopping", "problem", found, f"Set eos_token_id: {end} in {file}. `align export` does so.")
-    others = [item for item in ids if item != end]
-    if others:
-        found = f"{file} names {_named(tokenizer, others)} beside {_named(tokenizer, [end])}; align stops at the latter only"
-        return ModelCheck("stopping", "info", found)
-    return ModelCheck("stopping", "ok", f"{file} names {_named(tokenizer, ids)}")
+        named = f"{file} names {_named(tokenizer, ids)}" if ids else "neither generation_config.json nor config.json names one"
+        found = f"a completion ends with {_named(tokenizer, [end])}, but {named}"
+        advice = f"align stops at {_named(tokenizer, list(stops))}, and writes them into what it trains and exports."
+        return ModelCheck("stopping", "info", found, advice)
+    return ModelCheck("stopping", "ok", f"align and servers stop at {_named(tokenizer, list(stops))}")
 
 
 def check_round_trip(chat_format: ChatFormat) -> ModelCheck:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align.config.online import Rollouts
 from align.data.encoding import EncodedPrompt
+from align.data.template import ChatFormat
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.engines.shards import make_candidate
 from align.errors import RecipeError, StageError
@@ -69,8 +70,7 @@ class RolloutSampler:
         *,
         scorers: ScorerSet,
         score_weights: Mapping[str, float],
-        stop_token_id: int,
-        decode: Callable[[list[int]], str],
+        chat_format: ChatFormat,
         seed: int,
         group_size: int = 1,
     ) -> None:
@@ -93,8 +93,7 @@ class RolloutSampler:
         self._config = config
         self._scorers = scorers
         self._score_weights = score_weights
-        self._stop_token_id = stop_token_id
-        self._decode = decode
+        self._format = chat_format
         self._seed = seed
         self._group_size = group_size
 
@@ -112,7 +111,7 @@ class RolloutSampler:
             top_k=None,
             max_completion_tokens=self._config.max_completion_tokens,
             num_candidates=self._group_size,
-            stop_token_ids=(self._stop_token_id,),
+            stop_token_ids=self._format.stop_token_ids,
             with_logps=True,
         )
 
@@ -141,7 +140,7 @@ class RolloutSampler:
             for place, completion in enumerate(completions):
                 # A prompt is drawn again in later passes, so its number within the training keeps candidates apart.
                 index, seed = draw * self._group_size + place, request.seed + place
-                candidate = make_candidate(prompt, index, completion, seed, self._decode, settings.stop_token_ids)
+                candidate = make_candidate(prompt, index, completion, seed, self._format)
                 episodes.append(SampledEpisode(draw, row.prompt_token_ids, completion, candidate))
         return episodes
 

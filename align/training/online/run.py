@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from align.data.encoding import encode_prompts
-from align.data.template import ChatFormat
 from align.engines.open import open_engine
-from align.engines.shards import decoder
 from align.engines.task import max_prompt_tokens_for
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
@@ -37,10 +36,9 @@ def run_online(
     """
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
-    folder = ModelFolder(source.model_path)
+    folder = ModelFolder.of(source)
     refuse_encoder_decoder(config.method, source, folder)
-    tokenizer = folder.tokenizer
-    chat_format = ChatFormat(tokenizer, where=source.where(None))
+    chat_format = load_format(folder, where=source.where(None))
     prompt_limit = max_prompt_tokens_for(folder, config)
     max_tokens = prompt_limit + config.max_completion_tokens
     records = data.rows(Prompt)
@@ -65,8 +63,7 @@ def run_online(
         config,
         scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
         score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
-        stop_token_id=chat_format.eos_token_id,
-        decode=decoder(folder),
+        chat_format=chat_format,
         seed=context.seed,
         group_size=advantage.group_size,
     )
@@ -75,7 +72,7 @@ def run_online(
     )
     result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()
     with context.saving():
-        save_trained(models.policy, tokenizer, context.output / MODEL_FOLDER, start)
+        save_trained(models.policy, chat_format, context.output / MODEL_FOLDER, start)
     write_rows(context.output / DROPS_NAME, encoded.drops)
     result.history.write(context.output / METRICS_NAME)
     return StageOutcome(

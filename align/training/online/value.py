@@ -24,7 +24,7 @@ class ValueModel:
     @cached_property
     def _folder(self) -> ModelFolder:
         assert self.reward_model is not None
-        return ModelFolder(self.reward_model.model_path)
+        return ModelFolder.of(self.reward_model)
 
     def check(self, policy: Artifact, folder: ModelFolder, max_tokens: int) -> None:
         """The value model reads the policy's tokens, so it must have the same ones, and room for all of them.

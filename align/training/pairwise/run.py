@@ -63,10 +63,10 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     config, needs = context.config, context.config.training_needs()
     source, pairs = context.artifact(needs.model), context.artifact(needs.rows)
     reference = None if needs.reference is None else context.artifact(needs.reference)
-    folder = ModelFolder(source.model_path)
+    folder = ModelFolder.of(source)
     refuse_encoder_decoder(config.method, source, folder)
     if reference is not None:
-        reference_folder = ModelFolder(reference.model_path)
+        reference_folder = ModelFolder.of(reference)
         refuse_encoder_decoder(config.method, reference, reference_folder)
     chat_format = ChatFormat(folder.tokenizer, where=source.where(None))
     policy = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
@@ -104,7 +104,7 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
         metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
         if is_own_reference and not policy.changes_initial_policy:
             _check_step_zero(first_loss, config, precision)
-    save = lambda folder: save_trained(trainer.model, data.chat_format.tokenizer, folder, policy)  # noqa: E731
+    save = lambda folder: save_trained(trainer.model, data.chat_format, folder, policy)  # noqa: E731
     history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER)
     history.write(context.output / METRICS_NAME)
     return {

@@ -9,7 +9,8 @@ import pytest
 
 from align.data.encoding import encode_instructions
 from align.data.plain import PlainFormat, format_of
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.errors import DataError, RecipeError
 from align.models.folder import ModelFolder
 from align.records import Instruction, Message
@@ -43,8 +44,8 @@ def test_turns_are_joined_by_line_ends_and_the_tokenizers_own_tokens_stand_aroun
 
 def test_a_completion_ends_with_one_end_of_sequence_token(plain: ChatFormat) -> None:
     ids = plain.encode_completion(TALK, "Oh no.")
-    assert ids.count(plain.eos_token_id) == 1
-    assert ids[-1] == plain.eos_token_id
+    assert ids.count(plain.end_token_id) == 1
+    assert ids[-1] == plain.end_token_id
     assert plain.completion_text(TALK, "Oh no.") == f"Oh no.{END}"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from align.data import template as template_module
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.errors import RecipeError
 from align.records import Message
 from align.testing.tiny import CHAT_TEMPLATE
@@ -87,15 +88,17 @@ class TestEncoding:
         assert caught.value.reason == "template_error"
 
 
+SILENT = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+"""A template that ends no turn."""
+
+
 class TestRefusedTokenizers:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
             ({"template": None}, "no chat template"),
-            ({"eos": None}, "no eos token"),
-            ({"pad": None}, "no pad token"),
-            ({"pad": "<|im_end|>"}, "never learns to stop"),
-            ({"eos": "<s>"}, "would never stop"),
+            ({"template": SILENT, "eos": None}, "writes no token that a model can stop at"),
+            ({"template": SILENT.replace("content }}", "content }}###")}, "ends a completion with '###', which is no token"),
             ({"template": CHAT_TEMPLATE + " " * 70_000}, "64 KiB"),
             ({"template": "{{ messages[0].content }"}, "cannot show"),
             (

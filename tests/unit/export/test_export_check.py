@@ -36,7 +36,7 @@ def test_there_are_fifty_neutral_prompts_in_two_languages() -> None:
 
 
 def test_a_tie_is_counted_and_another_difference_refused(model: Path) -> None:
-    answered = _Answered(["prompt"], [[20, 21]], [[TWINS[0], 5]], end=None)
+    answered = _Answered(["prompt"], [[20, 21]], [[TWINS[0], 5]], stops=())
     assert _count_ties(ModelFolder(model), "float32", answered, [[TWINS[0], 5]], "vLLM") == 0
     assert _count_ties(ModelFolder(model), "float32", answered, [[TWINS[1], 6]], "vLLM") == 1
     with pytest.raises(StageError, match="at token 0, the logits of the two tokens being"):
@@ -59,7 +59,7 @@ def test_what_vllm_says_of_a_folder_it_cannot_load_is_passed_on(tmp_path: Path) 
     config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(StageError, match="vLLM cannot load the exported model: engine: vllm does not serve") as caught:
-        _answer_with_vllm(ModelFolder(tmp_path), _Answered(["prompt"], [[20, 21]], [], end=None))
+        _answer_with_vllm(ModelFolder(tmp_path), _Answered(["prompt"], [[20, 21]], [], stops=()))
     assert "It said last:\n" in caught.value.message
     assert "--no-check" in str(caught.value.hint)
 

@@ -24,6 +24,7 @@ def test_a_tied_language_model(tmp_path: Path) -> None:
         is_language_model=True,
         end_token_ids={"generation_config.json": [2, 1], "config.json": [2]},
         context_tokens=512,
+        stop_token_ids=(2, 1),
     )
 
 

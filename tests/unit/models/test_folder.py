@@ -217,4 +217,4 @@ def test_another_process_reads_for_itself(folder: Path) -> None:
     model = ModelFolder(folder).check()
     again = pickle.loads(pickle.dumps(model))
     assert again == model
-    assert vars(again) == {"path": folder}
+    assert vars(again) == {"path": folder, "chat": None}

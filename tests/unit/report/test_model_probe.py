@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from align.data import template as template_module
+from align.data.template import ChatFormat
 from align.models.facts import ModelFacts
 from align.models.folder import ModelFolder
 from align.report.model import token_checks
@@ -81,7 +82,7 @@ def test_a_sound_model_has_no_problem(model: Path) -> None:
             "problem",
             "right after",
         ),
-        (GENERIC.replace("<|im_end|>", "<|pad|>"), "end_of_turn", "problem", "ends a completion with '<|pad|>'"),
+        (GENERIC.replace("<|im_end|>", "###"), "end_of_turn", "problem", "ends a completion with '###'"),
         (GENERIC.replace("<|im_end|>", ""), "end_of_turn", "info", "does not end a completion"),
         ("{% if not messages[3:] %}A{% else %}B{% endif %}" + GENERIC, "prompt_prefix", "info", "second turn"),
         (GENERIC.replace("messages %}", "messages[-1:] %}", 1), "prompt_prefix", "problem", "right after"),
@@ -151,6 +152,9 @@ class _OtherEnd:
     def __getattr__(self, name: str) -> Any:
         return 7 if name == "eos_token_id" else getattr(self._tokenizer, name)
 
+    def get_vocab(self) -> dict[str, int]:
+        return {**self._tokenizer.get_vocab(), "<|im_end|>": 7}
+
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._tokenizer, name, value)
 
@@ -167,29 +171,29 @@ def test_the_loss_must_cover_one_end_of_sequence(look: Look) -> None:
     assert "not once with 7" in check.found
 
 
-@pytest.mark.parametrize(("pad", "told"), [(None, "none"), ("<|im_end|>", "end-of-sequence token as well")])
-def test_padding_does_not_hide_the_other_checks(look: Look, pad: str | None, told: str) -> None:
+@pytest.mark.parametrize(("pad", "told"), [(None, "the tokenizer has none"), ("<|im_end|>", "which ends a completion")])
+def test_padding_that_align_chooses(look: Look, pad: str | None, told: str) -> None:
     checks = look(pad_token=pad)
-    assert checks["padding"].state == "problem"
-    assert told in checks["padding"].found
+    assert checks["padding"].state == "info"
+    assert told in checks["padding"].found and "fills rows with '<|pad|>' (0)" in checks["padding"].found
     assert checks["completions"].state == "ok"
 
 
 def test_padding_outside_the_vocabulary() -> None:
-    tokenizer: Any = _OtherEnd(tiny_tokenizer(vocabulary=300))
-    assert token_checks.check_padding(tokenizer, 0).state == "problem"
+    assert token_checks.check_padding(ChatFormat(tiny_tokenizer(vocabulary=300)), 0).state == "problem"
 
 
 @pytest.mark.parametrize(
     ("ends", "state", "told"),
     [
-        ({}, "problem", "neither"),
-        ({"config.json": [0]}, "problem", "'<|pad|>' (0)"),
-        ({"generation_config.json": [2, 1, 999]}, "info", "'<|im_start|>' (1), 'a token it does not have' (999)"),
+        ({}, "info", "neither"),
+        ({"config.json": [0]}, "info", "'<|pad|>' (0)"),
+        ({"generation_config.json": [2, 1, 999]}, "ok", "'<|im_start|>' (1), 'a token it does not have' (999)"),
     ],
 )
 def test_stopping(look: Look, ends: dict[str, list[int]], state: str, told: str) -> None:
-    check = look(facts=replace(FACTS, end_token_ids=ends))["stopping"]
+    stops = tuple(ends.get("generation_config.json", []))
+    check = look(facts=replace(FACTS, end_token_ids=ends, stop_token_ids=stops))["stopping"]
     assert (check.state, told in check.found) == (state, True), check
 
 
@@ -304,12 +308,12 @@ def test_reward_models_and_encoder_decoders(tmp_path: Path) -> None:
 
 def test_text_fits_the_width_and_says_why(look: Look, tmp_path: Path) -> None:
     report = ModelReport(tmp_path)
-    report.add(look(pad_token=None)["padding"])
+    report.add(look(GENERIC.replace("m['content']", "m['content'] | replace('course', 'curse')"))["completions"])
     lines = list(lines_of(report, width=80))
     assert all(len(line) <= 80 for line in lines[1:])
     text = " ".join(" ".join(lines).split())
-    assert WHY["padding"] in text
-    assert "→ Set pad_token" in text
+    assert WHY["completions"] in text
+    assert "→ " in text
     assert "This model cannot be used as it is: 1 problem" in text
     assert "Not checked: folder, tokenizer" in text
 

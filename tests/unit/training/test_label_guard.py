@@ -28,7 +28,8 @@ def test_spans_are_the_runs_that_are_not_ignored() -> None:
 
 def test_labels_that_are_right(chat_format: ChatFormat) -> None:
     first, second = (chat_format.encode_completion(HELLO, text) for text in ("하나", "two"))
-    check_label_spans([[-100, *first, -100, *second], [-100, *second]], ["하나", "two", "two"], chat_format)
+    texts = ["하나<|im_end|>", "two<|im_end|>", "two<|im_end|>"]
+    check_label_spans([[-100, *first, -100, *second], [-100, *second]], texts, chat_format)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,11 @@ def test_labels_that_are_right(chat_format: ChatFormat) -> None:
 def test_labels_that_are_wrong(chat_format: ChatFormat, spoil: Callable[[list[int]], list[int]]) -> None:
     ids = chat_format.encode_completion(HELLO, "Hello")
     with pytest.raises(StageError):
-        check_label_spans([[-100, *spoil(ids)]], ["Hello"], chat_format)
+        check_label_spans([[-100, *spoil(ids)]], ["Hello<|im_end|>"], chat_format)
 
 
 def test_both_texts_are_shown(chat_format: ChatFormat) -> None:
     with pytest.raises(StageError) as caught:
-        check_label_spans([chat_format.encode_completion(HELLO, "other")], ["Hello"], chat_format)
+        check_label_spans([chat_format.encode_completion(HELLO, "other")], ["Hello<|im_end|>"], chat_format)
     assert "'Hello<|im_end|>'" in str(caught.value)
     assert "'other<|im_end|>'" in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,7 @@ def sampler(rollout_batch_size: int, count: int = 5, *, num_episodes: int | None
     prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=f"say {n}")]) for n in range(count)]
     encoded = [EncodedPrompt(prompt.id, [3, n]) for n, prompt in enumerate(prompts)]
     rules = RuleSet.model_validate({"rules": [{"type": "length", "name": "short", "max_characters": 3}]})
+    chat_format: Any = SimpleNamespace(stop_token_ids=(2,), sampled_text=lambda ids: "x" * len([i for i in ids if i != 2]))
     options: dict[str, Any] = {
         "scorers": ScorerSet({"short": RulesScorer(rules=rules)}, {}, batch_tokens=10),
         "score_weights": {"short": 2.0},
@@ -180,8 +182,7 @@ def sampler(rollout_batch_size: int, count: int = 5, *, num_episodes: int | None
         encoded,
         OnlineTraining(rollout_batch_size=rollout_batch_size, num_episodes=num_episodes),
         **{**options, **changes},
-        stop_token_id=2,
-        decode=lambda ids: "x" * len(ids),
+        chat_format=chat_format,
         seed=7,
     )
 

@@ -6,7 +6,8 @@ import pytest
 from dataset_rows import instruction, pair
 
 from align.data.encoding import encode_instructions, encode_preferences
-from align.data.template import ChatFormat, TemplateProblem
+from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.records import Prompt, TextRow
 from align.report.dataset.tokens import TrainingView
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT

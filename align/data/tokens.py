@@ -1,0 +1,67 @@
+"""Tokens of rendered texts, and texts of tokens; those of a completion depend on what stands in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that this module uses."""
+
+    chat_template: Any
+    bos_token_id: Any
+    eos_token: Any
+    eos_token_id: Any
+    pad_token_id: Any
+    added_tokens_decoder: Any
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **variables: Any) -> Any: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any: ...
+
+
+def tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered texts, without added special tokens."""
+    if not texts:
+        return []
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+class BehindPrompt:
+    """Tokens of completions as they are behind a prompt: many tokenizers put a space in front of a text that stands alone.
+
+    Args:
+        anchor: what every prompt ends with; empty where a completion follows nothing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, anchor: str) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = anchor
+        self._anchor_token_ids = tokenize(tokenizer, [anchor])[0] if anchor else []
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, to follow those of a prompt."""
+        anchor = self._anchor_token_ids
+        if not anchor:
+            return tokenize(self._tokenizer, texts)
+        behind = tokenize(self._tokenizer, [self._anchor + text for text in texts])
+        # Where the text's beginning would join the prompt's last token, it is tokenized alone: the sampler's prompt is fixed.
+        return [
+            ids[len(anchor) :] if ids[: len(anchor)] == anchor else tokenize(self._tokenizer, [text])[0]
+            for text, ids in zip(texts, behind, strict=True)
+        ]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of a completion's tokens. Decoders of SentencePiece drop the space in front of a text that stands alone."""
+
+        def decoded(ids: Sequence[int]) -> str:
+            options: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+            return str(self._tokenizer.decode(list(ids), **options))
+
+        before, whole = decoded(self._anchor_token_ids), decoded([*self._anchor_token_ids, *token_ids])
+        return whole[len(before) :] if whole.startswith(before) else decoded(token_ids)

@@ -1,0 +1,122 @@
+"""The chat format of a model folder: read with its tokenizer, and written so that other programs render the same text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from align.config.chat import PINNED_DATE, ChatSettings
+from align.data.plain import PlainFormat, format_of
+from align.data.template import ChatFormat
+from align.data.template_problems import FormatError
+from align.data.turns import added_tokens
+from align.errors import StageError
+from align.models.files import CHAT_NAME, GENERATION_CONFIG_NAME
+from align.models.folder import ModelFolder
+from align.store.atomic import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Tokens: TypeAlias = "ChatFormat | PreTrainedTokenizerBase"
+"""What is saved beside weights: a chat format with its tokenizer, or a tokenizer alone, such as a base model's."""
+
+
+def load_format(folder: ModelFolder, where: str | None = None) -> ChatFormat:
+    """The chat format of a model, with its tokenizer, whose template and padding token are set to those of the format.
+
+    Args:
+        where: the model's name in messages; its folder where None.
+    Raises:
+        RecipeError: if the model's template or tokens cannot be used; see `ChatFormat`.
+    """
+    tokenizer, settings = folder.tokenizer, folder.chat_settings
+    if settings.template is not None:
+        tokenizer.chat_template = settings.template
+    chat_format = format_of(
+        tokenizer,
+        folder.encoder_decoder,
+        where or str(folder.path),
+        settings=settings,
+        stop_token_ids=folder.stop_token_ids,
+    )
+    pad = tokenizer.convert_ids_to_tokens(chat_format.pad_token_id)
+    # A token of the learnt vocabulary is not set: as a special token, texts that spell it would change.
+    if tokenizer.pad_token_id != chat_format.pad_token_id and pad in added_tokens(tokenizer):
+        tokenizer.pad_token = pad
+    return chat_format
+
+
+def load_tokens(folder: ModelFolder) -> Tokens:
+    """The chat format of a model, or its tokenizer alone where it has no usable template, as base models."""
+    try:
+        return load_format(folder)
+    except FormatError:
+        return folder.tokenizer
+
+
+def save_tokens(tokens: Tokens, folder: Path) -> None:
+    """Write the tokenizer, and of a chat format what `save_format` does, into a folder."""
+    if isinstance(tokens, ChatFormat):
+        save_format(tokens, folder)
+    else:
+        tokens.save_pretrained(str(folder), push_to_hub=False)
+
+
+def save_format(chat_format: ChatFormat, folder: Path) -> None:
+    """Write tokenizer, template, stop tokens and chat settings into the folder of a saved model.
+
+    The template is written with everything that align renders with, so that vLLM and transformers show the model the text that
+    it was trained on: variables of the template, the pinned date, and what follows the generation prompt.
+
+    Raises:
+        StageError: if the template, so written, renders another text.
+    """
+    tokenizer: PreTrainedTokenizerBase = chat_format.tokenizer  # type: ignore[assignment]
+    settings, template = chat_format.settings, tokenizer.chat_template
+    if isinstance(chat_format, PlainFormat):
+        tokenizer.save_pretrained(str(folder), push_to_hub=False)
+    else:
+        named = {} if isinstance(template, str) else template
+        complete = _with_settings(named["default"] if named else template, chat_format)
+        if not chat_format.renders_alike(complete):
+            raise StageError(f"{chat_format.where}: its chat template cannot be saved with the settings that were used")
+        try:
+            tokenizer.chat_template = {**named, "default": complete} if named else complete
+            tokenizer.save_pretrained(str(folder), push_to_hub=False)
+        finally:
+            tokenizer.chat_template = template
+    saved = ModelFolder(folder)
+    if not saved.is_reward_model:  # those write no text
+        stops = list(chat_format.stop_token_ids)
+        ends = {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": chat_format.pad_token_id}
+        write_json(folder / GENERATION_CONFIG_NAME, {**saved.generation_config, **ends})
+    # What the template holds now is not said again.
+    kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": PINNED_DATE})
+    if kept != ChatSettings():
+        write_json(folder / CHAT_NAME, kept.model_dump(mode="json", exclude_defaults=True))
+
+
+def _with_settings(template: str, chat_format: ChatFormat) -> str:
+    """The template with what it is rendered with written into it."""
+    before = "".join(
+        f"{{%- if {name} is not defined -%}}{{%- set {name} = {_literal(value)} -%}}{{%- endif -%}}"
+        for name, value in chat_format.settings.template_kwargs.items()
+    )
+    if chat_format.printed_dates:
+        cases = "".join(
+            f"{{%- {'elif' if number else 'if'} form == {json.dumps(form)} -%}}{day}"
+            for number, (form, day) in enumerate(chat_format.printed_dates.items())
+        )
+        before += f"{{%- macro strftime_now(form) -%}}{cases}{{%- endif -%}}{{%- endmacro -%}}"
+    if before:
+        before += '{{ "" }}'  # white space at the template's beginning stays: it follows an expression, not a block
+    # Jinja drops one line end at the end of a template, which is not the end any more.
+    after = f"{{%+ if add_generation_prompt %}}{{{{ {json.dumps(chat_format.opening)} }}}}{{%+ endif %}}"
+    return before + (template.removesuffix("\n") + after if chat_format.opening else template)
+
+
+def _literal(value: bool | int | float | str | None) -> str:
+    return "none" if value is None else json.dumps(value)
