@@ -20,7 +20,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from align.config import inputs, judge, peft, rules
+from align.config import chat, inputs, judge, peft, rules
 from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
 from align.config.shape import members, reference_kinds
@@ -32,6 +32,7 @@ BLOCK = re.compile(r"(<!-- fields: (?P<name>[a-z_ ]+) -->\n).*?(<!-- /fields -->
 
 MODELS: dict[str, type[BaseModel]] = {
     "input model": inputs.ModelInput,
+    "chat": chat.ChatSettings,
     "input data": inputs.DataInput,
     "input artifact": inputs.ArtifactInput,
     "judge": judge.Judge,

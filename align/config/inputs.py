@@ -10,6 +10,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_va
 from pydantic_core import CoreSchema, core_schema
 
 from align.config.base import StrictModel
+from align.config.chat import ChatSettings
 from align.config.row_checks import Action, check_actions
 from align.config.sections import OnInvalid
 from align.rows import ROW_KINDS, DataKind, data_kinds
@@ -67,6 +68,8 @@ class ModelInput(StrictModel):
     """Repository on the hub; fetched once and pinned by commit hash."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
+    chat: ChatSettings | None = None
+    """How its conversations are written, where its own files are silent or something else is wanted."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelInput:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.config.chat import ChatSettings
 from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
+from align.data.chat_templates import shipped_templates
 from align.data.evaluation import evaluation_index
 from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
@@ -93,15 +95,36 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     else:
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
-    model = ModelFolder(folder).check()
+    if spec.chat is not None:
+        spec = spec.model_copy(update={"chat": _with_template(recipe, name, spec.chat)})
+    model = ModelFolder(folder, spec.chat).check()
     files = {
         path.name: store.hashes.of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix not in NOT_MODEL_FILES and not path.name.startswith(".")
     }
-    digest = fingerprint({"kind": spec.kind, "files": files})
+    content: dict[str, Any] = {"kind": spec.kind, "files": files}
+    if spec.chat is not None:
+        content["chat"] = spec.chat.model_dump(mode="json", exclude_defaults=True)
+    digest = fingerprint(content)
     artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
     return ResolvedInput(name, digest, artifact, spec, None, model=model)
+
+
+def _with_template(recipe: Recipe, name: str, settings: ChatSettings) -> ChatSettings:
+    """The settings with the template's text in place of its name."""
+    if settings.template is None:
+        return settings
+    shipped = shipped_templates()
+    file = shipped.get(settings.template) or recipe.locate(settings.template)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{recipe.where(('inputs', name, 'chat', 'template'))}: {settings.template}: cannot be read as text ({error})",
+            hint=f"Name a file, or one of {', '.join(sorted(shipped))}.",
+        ) from error
+    return settings.model_copy(update={"template": text})
 
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:
@@ -115,7 +138,7 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
             hint="Run the recipe that makes it again; it repairs what is damaged.",
         )
     artifact = Artifact(name, folder, manifest)
-    return ResolvedInput(name, manifest.fingerprint, artifact, spec, None, model=ModelFolder(artifact.model_path))
+    return ResolvedInput(name, manifest.fingerprint, artifact, spec, None, model=ModelFolder.of(artifact))
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
