@@ -8,7 +8,6 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -17,7 +16,7 @@ from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
-from align.training.needs import TrainingNeeds, pair_batch
+from align.training.needs import TrainingNeeds
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ class Config(LoraOnly, PairwiseConfig):
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 
     def training_needs(self) -> TrainingNeeds:
-        batch, saved = partial(pair_batch, self), self.save_dtype
-        return TrainingNeeds(self.model, self.data, self.precision, self.peft, batch, has_score_head=True, save_dtype=saved)
+        return self.needs_with(self.data, has_score_head=True)
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:

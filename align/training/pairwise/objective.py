@@ -69,6 +69,11 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         """
         raise NotImplementedError
 
+    def needs_with(self, pairs: str, *, has_score_head: bool = False) -> TrainingNeeds:
+        """What a method needs that trains on `pairs`, without a reference."""
+        batch, saved = partial(pair_batch, self), self.save_dtype
+        return TrainingNeeds(self.model, pairs, self.precision, self.peft, batch, has_score_head=has_score_head, save_dtype=saved)
+
 
 class PreferenceConfig(PairwiseConfig):
     """Of a method that trains a language model."""
@@ -85,9 +90,7 @@ class PreferenceConfig(PairwiseConfig):
     """Pairs of a chosen and a rejected completion."""
 
     def training_needs(self) -> TrainingNeeds:
-        return TrainingNeeds(
-            self.model, self.pairs, self.precision, self.peft, partial(pair_batch, self), save_dtype=self.save_dtype
-        )
+        return self.needs_with(self.pairs)
 
 
 class ReferenceConfig(PreferenceConfig):
