@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,8 +62,11 @@ class TextEngine(Protocol):
         """Replace the weights by those of another model of the same architecture and vocabulary."""
         ...
 
-    def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
-        """Replace all weights, given by their names in the model's folder; tied weights are given once."""
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace all weights, given by their names in the model's folder; tied weights are given once.
+
+        They are taken one at a time, so an iterator may make each when it is asked for the next.
+        """
         ...
 
     def close(self) -> None:

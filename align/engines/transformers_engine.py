@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,14 +54,14 @@ class TransformersEngine:
         self.close()  # the old model and the new one together may not fit
         self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
-    def update_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         own = dict(self._model.named_parameters())  # tied weights once
-        given = dict(weights)
-        if missing := own.keys() - given.keys():
-            raise ValueError(f"no new weights for {', '.join(sorted(missing)[:3])}")
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(given[name])
+            for name, tensor in weights:
+                if (parameter := own.pop(name, None)) is not None:
+                    parameter.copy_(tensor)
+        if own:
+            raise ValueError(f"no new weights for {', '.join(sorted(own)[:3])}")
 
     def close(self) -> None:
         self._model = None

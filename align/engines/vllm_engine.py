@@ -6,12 +6,12 @@ In-process (no engine subprocess) starts sooner and leaves nothing behind when t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
-from align.models.load import load_causal_lm
+from align.models.stream import stored_weights, with_tied_head
 from align.runtime.device import device_name
 
 MAX_NUM_SEQS = 256
@@ -52,6 +52,7 @@ class VllmEngine:
         self._threads = torch.get_num_threads()
         self._torch = torch
         self._vllm = vllm
+        self._is_tied = model_folder.tied
         on_gpu = device_name() == "cuda"
         options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
         self._llm = vllm.LLM(
@@ -109,24 +110,14 @@ class VllmEngine:
         return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps)
 
     def load_weights(self, model_folder: ModelFolder) -> None:
-        if model_folder.is_adapter:
-            # Merged in memory: an engine started with LoRA support could not switch to models without adapters.
-            self.update_weights([(name, value.detach()) for name, value in load_causal_lm(model_folder).named_parameters()])
-            return
-        from safetensors import safe_open
+        # An adapter comes merged: an engine started with LoRA support could not switch to models without adapters.
+        self._is_tied = model_folder.tied
+        self.update_weights(stored_weights(model_folder))
 
-        weights: list[tuple[str, Any]] = []
-        for path in sorted(model_folder.path.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as tensors:
-                weights.extend((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118 (not a dict)
-        self.update_weights(weights)
-
-    def update_weights(self, weights: Sequence[tuple[str, Any]]) -> None:
-        weights = list(weights)
-        if "lm_head.weight" not in {name for name, _ in weights}:
-            # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
-            weights.extend(("lm_head.weight", tensor) for name, tensor in list(weights) if name == "model.embed_tokens.weight")
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+    def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
+        given = with_tied_head(weights) if self._is_tied else iter(weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         self._llm.reset_prefix_cache()
 
     def close(self) -> None:

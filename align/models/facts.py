@@ -61,7 +61,7 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
         vocab_size=both["vocab_size"] if isinstance(both.get("vocab_size"), int) else None,
         embedding=embedding,
         tied=folder.base.tied,
-        has_head=any(_is(name, end) for name in rows for end in _HEADS),
+        has_head=any(map(names_head, rows)),
         is_language_model=not folder.is_reward_model,
         end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},
         stop_token_ids=folder.stop_token_ids,
@@ -73,6 +73,16 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
 
 def _is(name: str, end: str) -> bool:
     return name == end or name.endswith("." + end)
+
+
+def names_token_table(name: str) -> bool:
+    """Whether a tensor of this name is the table of token embeddings."""
+    return any(_is(name, end) for end in _EMBEDDINGS)
+
+
+def names_head(name: str) -> bool:
+    """Whether a tensor of this name is a language model's head."""
+    return any(_is(name, end) for end in _HEADS)
 
 
 def _ids(value: Any) -> list[int]:

@@ -112,6 +112,11 @@ class ModelFolder:
             raise EnvironmentProblem(f"{self.path / CHAT_NAME}: {error}", hint="Make the model again.") from error
 
     @property
+    def adapter_config(self) -> dict[str, Any]:
+        """What PEFT's adapter_config.json says; empty for a whole model."""
+        return self._configuration.get(ADAPTER_CONFIG_NAME, {})
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the folder holds an adapter, which needs its base model."""
         return (self.path / ADAPTER_CONFIG_NAME).exists()
@@ -143,7 +148,7 @@ class ModelFolder:
     def is_reward_model(self) -> bool:
         """Whether its head gives a score."""
         if self.is_adapter:  # config.json is the base's
-            return self._configuration[ADAPTER_CONFIG_NAME].get("task_type") == "SEQ_CLS"
+            return self.adapter_config.get("task_type") == "SEQ_CLS"
         return any(str(name).endswith("ForSequenceClassification") for name in self.config.get("architectures") or [])
 
     @property

@@ -20,6 +20,8 @@ ALLOWED_FILES = (
     "chat_template.json",
     "*.jinja",
 )
+# The same weights in Mistral's own form, beside those that everything here reads.
+IGNORED_FILES = ("consolidated*",)
 _LOCAL_HINT = "Download it where there is a network, and give the folder with path: instead of hub_id:."
 
 
@@ -49,7 +51,9 @@ def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
     except ImportError as error:
         raise EnvironmentProblem(f"{hub_id}: huggingface_hub cannot be imported ({error})", hint=_LOCAL_HINT) from error
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOWED_FILES)))
+        folder = Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOWED_FILES), ignore_patterns=list(IGNORED_FILES))
+        )
     # Narrow errors first: a gated repository is also a RepositoryNotFoundError, and all but one are OSErrors.
     except GatedRepoError as error:
         hint = "Accept its licence on its page, and log in with: hf auth login"

@@ -59,11 +59,11 @@ class Models:
     initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
     """The adapter's parameters before the first step, by name."""
 
-    def policy_weights(self) -> list[tuple[str, Tensor]]:
-        """What an engine needs of the policy, by the names in its folder."""
+    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What an engine needs of the policy, by the names in its folder. An adapter is merged tensor by tensor."""
         if self.reference is None:
-            return list(merged_weights(self.policy))
-        return [(name, parameter.detach()) for name, parameter in self.policy.named_parameters()]
+            return merged_weights(self.policy)
+        return ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Any]:

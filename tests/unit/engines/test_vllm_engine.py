@@ -11,6 +11,7 @@ import pytest
 
 from align.engines.transformers_engine import TransformersEngine
 from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm
 from align.testing import tiny_causal_lm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -58,3 +59,34 @@ def test_exchanged_weights_are_the_new_models_with_its_head(engine, requests_, s
     assert exchanged != before
     engine.load_weights(ModelFolder(project_template / "base"))
     assert engine.generate(requests_, greedy) == before
+
+
+def test_a_tied_model_with_other_names_is_exchanged_with_its_head(requests_, settings, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """GPT-2: its table is not called as Llama's, and its layers are stored the other way round."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from align.engines.vllm_engine import VllmEngine
+    from align.testing.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.2}
+        config = GPT2Config(vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0, bos_token_id=None, **sizes)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / str(seed))
+        tokenizer.save_pretrained(tmp_path / str(seed))
+        folders.append(ModelFolder(tmp_path / str(seed)))
+    greedy = replace(settings, temperature=0.0, num_candidates=1)
+    expected = [TransformersEngine(f, dtype="float32", max_model_tokens=64).generate(requests_, greedy) for f in folders]
+    assert expected[0] != expected[1]
+    engine = VllmEngine(folders[0], dtype="float32", max_model_tokens=64)
+    try:
+        assert engine.generate(requests_, greedy) == expected[0]
+        engine.load_weights(folders[1])
+        assert engine.generate(requests_, greedy) == expected[1]
+        engine.update_weights((name, value.detach()) for name, value in load_causal_lm(folders[0]).named_parameters())
+        assert engine.generate(requests_, greedy) == expected[0]
+    finally:
+        engine.close()

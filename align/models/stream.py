@@ -1,0 +1,79 @@
+"""The weights of a model one tensor at a time, so that whoever takes them needs no room for a second model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from align.config.peft import Lora
+from align.models.facts import names_head, names_token_table
+from align.models.files import ADAPTER_WEIGHTS_NAME, weight_files
+from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm
+from align.models.lora import PREFIX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LANGUAGE_MODEL = "language_model."
+"""Before every name of the language model in older folders of models that see images."""
+HEAD_NAME = "lm_head.weight"
+
+
+def stored_weights(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a folder's weight files by its name there; LoRA merged into its base model, in float32.
+
+    Only the files that the index names are read: some repositories hold the same weights in a second form beside them.
+    """
+    if not folder.is_adapter:
+        yield from _files(folder)
+    elif (merged := _merged_by_name(folder)) is not None:
+        yield from merged
+    else:
+        # 4-bit rounding, packed layers and other names need the model itself, on the CPU.
+        yield from ((name, value.detach()) for name, value in load_causal_lm(folder).named_parameters())
+
+
+def _files(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    for file in weight_files(folder.path):
+        with safe_open(folder.path / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                yield name, tensors.get_tensor(name)
+
+
+def _merged_by_name(folder: ModelFolder) -> Iterator[tuple[str, Tensor]] | None:
+    """The base model's tensors, with an adapter added to those that it names; None where names and layout do not tell which."""
+    from safetensors.torch import load_file
+
+    state, settings = load_file(folder.path / ADAPTER_WEIGHTS_NAME), folder.peft
+    targets = {name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")}
+    if not isinstance(settings, Lora) or settings.method != "lora" or folder.adapter_config.get("fan_in_fan_out"):
+        return None
+    if {f"{target}.weight" for target in targets} - folder.base.tensor_shapes.keys() or len(state) != 2 * len(targets):
+        return None
+    return _added(folder.base, state, targets, settings.scaling)
+
+
+def _added(base: ModelFolder, state: Mapping[str, Any], targets: set[str], scaling: float) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in _files(base):
+        module = name.removesuffix(".weight")
+        if module in targets and name != module:
+            a, b = (state[f"{PREFIX}{module}.lora_{part}.weight"] for part in "AB")
+            yield name, tensor.float() + scaling * (b @ a)
+        else:
+            yield name, tensor.float() if tensor.is_floating_point() else tensor
+
+
+def with_tied_head(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model whose head is its embedding table, and last the head, unless it is among them."""
+    head, has_head = None, False
+    for name, tensor in weights:
+        has_head = has_head or names_head(name)
+        if names_token_table(name):
+            head = (LANGUAGE_MODEL + HEAD_NAME if name.startswith(LANGUAGE_MODEL) else HEAD_NAME, tensor)
+        yield name, tensor
+        del tensor
+    if head is not None and not has_head:
+        yield head
