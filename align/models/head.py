@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
@@ -28,18 +29,22 @@ def in_float32(head: Any, states: Tensor) -> Tensor:
         head: a linear layer.
         states: […, width], of any type.
     """
-    return _in_float32(head, head.weight.dtype, states)
+    if head.weight.dtype in (torch.float32, torch.float64):
+        return _in_float32(head, states.to(head.weight.dtype))
+    # A head of a frozen model is in bfloat16 with the rest of it; its copy lives as long as this product.
+    bias = None if head.bias is None else head.bias.float()
+    return _in_float32(lambda given: linear(given, head.weight.float(), bias), states.float())
 
 
 def keep_in_float32(head: Any) -> None:
-    """Let a head that the model itself calls compute as `in_float32` does."""
+    """Let a float32 head that the model itself calls compute as `in_float32` does."""
     original = head.forward
-    head.forward = lambda states: _in_float32(original, head.weight.dtype, states)
+    head.forward = lambda states: _in_float32(original, states.to(head.weight.dtype))
 
 
-def _in_float32(compute: Callable[[Tensor], Tensor], dtype: torch.dtype, states: Tensor) -> Tensor:
+def _in_float32(compute: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     with torch.autocast(states.device.type, enabled=False):
-        return compute(states.to(torch.promote_types(dtype, torch.float32)))
+        return compute(states)
 
 
 def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -160,7 +160,9 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
         virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))
         # `add_virtual_tokens` freezes the base; a loaded model is not frozen.
         base.requires_grad_(True)
-    return base.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()  # type: ignore[no-any-return]
+    for parameter in base.parameters():  # not buffers: positions are encoded by frequencies that bfloat16 would spoil
+        parameter.data = parameter.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return base.eval()
 
 
 def _quantized(quantization: Any) -> dict[str, Any]:

@@ -37,15 +37,19 @@ def require_bitsandbytes(where: str) -> None:
         )
 
 
-def quantization_config() -> Any:
-    """NF4 with double quantisation, in transformers' form; the head is not quantised."""
+def quantization_config(compute_dtype: str = "float32") -> Any:
+    """NF4 with double quantisation, in transformers' form; the head is not quantised.
+
+    Args:
+        compute_dtype: float32 or bfloat16, what weights are unpacked to and multiplied in.
+    """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
         llm_int8_skip_modules=list(HEADS),
     )
 

@@ -82,9 +82,14 @@ class TrainableModel:
 
 
 def load_trainable(
-    trainable: TrainableModel, *, task: Task = "CAUSAL_LM", new_head: bool = False, pad_token_id: int | None = None
+    trainable: TrainableModel,
+    *,
+    task: Task = "CAUSAL_LM",
+    new_head: bool = False,
+    pad_token_id: int | None = None,
+    frozen_dtype: str = "float32",
 ) -> Any:
-    """The model in float32 and eval mode; only parameters to be trained require a gradient.
+    """The model in eval mode; only parameters to be trained require a gradient, and they are float32.
 
     New parameters are drawn from torch's global generator.
 
@@ -92,6 +97,7 @@ def load_trainable(
         task: a language model, or a model with a score head, which is always trained.
         new_head: whether the score head is new.
         pad_token_id: see `load_reward_model`.
+        frozen_dtype: float32 or bfloat16, of weights that LoRA does not train, and of the arithmetic on weights of 4 bits.
     Raises:
         RecipeError: if the settings do not fit the model, or the folder cannot be used.
         EnvironmentProblem: if bitsandbytes is needed and missing, or an adapter's base model is gone.
@@ -106,15 +112,17 @@ def load_trainable(
         )
     if trainable.peft is not None and folder.peft is not None:
         check_continued(trainable.peft, folder.peft, folder.base.path, trainable.name)
-    quantization = quantization_config() if trainable.is_quantized else None
+    # Virtual tokens are compared with real ones when they are made, to more digits than bfloat16 has.
+    dtype = frozen_dtype if isinstance(trainable.peft, Lora) else "float32"
+    quantization = quantization_config(dtype) if trainable.is_quantized else None
     if task == "SEQ_CLS":
         # The trained head of an adapter is in its own file, not in the base model; it is loaded below.
         with_new_head = new_head or trainable.is_continued
         model: Any = load_reward_model(
-            trainable.base, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
+            trainable.base, dtype=dtype, new_head=with_new_head, pad_token_id=pad_token_id, quantization=quantization
         )
     else:
-        model = load_causal_lm(trainable.base, quantization=quantization)
+        model = load_causal_lm(trainable.base, dtype=dtype, quantization=quantization)
     # transformers skips layers of classes that it cannot quantise, and loads the model all the same.
     if trainable.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
         raise RecipeError(
@@ -131,13 +139,21 @@ def load_trainable(
         )
     if isinstance(trainable.peft, Lora):
         add_lora(model, trainable.peft, task=task, where=trainable.name)
+        _keep_trained_in_float32(model)
         if kept is not None:
             load_lora_state(model, kept)
     else:
         add_virtual_tokens(model, trainable.peft, None if kept is None else read_vectors(kept), where=trainable.name)
     if task == "SEQ_CLS":
-        model.score.requires_grad_(True)
+        model.score.float().requires_grad_(True)
     return model.eval()
+
+
+def _keep_trained_in_float32(model: Any) -> None:
+    # PEFT makes an adapter in the type of its layer, and small updates vanish in bfloat16.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def count_trained(model: Any) -> int:

@@ -166,6 +166,18 @@ def has_bfloat16() -> bool:
     return major + minor / 10 >= BFLOAT16_CAPABILITY
 
 
+def frozen_dtype(precision: str = "auto") -> Literal["float32", "bfloat16"]:
+    """What weights that do not learn are kept in: bfloat16 on a GPU that computes it, float32 elsewhere. Imports torch.
+
+    Nothing is lost by it that matters: no small update has to survive, nearly all models are published in bfloat16, and half the
+    memory is free. Heads and log-softmax are float32 all the same (`align.models.head`).
+
+    Args:
+        precision: of the training that the weights serve, as in a recipe; float32 keeps them in float32.
+    """
+    return "bfloat16" if precision != "float32" and has_bfloat16() else "float32"
+
+
 def free_memory() -> None:
     """Free the memory of models that nothing uses any more, so that the next one finds room.
 

@@ -14,7 +14,7 @@ from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.runtime.device import device_name, free_memory
+from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -59,10 +59,10 @@ def completion_logps(
 
 
 class LikelihoodModel:
-    """A causal language model in float32, loaded to read log-probabilities from."""
+    """A causal language model, loaded to read log-probabilities from."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
-        self._model = load_causal_lm(folder, dtype="float32").to(device_name()).eval()
+        self._model = load_causal_lm(folder, dtype=frozen_dtype()).to(device_name()).eval()
         self._format = load_format(folder)
         self._batch_tokens = batch_tokens
 

@@ -1,4 +1,4 @@
-"""Scores of a reward model, in float32 and in batches of similar length.
+"""Scores of a reward model, from a float32 head, in batches of similar length.
 
 A score does not depend on what else is in its batch: rows are padded on the right, padding is masked, and the score is read at
 the last real token.
@@ -7,15 +7,17 @@ the last real token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from align.data.template_problems import TemplateProblem
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
+from align.models.head import keep_in_float32
 from align.models.load import load_reward_model
 from align.records import Candidate
-from align.runtime.device import device_name, free_memory
+from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -25,7 +27,10 @@ class RewardModelScorer:
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = torch.device(device_name())
         self._format = load_format(folder)
-        self._model = load_reward_model(folder, new_head=False, pad_token_id=self._format.pad_token_id).to(self._device).eval()
+        pad_token_id = self._format.pad_token_id
+        model: Any = load_reward_model(folder, dtype=frozen_dtype(), new_head=False, pad_token_id=pad_token_id)
+        keep_in_float32(model.score.float())
+        self._model = model.to(self._device).eval()
         self._batch_tokens = batch_tokens
 
     @torch.inference_mode()

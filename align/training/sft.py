@@ -15,6 +15,7 @@ from align.data.template import ChatFormat
 from align.models.dropout import set_dropout
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
+from align.runtime.device import frozen_dtype
 from align.runtime.seed import derive_seed
 from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
@@ -64,7 +65,7 @@ def train_sft(
     _guard_labels(rows, built, completion_text, chat_format)
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
-    model = load_trainable(trainable)
+    model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
     set_dropout(model, config.dropout)
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format, built, arguments)

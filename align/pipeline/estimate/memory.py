@@ -69,6 +69,9 @@ class LoadedModel:
     """None for full fine-tuning, or for a model that does not learn."""
     has_score_head: bool = False
     """Of a reward or value model: one row of the hidden size, which always learns, in place of the language model's head."""
+    learns: bool = True
+    frozen: Precision = "float32"
+    """What weights that do not learn are kept in; virtual tokens need them in float32."""
 
     @property
     def parameters(self) -> int:
@@ -109,8 +112,14 @@ class LoadedModel:
 
     @property
     def weight_bytes(self) -> int:
-        whole = self.parameters + self.added_parameters - self.quantized_parameters
-        return round(WEIGHT_BYTES * whole + NF4_BYTES * self.quantized_parameters)
+        learning = self.trainable_parameters if self.learns else 0
+        frozen = self.parameters + self.added_parameters - self.quantized_parameters - learning
+        return round(WEIGHT_BYTES * learning + self.frozen_bytes * frozen + NF4_BYTES * self.quantized_parameters)
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Of a weight that does not learn and is not in 4 bits."""
+        return WEIGHT_BYTES if isinstance(self.peft, VirtualTokens) else NUMBER_BYTES[self.frozen]
 
     def activation_bytes(self, batch: Batch, precision: Precision) -> int:
         """What the layers keep of a batch for the backward pass."""
@@ -145,6 +154,8 @@ class LoadedModel:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
         if precision == "float32" or self.quantized_parameters:
             return 0
+        if isinstance(self.peft, Lora) and self.frozen == "bfloat16":
+            return NUMBER_BYTES[precision] * self.added_parameters
         return NUMBER_BYTES[precision] * self.shape.linear_parameters
 
     def backward_bytes(self, batch: Batch, device: Device, precision: Precision) -> int:
@@ -226,12 +237,17 @@ def estimate_stage(
     device, precision = machine.device, training_precision(needs.precision, gpu_has_bfloat16=machine.has_bfloat16)
     virtual_tokens = peft.num_virtual_tokens if isinstance(peft, VirtualTokens) else 0
     batch = needs.batch(Setting(lengths, shapes[needs.model].context, virtual_tokens, device))
-    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head)
-    value = [] if needs.value_model is None else [LoadedModel(shapes[needs.value_model], peft, has_score_head=True)]
+    # As `runtime.device.frozen_dtype` decides: scorers serve no training's precision.
+    frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
+    frozen: Precision = "float32" if precision == "float32" else frozen_scorer
+    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen)
+    value = [LoadedModel(shapes[name], peft, True, frozen=frozen) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
-    others = [LoadedModel(shapes[name], has_score_head=True) for name in needs.scorers]
-    if peft is None:  # an adapter is switched off instead
-        others += [LoadedModel(shapes[needs.model])] * needs.frozen_copies
+    others = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
+    if peft is None and needs.frozen_copies:  # an adapter is switched off instead
+        # The reference, and what an update may go back to, which is as exact as what learns.
+        reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
+        others += [reference, *[before] * (needs.frozen_copies - 1)]
     learning = sum(learner.trainable_parameters for learner in learners)
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners),
@@ -244,7 +260,7 @@ def estimate_stage(
     }
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device)
-    beside = _phases_beside_training(needs, parts["weights"], shapes, lengths)
+    beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen)
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
     # result. An adapter is float32 always.
@@ -273,7 +289,11 @@ def peak_bytes(
 
 
 def _phases_beside_training(
-    needs: TrainingNeeds, weights: int, shapes: Mapping[str, ModelShape], lengths: Sequence[RowLength] | None
+    needs: TrainingNeeds,
+    weights: int,
+    shapes: Mapping[str, ModelShape],
+    lengths: Sequence[RowLength] | None,
+    frozen: Precision,
 ) -> Iterator[int]:
     """Bytes while a model goes through pairs without gradients, `process` not included."""
     tokens = FORWARD_TOKENS
@@ -282,10 +302,10 @@ def _phases_beside_training(
     if needs.reference is not None:
         yield weights + LoadedModel(shapes[needs.model]).forward_bytes(tokens)
         # A reference of its own is loaded and dropped before the model to train is loaded.
-        other = LoadedModel(shapes[needs.reference])
+        other = LoadedModel(shapes[needs.reference], learns=False, frozen=frozen)
         yield other.weight_bytes + other.forward_bytes(tokens) if needs.reference != needs.model else 0
     if needs.has_score_head:  # the held-out pairs are scored by the saved model, when the trained one is gone
-        scorer = LoadedModel(shapes[needs.model], has_score_head=True)
+        scorer = LoadedModel(shapes[needs.model], has_score_head=True, learns=False, frozen=frozen)
         yield scorer.weight_bytes + scorer.forward_bytes(tokens)
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from align.models.head import LogpsAndEntropy, in_float32, last_hidden_states, target_logps, target_logps_and_entropy
+from align.models.load import load_causal_lm
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable
+from align.runtime.device import frozen_dtype
 from align.runtime.seed import derive_seed
 from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
 
@@ -55,7 +57,7 @@ class Models:
     """A reward model architecture: a backbone and a head of one number. None for methods that need no values."""
     settings: ForwardSettings
     differ_from_folder: bool
-    """Whether the policy's weights are not exactly those of its folder before the first update, as with weights of 4 bits."""
+    """Whether the policy's weights are not exactly those of its folder before the first update: rounded to fewer bits."""
     initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
     """The adapter's parameters before the first step, by name."""
 
@@ -109,18 +111,22 @@ def load_models(policy: TrainableModel, value: ValueStart | None, settings: Forw
     """
     # New heads and adapters are drawn from the global generator, so the order of loading is part of the result.
     torch.manual_seed(derive_seed(seed, "parameters"))
-    value_model = None
+    value_model, frozen = None, frozen_dtype(settings.precision)
     if value is not None:
         new_head, pad_token_id = not value.is_reward_model, settings.pad_token_id
-        value_model = load_trainable(value.start, task="SEQ_CLS", new_head=new_head, pad_token_id=pad_token_id)
+        value_model = load_trainable(
+            value.start, task="SEQ_CLS", new_head=new_head, pad_token_id=pad_token_id, frozen_dtype=frozen
+        )
         if value.zero_head:
             torch.nn.init.zeros_(value_model.score.weight)
         value_model.to(settings.device).eval()
-    trained = load_trainable(policy).to(settings.device).eval()
+    trained = load_trainable(policy, frozen_dtype=frozen).to(settings.device).eval()
     if policy.peft is not None:
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
-        return Models(trained, None, value_model, settings, differ_from_folder=policy.is_quantized, initial_adapter=initial)
-    reference = load_trainable(policy).to(settings.device).eval().requires_grad_(False)
+        differs = policy.is_quantized or frozen != "float32"
+        return Models(trained, None, value_model, settings, differ_from_folder=differs, initial_adapter=initial)
+    reference: Any = load_causal_lm(policy.folder, dtype=frozen)
+    reference.to(settings.device).eval().requires_grad_(False)
     return Models(trained, reference, value_model, settings, differ_from_folder=False)
 
 

@@ -17,7 +17,7 @@ from align.models.sizes import FORWARD_TOKENS
 from align.models.trainable import TrainableModel
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
-from align.runtime.device import free_memory
+from align.runtime.device import free_memory, frozen_dtype
 from align.scoring.batching import length_sorted_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
@@ -34,10 +34,10 @@ def reference_of_another_model(
     """The rows with the log-probabilities of a model that is not the policy. Its memory is freed before the policy is loaded."""
 
     def load() -> tuple[Any, PairCollator]:
-        model = prepare_model(load_causal_lm(reference.model_path, dtype="float32"))
+        model = prepare_model(load_causal_lm(reference.model_path, dtype=frozen_dtype(precision)))
         return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 
-    found = _add_reference(context, reference, rows, load, precision=precision)
+    found = _add_reference(context, reference, rows, load, precision=precision, weights=frozen_dtype(precision))
     free_memory()
     return found
 
@@ -58,7 +58,8 @@ def reference_of_the_policy(
     """
     with without_virtual_tokens(model) if policy.changes_initial_policy else contextlib.nullcontext():
         load = lambda: (model, collator)  # noqa: E731
-        return _add_reference(context, reference, rows, load, precision=precision, quantized=policy.is_quantized)
+        weights = "nf4" if policy.is_quantized else str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        return _add_reference(context, reference, rows, load, precision=precision, weights=weights)
 
 
 def _add_reference(
@@ -68,7 +69,7 @@ def _add_reference(
     load: Callable[[], tuple[Any, PairCollator]],
     *,
     precision: str,
-    quantized: bool = False,
+    weights: str,
 ) -> list[TrainingPair]:
     """From the store, or computed with the model and the collator that `load` gives."""
     pairs = [row.tokens for row in rows]
@@ -78,7 +79,7 @@ def _add_reference(
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
     hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
-    key = reference_key(reference, pairs, hashes, precision=precision, quantized=quantized)
+    key = reference_key(reference, pairs, hashes, precision=precision, weights=weights)
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
     return [replace(row, extra_columns={**row.extra_columns, **found[row.tokens.id].columns()}) for row in rows]
 

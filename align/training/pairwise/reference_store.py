@@ -40,7 +40,7 @@ class ReferenceLogps(BaseModel):
 
 
 def reference_key(
-    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, quantized: bool = False
+    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, weights: str = "float32"
 ) -> str:
     """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
 
@@ -50,12 +50,12 @@ def reference_key(
         artifact: the reference.
         hashes: of files that are not in the artifact's manifest.
         precision: float32 or bfloat16.
-        quantized: whether the model's weights were packed into 4 bits when it was loaded.
+        weights: what the model's weights were converted to when it was loaded: float32, bfloat16 or nf4.
     """
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
-    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device_name(), "quantized": quantized}
+    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device_name(), "weights": weights}
     return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
 
 

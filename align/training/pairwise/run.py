@@ -15,6 +15,7 @@ from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.load import check_vocabulary
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
 from align.records import Preference
+from align.runtime.device import frozen_dtype
 from align.runtime.seed import derive_seed
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
@@ -94,7 +95,10 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
     # A new adapter or score head is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
-    model = prepare_model(load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id))
+    frozen = frozen_dtype(precision)
+    model = prepare_model(
+        load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
+    )
     collator = choose_collator(model, rows, context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
         rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)

@@ -156,6 +156,16 @@ def test_autocast_copies_weights_but_not_quantised_ones() -> None:
     assert model(Lora(method="qlora")).cast_bytes("bfloat16") == 0
 
 
+def test_weights_that_do_not_learn_may_be_in_bfloat16() -> None:
+    lora = LoadedModel(shape(), Lora(method="lora", rank=2), frozen="bfloat16")
+    assert lora.weight_bytes == 2 * lora.parameters + 4 * lora.added_parameters
+    assert lora.cast_bytes("bfloat16") == 2 * lora.added_parameters
+    assert LoadedModel(shape(), frozen="bfloat16").weight_bytes == 4 * lora.parameters
+    assert LoadedModel(shape(), learns=False, frozen="bfloat16").weight_bytes == 2 * lora.parameters
+    prompt = LoadedModel(shape(), VirtualTokens(method="prompt_tuning", num_virtual_tokens=3), frozen="bfloat16")
+    assert prompt.weight_bytes == 4 * (prompt.parameters + prompt.added_parameters)
+
+
 def test_adamw_goes_tensor_by_tensor_on_a_cpu_only() -> None:
     assert model().step_bytes("cpu") == 2 * 4 * 40
     assert model(Lora(method="lora", rank=2)).step_bytes("cpu") == 0
