@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -11,11 +12,14 @@ from align.config.sections import OnInvalid
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
 from align.errors import DataError
-from align.records import Drop, Instruction, Preference, Prompt, PromptRecord
+from align.records import Drop, Instruction, Message, Preference, Prompt, PromptRecord
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
 
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
+
+View = tuple[Sequence[Message], Mapping[str, str]]
+"""A prompt and the completions, by field, that may follow it."""
 
 RecordT = TypeVar("RecordT", bound=PromptRecord)
 EncodedT = TypeVar("EncodedT")
@@ -31,11 +35,18 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedInstruction:
-    """A prompt and a completion in tokens; `completion_token_ids` end with the end-of-sequence token."""
+    """A prompt and a completion in tokens; `completion_token_ids` end with the end-of-sequence token.
+
+    With the loss on every assistant turn, `earlier` has the turns in front of the last one, each with what stands before it and
+    its own tokens, and `prompt_token_ids` are what follows them.
+    """
 
     id: str
     prompt_token_ids: list[int]
     completion_token_ids: list[int]
+    earlier: tuple[tuple[list[int], list[int]], ...] = ()
+    turns: tuple[int, ...] = ()
+    """Places, in the conversation with its completion, of the messages that the loss is taken on; empty: the completion."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,14 @@ def encode_instructions(
     on_invalid: OnInvalid,
     where: Where,
     max_side_tokens: int | None = None,
+    every_turn: bool = False,
 ) -> Encoded[EncodedInstruction]:
     """Token ids of instructions.
 
     Args:
+        every_turn: take the loss on every assistant message, not on the completion alone. Turns share a row where the later
+            prompt begins with the earlier one and its completion, token by token. Where the template shows earlier turns
+            otherwise (it removes their reasoning), each has a row of its own: every turn is trained on as it would be sampled.
         max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted.
         max_side_tokens: most tokens of the prompt alone and of the completion alone; encoder and decoder each have this limit.
         on_invalid: `error` raises an error that lists every row that does not fit; `drop` drops these rows.
@@ -80,14 +95,47 @@ def encode_instructions(
         DataError: for such rows with `error`, or if no row is left.
     """
 
-    def build(record: Instruction, prompt_token_ids: list[int], completion_token_ids: list[int]) -> EncodedInstruction:
-        if max_side_tokens is not None:
-            longer = max(len(prompt_token_ids), len(completion_token_ids))
-            _require_length(longer, max_side_tokens, "prompt or completion", "what the model can see")
-        _require_length(len(prompt_token_ids) + len(completion_token_ids), max_tokens, "prompt and completion", "max_tokens")
-        return EncodedInstruction(record.id, prompt_token_ids, completion_token_ids)
+    def build(record: Instruction, *turns: list[list[int]]) -> Iterator[EncodedInstruction]:
+        for prompt_token_ids, completion_token_ids in turns:
+            if max_side_tokens is not None:
+                longer = max(len(prompt_token_ids), len(completion_token_ids))
+                _require_length(longer, max_side_tokens, "prompt or completion", "what the model can see")
+            _require_length(len(prompt_token_ids) + len(completion_token_ids), max_tokens, "prompt and completion", "max_tokens")
+        if not every_turn:
+            yield EncodedInstruction(record.id, turns[0][0], turns[0][1])
+            return
+        # An encoder reads the prompt alone, so its turns cannot share a row.
+        yield from _joined(record.id, turns, _assistant_places(record), share_rows=max_side_tokens is None)
 
-    return _encode(INSTRUCTIONS, records, chat_format, build, on_invalid, where)
+    return _encode(INSTRUCTIONS, records, chat_format, build, on_invalid, where, views=_turns_of if every_turn else None)
+
+
+def _assistant_places(record: Instruction) -> list[int]:
+    """Places of the assistant's messages in the conversation with its completion."""
+    return [*(place for place, message in enumerate(record.prompt) if message.role == "assistant"), len(record.prompt)]
+
+
+def _turns_of(record: Instruction) -> list[View]:
+    """Every assistant message with the messages before it."""
+    messages = [*record.prompt, Message(role="assistant", content=record.completion)]
+    return [(messages[:place], {"completion": messages[place].content}) for place in _assistant_places(record)]
+
+
+def _joined(
+    record_id: str, turns: Sequence[Sequence[list[int]]], places: Sequence[int], *, share_rows: bool
+) -> Iterator[EncodedInstruction]:
+    """Rows of a conversation's turns, each a prompt and a completion in tokens."""
+    row: list[tuple[list[int], list[int]]] = []
+    seen: list[int] = []
+    first = 0
+    for number, (prompt, completion) in enumerate(turns):
+        # Without a token between two completions, the labels would not show where one ends.
+        if row and not (share_rows and len(prompt) > len(seen) and prompt[: len(seen)] == seen):
+            yield EncodedInstruction(record_id, *row[-1], tuple(row[:-1]), tuple(places[first:number]))
+            row, seen, first = [], [], number
+        row.append((prompt[len(seen) :], completion))
+        seen = [*prompt, *completion]
+    yield EncodedInstruction(record_id, *row[-1], tuple(row[:-1]), tuple(places[first:]))
 
 
 def encode_preferences(
@@ -98,14 +146,13 @@ def encode_preferences(
     Two texts that become the same tokens (tokenizers may normalise) are no pair: drop_reason `identical`.
     """
 
-    def build(
-        record: Preference, prompt_token_ids: list[int], chosen_token_ids: list[int], rejected_token_ids: list[int]
-    ) -> EncodedPreference:
+    def build(record: Preference, tokens: list[list[int]]) -> Iterator[EncodedPreference]:
+        prompt_token_ids, chosen_token_ids, rejected_token_ids = tokens
         if chosen_token_ids == rejected_token_ids:
             raise TemplateProblem("identical", "chosen and rejected are the same tokens")
         length = len(prompt_token_ids) + max(len(chosen_token_ids), len(rejected_token_ids))
         _require_length(length, max_tokens, "prompt and longer completion", "max_tokens")
-        return EncodedPreference(record.id, prompt_token_ids, chosen_token_ids, rejected_token_ids)
+        yield EncodedPreference(record.id, prompt_token_ids, chosen_token_ids, rejected_token_ids)
 
     return _encode(PREFERENCES, records, chat_format, build, on_invalid, where)
 
@@ -115,9 +162,9 @@ def encode_prompts(
 ) -> Encoded[EncodedPrompt]:
     """Token ids of prompts; as `encode_instructions`, with a limit for the prompt alone."""
 
-    def build(record: Prompt, prompt_token_ids: list[int]) -> EncodedPrompt:
-        _require_length(len(prompt_token_ids), max_prompt_tokens, "prompt", "max_prompt_tokens")
-        return EncodedPrompt(record.id, prompt_token_ids)
+    def build(record: Prompt, tokens: list[list[int]]) -> Iterator[EncodedPrompt]:
+        _require_length(len(tokens[0]), max_prompt_tokens, "prompt", "max_prompt_tokens")
+        yield EncodedPrompt(record.id, tokens[0])
 
     return _encode(PROMPTS, records, chat_format, build, on_invalid, where)
 
@@ -131,30 +178,36 @@ def _encode(
     kind: DataKind[RecordT],
     records: Sequence[RecordT],
     chat_format: ChatFormat,
-    build: Callable[..., EncodedT],
+    build: Callable[..., Iterator[EncodedT]],
     on_invalid: OnInvalid,
     where: Where,
+    views: Callable[[RecordT], list[View]] | None = None,
 ) -> Encoded[EncodedT]:
     """Render and tokenize every record.
 
     Args:
-        build: makes a row from a record, the ids of its prompt and of each completion; raises TemplateProblem to refuse it.
+        build: makes rows from a record and, for each of its views, the ids of the prompt and of each completion; raises
+            TemplateProblem to refuse the record.
+        views: what of a record is rendered; default: its prompt and all its completions.
     """
-    rendered: dict[int, list[str]] = {}
+    views_of = views or (lambda record: [(record.prompt, kind.completions_of(record))])
+    rendered: dict[int, list[list[str]]] = {}
     refused: dict[int, tuple[str, str]] = {}
     # One limit around the loop; the limit inside each rendering then sets no timer.
     with chat_format.time_limit(conversations=len(records)):
         for number, record in enumerate(records):
             try:
-                rendered[number] = chat_format.texts_of(record.prompt, kind.completions_of(record))
+                rendered[number] = [chat_format.texts_of(*view) for view in views_of(record)]
             except TemplateProblem as problem:
                 refused[number] = (problem.reason, str(problem))
     # All texts are rendered before the tokenizer is called, so that one call serves all rows.
-    ids = chat_format.token_ids_of(list(rendered.values()))
-    rows = []
-    for number, tokens in zip(rendered, ids, strict=True):
+    ids = iter(chat_format.token_ids_of([texts for of_record in rendered.values() for texts in of_record]))
+    rows: list[EncodedT] = []
+    for number, texts in rendered.items():
+        tokens = list(itertools.islice(ids, len(texts)))
         try:
-            rows.append(build(records[number], *tokens))
+            # As a list first: a record that is refused leaves none of its rows behind.
+            rows += list(build(records[number], *tokens))
         except TemplateProblem as problem:
             refused[number] = (problem.reason, str(problem))
     # Two passes refuse rows; sorting by number puts them back in the order of the records.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from align.data.template import ChatFormat
 from align.errors import RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.records import Instruction
+from align.records import Instruction, Message
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 from align.store.atomic import link_tree
@@ -45,6 +45,8 @@ class Config(FineTuning, AnyPeft, StageConfig):
     """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a row that is too long."""
+    train_on: Literal["last", "all"] = "last"
+    """Take the loss on the completion (the last assistant message), or on every assistant message of a conversation."""
     packing: bool = True
     """Several short samples share a row of max_tokens; they do not see each other. Not with encoder–decoder models and virtual
     tokens, which take one sample a row."""
@@ -81,7 +83,9 @@ def run(context: StageContext[Config]) -> StageOutcome:
     if context.config.keep_epochs == "all":
         # Not moved: a kill before the commit must find them in the work folder again.
         link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
-    return StageOutcome(metrics=result.metrics, rows_in=len(records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+    return StageOutcome(
+        metrics=result.metrics, rows_in=len(records), rows_out=len({row.id for row in encoded.rows}), dropped=encoded.dropped()
+    )
 
 
 def _train_decoder_only(
@@ -97,7 +101,7 @@ def _train_decoder_only(
     encoded = _encode(context, records, chat_format, max_tokens=limit)
     result = train_sft(
         encoded.rows,
-        _completion_text(encoded, records, chat_format),
+        _completion_texts(encoded, records, chat_format),
         context,
         config,
         trainable=trainable,
@@ -126,7 +130,7 @@ def _train_encoder_decoder(
     encoded = _encode(context, records, chat_format, max_tokens=config.max_tokens, max_side_tokens=seen)
     result = train_seq2seq_sft(
         encoded.rows,
-        _completion_text(encoded, records, chat_format),
+        _completion_texts(encoded, records, chat_format),
         context,
         config,
         source=folder,
@@ -147,19 +151,28 @@ def _encode(
     config = context.config
     where = context.artifact(config.data).where
     return encode_instructions(
-        records, chat_format, max_tokens=max_tokens, max_side_tokens=max_side_tokens, on_invalid=config.on_invalid, where=where
+        records,
+        chat_format,
+        max_tokens=max_tokens,
+        max_side_tokens=max_side_tokens,
+        every_turn=config.train_on == "all",
+        on_invalid=config.on_invalid,
+        where=where,
     )
 
 
-def _completion_text(
+def _completion_texts(
     encoded: Encoded[EncodedInstruction], records: Sequence[Instruction], chat_format: ChatFormat
-) -> Callable[[int], str]:
-    """From the number of an encoded row to the text of its completion."""
+) -> Callable[[int], list[str]]:
+    """From the number of an encoded row to the texts of its completions."""
     # Dropped rows leave gaps, so texts are matched by id.
     by_id = {record.id: record for record in records}
 
-    def text(number: int) -> str:
-        record = by_id[encoded.rows[number].id]
-        return chat_format.completion_text(record.prompt, record.completion)
+    def texts(number: int) -> list[str]:
+        row = encoded.rows[number]
+        record = by_id[row.id]
+        messages = [*record.prompt, Message(role="assistant", content=record.completion)]
+        places = row.turns or (len(record.prompt),)
+        return [chat_format.completion_text(messages[:place], messages[place].content) for place in places]
 
-    return text
+    return texts

@@ -17,13 +17,19 @@ from align.losses.logps import IGNORED_LABEL
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """Tokens of one sample; the loss is taken on the completion only."""
+    """Tokens of one sample; the loss is taken on completions only."""
 
     prompt_token_ids: list[int]
     completion_token_ids: list[int]
+    earlier: tuple[tuple[list[int], list[int]], ...] = ()
+    """Turns in front of the prompt, each with what stands before its completion, and the completion."""
+
+    @property
+    def turns(self) -> list[tuple[list[int], list[int]]]:
+        return [*self.earlier, (self.prompt_token_ids, self.completion_token_ids)]
 
     def __len__(self) -> int:
-        return len(self.prompt_token_ids) + len(self.completion_token_ids)
+        return sum(len(prompt) + len(completion) for prompt, completion in self.turns)
 
 
 def pack_first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -61,10 +67,12 @@ def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
     """`input_ids`, `labels` (-100 outside completions) and `position_ids` of samples laid end to end."""
     row: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
     for sample in samples:
-        row["input_ids"] += sample.prompt_token_ids + sample.completion_token_ids
+        start = len(row["labels"])
+        for prompt, completion in sample.turns:
+            row["input_ids"] += prompt + completion
+            row["labels"] += [IGNORED_LABEL] * len(prompt) + completion
         # The first token of a sample is predicted from the sample before it; it is never a label.
-        ignored = max(len(sample.prompt_token_ids), 1)
-        row["labels"] += [IGNORED_LABEL] * ignored + row["input_ids"][-len(sample) :][ignored:]
+        row["labels"][start] = IGNORED_LABEL
         row["position_ids"] += range(len(sample))
     return row
 

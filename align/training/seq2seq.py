@@ -73,7 +73,7 @@ def _tokens(sample: Sample) -> int:
 
 def train_seq2seq_sft(
     encoded: Sequence[EncodedInstruction],
-    completion_text: Callable[[int], str],
+    completion_texts: Callable[[int], list[str]],
     context: RunContext,
     config: FineTuning,
     *,
@@ -90,7 +90,7 @@ def train_seq2seq_sft(
     set_dropout(model, config.dropout)
     keep_in_float32(model.get_output_embeddings())
     collator = Seq2SeqCollator(pad_token_id=chat_format.pad_token_id, start_token_id=int(model.config.decoder_start_token_id))
-    _guard_labels(samples, completion_text, collator, chat_format)
+    _guard_labels(samples, completion_texts, collator, chat_format)
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     dtype = source.saved_dtype(config.save_dtype)
     save = lambda folder: save_model(trainer.model, chat_format, folder, dtype=dtype)  # noqa: E731
@@ -108,9 +108,9 @@ def train_seq2seq_sft(
 
 
 def _guard_labels(
-    samples: Sequence[Sample], completion_text: Callable[[int], str], collator: Seq2SeqCollator, chat_format: ChatFormat
+    samples: Sequence[Sample], completion_texts: Callable[[int], list[str]], collator: Seq2SeqCollator, chat_format: ChatFormat
 ) -> None:
     """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
     chosen = list(range(0, len(samples), max(1, len(samples) // GUARD_ROWS)))
     labels = collator([samples[index] for index in chosen])["labels"]
-    check_label_spans(labels.tolist(), [completion_text(index) for index in chosen], chat_format)
+    check_label_spans(labels.tolist(), [text for index in chosen for text in completion_texts(index)], chat_format)

@@ -36,7 +36,7 @@ class SftResult:
 
 def train_sft(
     encoded: Sequence[EncodedInstruction],
-    completion_text: Callable[[int], str],
+    completion_texts: Callable[[int], list[str]],
     context: RunContext,
     config: FineTuning,
     *,
@@ -49,8 +49,8 @@ def train_sft(
     """Train the model of `trainable` and save it to `output`.
 
     Args:
-        encoded: samples; the loss is taken on `completion_token_ids`, averaged over all such tokens of an optimizer step.
-        completion_text: from a sample's number to the text of its completion, to check the labels against.
+        encoded: samples; the loss is taken on completions, averaged over all their tokens of an optimizer step.
+        completion_texts: from a sample's number to the texts of its completions, to check the labels against.
         output: folder for the trained model.
         max_tokens: tokens of a packed row.
     Raises:
@@ -59,10 +59,10 @@ def train_sft(
     """
     from align.training.trl_trainers import sft_trainer
 
-    samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids) for row in encoded]
+    samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids, row.earlier) for row in encoded]
     rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
     built = [build_row([samples[index] for index in row]) for row in rows]
-    _guard_labels(rows, built, completion_text, chat_format)
+    _guard_labels(rows, built, completion_texts, chat_format)
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
@@ -88,11 +88,13 @@ def train_sft(
 def _guard_labels(
     rows: Sequence[Sequence[int]],
     built: Sequence[dict[str, list[int]]],
-    completion_text: Callable[[int], str],
+    completion_texts: Callable[[int], list[str]],
     chat_format: ChatFormat,
 ) -> None:
     """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
     step = max(1, len(rows) // GUARD_ROWS)
     chosen = list(range(0, len(rows), step))
     labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
-    check_label_spans(labels.tolist(), [completion_text(sample) for index in chosen for sample in rows[index]], chat_format)
+    check_label_spans(
+        labels.tolist(), [text for index in chosen for sample in rows[index] for text in completion_texts(sample)], chat_format
+    )
