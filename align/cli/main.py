@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from align.cli import chat, data, doctor, export, pairs, recipes, run, serve, stage
+from align.cli import chat, data, doctor, export, pairs, recipes, run, serve, stage, store
 from align.errors import EXIT_BUG, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
@@ -35,6 +35,7 @@ app.add_typer(stage.app, name="stage")
 app.command("pairs", cls=pairs.PairsCommand)(pairs.pairs)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
+app.add_typer(store.app, name="store")
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)

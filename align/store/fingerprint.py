@@ -39,11 +39,12 @@ class FileHashes:
 
     Args:
         path: of the cache. None: nothing is known from earlier commands and nothing is saved, so that a check reads every file.
+        trusted: False: every file is read, and what is found replaces what the cache says.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, trusted: bool = True) -> None:
         self._path = path
-        self._known = _read_cache(path)
+        self._known = _read_cache(path) if trusted else {}
         self._paths = {tuple(known[:3]): key for key, known in self._known.items()}
         self._added: dict[str, list[Any]] = {}
 
