@@ -12,7 +12,6 @@ from align.export.folder import write_model
 from align.export.source import ModelSource
 from align.models.folder import ModelFolder
 from align.store.artifact import MODEL_FOLDER, Entry, Manifest
-from align.store.fingerprint import FileHashes
 from align.store.lock import hold
 
 ENTRY_TYPE = "merged"
@@ -40,8 +39,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[ModelFolder]:
         return
     entry = Entry(source.artifact.path.with_name(f"{ENTRY_TYPE}-{source.artifact.fingerprint}"))
     with hold(entry.lock_path, on_wait=lambda holder: print(f"waiting for {holder}, which merges it too", file=sys.stderr)):
-        # There is no such file, so nothing is cached and every file is hashed again.
-        state, problem = entry.check(FileHashes(None))
+        state, problem = entry.check(entry.known_hashes)
         if state == "damaged":
             print(f"the merged model is damaged ({problem}); moved to {entry.quarantine()} and made again", file=sys.stderr)
         if state != "done":

@@ -13,7 +13,6 @@ from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry
-from align.store.fingerprint import HASHES_NAME, FileHashes
 
 STAGES_NAME = "stages"
 Purpose = Literal["language", "reward"]
@@ -112,7 +111,7 @@ def _from_artifact(entry_path: Path) -> ModelSource:
     entry = Entry(entry_path.resolve())
     manifest = entry.read_manifest()
     # With the store's cache: a model of gigabytes is not hashed again at every `align chat`.
-    state, problem = entry.check(FileHashes(entry.path.parent / HASHES_NAME))
+    state, problem = entry.check(entry.known_hashes)
     if manifest is None or state != "done":
         raise EnvironmentProblem(
             f"{entry_path}: {problem or 'is not finished'}",

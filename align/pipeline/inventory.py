@@ -100,7 +100,9 @@ def take_inventory(out: Path) -> Inventory:
         raise RecipeError(
             f"{out}: holds no runs of align (there is no {STORE_NAME})", hint="Give the folder of the runs with --out."
         )
-    needs = {run.name: _needed_by_run(run, root) for run in sorted(out.iterdir()) if run.is_dir() and run != root}
+    # The folder of `align stage` is a run itself.
+    runs = [out.resolve(), *(path for path in sorted(out.iterdir()) if path.is_dir() and path != root)]
+    needs = {run.name: _needed_by_run(run, root) for run in runs}
     entries = []
     for path in sorted(path for path in root.iterdir() if path.is_dir()):
         needed_by = tuple(run for run, names in needs.items() if path.name in names)

@@ -19,7 +19,6 @@ from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
-from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import hold
 
 # Nothing leaves the machine unless asked: models were fetched, if at all, before the worker started.
@@ -108,7 +107,7 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
     with hold(job.entry.lock_path, on_wait=waiting, give_up=lambda: stop() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=stop() or signal.SIGTERM)
-        state, problem = job.entry.check(FileHashes(job.entry.path.with_name(HASHES_NAME)))
+        state, problem = job.entry.check(job.entry.known_hashes)
         if state == "damaged":
             emit(Quarantined(stage=job.name, path=str(job.entry.quarantine()), problem=problem))
         # The plan is older than the lock: another run may have finished this stage since.

@@ -158,6 +158,11 @@ class Entry:
     def lock_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.lock")
 
+    @property
+    def known_hashes(self) -> FileHashes:
+        """What its store remembers, read from the disk now."""
+        return FileHashes(self.path.with_name(HASHES_NAME))
+
     def read_manifest(self) -> Manifest | None:
         """The manifest, or None when there is none or it cannot be understood."""
         try:
@@ -207,7 +212,7 @@ class Entry:
 
         The hashes are remembered in the store, so that no later plan or stage reads the files for them.
         """
-        files, hashes = {}, FileHashes(self.path.with_name(HASHES_NAME))
+        files, hashes = {}, self.known_hashes
         for path in sorted(self.path.rglob("*")):
             relative = path.relative_to(self.path)
             if path.is_file() and relative.parts[0] != WORK_NAME and relative.name != MANIFEST_NAME:

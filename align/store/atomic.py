@@ -79,8 +79,15 @@ def link_tree(source: Path, target: Path) -> None:
 
     Both names are one file, so nothing may ever write into a file of the store: whoever changes one puts a new file in its place.
     Where the file system cannot link, files are copied.
+
+    Raises:
+        FileNotFoundError, FileExistsError: if there is no `source`, or there is a `target`.
     """
-    for parent, _, names in os.walk(source):
+
+    def fail(error: OSError) -> None:
+        raise error  # else a folder that cannot be read would be an empty one
+
+    for parent, _, names in os.walk(source, onerror=fail):
         folder = target / os.path.relpath(parent, source)
         folder.mkdir(parents=True)
         for name in names:

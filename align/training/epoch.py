@@ -48,7 +48,7 @@ def train_and_save(
             with context.saving():
                 keep_epoch(save, context.work, epoch)
 
-    if record.exists():
+    if record.exists() and trained.is_dir():
         history = TrainingHistory(**json.loads(record.read_bytes()))
         context.note(f"training was done before, after {history.steps} steps")
         for row in history.rows:

@@ -91,7 +91,7 @@ def cached_reference_logps(
     with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        state, problem = entry.check(FileHashes(None))
+        state, problem = entry.check(entry.known_hashes)
         rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
         if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
             state, problem = "damaged", "it is of other pairs"

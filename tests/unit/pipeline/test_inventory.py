@@ -221,6 +221,18 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
         take_inventory(tmp_path)
 
 
+def test_the_folder_of_one_stage_is_a_run_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "candidates"
+    candidates = tmp_path / "candidates.jsonl"
+    rows = [{"prompt_id": "p", "prompt": "a", "completion": text, "scores": {"s": len(text)}} for text in ("b", "bc")]
+    candidates.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["stage", "best_of_n", "--scored", str(candidates), "--scorer", "s", "--keep-truncated", "--out", str(out)]
+    assert main(command) == 0, capsys.readouterr().err
+    found = take_inventory(out)
+    assert {entry.stage for entry in found.entries} >= {"best_of_n"}
+    assert {entry.needed_by for entry in found.entries} == {("candidates",)}
+
+
 @pytest.mark.slow
 def test_a_whole_run_needs_all_but_what_it_can_compute_again(finished_run: Path, project: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"

@@ -166,6 +166,8 @@ def test_a_full_disk_and_a_folder_that_exists_are_not_passed_over(
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError):
         link_tree(model, tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        link_tree(tmp_path / "nowhere", tmp_path / "another")
 
     def refuse(source: str, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)

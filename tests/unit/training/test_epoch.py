@@ -99,6 +99,16 @@ def test_a_training_that_was_done_before_a_kill_is_not_repeated(training: Traini
     assert [event.step for event in training.of(Metrics)] == [json.loads(line)["step"] for line in curve.splitlines()]
 
 
+def test_a_record_without_its_model_is_not_believed(training: Training) -> None:
+    training.run()
+    weights = (training.output / MODEL_FOLDER / "model.safetensors").read_bytes()
+    shutil.rmtree(training.output / "work" / "epochs")
+    shutil.rmtree(training.output / MODEL_FOLDER)
+    training.run()
+    assert [event.task for event in training.of(Progress)].count("train") == STEPS
+    assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
+
+
 def test_a_kill_between_the_last_step_and_its_record_trains_from_the_last_checkpoint(training: Training) -> None:
     training.run(checkpoint_steps=3)
     weights = (training.output / MODEL_FOLDER / "model.safetensors").read_bytes()
