@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from align.config.base import ExecutionOnly, StrictModel
-from align.config.sections import SavedWeights
+from align.config.sections import SavedWeights, TrainingMemory
 
 
 class Rollouts(StrictModel):
@@ -44,7 +44,7 @@ class Rewards(StrictModel):
     """Subtract the mean score of the reference's completions, measured on the first rollout batch."""
 
 
-class OnlineOptimization(SavedWeights):
+class OnlineOptimization(SavedWeights, TrainingMemory):
     """How the policy is updated between two rollouts."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -52,9 +52,9 @@ class OnlineOptimization(SavedWeights):
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     """Shape of the decay over all updates; linear and cosine end at zero."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
+    """Weight decay, decoupled from the gradient as in AdamW."""
     adam_epsilon: float = Field(default=1e-5, gt=0)
-    """AdamW epsilon; PPO wants it larger than usual."""
+    """AdamW epsilon; PPO wants it larger than usual. adafactor has none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of each model are scaled down to this global norm."""
     ppo_epochs: int = Field(default=4, ge=1)

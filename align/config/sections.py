@@ -16,6 +16,7 @@ OnInvalid = Literal["error", "drop"]
 EngineName = Literal["auto", "vllm", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SaveDtype = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 DpoVariant = Literal["sigmoid", "hinge", "ipo"]
 
 
@@ -78,7 +79,17 @@ class SavedWeights(StrictModel):
     float32. Training itself keeps float32."""
 
 
-class Optimization(SavedWeights):
+class TrainingMemory(StrictModel):
+    """What a training keeps in memory besides weights and gradients."""
+
+    optimizer: OptimizerName = "adamw"
+    """adamw keeps 8 bytes a weight; adamw_8bit 2; paged_adamw_8bit 2, which move to the computer's memory when the GPU's is full;
+    adafactor next to nothing, and has no momentum. The 8-bit ones need bitsandbytes."""
+    gradient_checkpointing: ExecutionOnly[bool] = False
+    """Compute each layer a second time in the backward pass instead of keeping what it needs: a third slower, the same result."""
+
+
+class Optimization(SavedWeights, TrainingMemory):
     """How weights are updated."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -88,7 +99,7 @@ class Optimization(SavedWeights):
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
+    """Weight decay, decoupled from the gradient as in AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     num_epochs: int = Field(default=1, ge=1)

@@ -55,7 +55,7 @@ class Config(FineTuning, AnyPeft, StageConfig):
         batch = partial(sample_batch, self, max_tokens=self.max_tokens, packing=self.packing)
         kept = self.num_epochs if self.keep_epochs == "all" else 0
         return TrainingNeeds(
-            self.model, self.data, self.precision, self.peft, batch, save_dtype=self.save_dtype, num_epochs_kept=kept
+            self.model, self.data, self.precision, self.peft, batch, self, save_dtype=self.save_dtype, num_epochs_kept=kept
         )
 
     @model_validator(mode="after")

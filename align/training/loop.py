@@ -23,6 +23,7 @@ from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
+from align.training.optimizer import require_checkpointing, require_optimizer, trainer_name
 
 CHECKPOINTS_NAME = "checkpoints"
 TRAINED_NAME = "trained.safetensors"
@@ -47,6 +48,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
     Raises:
         RecipeError: if the processes cannot share batch_size equally, or a share is not a multiple of micro_batch_size.
     """
+    require_optimizer(config.optimizer, context.name)
     share, rest = divmod(config.batch_size, context.world_size)
     if rest:
         raise RecipeError(
@@ -66,10 +68,11 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "warmup_steps": math.ceil(steps * config.warmup_ratio),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": trainer_name(config.optimizer),
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": device_name() == "cpu",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         # Dropout draws from `seed`, the order of rows from `data_seed`.
         "seed": derive_seed(context.seed, "dropout"),
         "data_seed": derive_seed(context.seed, "order"),
@@ -227,6 +230,8 @@ def train(
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
+    if trainer.args.gradient_checkpointing:
+        require_checkpointing(trainer.model, context.name)
     folder = Path(trainer.args.output_dir or "")
     callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes))
     trainer.add_callback(callback)

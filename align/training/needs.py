@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from align.config.online import OnlineTraining
 from align.config.peft import Lora, VirtualTokens
-from align.config.sections import EngineChoice, Optimization, PairwiseOptimization, SaveDtype
+from align.config.sections import EngineChoice, Optimization, PairwiseOptimization, SaveDtype, TrainingMemory
 from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
 from align.runtime.device import Device
 
@@ -95,6 +95,8 @@ class TrainingNeeds:
     peft: Lora | VirtualTokens | None
     batch: Callable[[Setting], Batch]
     """The largest forward pass."""
+    memory: TrainingMemory
+    """Optimizer and gradient checkpointing."""
     has_score_head: bool = False
     """True for a reward model; it scores held-out pairs at the end, loaded from its folder when the trained model is gone."""
     reference: str | None = None

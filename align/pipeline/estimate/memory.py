@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.config.peft import Lora, VirtualTokens
+from align.config.sections import OptimizerName
 from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
@@ -50,8 +51,14 @@ WEIGHT_BYTES = 4
 """Of a weight, and of its gradient: float32 whatever the arithmetic of a pass."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 of those (Dettmers et al. 2023, section 3)."""
-MOMENTS_BYTES = 8
-"""Two float32 moments of AdamW, for every parameter that learns."""
+MOMENTS_BYTES: dict[OptimizerName, float] = {
+    # Two moments for every parameter that learns: float32, or 8 bits and a float32 scale for 256 of them.
+    "adamw": 8,
+    "adamw_8bit": 2 + 8 / 256,
+    "paged_adamw_8bit": 2 + 8 / 256,
+    # A number for each row and column of a matrix.
+    "adafactor": 0,
+}
 LOGITS_BYTES = 12
 """Of a logit at the peak of the head's backward pass: log-softmax, its gradient and the logits' gradient, float32 each."""
 NORM_BYTES = 8
@@ -72,6 +79,8 @@ class LoadedModel:
     learns: bool = True
     frozen: Precision = "float32"
     """What weights that do not learn are kept in; virtual tokens need them in float32."""
+    recomputes: bool = False
+    """Whether the backward pass computes each layer again."""
 
     @property
     def parameters(self) -> int:
@@ -123,8 +132,10 @@ class LoadedModel:
 
     def activation_bytes(self, batch: Batch, precision: Precision) -> int:
         """What the layers keep of a batch for the backward pass."""
-        final_norm = NORM_BYTES * self.shape.hidden_size
-        return batch.tokens * (self.shape.num_layers * self._layer_bytes(batch, precision) + final_norm)
+        final_norm, layer = NORM_BYTES * self.shape.hidden_size, self._layer_bytes(batch, precision)
+        if self.recomputes:  # the input of every layer, and everything of the one that is computed again
+            return batch.tokens * (self.shape.num_layers * NUMBER_BYTES["float32"] * self.shape.hidden_size + layer + final_norm)
+        return batch.tokens * (self.shape.num_layers * layer + final_norm)
 
     def _layer_bytes(self, batch: Batch, precision: Precision) -> int:
         """What one layer keeps of one token."""
@@ -178,9 +189,9 @@ class LoadedModel:
         logits = 0 if self.has_score_head else 2 * min(tokens, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
         return NUMBER_BYTES["float32"] * (tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size) + logits)
 
-    def step_bytes(self, device: Device) -> int:
-        """AdamW's step besides gradients and moments: a CPU updates tensor by tensor, a GPU all tensors at once."""
-        if device == "cuda":
+    def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
+        """The optimizer's step besides gradients and moments: tensor by tensor, but AdamW on a GPU takes all at once."""
+        if device == "cuda" and optimizer == "adamw":
             return WEIGHT_BYTES * self.trainable_parameters
         return 2 * WEIGHT_BYTES * self.shape.largest_tensor if self.peft is None else 0
 
@@ -240,8 +251,9 @@ def estimate_stage(
     # As `runtime.device.frozen_dtype` decides: scorers serve no training's precision.
     frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
     frozen: Precision = "float32" if precision == "float32" else frozen_scorer
-    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen)
-    value = [LoadedModel(shapes[name], peft, True, frozen=frozen) for name in (needs.value_model,) if name is not None]
+    moments, recomputes = MOMENTS_BYTES[needs.memory.optimizer], needs.memory.gradient_checkpointing
+    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen, recomputes=recomputes)
+    value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
     others = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
     if peft is None and needs.frozen_copies:  # an adapter is switched off instead
@@ -252,14 +264,14 @@ def estimate_stage(
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners),
         "gradients": WEIGHT_BYTES * learning,
-        "optimizer": MOMENTS_BYTES * learning,
+        "optimizer": round(moments * learning),
         # All graphs exist before the first backward pass.
         "activations": sum(learner.backward_bytes(batch, device, precision) for learner in learners),
         "other_models": sum(other.weight_bytes for other in others) + _sampler_bytes(needs.sampler, model.shape, machine),
         "process": PROCESS_BYTES[device],
     }
     # The optimizers of a training with a value model are fused: their step needs nothing more.
-    step = 0 if value else model.step_bytes(device)
+    step = 0 if value else model.step_bytes(device, needs.memory.optimizer)
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen)
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
@@ -267,7 +279,7 @@ def estimate_stage(
     stored = model.shape.stored_dtype if needs.save_dtype == "auto" else needs.save_dtype
     number = NUMBER_BYTES["bfloat16" if peft is None and stored == "bfloat16" else "float32"]
     kept = max(1, needs.num_epochs_kept) * number * model.trainable_parameters
-    full = kept + CHECKPOINTS * (WEIGHT_BYTES + MOMENTS_BYTES) * learning
+    full = kept + round(CHECKPOINTS * (WEIGHT_BYTES + moments) * learning)
     return Estimate(method_name(peft), model.trainable_parameters, Memory(**parts, peak=peak), full, kept)
 
 

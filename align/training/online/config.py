@@ -63,6 +63,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
             self.precision,
             self.peft,
             partial(episode_batch, self),
+            self,
             save_dtype=self.save_dtype,
             # The reference, and the policy from before an update that may be undone.
             frozen_copies=1 if self.kl_limit is None else 2,

@@ -18,6 +18,7 @@ from align.runtime.seed import derive_seed
 from align.training.online.experience import Experience
 from align.training.online.layout import Episode, PackedEpisodes
 from align.training.online.models import ForwardSettings, Models, policy_logps, token_values, trainable
+from align.training.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class LearningModel:
         Args:
             num_updates: optimizer steps in the whole training.
         """
-        optimizer = torch.optim.AdamW(
-            trainable(model), lr=learning_rate, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(trainable(model), config, learning_rate=learning_rate)
         schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=max(num_updates, 1))
         return cls(name, model, optimizer, schedule)
 

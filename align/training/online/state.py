@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from align.store.atomic import write_json
 from align.training.online.learner import Optimizers
 
 STATE_NAME = "state.json"
+NUMBER = ":number"
 BEFORE_NAME = "policy-before.safetensors"
 
 
@@ -78,15 +80,35 @@ def load_state(folder: Path, optimizers: Optimizers) -> tuple[TrainerState, list
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, by `<number of the parameter>.<what>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": tensor.contiguous() for number, values in state.items() for key, tensor in values.items()}
+    """What the optimizer knows of each parameter, by `<number of the parameter>.<what>`, with NUMBER behind what is no tensor."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in _leaves(optimizer.state_dict()["state"]):
+        if not isinstance(value, Tensor):
+            kept[f"{name}{NUMBER}"] = torch.tensor(value)
+            continue
+        # 8-bit optimizers share a table among parameters, and safetensors refuses to write the same memory twice.
+        kept[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+        seen.add(value.data_ptr())
+    return kept
+
+
+def _leaves(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by the keys that lead to them, joined with dots; bitsandbytes has its tensors one level deeper than others."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Tensor]) -> None:
     state = optimizer.state_dict()
     for name, tensor in kept.items():
-        number, _, key = name.partition(".")
-        state["state"].setdefault(int(number), {})[key] = tensor
+        number, *between, last = name.removesuffix(NUMBER).split(".")
+        place = state["state"].setdefault(int(number), {})
+        for key in between:
+            place = place.setdefault(key, {})
+        place[last] = tensor.item() if name.endswith(NUMBER) else tensor
     # This moves the tensors to the device of their parameters.
     optimizer.load_state_dict(state)

@@ -72,7 +72,7 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
     def needs_with(self, pairs: str, *, has_score_head: bool = False) -> TrainingNeeds:
         """What a method needs that trains on `pairs`, without a reference."""
         batch, saved = partial(pair_batch, self), self.save_dtype
-        return TrainingNeeds(self.model, pairs, self.precision, self.peft, batch, has_score_head=has_score_head, save_dtype=saved)
+        return TrainingNeeds(self.model, pairs, self.precision, self.peft, batch, self, has_score_head, save_dtype=saved)
 
 
 class PreferenceConfig(PairwiseConfig):

@@ -37,8 +37,8 @@ ONE_MISTAKE = [
     (
         "beta: 0.1",
         "zzz: 1",
-        "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, seeds, seed, peft, learning_rate, lr_scheduler, "
-        "warmup_ratio, weight_decay, max_grad_norm, num_epochs, …",
+        "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, seeds, seed, peft, optimizer, gradient_checkpointing, "
+        "save_dtype, learning_rate, lr_scheduler, …",
     ),
     ("name: small", "name: small\nsed: 3", "recipe.yaml:2:1: sed: unknown key; did you mean 'seed'?"),
     # wrong types

@@ -156,6 +156,14 @@ def test_autocast_copies_weights_but_not_quantised_ones() -> None:
     assert model(Lora(method="qlora")).cast_bytes("bfloat16") == 0
 
 
+def test_layers_that_are_computed_again_leave_their_inputs() -> None:
+    batch = Batch(64, 32, 0, True, False)
+    kept, again = model(), replace(model(), recomputes=True)
+    layer, final = kept._layer_bytes(batch, "float32"), 8 * shape().hidden_size
+    assert kept.activation_bytes(batch, "float32") == 64 * (shape().num_layers * layer + final)
+    assert again.activation_bytes(batch, "float32") == 64 * (shape().num_layers * 4 * shape().hidden_size + layer + final)
+
+
 def test_weights_that_do_not_learn_may_be_in_bfloat16() -> None:
     lora = LoadedModel(shape(), Lora(method="lora", rank=2), frozen="bfloat16")
     assert lora.weight_bytes == 2 * lora.parameters + 4 * lora.added_parameters
@@ -170,6 +178,7 @@ def test_adamw_goes_tensor_by_tensor_on_a_cpu_only() -> None:
     assert model().step_bytes("cpu") == 2 * 4 * 40
     assert model(Lora(method="lora", rank=2)).step_bytes("cpu") == 0
     assert model().step_bytes("cuda") == 4 * 172
+    assert model().step_bytes("cuda", "adamw_8bit") == 2 * 4 * 40
     assert model(Lora(method="lora", rank=2)).step_bytes("cuda") == 4 * 116
 
 

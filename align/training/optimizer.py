@@ -1,0 +1,82 @@
+"""The optimizers that a recipe can name: for transformers' Trainer by its name, for online training made here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config.online import OnlineOptimization
+from align.config.sections import OptimizerName
+from align.errors import EnvironmentProblem, RecipeError
+from align.runtime.device import device_name
+
+
+def trainer_name(name: OptimizerName) -> str:
+    """What transformers calls the optimizer."""
+    if name == "paged_adamw_8bit" and device_name() == "cpu":
+        return "adamw_8bit"  # the same numbers; there is no other memory to move them to
+    return "adamw_torch" if name == "adamw" else name
+
+
+def require_optimizer(name: OptimizerName, where: str) -> None:
+    """Refuse an optimizer that is not installed.
+
+    Raises:
+        EnvironmentProblem: if bitsandbytes is needed and missing.
+    """
+    if name.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentProblem(
+            f"{where}: optimizer: {name} needs bitsandbytes, which is not installed",
+            hint="pip install bitsandbytes==0.50.2, or use optimizer: adafactor, which needs less memory still.",
+        )
+
+
+def require_checkpointing(model: Any, where: str) -> None:
+    """Refuse gradient checkpointing for a model that cannot recompute its layers.
+
+    Raises:
+        RecipeError: if it cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise RecipeError(
+            f"{where}: gradient_checkpointing: transformers cannot do it with this architecture ({model.config.model_type})",
+            hint="Leave it out, and lower micro_batch_size or max_tokens if memory is short.",
+        )
+
+
+def recompute_layers(model: Any, where: str) -> None:
+    """Let the backward pass compute each layer again, also while the model is in evaluation mode.
+
+    Raises:
+        RecipeError: if the model cannot.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    require_checkpointing(model, where)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        # transformers recomputes in training mode only. The mode of the layer alone has no other effect: dropout asks the modules
+        # in it, which stay in evaluation mode.
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def make_optimizer(parameters: Iterable[Tensor], config: OnlineOptimization, *, learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, with the settings that transformers' Trainer gives it."""
+    options: dict[str, Any] = {"lr": learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        adafactor: torch.optim.Optimizer = Adafactor(list(parameters), scale_parameter=False, relative_step=False, **options)
+        return adafactor
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, eps=config.adam_epsilon, fused=True, **options)
+    import bitsandbytes
+
+    kinds = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
+    made: torch.optim.Optimizer = kinds[trainer_name(config.optimizer)](parameters, eps=config.adam_epsilon, **options)
+    return made
