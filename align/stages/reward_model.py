@@ -16,7 +16,7 @@ from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
-from align.training.needs import TrainingNeeds
+from align.training.needs import TrainingNeeds, pair_needs
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Config(LoraOnly, PairwiseConfig):
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 
     def training_needs(self) -> TrainingNeeds:
-        return self.needs_with(self.data, has_score_head=True)
+        return pair_needs(self, self.model, self.data, self.peft, has_score_head=True)
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:

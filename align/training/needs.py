@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 from align.config.online import OnlineTraining
@@ -158,6 +159,14 @@ def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
         pairs_per_row = max(1, row_tokens // max(longest[-1].total, 1))
         tokens = math.ceil(micro / pairs_per_row) * row_tokens
     return Batch(tokens, row_tokens, targets, True, config.batch_size > micro)
+
+
+def pair_needs(
+    config: PairwiseOptimization, model: str, pairs: str, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False
+) -> TrainingNeeds:
+    """What a method needs that trains `model` on `pairs`, without a reference."""
+    batch, saved = partial(pair_batch, config), config.save_dtype
+    return TrainingNeeds(model, pairs, config.precision, peft, batch, config, has_score_head, save_dtype=saved)
 
 
 def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:

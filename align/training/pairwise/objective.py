@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from align.config.peft import AnyPeft
@@ -15,7 +14,7 @@ from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
 from align.records import Preference
 from align.stage import StageConfig
-from align.training.needs import TrainingNeeds, pair_batch
+from align.training.needs import TrainingNeeds, pair_needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +68,6 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         """
         raise NotImplementedError
 
-    def needs_with(self, pairs: str, *, has_score_head: bool = False) -> TrainingNeeds:
-        """What a method needs that trains on `pairs`, without a reference."""
-        batch, saved = partial(pair_batch, self), self.save_dtype
-        return TrainingNeeds(self.model, pairs, self.precision, self.peft, batch, self, has_score_head, save_dtype=saved)
-
 
 class PreferenceConfig(PairwiseConfig):
     """Of a method that trains a language model."""
@@ -90,7 +84,7 @@ class PreferenceConfig(PairwiseConfig):
     """Pairs of a chosen and a rejected completion."""
 
     def training_needs(self) -> TrainingNeeds:
-        return self.needs_with(self.pairs)
+        return pair_needs(self, self.model, self.pairs, self.peft)
 
 
 class ReferenceConfig(PreferenceConfig):
