@@ -20,8 +20,9 @@ class ChatSettings(StrictModel):
     """Chat template in place of the model's: a file, relative to the recipe, or one of align's own, `chatml` or `plain`."""
     template_kwargs: dict[str, bool | int | float | str | None] = {}
     """Variables of the chat template, such as `enable_thinking: false`."""
-    date: str = PINNED_DATE
-    """The day (YYYY-MM-DD) that the chat template prints if it prints today's date."""
+    date: str | None = None
+    """The day (YYYY-MM-DD) that the chat template prints if it prints today's date, also in what is saved; null: 2025-01-01 here,
+    and what is saved prints the day on which it is used."""
     end_of_turn: str | None = None
     """Token that ends a completion; null: the one that the template writes, or else the end-of-sequence token."""
     pad_token: str | None = None
@@ -42,9 +43,9 @@ class ChatSettings(StrictModel):
 
     @field_validator("date")
     @classmethod
-    def _is_a_day(cls, value: str) -> str:
+    def _is_a_day(cls, value: str | None) -> str | None:
         try:
-            datetime.date.fromisoformat(value)
+            datetime.date.fromisoformat(value or PINNED_DATE)
         except ValueError as error:
             raise ValueError(f"expected a day such as 2026-11-26, got {value!r}") from error
         return value

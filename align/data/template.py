@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from align.config.chat import ChatSettings
+from align.config.chat import PINNED_DATE, ChatSettings
 from align.data.template_problems import Aspect, FormatError, TemplateProblem
 from align.data.time_limit import TimeLimitExceeded, time_limit
 from align.data.tokens import BehindPrompt, Tokenizer, tokenize
@@ -206,7 +206,11 @@ class ChatFormat:
         for messages in ([question], [question, answer, question]):
             conversation = [message.model_dump() for message in messages]
             text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, chat_template=template
+                conversation,
+                tokenize=False,
+                add_generation_prompt=True,
+                chat_template=template,
+                strftime_now=self._strftime,
             )
             if text != self._render(messages, add_generation_prompt=True) + self.opening:
                 return False
@@ -288,7 +292,7 @@ class ChatFormat:
 
     def _strftime(self, form: str) -> str:
         """Stands in for the template's `strftime_now`: the same tokens on every day."""
-        day = datetime.date.fromisoformat(self.settings.date)
+        day = datetime.date.fromisoformat(self.settings.date or PINNED_DATE)
         return self.printed_dates.setdefault(form, day.strftime(form))
 
     def _find_format(self) -> None:

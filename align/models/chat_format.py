@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from align.config.chat import PINNED_DATE, ChatSettings
+from align.config.chat import ChatSettings
 from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat
 from align.data.template_problems import FormatError
@@ -69,7 +69,7 @@ def save_format(chat_format: ChatFormat, folder: Path) -> None:
     """Write tokenizer, template, stop tokens and chat settings into the folder of a saved model.
 
     The template is written with everything that align renders with, so that vLLM and transformers show the model the text that
-    it was trained on: variables of the template, the pinned date, and what follows the generation prompt.
+    it was trained on: variables of the template, the date if the recipe sets one, and what follows the generation prompt.
 
     Raises:
         StageError: if the template, so written, renders another text.
@@ -94,7 +94,7 @@ def save_format(chat_format: ChatFormat, folder: Path) -> None:
         ends = {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": chat_format.pad_token_id}
         write_json(folder / GENERATION_CONFIG_NAME, {**saved.generation_config, **ends})
     # What the template holds now is not said again.
-    kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": PINNED_DATE})
+    kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": None})
     if kept != ChatSettings():
         write_json(folder / CHAT_NAME, kept.model_dump(mode="json", exclude_defaults=True))
 
@@ -105,7 +105,7 @@ def _with_settings(template: str, chat_format: ChatFormat) -> str:
         f"{{%- if {name} is not defined -%}}{{%- set {name} = {_literal(value)} -%}}{{%- endif -%}}"
         for name, value in chat_format.settings.template_kwargs.items()
     )
-    if chat_format.printed_dates:
+    if chat_format.settings.date is not None and chat_format.printed_dates:
         cases = "".join(
             f"{{%- {'elif' if number else 'if'} form == {json.dumps(form)} -%}}{day}"
             for number, (form, day) in enumerate(chat_format.printed_dates.items())

@@ -155,7 +155,7 @@ def check_date(chat_format: ChatFormat) -> ModelCheck:
     text = str(chat_format.tokenizer.chat_template or "")
     if chat_format.printed_dates:
         shown = listed(list(chat_format.printed_dates.values()))
-        found = f"the template prints today's date; align gives it {shown} on every day, and writes that into what it trains"
+        found = f"the template prints today's date; align gives it {shown} on every day"
         return ModelCheck("date", "info", found, "Another day: `chat: {date: …}` at the model.")
     if named := re.search(r"\bdate_string\b", text):
         return ModelCheck(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def test_transformers_alone_renders_what_was_trained(folder: Path, tmp_path: Pat
         text = alone.apply_chat_template([m.model_dump() for m in messages], tokenize=False, add_generation_prompt=True)
         assert text == trained.prompt_text(messages)
         assert text.startswith("(kind) 09 Mar 2026 2026\n") and text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_date_that_the_recipe_does_not_set_is_that_of_the_day_on_which_a_model_is_used(folder: Path, tmp_path: Path) -> None:
+    trained = save(folder, tmp_path / "saved")
+    assert trained.prompt_text(TALK).startswith("(kind) 01 Jan 2025 2025\n")
+    assert load_format(ModelFolder(tmp_path / "saved")).prompt_text(TALK) == trained.prompt_text(TALK)
+    alone = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    text = alone.apply_chat_template([TALK[0].model_dump()], tokenize=False, add_generation_prompt=True)
+    assert text.startswith(f"(kind) {datetime.now(UTC).astimezone():%d %b %Y} ")
 
 
 def test_a_user_can_still_set_a_variable_of_the_template(folder: Path, tmp_path: Path) -> None:
