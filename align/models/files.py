@@ -25,6 +25,8 @@ TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+"""PEFT's, before every name in an adapter's file."""
 BASE_NAME = "base.json"
 ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora
 from align.errors import RecipeError
-from align.models.files import ADAPTER_WEIGHTS_NAME
+from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
 from align.runtime.device import device_name
 from align.store.artifact import Artifact
@@ -151,7 +151,7 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
     assert peft is not None
     state = load_file(path / ADAPTER_WEIGHTS_NAME)
     if needs_head:
-        _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(lora.PREFIX) for name in state}, "a reward model")
+        _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(ADAPTER_PREFIX) for name in state}, "a reward model")
     if isinstance(peft, Lora):
         if peft.method == "qlora":
             lora.require_bitsandbytes(str(path))

@@ -18,12 +18,10 @@ from align.config.explain import listing, nearest
 from align.config.peft import Lora
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.dropout import set_dropout
-from align.models.files import ADAPTER_AGAIN
+from align.models.files import ADAPTER_AGAIN, ADAPTER_PREFIX
 
 ADAPTER = "default"
-PREFIX = "base_model.model."
-"""PEFT's, before every name in an adapter's file."""
-HEAD = f"{PREFIX}score.weight"
+HEAD = f"{ADAPTER_PREFIX}score.weight"
 """Name of a score head there."""
 HEADS = ("lm_head", "score", "embed_out")
 
@@ -153,7 +151,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 def lora_state(model: Any) -> dict[str, Tensor]:
     """The adapter's tensors by PEFT's names, with a score head where there is one."""
     state = {
-        f"{PREFIX}{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        f"{ADAPTER_PREFIX}{name.replace(f'.{ADAPTER}.', '.')}": parameter
         for name, parameter in model.named_parameters()
         if ".lora_A." in name or ".lora_B." in name or name.endswith("score.weight")
     }
@@ -178,7 +176,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _place(name: str) -> str:
-    plain = name.removeprefix(PREFIX)
+    plain = name.removeprefix(ADAPTER_PREFIX)
     return plain.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}.")
 
 
@@ -190,7 +188,7 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
     """
     layers = linear_layers(model)
     names = sorted(_chosen_layers(model, settings, "the adapter"))
-    wanted = {f"{PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
+    wanted = {f"{ADAPTER_PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
     if differing := wanted ^ {name for name in state if name != HEAD}:
         raise EnvironmentProblem(f"the adapter does not fit its base model: {min(differing)}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
@@ -203,7 +201,7 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
                 elif type(layer) is nn.Linear:
                     layer.weight.copy_(quantized(layer.weight))
         for name in names:
-            a, b = (state[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
+            a, b = (state[f"{ADAPTER_PREFIX}{name}.lora_{part}.weight"] for part in "AB")
             layer, delta = layers[name], settings.scaling * (b @ a)
             layer.weight += delta if isinstance(layer, nn.Linear) else delta.T
         if (head := state.get(HEAD)) is not None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.peft import Lora
 from align.models.facts import names_head, names_token_table
-from align.models.files import ADAPTER_WEIGHTS_NAME, weight_files
+from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME, weight_files
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
-from align.models.lora import PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +47,9 @@ def _merged_by_name(folder: ModelFolder) -> Iterator[tuple[str, Tensor]] | None:
     from safetensors.torch import load_file
 
     state, settings = load_file(folder.path / ADAPTER_WEIGHTS_NAME), folder.peft
-    targets = {name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")}
+    targets = {
+        name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")
+    }
     if not isinstance(settings, Lora) or settings.method != "lora" or folder.adapter_config.get("fan_in_fan_out"):
         return None
     if {f"{target}.weight" for target in targets} - folder.base.tensor_shapes.keys() or len(state) != 2 * len(targets):
@@ -60,7 +61,7 @@ def _added(base: ModelFolder, state: Mapping[str, Any], targets: set[str], scali
     for name, tensor in _files(base):
         module = name.removesuffix(".weight")
         if module in targets and name != module:
-            a, b = (state[f"{PREFIX}{module}.lora_{part}.weight"] for part in "AB")
+            a, b = (state[f"{ADAPTER_PREFIX}{module}.lora_{part}.weight"] for part in "AB")
             yield name, tensor.float() + scaling * (b @ a)
         else:
             yield name, tensor.float() if tensor.is_floating_point() else tensor
