@@ -79,7 +79,7 @@ class ChatFormat:
         self.stop_token_ids = tuple(dict.fromkeys(ends))
         """Tokens that end a completion: that of the template first, then the tokenizer's and the model's own."""
         self.pad_token_id = self._find_padding()
-        self._behind_prompt = BehindPrompt(tokenizer, self._anchor)
+        self._behind_prompt = BehindPrompt(tokenizer, self._anchor, self._lead + PROBE)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as the model reads it, up to where its completion begins.

@@ -37,12 +37,17 @@ class BehindPrompt:
 
     Args:
         anchor: what every prompt ends with; empty where a completion follows nothing.
+        probe: a text as every completion may begin.
     """
 
-    def __init__(self, tokenizer: Tokenizer, anchor: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, anchor: str, probe: str) -> None:
         self._tokenizer = tokenizer
         self._anchor = anchor
         self._anchor_token_ids = tokenize(tokenizer, [anchor])[0] if anchor else []
+        self._added = ""
+        text = self.decode(self.tokenize([probe])[0], skip_special_tokens=False)
+        # Phi-3's control tokens swallow the line end behind them, and its decoder puts a space in place of it.
+        self._added = text.removesuffix(probe) if text.endswith(probe) else ""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, to follow those of a prompt."""
@@ -64,4 +69,4 @@ class BehindPrompt:
             return str(self._tokenizer.decode(list(ids), **options))
 
         before, whole = decoded(self._anchor_token_ids), decoded([*self._anchor_token_ids, *token_ids])
-        return whole[len(before) :] if whole.startswith(before) else decoded(token_ids)
+        return whole[len(before) :].removeprefix(self._added) if whole.startswith(before) else decoded(token_ids)
