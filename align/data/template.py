@@ -144,7 +144,8 @@ class ChatFormat:
         return self._lead + completion + (self.closing if ended else "")
 
     def _refuse_end(self, completion: str) -> None:
-        for end in {self.end_token, self.tokenizer.eos_token} - {None, ""}:
+        # In a fixed order: the message goes into drops.jsonl, and a set of texts has another order in every process.
+        for end in filter(None, (self.end_token, self.tokenizer.eos_token)):
             # The tokenizer would make the real token of it, and the model would learn to write on after its end.
             if str(end) in completion:
                 raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {end!r}")
@@ -311,10 +312,11 @@ class ChatFormat:
                 "the template that turns thinking off: `chat: {template_kwargs: {enable_thinking: false}}`.",
             )
         self._shows_prompt = turns.begins_with_prompt
-        if not keep:
-            # White space belongs to the completion, since tokenizers join it to the first word. Anything else is the prompt's.
-            self._lead = "" if turns.opening.strip() else turns.opening
-            self.opening = turns.opening if turns.opening.strip() else ""
+        # White space belongs to the completion, since tokenizers join it to the first word. Anything else is the prompt's.
+        if not turns.opening.strip():
+            self._lead = turns.opening
+        elif not keep:
+            self.opening = turns.opening
             self._anchor += self.opening
         self._find_end(turns.closing)
 

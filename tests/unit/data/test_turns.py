@@ -88,6 +88,10 @@ class TestThinking:
         # A row without reasoning teaches the empty block that the template writes.
         assert shown(chat_format, "네.") == (prompt, "<think>\n\n</think>\n\n네.<|im_end|>")
 
+    def test_a_space_before_an_answer_is_scored_as_it_is_trained_on(self, make_format: MakeFormat) -> None:
+        kept = make_format(SPACED, thinking="keep")
+        assert kept.continuation("네.", ended=True) == kept.completion_text(QUESTION, "네.") == " 네. <|im_end|>"
+
     def test_a_prompt_that_opens_a_block_needs_a_decision(self, make_format: MakeFormat) -> None:
         with pytest.raises(FormatError, match="right after the generation prompt") as caught:
             make_format(OPENS)
