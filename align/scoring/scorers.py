@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,18 @@ class ScorerSet:
         """Whether all candidates of a prompt must be scored together."""
         return bool(self._judges)
 
+    def one_model_each(self) -> list[ScorerSet]:
+        """The same scorers in sets that need one reward model at most; what needs none is in the first."""
+        models = list(self._folders)
+        place = {name: models.index(scorer) if isinstance(scorer, str) else 0 for name, scorer in self._scorers.items()}
+        return [self._only([name for name in self.names if place[name] == at]) for at in range(max(1, len(models)))]
+
+    def _only(self, names: list[str]) -> ScorerSet:
+        part = copy(self)
+        part.names, part._loaded = names, {}
+        part._judges = {name: judge for name, judge in self._judges.items() if name in names}
+        return part
+
     def announce(self, candidates: Sequence[Candidate]) -> list[str]:
         """Sentences on the cost of scoring all these candidates; only judges have one."""
         return [judge.announce(candidates) for judge in self._judges.values()]
@@ -79,7 +92,7 @@ class ScorerSet:
         columns: dict[str, list[float | None]] = {}
         for name in self.names:
             columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates)))
-        return _with_scores(candidates, columns)
+        return with_scores(candidates, columns)
 
     def score_lists(
         self, lists: Mapping[str, Sequence[Candidate]], report: Callable[[str, int], None]
@@ -93,7 +106,7 @@ class ScorerSet:
             for key, candidates in lists.items():
                 columns[key][name] = self._column(name, candidates, _shifted(partial(report, key), number * len(candidates)))
             self.close()
-        return {key: _with_scores(candidates, columns[key]) for key, candidates in lists.items()}
+        return {key: with_scores(candidates, columns[key]) for key, candidates in lists.items()}
 
     def close(self) -> None:
         """Free the memory of the reward models; one that scores again is loaded again."""
@@ -129,7 +142,8 @@ class ScorerSet:
         return self._loaded[reference]
 
 
-def _with_scores(candidates: Sequence[Candidate], columns: Mapping[str, Sequence[float | None]]) -> list[ScoredCandidate]:
+def with_scores(candidates: Sequence[Candidate], columns: Mapping[str, Sequence[float | None]]) -> list[ScoredCandidate]:
+    """The candidates with the scores of each column, which are in their order."""
     scored = []
     for index, candidate in enumerate(candidates):
         scores = {name: column[index] for name, column in columns.items()}

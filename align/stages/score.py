@@ -8,7 +8,7 @@ comparisons, how many were consistent, its position bias, and what it cost.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
 
 if TYPE_CHECKING:
+    from align.scoring.judge import JudgeTally
     from align.scoring.scorers import ScorerSet
 
 VERSION = 3
@@ -43,7 +44,7 @@ class Config(StageConfig):
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
     num_workers: ExecutionOnly[int] = Field(default=1, ge=1)
-    """Processes that share the shards, each with reward models of its own; only 1 where a judge scores."""
+    """Processes that share the shards, each with a reward model of its own; only 1 where a judge scores."""
 
     @model_validator(mode="after")
     def _one_judge(self) -> Config:
@@ -57,9 +58,9 @@ class Config(StageConfig):
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Load each scorer once, score every candidate, say how the scores are spread."""
+    """Score every candidate, with one reward model in memory at a time; say how the scores are spread."""
     from align.scoring.judge import JudgeTally
-    from align.scoring.scorers import ScorerSet, reward_model_folders
+    from align.scoring.scorers import ScorerSet, reward_model_folders, with_scores
 
     config = context.config
     candidates = context.artifact(config.candidates).rows(Candidate)
@@ -67,39 +68,67 @@ def run(context: StageContext[Config]) -> StageOutcome:
     scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens, store_root=context.store_root)
     for sentence in scorers.announce(candidates):
         context.note(sentence)
-    items = list(enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)))
-    folder = context.work / "shards"
-    missing = [(index, piece) for index, piece in items if read_seal(shard_path(folder, index)) is None]
-    count, total = context.counter("score", "scores"), len(candidates) * len(config.scorers)
-    finished = total - sum(len(piece) for _, piece in missing) * len(config.scorers)
-
-    def done(item: tuple[int, Sequence[Candidate]], _: None) -> None:
-        nonlocal finished
-        finished += len(item[1]) * len(config.scorers)
-        count(finished, total)
-
-    executor_for(config.num_workers, len(missing), gpus_each=1).map(
-        ShardScorer(scorers, folder, lambda scores: count(finished + scores, total)),
-        missing,
-        on_done=done,
-        check_stop=context.check_stop,
-    )
-    scored: list[ScoredCandidate] = []
+    shards = list(enumerate(pieces(candidates, whole_prompts=scorers.whole_prompts)))
+    parts = {context.work / "shards" / str(number): part for number, part in enumerate(scorers.one_model_each())}
+    count, finished, total = context.counter("score", "scores"), 0, len(candidates) * len(scorers.names)
+    for folder, part in parts.items():
+        finished = _score_shards(part, folder, shards, lambda scores: count(scores, total), finished, context)
+        part.close()
     tallies = {name: JudgeTally() for name in scorers.pop_counts()}
-    # Read back from disk: an earlier run or another process may have scored a shard.
-    for index, _ in items:
-        shard = shard_path(folder, index)
-        seal = read_seal(shard)
-        if seal is None:
-            raise StageError(f"{shard}: the shard changed while it was being used", hint="Run the same command again.")
-        for name, tally in tallies.items():
-            tally.add(seal["judged"][name])
-        scored.extend(read_rows(shard, ScoredCandidate))
+    scored: list[ScoredCandidate] = []
+    for index, piece in shards:
+        columns: dict[str, list[float | None]] = {}
+        for folder in parts:
+            columns |= _read_shard(shard_path(folder, index), piece, tallies)
+        scored.extend(with_scores(piece, {name: columns[name] for name in scorers.names}))
     write_rows(context.output / ROWS_NAME, scored)
     metrics: dict[str, dict[str, Any]] = {name: dict(describe_scores(scored, name)) for name in scorers.names}
     for name, tally in tallies.items():
         metrics[name] |= tally.metrics()
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
+
+
+def _score_shards(
+    scorers: ScorerSet,
+    folder: Path,
+    shards: Sequence[tuple[int, Sequence[Candidate]]],
+    count: Callable[[int], None],
+    finished: int,
+    context: StageContext[Config],
+) -> int:
+    """Score the shards that `folder` lacks. `count` gets the number of scores that are done, of which `finished` were before."""
+    missing = [(index, piece) for index, piece in shards if read_seal(shard_path(folder, index)) is None]
+    finished += sum(len(piece) for _, piece in shards) * len(scorers.names)
+    finished -= sum(len(piece) for _, piece in missing) * len(scorers.names)
+
+    def done(item: tuple[int, Sequence[Candidate]], _: None) -> None:
+        nonlocal finished
+        finished += len(item[1]) * len(scorers.names)
+        count(finished)
+
+    executor_for(context.config.num_workers, len(missing), gpus_each=1).map(
+        ShardScorer(scorers, folder, lambda scores: count(finished + scores)),
+        missing,
+        on_done=done,
+        check_stop=context.check_stop,
+    )
+    return finished
+
+
+def _read_shard(path: Path, candidates: Sequence[Candidate], tallies: Mapping[str, JudgeTally]) -> dict[str, list[float | None]]:
+    """Scores by scorer, in the order of the candidates; what its judges counted is added to the tallies."""
+    # Read back from disk: an earlier run or another process may have scored the shard.
+    seal = read_seal(path)
+    rows = list(read_rows(path, ScoredCandidate)) if seal else []
+    if seal is None or [_key(row) for row in rows] != [_key(candidate) for candidate in candidates]:
+        raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
+    for name, counts in seal["judged"].items():
+        tallies[name].add(counts)
+    return {name: [row.scores[name] for row in rows] for name in rows[0].scores}
+
+
+def _key(candidate: Candidate) -> tuple[str, int]:
+    return candidate.prompt_id, candidate.candidate_index
 
 
 @dataclass(frozen=True)
