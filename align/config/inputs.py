@@ -80,12 +80,18 @@ class ModelInput(StrictModel):
         return self
 
 
-def _check_place(path: str | None, dataset: str | None, split: str | None) -> None:
+Subset = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
+"""Left out of what is written where there is none: datasets without subsets have the fingerprint that they always had."""
+
+
+def _check_place(path: str | None, dataset: str | None, split: str | None, subset: str | None) -> None:
     """Refuse a place of rows that is not exactly a path, or a dataset with its split."""
     if (path is None) == (dataset is None):
         raise ValueError("give either path or dataset")
     if (dataset is None) != (split is None):
         raise ValueError("dataset and split go together")
+    if dataset is None and subset is not None:
+        raise ValueError("subset goes with dataset")
 
 
 class MixturePart(StrictModel):
@@ -97,8 +103,10 @@ class MixturePart(StrictModel):
     """Local file, folder or glob, relative to the recipe."""
     dataset: str | None = None
     """Dataset id on the hub."""
+    subset: Subset = None
+    """Subset of the hub dataset, where it has several (its `config_name`)."""
     split: str | None = None
-    """Split of the hub dataset."""
+    """Split of the hub dataset, or a part of it: train, train[:5000]."""
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -106,7 +114,7 @@ class MixturePart(StrictModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> MixturePart:
-        _check_place(self.path, self.dataset, self.split)
+        _check_place(self.path, self.dataset, self.split, self.subset)
         return self
 
 
@@ -119,8 +127,10 @@ class DataInput(StrictModel):
     """Local file, folder or glob, relative to the recipe: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet or .arrow."""
     dataset: str | None = None
     """Dataset id on the hub."""
+    subset: Subset = None
+    """Subset of the hub dataset, where it has several (its `config_name`)."""
     split: str | None = None
-    """Split of the hub dataset."""
+    """Split of the hub dataset, or a part of it: train, train[:5000]."""
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
     mixture: dict[PartName, MixturePart] | None = Field(default=None, min_length=1)
@@ -150,9 +160,18 @@ class DataInput(StrictModel):
     @model_validator(mode="after")
     def _one_source(self) -> DataInput:
         if self.mixture is None:
-            _check_place(self.path, self.dataset, self.split)
-        elif (self.path, self.dataset, self.split, self.revision, self.columns) != (None, None, None, None, {}):
-            raise ValueError("a mixture has path, dataset, split, revision and columns in each of its parts, not beside them")
+            _check_place(self.path, self.dataset, self.split, self.subset)
+        elif (self.path, self.dataset, self.subset, self.split, self.revision, self.columns) != (
+            None,
+            None,
+            None,
+            None,
+            None,
+            {},
+        ):
+            raise ValueError(
+                "a mixture has path, dataset, subset, split, revision and columns in each of its parts, not beside them"
+            )
         return self
 
 

@@ -83,8 +83,8 @@ def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
     """A hub dataset's source, named with the commit of its rows, and the rows."""
     hub = source.files[0].origin
     assert isinstance(hub, HubRows)  # `find_source` made it of a dataset
-    commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision)
-    named = replace(source, shown=f"{hub.dataset}@{commit or hub.revision or 'cached'}:{hub.split}")
+    commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision, hub.subset)
+    named = replace(source, shown=hub.shown(commit or hub.revision or "cached"))
     return named, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
 
 

@@ -27,6 +27,11 @@ class HubRows:
     dataset: str
     split: str
     revision: str | None
+    subset: str | None = None
+
+    def shown(self, revision: str) -> str:
+        """Its name in messages: `owner/name@main:train`, with `/subset` behind the name where one is named."""
+        return f"{self.dataset}{f'/{self.subset}' if self.subset else ''}@{revision}:{self.split}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
         weights = {name: part.weight for name, part in spec.mixture.items()}
         return Source(tuple(files), "mixture of " + ", ".join(spec.mixture), weights)
     if spec.dataset is not None:
-        hub = HubRows(spec.dataset, spec.split or "", spec.revision)
+        hub = HubRows(spec.dataset, spec.split or "", spec.revision, spec.subset)
         return Source((SourceFile(hub, spec.dataset, spec.columns),), spec.dataset)
     path = locate(spec.path or "")
     return Source(tuple(_files(path, spec.row_kind, spec.columns)), str(path))
@@ -89,15 +94,15 @@ def read_file(file: SourceFile) -> Iterator[RawRow]:
         DataError, EnvironmentProblem: see `read_raw` and `fetch_dataset_rows`.
     """
     if isinstance(file.origin, HubRows):
-        return fetch_dataset_rows(file.origin.dataset, file.origin.split, file.origin.revision)[1]
+        hub = file.origin
+        return fetch_dataset_rows(hub.dataset, hub.split, hub.revision, hub.subset)[1]
     return read_raw(file.origin)
 
 
 def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callable[[str], Path]) -> list[SourceFile]:
     if part.dataset is not None and part.split is not None:
-        hub = HubRows(part.dataset, part.split, part.revision)
-        shown = f"{part.dataset}@{part.revision or 'newest'}:{part.split}"
-        return [SourceFile(hub, shown, part.columns, name)]
+        hub = HubRows(part.dataset, part.split, part.revision, part.subset)
+        return [SourceFile(hub, hub.shown(part.revision or "newest"), part.columns, name)]
     return _files(locate(part.path or ""), spec.row_kind, part.columns, name)
 
 
