@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens from a causal model's hidden states.
 
-Logits are computed only for positions with a label, a few thousand tokens at a time, so no [batch, sequence, vocabulary] tensor
-exists. With gradients and more than one chunk, the backward pass computes a chunk's logits again.
+Logits are computed only for positions with a label, some hundreds or thousands of tokens at a time, so no [batch, sequence,
+vocabulary] tensor exists. With gradients and more than one chunk, the backward pass computes a chunk's logits again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
-from align.models.sizes import LOGITS_CHUNK_TOKENS
+from align.models.sizes import logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
 
@@ -56,7 +56,7 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
         targets: [tokens], token ids.
         temperature: logits are divided by it, as the sampler did.
     """
-    chunks = list(zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True))
+    chunks = _chunks(model, states, targets)
     # A single chunk is kept: recomputing it costs time and lowers no peak.
     again = len(chunks) > 1 and torch.is_grad_enabled()
     pieces = [
@@ -66,6 +66,11 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
         for chunk in chunks
     ]
     return torch.cat(pieces)
+
+
+def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    tokens = logits_chunk_tokens(len(model.get_output_embeddings().weight))
+    return list(zip(states.split(tokens), targets.split(tokens), strict=True))
 
 
 def _chunk_logps(states: Tensor, targets: Tensor, model: Any, temperature: float) -> Tensor:
@@ -92,7 +97,7 @@ class LogpsAndEntropy(NamedTuple):
 def target_logps_and_entropy(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> LogpsAndEntropy:
     """What `target_logps` returns, and the entropies. The arguments are those of `target_logps`."""
     pieces = []
-    for chunk, chosen in zip(states.split(LOGITS_CHUNK_TOKENS), targets.split(LOGITS_CHUNK_TOKENS), strict=True):
+    for chunk, chosen in _chunks(model, states, targets):
         logps = _logits(chunk, model, temperature).log_softmax(-1)
         pieces.append((logps.gather(-1, chosen[:, None])[:, 0], -(logps.exp() * logps).sum(-1)))
     return LogpsAndEntropy(*(torch.cat(part) for part in zip(*pieces, strict=True)))

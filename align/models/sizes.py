@@ -1,7 +1,10 @@
 """How much goes through a model at once. Imports no torch, so that the memory estimate of a plan can read the same numbers."""
 
-LOGITS_CHUNK_TOKENS = 4096
-"""Tokens whose logits exist at once."""
+LOGITS_CHUNK_NUMBERS = 1 << 27
+"""Logits that exist at once: 0.5 GiB in float32, three times that in a backward pass. Products of this size still keep a GPU
+busy."""
+LARGEST_LOGITS_CHUNK = 4096
+"""Tokens of a chunk, at most; a vocabulary of up to 32,768 tokens has chunks of this size."""
 PAIR_ROW_TOKENS = {"cpu": 128, "cuda": 1024}
 """Tokens of a row that several pairs share; a longer pair gets a longer row. Longer rows need less padding, but cost more
 attention, which grows with the square of a row and also computes what the mask hides."""
@@ -11,3 +14,8 @@ FORWARD_TOKENS = 8192
 """Tokens of a forward pass without gradients: a reference over pairs, or a reward model over held-out pairs."""
 ENGINE_ROWS = 64
 """Completions that the transformers engine samples at once."""
+
+
+def logits_chunk_tokens(vocabulary: int) -> int:
+    """Tokens whose logits exist at once."""
+    return max(1, min(LARGEST_LOGITS_CHUNK, LOGITS_CHUNK_NUMBERS // vocabulary))

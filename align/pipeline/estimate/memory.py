@@ -16,7 +16,7 @@ from align.config.sections import OptimizerName
 from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
-from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, LOGITS_CHUNK_TOKENS
+from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, logits_chunk_tokens
 from align.pipeline.estimate.lengths import SAMPLED_ROWS
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
@@ -159,7 +159,7 @@ class LoadedModel:
 
     def logits_bytes(self, targets: int) -> int:
         """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
-        return 0 if self.has_score_head else LOGITS_BYTES * min(targets, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
+        return LOGITS_BYTES * self._logits_at_once(targets)
 
     def cast_bytes(self, precision: Precision) -> int:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
@@ -188,8 +188,12 @@ class LoadedModel:
         The residual stream and its norm, the three states of a feed-forward layer, and the logits of a chunk with their
         log-softmax.
         """
-        logits = 0 if self.has_score_head else 2 * min(tokens, LOGITS_CHUNK_TOKENS) * self.shape.vocabulary
-        return NUMBER_BYTES["float32"] * (tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size) + logits)
+        states = tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size)
+        return NUMBER_BYTES["float32"] * (states + 2 * self._logits_at_once(tokens))
+
+    def _logits_at_once(self, tokens: int) -> int:
+        vocabulary = self.shape.vocabulary
+        return 0 if self.has_score_head else min(tokens, logits_chunk_tokens(vocabulary)) * vocabulary
 
     def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
         """The optimizer's step besides gradients and moments: tensor by tensor, but AdamW on a GPU takes all at once."""
