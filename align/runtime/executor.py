@@ -79,11 +79,14 @@ def executor_for(num_workers: int, num_items: int | None = None, *, gpus_each: i
     """How this machine works on items: the one place that decides.
 
     Args:
-        num_workers: most workers that may work at the same time.
+        num_workers: most workers that may work at the same time; fewer where each needs a GPU and there are fewer.
         num_items: None if it is not known.
         gpus_each, items_ahead: see `Processes`.
     """
     workers = num_workers if num_items is None else min(num_workers, num_items)
+    if gpus_each and (gpus := visible_gpus()):
+        # An engine takes most of a GPU's memory, so a second worker on it would die at its start.
+        workers = min(workers, max(1, len(gpus) // gpus_each))
     return Processes(workers, gpus_each=gpus_each, items_ahead=items_ahead) if workers > 1 else Inline()
 
 

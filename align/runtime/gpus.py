@@ -20,7 +20,7 @@ def visible_gpus() -> list[str]:
 
 
 def share_of_gpus(devices: list[str], number: int, each: int) -> list[str] | None:
-    """The GPUs of worker `number`; None: all of them. Where workers want more than there are, they share."""
+    """The GPUs of worker `number`; None: all of them. `executor_for` starts no more workers than there are shares."""
     if each == 0 or len(devices) <= each:
         return None
-    return [devices[(number * each + index) % len(devices)] for index in range(each)]
+    return devices[number * each : (number + 1) * each]

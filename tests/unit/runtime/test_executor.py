@@ -227,15 +227,27 @@ def test_each_worker_sees_its_own_gpu_before_it_loads_torch(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("devices", "each", "expected"),
     [
-        (["0", "1"], 1, [["0"], ["1"], ["0"]]),
-        (["0", "1", "2", "3"], 2, [["0", "1"], ["2", "3"], ["0", "1"]]),
-        (["0"], 1, [None, None, None]),
-        ([], 1, [None, None, None]),
-        (["0", "1"], 0, [None, None, None]),
+        (["0", "1"], 1, [["0"], ["1"]]),
+        (["0", "1", "2", "3"], 2, [["0", "1"], ["2", "3"]]),
+        (["0"], 1, [None, None]),
+        ([], 1, [None, None]),
+        (["0", "1"], 0, [None, None]),
     ],
 )
-def test_gpus_are_shared_out_in_turn(devices: list[str], each: int, expected: list[list[str] | None]) -> None:
-    assert [share_of_gpus(devices, number, each) for number in range(3)] == expected
+def test_every_worker_has_gpus_of_its_own(devices: list[str], each: int, expected: list[list[str] | None]) -> None:
+    assert [share_of_gpus(devices, number, each) for number in range(2)] == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "each", "expected"),
+    [("0,1,2", 1, Processes(3, gpus_each=1)), ("0,1,2", 2, Inline()), ("0", 1, Inline()), ("0", 0, Processes(4))],
+)
+def test_there_are_no_more_workers_than_gpus_for_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, each: int, expected: Executor
+) -> None:
+    monkeypatch.setenv(GPU_VARIABLE, gpus)
+    found = executor_for(4, gpus_each=each)
+    assert found == expected if isinstance(expected, Processes) else isinstance(found, Inline)
 
 
 @pytest.mark.parametrize(("variable", "expected"), [("2, 5", ["2", "5"]), ("", []), ("-1", []), ("GPU-a,-1,3", ["GPU-a"])])
