@@ -71,18 +71,21 @@ def plan(
     loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
 
     from align.pipeline.estimate.plan import estimate_plan
+    from align.pipeline.estimate.rates import unusual_rates
     from align.pipeline.estimate.table import render_estimates
     from align.pipeline.plan import make_plan
 
     planned = make_plan(loaded, out, only=only, start=from_, until=until)
-    estimate = estimate_plan(planned)
+    estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
     if json:
-        print_json({**planned.to_json(), "memory": estimate.to_json()})
+        print_json({**planned.to_json(), "memory": estimate.to_json(), "unusual_learning_rates": rates})
     else:
         _print_plan(planned)
         for part in render_estimates(estimate, all_methods=memory):
             output_console().print()
             output_console().print(part)
+        for stage, sentence in rates.items():
+            output_console().print(f"\n{stage}: {sentence}")
 
 
 def run_and_print(

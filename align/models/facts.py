@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ class ModelFacts:
     """Whether the weights have a language model's head of their own."""
     is_language_model: bool
     """Whether config.json names an architecture that writes text, or none."""
+    parameters: int
+    """Numbers in its weight files."""
     end_token_ids: dict[str, list[int]]
     """Tokens that end a text, by the file that names them; a file that names none is absent."""
     context_tokens: int | None
@@ -62,6 +65,7 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
         embedding=embedding,
         tied=folder.base.tied,
         has_head=any(map(names_head, rows)),
+        parameters=sum(map(math.prod, folder.base.tensor_shapes.values())),
         is_language_model=not folder.is_reward_model,
         end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},
         stop_token_ids=folder.stop_token_ids,

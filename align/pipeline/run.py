@@ -16,6 +16,7 @@ from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
 from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
@@ -23,6 +24,7 @@ from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
     Event,
     EventSink,
+    Note,
     RunFinished,
     RunPlanned,
     StageCached,
@@ -147,6 +149,9 @@ class _Runner:
         write_json(plan.run_folder / RECIPE_NAME, resolved)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
+        # Here and not where the recipe is read: what is usual depends on the model's size.
+        for name, sentence in unusual_rates(plan):
+            self._emit(Note(stage=name, text=sentence))
         # Before the inputs are read: a fork server imports the trainers meanwhile.
         launcher = self._launcher(to_run) if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._emit)

@@ -80,17 +80,18 @@ def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
     return PlanEstimate(found, tuple(_estimates(plan, found)))
 
 
+def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
+    """Folder of the input that a model is, or was made from."""
+    stages = {stage.name: stage for stage in plan.stages}
+    # A stage's model has the shape of the model it started from, so its input is enough, also before the stage has run.
+    while name in stages:
+        name = str(getattr(stages[name].node.config, "model", ""))
+    resolved = plan.inputs.get(name)
+    return None if resolved is None else resolved.model
+
+
 def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
     stages = {stage.name: stage for stage in plan.stages}
-
-    def model_folder(name: str) -> ModelFolder | None:
-        """Folder of the input that a model is, or was made from."""
-        # A stage's model has the shape of the model it started from, so its input is enough, also before the stage has run.
-        while name in stages:
-            name = str(getattr(stages[name].node.config, "model", ""))
-        resolved = plan.inputs.get(name)
-        return None if resolved is None else resolved.model
-
     # Stages of a plan often share a model and its data.
     shape_in = cache(read_shape)
 
@@ -108,7 +109,7 @@ def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
         if not isinstance(config, Trains):
             continue
         needs = config.training_needs()
-        folders = {name: folder for name in needs.models if (folder := model_folder(name)) is not None}
+        folders = {name: folder for name in needs.models if (folder := starting_folder(plan, name)) is not None}
         shapes = {name: shape for name, folder in folders.items() if (shape := shape_in(folder)) is not None}
         estimates: tuple[Estimate, ...] = ()
         # A part of the models would give a number that is too small.

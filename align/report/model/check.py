@@ -29,6 +29,7 @@ WHY: dict[str, str] = {
     "vocabulary": "A token without a row in the embedding table ends training and sampling with an error.",
     "head": "A head that is missing would be filled with random numbers.",
     "context": "Longer rows cannot be trained on, and longer prompts cannot be answered.",
+    "learning_rates": "With a rate that is usual for toys, a large model forgets what it knew.",
     "speed": "It decides how long reading the data takes.",
 }
 """The reason for each check by its name, in the order of the checks."""

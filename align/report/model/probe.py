@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from align.config.learning_rates import METHODS, usual_rates
 from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat
 from align.data.template_problems import FormatError, TemplateProblem
@@ -102,6 +103,7 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     report.add(token_checks.check_vocabulary(guarded, facts))
     report.add(token_checks.check_head(facts))
     report.add(token_checks.check_context(guarded, facts))
+    report.add(_check_learning_rates(facts))
     try:
         chat_format = format_of(
             guarded,
@@ -119,6 +121,19 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     report.add(token_checks.check_round_trip(chat_format))
     report.add(token_checks.check_speed(chat_format))
     _probe_template(report, chat_format)
+
+
+def _check_learning_rates(facts: ModelFacts) -> ModelCheck:
+    """What is usual for a model of this size, which a recipe's defaults do not know."""
+    found = [
+        f"{method} {full}, with lora {lora}"
+        for method in METHODS
+        if (full := usual_rates(method, facts.parameters, adapter=False))
+        and (lora := usual_rates(method, facts.parameters, adapter=True))
+    ]
+    return ModelCheck(
+        "learning_rates", "info", f"usual: {'; '.join(found)}" if found else "none are usual for a model this small"
+    )
 
 
 def _probe_template(report: ModelReport, chat_format: ChatFormat) -> None:

@@ -22,6 +22,7 @@ def test_a_tied_language_model(tmp_path: Path) -> None:
         tied=True,
         has_head=False,
         is_language_model=True,
+        parameters=30_240,
         end_token_ids={"generation_config.json": [2, 1], "config.json": [2]},
         context_tokens=512,
         stop_token_ids=(2, 1),

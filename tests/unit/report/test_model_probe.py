@@ -26,6 +26,7 @@ FACTS = ModelFacts(
     tied=True,
     has_head=False,
     is_language_model=True,
+    parameters=30_240,
     end_token_ids={"generation_config.json": [2]},
     context_tokens=512,
 )
