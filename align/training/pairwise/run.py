@@ -11,6 +11,7 @@ import torch
 from align.data.encoding import Encoded, EncodedPreference, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import StageError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.load import check_vocabulary
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
@@ -69,7 +70,7 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     if reference is not None:
         reference_folder = ModelFolder.of(reference)
         refuse_encoder_decoder(config.method, reference, reference_folder)
-    chat_format = ChatFormat(folder.tokenizer, where=source.where(None))
+    chat_format = load_format(folder, where=source.where(None))
     policy = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
     limit = min(config.max_tokens, policy.context_tokens)
     if reference is not None:
