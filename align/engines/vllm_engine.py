@@ -29,6 +29,10 @@ ENVIRONMENT = {
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
+def _has_head(model: Any) -> bool:
+    return any(name.rpartition(".")[2] == "lm_head" for name, _ in model.named_modules())
+
+
 class VllmEngine:
     """A vLLM engine for one architecture, whose weights can be exchanged."""
 
@@ -72,6 +76,8 @@ class VllmEngine:
             seed=0,
             **options,
         )
+        # Gemma 2 and Command R have no head there: vLLM's model multiplies by the embedding table.
+        (self._has_head,) = self._llm.apply_model(_has_head)
         if model_folder.is_adapter:
             self.load_weights(model_folder)
 
@@ -116,7 +122,7 @@ class VllmEngine:
 
     def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
         # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
-        given = with_tied_head(weights) if self._is_tied else iter(weights)
+        given = with_tied_head(weights) if self._is_tied and self._has_head else iter(weights)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         self._llm.reset_prefix_cache()
 
