@@ -17,7 +17,11 @@ class ChatSettings(StrictModel):
     """Settings of a model's chat format."""
 
     template: str | None = None
-    """Chat template in place of the model's: a file, relative to the recipe, or one of align's own, `chatml` or `plain`."""
+    """Chat template in place of the model's: a file, relative to the recipe, or one of align's own, `chatml`, `gemma`, `llama3`,
+    `plain` or `tulu`."""
+    add_tokens: list[str] | None = None
+    """Control tokens of the template. Those that the vocabulary lacks are added to a copy of the model, with rows in its
+    embeddings and head; null: those of align's own template."""
     template_kwargs: dict[str, bool | int | float | str | None] = {}
     """Variables of the chat template, such as `enable_thinking: false`."""
     date: str | None = None

@@ -269,7 +269,8 @@ class ChatFormat:
         if not template:
             raise FormatError(
                 f"{self.where}: the tokenizer has no chat template",
-                hint="Give it one in the recipe, `chat: {template: plain}` or a file, or take an instruction-tuned model.",
+                hint="Give it one in the recipe: `chat: {template: chatml}`, which adds its tokens to the vocabulary, "
+                "`chat: {template: plain}`, which needs none, or a file; or take an instruction-tuned model.",
             )
         # A tokenizer may hold several templates by name; the limit is on all of them.
         text = template if isinstance(template, str) else json.dumps(template)
@@ -335,7 +336,8 @@ class ChatFormat:
                     f"{self.where}: the chat template {shown} no token that a model can stop at"
                     + (f"; the end-of-sequence token is {own!r}" if own else ""),
                     aspect="end_of_turn" if closing.strip() else "end_of_sequence",
-                    hint="Write the token that ends a turn at that model: `chat: {end_of_turn: …}`.",
+                    hint="Write the token that ends a turn at that model: `chat: {end_of_turn: …}`, or have it added to the "
+                    'vocabulary: `chat: {add_tokens: ["…"]}`.',
                 )
             end = chosen
         self.end_token = end

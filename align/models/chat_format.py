@@ -14,6 +14,7 @@ from align.data.turns import added_tokens
 from align.errors import StageError
 from align.models.files import CHAT_NAME, GENERATION_CONFIG_NAME
 from align.models.folder import ModelFolder
+from align.models.tokenizer import add_special_tokens
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def load_format(folder: ModelFolder, where: str | None = None) -> ChatFormat:
         RecipeError: if the model's template or tokens cannot be used; see `ChatFormat`.
     """
     tokenizer, settings = folder.tokenizer, folder.chat_settings
+    if settings.add_tokens:  # a model that is trained or sampled has them already; rows can be checked before it is made
+        add_special_tokens(tokenizer, settings.add_tokens)
     if settings.template is not None:
         tokenizer.chat_template = settings.template
     chat_format = format_of(
@@ -93,8 +96,8 @@ def save_format(chat_format: ChatFormat, folder: Path) -> None:
         stops = list(chat_format.stop_token_ids)
         ends = {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": chat_format.pad_token_id}
         write_json(folder / GENERATION_CONFIG_NAME, {**saved.generation_config, **ends})
-    # What the template holds now is not said again.
-    kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": None})
+    # What the template and the tokenizer hold now is not said again.
+    kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": None, "add_tokens": None})
     if kept != ChatSettings():
         write_json(folder / CHAT_NAME, kept.model_dump(mode="json", exclude_defaults=True))
 

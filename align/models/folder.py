@@ -112,6 +112,11 @@ class ModelFolder:
             raise EnvironmentProblem(f"{self.path / CHAT_NAME}: {error}", hint="Make the model again.") from error
 
     @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """Tokens that align added to an input model and that no training has seen."""
+        return () if self.chat is None else tuple(self.chat.add_tokens or ())
+
+    @property
     def adapter_config(self) -> dict[str, Any]:
         """What PEFT's adapter_config.json says; empty for a whole model."""
         return self._configuration.get(ADAPTER_CONFIG_NAME, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         # byte-level file it makes SentencePiece's, and all spaces are lost. tokenizer.json is what the model was trained with.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), **options)
     return tokenizer
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Make these texts special tokens, each whole in every text; those that the vocabulary lacks get the next free ids."""
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
 
 
 def _is_as_published(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:

@@ -110,6 +110,13 @@ def load_trainable(
             f"{trainable.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
             hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
         )
+    if trainable.peft is not None and folder.new_tokens:
+        raise RecipeError(
+            f"{trainable.name}: peft: {', '.join(folder.new_tokens)} were added to the vocabulary, and an adapter would leave "
+            "their embeddings untrained",
+            hint="Leave peft out of this stage (later ones may have it), or take a template that needs no new token: "
+            "`chat: {template: plain}`.",
+        )
     if trainable.peft is not None and folder.peft is not None:
         check_continued(trainable.peft, folder.peft, folder.base.path, trainable.name)
     # Virtual tokens are compared with real ones when they are made, to more digits than bfloat16 has.

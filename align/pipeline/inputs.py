@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from align.config.chat import ChatSettings
 from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
-from align.data.chat_templates import shipped_templates
+from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
 from align.data.evaluation import evaluation_index
 from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
+from align.models.added_tokens import missing_tokens, refuse_added, write_with_tokens
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
 from align.selection.files.open import open_file
 from align.selection.files.reader import RowFile
 from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manifest, Store
+from align.store.atomic import sync_tree
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
 
 # Raised whenever the same file would give other rows than before.
 INGEST_VERSION = 2
+TOKENS_VERSION = 1
+"""Raised whenever the same tokens would get other rows than before."""
 # Files of a model folder that nothing reads.
 NOT_MODEL_FILES = {".md", ".png", ".jpg", ".gitattributes", ".lock"}
 
@@ -40,7 +44,7 @@ class ResolvedInput:
     name: str
     fingerprint: str
     artifact: Artifact | None
-    """None while its rows are not in the store yet."""
+    """None while its rows, or a model with added tokens, are not in the store yet."""
     spec: ModelInput | DataInput | CandidatesInput | ArtifactInput
     source: Source | None
     """Where the rows of a data input are; None for any other input."""
@@ -96,7 +100,7 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
     if spec.chat is not None:
-        spec = spec.model_copy(update={"chat": _with_template(recipe, name, spec.chat)})
+        spec = spec.model_copy(update={"chat": _resolve_chat(recipe, name, spec.chat, folder)})
     model = ModelFolder(folder, spec.chat).check()
     files = {
         path.name: store.hashes.of(path)
@@ -106,9 +110,30 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
     content: dict[str, Any] = {"kind": spec.kind, "files": files}
     if spec.chat is not None:
         content["chat"] = spec.chat.model_dump(mode="json", exclude_defaults=True)
+    if spec.chat is not None and spec.chat.add_tokens:
+        refuse_added(model, recipe.where(("inputs", name, "chat")))
+        content["added_tokens"] = TOKENS_VERSION
+        return _in_store(ResolvedInput(name, fingerprint(content), None, spec, None, model=model), store)
     digest = fingerprint(content)
     artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
     return ResolvedInput(name, digest, artifact, spec, None, model=model)
+
+
+def _in_store(resolved: ResolvedInput, store: Store) -> ResolvedInput:
+    """The input with its artifact, if the store has it undamaged."""
+    entry = store.entry(INPUT_STAGE, resolved.fingerprint)
+    if entry.check(store.hashes)[0] != "done":
+        return resolved
+    return replace(resolved, artifact=store.load(resolved.name, entry))
+
+
+def _resolve_chat(recipe: Recipe, name: str, settings: ChatSettings, folder: Path) -> ChatSettings:
+    """The settings with the template's text in place of its name, and of its tokens those that the vocabulary lacks."""
+    tokens = settings.add_tokens
+    if tokens is None:
+        tokens = list(CONTROL_TOKENS.get(settings.template or "", ()))
+    missing = missing_tokens(ModelFolder(folder).check(), tokens) or None
+    return _with_template(recipe, name, settings).model_copy(update={"add_tokens": missing})
 
 
 def _with_template(recipe: Recipe, name: str, settings: ChatSettings) -> ChatSettings:
@@ -151,9 +176,7 @@ def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> R
     # Prompts of an evaluation set decide which rows are dropped, so its content counts too.
     against = [evaluation.fingerprint for evaluation in evaluations]
     digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
-    entry = store.entry(INPUT_STAGE, digest)
-    artifact = store.load(name, entry) if entry.check(store.hashes)[0] == "done" else None
-    return ResolvedInput(name, digest, artifact, spec, source, evaluations)
+    return _in_store(ResolvedInput(name, digest, None, spec, source, evaluations), store)
 
 
 def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
@@ -182,7 +205,7 @@ def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
 
 
 def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit) -> dict[str, Artifact]:
-    """Every input as an artifact; rows of data inputs that the store lacks are read, validated and written to it.
+    """Every input as an artifact; the store gets what it lacks: rows, read and validated, and models with added tokens.
 
     Raises:
         DataError: the unusable rows of all files, before expensive work starts.
@@ -194,7 +217,7 @@ def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit)
             artifacts[name] = resolved.artifact
             continue
         try:
-            artifacts[name] = _import_rows(resolved, store, emit)
+            artifacts[name] = _import(resolved, store, emit)
         except DataError as error:
             failures.append(error)
     _raise_all(failures)
@@ -209,10 +232,7 @@ def _evaluation_index(resolved: ResolvedInput) -> EvaluationIndex | None:
     return evaluation_index((source, spec) for source, spec in sources if source and isinstance(spec, DataInput))
 
 
-def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
-    spec = resolved.spec
-    assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
-    assert resolved.source is not None
+def _import(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
     entry = store.entry(INPUT_STAGE, resolved.fingerprint)
 
     def waiting(holder: str) -> None:
@@ -220,27 +240,44 @@ def _import_rows(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
 
     with hold(entry.lock_path, on_wait=waiting):
         state, problem = entry.check(store.hashes)
-        # Checked under the lock: another run may have written the rows while this one waited.
+        # Checked under the lock: another run may have written it while this one waited.
         if state == "damaged":
             emit(Quarantined(stage=resolved.name, path=str(entry.quarantine()), problem=problem))
         if state != "done":
             started = time.perf_counter()
             entry.begin()
-            index = _evaluation_index(resolved)
-            result = ingest(spec, resolved.source, entry.path, evaluation=index)
-            entry.commit(
-                _manifest(
-                    spec.kind,
-                    resolved.fingerprint,
-                    spec,
-                    result.source,
-                    rows_in=result.rows_in,
-                    rows_out=result.rows_out,
-                    dropped=result.dropped,
-                    metrics={"findings": result.findings, "notes": result.notes},
-                    seconds=time.perf_counter() - started,
-                )
-            )
-            for note in result.notes:
+            write = _write_rows if resolved.model is None else _write_model
+            manifest, notes = write(resolved, entry.path)
+            entry.commit(manifest.model_copy(update={"seconds": time.perf_counter() - started}))
+            for note in notes:
                 emit(Note(stage=resolved.name, text=note))
     return store.load(resolved.name, entry)
+
+
+def _write_rows(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Sequence[str]]:
+    spec, source = resolved.spec, resolved.source
+    assert isinstance(spec, DataInput)
+    assert source is not None
+    result = ingest(spec, source, folder, evaluation=_evaluation_index(resolved))
+    manifest = _manifest(
+        spec.kind,
+        resolved.fingerprint,
+        spec,
+        result.source,
+        rows_in=result.rows_in,
+        rows_out=result.rows_out,
+        dropped=result.dropped,
+        metrics={"findings": result.findings, "notes": result.notes},
+    )
+    return manifest, result.notes
+
+
+def _write_model(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Sequence[str]]:
+    """The model with its added tokens."""
+    spec, model = resolved.spec, resolved.model
+    assert isinstance(spec, ModelInput)
+    assert model is not None
+    assert spec.chat is not None
+    added = write_with_tokens(model, spec.chat.add_tokens or (), folder)
+    sync_tree(folder)
+    return _manifest(spec.kind, resolved.fingerprint, spec, str(model.path)), [str(added)]

@@ -91,10 +91,13 @@ def link_tree(source: Path, target: Path) -> None:
         folder = target / os.path.relpath(parent, source)
         folder.mkdir(parents=True)
         for name in names:
-            _link(os.path.realpath(os.path.join(parent, name)), folder / name)
+            link_file(Path(parent, name), folder / name)
 
 
-def _link(source: str, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
+    """Give one file a second name, as `link_tree` does; a link is followed first. The target's folder is created."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(os.path.realpath(source))
     try:
         os.link(source, target)
     except OSError as error:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+"""Tokens that a template needs in the vocabulary, by its name. The other templates are ordinary text."""
+
 
 def shipped_templates() -> dict[str, Path]:
     """The template files by name."""
