@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from align.testing.flops import peak_flops, training_flops
+
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
 
 SIZES: dict[str, dict[str, int]] = {
@@ -62,8 +64,6 @@ SIDES = ("align", "trl")
 BATCH = 16
 PAIRS = 96
 PAD, END = 0, 1
-# Dense bfloat16 throughput of the accelerators that figures were taken on.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 
 
 def make_pairs(shape: str, *, vocabulary: int, scale: int) -> list[dict[str, list[int]]]:
@@ -216,33 +216,14 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
         result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         name = torch.cuda.get_device_name()
         result["device"] = name
-        peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+        peak = peak_flops(name)
         if peak is not None:
-            result["model_flop_utilisation"] = rate * flops_of_pair(options, pairs, shared=options.side == "align") / peak
+            lengths = [(len(pair["prompt_ids"]), [len(pair["chosen_ids"]), len(pair["rejected_ids"])]) for pair in pairs]
+            of_all = training_flops(
+                SIZES[options.params], lengths, has_head=options.loss != "reward_model", shared_prompt=options.side == "align"
+            )
+            result["model_flop_utilisation"] = rate * of_all / len(pairs) / peak
     return result
-
-
-def flops_of_pair(options: argparse.Namespace, pairs: Sequence[dict[str, list[int]]], *, shared: bool) -> float:
-    """Mean floating-point operations of a training step per pair, forward and backward, of real tokens in the form that is used.
-
-    Six per weight and token (Kaplan et al. 2020, table 1), and for attention twelve per layer, unit of width and visible token.
-    """
-    size = SIZES[options.params]
-    width, layers = size["hidden_size"], size["num_hidden_layers"]
-    key_value = width * size["num_key_value_heads"] // size["num_attention_heads"]
-    body = layers * (2 * width * (width + key_value) + 3 * width * size["intermediate_size"])
-    head = 0 if options.loss == "reward_model" else width * size["vocab_size"]
-    total = 0.0
-    for pair in pairs:
-        prompt, chosen, rejected = (len(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        if shared:
-            tokens = prompt + chosen + rejected
-            seen = prompt**2 / 2 + sum(side * prompt + side**2 / 2 for side in (chosen, rejected))
-        else:
-            tokens = 2 * prompt + chosen + rejected
-            seen = sum((prompt + side) ** 2 / 2 for side in (chosen, rejected))
-        total += 6 * (body * tokens + head * (chosen + rejected)) + 12 * layers * width * seen
-    return total / len(pairs)
 
 
 def measure(options: argparse.Namespace, loss: str, shape: str, side: str) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Model FLOPs utilisation (MFU): what a step must compute, over what the device could compute in the step's time.
+
+Chowdhery et al. 2022 (PaLM), appendix B: the operations of the model itself, forward and backward, on real tokens. Padding does
+not count, nor what is computed a second time. Six operations per weight of a linear layer and token (Kaplan et al. 2020, table
+1); for attention twelve per layer, unit of width, and token that a token sees; the head on predicted completion tokens alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX A6000": 155e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Operations per second in bfloat16 without sparsity, from NVIDIA's data sheets of each device (AWS's for A10G). The first name
+that occurs in the device's own counts."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Operations per second of a GPU in bfloat16; None for one that is not in the table."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def measured_matmul_flops(size: int = 1024, *, repeats: int = 5) -> float:
+    """Operations per second of a float32 product of two square matrices on this CPU: the peak where no data sheet says one."""
+    import torch
+
+    left, right = torch.rand(size, size), torch.rand(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - started)
+    return float(2 * size**3 / best)
+
+
+def training_flops(
+    shape: Mapping[str, Any], rows: Iterable[tuple[int, list[int]]], *, has_head: bool = True, shared_prompt: bool = False
+) -> float:
+    """Operations of a training step, forward and backward.
+
+    Args:
+        shape: keys of a transformers configuration of Llama's kind.
+        rows: tokens of the prompt, and of every completion of it.
+        has_head: whether completions go through the language model's head; a score head costs nothing.
+        shared_prompt: whether a prompt is computed once for all of its completions, or once for each.
+    """
+    width, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    size = shape.get("head_dim") or width // shape["num_attention_heads"]
+    queries, keys = size * shape["num_attention_heads"], size * shape["num_key_value_heads"]
+    body = layers * (2 * width * (queries + keys) + 3 * width * shape["intermediate_size"])
+    head = width * shape["vocab_size"] if has_head else 0
+    total = 0.0
+    for prompt, completions in rows:
+        predicted = sum(completions)
+        tokens = predicted + prompt * (1 if shared_prompt else len(completions))
+        seen = sum(length * prompt + length**2 / 2 for length in completions)
+        seen += prompt**2 / 2 * (1 if shared_prompt else len(completions))
+        total += 6 * (body * tokens + head * predicted) + 12 * layers * queries * seen
+    return total
