@@ -56,6 +56,9 @@ class ModelFolder:
         said = artifact.manifest.config.get("chat") if artifact.manifest.stage == INPUT_STAGE else None
         return cls(artifact.model_path, None if said is None else ChatSettings.model_validate(said))
 
+    def __hash__(self) -> int:
+        return hash(self.path)  # settings hold mappings, which have no hash
+
     def __reduce__(self) -> tuple[type[ModelFolder], tuple[Path, ChatSettings | None]]:
         return ModelFolder, (self.path, self.chat)  # another process reads for itself
 

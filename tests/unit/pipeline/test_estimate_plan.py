@@ -57,6 +57,12 @@ def test_a_stage_has_the_shape_of_what_it_starts_from(project: Path, tmp_path: P
     assert counts["sft"] == counts["rs"] == counts["dpo"] == counts["orpo"] == counts["ppo"]
 
 
+def test_a_model_with_chat_settings_has_a_shape_too(project: Path, tmp_path: Path) -> None:
+    plain = estimate(project, tmp_path / "empty")
+    chat = estimate(project, tmp_path / "empty", "inputs.base.chat={template_kwargs: {enable_thinking: false}}")
+    assert peak(chat["sft"]) == peak(plain["sft"])
+
+
 def test_the_recipe_method_is_marked_and_uses_its_settings(project: Path, tmp_path: Path) -> None:
     peft = "stages.sft.peft={method: lora, rank: 2, target_modules: [q_proj]}"
     stage = estimate(project, tmp_path / "empty", peft)["sft"]
