@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.cli.export import ModelArgument
-from align.errors import DataError
+from align.cli.options import ChatOption, with_chat
+from align.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ def chat(
             "--seed", metavar="INTEGER", min=0, help="Same seed and messages, same answers.  [default: drawn]", show_default=False
         ),
     ] = None,
+    chat: ChatOption = None,
 ) -> None:
     """Talk to a model. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
 
@@ -53,13 +55,19 @@ def chat(
     source = open_source(model)
     source.require("language", "chat")
     os.environ.update(ENVIRONMENT)
+    folder = with_chat(source.folder, chat)
+    if folder.new_tokens:
+        raise RecipeError(
+            f"--chat {chat}: {model}: the vocabulary lacks {', '.join(folder.new_tokens)}, which the model was never trained on",
+            hint="Train it with this template first, or take one that needs no new token: --chat '{template: plain}'.",
+        )
     notes = Console(stderr=True, highlight=False, markup=False)
     try:
         # Inside the block, because importing torch and loading the model take seconds, in which Ctrl-C must end quietly.
         from align.engines.chat import Conversation
 
         conversation = Conversation(
-            source.folder,
+            folder,
             system=system,
             temperature=temperature,
             max_completion_tokens=max_tokens,

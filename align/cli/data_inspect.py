@@ -19,7 +19,7 @@ from align.cli.data_options import (
     open_model_format,
     require_model,
 )
-from align.cli.options import JsonOption, output_console, print_json
+from align.cli.options import ChatOption, JsonOption, output_console, print_json
 from align.errors import RecipeError
 from align.rows import PROMPTS
 
@@ -35,6 +35,7 @@ def inspect(
     kind: GuessedKindOption = None,
     columns: ColumnsOption = None,
     model: ModelOption = None,
+    chat: ChatOption = None,
     max_tokens: MaxTokensOption = None,
     against: Annotated[
         list[str] | None,
@@ -49,7 +50,7 @@ def inspect(
 
     Warnings come first, worst first. Nothing is changed. With --model: tokens, and samples with the tokens the loss is taken on.
     """
-    require_model(model, max_tokens)
+    require_model(model, max_tokens, chat)
     if html is not None and html.suffix not in PAGE_SUFFIXES:
         raise RecipeError(
             f"--html {html}: expected a name that ends in .html", hint="This protects your data files from being overwritten."
@@ -68,7 +69,7 @@ def inspect(
     # DataInput needs a kind, and finding the files does not depend on it: PROMPTS stands in until the columns are read.
     if kind is None:
         spec = spec.model_copy(update={"kind": guess_kind(find_source(spec, located)).name})
-    training = None if model is None else _training_view(model, max_tokens)
+    training = None if model is None else _training_view(model, chat, max_tokens)
     with Console(stderr=True).status(f"reading {source} …"):  # seen on a terminal only
         facts = inspect_source(spec, against=against or [], training=training, samples=samples, seed=seed, locate=located)
     if html is not None:
@@ -82,8 +83,8 @@ def inspect(
             console.print(f"\nThe page: {html}")
 
 
-def _training_view(model: Path, max_tokens: int | None) -> TrainingView:
+def _training_view(model: Path, chat: str | None, max_tokens: int | None) -> TrainingView:
     from align.report.dataset.tokens import TrainingView
 
-    name, chat_format, context_tokens = open_model_format(model)
+    name, chat_format, context_tokens = open_model_format(model, chat)
     return TrainingView(chat_format, model=name, limit=max_tokens or context_tokens)

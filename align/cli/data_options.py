@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from align.cli.options import with_chat
 from align.errors import RecipeError
 from align.rows import DataKind, data_kinds
 
@@ -85,17 +86,19 @@ class ModelFormat(NamedTuple):
     context_tokens: int
 
 
-def require_model(model: Path | None, max_tokens: int | None) -> None:
-    """Refuse --max-tokens without --model: nothing else can count tokens."""
+def require_model(model: Path | None, max_tokens: int | None, chat: str | None) -> None:
+    """Refuse --max-tokens and --chat without --model: nothing else can count tokens, or has conversations."""
     if max_tokens is not None and model is None:
         raise RecipeError("--max-tokens needs --model, whose tokenizer counts the tokens")
+    if chat is not None and model is None:
+        raise RecipeError("--chat needs --model, whose conversations it is about")
 
 
-def open_model_format(model: Path) -> ModelFormat:
+def open_model_format(model: Path, chat: str | None) -> ModelFormat:
     """Load the tokenizer of a stage's or a model's folder.
 
     Raises:
-        RecipeError, EnvironmentProblem: see `find_source`, and `load_format`.
+        RecipeError, EnvironmentProblem: see `find_source`, `with_chat` and `load_format`.
     """
     from align.pipeline.worker import ENVIRONMENT
 
@@ -104,5 +107,5 @@ def open_model_format(model: Path) -> ModelFormat:
     from align.models.chat_format import load_format
 
     found = find_source(model)
-    chat_format = load_format(found.folder, where=str(model))
+    chat_format = load_format(with_chat(found.folder, chat), where=str(model))
     return ModelFormat(found.name, chat_format, found.folder.context_tokens)

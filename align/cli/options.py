@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from align.errors import RecipeError
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from align.models.folder import ModelFolder
 
 PIPE_WIDTH = 120
 """Columns of a table when stdout is not a terminal."""
@@ -27,6 +32,41 @@ FromOption = Annotated[
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Run this stage and the stages it depends on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+ChatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat",
+        metavar="SETTINGS",
+        help="How the model's conversations are written, as `chat` in a recipe: '{template: chatml, system: drop}'.",
+    ),
+]
+
+
+def with_chat(folder: ModelFolder, chat: str | None) -> ModelFolder:
+    """The model with what --chat says of its conversations, in place of what its folder says.
+
+    Raises:
+        RecipeError: if the settings or the folder cannot be used.
+    """
+    if chat is None:
+        return folder
+    from pydantic import ValidationError
+
+    from align.config.chat import ChatSettings
+    from align.config.explain import problems_of, show_path
+    from align.config.source import parse_text
+    from align.models.chat_settings import resolve_chat
+
+    label = f"--chat {chat}"
+    value = parse_text(chat, label=label, show_lines=False).value
+    try:
+        settings = ChatSettings.model_validate(value)
+    except ValidationError as error:
+        found = [f"{show_path(problem.path)}: {problem.text}" for problem in problems_of(error, ChatSettings, value)]
+        raise RecipeError(f"{label}: {'; '.join(found).removeprefix(': ')}", hint="See docs/chat.md for the settings.") from error
+    locate = lambda written: Path(written).expanduser()  # noqa: E731
+    return replace(folder, chat=resolve_chat(settings, folder, locate=locate, where=label))
 
 
 def print_json(value: Any) -> None:

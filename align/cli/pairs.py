@@ -198,8 +198,8 @@ def _from_model(given: Mapping[str, Any], work: Path) -> Document:
 def _request(stage: str, given: Mapping[str, Any], work: Path) -> StageRequest:
     from align.cli.stage_recipe import StageRequest
 
-    columns = given["columns"] or ()
-    return StageRequest(stage, _config(stage), out=work, seed=given["seed"], columns=columns, command="align pairs")
+    columns, chat = given["columns"] or (), given["chat"]
+    return StageRequest(stage, _config(stage), out=work, seed=given["seed"], columns=columns, chat=chat, command="align pairs")
 
 
 def _scorers(given: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], str | None]:

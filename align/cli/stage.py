@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from align.cli.options import JsonOption
+from align.cli.options import ChatOption, JsonOption
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -34,6 +34,7 @@ ColumnsOption = Annotated[
 COMMON_OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
     "columns": (ColumnsOption, None),
+    "chat": (ChatOption, None),
     "json": (JsonOption, False),
 }
 
@@ -164,7 +165,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
     from align.stages.registry import STAGES
 
     out: Path = given["out"]
-    request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or ())
+    request = StageRequest(name, config_type, out=out, seed=given["seed"], columns=given["columns"] or (), chat=given["chat"])
     for field in config_type.model_fields:
         # What was not given stays out of the recipe, so that the stage's own default holds.
         if field != "seed" and given[field] is not None and given[field] != []:

@@ -33,6 +33,7 @@ class StageRequest:
         out: Path,
         seed: int,
         columns: Sequence[str],
+        chat: str | None = None,
         command: str | None = None,
     ) -> None:
         """`command` is the name of the command in errors; default: `align stage` and the stage's name."""
@@ -40,6 +41,7 @@ class StageRequest:
         self._config_type = config_type
         self._columns = columns
         self._columns_used: set[str] = set()
+        self._chat = chat
         top = Position(0, 0, 0, command or f"align stage {stage}")
         self._document = Document({}, values={(): top})
         self._put(("name",), out.resolve().name, f"--out {out}")
@@ -176,12 +178,28 @@ class StageRequest:
             kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
             fields = sorted({field for kind in kinds for field in _fields(kind)})
             raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
+        self._set_chat()
         # A stage and its data inputs have an on_invalid each; the one option sets them all.
         on_invalid = self._document.value["stages"][self._stage].get("on_invalid")
         for spec in self._document.value["inputs"].values():
             if on_invalid is not None and spec["kind"] in data_kind_names() and "path" in spec:
                 spec["on_invalid"] = on_invalid
         return self._document
+
+    def _set_chat(self) -> None:
+        """Give what --chat says to every language model that is no result of align; those have their own settings."""
+        if self._chat is None:
+            return
+        label = f"--chat {self._chat}"
+        inputs = self._document.value["inputs"]
+        models = [name for name, spec in inputs.items() if spec["kind"] == "model" and "path" in spec]
+        if not models:
+            raise RecipeError(
+                f"{label}: no model here takes it; a model that align trained renders its conversations as in training",
+                hint="Leave --chat out.",
+            )
+        for name in models:
+            self._put(("inputs", name, "chat"), parse_text(self._chat, label=label, show_lines=False).value, label)
 
 
 def _fields(kind: str) -> Sequence[str]:

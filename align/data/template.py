@@ -70,7 +70,8 @@ class ChatFormat:
         """Formats of `strftime` that the template asked for, with the date that it got."""
         self._check_template()
         # First values; what follows renders conversations and sets them.
-        self.opening = self._lead = self._anchor = self._after_closing = ""
+        self.opening = self.lead = self._anchor = self._after_closing = ""
+        """`opening` ends every prompt; `lead` is white space that belongs to a completion's tokens and not to its text."""
         self._shows_prompt = self.template_closes = True
         self.end_token, self.closing = str(tokenizer.eos_token or ""), ""
         self._find_format()
@@ -79,7 +80,7 @@ class ChatFormat:
         self.stop_token_ids = tuple(dict.fromkeys(ends))
         """Tokens that end a completion: that of the template first, then the tokenizer's and the model's own."""
         self.pad_token_id = self._find_padding()
-        self._behind_prompt = BehindPrompt(tokenizer, self._anchor, self._lead + PROBE)
+        self._behind_prompt = BehindPrompt(tokenizer, self._anchor, self.lead + PROBE)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as the model reads it, up to where its completion begins.
@@ -106,8 +107,7 @@ class ChatFormat:
             TemplateProblem: if the template refuses the conversation, or changes the completion.
         """
         self._refuse_end(completion)
-        if self.settings.thinking == "strip":
-            completion = THINKING.sub("", completion, count=1)
+        completion = self.without_thinking(completion)
         prompt = self.prompt_text(messages)
         if not self._shows_prompt:
             # The prompt opens a thinking block that the finished turn does not show: nothing is there to compare with.
@@ -121,7 +121,7 @@ class ChatFormat:
                 f"the chat template shows the prompt otherwise once a completion follows: {difference(prompt, whole)}",
             )
         tail = whole[len(prompt) :]
-        shown = self._with_thinking(completion, tail) if self.settings.thinking == "keep" else self._lead + completion
+        shown = self._with_thinking(completion, tail) if self.settings.thinking == "keep" else self.lead + completion
         rest = tail.removeprefix(shown)
         # What the template writes after the end-of-sequence token is left out: the sampler stops at that token.
         closed = rest.startswith(self.closing) if self.template_closes else not rest.strip()
@@ -132,6 +132,10 @@ class ChatFormat:
             raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{cause}: {found}")
         return shown + self.closing
 
+    def without_thinking(self, completion: str) -> str:
+        """The completion without its reasoning where the settings strip it: as it is trained on, and stands in later prompts."""
+        return THINKING.sub("", completion, count=1) if self.settings.thinking == "strip" else completion
+
     def continuation(self, completion: str, *, ended: bool) -> str:
         """The text behind the prompt for a completion that a model wrote, without asking the template.
 
@@ -141,7 +145,7 @@ class ChatFormat:
             TemplateProblem: if the completion contains the token that ends it.
         """
         self._refuse_end(completion)
-        return self._lead + completion + (self.closing if ended else "")
+        return self.lead + completion + (self.closing if ended else "")
 
     def _refuse_end(self, completion: str) -> None:
         # In a fixed order: the message goes into drops.jsonl, and a set of texts has another order in every process.
@@ -172,7 +176,7 @@ class ChatFormat:
         ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
         text = self._behind_prompt.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
         spacing = self.closing.removesuffix(self.end_token) if ended and self.template_closes else ""
-        return text.removeprefix(self._lead).removesuffix(spacing)
+        return text.removeprefix(self.lead).removesuffix(spacing)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt. Give a sampler these ids, never the text, which it would tokenize in its own way."""
@@ -204,6 +208,8 @@ class ChatFormat:
     def renders_alike(self, template: str) -> bool:
         """Whether a template, by itself, gives the prompts of this format: for one question, and for a second one."""
         question, answer = (Message(role=role, content=PROBE) for role in ("user", "assistant"))
+        # A template that holds its date must print it by itself; any other is compared on the same day.
+        date = {} if self.settings.date is not None else {"strftime_now": self._strftime}
         for messages in ([question], [question, answer, question]):
             conversation = [message.model_dump() for message in messages]
             text = self.tokenizer.apply_chat_template(
@@ -211,7 +217,7 @@ class ChatFormat:
                 tokenize=False,
                 add_generation_prompt=True,
                 chat_template=template,
-                strftime_now=self._strftime,
+                **date,
             )
             if text != self._render(messages, add_generation_prompt=True) + self.opening:
                 return False
@@ -315,7 +321,7 @@ class ChatFormat:
         self._shows_prompt = turns.begins_with_prompt
         # White space belongs to the completion, since tokenizers join it to the first word. Anything else is the prompt's.
         if not turns.opening.strip():
-            self._lead = turns.opening
+            self.lead = turns.opening
         elif not keep:
             self.opening = turns.opening
             self._anchor += self.opening

@@ -42,6 +42,7 @@ class TextStream:
 
     def __init__(self, chat_format: ChatFormat) -> None:
         self._decode = chat_format.tokenizer.decode
+        self._lead = chat_format.lead
         self._token_ids: list[int] = []
         self._start = 0
         self._shown = 0  # number of tokens whose text was returned
@@ -53,9 +54,9 @@ class TextStream:
         # The character may be complete with the next token; text that was shown cannot be taken back.
         if not new or new.endswith(REPLACEMENT):
             return ""
-        self._shown = len(self._token_ids)
+        first, self._shown = self._shown == 0, len(self._token_ids)
         self._start = max(0, self._shown - DECODE_AGAIN)
-        return new
+        return new.removeprefix(self._lead) if first else new
 
     def finish(self) -> str:
         """The text held back; an incomplete character becomes U+FFFD."""
@@ -133,9 +134,13 @@ class Conversation:
             raise DataError(str(problem), hint="Start again with /reset, or without --system.") from problem
 
     def _answer(self, question: Message, ids: list[int]) -> Generator[str, None, None]:
-        stream, said = TextStream(self._format), ""
+        stream, said, drawn = TextStream(self._format), "", list[int]()
+        stops = self._settings.stop_token_ids
         try:
             for token_id in self._engine.stream(ids, self._settings, self._generator):
+                drawn.append(token_id)
+                if token_id in stops:
+                    break  # not every one is a special token, which decoding would leave out
                 piece = stream.add(token_id)
                 said += piece
                 if piece:
@@ -146,5 +151,7 @@ class Conversation:
                 yield rest
         finally:
             # Also when Ctrl-C closes the generator early: the next turn must see what the user saw.
-            if said:
-                self.turns.append((question, Message(role="assistant", content=said)))
+            # An answer that ended comes without what the template writes in front of its end, as it will write it again.
+            answer = self._format.sampled_text(drawn) if drawn and drawn[-1] in stops else said
+            if answer := self._format.without_thinking(answer):
+                self.turns.append((question, Message(role="assistant", content=answer)))

@@ -33,11 +33,7 @@ def load_format(folder: ModelFolder, where: str | None = None) -> ChatFormat:
     Raises:
         RecipeError: if the model's template or tokens cannot be used; see `ChatFormat`.
     """
-    tokenizer, settings = folder.tokenizer, folder.chat_settings
-    if settings.add_tokens:  # a model that is trained or sampled has them already; rows can be checked before it is made
-        add_special_tokens(tokenizer, settings.add_tokens)
-    if settings.template is not None:
-        tokenizer.chat_template = settings.template
+    tokenizer, settings = tokenizer_of(folder), folder.chat_settings
     chat_format = format_of(
         tokenizer,
         folder.encoder_decoder,
@@ -50,6 +46,19 @@ def load_format(folder: ModelFolder, where: str | None = None) -> ChatFormat:
     if tokenizer.pad_token_id != chat_format.pad_token_id and pad in added_tokens(tokenizer):
         tokenizer.pad_token = pad
     return chat_format
+
+
+def tokenizer_of(folder: ModelFolder) -> PreTrainedTokenizerBase:
+    """The tokenizer with the template and the tokens that the chat settings give it.
+
+    A model that is trained or sampled has the tokens already; rows can be checked before there is one.
+    """
+    tokenizer, settings = folder.tokenizer, folder.chat_settings
+    if settings.add_tokens:
+        add_special_tokens(tokenizer, settings.add_tokens)
+    if settings.template is not None:
+        tokenizer.chat_template = settings.template
+    return tokenizer
 
 
 def load_tokens(folder: ModelFolder) -> Tokens:

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.config.chat import ChatSettings
 from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
-from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
 from align.data.evaluation import evaluation_index
 from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
-from align.models.added_tokens import missing_tokens, refuse_added, write_with_tokens
+from align.models.added_tokens import refuse_added, write_with_tokens
+from align.models.chat_settings import resolve_chat
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
@@ -100,7 +99,9 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) ->
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
     if spec.chat is not None:
-        spec = spec.model_copy(update={"chat": _resolve_chat(recipe, name, spec.chat, folder)})
+        where = recipe.where(("inputs", name, "chat", "template"))
+        chat = resolve_chat(spec.chat, ModelFolder(folder), locate=recipe.locate, where=where)
+        spec = spec.model_copy(update={"chat": chat})
     model = ModelFolder(folder, spec.chat).check()
     files = {
         path.name: store.hashes.of(path)
@@ -125,31 +126,6 @@ def _in_store(resolved: ResolvedInput, store: Store) -> ResolvedInput:
     if entry.check(store.hashes)[0] != "done":
         return resolved
     return replace(resolved, artifact=store.load(resolved.name, entry))
-
-
-def _resolve_chat(recipe: Recipe, name: str, settings: ChatSettings, folder: Path) -> ChatSettings:
-    """The settings with the template's text in place of its name, and of its tokens those that the vocabulary lacks."""
-    tokens = settings.add_tokens
-    if tokens is None:
-        tokens = list(CONTROL_TOKENS.get(settings.template or "", ()))
-    missing = missing_tokens(ModelFolder(folder).check(), tokens) or None
-    return _with_template(recipe, name, settings).model_copy(update={"add_tokens": missing})
-
-
-def _with_template(recipe: Recipe, name: str, settings: ChatSettings) -> ChatSettings:
-    """The settings with the template's text in place of its name."""
-    if settings.template is None:
-        return settings
-    shipped = shipped_templates()
-    file = shipped.get(settings.template) or recipe.locate(settings.template)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{recipe.where(('inputs', name, 'chat', 'template'))}: {settings.template}: cannot be read as text ({error})",
-            hint=f"Name a file, or one of {', '.join(sorted(shipped))}.",
-        ) from error
-    return settings.model_copy(update={"template": text})
 
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:

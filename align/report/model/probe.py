@@ -17,6 +17,7 @@ from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat
 from align.data.template_problems import FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
+from align.models.chat_format import tokenizer_of
 from align.models.facts import ModelFacts, read_facts
 from align.models.folder import ModelFolder
 from align.report.model import template_checks, token_checks
@@ -83,7 +84,7 @@ def probe_model(folder: ModelFolder) -> ModelReport:
         return report
     report.add(ModelCheck("folder", "ok", _SAFE))
     try:
-        tokenizer = folder.tokenizer
+        tokenizer = tokenizer_of(folder)
     except Exception as error:  # transformers and tokenizers may raise anything on untrusted files
         found = f"cannot be read: {' '.join(str(error).split())[:MAX_ERROR_CHARACTERS] or type(error).__name__}"
         report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))

@@ -104,7 +104,8 @@ def check_control_tokens(tokenizer: GuardedTokenizer) -> ModelCheck:
 
 def check_vocabulary(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
     """Whether every token has a row in the embedding table, and config.json says its size."""
-    vocabulary = tokenizer.get_vocab()
+    new = facts.chat_settings.add_tokens or []
+    vocabulary = {token: number for token, number in tokenizer.get_vocab().items() if token not in new}
     # Not the number of tokens: ids may have gaps.
     highest = max(vocabulary.values(), default=-1)
     # The tensor's own size where it is known; config.json can be wrong.
@@ -121,7 +122,8 @@ def check_vocabulary(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelChe
         return ModelCheck("vocabulary", "problem", found, "config.json is not that of the weights; get the model again.")
     spare = rows - highest - 1
     unused = f"; {spare:,} rows are spare" if spare else ""
-    return ModelCheck("vocabulary", "ok", f"{len(vocabulary):,} tokens, {rows:,} rows in {table}{unused}")
+    added = f"; a run adds {', '.join(new)}, with a row for each" if new else ""
+    return ModelCheck("vocabulary", "ok", f"{len(vocabulary):,} tokens, {rows:,} rows in {table}{unused}{added}")
 
 
 def check_head(facts: ModelFacts) -> ModelCheck:

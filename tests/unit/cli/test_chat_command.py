@@ -143,3 +143,11 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         terminal.process.kill()
         terminal.process.wait()
         os.close(terminal.screen)
+
+
+def test_settings_take_the_place_of_the_model_s(piped: Align, model: Path) -> None:
+    options = [str(model), "--seed", "4", "--max-tokens", "6", "--temperature", "0"]
+    answer = piped("hi\n", *options, "--chat", "{template: plain}")
+    assert (answer.code, answer.out != piped("hi\n", *options).out) == (0, True)
+    refused = piped("hi\n", *options, "--chat", "{template: plain, add_tokens: [<|new|>]}")
+    assert (refused.code, "the vocabulary lacks <|new|>" in refused.err) == (2, True)

@@ -88,3 +88,22 @@ class TestModel:
     def test_every_check_is_documented(self) -> None:
         page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
         assert [name for name in WHY if f"| `{name}` |" not in page] == []
+
+
+def test_settings_of_a_base_model_can_be_tried_before_a_run(align: Any, tmp_path: Path) -> None:
+    folder = tiny_causal_lm(tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    assert align("doctor", str(folder)).code == 2
+    assert align("doctor", str(folder), "--chat", "{template: chatml}").code == 0
+    settings = "{template: chatml, add_tokens: [<|x|>, <|im_start|>]}"
+    report = json.loads(align("doctor", str(folder), "--chat", settings, "--json").out)
+    (vocabulary,) = [check for check in report["checks"] if check["name"] == "vocabulary"]
+    assert (report["ok"], vocabulary["found"].endswith("; a run adds <|x|>, with a row for each")) == (True, True)
+    for wrong, said in (
+        ("{template: none.jinja}", "none.jinja: cannot be read"),
+        ("{colour: 1}", "--chat {colour: 1}: colour: unknown key"),
+        ("5", "--chat 5: expected a mapping"),
+    ):
+        answer = align("doctor", str(folder), "--chat", wrong)
+        assert (answer.code, said in answer.err) == (2, True), answer.err
+    assert "--chat needs MODEL" in align("doctor", "--chat", "{}").err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from align.config.chat import ChatSettings
 from align.config.inputs import ArtifactInput, DataInput, ModelInput
 from align.config.sections import RulesScorer
 
@@ -29,6 +30,25 @@ def test_options_become_a_recipe_of_one_stage(align: Any, pipeline: Any, folder:
     }
     config = recipe.stages["sft"].config
     assert (config.num_epochs, config.learning_rate, config.packing, config.on_invalid) == (2, 1e-5, False, "drop")
+
+
+def test_chat_settings_are_written_as_in_a_recipe_and_go_to_every_language_model(align: Any, pipeline: Any, folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "judge").mkdir()
+    chat = "{template: plain, template_kwargs: {on: false}}"
+    options = ["--models", "base", "--models", "other", "--baseline", "base", "--prompts", "lessons.jsonl"]
+    answer = align("stage", "compare", *options, "--scorers", "rm=judge", "--chat", chat, "--out", "c")
+    assert answer.code == 0, answer.err
+    wanted = ChatSettings(template="plain", template_kwargs={"on": False})
+    inputs = pipeline.recipe.inputs
+    assert (inputs["base"].chat, inputs["other"].chat, inputs["rm"].chat) == (wanted, wanted, None)
+
+
+def test_a_model_that_align_trained_keeps_its_settings(align: Any, pipeline: Any, folder: Path) -> None:
+    (folder / "trained").mkdir()
+    (folder / "trained" / "manifest.json").write_text(json.dumps({"kind": "model"}))
+    answer = align("stage", "sft", "--model", "trained", "--data", "lessons.jsonl", "--chat", "{template: plain}", "--out", "o")
+    assert (answer.code, "--chat {template: plain}: no model here takes it" in answer.err) == (2, True)
 
 
 def test_lists_and_scorers_take_names(align: Any, pipeline: Any, folder: Path) -> None:
@@ -77,6 +97,10 @@ def test_results_of_align_are_known_by_their_manifest(align: Any, pipeline: Any,
         (["--learning-rate", "0"], "--learning-rate 0: stages.sft.learning_rate: must be more than 0, got 0"),
         (["--precision", "float61"], "--precision float61: stages.sft.precision: expected one of auto, float32, bfloat16"),
         (["--model", "bas"], "--model bas: inputs.model.path: there is no such folder: bas; did you mean 'base'?"),
+        (
+            ["--chat", "{thinking: never}"],
+            "--chat {thinking: never}: inputs.model.chat.thinking: expected one of refuse, strip, keep",
+        ),
         (["--out", "made/a b"], "--out made/a b: name: expected letters, digits, '.', '_' and '-'"),
         (["--seed", "-1"], "--seed -1: seed: must be from 0"),
         (["--columns", "prompt"], "--columns prompt: expected FIELD=COLUMN"),

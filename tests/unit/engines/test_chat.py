@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from align.config.chat import ChatSettings
 from align.data.template import ChatFormat
 from align.engines.chat import Conversation, TextStream
 from align.errors import DataError
 from align.models.folder import ModelFolder
 from align.records import Message
-from align.testing import tiny_causal_lm
+from align.testing import CHAT_TEMPLATE, tiny_causal_lm
 
 KOREAN = "우산을 잃어버렸구나. 😀 I see, 속상했겠다"
 
@@ -61,6 +63,55 @@ def test_the_same_seed_gives_the_same_answers_and_they_are_remembered(model: Pat
         zip(("안녕", "again"), answers, strict=True)
     )
     assert [say(conversation(model, seed=2), "안녕")] != answers[:1]
+
+
+class Scripted:
+    """In place of an engine: it draws the tokens that it was given."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self.token_ids = token_ids
+
+    def stream(self, *_: Any) -> Iterator[int]:
+        yield from self.token_ids
+
+
+def scripted(model: Path, settings: ChatSettings, template: str, answer: str) -> Conversation:
+    """A conversation in which the model's tokens are those of `answer`."""
+    folder = ModelFolder(model, settings)
+    folder.tokenizer.chat_template = template
+    talk = Conversation(folder, system=None, temperature=1.0, max_completion_tokens=12, seed=1)
+    talk._engine = Scripted(talk._format.tokenize([answer])[0])  # type: ignore[assignment]
+    return talk
+
+
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} <|im_end|>{% endif %}{% endfor %}"
+)
+
+
+def test_white_space_around_an_answer_is_the_template_s(model: Path) -> None:
+    talk = scripted(model, ChatSettings(), SPACED, " Yes. <|im_end|>")
+    assert say(talk, "Q").rstrip() == "Yes."
+    assert talk._format.prompt_text([*talk.turns[0], Message(role="user", content="R")]) == (
+        "[INST] Q [/INST] Yes. <|im_end|>[INST] R [/INST]"
+    )
+
+
+def test_a_token_that_ends_an_answer_is_not_shown_whatever_it_is(model: Path) -> None:
+    """Here it is an ordinary token, which decoding does not leave out."""
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}#{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    talk = scripted(model, ChatSettings(end_of_turn="#"), template, "Yes.#")
+    assert say(talk, "Q") == talk.turns[0][1].content == "Yes."
+
+
+@pytest.mark.parametrize(("thinking", "kept"), [("strip", "Yes."), ("refuse", "<think>Hm.</think>\n\nYes.")])
+def test_reasoning_stays_in_later_prompts_as_the_settings_say(model: Path, thinking: Any, kept: str) -> None:
+    talk = scripted(model, ChatSettings(thinking=thinking), CHAT_TEMPLATE, "<think>Hm.</think>\n\nYes.<|im_end|>")
+    assert say(talk, "Q") == "<think>Hm.</think>\n\nYes."
+    assert talk.turns[0][1].content == kept
 
 
 def test_what_was_said_before_changes_the_answer(model: Path) -> None:

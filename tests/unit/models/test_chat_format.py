@@ -59,6 +59,13 @@ def test_transformers_alone_renders_what_was_trained(folder: Path, tmp_path: Pat
         assert text.startswith("(kind) 09 Mar 2026 2026\n") and text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
+def test_a_template_that_lost_its_date_is_not_saved(folder: Path) -> None:
+    """With the date in it, it must print it by itself: other programs have today's."""
+    trained = save(folder, folder.parent / "saved", date="2026-03-09")
+    assert trained.renders_alike((folder.parent / "saved" / "chat_template.jinja").read_text())
+    assert not trained.renders_alike(TEMPLATE.replace("tone is defined and tone", "true").replace("{{ tone }}", "kind"))
+
+
 def test_a_date_that_the_recipe_does_not_set_is_that_of_the_day_on_which_a_model_is_used(folder: Path, tmp_path: Path) -> None:
     trained = save(folder, tmp_path / "saved")
     assert trained.prompt_text(TALK).startswith("(kind) 01 Jan 2025 2025\n")

@@ -1,0 +1,40 @@
+"""What a recipe or an option says of a chat format, with names resolved: the template's text, and the tokens to add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from align.config.chat import ChatSettings
+from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
+from align.errors import RecipeError
+from align.models.added_tokens import missing_tokens
+from align.models.folder import ModelFolder
+
+
+def resolve_chat(settings: ChatSettings, folder: ModelFolder, *, locate: Callable[[str], Path], where: str) -> ChatSettings:
+    """The settings with the template's text in place of its name, and of its tokens those that the vocabulary lacks.
+
+    Args:
+        locate: from a path as it was written to the file.
+        where: what to name in a refusal.
+    Raises:
+        RecipeError: if the template cannot be read, or the model's folder is refused.
+    """
+    tokens = settings.add_tokens
+    if tokens is None:
+        tokens = list(CONTROL_TOKENS.get(settings.template or "", ()))
+    missing = missing_tokens(folder.check(), tokens) or None
+    text = None if settings.template is None else _text_of(settings.template, locate, where)
+    return settings.model_copy(update={"template": text, "add_tokens": missing})
+
+
+def _text_of(template: str, locate: Callable[[str], Path], where: str) -> str:
+    shipped = shipped_templates()
+    file = shipped.get(template) or locate(template)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{where}: {template}: cannot be read as text ({error})", hint=f"Name a file, or one of {', '.join(sorted(shipped))}."
+        ) from error
