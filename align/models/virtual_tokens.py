@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_AGAIN
+from align.runtime.device import out_of_memory
 
 NAME = "virtual_tokens"
 WEIGHT = "prompt_embeddings"
@@ -106,9 +107,9 @@ def _add_drawn(model: Any, settings: VirtualTokens) -> str | None:
         found = states_behind(model, encoder, following, None)
         _cache_of(model, encoder, 1)  # generation starts with it, so it must work too
         behind_tokens = model.base_model(input_ids=torch.cat([ids, following], dim=1), use_cache=False).last_hidden_state
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # models raise anything when given keys or embeddings that they do not support
+        if out_of_memory(error) is not None:
+            raise
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     expected = behind_tokens[:, ids.shape[1] :]
     difference = float((found - expected).abs().max() / expected.square().mean().sqrt())

@@ -15,6 +15,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
 from align.models.folder import ModelFolder
+from align.runtime.device import out_of_memory
 from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
@@ -180,9 +181,7 @@ def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
         return error
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return disk_full(f"{job.name}: the disk is full ({error.filename or job.entry.path})")
-    # By name: importing torch for its class would cost a second, also in stages that do not use it.
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "can't allocate memory" in str(error):
+    if (problem := out_of_memory(error)) is not None:
         hint = "Lower micro_batch_size (batch_size, and so the optimizer step, stays what it is), batch_tokens or max_tokens."
-        return StageError(f"{job.name}: out of memory ({error})", hint=hint)
+        return StageError(f"{job.name}: out of memory ({problem})", hint=hint)
     return None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from align.errors import EnvironmentProblem
+from align.errors import AlignError, EnvironmentProblem
 from align.runtime.gpus import GPU_VARIABLE
 
 Device = Literal["cpu", "cuda"]
@@ -28,6 +28,8 @@ BFLOAT16_CAPABILITY = 8.0
 which is slower than float32."""
 DRIVER_SECONDS = 5
 ON_THE_CPU = f"To run on the CPU all the same, set {GPU_VARIABLE}= (empty)."
+NO_MEMORY = ("out of memory", "an't allocate memory", "not enough memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of the messages of errors that are about memory."""
 QUERY = ("index", "uuid", "name", "memory.total", "memory.used", "compute_cap")
 
 
@@ -176,6 +178,20 @@ def frozen_dtype(precision: str = "auto") -> Literal["float32", "bfloat16"]:
         precision: of the training that the weights serve, as in a recipe; float32 keeps them in float32.
     """
     return "bfloat16" if precision != "float32" and has_bfloat16() else "float32"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What an error says about memory that was not there, in a sentence or two; None for an error of another kind."""
+    # By name: importing torch for its class would cost a second, also in stages that do not use it. torch raises a plain
+    # RuntimeError on a CPU, and where cuBLAS finds no room for its workspace.
+    if isinstance(error, AlignError):  # some are RuntimeErrors too, and quote what they are about
+        return None
+    text = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not known and not (isinstance(error, RuntimeError | OSError) and any(sign in text for sign in NO_MEMORY)):
+        return None
+    # What follows is advice on the allocator's settings.
+    return ". ".join(text.split(". ")[:3]) or "the system gave no more"
 
 
 def free_memory() -> None:

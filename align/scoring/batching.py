@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+from align.runtime.device import free_memory, out_of_memory
+
+T = TypeVar("T")
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -27,6 +34,39 @@ def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator
         yield batch
 
 
+def run_batches(
+    lengths: Sequence[int], batch_tokens: int, compute: Callable[[list[int]], T], *, note: Callable[[str], None] = print
+) -> Iterator[tuple[list[int], T]]:
+    """Each batch, as indices, and what `compute` returns for it.
+
+    A batch that memory is not enough for is computed in smaller ones, and so are those that follow; only a single sequence that
+    does not fit is an error.
+
+    Args:
+        batch_tokens: see `length_sorted_batches`.
+        note: takes a line about that. What a stage prints is in the run's log.
+    """
+    waiting = deque(length_sorted_batches(lengths, batch_tokens))
+    while waiting:
+        batch = waiting.popleft()
+        try:
+            result = compute(batch)
+        except Exception as error:
+            problem = out_of_memory(error)
+            if problem is None or len(batch) == 1:
+                raise
+        else:
+            yield batch, result
+            continue
+        # Not in the handler: the error holds the frames of the pass, and they its tensors.
+        free_memory()
+        batch_tokens = lengths[batch[0]] * len(batch) // 2
+        left = [*batch, *itertools.chain.from_iterable(waiting)]
+        smaller = length_sorted_batches([lengths[index] for index in left], batch_tokens)
+        waiting = deque([left[place] for place in places] for places in smaller)
+        note(f"out of memory with {len(batch):,} sequences in a forward pass; going on with {len(waiting[0]):,} ({problem})")
+
+
 def map_batches(
     lengths: Sequence[int],
     batch_tokens: int,
@@ -40,8 +80,8 @@ def map_batches(
         report: called with the number of sequences done.
     """
     values, done = [0.0] * len(lengths), 0
-    for batch in length_sorted_batches(lengths, batch_tokens):
-        for index, value in zip(batch, compute(batch).tolist(), strict=True):
+    for batch, numbers in run_batches(lengths, batch_tokens, lambda batch: compute(batch).tolist()):
+        for index, value in zip(batch, numbers, strict=True):
             values[index] = value
         done += len(batch)
         report(done)

@@ -13,19 +13,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import Trainer
-
 from align.config.sections import Optimization
 from align.runtime.context import RunContext
 from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
 from align.training.loop import TrainingHistory, train
+from align.training.step import StepTrainer
 
 EPOCHS_NAME = "epochs"
 HISTORY_NAME = "history.json"
 
 
 def train_and_save(
-    trainer: Trainer,
+    trainer: StepTrainer,
     save: Callable[[Path], None],
     context: RunContext,
     config: Optimization,
@@ -50,6 +49,7 @@ def train_and_save(
 
     if record.exists() and trained.is_dir():
         history = TrainingHistory(**json.loads(record.read_bytes()))
+        trainer.pass_size.keep_in(context)
         context.note(f"training was done before, after {history.steps} steps")
         for row in history.rows:
             context.metrics(row)

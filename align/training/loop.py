@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
@@ -24,6 +24,7 @@ from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
 from align.training.optimizer import require_checkpointing, require_optimizer, trainer_name
+from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
 TRAINED_NAME = "trained.safetensors"
@@ -87,41 +88,41 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "disable_tqdm": True,
         "report_to": "none",
         "push_to_hub": False,
-        "dataloader_pin_memory": device_name() == "cuda",
+        # The loader yields rows, not tensors.
+        "dataloader_pin_memory": False,
         # transformers would remove every column that is not an argument of the model's forward.
         "remove_unused_columns": False,
     }
 
 
-class GuardedTraining:
+class GuardedTraining(StepTrainer):
     """Mixed into a trainer: stops before a non-finite loss or gradient can reach a weight, and sends nothing anywhere."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss = super().training_step(*args, **kwargs)
         # The optimizer has not stepped yet, so the weights are those of the step before.
         if not torch.isfinite(loss).all():
-            state: TrainerState = self.state  # type: ignore[attr-defined]
+            step = f"step {self.state.global_step + 1} of {self.state.max_steps}"
             raise StageError(
-                f"The loss is {loss.item()} at step {state.global_step + 1} of {state.max_steps}; nothing of this step was kept",
+                f"The loss is {loss.item()} at {step}; nothing of this step was kept",
                 hint="Lower learning_rate, raise warmup_ratio, set precision: float32, or look for odd rows in the data.",
             )
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save only the trained parameters of an adapter: the rest is in the base model's folder."""
-        model: Any = self.model  # type: ignore[attr-defined]
-        if all(parameter.requires_grad for parameter in model.parameters()):
-            super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if all(parameter.requires_grad for parameter in self.model.parameters()):
+            super()._save(output_dir, state_dict)
             return
-        folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
+        folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_state(model), folder / TRAINED_NAME)
+        save_file(trained_state(self.model), folder / TRAINED_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not (Path(resume_from_checkpoint) / TRAINED_NAME).exists():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        load_trained_state(model or self.model, load_file(Path(resume_from_checkpoint) / TRAINED_NAME))  # type: ignore[attr-defined]
+        load_trained_state(model or self.model, load_file(Path(resume_from_checkpoint) / TRAINED_NAME))
 
     def _send_telemetry(self) -> None:
         """TRL reports every trainer to its makers by default; nothing leaves the machine unless asked."""
@@ -213,7 +214,7 @@ class TrainingHistory:
 
 
 def train(
-    trainer: Trainer,
+    trainer: StepTrainer,
     context: RunContext,
     *,
     checkpoint_minutes: float = math.inf,
@@ -232,6 +233,7 @@ def train(
     """
     if trainer.args.gradient_checkpointing:
         require_checkpointing(trainer.model, context.name)
+    trainer.pass_size.keep_in(context)
     folder = Path(trainer.args.output_dir or "")
     callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes))
     trainer.add_callback(callback)

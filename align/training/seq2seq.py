@@ -59,7 +59,7 @@ class Seq2SeqSftTrainer(GuardedTraining, LengthGroupedTrainer):
 
     def row_fill(self) -> float:
         """Share of the tokens of the first epoch's batches, prompts and completions, that are not padding."""
-        order, size = list(self._get_train_sampler()), self.args.train_batch_size
+        order, size = list(self._get_train_sampler()), self.pass_size.size
         room = 0
         for start in range(0, len(order), size):
             batch = [self.train_dataset[index] for index in order[start : start + size]]

@@ -24,6 +24,7 @@ from align.store.artifact import ROWS_NAME
 from align.testing import tiny_seq2seq_lm
 from align.training.online.layout import Episode
 from align.training.online.models import ForwardSettings, Models, ValueStart, load_models, policy_logps
+from align.training.pass_size import PassSize
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +162,7 @@ def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, 
     pad = int(ModelFolder(base).tokenizer.pad_token_id)
     start = TrainableModel(ModelFolder(base), lora, folder / "store", "ppo")
     value = ValueStart(start, is_reward_model=False, zero_head=True)
-    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 256, pad)
+    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, PassSize(256, "tokens"), pad)
     models = load_models(start, value, settings, seed=3)
     episodes = [Episode([5, 6, 7 + n], [20 + n, 21, 2]) for n in range(4)]
     (batch,) = settings.passes(episodes, range(4))

@@ -24,12 +24,15 @@ from align.records import Message, Prompt
 from align.runtime.events import Progress, Saving
 from align.scoring.scorers import ScorerSet
 from align.testing import Recorder, run_context, tiny_causal_lm
+from align.training.online import experience as experience_module
+from align.training.online import learner as learner_module
 from align.training.online.advantage import Gae
 from align.training.online.experience import make_experience
 from align.training.online.learner import Optimizers, PolicyLearner
-from align.training.online.models import ForwardSettings, Models, ValueStart, load_models
+from align.training.online.models import ForwardSettings, Models, ValueStart, load_models, policy_logps
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineResult, OnlineTrainer
+from align.training.pass_size import PassSize
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +70,7 @@ class Training(Recorder):
         self.config = Ppo(**{**SMALL, **changes})
         super().__init__()
         self.models: Models | None = None
+        self.pass_size = PassSize(self.config.micro_batch_tokens, "tokens")
 
     def parts(self, num_rollouts: int) -> tuple[Models, RolloutSampler]:
         tokenizer = ModelFolder(self.base).tokenizer
@@ -76,7 +80,7 @@ class Training(Recorder):
         start = TrainableModel(ModelFolder(self.base), None, self.base.parent, "ppo")
         value = ValueStart(start, is_reward_model=False, zero_head=True)
         config = self.config.model_copy(update={"num_episodes": num_rollouts * self.config.rollout_batch_size})
-        settings = ForwardSettings(CPU, self.precision, config.temperature, config.micro_batch_tokens, chat_format.pad_token_id)
+        settings = ForwardSettings(CPU, self.precision, config.temperature, self.pass_size, chat_format.pad_token_id)
         models = load_models(start, value, settings, seed=0)
         scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
         sampler = RolloutSampler(
@@ -179,7 +183,7 @@ def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torc
     noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
     experience = replace(experience, logps=experience.logps + 0.2 * noise, importance=experience.importance + 0.1 * noise)
     learner = PolicyLearner(Optimizers.of(models, config, num_rollouts=1), models.settings, config, 0)
-    learner._accumulate(models.settings.passes(rollout.episodes, range(16)), experience, 0.1, learn_policy=True)
+    learner._accumulate(experience, 0.1, True, models.settings.passes(rollout.episodes, range(16)))
     pairs = [("policy", models.policy), ("value", models.value)]
     return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}
 
@@ -193,6 +197,39 @@ def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path
     assert largest > 1e-4
     for name, grad in whole.items():
         assert float((grad - cut[name]).abs().max()) < 2e-6 * max(largest, 1), name
+
+
+def test_out_of_memory_halves_the_passes_and_changes_nothing_but_rounding(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, halved = Training(base, tmp_path / "whole"), Training(base, tmp_path / "halved")
+    rows = whole.run(1).history.rows
+    expected, failed = whole.weights(), []
+
+    def fail_above(tokens: int, compute: Any) -> Any:
+        def fail_or_compute(model: Any, batch: Any, settings: Any) -> Any:
+            result = compute(model, batch, settings)
+            if batch.input_ids.numel() > tokens:
+                failed.append(batch.input_ids.numel())
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return result
+
+        return fail_or_compute
+
+    # Of the learner's policy, whose pass comes after the value model's; and of the pass before the updates.
+    monkeypatch.setattr(learner_module, "policy_logps", fail_above(100, policy_logps))
+    monkeypatch.setattr(experience_module, "policy_logps", fail_above(300, policy_logps))
+    found = halved.run(1).history.rows
+    assert len(failed) >= 2
+    assert halved.pass_size.size <= 100
+    differences = torch.cat([(halved.weights()[name] - value).abs().flatten() for name, value in expected.items()])
+    # Adam divides tiny gradients by tiny roots: a step is 3e-3, and only the mean shows that it is rounding.
+    assert differences.mean() < 1e-5
+    for row, other in zip(rows, found, strict=True):
+        assert other == pytest.approx(row, rel=1e-3, abs=1e-4)
+    monkeypatch.setattr(learner_module, "policy_logps", fail_above(0, policy_logps))
+    with pytest.raises(StageError, match="smallest forward pass, .* tokens"):
+        Training(base, tmp_path / "none").run(1)
 
 
 def test_at_the_start_policy_and_reference_are_one(undisturbed: Any, precision: str) -> None:

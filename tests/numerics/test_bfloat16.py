@@ -22,6 +22,7 @@ from align.training.packing import PackedCollator, TrainingSample, build_row
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts
 from align.training.pairwise.trainer import layout_of, prepare_model
+from align.training.pass_size import PassSize
 from align.training.trl_trainers import add_label_logps
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def of_episodes(model: Any, compute: Callable[..., Tensor]) -> Callable[[], Tens
     episodes = [Episode(pair.prompt_token_ids, pair.chosen_token_ids) for pair in PAIRS]
     (batch,) = pack_episodes(episodes, range(len(episodes)), micro_batch_tokens=8192, row_tokens=128, pad_token_id=0)
     precision = lambda: "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"  # noqa: E731
-    return lambda: compute(model, batch, ForwardSettings(CPU, precision(), 1.0, 8192, 0))
+    return lambda: compute(model, batch, ForwardSettings(CPU, precision(), 1.0, PassSize(8192, "tokens"), 0))
 
 
 def entropy(*arguments: Any) -> Tensor:

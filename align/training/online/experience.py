@@ -12,7 +12,7 @@ from torch import Tensor
 from align.config.online import OnlineTraining, Rewards
 from align.losses.ppo import kl_penalized_rewards
 from align.training.online.advantage import Advantage, RewardedBatch
-from align.training.online.layout import completion_offsets, to_rows
+from align.training.online.layout import PackedEpisodes, completion_offsets, to_rows
 from align.training.online.models import Models, policy_logps, policy_logps_and_entropy, token_values
 from align.training.online.rollout import Rollout
 
@@ -57,12 +57,16 @@ def make_experience(
     offsets = completion_offsets(episodes)
     logps, entropy, reference_logps = (torch.zeros(offsets[-1], device=settings.device) for _ in range(3))
     values = None if models.value is None else torch.zeros_like(logps)
-    for batch in settings.passes(episodes, range(len(episodes))):
-        logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
-        with models.as_reference() as reference:
-            reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
-        if values is not None:
-            values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
+
+    def fill_in(passes: list[PackedEpisodes]) -> None:
+        for batch in passes:
+            logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
+            with models.as_reference() as reference:
+                reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
+            if values is not None:
+                values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
+
+    settings.run_passes(episodes, range(len(episodes)), fill_in)
     scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(settings.device)
     logps_rows, mask = to_rows(logps, offsets)
     reference_rows, _ = to_rows(reference_logps, offsets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,8 +139,8 @@ class PolicyLearner:
         rows: list[dict[str, float]] = []
         for epoch in range(config.ppo_epochs):
             for chosen in mini_batches(len(episodes), config.mini_batch_size, seed=self.seed, rollout=rollout, epoch=epoch):
-                passes = self.settings.passes(episodes, chosen)
-                row = self._accumulate(passes, experience, score_bias, learn_policy)
+                accumulate = partial(self._accumulate, experience, score_bias, learn_policy)
+                row = self.settings.run_passes(episodes, chosen, accumulate)
                 rows.append(row | self._apply(learn_policy))
                 # The KL was measured before this step, which stays; only the remaining updates are skipped.
                 if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
@@ -147,9 +148,11 @@ class PolicyLearner:
         return rows
 
     def _accumulate(
-        self, passes: Sequence[PackedEpisodes], experience: Experience, score_bias: float, learn_policy: bool
+        self, experience: Experience, score_bias: float, learn_policy: bool, passes: Sequence[PackedEpisodes]
     ) -> dict[str, float]:
         """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
+        for learner in self.optimizers:  # passes that memory was not enough for may have left some
+            learner.optimizer.zero_grad(set_to_none=True)
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
         sums: dict[str, Tensor] = {}
         for batch in passes:

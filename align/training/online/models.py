@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from align.models.trainable import TrainableModel, load_trainable
 from align.runtime.device import frozen_dtype
 from align.runtime.seed import derive_seed
 from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
+from align.training.pass_size import PassSize
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class ForwardSettings:
     precision: str
     """float32 or bfloat16 (autocast)."""
     temperature: float
-    micro_batch_tokens: int
+    pass_size: PassSize
+    """In tokens."""
     pad_token_id: int
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -39,11 +43,19 @@ class ForwardSettings:
         packed = pack_episodes(
             episodes,
             chosen,
-            micro_batch_tokens=self.micro_batch_tokens,
+            micro_batch_tokens=self.pass_size.size,
             row_tokens=EPISODE_ROW_TOKENS[self.device.type],
             pad_token_id=self.pad_token_id,
         )
         return [batch.to(self.device) for batch in packed]
+
+    def run_passes(self, episodes: Sequence[Episode], chosen: Sequence[int], compute: Callable[[list[PackedEpisodes]], T]) -> T:
+        """What `compute` returns for the passes of the chosen episodes; after an out-of-memory error it gets smaller ones."""
+        return self.pass_size.retry(
+            lambda: compute(self.passes(episodes, chosen)),
+            used=lambda: max(batch.input_ids.numel() for batch in self.passes(episodes, chosen)),
+            smallest=lambda: max(len(episodes[index]) for index in chosen),
+        )
 
 
 @dataclass(frozen=True)

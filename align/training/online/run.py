@@ -23,6 +23,7 @@ from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineTrainer
 from align.training.online.value import ValueModel
 from align.training.optimizer import recompute_layers, require_optimizer
+from align.training.pass_size import PassSize
 
 
 def run_online(
@@ -51,7 +52,7 @@ def run_online(
         torch.device(device_name()),
         resolve_precision(config.precision),
         config.temperature,
-        config.micro_batch_tokens,
+        PassSize(config.micro_batch_tokens, "tokens"),
         chat_format.pad_token_id,
     )
     require_optimizer(config.optimizer, context.name)

@@ -70,6 +70,7 @@ class OnlineTrainer:
         """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
+        models.settings.pass_size.keep_in(context)
 
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.

@@ -10,6 +10,7 @@ import torch
 from align.models.sizes import PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
+from align.runtime.device import out_of_memory
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import layout_of
 
@@ -74,9 +75,9 @@ def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: S
     expected = outputs(padded)
     try:
         found = outputs(shared)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # models raise anything when given a mask that they do not support
+        if out_of_memory(error) is not None:
+            raise
         return f"the model cannot take the mask ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     scale = expected.square().mean().sqrt()
     difference = float((found - expected).abs().max() / scale)

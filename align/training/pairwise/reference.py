@@ -18,7 +18,7 @@ from align.models.trainable import TrainableModel
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
 from align.runtime.device import free_memory, frozen_dtype
-from align.scoring.batching import length_sorted_batches
+from align.scoring.batching import run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
@@ -98,11 +98,14 @@ def compute_reference_logps(
     device = next(model.parameters()).device
     count = context.counter("reference", "pairs")
     found: dict[int, ReferenceLogps] = {}
-    for batch in length_sorted_batches([shared_length(pair) for pair in pairs], FORWARD_TOKENS):
+
+    def compute(batch: list[int]) -> list[list[float]]:
         layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]), device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            sides = model(layout=layout).view(2, -1)
-        for index, chosen, rejected in zip(batch, *sides.tolist(), strict=True):
+            return model(layout=layout).view(2, -1).tolist()  # type: ignore[no-any-return]
+
+    for batch, sides in run_batches([shared_length(pair) for pair in pairs], FORWARD_TOKENS, compute, note=context.note):
+        for index, chosen, rejected in zip(batch, *sides, strict=True):
             if not math.isfinite(chosen + rejected):
                 raise StageError(
                     f"{pairs[index].id}: the reference gives its completions the log-probabilities {chosen} and {rejected}",

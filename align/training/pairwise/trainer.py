@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from align.models.dropout import set_dropout
 from align.models.head import extend_forward, in_float32, last_hidden_states, target_logps
+from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import device_name
+from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
 from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
@@ -37,11 +39,9 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
     ) -> None:
         super().__init__(model, pairs, collator, arguments, lengths=[len(pair) for pair in pairs])
         self._objective = objective
-        self._sums: dict[str, Tensor] = {}
-        self._pairs_seen = 0
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> BatchCounts | None:
-        # transformers calls this once per optimizer batch, before its first micro-batch; its own version counts labels.
+        # Called once per optimizer batch, before its first micro-batch; transformers' own version counts labels.
         return self._count(batch_samples, device) if batch_samples else None
 
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
@@ -58,43 +58,26 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         outputs = model(layout=layout_of(inputs))
         counts = num_items_in_batch if num_items_in_batch is not None else self._count([inputs], outputs.device)
         result = self._objective.pair_losses(outputs, inputs, counts)
-        self._remember(result.metrics)
+        self.add_metrics(result.metrics)
         # DDP averages gradients over processes; the counts are of all of them.
         loss = result.losses.sum() / counts.pairs * self.args.world_size
         return (loss, outputs) if return_outputs else loss
-
-    def _remember(self, metrics: Mapping[str, Tensor]) -> None:
-        for name, values in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + values.sum()
-        self._pairs_seen += len(next(iter(metrics.values())))
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of the metrics over all pairs since the last line."""
-        if "loss" in logs and self._pairs_seen:
-            names = list(self._sums)
-            seen = torch.tensor(self._pairs_seen, dtype=torch.float32, device=self.args.device)
-            totals = torch.stack([*(self._sums[name].float() for name in names), seen])
-            if self.args.world_size > 1:
-                totals = self.accelerator.reduce(totals, reduction="sum")
-            *values, pairs = totals.tolist()
-            logs = {**logs, **{name: value / pairs for name, value in zip(names, values, strict=True)}}
-            self.forget_metrics()
-        super().log(logs, *args, **kwargs)
-
-    def forget_metrics(self) -> None:
-        """Start the means again, after a pass that is no training step."""
-        self._sums, self._pairs_seen = {}, 0
 
     @torch.no_grad()
     def loss_of(self, pairs: Sequence[TrainingPair]) -> float:
         """Mean loss of some pairs under the weights as they are, in the arithmetic of training."""
         self.model.eval()
-        device = next(self.model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in self.data_collator(pairs).items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-            loss = float(self.compute_loss(self.model, inputs))
-        self.forget_metrics()
-        return loss
+        device, before = next(self.model.parameters()).device, self.metrics_so_far
+
+        def sum_of(chosen: Sequence[int]) -> float:
+            batch = self.data_collator([pairs[index] for index in sorted(chosen)])
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+                return float(self.compute_loss(self.model, inputs)) * len(chosen)
+
+        sums = [total for _, total in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, sum_of)]
+        self.metrics_so_far = before  # these passes are no training
+        return sum(sums) / len(pairs)
 
 
 def prepare_model(model: Any) -> Any:

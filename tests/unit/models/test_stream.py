@@ -19,6 +19,7 @@ from align.models.stream import stored_weights, with_tied_head
 from align.models.trainable import TrainableModel, load_trainable, save_trained
 from align.testing import tiny_causal_lm
 from align.training.online.models import ForwardSettings, load_models
+from align.training.pass_size import PassSize
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_no_second_model_is_in_memory(sharded: ModelFolder, tmp_path: Path) -> N
     assert most_alive(stored_weights(sharded)) <= 2
     assert most_alive(stored_weights(adapter)) <= 2
     start = TrainableModel(sharded, Lora(method="lora", rank=2), tmp_path, "ppo")
-    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, 64, 0)
+    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, PassSize(64, "tokens"), 0)
     policy = load_models(start, None, settings, seed=0).policy_weights()
     merged = ((name, tensor) for name, tensor in policy if name.endswith("_proj.weight"))
     assert most_alive(merged) <= 2

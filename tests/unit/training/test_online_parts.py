@@ -30,6 +30,7 @@ from align.training.online.learner import mini_batches, num_mini_batches
 from align.training.online.models import ForwardSettings, ValueStart, load_models, policy_logps, token_values
 from align.training.online.rollout import RolloutSampler, SampledEpisode
 from align.training.online.trainer import adapted_kl_coef
+from align.training.pass_size import PassSize
 
 EPISODES = [Episode([5, 6, 7], [8, 9]), Episode([5], [10]), Episode([11, 12], [13, 14, 15, 2]), Episode([9, 9, 9, 9], [2])]
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def reward_model_start(folder: Path) -> ValueStart:
 
 
 def forward_settings(micro_batch_tokens: int, temperature: float = 1.0) -> ForwardSettings:
-    return ForwardSettings(CPU, "float32", temperature, micro_batch_tokens, 0)
+    return ForwardSettings(CPU, "float32", temperature, PassSize(micro_batch_tokens, "tokens"), 0)
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 6, 9, 1000])
