@@ -58,6 +58,7 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
     # First: the other checks read files, and would follow a link out of the folder.
     _check_links(path)
     if not (path / CONFIG_NAME).exists():
+        _refuse_gguf(path)
         raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
     contents: dict[str, dict[str, Any]] = {}
     for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, CHAT_NAME):
@@ -74,6 +75,7 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
                 hint="align runs no code from model folders. Use a model whose architecture transformers has built in.",
             )
+    _refuse_quantized(path, contents[CONFIG_NAME])
     return contents
 
 
@@ -94,6 +96,25 @@ def check_contents(path: Path) -> None:
         return
     for weights in weight_files(path):
         _check_safetensors(path, weights)
+
+
+def _refuse_quantized(path: Path, config: dict[str, Any]) -> None:
+    """Refuse weights that were stored in a few bits: they cannot be trained, and each kind needs a package of its own to read."""
+    found = config.get("quantization_config")
+    # transformers turns MXFP4, in which gpt-oss is published, into bfloat16 as it reads it.
+    if isinstance(found, dict) and (method := found.get("quant_method")) != "mxfp4":
+        raise RecipeError(
+            f"{path / CONFIG_NAME}: the weights are quantised ({method})",
+            hint="Use its version in bfloat16 or float32. peft: {method: qlora} packs it into 4 bits while it trains.",
+        )
+
+
+def _refuse_gguf(path: Path) -> None:
+    if found := sorted(file.name for file in path.glob("*.gguf")):
+        raise RecipeError(
+            f"{path}: the weights are in GGUF ({', '.join(found[:3])}), which is for inference only",
+            hint="Use the version of the model that has config.json and safetensors.",
+        )
 
 
 def _check_links(path: Path) -> None:
@@ -219,6 +240,7 @@ def weight_files(path: Path) -> list[str]:
         raise RecipeError(
             f"{path}: the weights are pickled ({', '.join(pickles[:3])}); loading a pickle can run any code", hint=_CONVERT
         )
+    _refuse_gguf(path)
     raise RecipeError(f"{path}: there are no weights ({WEIGHTS_NAME} or {INDEX_NAME})", hint="Get the model again.")
 
 

@@ -157,6 +157,23 @@ def test_missing_files(folder: Path, missing: str, told: str) -> None:
         ModelFolder(folder).check()
 
 
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_gguf_is_named_as_what_it_is(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(RecipeError, match=r"in GGUF \(model-q4\.gguf\)"):
+        ModelFolder(folder).check()
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
+def test_weights_of_a_few_bits_are_refused_before_a_package_for_them_is_missed(folder: Path, method: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    with pytest.raises(RecipeError, match=rf"the weights are quantised \({method}\)") as caught:
+        ModelFolder(folder).check()
+    assert "qlora" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"a": ', "[" * 100_000, "\xff"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_unreadable_configuration(folder: Path, name: str, content: str) -> None:
