@@ -20,6 +20,8 @@ from align.models.head import extend_forward, last_hidden_states, token_logps
 from align.training.loop import GuardedTraining
 from align.training.packing import PackedCollator
 
+ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")
+
 
 class GuardedSFTTrainer(GuardedTraining, SFTTrainer):
     """TRL's SFTTrainer on rows that are packed already."""
@@ -44,6 +46,9 @@ def sft_trainer(
     """Cross-entropy on labels, normalised by the number of labelled tokens of the whole batch."""
     packed = getattr(model, "is_loaded_in_4bit", False)
     adapter = {name: value.data for name, value in model.named_parameters() if packed and value.requires_grad}
+    # TRL lets mixtures of experts return their router's logits, for a loss that is not taken here. Saved so, none could sample.
+    settings = model.config.get_text_config()
+    router = {name: getattr(settings, name) for name in ROUTER_SETTINGS if hasattr(settings, name)}
     config = SFTConfig(**arguments, packing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = GuardedSFTTrainer(
         model=model,
@@ -52,6 +57,7 @@ def sft_trainer(
         processing_class=chat_format.tokenizer,
         data_collator=PackedCollator(chat_format.pad_token_id),
     )
+    settings.update(router)
     for name, value in model.named_parameters():
         if name in adapter:  # TRL makes the adapter of a 4-bit model bfloat16, in which small updates vanish
             value.data = adapter[name].to(value.device)
