@@ -18,27 +18,31 @@ app = typer.Typer(help="List, show and copy the recipes that come with align.", 
 RECIPE_NAME = "recipe.yaml"
 BORROWED = re.compile(r"(?<![\w./])\.\./(?P<path>[\w-]+/[\w./-]+)")
 """A path to another recipe's files: `../quickstart/data/prompts.jsonl`."""
-SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+SHIPPED_FOLDER = Path(__file__).parents[1] / "recipes"
+"""In a checkout it is a link to the folder beside the package; a wheel has the files themselves."""
 
 FolderOption = Annotated[
-    Path | None, typer.Option("--folder", metavar="DIR", help="Folder with recipes. Default: the one beside the package.")
+    Path | None, typer.Option("--folder", metavar="DIR", help="Folder with recipes. Default: those that come with align.")
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, as `align recipes list` prints it.")]
 
 
 def _recipes(folder: Path | None) -> dict[str, Path]:
-    """Folder of every recipe, by name."""
-    place = folder or SHIPPED_FOLDER
-    found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{RECIPE_NAME}"))}
+    """Folder of every recipe, by name. Those of a group, such as `models/olmo-2-1b`, come behind those of none."""
+    place = (folder or SHIPPED_FOLDER).resolve()
+    found = [path.parent for group in ("*", "*/*") for path in sorted(place.glob(f"{group}/{RECIPE_NAME}"))]
     if not found:
         raise RecipeError(f"{place}: no recipes here", hint="Give the recipes folder of a checkout of align with --folder.")
-    return found
+    return {path.relative_to(place).as_posix(): path for path in found}
 
 
 def _find(name: str, folder: Path | None) -> Path:
     from align.config.explain import unknown
 
     found = _recipes(folder)
+    # The last part is enough where it says which is meant.
+    meant = [full for full in found if name == full.rpartition("/")[2]]
+    name = meant[0] if len(meant) == 1 else name
     if name not in found:
         raise RecipeError(f"{name}: {unknown(name, list(found), what='recipe')}")
     return found[name]
@@ -76,12 +80,12 @@ def show(name: NameArgument, folder: FolderOption = None) -> None:
 @app.command()
 def copy(
     name: NameArgument,
-    target: Annotated[Path | None, typer.Argument(metavar="DIR", help="New folder. Default: the recipe's name.")] = None,
+    target: Annotated[Path | None, typer.Argument(metavar="DIR", help="New folder. Default: the last part of NAME.")] = None,
     folder: FolderOption = None,
 ) -> None:
     """Copy a recipe with its data, to change it."""
     source = _find(name, folder)
-    place = target or Path(name)
+    place = target or Path(source.name)
     if place.exists():
         raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
     shutil.copytree(source, place)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from align.cli.recipes import SHIPPED_FOLDER
 
 
 @pytest.fixture
@@ -27,8 +32,32 @@ def test_list(align: Any, shelf: Path) -> None:
     assert row["name"] == "first"
 
 
+def test_recipes_of_a_group_come_last_and_the_last_part_of_the_name_is_enough(align: Any, shelf: Path, tmp_path: Path) -> None:
+    one = shelf / "a_group" / "one-1b"
+    one.mkdir(parents=True)
+    (one / "recipe.yaml").write_text("name: one\n")
+    (one / "README.md").write_text("# One\n\nFor a model.\n")
+    listed = align("recipes", "list", "--folder", str(shelf)).out
+    assert listed == "first           A recipe to begin with.\na_group/one-1b  For a model.\n"
+    assert align("recipes", "show", "a_group/one-1b", "--folder", str(shelf)).out == "name: one\n"
+    assert align("recipes", "copy", "one-1b", "--folder", str(shelf)).out == "one-1b/recipe.yaml\n"
+
+
 def test_show_is_the_file(align: Any, shelf: Path) -> None:
     assert align("recipes", "show", "first", "--folder", str(shelf)).out == "name: first # 첫째\n"
+
+
+def test_a_wheel_holds_every_file_of_the_recipes() -> None:
+    """What its build takes along is what these patterns find in the package's folder."""
+    package = Path(__file__).parents[3] / "align"
+    assert package / "recipes" == SHIPPED_FOLDER
+    setuptools = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed = {
+        path for pattern in setuptools["package-data"]["align"] for path in glob.glob(str(package / pattern), recursive=True)
+    }
+    files = {os.path.join(folder, name) for folder, _, names in os.walk(package / "recipes") for name in names}
+    assert len(files) > 20
+    assert files <= packed
 
 
 def test_copy_never_writes_over_anything(align: Any, shelf: Path, tmp_path: Path) -> None:
