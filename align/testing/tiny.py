@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {"pad_token": "<|pad|>", "eos_token": "<|im_end|>"}
+CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
@@ -18,8 +19,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(texts: Iterable[str] = (), *, vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that can spell any string; merges are learnt from `texts`."""
+def tiny_tokenizer(
+    texts: Iterable[str] = (),
+    *,
+    vocabulary: int = 400,
+    control: Sequence[str] = CONTROL_TOKENS,
+    named: Mapping[str, str] = SPECIAL_TOKENS,
+    template: str | None = CHAT_TEMPLATE,
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that can spell any string; merges are learnt from `texts`.
+
+    Args:
+        control: control tokens of its vocabulary, which get the ids from 0.
+        named: which of them is its bos_token, eos_token, pad_token, …
+        template: its chat template; None: it has none, as the tokenizers of base models.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -28,14 +42,14 @@ def tiny_tokenizer(texts: Iterable[str] = (), *, vocabulary: int = 400) -> PreTr
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(control),
         # All 256 bytes: no text can give an unknown token, whatever the merges were learnt from.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS, clean_up_tokenization_spaces=False)
-    fast.chat_template = CHAT_TEMPLATE
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named, clean_up_tokenization_spaces=False)
+    fast.chat_template = template
     return fast
 
 
