@@ -75,7 +75,7 @@ def plan(
     from align.pipeline.estimate.table import render_estimates
     from align.pipeline.plan import make_plan
 
-    planned = make_plan(loaded, out, only=only, start=from_, until=until)
+    planned = make_plan(loaded, out, only=only, start=from_, until=until, sizes_only=True)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
     if json:
         print_json({**planned.to_json(), "memory": estimate.to_json(), "unusual_learning_rates": rates})
@@ -84,6 +84,9 @@ def plan(
         for part in render_estimates(estimate, all_methods=memory):
             output_console().print()
             output_console().print(part)
+        for name, resolved in planned.inputs.items():
+            if resolved.model is not None and resolved.model.is_configuration_alone:
+                output_console().print(f"\n{name}: no weights are here; its sizes are those of config.json")
         for stage, sentence in rates.items():
             output_console().print(f"\n{stage}: {sentence}")
 

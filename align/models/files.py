@@ -79,6 +79,12 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
     return contents
 
 
+def is_configuration_alone(path: Path) -> bool:
+    """Whether there is a configuration and not one file of weights, of any kind: enough to plan with."""
+    found = (file for pattern in ("*.safetensors", "*.gguf", *_PICKLES) for file in path.glob(pattern))
+    return (path / CONFIG_NAME).is_file() and not any(found)
+
+
 def check_contents(path: Path) -> None:
     """Check tokenizer and weights of a folder whose configuration was read. Weights are not read beyond their headers.
 

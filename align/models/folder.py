@@ -21,9 +21,11 @@ from align.models.files import (
     CHAT_NAME,
     GENERATION_CONFIG_NAME,
     check_contents,
+    is_configuration_alone,
     read_configuration,
     tensor_shapes,
 )
+from align.models.meta import shapes_by_config
 from align.models.tied import TIED_BY_DEFAULT
 from align.models.tokenizer import load_tokenizer
 from align.store.artifact import INPUT_STAGE, Artifact
@@ -210,8 +212,18 @@ class ModelFolder:
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor in the weight files of a whole model, by name; no weight is read."""
+        """Shape of every tensor in the weight files of a whole model, by name; no weight is read.
+
+        Without weights they are those of the model that config.json describes; that loads torch.
+        """
+        if self.is_configuration_alone:
+            return shapes_by_config(self.path, scores=self.is_reward_model)
         return tensor_shapes(self.path)
+
+    @property
+    def is_configuration_alone(self) -> bool:
+        """Whether there are no weights: such a folder can be planned with, and nothing else."""
+        return is_configuration_alone(self.path)
 
 
 def refuse_encoder_decoder(stage_type: str, model: Artifact, folder: ModelFolder) -> None:

@@ -25,7 +25,7 @@ IGNORED_FILES = ("consolidated*",)
 _LOCAL_HINT = "Download it where there is a network, and give the folder with path: instead of hub_id:."
 
 
-def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
+def fetch_model(hub_id: str, revision: str, *, weights: bool = True) -> tuple[Path, str]:
     """The local folder of a model of the hub, and its commit.
 
     The first call fetches it into the hub's cache, later ones find it there. Nothing is sent but the request. With
@@ -34,6 +34,7 @@ def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
     Args:
         hub_id: such as `Qwen/Qwen3-0.6B-Base`.
         revision: branch, tag or commit.
+        weights: False to fetch none, as a plan needs the sizes only. Those that the cache has are in the folder all the same.
     Raises:
         RecipeError: if the hub says that the model or the revision does not exist, or the id cannot be one.
         EnvironmentProblem: if it can neither be fetched nor found in the cache.
@@ -52,7 +53,12 @@ def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
         raise EnvironmentProblem(f"{hub_id}: huggingface_hub cannot be imported ({error})", hint=_LOCAL_HINT) from error
     try:
         folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOWED_FILES), ignore_patterns=list(IGNORED_FILES))
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(ALLOWED_FILES),
+                ignore_patterns=[*IGNORED_FILES, *([] if weights else ["*.safetensors"])],
+            )
         )
     # Narrow errors first: a gated repository is also a RepositoryNotFoundError, and all but one are OSErrors.
     except GatedRepoError as error:

@@ -18,6 +18,7 @@ from align.data.source import HubRows, Source, SourceFile, find_files, find_sour
 from align.errors import AlignError, DataError, RecipeError
 from align.models.added_tokens import refuse_added, write_with_tokens
 from align.models.chat_settings import resolve_chat
+from align.models.files import is_configuration_alone
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
 from align.runtime.events import Emit, Note, Quarantined, Waiting
@@ -53,9 +54,11 @@ class ResolvedInput:
     """None for rows."""
 
 
-def resolve_inputs(recipe: Recipe, store: Store) -> dict[str, ResolvedInput]:
+def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) -> dict[str, ResolvedInput]:
     """Find and fingerprint every input; reads model files and data files, writes nothing.
 
+    Args:
+        sizes_only: take a model's configuration without weights too, and fetch no weights from a hub.
     Raises:
         RecipeError, EnvironmentProblem: every unusable model folder, hub id or artifact, all at once.
     """
@@ -64,7 +67,7 @@ def resolve_inputs(recipe: Recipe, store: Store) -> dict[str, ResolvedInput]:
     for name, spec in recipe.inputs.items():
         try:
             if isinstance(spec, ModelInput):
-                resolved[name] = _resolve_model(recipe, name, spec, store)
+                resolved[name] = _resolve_model(recipe, name, spec, store, sizes_only=sizes_only)
             elif isinstance(spec, ArtifactInput):
                 resolved[name] = _resolve_artifact(recipe, name, spec, store)
             elif isinstance(spec, CandidatesInput):
@@ -91,13 +94,18 @@ def _manifest(kind: str, digest: str, spec: Any, source: str, **more: Any) -> Ma
     return Manifest(kind=kind, stage=INPUT_STAGE, fingerprint=digest, config=config, source=source, **fields)
 
 
-def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store) -> ResolvedInput:
+def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store, *, sizes_only: bool) -> ResolvedInput:
     if spec.hub_id is not None:
-        folder, commit = fetch_model(spec.hub_id, spec.revision or "main")
+        folder, commit = fetch_model(spec.hub_id, spec.revision or "main", weights=not sizes_only)
+        if sizes_only and not is_configuration_alone(folder):  # the cache has weights, perhaps not all
+            folder, commit = fetch_model(spec.hub_id, spec.revision or "main")
         shown = f"{spec.hub_id}@{commit}"
     else:
         folder = recipe.locate(spec.path or "")
         shown = str(folder)
+    if sizes_only and is_configuration_alone(folder):
+        sizes = ModelFolder(folder)
+        return ResolvedInput(name, fingerprint({"kind": spec.kind, "config": sizes.config}), None, spec, None, model=sizes)
     if spec.chat is not None:
         where = recipe.where(("inputs", name, "chat", "template"))
         chat = resolve_chat(spec.chat, ModelFolder(folder), locate=recipe.locate, where=where)

@@ -135,6 +135,7 @@ def make_plan(
     start: str | None = None,
     until: str | None = None,
     store: Path | None = None,
+    sizes_only: bool = False,
 ) -> Plan:
     """Decide for every stage whether its result exists. Reads and hashes files; writes nothing but the cache of hashes.
 
@@ -144,13 +145,14 @@ def make_plan(
         start: run this stage and what needs it.
         until: run this stage and what it needs.
         store: folder of the artifacts; `out/.store` when not given.
+        sizes_only: a model's configuration is enough; what comes of it can be estimated, and not run.
     Raises:
         RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, or a
             judge may not be asked.
     """
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
-    resolved = resolve_inputs(recipe, artifact_store)
+    resolved = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
     known = {name: value.fingerprint for name, value in resolved.items()}
     chosen = _chosen(recipe, only=only, start=start, until=until)
     plan = Plan(recipe, artifact_store, run_folder, resolved)

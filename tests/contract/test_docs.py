@@ -138,7 +138,7 @@ def test_runs_can_be_planned(
     arguments: list[str], any_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # In place of the hub; tests/recipes runs those recipes.
-    monkeypatch.setattr(inputs, "fetch_model", lambda *_: (any_model, "0" * 40))
+    monkeypatch.setattr(inputs, "fetch_model", lambda *_, **__: (any_model, "0" * 40))
     monkeypatch.chdir(ROOT)
     assert "--out" not in arguments
     code = main(["plan", *arguments[1:], "--out", str(tmp_path)])

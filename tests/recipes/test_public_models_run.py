@@ -45,7 +45,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_network(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch_model(hub_id: str, revision: str) -> tuple[Path, str]:
+    def fetch_model(hub_id: str, revision: str, *, weights: bool = True) -> tuple[Path, str]:
         folder = hub / hub_id.replace("/", "--")
         return (folder if folder.exists() else TWINS[hub_id].write(folder)), COMMIT
 

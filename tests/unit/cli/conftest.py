@@ -59,7 +59,7 @@ class FakePipeline:
         stage = SimpleNamespace(
             name="sft", stage_type="sft", fingerprint="f", status="run", reason="beta: 0.1 → 0.3", seconds=None
         )
-        return SimpleNamespace(stages=[stage], to_json=lambda: {"stages": [{"name": "sft"}]})
+        return SimpleNamespace(stages=[stage], inputs={}, to_json=lambda: {"stages": [{"name": "sft"}]})
 
 
 @pytest.fixture
