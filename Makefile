@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check format clean
+.PHONY: help setup quickstart test test-fast check format gpu-check clean
 
 help:
 	@echo "make quickstart  set everything up, run recipes/quickstart end to end, print the table"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-fast   the tests that are not marked slow"
 	@echo "make check       lint, format, types, layers, drift of schemas and docs; pre-commit runs the same"
 	@echo "make format      fix what ruff can fix, then format"
+	@echo "make gpu-check   check everything that only a GPU can show; see docs/gpu.md"
 	@echo "make setup       make .venv and install align with vLLM"
 	@echo "make clean       remove runs/ and build/"
 
@@ -45,6 +46,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# ARGS="--only parity" runs a part, ARGS="--device cpu" all of it on a tiny model.
+gpu-check: setup
+	PYTHONPATH=scripts $(BIN)/python -m gpu_check $(ARGS)
 
 clean:
 	rm -rf runs build

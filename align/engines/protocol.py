@@ -54,7 +54,7 @@ class TextEngine(Protocol):
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         """`settings.num_candidates` completions for every request, in the order of the requests.
 
-        The same requests in the same order give the same tokens, whatever was generated before.
+        On a CPU the same requests in the same order give the same tokens, whatever was generated before.
         """
         ...
 

@@ -15,7 +15,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
 from align.models.folder import ModelFolder
-from align.runtime.device import out_of_memory
+from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
@@ -161,7 +161,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sec
         dropped=outcome.dropped,
         metrics=outcome.metrics,
         seconds=round(seconds, 3),
-        peak_memory_bytes=max(u.ru_maxrss for u in usage) * 1024,
+        peak_memory_bytes=peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
     )
 
 

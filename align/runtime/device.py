@@ -194,6 +194,14 @@ def out_of_memory(error: BaseException) -> str | None:
     return ". ".join(text.split(". ")[:3]) or "the system gave no more"
 
 
+def peak_gpu_bytes() -> int | None:
+    """The most that torch had allocated at once on the GPU of this process; None where it has used none. Imports no torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
 def free_memory() -> None:
     """Free the memory of models that nothing uses any more, so that the next one finds room.
 

@@ -81,7 +81,7 @@ class Manifest(BaseModel):
     seconds: float = 0.0
     """Wall time, over all interrupted attempts."""
     peak_memory_bytes: int = 0
-    """Largest resident set of the process that made it."""
+    """The most memory that the process that made it had: on a GPU what torch had allocated there, else its resident set."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
     """Every file, by its path inside the artifact."""
 

@@ -20,20 +20,23 @@ Without options it writes scripts/benchmarks/real_shape.json.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import random
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
+from align.runtime.process import send_output_to
 from align.testing.flops import measured_matmul_flops, peak_flops, training_flops
 from align.testing.project import write_jsonl
 from align.testing.shapes import SHAPES, shaped_causal_lm
@@ -44,9 +47,9 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 RESULT = Path(__file__).with_suffix(".json")
 DEFAULT_SHAPE = "smollm2-135m"
 # Median tokens of a prompt and of a completion; log-normal, as chats are. Templates add some tokens.
-MEDIANS = {"sft": (90, 150), "dpo": (250, 100), "reward_model": (250, 100)}
-SPREAD, MOST = 0.5, 900
-ROWS = {"sft": 6, "dpo": 3, "reward_model": 3}
+MEDIANS = {"sft": (90, 150), "dpo": (160, 70), "reward_model": (160, 70)}
+SPREAD, MOST = 0.4, 900
+ROWS = {"sft": 6, "dpo": 4, "reward_model": 4}
 TRL_LAYOUTS = {"sft": ("padded", "padding_free"), "dpo": ("padded",), "reward_model": ("padded",)}
 LEARNING_RATE = 1e-5
 TARGET = 0.7
@@ -74,9 +77,10 @@ def write_project(folder: Path, options: argparse.Namespace) -> None:
 class Gate:
     """Waits for the parent's word before every step, and reports what the last one took."""
 
-    def __init__(self, steps: int, device: str) -> None:
-        self._left = steps
-        self._memory = GpuMemory() if device == "cuda" else ProcessMemory()
+    def __init__(self, parent: Connection, options: argparse.Namespace) -> None:
+        self._parent = parent
+        self._left = options.steps + 1
+        self._memory = GpuMemory() if options.device == "cuda" else ProcessMemory()
         self._before = 0
         self._started = self._started_cpu = 0.0
 
@@ -87,15 +91,14 @@ class Gate:
     def step(self) -> None:
         peak = self._memory.peak()
         seconds, cpu_seconds = time.perf_counter() - self._started, time.process_time() - self._started_cpu
-        report = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak, "growth": peak - self._before}
-        print(json.dumps(report), file=REPORTS, flush=True)
+        self._parent.send({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak, "growth": peak - self._before})
         self._left -= 1
         if not self._left:
             os._exit(0)  # saving is not measured
         self._wait()
 
     def _wait(self) -> None:
-        sys.stdin.readline()
+        self._parent.recv()
         self._started, self._started_cpu = time.perf_counter(), time.process_time()
 
 
@@ -131,19 +134,16 @@ class GpuMemory:
         return torch.cuda.max_memory_allocated()
 
 
-REPORTS = sys.stdout
-
-
-def run_side(options: argparse.Namespace) -> None:
-    """Train in this process; what is printed besides the reports goes to stderr."""
-    global REPORTS
-    REPORTS, sys.stdout = sys.stdout, sys.stderr
+def run_side(options: argparse.Namespace, parent: Connection, log: Path) -> None:
+    """Train in this process; what it prints goes to `log`."""
+    send_output_to(log)
     import torch
     import transformers.trainer
     from transformers import TrainerCallback
 
     torch.set_num_threads(options.threads)
-    gate = Gate(options.steps + 1, options.device)
+    parent.send(measured_matmul_flops() if options.device == "cpu" else peak_flops(torch.cuda.get_device_name()))
+    gate = Gate(parent, options)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -166,7 +166,11 @@ def run_ours(options: argparse.Namespace) -> None:
     case, folder = options.case, options.project
     rows = "pairs" if case == "dpo" else "data"
     kind = "instructions" if case == "sft" else "preferences"
-    held_out = ", held_out_share: 0.001" if case == "reward_model" else ""
+    if case == "reward_model":
+        from align.training.pairwise import held_out
+
+        # Every pair is trained on, as TRL does; the stage ends before it measures accuracy.
+        held_out.split_by_prompt = lambda records, encoded, **_: held_out.Split(list(encoded), list(encoded))
     with tempfile.TemporaryDirectory() as work:
         recipe = Path(work) / "recipe.yaml"
         recipe.write_text(f"""\
@@ -176,7 +180,7 @@ inputs:
   rows: {{kind: {kind}, path: {folder / f"{case}.jsonl"}}}
 stages:
   it: {{stage: {case}, model: base, {rows}: rows, batch_size: {options.rows or ROWS[case]}, num_epochs: {options.steps + 1},
-       lr_scheduler: constant, learning_rate: {LEARNING_RATE}, precision: {options.precision}{held_out}}}
+       lr_scheduler: constant, learning_rate: {LEARNING_RATE}, precision: {options.precision}}}
 """)
         run_recipe(load_recipe(recipe), Path(work) / "runs", in_process=True)
 
@@ -224,46 +228,60 @@ def run_trl(options: argparse.Namespace) -> None:
 
 
 class Side:
-    """A child process that takes a step whenever it is asked to."""
+    """A process that takes a step whenever it is asked to."""
 
     def __init__(self, name: str, case: str, options: argparse.Namespace, project: Path) -> None:
-        passed = {"case": case, "project": project, "side": name}
-        passed |= {key: getattr(options, key) for key in ("threads", "steps", "precision", "device", "rows")}
-        command = [sys.executable, __file__, *(part for key, value in passed.items() for part in (f"--{key}", str(value)))]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         self.name, self.log = name, project / f"{case}-{name}.log"
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+        self._parent, child = context(options).Pipe()
+        own = argparse.Namespace(**vars(options) | {"side": name, "case": case, "project": project})
+        self._process = context(options).Process(target=run_side, args=(own, child, self.log))
+        self._process.start()
+        child.close()
+        self.peak_flops = self._receive()
         self.reports: list[dict[str, Any]] = []
 
     def step(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its log says why
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with {self._process.wait()}:\n{self.log.read_text()[-3000:]}")
-        self.reports.append(json.loads(line))
+        self._parent.send("go")
+        self.reports.append(self._receive())
+
+    def _receive(self) -> Any:
+        try:
+            return self._parent.recv()
+        except EOFError:
+            self._process.join()
+            text = self.log.read_text()[-3000:]
+            raise SystemExit(f"{self.name} ended with {self._process.exitcode}:\n{text}") from None
 
     def summary(self) -> dict[str, Any]:
-        self._process.wait()
+        self._process.join()
         seconds = [round(report["seconds"], 2) for report in self.reports[1:]]
         last = self.reports[-1]
         return {
             "seconds": seconds,
-            "median_seconds": statistics.median(seconds),
+            "cpu_seconds": [round(report["cpu_seconds"], 2) for report in self.reports[1:]],
+            "median_seconds": statistics.median(report["seconds"] for report in self.reports[1:]),
             "peak_bytes": last["peak"],
             "growth_bytes": last["growth"],
         }
 
 
+def context(options: argparse.Namespace) -> ForkContext | SpawnContext:
+    """Forks on a CPU, so that everything is imported once; CUDA does not survive that."""
+    return multiprocessing.get_context("fork") if options.device == "cpu" else multiprocessing.get_context("spawn")
+
+
+def in_process(options: argparse.Namespace, run: Callable[..., None], *arguments: Any) -> None:
+    """Run in a process of its own: threads that compute in this one would be missing in those that are forked."""
+    process = context(options).Process(target=run, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{run.__name__} ended with {process.exitcode}")
+
+
 def compare(case: str, options: argparse.Namespace, project: Path) -> dict[str, Any]:
     """All sides; ratios are ours to TRL's faster layout."""
-    names = ["align", *TRL_LAYOUTS[case]]
+    names = ["align", *(options.layout or TRL_LAYOUTS[case])]
     if options.device == "cpu":
         sides = [Side(name, case, options, project) for name in names]
         for _ in range(options.steps + 1):
@@ -279,27 +297,23 @@ def compare(case: str, options: argparse.Namespace, project: Path) -> dict[str, 
     lengths = [[len(text) for text in row.values()] for row in rows]
     found = {side.name: side.summary() for side in sides}
     for name, summary in found.items():
-        summary |= rates(case, options, lengths, summary["median_seconds"], shared_prompt=name == "align")
+        flops = training_flops(
+            SHAPES[options.shape],
+            [(prompt, completions) for prompt, *completions in lengths],
+            has_head=case != "reward_model",
+            shared_prompt=name == "align",
+        )
+        peak = next(side.peak_flops for side in sides if side.name == name)
+        summary |= rates(lengths, flops, summary["median_seconds"], peak)
     ours, theirs = found.pop("align"), min(found.items(), key=lambda item: item[1]["median_seconds"])
     measures = {"time": "median_seconds", "memory_growth": "growth_bytes", "memory_peak": "peak_bytes"}
     ratios = {name: round(ours[key] / theirs[1][key], 3) for name, key in measures.items()}
     return {"case": case, "letters": lengths, "align": ours, "trl": found, "beside": theirs[0], "ratio": ratios}
 
 
-def rates(
-    case: str, options: argparse.Namespace, lengths: list[list[int]], seconds: float, *, shared_prompt: bool
-) -> dict[str, float]:
-    """Tokens per second, and MFU where the device's peak is known or can be measured."""
-
+def rates(lengths: list[list[int]], flops: float, seconds: float, peak: float | None) -> dict[str, float]:
+    """Tokens per second, and MFU where the device's peak is known."""
     tokens = sum(prompt + completion for prompt, *completions in lengths for completion in completions)
-    rows = [(prompt, completions) for prompt, *completions in lengths]
-    flops = training_flops(SHAPES[options.shape], rows, has_head=case != "reward_model", shared_prompt=shared_prompt)
-    if options.device == "cuda":
-        import torch
-
-        peak = peak_flops(torch.cuda.get_device_name())
-    else:
-        peak = measured_matmul_flops() if options.precision == "float32" else None
     rate = {"tokens_per_second": round(tokens / seconds, 1)}
     return rate if peak is None else {**rate, "model_flop_utilisation": round(flops / seconds / peak, 3)}
 
@@ -313,13 +327,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=0, help=f"rows or pairs in the batch, default: {ROWS}")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--project", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--layout", action="append", choices=TRL_LAYOUTS["sft"], help="of TRL, default: all that the case has")
     options = parser.parse_args()
-    if options.side:
-        (options.case,) = options.case
-        run_side(options)
-        return 0
     result: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/benchmarks/real_shape.py", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
@@ -329,7 +338,9 @@ def main() -> int:
         "cases": [],
     }
     with tempfile.TemporaryDirectory() as name:
-        write_project(Path(name), options)
+        if options.device == "cpu":
+            import align.pipeline.preload  # noqa: F401
+        in_process(options, write_project, Path(name), options)
         for case in options.case or MEDIANS:
             result["cases"].append(found := compare(case, options, Path(name)))
             print(json.dumps(found), file=sys.stderr)

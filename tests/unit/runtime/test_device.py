@@ -14,7 +14,7 @@ from align.engines.open import resolve_dtype
 from align.errors import EnvironmentProblem
 from align.pipeline.estimate.machine import read_machine
 from align.runtime import device
-from align.runtime.device import device_name, free_memory, has_bfloat16, visible_gpu
+from align.runtime.device import device_name, free_memory, has_bfloat16, peak_gpu_bytes, visible_gpu
 from align.training.loop import resolve_precision
 
 A100, T4 = "0, GPU-aaa, NVIDIA A100, 40960, 1024, 8.0", "1, GPU-bbb, Tesla T4, 15360, 360, 7.5"
@@ -166,3 +166,10 @@ def test_memory_of_the_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty_cache"))
     free_memory()
     assert calls == ["empty_cache"]
+
+
+def test_the_peak_is_what_torch_allocated_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_gpu_bytes() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+    assert peak_gpu_bytes() == 123

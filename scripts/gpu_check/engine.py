@@ -1,0 +1,196 @@
+"""The sampling engine alone: its rate beside bare vLLM, its log-probabilities beside the trainer's, and new weights after sleep.
+
+    PYTHONPATH=scripts python -m gpu_check.engine MODEL OTHER_MODEL [--bare]
+
+Prints one JSON line. A process of its own, since vLLM keeps what it took; with --bare vLLM alone, as it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpu_check.line import Report
+from gpu_check.project import Project
+from gpu_check.stages import GAP_TOLERANCE
+
+from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.runtime.device import device_name
+
+RATE_TOLERANCE = 0.8
+"""Of bare vLLM's tokens per second."""
+COUNTS = {"cuda": (256, 8, 128), "cpu": (8, 2, 8)}
+"""Prompts, completions of each, and tokens of a completion."""
+CHECKED = 8
+"""Completions whose log-probabilities are compared."""
+OTHER_SEED = 1
+
+
+def check_engine(project: Project, report: Report) -> None:
+    """vLLM with the shape's model; see the module."""
+    from align.testing.shapes import shaped_causal_lm
+
+    other = project.folder / "other"
+    dtype = "bfloat16" if project.device == "cuda" else "float32"
+    shaped_causal_lm(other, project.shape, dtype=dtype, seed=OTHER_SEED)
+    found = _in_process(project.folder / "base", other)
+    if project.device == "cuda":
+        found["bare_tokens_per_second"] = _in_process(project.folder / "base", other, "--bare")["tokens_per_second"]
+    report.keep("engine", found)
+    ratio = found["tokens_per_second"] / found["bare_tokens_per_second"]
+    rates = f"{found['tokens_per_second']:,.0f} tokens/s beside {found['bare_tokens_per_second']:,.0f}: {ratio:.2f}"
+    report.check("rate beside bare vLLM", ratio >= RATE_TOLERANCE, rates, f"at least {RATE_TOLERANCE}")
+    for name, what in (("gap", "log-probabilities"), ("gap_after_exchange", "the same of other weights, after sleep")):
+        mean, most = found[name]
+        passed = mean <= GAP_TOLERANCE["mean"] and most <= GAP_TOLERANCE["max"]
+        wanted = f"mean ≤ {GAP_TOLERANCE['mean']}, largest ≤ {GAP_TOLERANCE['max']} nats"
+        report.check(what, passed, f"mean {mean:.1e}, largest {most:.1e} nats", wanted)
+    if project.device == "cuda":
+        freed = found["freed_bytes"] / 2**30
+        report.check("memory that sleep frees", freed > 0, f"{freed:.2f} GiB", "more than 0")
+    else:
+        report.not_run("memory that sleep frees", "vLLM sleeps on a GPU only")
+
+
+def _in_process(*arguments: str | Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "gpu_check.engine", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        raise RuntimeError(f"the engine's process ended with {done.returncode}: {done.stderr[-1500:]}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
+def make_requests(count: int) -> list[GenerationRequest]:
+    draw = random.Random(11)
+    return [GenerationRequest([draw.randrange(10, 250) for _ in range(draw.randint(8, 64))], 1000 * i) for i in range(count)]
+
+
+def measure(base: Path, other: Path) -> dict[str, Any]:
+    from align.engines.open import resolve_dtype
+    from align.engines.vllm_engine import VllmEngine
+    from align.models.folder import ModelFolder
+
+    device = device_name()
+    prompts, candidates, tokens = COUNTS[device]
+    requests = make_requests(prompts)
+    settings = SamplingSettings(
+        temperature=1.0, top_p=1.0, top_k=None, max_completion_tokens=tokens, num_candidates=candidates, stop_token_ids=()
+    )
+    engine = VllmEngine(ModelFolder(base), dtype=resolve_dtype("auto"), max_model_tokens=64 + tokens, memory_share=0.5)
+    rate = _rate(lambda: sum(len(sample.token_ids) for row in engine.generate(requests, settings) for sample in row))
+    found: dict[str, Any] = {"tokens_per_second": rate}
+    if device == "cpu":  # a second start takes as long as all else; here the engine itself is asked without align around it
+        found["bare_tokens_per_second"] = bare_rate(engine._llm, requests, candidates, tokens)
+    found["gap"] = _gap(engine, base, requests)
+    found["freed_bytes"] = _sleep(engine)
+    engine.load_weights(ModelFolder(other))
+    found["gap_after_exchange"] = _gap(engine, other, requests)
+    return found
+
+
+def measure_bare(base: Path) -> dict[str, float]:
+    """vLLM as it comes, but for the length of its context."""
+    from vllm import LLM
+
+    prompts, candidates, tokens = COUNTS[device_name()]
+    llm = LLM(str(base), max_model_len=64 + tokens)
+    return {"tokens_per_second": bare_rate(llm, make_requests(prompts), candidates, tokens)}
+
+
+def bare_rate(llm: Any, requests: Sequence[GenerationRequest], candidates: int, tokens: int) -> float:
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
+    parameters = [
+        SamplingParams(n=candidates, temperature=1.0, max_tokens=tokens, ignore_eos=True, seed=request.seed)
+        for request in requests
+    ]
+
+    def generate() -> int:
+        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        return sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
+
+    return _rate(generate)
+
+
+def _rate(generate: Any) -> float:
+    """Tokens per second, the better of two runs after one to warm up."""
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        tokens = generate()
+        rates.append(tokens / (time.perf_counter() - started))
+    return float(max(rates[1:]))
+
+
+def _sleep(engine: Any) -> int:
+    """Let the engine sleep and wake up; the bytes of the GPU that were free meanwhile and had not been before."""
+    if device_name() == "cpu":  # vLLM cannot sleep there
+        return 0
+    import torch
+
+    before = torch.cuda.mem_get_info()[0]
+    engine.sleep()
+    freed = torch.cuda.mem_get_info()[0] - before
+    engine.wake_up()
+    return int(freed)
+
+
+def _gap(engine: Any, model: Path, requests: Sequence[GenerationRequest]) -> tuple[float, float]:
+    """Mean and largest difference of the engine's log-probabilities from the trainer's, in nats a token."""
+    settings = SamplingSettings(
+        temperature=1.0, top_p=1.0, top_k=None, max_completion_tokens=16, num_candidates=1, stop_token_ids=(), with_logps=True
+    )
+    asked = requests[:CHECKED]
+    samples = [row[0] for row in engine.generate(asked, settings)]
+    trained = _trainer_logps(model, asked, samples)
+    differences = [
+        abs(sampled - own)
+        for sample, logps in zip(samples, trained, strict=True)
+        for sampled, own in zip(sample.logps or [], logps, strict=True)
+    ]
+    return statistics.fmean(differences), max(differences)
+
+
+def _trainer_logps(model: Path, requests: Sequence[GenerationRequest], samples: Sequence[SampledCompletion]) -> list[list[float]]:
+    import torch
+
+    from align.models.head import last_hidden_states, target_logps
+    from align.models.load import load_causal_lm
+    from align.training.loop import resolve_precision
+
+    device = device_name()
+    loaded = load_causal_lm(model).to(device)
+    found = []
+    for request, sample in zip(requests, samples, strict=True):
+        ids = torch.tensor([request.prompt_token_ids + sample.token_ids], device=device)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=resolve_precision("auto") == "bfloat16"):
+            states = last_hidden_states(loaded, input_ids=ids)[0, len(request.prompt_token_ids) - 1 : -1]
+            found.append(target_logps(loaded, states, ids[0, len(request.prompt_token_ids) :]).tolist())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--bare", action="store_true")
+    options = parser.parse_args()
+    result = measure_bare(options.model) if options.bare else measure(options.model, options.other)
+    print("\n" + json.dumps(result), flush=True)
+    os._exit(0)  # vLLM may hang in its exit handlers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Tokens per second and MFU of SFT and DPO beside TRL's trainers, by scripts/benchmarks/real_shape.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from gpu_check.line import Report
+from gpu_check.project import Project
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "real_shape.py"
+OPTIONS = {
+    "cuda": ["--precision", "bfloat16", "--rows", "32", "--steps", "5"],
+    "cpu": ["--precision", "float32", "--rows", "2", "--steps", "1", "--threads", "1", "--layout", "padded"],
+}
+MFU_TARGET, SPEED_TARGET = 0.5, 1.5
+"""The goals at 1 B weights on an H200; smaller GPUs and models are held to the second alone."""
+GOAL_SHAPE, GOAL_DEVICES = "llama-3.2-1b", ("H100", "H200")
+
+
+def compare_speed(project: Project, report: Report) -> None:
+    """One optimizer step of either side, the same rows."""
+    for case in ("sft", "dpo"):
+        command = [sys.executable, str(SCRIPT), "--shape", project.shape, "--device", project.device, "--case", case]
+        done = subprocess.run([*command, *OPTIONS[project.device]], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            report.check(case, False, f"{SCRIPT.name} ended with {done.returncode}: {done.stderr[-600:]}", "no error")
+            continue
+        (figures,) = json.loads(done.stdout)["cases"]
+        report.keep(case, figures)
+        ours, theirs = figures["align"], figures["trl"][figures["beside"]]
+        speed = theirs["median_seconds"] / ours["median_seconds"]
+        found = (
+            f"{ours['tokens_per_second']:,.0f} tokens/s beside {theirs['tokens_per_second']:,.0f}: {speed:.2f} times TRL "
+            f"({figures['beside']}); memory {figures['ratio']['memory_peak']:.2f}"
+        )
+        if project.device == "cpu":  # a step of a tiny model is overhead, so that its rate says nothing
+            report.check(case, ours["tokens_per_second"] > 0, found, "a rate")
+        else:
+            report.check(case, speed >= SPEED_TARGET, found, f"at least {SPEED_TARGET} times TRL")
+        _check_utilisation(case, project, report, ours.get("model_flop_utilisation"))
+
+
+def _check_utilisation(case: str, project: Project, report: Report, found: float | None) -> None:
+    what = f"{case}, MFU"
+    if found is None:
+        report.not_run(what, "the peak rate of this device is not in align/testing/flops.py")
+    elif project.device == "cpu":
+        report.check(what, found > 0, f"{found:.1%} of a measured matrix product", "a figure")
+    elif project.shape == GOAL_SHAPE and _is_goal_device():
+        report.check(what, found >= MFU_TARGET, f"{found:.1%}", f"at least {MFU_TARGET:.0%}")
+    else:
+        report.check(what, found > 0, f"{found:.1%}", f"a figure; the goal is for {GOAL_SHAPE} on {', '.join(GOAL_DEVICES)}")
+
+
+def _is_goal_device() -> bool:
+    from align.runtime.device import visible_gpu
+
+    gpu = visible_gpu()
+    return gpu is not None and any(name in gpu.name for name in GOAL_DEVICES)

@@ -1,0 +1,134 @@
+"""Every stage, bfloat16 against float32, the sampler's gap, memory against the plan, and a kill in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gpu_check.line import Report
+from gpu_check.project import ARITHMETICS, TRAINED, Project
+
+from align import load_recipe, run_recipe
+from align.pipeline.estimate.plan import estimate_plan
+from align.pipeline.plan import make_plan
+from align.training.checkpoint import PREFIX, SEAL_NAME
+
+LOSS_TOLERANCE = 0.02
+"""Of bfloat16's first loss, as a share of float32's, or of 1 where that is smaller: weights and rows are the same."""
+GAP_TOLERANCE = {"mean": 0.05, "max": 0.5}
+"""Nats a token, between the sampler's and the trainer's log-probabilities of sampled tokens."""
+MEMORY_TOLERANCE = 0.25
+"""As in docs/memory.md."""
+RESUMED_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
+"""Of the last loss after a kill, as a share of the undisturbed one: a GPU adds in another order each time."""
+KILL_SECONDS = 900.0
+
+
+def run_stages(project: Project, report: Report) -> None:
+    """Every stage of the recipe runs; the parts that follow read what it leaves."""
+    recipe = load_recipe(project.recipe)
+    plan = make_plan(recipe, project.runs)
+    estimates = {stage.name: stage.of_recipe for stage in estimate_plan(plan).stages}
+    try:
+        run_recipe(recipe, project.runs)
+    finally:
+        for stage in plan.stages:
+            manifest = project.manifest(stage.name)
+            if manifest is None:
+                report.not_run(stage.name, "a stage before it failed, or it did")
+                continue
+            report.check(stage.name, True, f"{manifest.seconds:.1f} s, {manifest.peak_memory_bytes / 2**30:.2f} GiB", "finishes")
+            estimate = estimates.get(stage.name)
+            figures = {"seconds": manifest.seconds, "peak_memory_bytes": manifest.peak_memory_bytes}
+            if estimate is not None:
+                # What torch allocates on a GPU does not hold the CUDA context, which the estimate counts.
+                outside = estimate.memory.process if project.device == "cuda" else 0
+                figures["estimated_bytes"] = estimate.memory.peak - outside
+            report.keep(stage.name, figures)
+
+
+def compare_arithmetics(project: Project, report: Report) -> None:
+    """The first loss of every training in bfloat16 is that in float32, to rounding."""
+    for name in TRAINED:
+        if name == "ppo":  # its completions differ, so its losses do; `compare_samplers` looks at it
+            continue
+        manifests = [project.manifest(f"{name}_{arithmetic}") for arithmetic in ARITHMETICS]
+        if None in manifests:
+            report.not_run(name, "a training did not finish")
+            continue
+        exact, rounded = (
+            [row["loss"] for row in project.curve(f"{name}_{arithmetic}") if "loss" in row] for arithmetic in ARITHMETICS
+        )
+        off = abs(rounded[0] - exact[0]) / max(1.0, abs(exact[0]))
+        report.keep(name, dict(zip(ARITHMETICS, (exact, rounded), strict=True)))
+        found = f"{rounded[0]:.5f} beside {exact[0]:.5f}, off by {off:.1e}; last {rounded[-1]:.5f} beside {exact[-1]:.5f}"
+        report.check(name, off <= LOSS_TOLERANCE, found, f"first loss within {LOSS_TOLERANCE:.0%}")
+
+
+def compare_samplers(project: Project, report: Report) -> None:
+    """Trainer and sampler agree on what was sampled in every rollout batch of PPO, so also after each exchange of weights."""
+    for arithmetic in ARITHMETICS:
+        if project.manifest(f"ppo_{arithmetic}") is None:
+            report.not_run(f"ppo_{arithmetic}", "it did not finish")
+            continue
+        rows = [row for row in project.curve(f"ppo_{arithmetic}") if "rollout/sampler_gap" in row]
+        mean, most = (max(row[f"rollout/sampler_gap{end}"] for row in rows) for end in ("", "_max"))
+        report.keep(arithmetic, rows)
+        passed = len(rows) > 1 and mean <= GAP_TOLERANCE["mean"] and most <= GAP_TOLERANCE["max"]
+        wanted = f"mean ≤ {GAP_TOLERANCE['mean']}, largest ≤ {GAP_TOLERANCE['max']} nats in each of several batches"
+        report.check(f"ppo_{arithmetic}", passed, f"mean {mean:.1e}, largest {most:.1e} in {len(rows)} batches", wanted)
+
+
+def compare_memory(project: Project, report: Report) -> None:
+    """Peak memory of every training is near what `align plan` said."""
+    for stage, figures in report.figures.get(project.shape, {}).get("stages", {}).items():
+        if "estimated_bytes" not in figures:
+            continue
+        estimated, measured = figures["estimated_bytes"], figures["peak_memory_bytes"]
+        ratio = estimated / measured
+        report.keep(stage, {"estimated_bytes": estimated, "measured_bytes": measured})
+        found = f"estimated {estimated / 2**30:.2f} GiB, measured {measured / 2**30:.2f}: ratio {ratio:.2f}"
+        report.check(stage, abs(ratio - 1) <= MEMORY_TOLERANCE, found, f"within {MEMORY_TOLERANCE:.0%}")
+
+
+def kill_and_resume(project: Project, report: Report) -> None:
+    """A training that is killed with its whole run goes on from its checkpoint, and ends as the undisturbed one did."""
+    stage = "sft_bfloat16"
+    if project.manifest(stage) is None:
+        report.not_run(stage, "there is no undisturbed training to compare with")
+        return
+    runs = project.folder / "killed"
+    command = [sys.executable, "-m", "align.cli.main", "run", str(project.recipe), "--out", str(runs), "--only", stage]
+    log = project.folder / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        deadline = time.monotonic() + KILL_SECONDS
+        while process.poll() is None and time.monotonic() < deadline and not _checkpoints(runs):
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = _checkpoints(runs)
+    if project.manifest(stage, runs) is not None or not kept:
+        report.not_run(stage, f"it was not caught between two checkpoints; see {log}")
+        return
+    with log.open("a") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    if done.returncode != 0:
+        report.check(stage, False, f"the second run ended with {done.returncode}: {log.read_text()[-400:]}", "it goes on")
+        return
+    last, undisturbed = (project.curve(stage, folder)[-1]["loss"] for folder in (runs, project.runs))
+    off = abs(last - undisturbed) / abs(undisturbed)
+    tolerance = RESUMED_TOLERANCE[project.device]
+    found = f"killed after step {kept[-1]}; last loss {last:.6f} beside {undisturbed:.6f}"
+    report.keep(stage, {"killed_after_step": kept[-1], "last_loss": last, "undisturbed": undisturbed})
+    report.check(stage, off <= tolerance, found, "equal" if tolerance == 0 else f"within {tolerance:g}")
+
+
+def _checkpoints(runs: Path) -> list[int]:
+    """Steps of the checkpoints that are whole."""
+    found = runs.glob(f".store/*/work/checkpoints/{PREFIX}*/{SEAL_NAME}")
+    return sorted(int(path.parent.name.removeprefix(PREFIX)) for path in found)
