@@ -126,10 +126,9 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
         metavar = _repeated_metavar(alternatives)
     elif is_reference(alternatives[0]):
         metavar = "FILE" if not set(kinds_of(alternatives[0])) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
-    elif choices := get_args(alternatives[0]):
-        metavar = "|".join(str(choice) for choice in choices)
     else:
-        metavar = {int: "INTEGER", float: "NUMBER"}.get(alternatives[0], "TEXT")
+        words = {int: ("INTEGER",), float: ("NUMBER",), bool: ("true", "false")}
+        metavar = "|".join(str(word) for kind in alternatives for word in get_args(kind) or words.get(kind, ("TEXT",)))
     option = typer.Option(flag, metavar=metavar, help=help_text, show_default=False)
     if info.is_required():
         return Annotated[list[str] if repeated else str, option], ...

@@ -85,8 +85,9 @@ class TrainingMemory(StrictModel):
     optimizer: OptimizerName = "adamw"
     """adamw keeps 8 bytes a weight; adamw_8bit 2; paged_adamw_8bit 2, which move to the computer's memory when the GPU's is full;
     adafactor next to nothing, and has no momentum. The 8-bit ones need bitsandbytes."""
-    gradient_checkpointing: ExecutionOnly[bool] = False
-    """Compute each layer a second time in the backward pass instead of keeping what it needs: a third slower, the same result."""
+    gradient_checkpointing: ExecutionOnly[Literal["auto"] | bool] = "auto"
+    """Compute each layer a second time in the backward pass instead of keeping what it needs: a third slower, the same result.
+    auto: where the training would not fit into memory without it."""
 
 
 class Optimization(SavedWeights, TrainingMemory):
@@ -106,14 +107,20 @@ class Optimization(SavedWeights, TrainingMemory):
     """Passes over the data."""
     batch_size: int = Field(default=32, ge=1)
     """Sequences (or pairs) per optimizer step, over all accumulation steps."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences (or pairs) per forward pass; batch_size must be a multiple. Default: batch_size."""
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Sequences (or pairs) per forward pass; batch_size must be a multiple. auto: batch_size, or the largest part of it that fits
+    into memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 if a GPU has it, else float32."""
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Optimizer steps after which a checkpoint is written besides. Default: by time alone."""
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Sequences (or pairs) per forward pass; batch_size where that is left to the machine."""
+        return self.batch_size if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,14 @@ from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.pipeline.estimate.machine import read_machine
+from align.pipeline.estimate.plan import PlanReader
 from align.pipeline.estimate.rates import unusual_rates
+from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
 from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
+from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
     Event,
@@ -41,6 +45,7 @@ from align.stages.registry import STAGES
 from align.store.artifact import Artifact
 from align.store.atomic import fsync_folder, write_bytes, write_json
 from align.store.lock import hold
+from align.training.needs import Trains
 
 LOG_NAME = "run.log"
 INPUT_LINKS_NAME = "inputs"
@@ -201,6 +206,7 @@ class _Runner:
             inputs=stage.inputs,
             recipe=self._plan.recipe.resolved(),
             command=self._command,
+            memory=self._choose_memory(stage, artifacts),
         )
         job = Job(
             name=stage.name,
@@ -218,6 +224,20 @@ class _Runner:
             with contextlib.suppress(EnvironmentProblem):
                 self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=getattr(error, "exit_code", EXIT_BUG)))
             raise error
+
+    def _choose_memory(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> MemoryChoice:
+        """What a training does to fit into the memory that is free now; it is reported where that is not the plain way."""
+        config = stage.node.config
+        if not isinstance(config, Trains):
+            return PLAIN
+        machine = read_machine(self._plan.run_folder)
+        reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
+        (estimate, *_) = reader.estimates(stage, [peft], machine) or (None,)
+        if estimate is None or estimate.choice == PLAIN:
+            return PLAIN
+        needs, free = size_text(estimate.memory.peak), size_text(machine.free_bytes)
+        self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
+        return estimate.choice
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""

@@ -15,6 +15,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
 from align.models.folder import ModelFolder
+from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -56,6 +57,7 @@ class StageJob:
     inputs: Mapping[str, str]
     recipe: Mapping[str, Any]
     command: list[str]
+    memory: MemoryChoice
 
 
 class _WorkSeconds:
@@ -131,6 +133,7 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
         seed=job.seed,
         emit=emit,
         stop_requested=stop,
+        memory=job.memory,
         recipe=job.recipe,
         command=job.command,
     )

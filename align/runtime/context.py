@@ -24,6 +24,24 @@ def _never() -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class MemoryChoice:
+    """What a training does to fit into memory, where its configuration leaves that to the machine. It changes only rounding."""
+
+    micro_batch_size: int | None = None
+    """None: the whole batch_size, or what the configuration says."""
+    gradient_checkpointing: bool = False
+    """False: as the configuration says, or off."""
+
+    def __str__(self) -> str:
+        size = "" if self.micro_batch_size is None else f"micro_batch_size {self.micro_batch_size}"
+        return " and ".join(filter(None, (size, "gradient_checkpointing" if self.gradient_checkpointing else "")))
+
+
+PLAIN = MemoryChoice()
+"""Nothing has to be done."""
+
+
 @dataclass(kw_only=True)
 class RunContext:
     """What trainers and samplers need to know about the run that they are part of."""
@@ -34,6 +52,7 @@ class RunContext:
     """Survives interruptions, and is removed when the stage is committed: unfinished shards and checkpoints live here."""
     seed: int
     """Every random number follows from it."""
+    memory: MemoryChoice = PLAIN
     rank: int = 0
     """Number of this process among those that run the stage together, from 0."""
     world_size: int = 1

@@ -49,12 +49,18 @@ def train_and_save(
 
     if record.exists() and trained.is_dir():
         history = TrainingHistory(**json.loads(record.read_bytes()))
-        trainer.pass_size.keep_in(context)
+        trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=config.gradient_checkpointing)
         context.note(f"training was done before, after {history.steps} steps")
         for row in history.rows:
             context.metrics(row)
     else:
-        history = train(trainer, context, checkpoint_minutes=config.checkpoint_minutes, keep_epoch=keep)
+        history = train(
+            trainer,
+            context,
+            checkpoint_minutes=config.checkpoint_minutes,
+            gradient_checkpointing=config.gradient_checkpointing,
+            keep_epoch=keep,
+        )
         # Last, and atomically: where it exists, the model is on the disk.
         write_bytes(record, json.dumps(asdict(history)).encode())
     link_tree(trained, output)

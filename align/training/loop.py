@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
-from align.training.optimizer import require_checkpointing, require_optimizer, trainer_name
+from align.training.optimizer import require_optimizer, trainer_name
 from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -55,7 +55,9 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         raise RecipeError(
             f"{context.name}: batch_size {config.batch_size} is not a multiple of the number of processes, {context.world_size}"
         )
-    micro = config.micro_batch_size or share
+    micro = config.micro_batch_size
+    if micro == "auto":
+        micro = math.gcd(context.memory.micro_batch_size or share, share)
     if share % micro:  # with one process the configuration has refused it
         raise RecipeError(f"{context.name}: batch_size {share} of each process is not a multiple of micro_batch_size {micro}")
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
@@ -72,8 +74,8 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "optim": trainer_name(config.optimizer),
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": device_name() == "cpu",
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        # TRL's default is true; `train` switches it on.
+        "gradient_checkpointing": False,
         # Dropout draws from `seed`, the order of rows from `data_seed`.
         "seed": derive_seed(context.seed, "dropout"),
         "data_seed": derive_seed(context.seed, "order"),
@@ -218,6 +220,7 @@ def train(
     context: RunContext,
     *,
     checkpoint_minutes: float = math.inf,
+    gradient_checkpointing: Literal["auto"] | bool = False,
     keep_epoch: Callable[[int], None] | None = None,
 ) -> TrainingHistory:
     """Train to the end, from the newest whole checkpoint where there is one.
@@ -227,13 +230,12 @@ def train(
     Args:
         checkpoint_minutes: between checkpoints, besides those that the trainer's own arguments order.
         keep_epoch: called at the last step of every epoch with its number, from 1.
+        gradient_checkpointing: as in the recipe.
     Raises:
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
-    if trainer.args.gradient_checkpointing:
-        require_checkpointing(trainer.model, context.name)
-    trainer.pass_size.keep_in(context)
+    trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=gradient_checkpointing)
     folder = Path(trainer.args.output_dir or "")
     callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes))
     trainer.add_callback(callback)

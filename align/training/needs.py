@@ -130,7 +130,7 @@ class Trains(Protocol):
 def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, packing: bool) -> Batch:
     """Full rows where samples are packed, else rows as long as the longest sample."""
     limit = min(max_tokens, setting.context)
-    micro, lengths = config.micro_batch_size or config.batch_size, setting.lengths
+    micro, lengths = config.rows_per_pass, setting.lengths
     is_packed = packing and not setting.virtual_tokens
     row = limit if is_packed else min(limit, max((row.total for row in lengths or ()), default=limit))
     # Only completions have targets; rows that are not known may be all completion.
@@ -146,7 +146,7 @@ def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
     A prompt counts once, unless virtual tokens stand in front of both sides.
     """
     limit = min(config.max_tokens, setting.context)
-    micro = config.micro_batch_size or config.batch_size
+    micro = config.rows_per_pass
     # Pairs that do not exist yet may be all completion.
     fitting = [row for row in setting.lengths or () if row.longer_side <= limit] or [RowLength(0, (limit, limit))]
     longest = heapq.nlargest(micro, fitting, key=lambda row: row.total)

@@ -1,8 +1,8 @@
-"""How much goes through the models of a training at once, and what happens when that was too much.
+"""What a training does so that its passes fit into memory, and what it does when one did not.
 
 An out-of-memory error costs one optimizer batch: what it accumulated is thrown away, and it is computed again in passes of half
 the size. No step and no row is lost, and the result is the same to rounding. accelerate's `find_executable_batch_size` would
-start the whole training again.
+start the whole training again. Where the smallest pass is too much, layers are computed again from there on, if the stage may.
 
 work/memory.json    what the passes came to, for an attempt that goes on after an interruption
 """
@@ -10,27 +10,23 @@ work/memory.json    what the passes came to, for an attempt that goes on after a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 from align.errors import StageError
 from align.runtime.context import RunContext
 from align.runtime.device import free_memory, out_of_memory
 from align.store.atomic import write_json
+from align.training.optimizer import recompute_layers
 
 RECORD_NAME = "memory.json"
-SIZE_KEY = "pass_size"
-
-ADVICE = (
-    "Set gradient_checkpointing: true, lower max_tokens (max_completion_tokens in online methods), choose an 8-bit optimizer, or "
-    "train an adapter (peft). align plan --memory compares them."
-)
+SIZE_KEY, RECOMPUTE_KEY = "pass_size", "gradient_checkpointing"
 
 T = TypeVar("T")
 
 
 class PassSize:
-    """The largest number of rows, pairs or tokens in a forward pass. It only falls."""
+    """The largest number of rows, pairs or tokens in a forward pass, which only falls, and whether layers are computed again."""
 
     def __init__(self, size: int, unit: str) -> None:
         """Start with `size`.
@@ -40,14 +36,41 @@ class PassSize:
         """
         self.size = size
         self._unit = unit
+        self.recomputes = False
+        """Whether gradient checkpointing is on."""
+        self._may_recompute = False
+        self._models: Sequence[Any] = ()
         self._context: RunContext | None = None
 
-    def keep_in(self, context: RunContext) -> None:
-        """Write down and report every change from now on; begin with what an interrupted attempt of the stage came to."""
-        self._context = context
+    def keep_in(
+        self, context: RunContext, models: Sequence[Any], *, gradient_checkpointing: Literal["auto"] | bool = False
+    ) -> None:
+        """Begin with what was chosen for the stage, or an interrupted attempt came to; report and write down every change.
+
+        Args:
+            models: those that learn.
+            gradient_checkpointing: as in the recipe.
+        Raises:
+            RecipeError: if gradient checkpointing is wanted by name and a model cannot do it.
+        """
+        self._context, self._models = context, models
         record = context.work / RECORD_NAME
-        if record.exists():
-            self.size = min(self.size, int(json.loads(record.read_bytes())[SIZE_KEY]))
+        kept = json.loads(record.read_bytes()) if record.exists() else {}
+        self.size = min(self.size, kept.get(SIZE_KEY, self.size))
+        is_auto = gradient_checkpointing == "auto" and all(model.supports_gradient_checkpointing for model in models)
+        chosen = context.memory.gradient_checkpointing or kept.get(RECOMPUTE_KEY, False)
+        self._may_recompute = is_auto
+        if gradient_checkpointing is True or (is_auto and chosen):
+            self._recompute()
+
+    def _recompute(self) -> None:
+        self.recomputes, self._may_recompute = True, False
+        for model in self._models:
+            recompute_layers(model, self._name)
+
+    @property
+    def _name(self) -> str:
+        return "training" if self._context is None else self._context.name
 
     def retry(self, compute: Callable[[], T], *, used: Callable[[], int], smallest: Callable[[], int] = lambda: 1) -> T:
         """What `compute` returns. After an out-of-memory error it is called again, with at most half of what it used.
@@ -68,17 +91,25 @@ class PassSize:
                     raise
             # Not in the handler: the error holds the frames of the pass, and they its tensors.
             free_memory()
-            self._halve(used(), smallest(), problem)
+            self._shrink(used(), smallest(), problem)
 
-    def _halve(self, used: int, smallest: int, problem: str) -> None:
-        name = "training" if self._context is None else self._context.name
-        if used <= smallest:
-            raise StageError(
-                f"{name}: out of memory with the smallest forward pass, {used:,} {self._unit}: {problem}",
-                hint=ADVICE,
-            )
-        self.size = max(used // 2, smallest)
+    def _shrink(self, used: int, smallest: int, problem: str) -> None:
+        passes = f"{used:,} {self._unit} in a forward pass"
+        if used > smallest:
+            self.size = max(used // 2, smallest)
+            change = f"computed again with {self.size:,}"
+        elif self._may_recompute:
+            self._recompute()
+            change = "computed again with gradient_checkpointing"
+        else:
+            raise StageError(f"{self._name}: out of memory with {passes}, the fewest: {problem}", hint=self._advice())
         if self._context is not None:
-            write_json(self._context.work / RECORD_NAME, {SIZE_KEY: self.size})
-            passes = f"{used:,} {self._unit} in a forward pass"
-            self._context.note(f"out of memory with {passes}; computed again with {self.size:,} ({problem})")
+            write_json(self._context.work / RECORD_NAME, {SIZE_KEY: self.size, RECOMPUTE_KEY: self.recomputes})
+            self._context.note(f"out of memory with {passes}; {change} ({problem})")
+
+    def _advice(self) -> str:
+        first = "Lower" if self.recomputes else "Set gradient_checkpointing: true, lower"
+        return (
+            f"{first} max_tokens (max_completion_tokens in online methods), choose an 8-bit optimizer, or train an adapter "
+            "(peft). align plan --memory compares them."
+        )

@@ -102,6 +102,8 @@ def train_seq2seq_sft(
         "row_fill": trainer.row_fill(),
         "trained_parameters": count_trained(trainer.model),
         "precision": resolve_precision(config.precision),
+        "micro_batch_size": trainer.pass_size.size,
+        "gradient_checkpointing": trainer.pass_size.recomputes,
         "architecture": "encoder_decoder",
     }
     return SftResult(history, metrics)

@@ -81,6 +81,8 @@ def train_sft(
         "row_fill": tokens / room,
         "trained_parameters": count_trained(model),
         "precision": resolve_precision(config.precision),
+        "micro_batch_size": trainer.pass_size.size,
+        "gradient_checkpointing": trainer.pass_size.recomputes,
     }
     return SftResult(history, metrics)
 

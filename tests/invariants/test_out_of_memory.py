@@ -11,12 +11,15 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from align import load_recipe, run_recipe
 from align.config.sections import Optimization
 from align.errors import StageError
 from align.models.chat_format import load_format
 from align.models.dropout import set_dropout
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
+from align.pipeline.estimate.machine import Machine
+from align.pipeline.plan import make_plan
 from align.scoring.batching import map_batches
 from align.stages import dpo
 from align.testing import Recorder, pairwise_config, random_pairs, run_context
@@ -92,7 +95,7 @@ def test_a_failure_in_the_first_step_leaves_nothing_behind(
         "out of memory with 4 rows in a forward pass; computed again with 2 (CUDA out of memory. Tried to allocate 2.00 GiB. GPU "
         "0 has a capacity of 8.00 GiB of which 1.00 GiB is free)"
     ]
-    assert json.loads((tmp_path / "halved" / "memory.json").read_text()) == {"pass_size": 2}
+    assert json.loads((tmp_path / "halved" / "memory.json").read_text()) == {"pass_size": 2, "gradient_checkpointing": False}
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
@@ -130,10 +133,31 @@ def test_one_row_that_does_not_fit_is_an_error(project_template: Path, tmp_path:
     before = weights_of(trainer_of("sft", project_template / "base", tmp_path, 8, Recorder())[0])
     failing(monkeypatch, lambda number, rows: True)
     trainer, context = trainer_of("sft", project_template / "base", tmp_path, 8, Recorder())
-    with pytest.raises(StageError, match=r"test: .* smallest forward pass, 1 rows: CUDA .* 2\.00 GiB") as found:
+    with pytest.raises(
+        StageError, match=r"test: out of memory with 1 rows in a forward pass, the fewest: CUDA .* 2\.00 GiB"
+    ) as found:
         train(trainer, context)
     assert "gradient_checkpointing" in str(found.value.hint)
     assert torch.equal(weights_of(trainer), before)
+
+
+def test_one_row_that_does_not_fit_is_computed_with_less_memory_where_that_is_left_to_the_machine(
+    project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again after an interruption. In float32 on a CPU gradient checkpointing changes no byte."""
+    base = project_template / "base"
+    expected, *_ = trained("sft", base, tmp_path / "one", 1)
+    failing(monkeypatch, lambda number, rows: number <= 4)  # 8, 4, 2, 1
+    for notes in (4, 0):
+        recorder = Recorder()
+        trainer, context = trainer_of("sft", base, tmp_path / "auto", 8, recorder)
+        train(trainer, context, gradient_checkpointing="auto")
+        assert torch.equal(weights_of(trainer), expected)
+        assert trainer.model.is_gradient_checkpointing
+        assert trainer.pass_size.recomputes
+        assert ["computed again with gradient_checkpointing" in note for note in recorder.notes] == [False, False, False, True][
+            :notes
+        ]
 
 
 def test_other_errors_are_not_taken_for_it(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +192,23 @@ def test_passes_without_gradients_become_smaller(
     assert map_batches([1, 5, 5, 2, 5, 4], 100, squares, reports.append) == [0, 1, 4, 9, 16, 25]
     assert reports[-1] == 6
     assert "going on with 3" in capsys.readouterr().out
+
+
+def test_a_run_does_what_was_chosen_and_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("cpu", "memory", 128 << 20, 128 << 20, 50 << 30, has_bfloat16=False)
+    monkeypatch.setattr("align.pipeline.run.read_machine", lambda folder: machine)
+    recorder = Recorder()
+    recipe = load_recipe(project, ["stages.sft.num_epochs=1"])
+    result = run_recipe(recipe, project / "runs", only="sft", sinks=[recorder], in_process=True)
+    (note,) = [
+        note for note in recorder.notes if note.startswith("micro_batch_size 1 and gradient_checkpointing, to fit: about ")
+    ]
+    assert note.endswith(" MiB of 128 MiB")
+    plan = make_plan(recipe, project / "runs")
+    (stage,) = [stage for stage in plan.stages if stage.name == "sft"]
+    assert stage.status == "cached"
+    manifest = stage.entry.read_manifest()
+    assert manifest is not None
+    assert (manifest.metrics["micro_batch_size"], manifest.metrics["gradient_checkpointing"]) == (1, True)
+    assert (manifest.config["micro_batch_size"], manifest.config["gradient_checkpointing"]) == ("auto", "auto")
+    assert result.stages[0]["status"] == "run"

@@ -40,7 +40,7 @@ def build(
     work: Path,
     kind: str,
     *,
-    micro: int | None = None,
+    micro: Any = "auto",
     form: Any = "shared_prompt",
     row_tokens: int = 40,
     reverse: bool = False,

@@ -111,7 +111,7 @@ def test_the_training_loss_is_the_mean_over_completion_tokens(base: Path, tmp_pa
 
 def test_accumulation_equals_one_large_batch(base: Path, tmp_path: Path) -> None:
     weights = []
-    for micro in (None, 1, 2):
+    for micro in ("auto", 1, 2):
         work = tmp_path / str(micro)
         trainer = trainer_of(base, work, micro_batch_size=micro, num_epochs=4, learning_rate=1e-3)
         history = train(trainer, run_context(work))

@@ -67,7 +67,7 @@ def test_accumulation_equals_one_large_batch(
         build_row([TrainingSample(pair["prompt_ids"], pair[side])]) for pair in PAIRS for side in ("chosen_ids", "rejected_ids")
     ]
     weights = []
-    for micro in (None, 1, 3):
+    for micro in ("auto", 1, 3):
         context = run_context(tmp_path / str(micro))
         config = Optimization(precision=precision, batch_size=6, micro_batch_size=micro, num_epochs=4, learning_rate=1e-2)
         trainer = sft_trainer(

@@ -20,6 +20,7 @@ from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, logits_chunk_tokens
 from align.pipeline.estimate.lengths import SAMPLED_ROWS
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
+from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.device import Device
 from align.training.checkpoint import KEEP
 from align.training.needs import Batch, Precision, RowLength, Sampler, Setting, TrainingNeeds, training_precision
@@ -230,6 +231,8 @@ class Estimate:
     """At its fullest: checkpoints, epochs and the result."""
     kept_bytes: int
     """What stays after the stage is done."""
+    choice: MemoryChoice = PLAIN
+    """What the stage does to fit, where the recipe leaves that to the machine."""
 
 
 def method_name(peft: Peft) -> str:
@@ -257,7 +260,7 @@ def estimate_stage(
     # As `runtime.device.frozen_dtype` decides: scorers serve no training's precision.
     frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
     frozen: Precision = "float32" if precision == "float32" else frozen_scorer
-    moments, recomputes = MOMENTS_BYTES[needs.memory.optimizer], needs.memory.gradient_checkpointing
+    moments, recomputes = MOMENTS_BYTES[needs.memory.optimizer], needs.memory.gradient_checkpointing is True
     model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen, recomputes=recomputes)
     value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from align.config.peft import Lora
 from align.models.folder import ModelFolder
+from align.pipeline.estimate.fit import fit_stage
 from align.pipeline.estimate.lengths import row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
-from align.pipeline.estimate.memory import Estimate, Peft, estimate_stage, method_name
+from align.pipeline.estimate.memory import Estimate, Peft, method_name
 from align.pipeline.estimate.shape import read_shape
-from align.pipeline.plan import Plan
-from align.store.artifact import Artifact
+from align.pipeline.plan import Plan, PlannedStage
+from align.store.artifact import Artifact, Manifest
 from align.training.needs import RowLength, Trains
 
 METHODS: tuple[Peft, ...] = (None, Lora(method="lora"), Lora(method="qlora"))
@@ -48,6 +49,7 @@ class StageEstimate:
                 "disk_bytes": estimate.disk_bytes,
                 "kept_bytes": estimate.kept_bytes,
                 "fits": fits(estimate, machine),
+                "auto": asdict(estimate.choice),
             }
             for estimate in self.estimates
         ]
@@ -77,7 +79,9 @@ def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
         machine: the one it would run on; default: this one.
     """
     found = machine or read_machine(plan.run_folder)
-    return PlanEstimate(found, tuple(_estimates(plan, found)))
+    made = {stage.name: Artifact(stage.name, stage.entry.path, manifest) for stage, manifest in _finished(plan)}
+    reader = PlanReader(plan, made)
+    return PlanEstimate(found, tuple(_estimates(plan, reader, found)))
 
 
 def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
@@ -90,33 +94,47 @@ def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
     return None if resolved is None else resolved.model
 
 
-def _estimates(plan: Plan, machine: Machine) -> Iterator[StageEstimate]:
-    stages = {stage.name: stage for stage in plan.stages}
-    # Stages of a plan often share a model and its data.
-    shape_in = cache(read_shape)
-
-    @cache
-    def lengths_of(rows: str, folder: ModelFolder) -> list[RowLength] | None:
-        """Lengths of an input's rows, or of the rows that a finished stage made."""
-        stage = stages.get(rows)
-        manifest = stage.entry.read_manifest() if stage is not None and stage.status == "cached" else None
-        made = None if stage is None or manifest is None else Artifact(rows, stage.entry.path, manifest)
-        data = plan.inputs.get(rows) or made
-        return None if data is None else row_lengths(data, folder.path)
-
+def _finished(plan: Plan) -> Iterator[tuple[PlannedStage, Manifest]]:
     for stage in plan.stages:
+        if stage.status == "cached" and (manifest := stage.entry.read_manifest()) is not None:
+            yield stage, manifest
+
+
+def _estimates(plan: Plan, reader: PlanReader, machine: Machine) -> Iterator[StageEstimate]:
+    for stage in plan.stages:
+        if isinstance(config := stage.node.config, Trains):
+            peft = config.training_needs().peft
+            finished = reader.made.get(stage.name)
+            measured = None if finished is None else finished.manifest.peak_memory_bytes or None
+            yield StageEstimate(stage.name, method_name(peft), reader.estimates(stage, (*METHODS, peft), machine), measured)
+
+
+class PlanReader:
+    """Reads models and rows of a plan's training stages, each once."""
+
+    def __init__(self, plan: Plan, made: Mapping[str, Artifact]) -> None:
+        """`made` has what stages have made so far."""
+        self.made = made
+        self._plan = plan
+        # Stages of a plan often share a model and its data.
+        self._shape_in = cache(read_shape)
+        self._lengths_in = cache(self._read_lengths)
+
+    def estimates(self, stage: PlannedStage, methods: Iterable[Peft], machine: Machine) -> tuple[Estimate, ...]:
+        """One for each method, as `fit_stage` makes it; empty where the shape of a model is not known."""
         config = stage.node.config
-        if not isinstance(config, Trains):
-            continue
+        assert isinstance(config, Trains)
         needs = config.training_needs()
-        folders = {name: folder for name in needs.models if (folder := starting_folder(plan, name)) is not None}
-        shapes = {name: shape for name, folder in folders.items() if (shape := shape_in(folder)) is not None}
-        estimates: tuple[Estimate, ...] = ()
+        folders = {name: folder for name in needs.models if (folder := starting_folder(self._plan, name)) is not None}
+        shapes = {name: shape for name, folder in folders.items() if (shape := self._shape_in(folder)) is not None}
         # A part of the models would give a number that is too small.
-        if shapes.keys() == needs.models:
-            lengths = lengths_of(needs.rows, folders[needs.model])
-            methods = {method_name(method): method for method in (*METHODS, needs.peft)}
-            estimates = tuple(estimate_stage(needs, method, shapes, lengths, machine) for method in methods.values())
-        manifest = stage.entry.read_manifest() if stage.status == "cached" else None
-        measured = manifest.peak_memory_bytes or None if manifest is not None else None
-        yield StageEstimate(stage.name, method_name(needs.peft), estimates, measured)
+        if shapes.keys() != needs.models:
+            return ()
+        lengths = self._lengths_in(needs.rows, folders[needs.model])
+        named = {method_name(method): method for method in methods}
+        return tuple(fit_stage(config, method, shapes, lengths, machine) for method in named.values())
+
+    def _read_lengths(self, rows: str, folder: ModelFolder) -> list[RowLength] | None:
+        """Lengths of an input's rows, or of the rows that a finished stage made."""
+        data = self._plan.inputs.get(rows) or self.made.get(rows)
+        return None if data is None else row_lengths(data, folder.path)

@@ -12,6 +12,7 @@ from rich.text import Text
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.memory import Estimate
 from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, fits
+from align.runtime.context import PLAIN
 
 HEADERS = ("stage", "method", "trained", "memory", "disk", "here")
 UNKNOWN = "unknown"
@@ -71,7 +72,7 @@ def _rows(stage: StageEstimate, machine: Machine, *, all_methods: bool) -> Itera
 
 def _verdict(estimate: Estimate, machine: Machine) -> str:
     if fits(estimate, machine):
-        return "fits"
+        return f"fits with {estimate.choice}" if estimate.choice != PLAIN else "fits"
     if estimate.memory.peak > machine.free_bytes:
         return f"does not fit ({size_text(machine.free_bytes)})"
     return f"does not fit ({size_text(machine.free_disk_bytes)} of disk)"

@@ -22,7 +22,7 @@ from align.training.online.models import ForwardSettings, load_models
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineTrainer
 from align.training.online.value import ValueModel
-from align.training.optimizer import recompute_layers, require_optimizer
+from align.training.optimizer import require_optimizer
 from align.training.pass_size import PassSize
 
 
@@ -57,10 +57,6 @@ def run_online(
     )
     require_optimizer(config.optimizer, context.name)
     models = load_models(start, None if value_model is None else value_model.start(start), settings, seed=context.seed)
-    if config.gradient_checkpointing:
-        for model in (models.policy, models.value):
-            if model is not None:
-                recompute_layers(model, context.name)
     scorers = {**config.scorers, **config.watch}
     # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {record.id: record for record in records}

@@ -70,7 +70,8 @@ class OnlineTrainer:
         """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
-        models.settings.pass_size.keep_in(context)
+        learning = [learner.model for learner in self._optimizers]
+        models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)
 
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
@@ -191,6 +192,8 @@ class OnlineTrainer:
             "nonfinite_scores": state.nonfinite,
             "trained_parameters": count_trained(self._models.policy),
             "precision": self._models.settings.precision,
+            "micro_batch_tokens": self._models.settings.pass_size.size,
+            "gradient_checkpointing": self._models.settings.pass_size.recomputes,
             "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
             "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
             "episodes_per_second": round(episodes / work, 2),

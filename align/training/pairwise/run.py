@@ -118,6 +118,8 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
         "steps": history.steps,
         "trained_parameters": count_trained(trainer.model),
         "precision": precision,
+        "micro_batch_size": trainer.pass_size.size,
+        "gradient_checkpointing": trainer.pass_size.recomputes,
         "batch_form": collator.form,
     }
 

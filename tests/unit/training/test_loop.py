@@ -22,9 +22,9 @@ def arguments(world_size: int, **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("world_size", "micro", "rows", "accumulation"),
-    [(1, None, 16, 1), (1, 2, 2, 8), (2, None, 8, 1), (2, 2, 2, 4), (4, 4, 4, 1)],
+    [(1, "auto", 16, 1), (1, 2, 2, 8), (2, "auto", 8, 1), (2, 2, 2, 4), (4, 4, 4, 1)],
 )
-def test_the_rows_of_a_step_do_not_depend_on_processes(world_size: int, micro: int | None, rows: int, accumulation: int) -> None:
+def test_the_rows_of_a_step_do_not_depend_on_processes(world_size: int, micro: Any, rows: int, accumulation: int) -> None:
     found = arguments(world_size, batch_size=16, micro_batch_size=micro)
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (rows, accumulation)
     assert world_size * rows * accumulation == 16
