@@ -99,21 +99,13 @@ def check_machine(folder: Path) -> list[Check]:
 
 
 def _gpu_check() -> Check:
-    """The GPU that stages would use. One that torch was built for and cannot use counts as missing: runs are refused."""
-    from align.runtime.device import ON_THE_CPU, torch_cuda, visible_gpu
+    """What stages run on. A GPU that torch was built for and cannot use counts as missing: runs are refused."""
+    from align.runtime.device import torch_cuda, visible_gpu_and_line
 
-    gpu = visible_gpu()
-    if gpu is None:
-        return Check("gpu", "info", "none")
-    memory = "memory shared with the computer" if gpu.total_bytes is None else f"{gpu.total_bytes / 2**30:.0f} GiB"
-    arithmetic = "bfloat16" if gpu.has_bfloat16 else "no bfloat16: auto means float32"
-    found = f"{gpu.name}, {memory}, {arithmetic}"
-    if gpu.problem is None:
-        return Check("gpu", "info", found)
-    found += f"; {gpu.problem}"
-    if torch_cuda() is None:
-        return Check("gpu", "differs", found, advice="Stages run on the CPU. Install a build of torch for CUDA.")
-    return Check("gpu", "missing", found, advice=f"Install a newer NVIDIA driver. {ON_THE_CPU}")
+    gpu, line = visible_gpu_and_line()
+    if gpu is None or gpu.problem is None:
+        return Check("gpu", "info", line or "none")
+    return Check("gpu", "differs" if torch_cuda() is None else "missing", line or "", advice=gpu.problem.advice)
 
 
 ModelArgument = Annotated[

@@ -10,6 +10,7 @@ from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
+from align.runtime.bitsandbytes_check import require_for_qlora
 from align.runtime.device import device_name
 from align.store.artifact import Artifact
 
@@ -154,7 +155,7 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
         _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(ADAPTER_PREFIX) for name in state}, "a reward model")
     if isinstance(peft, Lora):
         if peft.method == "qlora":
-            lora.require_bitsandbytes(str(path))
+            require_for_qlora(str(path))
         lora.merge(base, state, peft)
     else:
         virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))

@@ -6,7 +6,6 @@ kept in NF4 with double quantisation (Dettmers et al. 2023) and multiplied as wh
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ ADAPTER = "default"
 HEAD = f"{ADAPTER_PREFIX}score.weight"
 """Name of a score head there."""
 HEADS = ("lm_head", "score", "embed_out")
-
-
-def require_bitsandbytes(where: str) -> None:
-    """Raises EnvironmentProblem if bitsandbytes, which qlora needs, is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise EnvironmentProblem(
-            f"{where}: qlora needs bitsandbytes, which is not installed in this environment",
-            hint="pip install bitsandbytes==0.50.2, or use method: lora.",
-        )
 
 
 def quantization_config(compute_dtype: str = "float32") -> Any:

@@ -30,11 +30,11 @@ from align.models.lora import (
     load_lora_state,
     lora_state,
     quantization_config,
-    require_bitsandbytes,
     write_lora_config,
 )
 from align.models.save import check_finite, save_model
 from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, read_vectors, write_virtual_tokens_config
+from align.runtime.bitsandbytes_check import require_for_qlora
 
 if TYPE_CHECKING:
     pass
@@ -103,7 +103,7 @@ def load_trainable(
         EnvironmentProblem: if bitsandbytes is needed and missing, or an adapter's base model is gone.
     """
     if trainable.is_quantized:
-        require_bitsandbytes(trainable.name)
+        require_for_qlora(trainable.name)
     folder = trainable.folder
     if trainable.peft is None and (count := folder.virtual_tokens):
         raise RecipeError(

@@ -18,10 +18,12 @@ from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
+from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_qlora
 from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Entry, Manifest, Store
 from align.store.fingerprint import fingerprint
+from align.training.needs import Trains
 
 STORE_NAME = ".store"
 LINKS_NAME = "stages"
@@ -149,6 +151,7 @@ def make_plan(
     Raises:
         RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, or a
             judge may not be asked.
+        EnvironmentProblem: if a stage to run needs bitsandbytes, and that is missing or cannot use the GPU.
     """
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
@@ -184,6 +187,7 @@ def make_plan(
     artifact_store.hashes.save()
     _check_complete(plan)
     _check_judges(plan)
+    _check_bitsandbytes(plan)
     return plan
 
 
@@ -260,3 +264,14 @@ def _check_judges(plan: Plan) -> None:
                 field, problem, hint = refusal
                 place = ("stages", stage.name, *path, field)
                 raise RecipeError(f"{plan.recipe.where(place)}: {show_path(place)}: {problem}", hint=hint)
+
+
+def _check_bitsandbytes(plan: Plan) -> None:
+    """Hours before a stage would find out."""
+    for stage in plan.stages:
+        config = stage.node.config
+        if stage.status == "run" and isinstance(config, Trains):
+            needs = config.training_needs()
+            require_for_optimizer(needs.memory.optimizer, stage.name)
+            if needs.peft is not None and needs.peft.method == "qlora":
+                require_for_qlora(stage.name)

@@ -24,6 +24,7 @@ from align.pipeline.inputs import import_inputs
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
 from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
+from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
     Event,
@@ -175,8 +176,11 @@ class _Runner:
             self._link(LINKS_NAME, stage.name, stage.entry.path)
         self._publish(artifacts)
 
-    @staticmethod
-    def _check_environment(to_run: list[PlannedStage]) -> None:
+    def _check_environment(self, to_run: list[PlannedStage]) -> None:
+        if any(STAGES[stage.stage_type].needs_trainers for stage in to_run):
+            refuse_unusable_gpu()
+            if (line := device_line()) is not None:
+                self._emit(Note(stage=self._plan.recipe.name, text=line))
         for stage in to_run:
             engine = getattr(stage.node.config, "engine", None)
             if engine is not None:

@@ -14,10 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from align.errors import AlignError, EnvironmentProblem
 from align.runtime.gpus import GPU_VARIABLE
@@ -26,11 +26,20 @@ Device = Literal["cpu", "cuda"]
 BFLOAT16_CAPABILITY = 8.0
 """Compute capability from which NVIDIA's GPUs compute bfloat16 (Ampere). torch's own `is_bf16_supported` counts emulation too,
 which is slower than float32."""
+CUDA_13_CAPABILITY = 7.5
+"""Compute capability from which CUDA 13 works (Turing); it left out Maxwell, Pascal and Volta."""
 DRIVER_SECONDS = 5
 ON_THE_CPU = f"To run on the CPU all the same, set {GPU_VARIABLE}= (empty)."
 NO_MEMORY = ("out of memory", "an't allocate memory", "not enough memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of the messages of errors that are about memory."""
 QUERY = ("index", "uuid", "name", "memory.total", "memory.used", "compute_cap")
+
+
+class Problem(NamedTuple):
+    """Why torch cannot use a GPU, and what to do."""
+
+    text: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,63 @@ class Gpu:
         return self.capability >= BFLOAT16_CAPABILITY
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why torch cannot use it, as far as that can be seen without torch; None where nothing is wrong."""
         wanted = torch_cuda()
         if wanted is None:
-            return "torch is a build for CPUs"
+            return Problem("torch is a build for CPUs", "Stages run on the CPU. Install a build of torch for CUDA.")
         # Within a major version any driver will do.
         if self.cuda_version is not None and int(self.cuda_version) < int(wanted):
-            return f"its driver is too old: it runs CUDA {self.cuda_version:g}, and torch was built for CUDA {wanted:g}"
+            text = f"its driver is too old: it runs CUDA {self.cuda_version:g}, and torch was built for CUDA {wanted:g}"
+            return Problem(text, f"Install a newer NVIDIA driver. {ON_THE_CPU}")
+        # 0: the driver does not say.
+        if wanted >= 13 and 0 < self.capability < CUDA_13_CAPABILITY:
+            text = f"it is too old for CUDA {wanted:g}: compute capability {self.capability:g}, below {CUDA_13_CAPABILITY:g}"
+            return Problem(text, f"Install a build of torch for CUDA 12. {ON_THE_CPU}")
         return None
+
+    def __str__(self) -> str:
+        memory = "memory shared with the computer" if self.total_bytes is None else f"{self.total_bytes / 2**30:.0f} GiB"
+        return f"{self.name}, {memory}, {'bfloat16' if self.has_bfloat16 else 'no bfloat16: auto means float32'}"
 
 
 def visible_gpu() -> Gpu | None:
     """The GPU that a stage would use, the first that CUDA_VISIBLE_DEVICES names; None where there is none or it is hidden."""
+    return visible_gpu_and_line()[0]
+
+
+def device_line() -> str | None:
+    """What stages run on, in a line, and what stands in the way; None on a computer without an NVIDIA GPU."""
+    return visible_gpu_and_line()[1]
+
+
+def visible_gpu_and_line() -> tuple[Gpu | None, str | None]:
+    """`visible_gpu` and `device_line`; the driver is asked once."""
+    gpus = list(_driver_gpus())
+    gpu, visible = _first_visible(gpus), os.environ.get(GPU_VARIABLE)
+    if gpu is None:
+        return None, f"{GPU_VARIABLE}={visible} leaves none of {len(gpus)} GPUs; stages run on the CPU" if gpus else None
+    count = len(gpus) if visible is None else len(visible.split(","))
+    several = f", the first of {count} that are visible" if count > 1 else ""
+    return gpu, f"{gpu}{several}" if gpu.problem is None else f"{gpu}{several}; {gpu.problem.text}"
+
+
+def refuse_unusable_gpu() -> None:
+    """Refuse what `device_name` would refuse, as far as that can be seen without torch.
+
+    Raises:
+        EnvironmentProblem: if there is a GPU that this build of torch was made for and cannot use.
+    """
+    gpu = visible_gpu() if torch_cuda() is not None else None
+    if gpu is not None and gpu.problem is not None:
+        raise _unusable(gpu, gpu.problem)
+
+
+def _unusable(gpu: Gpu, problem: Problem) -> EnvironmentProblem:
+    return EnvironmentProblem(f"there is a GPU ({gpu.name}) that torch cannot use: {problem.text}", hint=problem.advice)
+
+
+def _first_visible(gpus: Iterable[tuple[tuple[str, ...], Gpu]]) -> Gpu | None:
     visible = os.environ.get(GPU_VARIABLE)
     if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
         return None
@@ -71,7 +124,7 @@ def visible_gpu() -> Gpu | None:
     def is_first(name: str) -> bool:  # an index, or a UUID, which may be shortened
         return name == first or (not first.isdigit() and name.startswith(first))
 
-    return next((gpu for names, gpu in _driver_gpus() if any(map(is_first, names))), None)
+    return next((gpu for names, gpu in gpus if any(map(is_first, names))), None)
 
 
 def _driver_gpus() -> Iterator[tuple[tuple[str, ...], Gpu]]:
@@ -151,10 +204,8 @@ def device_name() -> Device:
     if torch.cuda.is_available():
         return "cuda"
     if torch_cuda() is not None and (gpu := visible_gpu()) is not None:
-        problem = gpu.problem or f"torch cannot initialise CUDA {torch_cuda():g}"
-        raise EnvironmentProblem(
-            f"there is a GPU ({gpu.name}) that torch cannot use: {problem}", hint=f"Install a newer NVIDIA driver. {ON_THE_CPU}"
-        )
+        unknown = Problem(f"torch cannot initialise CUDA {torch_cuda():g}", f"Install a newer NVIDIA driver. {ON_THE_CPU}")
+        raise _unusable(gpu, gpu.problem or unknown)
     return "cpu"
 
 

@@ -17,13 +17,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.config.sections import Optimization
 from align.errors import Interrupted, RecipeError, StageError
 from align.models.trainable import load_trained_state, trained_state
+from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.context import RunContext
 from align.runtime.device import device_name, has_bfloat16
 from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
-from align.training.optimizer import require_optimizer, trainer_name
+from align.training.optimizer import trainer_name
 from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -49,7 +50,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
     Raises:
         RecipeError: if the processes cannot share batch_size equally, or a share is not a multiple of micro_batch_size.
     """
-    require_optimizer(config.optimizer, context.name)
+    require_for_optimizer(config.optimizer, context.name)
     share, rest = divmod(config.batch_size, context.world_size)
     if rest:
         raise RecipeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from align.config.online import OnlineOptimization
 from align.config.sections import OptimizerName
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
 from align.runtime.device import device_name
 
 
@@ -20,19 +19,6 @@ def trainer_name(name: OptimizerName) -> str:
     if name == "paged_adamw_8bit" and device_name() == "cpu":
         return "adamw_8bit"  # the same numbers; there is no other memory to move them to
     return "adamw_torch" if name == "adamw" else name
-
-
-def require_optimizer(name: OptimizerName, where: str) -> None:
-    """Refuse an optimizer that is not installed.
-
-    Raises:
-        EnvironmentProblem: if bitsandbytes is needed and missing.
-    """
-    if name.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
-        raise EnvironmentProblem(
-            f"{where}: optimizer: {name} needs bitsandbytes, which is not installed",
-            hint="pip install bitsandbytes==0.50.2, or use optimizer: adafactor, which needs less memory still.",
-        )
 
 
 def require_checkpointing(model: Any, where: str) -> None:

@@ -16,9 +16,10 @@ from align.config.online import OnlineOptimization
 from align.config.sections import OptimizerName
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.load import load_causal_lm
+from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.testing import tiny_causal_lm
 from align.training.online.state import _load_moments, _moments
-from align.training.optimizer import make_optimizer, recompute_layers, require_optimizer
+from align.training.optimizer import make_optimizer, recompute_layers
 
 pytestmark = pytest.mark.slow
 
@@ -113,9 +114,9 @@ def test_an_optimizer_goes_on_where_it_was(name: OptimizerName) -> None:
 
 def test_what_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    require_optimizer("adafactor", "sft")
+    require_for_optimizer("adafactor", "sft")
     with pytest.raises(EnvironmentProblem, match="sft: optimizer: adamw_8bit needs bitsandbytes"):
-        require_optimizer("adamw_8bit", "sft")
+        require_for_optimizer("adamw_8bit", "sft")
     model: Any = load_causal_lm(tiny_causal_lm(tmp_path / "model"))
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(RecipeError, match=r"ppo: gradient_checkpointing: .* \(llama\)"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.runtime.device import Device, torch_cuda, visible_gpu
+from align.runtime.device import Device, torch_cuda, visible_gpu_and_line
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Machine:
     free_disk_bytes: int
     has_bfloat16: bool
     """Whether `precision: auto` means bfloat16: on a GPU that computes it natively, never on a CPU."""
+    device_line: str | None = None
+    """See `runtime.device.device_line`."""
 
 
 def read_machine(folder: Path) -> Machine:
@@ -36,12 +38,13 @@ def read_machine(folder: Path) -> Machine:
         folder = folder.parent
     disk = shutil.disk_usage(folder).free
     total, free = _memory()
-    # A build of torch for CPUs does not use a GPU that is there; a driver that is too old stops a run (`device_name`).
-    if torch_cuda() is not None and (gpu := visible_gpu()) is not None:
+    gpu, line = visible_gpu_and_line()
+    # A build of torch for CPUs does not use a GPU that is there; a driver that is too old stops a run (`refuse_unusable_gpu`).
+    if torch_cuda() is not None and gpu is not None:
         size = gpu.total_bytes
         total, free = (total, free) if size is None else (size, size - gpu.used_bytes)
-        return Machine("cuda", gpu.name, total, free, disk, gpu.has_bfloat16)
-    return Machine("cpu", "memory", total, free, disk, has_bfloat16=False)
+        return Machine("cuda", gpu.name, total, free, disk, gpu.has_bfloat16, line)
+    return Machine("cpu", "memory", total, free, disk, has_bfloat16=False, device_line=line)
 
 
 def _memory() -> tuple[int, int]:

@@ -11,6 +11,7 @@ from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
+from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.device import device_name
 from align.scoring.scorers import ScorerSet, reward_model_folders
 from align.stage import StageContext, StageOutcome
@@ -22,7 +23,6 @@ from align.training.online.models import ForwardSettings, load_models
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineTrainer
 from align.training.online.value import ValueModel
-from align.training.optimizer import require_optimizer
 from align.training.pass_size import PassSize
 
 
@@ -55,7 +55,7 @@ def run_online(
         PassSize(config.micro_batch_tokens, "tokens"),
         chat_format.pad_token_id,
     )
-    require_optimizer(config.optimizer, context.name)
+    require_for_optimizer(config.optimizer, context.name)
     models = load_models(start, None if value_model is None else value_model.start(start), settings, seed=context.seed)
     scorers = {**config.scorers, **config.watch}
     # Dropped prompts leave gaps, so rows are matched by id.

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from align import load_recipe, run_recipe
 from align.cli.doctor import check_machine
 from align.engines.open import resolve_dtype
 from align.errors import EnvironmentProblem
 from align.pipeline.estimate.machine import read_machine
+from align.pipeline.plan import make_plan
 from align.runtime import device
-from align.runtime.device import device_name, free_memory, has_bfloat16, peak_gpu_bytes, visible_gpu
+from align.runtime.device import (
+    device_line,
+    device_name,
+    free_memory,
+    has_bfloat16,
+    peak_gpu_bytes,
+    refuse_unusable_gpu,
+    visible_gpu,
+)
+from align.runtime.events import StageStarted
+from align.testing import Recorder
 from align.training.loop import resolve_precision
 
 A100, T4 = "0, GPU-aaa, NVIDIA A100, 40960, 1024, 8.0", "1, GPU-bbb, Tesla T4, 15360, 360, 7.5"
@@ -42,7 +56,8 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent), prepend=":")
         monkeypatch.setattr(device, "torch_cuda", lambda: torch_version)
-        monkeypatch.setattr("align.pipeline.estimate.machine.torch_cuda", lambda: torch_version)
+        for module in ("align.pipeline.estimate.machine", "align.runtime.bitsandbytes_check"):
+            monkeypatch.setattr(f"{module}.torch_cuda", lambda: torch_version)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         return program
 
@@ -96,6 +111,78 @@ def test_a_part_of_a_gpu(driver: Driver, monkeypatch: pytest.MonkeyPatch, visibl
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert seen() == (name, mib, visible != "1")
+
+
+V100 = "0, GPU-ddd, Tesla V100, 16384, 0, 7.0"
+
+
+@pytest.mark.parametrize(
+    ("rows", "visible", "line"),
+    [
+        ([A100], None, "NVIDIA A100, 40 GiB, bfloat16"),
+        ([A100, T4], None, "NVIDIA A100, 40 GiB, bfloat16, the first of 2 that are visible"),
+        ([A100, T4], "1", "Tesla T4, 15 GiB, no bfloat16: auto means float32"),
+        ([A100, T4], "1,0", "Tesla T4, 15 GiB, no bfloat16: auto means float32, the first of 2 that are visible"),
+        ([A100, T4], "", "CUDA_VISIBLE_DEVICES= leaves none of 2 GPUs; stages run on the CPU"),
+        ([A100], "3", "CUDA_VISIBLE_DEVICES=3 leaves none of 1 GPUs; stages run on the CPU"),
+        (["0, GPU-ccc, NVIDIA GB10, [N/A], [N/A], [N/A]"], None, "NVIDIA GB10, memory shared with the computer, no bfloat16"),
+        ([V100], None, "Tesla V100, 16 GiB, no bfloat16: auto means float32; it is too old for CUDA 13: compute capability 7, "),
+    ],
+)
+def test_what_stages_run_on_is_a_line(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: list[str], visible: str | None, line: str
+) -> None:
+    driver(*rows)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = device_line()
+    assert found is not None
+    assert found.startswith(line)
+    assert read_machine(tmp_path).device_line == found
+    (check,) = [check for check in check_machine(tmp_path) if check.name == "gpu"]
+    assert check.found == found
+    assert (check.state, "CUDA 12" in check.advice) == (("missing", True) if rows == [V100] else ("info", False))
+
+
+def test_no_line_without_a_gpu() -> None:
+    assert device_line() is None
+
+
+def test_a_gpu_that_cannot_be_used_is_refused_before_anything_runs(driver: Driver, project: Path) -> None:
+    driver(A100, cuda="12.4")
+    recorder = Recorder()
+    with pytest.raises(EnvironmentProblem, match=r"NVIDIA A100.*too old"):
+        run_recipe(load_recipe(project), project / "runs", sinks=[recorder])
+    assert recorder.of(StageStarted) == []
+    driver(V100, torch_version=12.8)
+    refuse_unusable_gpu()
+
+
+@pytest.mark.parametrize("setting", ["optimizer=adamw_8bit", "peft={method: qlora}"])
+def test_bitsandbytes_is_looked_for_when_a_plan_is_made(
+    driver: Driver, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    def plan() -> None:
+        make_plan(load_recipe(project, [f"stages.dpo.{setting}"]), project / "runs")
+
+    plan()
+    # A library of one major version serves all of its minor ones.
+    package = tmp_path / "bitsandbytes"
+    package.mkdir()
+    (package / "libbitsandbytes_cuda128.so").touch()
+    find = importlib.util.find_spec
+    spec: Any = ModuleSpec("bitsandbytes", None, origin=str(package / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == "bitsandbytes" else find(name, *rest))
+    plan()  # on a CPU it needs none
+    driver(A100)
+    with pytest.raises(EnvironmentProblem, match=r"dpo: .*needs bitsandbytes, and the installed one has no library for CUDA 13"):
+        plan()
+    driver(A100, torch_version=12.6)
+    plan()
+    spec = None
+    with pytest.raises(EnvironmentProblem, match=r"dpo: .*needs bitsandbytes, which is not installed") as found:
+        plan()
+    assert "pip install bitsandbytes==" in str(found.value.hint)
 
 
 def test_memory_that_the_driver_does_not_know_is_that_of_the_computer(driver: Driver, tmp_path: Path) -> None:
