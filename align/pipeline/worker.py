@@ -185,6 +185,7 @@ def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return disk_full(f"{job.name}: the disk is full ({error.filename or job.entry.path})")
     if (problem := out_of_memory(error)) is not None:
-        hint = "Lower micro_batch_size (batch_size, and so the optimizer step, stays what it is), batch_tokens or max_tokens."
+        # Passes that are too large have been made smaller already.
+        hint = "Choose an 8-bit optimizer or an adapter (peft), or lower max_tokens. align plan --memory compares them."
         return StageError(f"{job.name}: out of memory ({problem})", hint=hint)
     return None
