@@ -16,7 +16,7 @@ from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
-from align.runtime.device import device_name, free_memory
+from align.runtime.device import device_name, free_memory, out_of_memory
 
 NextLogits = Callable[[list[int] | None], Tensor]
 """Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
@@ -76,10 +76,24 @@ class TransformersEngine:
         sampled: list[SampledCompletion | None] = [None] * len(rows)
         for start in range(0, len(order), ENGINE_ROWS):
             batch = order[start : start + ENGINE_ROWS]
-            for index, completion in zip(batch, self._sample_batch([rows[index] for index in batch], settings), strict=True):
+            for index, completion in zip(batch, self._sample([rows[index] for index in batch], settings), strict=True):
                 sampled[index] = completion
         finished = [completion for completion in sampled if completion is not None]
         return [finished[start : start + settings.num_candidates] for start in range(0, len(finished), settings.num_candidates)]
+
+    def _sample(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> list[SampledCompletion]:
+        """One completion per row, in one batch, or in halves of it where memory is not enough."""
+        try:
+            return list(self._sample_batch(rows, settings))
+        except Exception as error:
+            problem = out_of_memory(error)
+            if problem is None or len(rows) == 1:
+                raise
+        # Not in the handler: the error holds the frames of the batch, and they its tensors.
+        free_memory()
+        half = len(rows) // 2
+        print(f"out of memory with {len(rows)} completions at once; going on with {half} ({problem})")
+        return [*self._sample(rows[:half], settings), *self._sample(rows[half:], settings)]
 
     @torch.inference_mode()
     def _sample_batch(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> Iterator[SampledCompletion]:

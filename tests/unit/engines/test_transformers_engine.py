@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,33 @@ def test_a_prompt_gets_logits_of_its_last_token_only(
     engine._model.forward = lambda **inputs: plain(**inputs)
     assert engine.generate(requests_, settings) == found
     assert max(widths) > 1
+
+
+def test_a_batch_that_does_not_fit_is_sampled_in_parts(
+    engine: TransformersEngine,
+    requests_: list[GenerationRequest],
+    settings: SamplingSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = engine.generate(requests_, settings)
+    begin = TransformersEngine._begin
+
+    def begin_few(self: TransformersEngine, prompts: list[list[int]]) -> Any:
+        if len(prompts) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return begin(self, prompts)
+
+    monkeypatch.setattr(TransformersEngine, "_begin", begin_few)
+    monkeypatch.setattr("align.engines.transformers_engine.free_memory", lambda: None)  # it collects all of the tests' garbage
+    found = engine.generate(requests_, settings)
+    assert [[one.token_ids for one in candidates] for candidates in found] == [
+        [one.token_ids for one in candidates] for candidates in expected
+    ]
+    assert "out of memory with" in capsys.readouterr().out
+    monkeypatch.setattr(TransformersEngine, "_begin", lambda *_: begin_few(engine, [[]] * 9))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(requests_, settings)
 
 
 def test_tokens_are_drawn_with_the_models_probabilities(engine, project_template: Path, settings: SamplingSettings) -> None:  # type: ignore[no-untyped-def]
