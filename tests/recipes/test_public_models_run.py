@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,21 @@ MORE = {
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the twins; each is made when it is first fetched."""
     return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> Iterator[None]:
+    """A stage collects garbage a few times; what the test's own process has imported need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as all trainings; the page is looked at elsewhere."""
+    monkeypatch.setattr("align.report.html.write_report", lambda path, **_: path.write_text(""))
 
 
 @pytest.fixture(autouse=True)
