@@ -194,7 +194,7 @@ def torch_cuda() -> float | None:
 
 
 def device_name() -> Device:
-    """Where the models of this process run. Imports torch.
+    """Where the models of this process run. Imports torch; on a GPU, TF32 is off from then on.
 
     Raises:
         EnvironmentProblem: if the driver has a GPU that this build of torch was made for and cannot use.
@@ -202,6 +202,9 @@ def device_name() -> Device:
     import torch
 
     if torch.cuda.is_available():
+        # TF32 would round the factors of float32 products to 11 bits, also in heads and scores. It is off by default, but an
+        # environment variable turns it on, or a library: transformers and accelerate do for torch.compile.
+        torch.set_float32_matmul_precision("highest")
         return "cuda"
     if torch_cuda() is not None and (gpu := visible_gpu()) is not None:
         unknown = Problem(f"torch cannot initialise CUDA {torch_cuda():g}", f"Install a newer NVIDIA driver. {ON_THE_CPU}")

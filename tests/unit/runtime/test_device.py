@@ -260,3 +260,15 @@ def test_the_peak_is_what_torch_allocated_on_the_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
     assert peak_gpu_bytes() == 123
+
+
+def test_products_of_float32_stay_exact_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, or torch.compile with transformers."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert device_name() == "cuda"
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
