@@ -12,39 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
+from align.models.logits import logits_of
 from align.models.sizes import logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
-
-
-def in_float32(head: Any, states: Tensor) -> Tensor:
-    """[…, outputs] of a head, computed in float32 (float64 for a float64 head) whatever autocast surrounds the call.
-
-    Autocast would round logits and scores to 8 bits, 0.03 at a logit of 8: an error in every token of a ratio, a margin or a KL.
-
-    Args:
-        head: a linear layer.
-        states: […, width], of any type.
-    """
-    if head.weight.dtype in (torch.float32, torch.float64):
-        return _in_float32(head, states.to(head.weight.dtype))
-    # A head of a frozen model is in bfloat16 with the rest of it; its copy lives as long as this product.
-    bias = None if head.bias is None else head.bias.float()
-    return _in_float32(lambda given: linear(given, head.weight.float(), bias), states.float())
-
-
-def keep_in_float32(head: Any) -> None:
-    """Let a float32 head that the model itself calls compute as `in_float32` does."""
-    original = head.forward
-    head.forward = lambda states: _in_float32(original, states.to(head.weight.dtype))
-
-
-def _in_float32(compute: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    with torch.autocast(states.device.type, enabled=False):
-        return compute(states)
 
 
 def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -74,14 +47,8 @@ def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, T
 
 
 def _chunk_logps(states: Tensor, targets: Tensor, model: Any, temperature: float) -> Tensor:
-    return -torch.nn.functional.cross_entropy(_logits(states, model, temperature), targets, reduction="none")
-
-
-def _logits(states: Tensor, model: Any, temperature: float) -> Tensor:
-    logits = in_float32(model.get_output_embeddings(), states)
-    if (softcap := getattr(model.config.get_text_config(), "final_logit_softcapping", None)) is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits if temperature == 1 else logits / temperature
+    logits = logits_of(model, states)
+    return -torch.nn.functional.cross_entropy(logits if temperature == 1 else logits / temperature, targets, reduction="none")
 
 
 class LogpsAndEntropy(NamedTuple):
@@ -98,7 +65,7 @@ def target_logps_and_entropy(model: Any, states: Tensor, targets: Tensor, *, tem
     """What `target_logps` returns, and the entropies. The arguments are those of `target_logps`."""
     pieces = []
     for chunk, chosen in _chunks(model, states, targets):
-        logps = _logits(chunk, model, temperature).log_softmax(-1)
+        logps = (logits_of(model, chunk) / temperature).log_softmax(-1)
         pieces.append((logps.gather(-1, chosen[:, None])[:, 0], -(logps.exp() * logps).sum(-1)))
     return LogpsAndEntropy(*(torch.cat(part) for part in zip(*pieces, strict=True)))
 

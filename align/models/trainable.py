@@ -24,6 +24,7 @@ from align.models.chat_format import Tokens, save_tokens
 from align.models.files import ADAPTER_WEIGHTS_NAME, GENERATION_CONFIG_NAME
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
+from align.models.logits import check_logits
 from align.models.lora import (
     HEAD,
     add_lora,
@@ -130,6 +131,7 @@ def load_trainable(
         )
     else:
         model = load_causal_lm(trainable.base, dtype=dtype, quantization=quantization)
+        check_logits(model, trainable.name)
     # transformers skips layers of classes that it cannot quantise, and loads the model all the same.
     if trainable.is_quantized and not any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
         raise RecipeError(

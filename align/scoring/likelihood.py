@@ -13,6 +13,7 @@ from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
+from align.models.logits import check_logits
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.scoring.batching import map_batches, pad_right
@@ -63,6 +64,7 @@ class LikelihoodModel:
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._model = load_causal_lm(folder, dtype=frozen_dtype()).to(device_name()).eval()
+        check_logits(self._model, str(folder.path))
         self._format = load_format(folder)
         self._batch_tokens = batch_tokens
 

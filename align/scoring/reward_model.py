@@ -14,8 +14,8 @@ import torch
 from align.data.template_problems import TemplateProblem
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.models.head import keep_in_float32
 from align.models.load import load_reward_model
+from align.models.logits import keep_in_float32
 from align.records import Candidate
 from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.scoring.batching import map_batches, pad_right

@@ -18,8 +18,8 @@ from align.data.template import ChatFormat
 from align.losses.logps import IGNORED_LABEL
 from align.models.dropout import set_dropout
 from align.models.folder import ModelFolder
-from align.models.head import keep_in_float32
 from align.models.load import load_seq2seq_lm
+from align.models.logits import keep_in_float32
 from align.models.save import save_model
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.models.trainable import count_trained

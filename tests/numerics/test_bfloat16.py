@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from align.losses.logps import IGNORED_LABEL
-from align.models.head import in_float32, keep_in_float32, target_logps
+from align.models.head import target_logps
 from align.models.load import load_causal_lm, load_reward_model, load_seq2seq_lm
+from align.models.logits import in_float32, keep_in_float32
 from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.stages import dpo, orpo, reward_model
 from align.testing import pairwise_config, random_pairs, tiny_causal_lm, tiny_seq2seq_lm

@@ -177,9 +177,7 @@ class LoadedModel:
         kept = self.activation_bytes(batch, precision)
         retained = round(ALLOCATOR_SHARE[device, isinstance(self.peft, Lora)] * kept)
         head_learns = self.peft is None and not self.has_score_head
-        # Or the float32 copy of a frozen head, see `models.head.in_float32`.
-        copied = isinstance(self.peft, Lora) and self.frozen == "bfloat16" and not self.has_score_head
-        head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns or copied else 0
+        head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
         unpacked = WEIGHT_BYTES * max(layer.parameters for layer in shape.linear_layers) if self.quantized_parameters else 0
         return kept + retained + self.logits_bytes(batch.targets) + head_gradient + unpacked + self.cast_bytes(precision)
 

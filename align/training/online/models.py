@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from align.models.head import LogpsAndEntropy, in_float32, last_hidden_states, target_logps, target_logps_and_entropy
+from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.load import load_causal_lm
+from align.models.logits import in_float32
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable

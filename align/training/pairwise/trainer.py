@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.models.dropout import set_dropout
-from align.models.head import extend_forward, in_float32, last_hidden_states, target_logps
+from align.models.head import extend_forward, last_hidden_states, target_logps
+from align.models.logits import in_float32
 from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import device_name
 from align.scoring.batching import run_batches
