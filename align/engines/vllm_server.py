@@ -210,9 +210,11 @@ class RequireKey:
 
 
 def can_serve_unmerged(folder: ModelFolder) -> bool:
-    """Whether vLLM can apply an adapter to its base model as stored on disk; a QLoRA base is quantised, so it cannot."""
+    """Whether vLLM can apply an adapter to its base model as stored on disk: not to one of 4 bits, nor replace rows of tokens."""
     peft = folder.peft
-    return isinstance(peft, Lora) and peft.method == "lora" and peft.rank <= MAX_LORA_RANKS[-1]
+    if not isinstance(peft, Lora) or peft.method != "lora" or folder.trained_token_ids:
+        return False
+    return peft.rank <= MAX_LORA_RANKS[-1]
 
 
 def _model_arguments(folder: ModelFolder, name: str) -> list[str]:

@@ -131,6 +131,11 @@ class ModelFolder:
         """Whether the folder holds an adapter, which needs its base model."""
         return (self.path / ADAPTER_CONFIG_NAME).exists()
 
+    @property
+    def trained_token_ids(self) -> dict[str, list[int]]:
+        """Tokens whose rows an adapter replaces, by the name of the table's layer: those that its base never trained."""
+        return dict(self.adapter_config.get("trainable_token_indices") or {})
+
     @cached_property
     def _record(self) -> BaseRecord | None:
         return read_record(self.check().path) if self.is_adapter else None

@@ -156,7 +156,7 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
     if isinstance(peft, Lora):
         if peft.method == "qlora":
             require_for_qlora(str(path))
-        lora.merge(base, state, peft)
+        lora.merge(base, state, peft, folder.trained_token_ids)
     else:
         virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))
         # `add_virtual_tokens` freezes the base; a loaded model is not frozen.

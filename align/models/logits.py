@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from align.errors import RecipeError
 
@@ -23,10 +24,16 @@ def in_float32(head: Any, states: Tensor) -> Tensor:
     Autocast would round logits and scores to 8 bits, 0.03 at a logit of 8: an error in every token of a ratio, a margin or a KL.
 
     Args:
-        head: a linear layer; one in bfloat16 is frozen.
+        head: a linear layer; one in bfloat16 is frozen. PEFT may stand around it with rows that learn.
         states: […, width], of any type.
     """
     with torch.autocast(states.device.type, enabled=False):
+        if (adapter := getattr(head, "token_adapter", None)) is not None:
+            # PEFT's own way copies the head, and its backward pass makes a gradient as large as the head.
+            whole = in_float32(adapter.get_base_layer(), states)
+            (ids,), (rows,) = adapter.token_indices.values(), adapter.trainable_tokens_delta.values()
+            learnt = linear(states.to(rows.dtype), rows).to(whole.dtype)
+            return whole.index_copy(-1, torch.tensor(ids, device=whole.device), learnt)
         if head.weight.dtype == torch.bfloat16:
             outputs: Tensor = _FrozenProduct.apply(states, head.weight)
             return outputs if head.bias is None else outputs + head.bias

@@ -6,7 +6,7 @@ kept in NF4 with double quantisation (Dettmers et al. 2023) and multiplied as wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ ADAPTER = "default"
 HEAD = f"{ADAPTER_PREFIX}score.weight"
 """Name of a score head there."""
 HEADS = ("lm_head", "score", "embed_out")
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+"""Behind the name of a table in an adapter's file: rows in place of those of tokens that its base model never trained."""
 
 
 def quantization_config(compute_dtype: str = "float32") -> Any:
@@ -74,12 +76,13 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None:
+def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str, token_ids: Sequence[int] = ()) -> None:
     """Add fresh layers in place and freeze everything else. A is drawn from torch's global generator, B is zero.
 
     Args:
         task: PEFT's name of what the model does: CAUSAL_LM or SEQ_CLS.
         where: what to name in a refusal.
+        token_ids: tokens whose rows in embeddings and head are trained as well.
     Raises:
         RecipeError: if a target does not exist in the model or cannot be one, or the rank is larger than a layer.
     """
@@ -104,6 +107,7 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
         fan_in_fan_out=any(not isinstance(layer, nn.Linear) for layer in chosen.values()),
         bias="none",
         task_type=task,
+        trainable_token_indices={name: list(token_ids) for name in _tables(model, where)} if token_ids else None,
     )
     model.requires_grad_(False)
     try:
@@ -115,6 +119,18 @@ def add_lora(model: nn.Module, settings: Lora, *, task: str, where: str) -> None
     config.lora_dropout = 0.0
     set_dropout(model, 0.0)
     model._hf_peft_config_loaded = True  # type: ignore[assignment]  # transformers trains a quantised model only with this
+
+
+def _tables(model: Any, where: str) -> list[str]:
+    """Names of the layers with a row per token: the embeddings, and the head where it is a tensor of its own."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise RecipeError(
+            f"{where}: peft: PEFT cannot train the rows of new tokens in a head with a bias", hint="Leave peft out of this stage."
+        )
+    # PEFT itself finds a head that is the embedding table.
+    own = [embeddings] if head is None or head.weight is embeddings.weight else [embeddings, head]
+    return [name for name, module in model.named_modules() if any(module is table for table in own)]
 
 
 def _chosen_layers(model: nn.Module, settings: Lora, where: str) -> dict[str, Any]:
@@ -141,9 +157,9 @@ def _sizes(layer: Any) -> tuple[int, int]:
 def lora_state(model: Any) -> dict[str, Tensor]:
     """The adapter's tensors by PEFT's names, with a score head where there is one."""
     state = {
-        f"{ADAPTER_PREFIX}{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        f"{ADAPTER_PREFIX}{name.replace(f'.{ADAPTER}.', '.').removesuffix(f'.{ADAPTER}')}": parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name or name.endswith("score.weight")
+        if ".lora_A." in name or ".lora_B." in name or TOKEN_ROWS in name or name.endswith("score.weight")
     }
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
@@ -156,7 +172,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     own = dict(model.named_parameters())
     places = {_place(name): tensor for name, tensor in state.items()}
-    wanted = {name for name in own if ".lora_" in name}
+    wanted = {name for name in own if ".lora_" in name or TOKEN_ROWS in name}
     if (unknown := places.keys() - own.keys()) or (wanted := wanted - places.keys()):
         name = min(unknown or wanted)
         raise EnvironmentProblem(f"the adapter does not fit its base model: {name}", hint=ADAPTER_AGAIN)
@@ -167,19 +183,36 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _place(name: str) -> str:
     plain = name.removeprefix(ADAPTER_PREFIX)
+    if plain.endswith(TOKEN_ROWS):
+        return f"{plain}.{ADAPTER}"
     return plain.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}.")
 
 
-def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None:
+def token_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows that an adapter has in place of its base model's, by the name of the table's layer."""
+    return {
+        name.removeprefix(ADAPTER_PREFIX).removesuffix(TOKEN_ROWS): rows
+        for name, rows in state.items()
+        if name.endswith(TOKEN_ROWS)
+    }
+
+
+def merge(
+    model: nn.Module, state: Mapping[str, Tensor], settings: Lora, token_ids: Mapping[str, Sequence[int]] | None = None
+) -> None:
     """Add an adapter to the weights of a plain model in place: W + (alpha / rank) B A; for qlora, W is rounded to NF4 first.
 
+    Args:
+        token_ids: whose rows the adapter replaces, by the name of the table's layer.
     Raises:
         EnvironmentProblem: if the adapter's tensors are not those of its settings and the model.
     """
     layers = linear_layers(model)
     names = sorted(_chosen_layers(model, settings, "the adapter"))
     wanted = {f"{ADAPTER_PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
-    if differing := wanted ^ {name for name in state if name != HEAD}:
+    rows, ids = token_rows(state), token_ids or {}
+    layers_of_state = {name for name in state if name != HEAD and not name.endswith(TOKEN_ROWS)}
+    if differing := (wanted ^ layers_of_state) | (rows.keys() ^ ids.keys()):
         raise EnvironmentProblem(f"the adapter does not fit its base model: {min(differing)}", hint=ADAPTER_AGAIN)
     with torch.no_grad():
         if settings.method == "qlora":
@@ -194,6 +227,8 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
             a, b = (state[f"{ADAPTER_PREFIX}{name}.lora_{part}.weight"] for part in "AB")
             layer, delta = layers[name], settings.scaling * (b @ a)
             layer.weight += delta if isinstance(layer, nn.Linear) else delta.T
+        for name, replaced in rows.items():
+            model.get_submodule(name).weight[list(ids[name])] = replaced  # type: ignore[index,operator]
         if (head := state.get(HEAD)) is not None:
             model.score.weight.copy_(head)  # type: ignore[union-attr,operator]
 
@@ -201,13 +236,17 @@ def merge(model: nn.Module, state: Mapping[str, Tensor], settings: Lora) -> None
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight of a model with LoRA layers, merged and detached, by its name without them. The model does not change."""
     wrapped = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    tables = {name: module for name, module in model.named_modules() if hasattr(module, "token_adapter")}
+    for name, module in tables.items():
+        if module.token_adapter.tied_adapter is None:
+            yield f"{name}.weight", module.weight.detach().to(torch.float32)
     for name, module in wrapped.items():
         base = module.get_base_layer()
         delta = module.get_delta_weight(ADAPTER).detach()
         yield f"{name}.weight", (_plain(base) + _as_in_its_folder(delta, base)).to(torch.float32)
         if getattr(base, "bias", None) is not None:
             yield f"{name}.bias", base.bias.detach()
-    inside = tuple(f"{name}." for name in wrapped)
+    inside = tuple(f"{name}." for name in (*wrapped, *tables))
     for name, parameter in model.named_parameters():
         if not name.startswith(inside):
             owner = model.get_submodule(name.rpartition(".")[0])

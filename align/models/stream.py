@@ -46,15 +46,26 @@ def _merged_by_name(folder: ModelFolder) -> Iterator[tuple[str, Tensor]] | None:
     """The base model's tensors, with an adapter added to those that it names; None where names and layout do not tell which."""
     from safetensors.torch import load_file
 
+    from align.models.lora import token_rows
+
     state, settings = load_file(folder.path / ADAPTER_WEIGHTS_NAME), folder.peft
     targets = {
         name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")
     }
     if not isinstance(settings, Lora) or settings.method != "lora" or folder.adapter_config.get("fan_in_fan_out"):
         return None
-    if {f"{target}.weight" for target in targets} - folder.base.tensor_shapes.keys() or len(state) != 2 * len(targets):
+    rows, ids = token_rows(state), folder.trained_token_ids
+    known = {f"{name}.weight" for name in (*targets, *rows)} <= folder.base.tensor_shapes.keys()
+    if not known or len(state) != 2 * len(targets) + len(rows):
         return None
-    return _added(folder.base, state, targets, settings.scaling)
+    added = _added(folder.base, state, targets, settings.scaling)
+    return ((name, _with_rows(tensor, name.removesuffix(".weight"), rows, ids)) for name, tensor in added)
+
+
+def _with_rows(table: Tensor, name: str, rows: Mapping[str, Tensor], ids: Mapping[str, list[int]]) -> Tensor:
+    if name in rows:
+        table[ids[name]] = rows[name].to(table.dtype)
+    return table
 
 
 def _added(base: ModelFolder, state: Mapping[str, Any], targets: set[str], scaling: float) -> Iterator[tuple[str, Tensor]]:

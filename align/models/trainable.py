@@ -67,6 +67,16 @@ class TrainableModel:
         return self.folder.base if self.is_continued else self.folder
 
     @property
+    def new_token_ids(self) -> list[int]:
+        """Tokens that the base model never trained, whose rows LoRA trains."""
+        if self.is_continued:
+            return next(iter(self.folder.trained_token_ids.values()), [])
+        if not self.folder.new_tokens:
+            return []
+        vocabulary = self.folder.tokenizer.get_vocab()
+        return sorted(vocabulary[token] for token in self.folder.new_tokens)
+
+    @property
     def is_quantized(self) -> bool:
         return self.peft is not None and self.peft.method == "qlora"
 
@@ -111,12 +121,11 @@ def load_trainable(
             f"{trainable.name}: the model is {count} virtual tokens in front of a base, which cannot become part of its weights",
             hint="Train them further with the same peft settings (sft, dpo and orpo can), or start from the base model.",
         )
-    if trainable.peft is not None and folder.new_tokens:
+    if isinstance(trainable.peft, VirtualTokens) and folder.new_tokens:
         raise RecipeError(
-            f"{trainable.name}: peft: {', '.join(folder.new_tokens)} were added to the vocabulary, and an adapter would leave "
-            "their embeddings untrained",
-            hint="Leave peft out of this stage (later ones may have it), or take a template that needs no new token: "
-            "`chat: {template: plain}`.",
+            f"{trainable.name}: peft: {', '.join(folder.new_tokens)} were added to the vocabulary, and {trainable.peft.method} "
+            "would leave their embeddings untrained",
+            hint="Use method: lora, which trains them, or take a template that needs no new token: `chat: {template: plain}`.",
         )
     if trainable.peft is not None and folder.peft is not None:
         check_continued(trainable.peft, folder.peft, folder.base.path, trainable.name)
@@ -147,7 +156,7 @@ def load_trainable(
             hint="Name an adapter that a reward_model stage trained.",
         )
     if isinstance(trainable.peft, Lora):
-        add_lora(model, trainable.peft, task=task, where=trainable.name)
+        add_lora(model, trainable.peft, task=task, where=trainable.name, token_ids=trainable.new_token_ids)
         _keep_trained_in_float32(model)
         if kept is not None:
             load_lora_state(model, kept)

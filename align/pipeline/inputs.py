@@ -96,13 +96,11 @@ def _manifest(kind: str, digest: str, spec: Any, source: str, **more: Any) -> Ma
 
 def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store, *, sizes_only: bool) -> ResolvedInput:
     if spec.hub_id is not None:
-        folder, commit = fetch_model(spec.hub_id, spec.revision or "main", weights=not sizes_only)
+        folder, _ = fetch_model(spec.hub_id, spec.revision or "main", weights=not sizes_only)
         if sizes_only and not is_configuration_alone(folder):  # the cache has weights, perhaps not all
-            folder, commit = fetch_model(spec.hub_id, spec.revision or "main")
-        shown = f"{spec.hub_id}@{commit}"
+            folder, _ = fetch_model(spec.hub_id, spec.revision or "main")
     else:
         folder = recipe.locate(spec.path or "")
-        shown = str(folder)
     if sizes_only and is_configuration_alone(folder):
         sizes = ModelFolder(folder)
         return ResolvedInput(name, fingerprint({"kind": spec.kind, "config": sizes.config}), None, spec, None, model=sizes)
@@ -124,8 +122,13 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store, *,
         content["added_tokens"] = TOKENS_VERSION
         return _in_store(ResolvedInput(name, fingerprint(content), None, spec, None, model=model), store)
     digest = fingerprint(content)
-    artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, shown))
+    artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, _source_of(spec, folder)))
     return ResolvedInput(name, digest, artifact, spec, None, model=model)
+
+
+def _source_of(spec: ModelInput, folder: Path) -> str:
+    """Where a model came from; a folder in the hub's cache is named by its commit."""
+    return str(folder) if spec.hub_id is None else f"{spec.hub_id}@{folder.name}"
 
 
 def _in_store(resolved: ResolvedInput, store: Store) -> ResolvedInput:
@@ -264,4 +267,4 @@ def _write_model(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Seque
     assert spec.chat is not None
     added = write_with_tokens(model, spec.chat.add_tokens or (), folder)
     sync_tree(folder)
-    return _manifest(spec.kind, resolved.fingerprint, spec, str(model.path)), [str(added)]
+    return _manifest(spec.kind, resolved.fingerprint, spec, _source_of(spec, model.path)), [str(added)]

@@ -92,15 +92,6 @@ def test_a_template_brings_its_tokens_and_every_stage_agrees_on_them(tmp_path: P
     assert "<|im_start|>" not in (tmp_path / "base" / "tokenizer.json").read_text()
 
 
-def test_an_adapter_cannot_train_new_tokens(tmp_path: Path) -> None:
-    recipe = with_chat(tiny_project(tmp_path, engine="transformers"), "{template: chatml}")
-    without_chat_tokens(tmp_path)
-    recipe.write_text(recipe.read_text().replace("{stage: sft, model: base,", "{stage: sft, model: base, peft: {method: lora},"))
-    with pytest.raises(AlignError, match=r"<\|im_start\|>, <\|im_end\|> were added") as caught:
-        run_recipe(load_recipe(recipe), tmp_path / "runs", until="sft", in_process=True)
-    assert "template: plain" in str(caught.value.hint)
-
-
 def test_without_the_setting_such_a_model_is_refused_with_the_line_to_write(tmp_path: Path) -> None:
     recipe = tiny_project(tmp_path, engine="transformers")
     without_template(tmp_path)
