@@ -198,6 +198,11 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         )
     except (KeyError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if "ForSequenceClassification" in auto_class.__name__ and reason.startswith("Unrecognized configuration class"):
+            raise RecipeError(
+                f"{path}: transformers has no reward model of this architecture ({ModelFolder(path).config.get('model_type')})",
+                hint="Train the reward model from another model (Llama, Qwen, Gemma …): it scores texts, whatever wrote them.",
+            ) from error
         raise RecipeError(
             f"{path}: transformers cannot load this model: {reason}", hint="Is its architecture supported?"
         ) from error

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from align.errors import RecipeError, StageError
 from align.models import load_causal_lm, load_reward_model, save_model
@@ -115,6 +116,17 @@ def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
     folder = tiny_reward_model(tmp_path / "rm", tie_word_embeddings=False)
     with pytest.raises(RecipeError, match=r"lm_head\.weight"):
         load_causal_lm(folder)
+
+
+def test_an_architecture_without_a_reward_model(tmp_path: Path) -> None:
+    """transformers has none of Granite's, Cohere's and others'."""
+    tokenizer = ModelFolder(tiny_causal_lm(tmp_path / "llama")).tokenizer
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    GraniteForCausalLM(GraniteConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "granite")
+    tokenizer.save_pretrained(tmp_path / "granite")
+    with pytest.raises(RecipeError, match=r"no reward model of this architecture \(granite\)") as caught:
+        load_reward_model(tmp_path / "granite", new_head=True)
+    assert "from another model" in str(caught.value.hint)
 
 
 def test_an_unknown_architecture(language_model: Path, tmp_path: Path) -> None:
