@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
 from align.models.logits import logits_of
-from align.models.sizes import logits_chunk_tokens
+from align.models.sizes import LOGITS_AT_ONCE, logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 
 
@@ -48,7 +48,37 @@ def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, T
 
 def _chunk_logps(states: Tensor, targets: Tensor, model: Any, temperature: float) -> Tensor:
     logits = logits_of(model, states)
-    return -torch.nn.functional.cross_entropy(logits if temperature == 1 else logits / temperature, targets, reduction="none")
+    return _TargetLogps.apply(logits if temperature == 1 else logits / temperature, targets)  # type: ignore[no-any-return]
+
+
+class _TargetLogps(torch.autograd.Function):
+    """Log-softmax at the targets, in the memory of the logits, which are lost.
+
+    torch's cross-entropy holds three such tensors in its backward pass. The arithmetic is the same, to the bit, as each row goes
+    through the same kernels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        for part in logits.split(_rows_at_once(logits)):
+            part.copy_(part.log_softmax(-1))
+        ctx.save_for_backward(logits, targets)
+        return logits.gather(-1, targets[:, None])[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logps, targets = ctx.saved_tensors
+        rows = _rows_at_once(logps)
+        parts = (tensor.split(rows) for tensor in (logps, targets[:, None], gradients[0][:, None]))
+        for part, chosen, gradient in zip(*parts, strict=True):
+            outer = torch.zeros_like(part).scatter_(-1, chosen, gradient)
+            part.copy_(torch._log_softmax_backward_data(outer, part, -1, part.dtype))
+        return logps, None
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    """So few that copies of them are small, and on a CPU in its cache."""
+    return max(1, LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE["cuda"]) // logits.shape[-1])
 
 
 class LogpsAndEntropy(NamedTuple):

@@ -1,8 +1,9 @@
 """How much goes through a model at once. Imports no torch, so that the memory estimate of a plan can read the same numbers."""
 
 LOGITS_CHUNK_NUMBERS = 1 << 27
-"""Logits that exist at once: 0.5 GiB in float32, three times that in a backward pass. Products of this size still keep a GPU
-busy."""
+"""Logits that exist at once: 0.5 GiB in float32. Products of this size still keep a GPU busy."""
+LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 25}
+"""Of those, how many have a copy at once: on a CPU as many as its cache holds."""
 LARGEST_LOGITS_CHUNK = 4096
 """Tokens of a chunk, at most; a vocabulary of up to 32,768 tokens has chunks of this size."""
 PAIR_ROW_TOKENS = {"cpu": 128, "cuda": 1024}

@@ -60,8 +60,8 @@ MOMENTS_BYTES: dict[OptimizerName, float] = {
     # A number for each row and column of a matrix.
     "adafactor": 0,
 }
-LOGITS_BYTES = 12
-"""Of a logit at the peak of the head's backward pass: log-softmax, its gradient and the logits' gradient, float32 each."""
+LOGITS_BYTES = 4
+"""Of a logit: log-softmax and gradient take its place, both in float32."""
 NORM_BYTES = 8
 """Of a number that a norm reads: its input and what it normalised, in float32 whatever the precision."""
 CHECKPOINTS = KEEP + 1

@@ -145,10 +145,10 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
 
 
 def test_logits_are_there_a_chunk_at_a_time_and_not_with_a_score_head() -> None:
-    assert model().logits_bytes(100) == 12 * 100 * 10
-    assert model().logits_bytes(9999) == 12 * 4096 * 10
+    assert model().logits_bytes(100) == 4 * 100 * 10
+    assert model().logits_bytes(9999) == 4 * 4096 * 10
     # Chunks of a large vocabulary have fewer tokens: 2^27 logits at most.
-    assert model(vocabulary=151_936).logits_bytes(9999) == 12 * 883 * 151_936
+    assert model(vocabulary=151_936).logits_bytes(9999) == 4 * 883 * 151_936
     assert LoadedModel(shape(), has_score_head=True).logits_bytes(100) == 0
 
 
