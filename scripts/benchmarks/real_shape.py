@@ -47,9 +47,9 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 RESULT = Path(__file__).with_suffix(".json")
 DEFAULT_SHAPE = "smollm2-135m"
 # Median tokens of a prompt and of a completion; log-normal, as chats are. Templates add some tokens.
-MEDIANS = {"sft": (90, 150), "dpo": (160, 70), "reward_model": (160, 70)}
+MEDIANS = {"sft": (80, 130), "dpo": (120, 60), "reward_model": (120, 60)}
 SPREAD, MOST = 0.4, 900
-ROWS = {"sft": 6, "dpo": 4, "reward_model": 4}
+ROWS = {"sft": 5, "dpo": 4, "reward_model": 4}
 TRL_LAYOUTS = {"sft": ("padded", "padding_free"), "dpo": ("padded",), "reward_model": ("padded",)}
 LEARNING_RATE = 1e-5
 TARGET = 0.7
