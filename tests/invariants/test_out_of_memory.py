@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,30 @@ def trainer_of(kind: str, base: Path, work: Path, micro: int, recorder: Recorder
     return PairwiseTrainer(prepare_model(load_causal_lm(base)), PAIRS, pairwise_config(dpo), collator, arguments), context
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fail: Fail, *, error: type[Exception] = torch.OutOfMemoryError) -> None:
-    """Let passes through a Llama fail that `fail` says, by their number from 1 and their rows."""
+def failing(monkeypatch: pytest.MonkeyPatch, fail: Fail, *, error: type[Exception] = torch.OutOfMemoryError) -> list[bool]:
+    """Let passes through a Llama fail that `fail` says, by their number from 1 and their rows.
+
+    Returns:
+        An entry for every time that memory is freed: whether the failed pass was gone by then.
+    """
     forward, count = LlamaModel.forward, 0
+    states: list[weakref.ref[torch.Tensor]] = []
+    freed: list[bool] = []
 
     def forward_or_fail(self: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
         output = forward(self, *arguments, **options)
         if fail(count, len(options["input_ids"])):
+            states.append(weakref.ref(output.last_hidden_state))
             raise error(MESSAGE)
         return output
 
     monkeypatch.setattr(LlamaModel, "forward", forward_or_fail)
+    # The real one takes a second: it collects the garbage of all tests.
+    for module in ("align.training.pass_size", "align.scoring.batching"):
+        monkeypatch.setattr(f"{module}.free_memory", lambda: freed.append(all(state() is None for state in states)))
+    return freed
 
 
 def weights_of(trainer: Any) -> torch.Tensor:
@@ -87,8 +99,9 @@ def test_a_failure_in_the_first_step_leaves_nothing_behind(
     base = project_template / "base"
     expected, curve, _ = trained(kind, base, tmp_path / "small", 2)
     # In the second pass: the gradients of the first one are there.
-    failing(monkeypatch, lambda number, rows: number == 2)
+    freed = failing(monkeypatch, lambda number, rows: number == 2)
     found, other, notes = trained(kind, base, tmp_path / "halved", 4)
+    assert freed == [True]
     assert torch.equal(found, expected)
     assert other == curve
     assert notes == [
@@ -176,10 +189,11 @@ def test_passes_without_gradients_become_smaller(
     collator, recorder = PairCollator(form="padded", pad_token_id=0, row_tokens=40), Recorder()
     context = run_context(tmp_path, emit=recorder.handle)
     expected = compute_reference_logps(model, tokens, collator, context, precision="float32")
-    failing(monkeypatch, lambda number, rows: rows > 25)
+    freed = failing(monkeypatch, lambda number, rows: rows > 25)
     found = compute_reference_logps(model, tokens, collator, context, precision="float32")
     assert [row.id for row in found] == [row.id for row in expected]
     assert [row.chosen_logps for row in found] == pytest.approx([row.chosen_logps for row in expected], rel=1e-5)
+    assert freed == [True]
     (note,) = recorder.notes
     assert note.startswith("out of memory with 20 sequences in a forward pass; going on with 10 (CUDA out of memory. Tried")
 
