@@ -43,7 +43,7 @@ def open_engine(
     For an encoder–decoder model `auto` is transformers.
 
     Args:
-        memory_share: part of a GPU's memory that vLLM may take; default: most of it, for a GPU that nothing else uses.
+        memory_share: see `VllmEngine`.
     Raises:
         RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
     """
@@ -67,8 +67,7 @@ def open_engine(
     if resolved == "vllm":
         from align.engines.vllm_engine import VllmEngine
 
-        share = {} if memory_share is None else {"memory_share": memory_share}
-        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens, **share)
+        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens, memory_share=memory_share)
     from align.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)

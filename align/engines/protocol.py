@@ -69,6 +69,17 @@ class TextEngine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Lend most of the memory to what shares the device. The weights are gone: `wake_up` and `update_weights` come next.
+
+        An engine that cannot do so, as on a CPU, does nothing.
+        """
+        ...
+
+    def wake_up(self) -> None:
+        """Take the memory back; nothing is generated before new weights are there."""
+        ...
+
     def close(self) -> None:
         """Free the memory."""
         ...

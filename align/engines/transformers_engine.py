@@ -63,6 +63,12 @@ class TransformersEngine:
         if own:
             raise ValueError(f"no new weights for {', '.join(sorted(own)[:3])}")
 
+    def sleep(self) -> None:
+        """Nothing is freed: between two calls it holds its weights only."""
+
+    def wake_up(self) -> None:
+        """Nothing was freed."""
+
     def close(self) -> None:
         self._model = None
         free_memory()

@@ -12,7 +12,7 @@ from typing import Any
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head
-from align.runtime.device import device_name
+from align.runtime.device import device_name, free_memory
 
 MAX_NUM_SEQS = 256
 MAX_BATCHED_TOKENS = 8192
@@ -39,17 +39,19 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float = GPU_MEMORY_SHARE
+        self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
     ) -> None:
         """Start vLLM with a model; it keeps the environment variables that are set already.
 
         Args:
-            memory_share: part of a GPU's memory that the engine takes; on a CPU it has no effect.
+            memory_share: part of a GPU's memory that the engine takes, from which it can sleep; None: most of it, for a GPU
+                that nothing else uses. On a CPU it has no effect.
         """
         for key, value in (ENVIRONMENT | IN_PROCESS).items():
             os.environ.setdefault(key, value)
         import torch
         import vllm
+        from vllm.platforms import current_platform
 
         self.version = str(vllm.__version__)
         # vLLM changes torch's number of threads for the whole process.
@@ -58,7 +60,11 @@ class VllmEngine:
         self._vllm = vllm
         self._is_tied = model_folder.tied
         on_gpu = device_name() == "cuda"
-        options: dict[str, Any] = {"gpu_memory_utilization": memory_share} if on_gpu else {"enforce_eager": True}
+        # Sleep mode needs an allocator of vLLM's own, which only some platforms have.
+        self._can_sleep = memory_share is not None and current_platform.is_sleep_mode_available()
+        options: dict[str, Any] = {"enforce_eager": True}
+        if on_gpu:
+            options = {"gpu_memory_utilization": memory_share or GPU_MEMORY_SHARE, "enable_sleep_mode": self._can_sleep}
         self._llm = vllm.LLM(
             str(model_folder.base.path),
             dtype=dtype,
@@ -125,6 +131,16 @@ class VllmEngine:
         given = with_tied_head(weights) if self._is_tied and self._has_head else iter(weights)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         self._llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        if self._can_sleep:
+            # Level 2 keeps no copy of the weights in the computer's memory: new ones come before the next completion.
+            self._llm.sleep(level=2)
+
+    def wake_up(self) -> None:
+        if self._can_sleep:
+            free_memory()  # what torch keeps for itself after training is vLLM's again
+            self._llm.wake_up()
 
     def close(self) -> None:
         import gc

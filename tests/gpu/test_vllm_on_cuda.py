@@ -57,6 +57,20 @@ def test_completions_end_as_they_say(engine: VllmEngine) -> None:
             assert stopped or len(candidate.token_ids) == 6
 
 
+def test_it_gives_its_memory_back_while_it_sleeps(engine: VllmEngine, project_template: Path) -> None:
+    """CPU twin: tests/invariants/test_ppo_training.py::test_the_engine_sleeps_while_the_policy_learns."""
+    import torch
+
+    greedy = replace(SETTINGS, temperature=0.0, num_candidates=1)
+    before, awake = engine.generate(REQUESTS, greedy), torch.cuda.mem_get_info()[0]
+    engine.sleep()
+    free, total = torch.cuda.mem_get_info()
+    assert free - awake > 0.2 * total
+    engine.wake_up()
+    engine.load_weights(ModelFolder(project_template / "base"))
+    assert engine.generate(REQUESTS, greedy) == before
+
+
 def test_exchanged_weights_are_restored(engine: VllmEngine, project_template: Path, tmp_path: Path) -> None:
     """CPU twin: tests/unit/engines/test_vllm_engine.py::test_exchanged_weights_are_the_new_models_with_its_head."""
     from transformers import AutoConfig

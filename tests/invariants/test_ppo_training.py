@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -71,6 +71,7 @@ class Training(Recorder):
         super().__init__()
         self.models: Models | None = None
         self.pass_size = PassSize(self.config.micro_batch_tokens, "tokens")
+        self.engine = TransformersEngine
 
     def parts(self, num_rollouts: int) -> tuple[Models, RolloutSampler]:
         tokenizer = ModelFolder(self.base).tokenizer
@@ -103,7 +104,7 @@ class Training(Recorder):
             return stop(max((int(event.done) for event in self.of(Progress)), default=0))
 
         context = run_context(self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
-        engine = TransformersEngine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
+        engine = self.engine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
         return OnlineTrainer(models, sampler, engine, context, self.config, self.config).train()
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -169,6 +170,58 @@ def test_the_same_seed_gives_the_same_bytes(base: Path, tmp_path: Path, undistur
     again = Training(base, tmp_path, precision=precision, checkpoint_steps=100)
     again.run(4)
     assert_same(again.weights(), undisturbed[0])
+
+
+class SleepingEngine(TransformersEngine):
+    """Loses its weights while it sleeps, as vLLM on a GPU does."""
+
+    happened: ClassVar[list[str]] = []
+    asleep = False
+
+    def sleep(self) -> None:
+        self.happened.append("sleep")
+        self.asleep = True
+        for parameter in self._model.parameters():
+            parameter.data.fill_(torch.nan)
+
+    def wake_up(self) -> None:
+        self.happened.append("wake")
+        self.asleep = False
+
+    def update_weights(self, weights: Any) -> None:
+        assert not self.asleep
+        self.happened.append("weights")
+        super().update_weights(weights)
+
+    def generate(self, requests: Any, settings: Any) -> Any:
+        assert not self.asleep
+        self.happened.append("sample")
+        return super().generate(requests, settings)
+
+
+def test_the_engine_sleeps_while_the_policy_learns(
+    base: Path, tmp_path: Path, undisturbed: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened, update = SleepingEngine.happened, PolicyLearner.update
+    happened.clear()
+
+    def learn(self: PolicyLearner, *args: Any, **kwargs: Any) -> Any:
+        happened.append("learn")
+        if happened.count("learn") == 3:
+            raise StageError("the machine is on fire")
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(PolicyLearner, "update", learn)
+    training = Training(base, tmp_path, precision=precision)
+    training.engine = SleepingEngine
+    first, next_one = ["sample", "sleep", "learn"], ["wake", "weights", "sample", "sleep", "learn"]
+    with pytest.raises(StageError, match="on fire"):
+        training.run(4)
+    assert happened == [*first, *next_one, *next_one]
+    # The engine of the next attempt is awake; it needs the weights of the checkpoint.
+    training.run(4)
+    assert happened == [*first, *next_one, *next_one, "weights", *first, *next_one]
+    assert_same(training.weights(), undisturbed[0])
 
 
 def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torch.Tensor]:

@@ -212,7 +212,7 @@ class Memory:
     activations: int
     """Of the forward and backward pass, logits included; 0 counts towards the peak where the optimizer's step is larger."""
     other_models: int
-    """Reference, reward models, sampling engine."""
+    """Reference, reward models, and the sampling engine unless it sleeps while models learn."""
     process: int
     peak: int
 
@@ -270,17 +270,19 @@ def estimate_stage(
     learning = sum(learner.trainable_parameters for learner in learners)
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners),
+    sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
         "gradients": WEIGHT_BYTES * learning,
         "optimizer": round(moments * learning),
         # All graphs exist before the first backward pass.
         "activations": sum(learner.backward_bytes(batch, device, precision) for learner in learners),
-        "other_models": sum(other.weight_bytes for other in others) + _sampler_bytes(needs.sampler, model.shape, machine),
+        "other_models": sum(other.weight_bytes for other in others) + (0 if sleeps else sampler),
         "process": PROCESS_BYTES[device],
     }
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device, needs.memory.optimizer)
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen)
-    peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=beside)
+    sampling = sampler + sum(parts[name] for name in ("weights", "optimizer", "other_models")) if sleeps else 0
+    peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=[*beside, sampling])
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
     # result. An adapter is float32 always.
     stored = model.shape.stored_dtype if needs.save_dtype == "auto" else needs.save_dtype
@@ -328,10 +330,10 @@ def _phases_beside_training(
         yield scorer.weight_bytes + scorer.forward_bytes(tokens)
 
 
-def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine) -> int:
-    """The sampling engine: a copy of the policy and a cache of keys and values."""
+def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine) -> tuple[int, bool]:
+    """The sampling engine, a copy of the policy and a cache of keys and values; and whether it sleeps while models learn."""
     if sampler is None:
-        return 0
+        return 0, False
     choice, on_gpu = sampler.choice, machine.device == "cuda"
     is_half = choice.dtype == "bfloat16" or (choice.dtype == "auto" and machine.has_bfloat16)
     try:
@@ -341,9 +343,9 @@ def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine
     number = NUMBER_BYTES["bfloat16" if is_half else "float32"]
     # vLLM fills its share with cache, whatever the model's size.
     if engine == "vllm" and on_gpu:
-        return round(sampler.memory_share * machine.total_bytes)
+        return round(sampler.memory_share * machine.total_bytes), True
     if engine == "vllm":
         cache_gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB))
-        return number * policy.parameters + round(cache_gib * (1 << 30)) + VLLM_BYTES
+        return number * policy.parameters + round(cache_gib * (1 << 30)) + VLLM_BYTES, False
     tokens, rows = min(sampler.tokens, policy.context), min(ENGINE_ROWS, sampler.rows)
-    return number * (policy.parameters + rows * tokens * 2 * policy.num_layers * policy.key_size)
+    return number * (policy.parameters + rows * tokens * 2 * policy.num_layers * policy.key_size), False

@@ -29,6 +29,8 @@ from align.training.online.rollout import Rollout, RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
 
 MAX_KL_ERROR = 0.2
+SAMPLER_GAP_LIMIT = 0.1
+"""Nats per token, in the mean over a rollout batch; a larger gap between engine and trainer is reported."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class OnlineTrainer:
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
         learning = [learner.model for learner in self._optimizers]
         models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)
+        self._engine_sleeps = self._gap_was_noted = False
 
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
@@ -102,12 +105,18 @@ class OnlineTrainer:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
-        # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange.
-        if state.rollouts > 0 or self._models.differ_from_folder:
+        # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange. After its sleep
+        # it has none.
+        if state.rollouts > 0 or self._models.differ_from_folder or self._engine_sleeps:
             with self._timed("sync"):
+                if self._engine_sleeps:
+                    self._engine.wake_up()
+                    self._engine_sleeps = False
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
             sampled = self._sampler.sample(state.rollouts, self._engine)
+            self._engine.sleep()
+            self._engine_sleeps = True
         self._check_stop()
         with self._timed("score"):
             rollout = self._sampler.score(sampled)
@@ -121,6 +130,13 @@ class OnlineTrainer:
                 rollout, self._models, self._config, self._advantage, kl_coef=kl_coef, score_bias=bias
             )
         self._check_stop()
+        if (gap := numbers["rollout/sampler_gap"]) > SAMPLER_GAP_LIMIT and not self._gap_was_noted:
+            self._gap_was_noted = True
+            self._context.note(
+                f"rollout/sampler_gap is {gap:.2g} nats per token in rollout batch {state.rollouts + 1}, above "
+                f"{SAMPLER_GAP_LIMIT}: engine and trainer compute different models, and updates are weighted down for it. In "
+                "bfloat16 it is a few hundredths; set dtype and precision to float32 to see whether rounding is the cause"
+            )
         return rollout, experience, numbers
 
     def _learn(self, rollout: Rollout, experience: Experience, numbers: dict[str, float]) -> None:

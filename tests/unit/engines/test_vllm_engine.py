@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vll
 def engine(project_template: Path):  # type: ignore[no-untyped-def]
     from align.engines.vllm_engine import VllmEngine
 
-    engine = VllmEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64)
+    engine = VllmEngine(ModelFolder(project_template / "base"), dtype="float32", max_model_tokens=64, memory_share=0.3)
     yield engine
     engine.close()
 
@@ -32,6 +32,13 @@ def test_the_same_requests_give_the_same_tokens_whatever_came_before(engine, req
     assert engine.generate(requests_, settings) == first
     assert [len(candidates) for candidates in first] == [3] * 6
     assert len({tuple(candidate.token_ids) for candidate in first[0]}) > 1
+
+
+def test_an_engine_that_cannot_sleep_keeps_its_weights(engine, requests_, settings) -> None:  # type: ignore[no-untyped-def]
+    before = engine.generate(requests_, settings)
+    engine.sleep()
+    engine.wake_up()
+    assert engine.generate(requests_, settings) == before
 
 
 def test_completions_end_as_they_say(engine, requests_, settings) -> None:  # type: ignore[no-untyped-def]

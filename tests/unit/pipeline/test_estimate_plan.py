@@ -206,6 +206,19 @@ def test_a_gpu_has_no_worker_in_its_memory_but_a_context(project: Path, tmp_path
     assert "Free here: 79 GiB of 80 GiB of the memory of NVIDIA H100, 50 GiB of disk." in text
 
 
+def test_an_engine_on_a_gpu_sleeps_while_models_learn(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.pipeline.estimate.memory.resolve_engine", lambda name: "vllm")
+    gpu = Machine("cuda", "NVIDIA H100", 80 * GIB, 79 * GIB, 50 * GIB, has_bfloat16=True)
+    peaks = {}
+    for share in (0.001, 0.01, 0.02):
+        ppo = estimate(project, tmp_path / "empty", f"stages.ppo.engine_memory_share={share}", machine=gpu)["ppo"].of_recipe
+        assert ppo is not None
+        peaks[share] = ppo.memory.peak
+    # Either the small models of this project learn, or the engine samples; the two are never added.
+    assert peaks[0.02] - peaks[0.01] == pytest.approx(0.01 * 80 * GIB, abs=2)
+    assert peaks[0.01] - peaks[0.001] < 0.009 * 80 * GIB
+
+
 def rendered(found: PlanEstimate, *, width: int = 100, all_methods: bool = False) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
