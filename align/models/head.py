@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
+from align.models.attention import packed_inputs, padded_mask
 from align.models.logits import logits_of
 from align.models.sizes import LOGITS_AT_ONCE, logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
@@ -111,11 +112,17 @@ def last_hidden_states(
 
     Args:
         input_ids: [batch, seq].
-        attention_mask, position_ids: as transformers takes them. With virtual tokens a row is one sequence, the mask is
-            [batch, seq], and positions follow from it.
+        attention_mask: [batch, seq], 0 on padding, which is on the right; or a mask for the layers, of four dimensions, see
+            `align.models.attention`. None where no real token could see padding.
+        position_ids: [batch, seq]; without a mask they restart with every sequence of a row. With virtual tokens a row is one
+            sequence, and positions follow from the mask.
     """
     if (encoder := virtual_tokens_of(model)) is not None:
         return states_behind(model, encoder, input_ids, attention_mask)
+    if attention_mask is None and position_ids is not None:
+        attention_mask, position_ids = packed_inputs(model, position_ids)
+    elif attention_mask is not None and attention_mask.ndim == 2:
+        attention_mask = padded_mask(model, attention_mask)
     hidden: Tensor = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state

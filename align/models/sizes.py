@@ -15,6 +15,8 @@ FORWARD_TOKENS = 8192
 """Tokens of a forward pass without gradients: a reference over pairs, or a reward model over held-out pairs."""
 ENGINE_ROWS = 64
 """Completions that the transformers engine samples at once."""
+DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
 
 
 def logits_chunk_tokens(vocabulary: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from align.data.template_problems import TemplateProblem
+from align.models.attention import padded_mask
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_reward_model
@@ -47,6 +48,7 @@ class RewardModelScorer:
         def scores(batch: list[int]) -> torch.Tensor:
             padded = pad_right([sequences[index] for index in batch], self._format.pad_token_id)
             input_ids, attention_mask = (tensor.to(self._device) for tensor in padded)
+            attention_mask = padded_mask(self._model, attention_mask)
             # No cache: each sequence is read once, and the cache would only take memory.
             output = self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             return output.logits[:, 0].float()  # type: ignore[no-any-return]

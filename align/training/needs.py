@@ -12,10 +12,11 @@ from typing import Literal, Protocol, runtime_checkable
 from align.config.online import OnlineTraining
 from align.config.peft import Lora, VirtualTokens
 from align.config.sections import EngineChoice, Optimization, PairwiseOptimization, SaveDtype, TrainingMemory
-from align.models.sizes import EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
+from align.models.sizes import DENSE_MASK_TOKENS, EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
 from align.runtime.device import Device
 
 Precision = Literal["float32", "bfloat16"]
+Split = Literal["no", "sequences", "sides"]
 
 
 def training_precision(name: str, *, gpu_has_bfloat16: bool) -> Precision:
@@ -55,6 +56,16 @@ class Setting:
     virtual_tokens: int
     """In front of every row."""
     device: Device
+    has_flash: bool = False
+    """Whether FlashAttention computes rows that hold several sequences; see `align.models.attention`."""
+
+    def masks(self, row_tokens: int) -> bool:
+        """Whether rows that hold several sequences, or padding, get a mask of pairs of tokens."""
+        return self.virtual_tokens > 0 or (not self.has_flash and row_tokens <= DENSE_MASK_TOKENS[self.device])
+
+    def splits(self, row_tokens: int) -> bool:
+        """Whether attention of such rows is computed sequence by sequence."""
+        return not self.has_flash and not self.masks(row_tokens)
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,12 @@ class Batch:
     targets: int
     """Tokens whose log-probability is computed, where the model has a language model's head."""
     is_masked: bool
-    """Whether attention gets a mask of which token sees which: packed and shared-prefix rows do."""
+    """Whether attention gets a mask of pairs of tokens, as short rows that hold several sequences do."""
     accumulates: bool
     """Whether gradients of an earlier pass are in memory during a pass."""
+    split: Split = "no"
+    """How attention is computed: for a whole row, for one sequence after the other, whose results are kept beside the row that
+    is made of them, or for the sides of pairs, each of which gets the prompt's queries, keys and values too."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +149,12 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     row = limit if is_packed else min(limit, max((row.total for row in lengths or ()), default=limit))
     # Only completions have targets; rows that are not known may be all completion.
     share = sum(sum(row.completions) for row in lengths) / sum(row.total for row in lengths) if lengths else 1.0
-    # Without packing, the padding of shorter rows counts as samples of their own, which needs a mask.
-    masked, row_tokens = is_packed or micro > 1, row + setting.virtual_tokens
-    return Batch(micro * row_tokens, row_tokens, math.ceil(micro * row * share), masked, config.batch_size > micro)
+    # Without packing, the padding of shorter rows counts as a sample of its own.
+    row_tokens = row + setting.virtual_tokens
+    is_shared, targets = is_packed or micro > 1, math.ceil(micro * row * share)
+    masked = is_shared and setting.masks(row_tokens)
+    split: Split = "sequences" if is_shared and setting.splits(row_tokens) else "no"
+    return Batch(micro * row_tokens, row_tokens, targets, masked, config.batch_size > micro, split)
 
 
 def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
@@ -158,7 +175,8 @@ def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
         row_tokens = max(PAIR_ROW_TOKENS[setting.device], longest[0].total)
         pairs_per_row = max(1, row_tokens // max(longest[-1].total, 1))
         tokens = math.ceil(micro / pairs_per_row) * row_tokens
-    return Batch(tokens, row_tokens, targets, True, config.batch_size > micro)
+    split: Split = "sides" if setting.splits(row_tokens) else "no"
+    return Batch(tokens, row_tokens, targets, setting.masks(row_tokens), config.batch_size > micro, split)
 
 
 def pair_needs(
@@ -179,4 +197,5 @@ def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:
     in_a_pass = min(rows, max(1, config.micro_batch_tokens // row_tokens))
     width = min(episodes_per_row, config.mini_batch_size) * episode
     targets = min(in_a_pass * episodes_per_row, config.mini_batch_size) * config.max_completion_tokens
-    return Batch(in_a_pass * width, width, targets, True, rows > in_a_pass)
+    split: Split = "sequences" if setting.splits(width) else "no"
+    return Batch(in_a_pass * width, width, targets, setting.masks(width), rows > in_a_pass, split)

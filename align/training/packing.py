@@ -63,6 +63,16 @@ def pack_first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def pack_rows(lengths: Sequence[int], capacity: int, longest_shared_row: int | None) -> list[list[int]]:
+    """As `pack_first_fit`, but a row above `longest_shared_row` tokens holds a single sample."""
+    if longest_shared_row is None or longest_shared_row >= capacity:
+        return pack_first_fit(lengths, capacity)
+    alone = [index for index, length in enumerate(lengths) if length > longest_shared_row]
+    others = [index for index, length in enumerate(lengths) if length <= longest_shared_row]
+    shared = pack_first_fit([lengths[index] for index in others], longest_shared_row)
+    return [*([index] for index in alone), *([others[place] for place in row] for row in shared)]
+
+
 def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
     """`input_ids`, `labels` (-100 outside completions) and `position_ids` of samples laid end to end."""
     row: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
@@ -78,9 +88,9 @@ def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:
 
 
 class PackedCollator:
-    """Pads rows on the right. No attention mask is passed: where positions restart, transformers keeps samples apart by itself.
+    """Pads rows on the right. No attention mask is passed: samples are kept apart where positions restart.
 
-    Every padding token gets position 0, so it is a sample of its own that no real token sees.
+    Every padding token gets position 0, so no real token sees it.
     """
 
     def __init__(self, pad_token_id: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from align.config.sections import FineTuning
 from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
+from align.models.attention import longest_shared_row
 from align.models.dropout import set_dropout
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
@@ -20,7 +21,7 @@ from align.runtime.seed import derive_seed
 from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, training_arguments
-from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
+from align.training.packing import PackedCollator, TrainingSample, build_row, pack_rows
 
 # Enough: a wrong template or a shifted label affects every row, and decoding all of a large file is slow.
 GUARD_ROWS = 64
@@ -60,18 +61,25 @@ def train_sft(
     from align.training.trl_trainers import sft_trainer
 
     samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids, row.earlier) for row in encoded]
-    rows = pack_first_fit([len(sample) for sample in samples], max_tokens) if packing else [[i] for i in range(len(samples))]
-    built = [build_row([samples[index] for index in row]) for row in rows]
-    _guard_labels(rows, built, completion_texts, chat_format)
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
     set_dropout(model, config.dropout)
+    lengths = [len(sample) for sample in samples]
+    limit = longest_shared_row(model) if packing else None
+    if limit is not None and limit < max_tokens:
+        context.note(
+            f"samples share rows of at most {limit} tokens, others have a row of their own (slower, same result): this model "
+            + ("does not keep samples of a row apart" if limit == 1 else "needs a mask that grows with the square of a row")
+        )
+    rows = pack_rows(lengths, max_tokens, limit) if packing else [[i] for i in range(len(samples))]
+    built = [build_row([samples[index] for index in row]) for row in rows]
+    _guard_labels(rows, built, completion_texts, chat_format)
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format, folder, trainable)  # noqa: E731
     history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
-    tokens = sum(len(sample) for sample in samples)
+    tokens = sum(lengths)
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
         "train_loss": history.last("loss"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from align.losses.logps import IGNORED_LABEL
 from align.models.load import load_causal_lm
-from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
+from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit, pack_rows
 
 SAMPLES = [
     TrainingSample([5, 6, 7], [8, 9, 2]),
@@ -100,6 +100,15 @@ def test_many_samples_are_packed_in_seconds() -> None:
     rows = pack_first_fit(lengths, 2048)
     assert time.process_time() - started < 20
     assert sum(lengths) / (len(rows) * 2048) > 0.99
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 120), st.integers(1, 120))
+@settings(max_examples=100, deadline=None)
+def test_rows_above_the_limit_hold_one_sample(lengths: list[int], capacity: int, limit: int) -> None:
+    rows = pack_rows(lengths, capacity, limit)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= min(capacity, limit) for row in rows if len(row) > 1)
+    assert pack_rows(lengths, capacity, None) == pack_first_fit(lengths, capacity)
 
 
 def test_a_sample_longer_than_a_row_is_refused() -> None:

@@ -19,9 +19,12 @@ from transformers import (
 
 from align.data.encoding import EncodedPreference
 from align.losses import sequence_logps
+from align.models import attention
 from align.models.head import extend_forward
-from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT, REJECTED, PairCollator, TrainingPair, attention_of_pairs
+from align.models.sizes import DENSE_MASK_TOKENS
+from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT, REJECTED, PairCollator, TrainingPair
 from align.training.pairwise.trainer import pair_outputs
+from align.training.pairwise.visibility import attention_of_pairs
 
 SMALL = {
     "vocab_size": 61,
@@ -133,6 +136,24 @@ def test_logps_and_gradients_are_those_of_every_side_alone(kind: str, attention:
         assert_same(with_gradients(model, model(layout=batch)), expected)
 
 
+@pytest.mark.parametrize("limit", [0, 1000])
+@pytest.mark.parametrize("reward", [False, True])
+@pytest.mark.parametrize("kind", [*CONFIGS, *SLIDING])
+def test_segments_and_a_shared_mask_give_the_numbers_of_every_side_alone(
+    kind: str, reward: bool, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grouped heads, sliding windows that cut every pair, soft caps; rows above `limit` tokens are computed by segments."""
+    monkeypatch.setitem(DENSE_MASK_TOKENS, "cpu", limit)
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", 3)
+    model = model_of(kind, {**CONFIGS, **SLIDING}[kind], reward=reward, attention="eager")
+    expected = with_gradients(model, (naive_scores if reward else naive_logps)(model))
+    model.set_attn_implementation("sdpa")
+    attention.use_segments(model)
+    for form, row_tokens, multiple_of in LAYOUTS:
+        batch = collator(form, row_tokens, multiple_of=multiple_of)(PAIRS)
+        assert_same(with_gradients(model, model(layout=batch)), expected)
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_scores_and_gradients_are_those_of_every_side_alone(kind: str) -> None:
     model = model_of(kind, CONFIGS[kind], reward=True)
@@ -214,7 +235,7 @@ def test_a_fault_in_the_layout_would_be_noticed(fault: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", SLIDING)
-def test_a_sliding_window_cannot_share_the_prompt_and_the_padded_form_can(kind: str) -> None:
+def test_a_mask_alone_cannot_share_the_prompt_of_a_sliding_window_and_the_padded_form_can(kind: str) -> None:
     model = model_of(kind, SLIDING[kind])
     with torch.no_grad():
         expected = naive_logps(model)

@@ -133,10 +133,12 @@ class LoadedModel:
 
     def activation_bytes(self, batch: Batch, precision: Precision) -> int:
         """What the layers keep of a batch for the backward pass."""
-        final_norm, layer = NORM_BYTES * self.shape.hidden_size, self._layer_bytes(batch, precision)
+        layer, once = self._layer_bytes(batch, precision), NORM_BYTES * self.shape.hidden_size  # the last norm
+        if batch.is_masked:  # layers share the mask
+            once += NUMBER_BYTES[precision] * batch.row_tokens
         if self.recomputes:  # the input of every layer, and everything of the one that is computed again
-            return batch.tokens * (self.shape.num_layers * NUMBER_BYTES["float32"] * self.shape.hidden_size + layer + final_norm)
-        return batch.tokens * (self.shape.num_layers * layer + final_norm)
+            return batch.tokens * (self.shape.num_layers * NUMBER_BYTES["float32"] * self.shape.hidden_size + layer + once)
+        return batch.tokens * (self.shape.num_layers * layer + once)
 
     def _layer_bytes(self, batch: Batch, precision: Precision) -> int:
         """What one layer keeps of one token."""
@@ -151,12 +153,15 @@ class LoadedModel:
         grouped = 1 < shape.num_key_value_heads < shape.num_heads
         key = shape.query_size if batch.is_masked and grouped else shape.key_size
         attention = number * (2 * shape.query_size + 2 * key)
-        mask = number * batch.row_tokens if batch.is_masked else 0
+        if batch.split != "no":
+            attention += number * shape.query_size
+        if batch.split == "sides":  # at most: a pair may be prompt and rejected alone
+            attention += number * (2 * shape.query_size + 2 * key)
         # Gated: both branches, the activated one and the product. Otherwise the activation's input, output and its parts.
         kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
         feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
         inner = number * self.peft.rank * len(self.lora_layers) // shape.num_layers if isinstance(self.peft, Lora) else 0
-        return norms + inputs + attention + mask + feed_forward + inner
+        return norms + inputs + attention + feed_forward + inner
 
     def logits_bytes(self, targets: int) -> int:
         """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
@@ -254,7 +259,8 @@ def estimate_stage(
     """
     device, precision = machine.device, training_precision(needs.precision, gpu_has_bfloat16=machine.has_bfloat16)
     virtual_tokens = peft.num_virtual_tokens if isinstance(peft, VirtualTokens) else 0
-    batch = needs.batch(Setting(lengths, shapes[needs.model].context, virtual_tokens, device))
+    has_flash = device == "cuda" and machine.has_bfloat16 and precision == "bfloat16"
+    batch = needs.batch(Setting(lengths, shapes[needs.model].context, virtual_tokens, device, has_flash))
     # As `runtime.device.frozen_dtype` decides: scorers serve no training's precision.
     frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
     frozen: Precision = "float32" if precision == "float32" else frozen_scorer
@@ -268,9 +274,9 @@ def estimate_stage(
         reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
         others += [reference, *[before] * (needs.frozen_copies - 1)]
     learning = sum(learner.trainable_parameters for learner in learners)
+    sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners),
-    sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
         "gradients": WEIGHT_BYTES * learning,
         "optimizer": round(moments * learning),
         # All graphs exist before the first backward pass.

@@ -1,7 +1,7 @@
 """Completions of different lengths in one forward pass, without padding between them; results are flat, one number per token.
 
-Sequences are laid end to end in rows (first-fit decreasing). Positions restart with every sequence, and transformers keeps them
-apart by that. Results are flat, [completion tokens], in the order of the episodes, so they do not depend on how rows were filled.
+Sequences are laid end to end in rows (first-fit decreasing). Positions restart with every sequence, which keeps them
+apart. Results are flat, [completion tokens], in the order of the episodes, so they do not depend on how rows were filled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.training.packing import pack_first_fit
+from align.training.packing import pack_rows
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,25 @@ def completion_offsets(episodes: Sequence[Episode]) -> list[int]:
 
 
 def pack_episodes(
-    episodes: Sequence[Episode], chosen: Sequence[int], *, micro_batch_tokens: int, row_tokens: int, pad_token_id: int
+    episodes: Sequence[Episode],
+    chosen: Sequence[int],
+    *,
+    micro_batch_tokens: int,
+    row_tokens: int,
+    pad_token_id: int,
+    longest_shared_row: int | None = None,
 ) -> Iterator[PackedEpisodes]:
     """The chosen episodes in forward passes of about `micro_batch_tokens` tokens; every one is in exactly one.
 
     A single sequence that is longer gets a pass of its own.
+
+    Args:
+        longest_shared_row: see `align.models.attention`.
     """
     offsets = completion_offsets(episodes)
     lengths = [len(episodes[index]) for index in chosen]
     capacity = max(min(row_tokens, micro_batch_tokens), *lengths)
-    rows = pack_first_fit(lengths, capacity)
+    rows = pack_rows(lengths, capacity, longest_shared_row)
     rows_per_pass = max(1, micro_batch_tokens // capacity)
     for start in range(0, len(rows), rows_per_pass):
         numbers = [[chosen[place] for place in row] for row in rows[start : start + rows_per_pass]]

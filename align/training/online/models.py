@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from align.models.attention import longest_shared_row
 from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.load import load_causal_lm
 from align.models.logits import in_float32
@@ -36,6 +37,8 @@ class ForwardSettings:
     pass_size: PassSize
     """In tokens."""
     pad_token_id: int
+    longest_shared_row: int | None = None
+    """Of the models, see `align.models.attention`."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -47,6 +50,7 @@ class ForwardSettings:
             micro_batch_tokens=self.pass_size.size,
             row_tokens=EPISODE_ROW_TOKENS[self.device.type],
             pad_token_id=self.pad_token_id,
+            longest_shared_row=self.longest_shared_row,
         )
         return [batch.to(self.device) for batch in packed]
 
@@ -134,6 +138,8 @@ def load_models(policy: TrainableModel, value: ValueStart | None, settings: Forw
             torch.nn.init.zeros_(value_model.score.weight)
         value_model.to(settings.device).eval()
     trained = load_trainable(policy, frozen_dtype=frozen).to(settings.device).eval()
+    limits = [longest_shared_row(model) for model in (trained, value_model) if model is not None]
+    settings = replace(settings, longest_shared_row=min((limit for limit in limits if limit is not None), default=None))
     if policy.peft is not None:
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
         differs = policy.is_quantized or frozen != "float32"

@@ -52,7 +52,7 @@ class PairCollator:
     A batch holds, with P pairs and S sequences (chosen of every pair, then rejected, then with `with_prompts` the prompts):
 
     - `input_ids`, `position_ids`: [rows, seq].
-    - `pair_ids`, `side_ids`: [rows, seq], shared prompt only; see `attention_of_pairs`.
+    - `pair_ids`, `side_ids`: [rows, seq], shared prompt only; see `align.training.pairwise.visibility`.
     - `attention_mask`: [rows, seq], 1 on real tokens, padded form only.
     - `hidden_index`, `target_ids`, `sequence_index`: [targets]. The hidden state at the flat place `hidden_index` predicts the
       token `target_ids`, which counts for sequence `sequence_index`. The first tokens of chosen and rejected are predicted by
@@ -153,15 +153,3 @@ def _targets(sequences: Sequence[tuple[_Segment, int, int]], num_pairs: int) -> 
         "token_counts": counts,
         "last_index": torch.tensor([start + len(segment.token_ids) - 1 for segment, start, _ in sequences[: 2 * num_pairs]]),
     }
-
-
-def attention_of_pairs(pair_ids: Tensor, side_ids: Tensor) -> Tensor:
-    """[rows, 1, seq, seq], True where the token of the third dimension sees the one of the fourth.
-
-    Padding sees padding only, so that no row of the mask is empty, which would give NaN.
-    """
-    seq = pair_ids.shape[1]
-    same_pair = pair_ids[:, :, None] == pair_ids[:, None, :]
-    own_side_or_prompt = (side_ids[:, None, :] == PROMPT) | (side_ids[:, :, None] == side_ids[:, None, :])
-    causal = torch.ones(seq, seq, dtype=torch.bool, device=pair_ids.device).tril()
-    return (same_pair & own_side_or_prompt & causal)[:, None]

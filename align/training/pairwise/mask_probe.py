@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from align.models.attention import IMPLEMENTATION, longest_shared_row
 from align.models.sizes import PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
@@ -15,7 +16,7 @@ from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import layout_of
 
 # Attention that takes a mask of which token sees which; others take only a mask of the padding.
-TAKES_ANY_MASK = ("sdpa", "eager")
+TAKES_ANY_MASK = (IMPLEMENTATION, "sdpa", "eager")
 PROBED_PAIRS = 4
 # Largest difference between the two forms, as a share of the outputs' root mean square, by the type of the weights. Rounding
 # stays under a tenth of it in float32, a third in bfloat16; a window that cuts off a prompt, or a state that runs on from chosen
@@ -67,6 +68,9 @@ def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: S
     attention = model.config._attn_implementation
     if attention not in TAKES_ANY_MASK:
         return f"attention '{attention}' takes no mask of single tokens"
+    limit, longest = longest_shared_row(model), max(map(len, pairs))
+    if limit is not None and longest > limit:
+        return f"a pair has {longest:,} tokens, and attention '{attention}' needs a mask that grows with their square"
     device = next(model.parameters()).device
 
     def outputs(collator: PairCollator) -> torch.Tensor:

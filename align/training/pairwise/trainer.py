@@ -19,8 +19,9 @@ from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import device_name
 from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
-from align.training.pairwise.collator import PairCollator, TrainingPair, attention_of_pairs
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
+from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
 
 
@@ -108,20 +109,9 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
         model,
         input_ids=layout["input_ids"],
         position_ids=layout["position_ids"],
-        attention_mask=_attention_mask(model, layout),
+        attention_mask=pair_mask(model, layout),
     ).flatten(0, 1)
     if (score_head := getattr(model, "score", None)) is not None:
         return in_float32(score_head, hidden.index_select(0, layout["last_index"]))[:, 0]
     logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"])
     return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequence_index"], logps)
-
-
-def _attention_mask(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
-    """The mask as the model's attention takes it; built on the device, since it is much larger than the ids it is built from."""
-    if "pair_ids" not in layout:
-        return layout["attention_mask"]
-    visible = attention_of_pairs(layout["pair_ids"], layout["side_ids"])
-    if model.config._attn_implementation != "eager":
-        return visible
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)

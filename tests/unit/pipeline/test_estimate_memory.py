@@ -9,6 +9,7 @@ import pytest
 
 from align.config.peft import Lora, VirtualTokens
 from align.models.folder import ModelFolder
+from align.models.sizes import DENSE_MASK_TOKENS
 from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
 from align.pipeline.estimate.shape import ModelShape, shape_of
 from align.training.needs import Batch
@@ -87,6 +88,11 @@ def test_activations_of_one_layer_and_token() -> None:
     plain = norms + inputs + attention + feed_forward + final
     assert model().activation_bytes(batch, "float32") == plain
     assert model().activation_bytes(replace(batch, is_masked=True), "float32") == plain + 4 * 16
+    # All layers share a mask, and each keeps the results of sequences on their own.
+    assert model(num_layers=2).activation_bytes(replace(batch, is_masked=True), "float32") == 2 * plain - final + 4 * 16
+    assert model().activation_bytes(replace(batch, split="sequences"), "float32") == plain + 4 * 4
+    # Query, key, value and result of a prompt that a side continues.
+    assert model().activation_bytes(replace(batch, split="sides"), "float32") == plain + 4 * 4 + 4 * (4 + 4 + 2 + 2)
     assert model().activation_bytes(replace(batch, tokens=3), "float32") == 3 * plain
     # Rank 2 for each of seven layers; the inputs are kept for the small matrices.
     assert model(Lora(method="lora", rank=2)).activation_bytes(batch, "float32") == plain + 4 * 2 * 7
@@ -99,9 +105,13 @@ def test_activations_of_one_layer_and_token() -> None:
 
 
 def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any) -> None:
-    """The formula against torch's own list of saved tensors, on a Llama of some layers, packed and not, in both precisions."""
+    """The formula against torch's own list of saved tensors, on a Llama of some layers, in both precisions.
+
+    Rows are packed or not, short with a mask of pairs of tokens or long without.
+    """
     import torch
 
+    from align.models.head import last_hidden_states
     from align.models.load import load_causal_lm
     from align.pipeline.estimate.shape import read_shape
     from align.testing import tiny_causal_lm
@@ -117,9 +127,9 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
     found = read_shape(ModelFolder(folder))
     loaded = load_causal_lm(folder)
     own = {parameter.untyped_storage().data_ptr() for parameter in loaded.parameters()}
-    rows, row_tokens = 2, 64
-    ids = torch.arange(rows * row_tokens).view(rows, row_tokens) % 250
-    for packed in (False, True):
+    rows = 2
+    for packed, row_tokens in ((False, 64), (True, 64), (True, DENSE_MASK_TOKENS["cpu"] + 64)):
+        ids = torch.arange(rows * row_tokens).view(rows, row_tokens) % 250
         positions = (torch.arange(row_tokens) % (row_tokens // 2 if packed else row_tokens))[None].expand(rows, -1)
         for precision in ("float32", "bfloat16"):
             kept: dict[int, int] = {}
@@ -136,9 +146,10 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
                 torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
                 torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
             ):
-                loaded.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+                last_hidden_states(loaded, input_ids=ids, position_ids=positions)
             assert found is not None
-            batch = Batch(rows * row_tokens, row_tokens, 0, packed, False)
+            masked = packed and row_tokens <= DENSE_MASK_TOKENS["cpu"]
+            batch = Batch(rows * row_tokens, row_tokens, 0, masked, False, "sequences" if packed and not masked else "no")
             casts = 0 if precision == "float32" else 2 * found.linear_parameters
             counted = LoadedModel(found).activation_bytes(batch, precision) + casts  # type: ignore[arg-type]
             assert counted == pytest.approx(sum(kept.values()), rel=0.03)
@@ -161,7 +172,7 @@ def test_autocast_copies_weights_but_not_quantised_ones() -> None:
 def test_layers_that_are_computed_again_leave_their_inputs() -> None:
     batch = Batch(64, 32, 0, True, False)
     kept, again = model(), replace(model(), recomputes=True)
-    layer, final = kept._layer_bytes(batch, "float32"), 8 * shape().hidden_size
+    layer, final = kept._layer_bytes(batch, "float32"), 8 * shape().hidden_size + 4 * 32  # the last norm and the mask
     assert kept.activation_bytes(batch, "float32") == 64 * (shape().num_layers * layer + final)
     assert again.activation_bytes(batch, "float32") == 64 * (shape().num_layers * 4 * shape().hidden_size + layer + final)
 

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig
 
 from align.data.encoding import EncodedPreference
+from align.models.attention import use_segments
+from align.models.sizes import DENSE_MASK_TOKENS
 from align.testing import Recorder, run_context
 from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
@@ -94,6 +96,22 @@ def test_attention_that_knows_no_masks_is_not_tried() -> None:
     model.config._attn_implementation = "flash_attention_2"
     assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
     assert "flash_attention_2" in notes.notes[0]
+
+
+def test_a_window_is_no_obstacle_where_attention_knows_segments() -> None:
+    notes, model = Notes(), model_of(MistralConfig(**SIZE, sliding_window=24))
+    use_segments(model)
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "shared_prompt"
+    assert notes.notes == []
+
+
+def test_no_mask_is_made_for_a_pair_that_is_too_long_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DENSE_MASK_TOKENS, "cuda", 30)
+    notes, model = Notes(), model_of(LlamaConfig(**SIZE))
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "padded"
+    assert "a pair has 38 tokens, and attention 'sdpa' needs a mask that grows with their square" in notes.notes[0]
+    use_segments(model)
+    assert choose_collator(model, PAIRS, notes.context, pad_token_id=0).form == "shared_prompt"
 
 
 def test_dropout_is_off_and_stays_in_the_configuration() -> None:
