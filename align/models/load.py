@@ -216,9 +216,9 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         from align.models.lora import keep_plain_format
 
         keep_plain_format(model)
-    from align.models.attention import use_segments
+    from align.models.kernels import use_kernels
 
-    use_segments(model)
+    use_kernels(model)
     return model, set(info["missing_keys"])
 
 
