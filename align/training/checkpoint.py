@@ -49,6 +49,13 @@ def seal(checkpoint: Path) -> None:
     write_json(checkpoint / SEAL_NAME, {"files": files})
 
 
+def replace(checkpoint: Path, new: Path) -> None:
+    """Put the sealed `new` in the place of `checkpoint`, if there is one."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    os.replace(new, checkpoint)
+    fsync_folder(checkpoint.parent)
+
+
 def problem_with(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is whole."""
     try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -108,6 +109,20 @@ def num_mini_batches(count: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
+class LearningPhase:
+    """What the updates of one rollout batch learn from, and how far they are."""
+
+    episodes: list[Episode]
+    experience: Experience
+    numbers: dict[str, float]
+    """Of the rollout batch, under TRL's names."""
+    nonfinite: int
+    """Completions left out because a score was not finite."""
+    updates: list[dict[str, float]] = field(default_factory=list)
+    """Numbers of every update that was made."""
+
+
+@dataclass(frozen=True)
 class PolicyLearner:
     """Trains the policy, and the value model where there is one, on rollout batches."""
 
@@ -122,9 +137,9 @@ class PolicyLearner:
         return value_config is None or rollout >= value_config.critic_warmup_batches
 
     def update(
-        self, episodes: Sequence[Episode], experience: Experience, *, rollout: int, score_bias: float
-    ) -> list[dict[str, float]]:
-        """Learn from one rollout batch; the numbers of every update, under TRL's names.
+        self, phase: LearningPhase, *, rollout: int, score_bias: float, before_update: Callable[[], None] = lambda: None
+    ) -> None:
+        """Learn from one rollout batch, from where `phase` stands; the numbers of every update join it, under TRL's names.
 
         Losses are summed over the completion tokens of a mini-batch and divided by their number, whatever forward passes it is
         cut into.
@@ -132,20 +147,25 @@ class PolicyLearner:
         Args:
             rollout: number of the rollout batch.
             score_bias: subtracted from every value, as it was from the scores.
+            before_update: called before every update; what it raises leaves models and phase as they are.
         Raises:
             StageError: if a gradient is not finite; the weights are then those of the update before.
         """
         config, learn_policy = self.config, self.learns_policy(rollout)
-        rows: list[dict[str, float]] = []
-        for epoch in range(config.ppo_epochs):
-            for chosen in mini_batches(len(episodes), config.mini_batch_size, seed=self.seed, rollout=rollout, epoch=epoch):
-                accumulate = partial(self._accumulate, experience, score_bias, learn_policy)
-                row = self.settings.run_passes(episodes, chosen, accumulate)
-                rows.append(row | self._apply(learn_policy))
-                # The KL was measured before this step, which stays; only the remaining updates are skipped.
-                if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
-                    return rows
-        return rows
+        episodes, size = phase.episodes, config.mini_batch_size
+        batches = (
+            chosen
+            for epoch in range(config.ppo_epochs)
+            for chosen in mini_batches(len(episodes), size, seed=self.seed, rollout=rollout, epoch=epoch)
+        )
+        for chosen in itertools.islice(batches, len(phase.updates), None):
+            before_update()
+            accumulate = partial(self._accumulate, phase.experience, score_bias, learn_policy)
+            row = self.settings.run_passes(episodes, chosen, accumulate)
+            phase.updates.append(row | self._apply(learn_policy))
+            # The KL was measured before this step, which stays; only the remaining updates are skipped.
+            if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
+                return
 
     def _accumulate(
         self, experience: Experience, score_bias: float, learn_policy: bool, passes: Sequence[PackedEpisodes]

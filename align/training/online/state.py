@@ -1,4 +1,4 @@
-"""The state of an online training between two rollout batches, and its checkpoints. Resuming changes no byte of what follows.
+"""The state of an online training between two updates, and its checkpoints. Resuming changes no byte of what follows.
 
 Everything is safetensors or JSON. No state of a random number generator is kept: every draw is a function of the seed and of the
 number of the rollout batch.
@@ -19,11 +19,15 @@ from torch import Tensor
 
 from align.models.trainable import load_trained_state, trained_state
 from align.store.atomic import write_json
-from align.training.online.learner import Optimizers
+from align.training.online.experience import Experience
+from align.training.online.layout import Episode
+from align.training.online.learner import LearningPhase, Optimizers
 
 STATE_NAME = "state.json"
 NUMBER = ":number"
 BEFORE_NAME = "policy-before.safetensors"
+PHASE_NAME = "phase.json"
+EXPERIENCE_NAME = "experience.safetensors"
 
 
 @dataclass
@@ -43,17 +47,29 @@ class TrainerState:
     """Wall time by kind of work, over all attempts."""
 
 
-def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers, before: Sequence[Tensor] | None) -> None:
+def save_state(
+    folder: Path,
+    trainer_state: TrainerState,
+    optimizers: Optimizers,
+    before: Sequence[Tensor] | None,
+    phase: LearningPhase | None = None,
+) -> None:
     """Write everything into `folder`, which is replaced. The checkpoint is complete only once it is sealed.
 
     Args:
         before: the policy's parameters before its last update, where that update may be undone.
+        phase: what the models are learning from, where they are between two updates from one rollout batch.
     """
     # A kill may have left a part of it.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if before is not None:
         save_file({str(number): parameter for number, parameter in enumerate(before)}, folder / BEFORE_NAME)
+    if phase is not None:
+        tensors = {name: values for name, values in vars(phase.experience).items() if values is not None}
+        save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, folder / EXPERIENCE_NAME)
+        kept = {name: value for name, value in vars(phase).items() if name not in ("episodes", "experience")}
+        write_json(folder / PHASE_NAME, {**kept, "episodes": [asdict(episode) for episode in phase.episodes]})
     for learner in optimizers:
         save_file(trained_state(learner.model), folder / f"{learner.name}.safetensors")
         save_file(_moments(learner.optimizer), folder / f"{learner.name}-optimizer.safetensors")
@@ -61,8 +77,14 @@ def save_state(folder: Path, trainer_state: TrainerState, optimizers: Optimizers
     write_json(folder / STATE_NAME, {"trainer_state": asdict(trainer_state), "schedules": schedules})
 
 
-def load_state(folder: Path, optimizers: Optimizers) -> tuple[TrainerState, list[Tensor] | None]:
-    """Load what `save_state` wrote into fresh models and optimizers. Returns the numbers and the parameters before the update."""
+def load_state(
+    folder: Path, optimizers: Optimizers, device: torch.device
+) -> tuple[TrainerState, list[Tensor] | None, LearningPhase | None]:
+    """Load what `save_state` wrote into fresh models and optimizers.
+
+    Returns:
+        The numbers, the parameters before the update, and what is being learned from.
+    """
     state = json.loads((folder / STATE_NAME).read_text())
     for learner in optimizers:
         load_trained_state(learner.model, load_file(folder / f"{learner.name}.safetensors"))
@@ -76,7 +98,13 @@ def load_state(folder: Path, optimizers: Optimizers) -> tuple[TrainerState, list
     if (folder / BEFORE_NAME).exists():
         tensors = load_file(folder / BEFORE_NAME)
         before = [tensors[str(number)] for number in range(len(tensors))]
-    return TrainerState(**state["trainer_state"]), before
+    phase = None
+    if (folder / PHASE_NAME).exists():
+        experience = Experience(**{"values": None, "returns": None, **load_file(folder / EXPERIENCE_NAME, device=str(device))})
+        kept = json.loads((folder / PHASE_NAME).read_text())
+        kept["episodes"] = [Episode(**episode) for episode in kept["episodes"]]
+        phase = LearningPhase(experience=experience, **kept)
+    return TrainerState(**state["trainer_state"]), before, phase
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -22,10 +22,10 @@ from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.online.advantage import Advantage
-from align.training.online.experience import Experience, make_experience, mean_numbers
-from align.training.online.learner import Optimizers, PolicyLearner
+from align.training.online.experience import make_experience, mean_numbers
+from align.training.online.learner import LearningPhase, Optimizers, PolicyLearner
 from align.training.online.models import Models, trainable
-from align.training.online.rollout import Rollout, RolloutSampler
+from align.training.online.rollout import RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
 
 MAX_KL_ERROR = 0.2
@@ -83,25 +83,31 @@ class OnlineTrainer:
             Interrupted: if a stop was requested; a checkpoint was written before.
             StageError: if a gradient is not finite, or a rollout batch got no finite score at all.
         """
-        self._resume()
+        unfinished = self._resume()
         stopped_by_kl = False
         try:
             while self._state.rollouts < self._num_rollouts and not stopped_by_kl:
-                rollout, experience, numbers = self._roll_out()
-                stopped_by_kl = self._exceeds_kl_limit(numbers)
+                if unfinished is not None:
+                    self._let_engine_sleep()
+                phase, unfinished = unfinished or self._roll_out(), None
+                stopped_by_kl = self._exceeds_kl_limit(phase.numbers)
                 if not stopped_by_kl:
-                    self._learn(rollout, experience, numbers)
-                    self._keep(numbers)
+                    self._learn(phase)
+                    self._keep(phase.numbers)
             if self._config.kl_limit is not None and not stopped_by_kl:
-                _, _, numbers = self._roll_out()  # the KL after the last update is not known yet
-                stopped_by_kl = self._exceeds_kl_limit(numbers)
+                phase = self._roll_out()  # the KL after the last update is not known yet
+                stopped_by_kl = self._exceeds_kl_limit(phase.numbers)
         finally:
             self._engine.close()
         if stopped_by_kl:
-            self._restore_policy(numbers)
+            self._restore_policy(phase.numbers)
         return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), self._metrics(stopped_by_kl))
 
-    def _roll_out(self) -> tuple[Rollout, Experience, dict[str, float]]:
+    def _let_engine_sleep(self) -> None:
+        self._engine.sleep()
+        self._engine_sleeps = True
+
+    def _roll_out(self) -> LearningPhase:
         """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
         state = self._state
         self._check_stop()
@@ -115,8 +121,7 @@ class OnlineTrainer:
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
             sampled = self._sampler.sample(state.rollouts, self._engine)
-            self._engine.sleep()
-            self._engine_sleeps = True
+            self._let_engine_sleep()
         self._check_stop()
         with self._timed("score"):
             rollout = self._sampler.score(sampled)
@@ -137,26 +142,27 @@ class OnlineTrainer:
                 f"{SAMPLER_GAP_LIMIT}: engine and trainer compute different models, and updates are weighted down for it. In "
                 "bfloat16 it is a few hundredths; set dtype and precision to float32 to see whether rounding is the cause"
             )
-        return rollout, experience, numbers
+        return LearningPhase(rollout.episodes, experience, numbers, rollout.nonfinite)
 
-    def _learn(self, rollout: Rollout, experience: Experience, numbers: dict[str, float]) -> None:
+    def _learn(self, phase: LearningPhase) -> None:
         """Update the models; the numbers of the updates join those of the rollout batch."""
-        state, config = self._state, self._config
-        if config.kl_limit is not None:
+        state, config, numbers = self._state, self._config, phase.numbers
+        if config.kl_limit is not None and not phase.updates:
             self._policy_before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
         with self._timed("train"):
-            rows = self._learner.update(rollout.episodes, experience, rollout=state.rollouts, score_bias=state.score_bias)
-        numbers.update(mean_numbers(rows))
-        numbers["updates"] = len(rows)
+            check = lambda: self._check_stop(phase)  # noqa: E731
+            self._learner.update(phase, rollout=state.rollouts, score_bias=state.score_bias, before_update=check)
+        numbers.update(mean_numbers(phase.updates))
+        numbers["updates"] = len(phase.updates)
         # While only the value model learns the KL is about 0, and a coefficient that adapts would shrink for no reason.
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
             numbers["objective/kl"],
             target=config.kl_target if self._learner.learns_policy(state.rollouts) else None,
             horizon=config.kl_horizon,
-            episodes=len(rollout.episodes),
+            episodes=len(phase.episodes),
         )
-        state.nonfinite += rollout.nonfinite
+        state.nonfinite += phase.nonfinite
         state.rollouts += 1
 
     def _keep(self, numbers: dict[str, float]) -> None:
@@ -223,35 +229,47 @@ class OnlineTrainer:
         finally:
             self._state.seconds[kind] = self._state.seconds.get(kind, 0.0) + time.perf_counter() - started
 
-    def _check_stop(self) -> None:
-        """Stop if that was requested. Called only between updates, when a checkpoint is exact."""
+    def _check_stop(self, phase: LearningPhase | None = None) -> None:
+        """Stop if that was requested. Called only between updates, when a checkpoint is exact.
+
+        Args:
+            phase: what is learned from at present.
+        """
         number = self._context.stop_requested()
         if number is None:
             return
-        if self._state.rollouts > 0:
-            self._write_checkpoint()
+        updates = len(phase.updates) if phase is not None else 0
+        if self._state.rollouts > 0 or updates:
+            self._write_checkpoint(phase if updates else None)
         raise Interrupted(
-            f"Stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches; a checkpoint is kept.",
+            f"Stopped after {self._state.rollouts} of {self._num_rollouts} rollout batches"
+            f"{f' and {updates} updates from the next' if updates else ''}; a checkpoint is kept.",
             signal_number=number,
         )
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, phase: LearningPhase | None = None) -> None:
         folder = self._checkpoints / f"{checkpoint.PREFIX}{self._state.rollouts}"
         with self._timed("checkpoint"), self._context.saving():
-            if checkpoint.problem_with(folder) is not None:  # else it was written when this rollout batch was done
-                save_state(folder, self._state, self._optimizers, self._policy_before)
-                checkpoint.seal(folder)
+            # Without updates since, a checkpoint of this name was written when its rollout batch was done.
+            if phase is not None or checkpoint.problem_with(folder) is not None:
+                new = folder.with_name("unfinished")
+                save_state(new, self._state, self._optimizers, self._policy_before, phase)
+                checkpoint.seal(new)
+                checkpoint.replace(folder, new)
                 checkpoint.remove_old(self._checkpoints)
         self._clock.restart()
 
-    def _resume(self) -> None:
+    def _resume(self) -> LearningPhase | None:
+        """Go back to the newest checkpoint; what it had begun to learn from, if anything."""
         start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)
         if start is None:
-            return
-        self._state, self._policy_before = load_state(start, self._optimizers)
+            return None
+        self._state, self._policy_before, phase = load_state(start, self._optimizers, self._models.settings.device)
         for row in self._state.rows:  # they may not have reached a file of events before the kill
             self._context.metrics(row)
-        self._context.note(f"resuming after rollout batch {self._state.rollouts}")
+        behind = f" and {len(phase.updates)} updates" if phase is not None else ""
+        self._context.note(f"resuming after rollout batch {self._state.rollouts}{behind}")
+        return phase
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, *, target: float | None, horizon: int, episodes: int) -> float:
