@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from align.models.attention import IMPLEMENTATION, longest_shared_row
-from align.models.sizes import PAIR_ROW_TOKENS
+from align.models.attention import IMPLEMENTATION, takes_segments
+from align.models.sizes import DENSE_MASK_TOKENS, PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
 from align.runtime.device import out_of_memory
@@ -68,8 +68,8 @@ def _difference(model: Any, shared: PairCollator, padded: PairCollator, pairs: S
     attention = model.config._attn_implementation
     if attention not in TAKES_ANY_MASK:
         return f"attention '{attention}' takes no mask of single tokens"
-    limit, longest = longest_shared_row(model), max(map(len, pairs))
-    if limit is not None and longest > limit:
+    longest = max(map(len, pairs))
+    if not takes_segments(model) and longest > DENSE_MASK_TOKENS["cuda"]:
         return f"a pair has {longest:,} tokens, and attention '{attention}' needs a mask that grows with their square"
     device = next(model.parameters()).device
 
