@@ -50,6 +50,10 @@ MAX_HEAD_SIZE = 256
 """Of FlashAttention."""
 
 
+PADDING = -1
+"""In place of a prefix: the tokens of the segment are padding, which `without_padding` leaves out."""
+
+
 class Segment(NamedTuple):
     """Tokens that stand together, each of which sees itself and those before it. Segments follow each other without gaps."""
 
@@ -135,9 +139,9 @@ def _segments_of(begins: Sequence[bool]) -> list[Segment]:
     places = [0, *(place for place, is_first in enumerate(begins) if is_first), len(begins)]
     lengths = [end - start for start, end in itertools.pairwise(places)]
     padding = next((count for count, length in enumerate(reversed(lengths)) if length != 1), len(lengths))
-    if padding > 1:  # one segment: what padding sees does not matter
-        lengths[-padding:] = [padding]
-    return [Segment(length) for length in lengths]
+    if padding <= 1:  # a single such token may be a sequence
+        return [Segment(length) for length in lengths]
+    return [*(Segment(length) for length in lengths[:-padding]), Segment(padding, PADDING)]
 
 
 def padded_mask(model: Any, attention_mask: Tensor) -> Tensor:
@@ -145,12 +149,34 @@ def padded_mask(model: Any, attention_mask: Tensor) -> Tensor:
     if not takes_segments(model) or prefers_mask(model, attention_mask):
         return attention_mask
     seq, lengths = attention_mask.shape[1], attention_mask.sum(-1).tolist()
-    return mask_of(Segment(part) for length in lengths for part in (length, seq - length) if part)
+    return mask_of(Segment(part, prefix) for length in lengths for part, prefix in ((length, 0), (seq - length, PADDING)) if part)
 
 
 def mask_of(segments: Iterable[Segment]) -> Tensor:
     """[1, 1, segments, 3], whole numbers, on the CPU: transformers hands a tensor of four dimensions to the layers as it is."""
     return torch.tensor(list(segments))[None, None]
+
+
+class RealTokens(NamedTuple):
+    """The tokens of rows without the padding."""
+
+    places: Tensor
+    """[tokens], in the rows laid end to end; on the CPU."""
+    mask: Tensor
+    """Their segments, as from `mask_of`."""
+
+
+def without_padding(attention_mask: Tensor | None) -> RealTokens | None:
+    """What is left of rows without their padding; None where there is none, or it must stay, as a mask of pairs has it."""
+    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype != torch.int64:
+        return None
+    segments = attention_mask[0, 0]
+    is_real = segments[:, 1] != PADDING
+    if is_real.all():
+        return None
+    kept = segments[is_real]
+    kept[:, 1] = (is_real.cumsum(0) - 1)[kept[:, 1]]  # the number of a prefix among those that are left
+    return RealTokens(is_real.repeat_interleave(segments[:, 0]).nonzero()[:, 0], kept[None, None])
 
 
 def prefers_mask(model: Any, tokens: Tensor, *, one_for_all: bool = False) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
-from align.models.attention import packed_inputs, padded_mask
+from align.models.attention import packed_inputs, padded_mask, without_padding
 from align.models.logits import logits_of
 from align.models.sizes import LOGITS_AT_ONCE, logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
@@ -116,6 +116,8 @@ def last_hidden_states(
             `align.models.attention`. None where no real token could see padding.
         position_ids: [batch, seq]; without a mask they restart with every sequence of a row. With virtual tokens a row is one
             sequence, and positions follow from the mask.
+    Returns:
+        Of padding: zeros, or states without a meaning.
     """
     if (encoder := virtual_tokens_of(model)) is not None:
         return states_behind(model, encoder, input_ids, attention_mask)
@@ -123,6 +125,19 @@ def last_hidden_states(
         attention_mask, position_ids = packed_inputs(model, position_ids)
     elif attention_mask is not None and attention_mask.ndim == 2:
         attention_mask = padded_mask(model, attention_mask)
+    real = without_padding(attention_mask)
+    if real is None:
+        return _states(model, input_ids, attention_mask, position_ids)
+    # One row of real tokens: attention goes by segments, and for all else it makes no difference which row a token is in.
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    places = real.places.to(input_ids.device)
+    row = [tensor.flatten().index_select(0, places)[None] for tensor in (input_ids, position_ids)]
+    states = _states(model, row[0], real.mask, row[1])[0]
+    return states.new_zeros(input_ids.numel(), states.shape[-1]).index_copy(0, places, states).view(*input_ids.shape, -1)
+
+
+def _states(model: Any, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
     hidden: Tensor = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.models.attention import Segment, as_additive, mask_of, prefers_mask
-from align.training.pairwise.collator import CHOSEN, PROMPT
+from align.models.attention import PADDING, Segment, as_additive, mask_of, prefers_mask
+from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT
 
 
 def pair_mask(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
@@ -37,11 +37,13 @@ def attention_of_pairs(pair_ids: Tensor, side_ids: Tensor) -> Tensor:
 def segments_of_pairs(pair_ids: Tensor, side_ids: Tensor) -> list[Segment]:
     """The same as `attention_of_pairs` in segments: prompt and chosen together, rejected as another end of the prompt."""
     kinds = torch.stack([torch.arange(len(pair_ids), device=pair_ids.device)[:, None].expand_as(pair_ids), pair_ids, side_ids])
-    (_, _, sides), lengths = kinds.flatten(1).unique_consecutive(dim=1, return_counts=True)
+    (_, pairs, sides), lengths = kinds.flatten(1).unique_consecutive(dim=1, return_counts=True)
     segments: list[Segment] = []
     prompt = prompt_length = 0
-    for side, length in zip(sides.tolist(), lengths.tolist(), strict=True):
-        if side == PROMPT:
+    for pair, side, length in zip(pairs.tolist(), sides.tolist(), lengths.tolist(), strict=True):
+        if pair == NO_PAIR:
+            segments.append(Segment(length, PADDING))
+        elif side == PROMPT:
             prompt, prompt_length = len(segments), length
             segments.append(Segment(length))
         elif side == CHOSEN:

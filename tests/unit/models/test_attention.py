@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ ROW = 14
 
 def model_of(kind: str, implementation: str = "sdpa") -> Any:
     torch.manual_seed(4)
-    return AutoModelForCausalLM.from_config(CONFIGS[kind], attn_implementation=implementation).eval()
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]), attn_implementation=implementation).eval()
 
 
 @pytest.fixture(params=["mask", "segments", "blocks"])
@@ -152,7 +153,7 @@ def test_segments_of_positions() -> None:
     try:
         assert segments(0, 1, 2, 0, 1, 0) == [(3, 0, 0), (2, 0, 0), (1, 0, 0)]
         # Padding is one segment.
-        assert segments(0, 1, 0, 0, 0) == [(2, 0, 0), (3, 0, 0)]
+        assert segments(0, 1, 0, 0, 0) == [(2, 0, 0), (3, attention.PADDING, 0)]
         assert segments(0, 0, 1, 2, 0) == [(1, 0, 0), (3, 0, 0), (1, 0, 0)]
     finally:
         DENSE_MASK_TOKENS["cpu"] = limit
@@ -262,3 +263,30 @@ def test_what_segments_cannot_say_is_an_error() -> None:
     states = torch.randn(1, 1, 4, 8)
     with pytest.raises(NotImplementedError, match="attention of Linear has s_aux, which segments do not know"):
         attention.attention_forward(torch.nn.Linear(1, 1), states, states, states, mask_of([Segment(4)]), s_aux=torch.zeros(1))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_padding_does_not_go_through_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that behind packed samples nor that behind single ones; prefixes are found again."""
+    monkeypatch.setitem(DENSE_MASK_TOKENS, "cpu", 0)
+    model, seen = model_of(kind), []
+    use_segments(model)
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    ids, positions = rows_of(LENGTHS)
+    last_hidden_states(model, input_ids=ids, position_ids=positions)
+    single = (torch.arange(ROW) < torch.tensor([[9], [4]])).long()
+    found = last_hidden_states(model, input_ids=ids, attention_mask=single)
+    assert seen == [(1, 12 + 11), (1, 9 + 4)]
+    for row, length in enumerate((9, 4)):
+        alone = last_hidden_states(model, input_ids=ids[row : row + 1, :length])[0]
+        torch.testing.assert_close(found[row, :length], alone)
+        assert not found[row, length:].any()
+
+
+def test_prefixes_are_numbered_among_what_is_left() -> None:
+    segments = [Segment(2), Segment(3, attention.PADDING), Segment(4), Segment(1, 2, 3), Segment(2, attention.PADDING)]
+    real = attention.without_padding(mask_of(segments))
+    assert real is not None
+    assert real.places.tolist() == [0, 1, 5, 6, 7, 8, 9]
+    assert real.mask.tolist() == [[[[2, 0, 0], [4, 0, 0], [1, 1, 3]]]]
+    assert attention.without_padding(mask_of([Segment(2)])) is None
