@@ -67,8 +67,8 @@ def test_a_model_that_refuses_the_mask_gets_padded_batches(monkeypatch: pytest.M
     notes, model = Notes(), model_of(LlamaConfig(**SIZE))
     original = model.base_model.forward
 
-    def refuse(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
-        if attention_mask.ndim == 4:
+    def refuse(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
             raise ValueError("a mask of four dimensions is new to me")
         return original(*args, attention_mask=attention_mask, **kwargs)
 
@@ -81,8 +81,8 @@ def test_out_of_memory_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatc
     model = model_of(LlamaConfig(**SIZE))
     original = model.base_model.forward
 
-    def fail(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
-        if attention_mask.ndim == 4:
+    def fail(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
             raise torch.OutOfMemoryError("no room")
         return original(*args, attention_mask=attention_mask, **kwargs)
 
