@@ -157,7 +157,7 @@ def load_trainable(
         )
     if isinstance(trainable.peft, Lora):
         add_lora(model, trainable.peft, task=task, where=trainable.name, token_ids=trainable.new_token_ids)
-        _keep_trained_in_float32(model)
+        keep_trained_in_float32(model)
         if kept is not None:
             load_lora_state(model, kept)
     else:
@@ -167,8 +167,8 @@ def load_trainable(
     return model.eval()
 
 
-def _keep_trained_in_float32(model: Any) -> None:
-    # PEFT makes an adapter in the type of its layer, and small updates vanish in bfloat16.
+def keep_trained_in_float32(model: Any) -> None:
+    """Make an adapter float32: PEFT makes it in the type of its layer, and small updates vanish in bfloat16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -24,7 +24,7 @@ from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
-from align.training.optimizer import trainer_name
+from align.training.optimizer import moments_in_8_bits, trainer_name
 from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -111,6 +111,11 @@ class GuardedTraining(StepTrainer):
                 hint="Lower learning_rate, raise warmup_ratio, set precision: float32, or look for odd rows in the data.",
             )
         return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        moments_in_8_bits(optimizer)
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save only the trained parameters of an adapter: the rest is in the base model's folder."""

@@ -15,11 +15,12 @@ from align import load_recipe, run_recipe
 from align.config.online import OnlineOptimization
 from align.config.sections import OptimizerName
 from align.errors import EnvironmentProblem, RecipeError
+from align.models.head import last_hidden_states, target_logps
 from align.models.load import load_causal_lm
 from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.testing import tiny_causal_lm
 from align.training.online.state import _load_moments, _moments
-from align.training.optimizer import make_optimizer, recompute_layers
+from align.training.optimizer import make_optimizer, moments_in_8_bits, recompute_layers
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,33 @@ def test_an_optimizer_goes_on_where_it_was(name: OptimizerName) -> None:
     advance(forgetful, make_optimizer([forgetful], config, learning_rate=1e-2), range(3, 6))
     assert torch.equal(whole, resumed)
     assert not torch.equal(whole, forgetful)
+
+
+def test_moments_of_embeddings_are_in_8_bits_too() -> None:
+    """As transformers makes the optimizer, which asks bitsandbytes for 32 bits of them."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    embedding = torch.nn.Embedding(64, 256)
+    optimizer = bitsandbytes.optim.AdamW8bit(embedding.parameters())
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    manager.register_module_override(embedding, "weight", {"optim_bits": 32})
+    moments_in_8_bits(optimizer)
+    embedding(torch.arange(8)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[embedding.weight]["state1"].dtype == torch.uint8
+    assert manager.module_weight_config_triple == []
+
+
+def test_autocast_keeps_no_copies_of_weights_where_layers_are_computed_again(project: Path) -> None:
+    model: Any = load_causal_lm(project / "base")
+    recompute_layers(model, "it")
+    cached = []
+    model.model.layers[-1].mlp.register_forward_pre_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = target_logps(model, last_hidden_states(model, input_ids=ids)[0], ids[0])
+    logps.sum().backward()
+    assert cached == [False, False]
+    assert torch.is_autocast_cache_enabled()
 
 
 def test_what_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

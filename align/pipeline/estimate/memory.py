@@ -133,12 +133,23 @@ class LoadedModel:
 
     def activation_bytes(self, batch: Batch, precision: Precision) -> int:
         """What the layers keep of a batch for the backward pass."""
-        layer, once = self._layer_bytes(batch, precision), NORM_BYTES * self.shape.hidden_size  # the last norm
+        once = NORM_BYTES * self.shape.hidden_size  # the last norm
         if batch.is_masked:  # layers share the mask
             once += NUMBER_BYTES[precision] * batch.row_tokens
-        if self.recomputes:  # the input of every layer, and everything of the one that is computed again
-            return batch.tokens * (self.shape.num_layers * NUMBER_BYTES["float32"] * self.shape.hidden_size + layer + once)
-        return batch.tokens * (self.shape.num_layers * layer + once)
+        if self.recomputes:  # one layer at a time
+            once += self._layer_bytes(batch, precision)
+        return batch.tokens * (self.shape.num_layers * self.kept_of_a_layer(batch, precision) + once)
+
+    def kept_of_a_layer(self, batch: Batch, precision: Precision) -> int:
+        """Bytes of one token that one layer keeps for the backward pass: only its input where the layer is computed again."""
+        if self.recomputes:
+            return NUMBER_BYTES[self._stream(precision)] * self.shape.hidden_size
+        return self._layer_bytes(batch, precision)
+
+    def _stream(self, precision: Precision) -> Precision:
+        """What the sum that runs through the layers is kept in: the type of the embeddings."""
+        in_bfloat16 = precision == "bfloat16" and isinstance(self.peft, Lora) and self.frozen == "bfloat16"
+        return "bfloat16" if in_bfloat16 else "float32"
 
     def _layer_bytes(self, batch: Batch, precision: Precision) -> int:
         """What one layer keeps of one token."""
@@ -171,9 +182,10 @@ class LoadedModel:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
         if precision == "float32" or self.quantized_parameters:
             return 0
-        if isinstance(self.peft, Lora) and self.frozen == "bfloat16":
-            return NUMBER_BYTES[precision] * self.added_parameters
-        return NUMBER_BYTES[precision] * self.shape.linear_parameters
+        in_bfloat16 = isinstance(self.peft, Lora) and self.frozen == "bfloat16"
+        copied = self.added_parameters if in_bfloat16 else self.shape.linear_parameters
+        # Layers that are computed again cast their weights again, one layer at a time.
+        return NUMBER_BYTES[precision] * copied // (self.shape.num_layers if self.recomputes else 1)
 
     def backward_bytes(self, batch: Batch, device: Device, precision: Precision) -> int:
         """A forward and backward pass at its peak, without weights, gradients and optimizer."""
@@ -183,7 +195,8 @@ class LoadedModel:
         retained = round(ALLOCATOR_SHARE[device, isinstance(self.peft, Lora)] * kept)
         head_learns = self.peft is None and not self.has_score_head
         head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
-        unpacked = WEIGHT_BYTES * max(layer.parameters for layer in shape.linear_layers) if self.quantized_parameters else 0
+        largest = max((layer.parameters for layer in shape.linear_layers), default=0)
+        unpacked = NUMBER_BYTES[precision] * largest if self.quantized_parameters else 0
         return kept + retained + self.logits_bytes(batch.targets) + head_gradient + unpacked + self.cast_bytes(precision)
 
     def forward_bytes(self, tokens: int) -> int:
@@ -200,8 +213,8 @@ class LoadedModel:
         return 0 if self.has_score_head else min(tokens, logits_chunk_tokens(vocabulary)) * vocabulary
 
     def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
-        """The optimizer's step besides gradients and moments: tensor by tensor, but AdamW on a GPU is fused, without copies."""
-        if device == "cuda" and optimizer == "adamw":
+        """The optimizer's step besides gradients and moments: tensor by tensor, but the kernels of a GPU for AdamW need no copies."""
+        if device == "cuda" and optimizer != "adafactor":
             return 0
         return 2 * WEIGHT_BYTES * self.shape.largest_tensor if self.peft is None else 0
 
