@@ -213,7 +213,7 @@ class LoadedModel:
         return 0 if self.has_score_head else min(tokens, logits_chunk_tokens(vocabulary)) * vocabulary
 
     def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
-        """The optimizer's step besides gradients and moments: tensor by tensor, but the kernels of a GPU for AdamW need no copies."""
+        """The optimizer's step besides gradients and moments: tensor by tensor; AdamW on a GPU needs no copies."""
         if device == "cuda" and optimizer != "adafactor":
             return 0
         return 2 * WEIGHT_BYTES * self.shape.largest_tensor if self.peft is None else 0
