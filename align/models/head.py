@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.losses.logps import IGNORED_LABEL
-from align.models.attention import packed_inputs, padded_mask, without_padding
+from align.models.attention import packed_inputs, padded_mask
 from align.models.logits import logits_of
+from align.models.segment import without_padding
 from align.models.sizes import LOGITS_AT_ONCE, logits_chunk_tokens
 from align.models.virtual_tokens import states_behind, virtual_tokens_of
 

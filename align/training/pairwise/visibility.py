@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.models.attention import PADDING, Segment, as_additive, mask_of, prefers_mask
+from align.models.attention import as_additive, prefers_mask
+from align.models.segment import PADDING, Segment, mask_of
 from align.training.pairwise.collator import CHOSEN, NO_PAIR, PROMPT
 
 

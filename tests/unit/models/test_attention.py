@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from align.models import attention
-from align.models.attention import Scoring, Segment, mask_of, packed_inputs, padded_mask, use_segments
+from align.models.attention import Scoring, packed_inputs, padded_mask, use_segments
 from align.models.head import last_hidden_states
+from align.models.segment import PADDING, Segment, mask_of, without_padding
 from align.models.sizes import DENSE_MASK_TOKENS
 
 SMALL: dict[str, Any] = {
@@ -153,7 +154,7 @@ def test_segments_of_positions() -> None:
     try:
         assert segments(0, 1, 2, 0, 1, 0) == [(3, 0, 0), (2, 0, 0), (1, 0, 0)]
         # Padding is one segment.
-        assert segments(0, 1, 0, 0, 0) == [(2, 0, 0), (3, attention.PADDING, 0)]
+        assert segments(0, 1, 0, 0, 0) == [(2, 0, 0), (3, PADDING, 0)]
         assert segments(0, 0, 1, 2, 0) == [(1, 0, 0), (3, 0, 0), (1, 0, 0)]
     finally:
         DENSE_MASK_TOKENS["cpu"] = limit
@@ -284,9 +285,9 @@ def test_padding_does_not_go_through_the_model(kind: str, monkeypatch: pytest.Mo
 
 
 def test_prefixes_are_numbered_among_what_is_left() -> None:
-    segments = [Segment(2), Segment(3, attention.PADDING), Segment(4), Segment(1, 2, 3), Segment(2, attention.PADDING)]
-    real = attention.without_padding(mask_of(segments))
+    segments = [Segment(2), Segment(3, PADDING), Segment(4), Segment(1, 2, 3), Segment(2, PADDING)]
+    real = without_padding(mask_of(segments))
     assert real is not None
     assert real.places.tolist() == [0, 1, 5, 6, 7, 8, 9]
     assert real.mask.tolist() == [[[[2, 0, 0], [4, 0, 0], [1, 1, 3]]]]
-    assert attention.without_padding(mask_of([Segment(2)])) is None
+    assert without_padding(mask_of([Segment(2)])) is None
