@@ -96,8 +96,8 @@ def test_a_model_whose_logits_are_others_is_refused(tmp_path: Path) -> None:
 def test_a_frozen_head_in_bfloat16_gives_float32_logits_without_a_copy(
     states_are: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of a standard deviation of 4. Measured: 5e-7 off from states in bfloat16, 6e-6 from states in float32, which two
-    bfloat16 numbers stand for. The head in bfloat16 itself is off by 0.06."""
+    """Logits of a standard deviation of 4. Over 20 seeds the largest error was 6e-6 from states in bfloat16 and 5e-5 from states
+    in float32, which two bfloat16 numbers stand for; the head computed in bfloat16 was off by 0.07."""
     monkeypatch.setattr(logits, "COPIED_NUMBERS", 1000)  # several slices
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(256, 300).to(torch.bfloat16).requires_grad_(False)

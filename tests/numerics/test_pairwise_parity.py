@@ -19,6 +19,7 @@ from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
+from align.training.step import StepTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,12 @@ CONFIG = Optimization(precision="float32", batch_size=BATCH, learning_rate=2e-3,
 
 def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
     trainer._get_train_sampler = lambda *args: SequentialSampler(trainer.train_dataset)
-    rows = [row for row in train(trainer, context).rows if "loss" in row]
+    if isinstance(trainer, StepTrainer):
+        history = train(trainer, context).rows
+    else:
+        trainer.train()
+        history = trainer.state.log_history
+    rows = [row for row in history if "loss" in row]
     assert len(rows) == STEPS
     return rows
 
