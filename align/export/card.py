@@ -44,6 +44,7 @@ def render_card(
         front_matter=yaml_text(_front_matter(source, steps)),
         title=source.name if source.run is None else f"{source.run.resolve().name}: {source.name}",
         reward=source.purpose == "reward",
+        caps_scores=source.folder.caps_scores,
         dtype=dtype,
         merged=_merged_text(source),
         steps=steps,

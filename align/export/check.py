@@ -122,7 +122,7 @@ def check_reward_model(source: ModelFolder, exported: ModelFolder, *, dtype: str
     pairs = list(zip(NEUTRAL_PROMPTS, NEUTRAL_PROMPTS[1:] + NEUTRAL_PROMPTS[:1], strict=True))[:NUM_PROMPTS]
     expected = _scores(load_reward_model(source, dtype=dtype), _encode_pairs(source, pairs))
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-        str(exported.path), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        str(exported.path), dtype=dtype, **_options(exported)
     )
     found = _scores(loaded, _encode_pairs(exported, pairs))
     for pair, first, second in zip(pairs, expected, found, strict=True):
@@ -206,9 +206,8 @@ def _answer_with_transformers(exported: ModelFolder, answered: _Answered) -> tup
     import transformers
 
     device = device_name()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(exported.path), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    ).to(device)
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(exported.path), dtype=torch.float32, **_options(exported))
+    model.to(device)
     # The folder's own sampling defaults and penalties would change the answers, and the source answers without them.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, max_new_tokens=MAX_COMPLETION_TOKENS, eos_token_id=list(answered.stops) or None, pad_token_id=0
@@ -231,6 +230,12 @@ def _until(tokens: list[int], stops: tuple[int, ...]) -> list[int]:
     # Rows that end early are padded until the longest of their batch ends.
     end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[: end + 1]
+
+
+def _options(exported: ModelFolder) -> dict[str, Any]:
+    """How anyone would load the folder, as the card says."""
+    attention = {"attn_implementation": "eager"} if exported.caps_scores else {}
+    return {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, **attention}
 
 
 def _answer_with_vllm(exported: ModelFolder, answered: _Answered) -> tuple[str, list[list[int]]]:

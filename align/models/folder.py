@@ -197,6 +197,11 @@ class ModelFolder:
         return next((value for value in values if isinstance(value, bool)), self.config.get("model_type") in TIED_BY_DEFAULT)
 
     @property
+    def caps_scores(self) -> bool:
+        """Whether attention caps its scores (Gemma 2), which only transformers' eager implementation computes."""
+        return any(source.get("attn_logit_softcapping") for source in self._settings)
+
+    @property
     def context_tokens(self) -> int:
         """How many tokens the model can see behind its virtual ones; NO_BOUND where its configuration sets no bound."""
         for source in self._settings:

@@ -35,7 +35,8 @@ def in_float32(head: Any, states: Tensor) -> Tensor:
             learnt = linear(states.to(rows.dtype), rows).to(whole.dtype)
             return whole.index_copy(-1, torch.tensor(ids, device=whole.device), learnt)
         if head.weight.dtype == torch.bfloat16:
-            outputs: Tensor = _FrozenProduct.apply(states, head.weight)
+            # The views are outside: a view that a function of one's own returns cannot be written into, as log-softmax does.
+            outputs: Tensor = _FrozenProduct.apply(states.flatten(0, -2), head.weight).unflatten(0, states.shape[:-1])
             return outputs if head.bias is None else outputs + head.bias
         # The class's method: the module's own may have been replaced by this function.
         exact: Tensor = type(head).forward(head, states.to(head.weight.dtype))
@@ -48,7 +49,7 @@ def keep_in_float32(head: Any) -> None:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """states @ weight.T in float32, for a bfloat16 weight that does not learn. Weights that learn are float32."""
+    """[tokens, outputs] of states @ weight.T in float32, for a bfloat16 weight, which does not learn."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
@@ -64,20 +65,19 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """[…, columns] of left @ right in float32, without a float32 copy of `right`: at 8 billion parameters a head has 2.3 GiB.
+    """[tokens, columns] of left @ right in float32, without a float32 copy of `right`, 2.3 GiB at 8 billion parameters.
 
     Args:
-        left: […, rows], float32 or bfloat16.
+        left: [tokens, rows], float32 or bfloat16.
         right: [rows, columns], bfloat16.
     """
-    rows = left.flatten(0, -2)
-    multiply = _bfloat16_product if rows.is_cuda else _product_by_columns
-    product = multiply(rows.bfloat16(), right)
-    if rows.dtype != torch.bfloat16:
+    multiply = _bfloat16_product if left.is_cuda else _product_by_columns
+    product = multiply(left.bfloat16(), right)
+    if left.dtype != torch.bfloat16:
         # Two bfloat16 numbers hold 16 bits of a float32 number, so each state is off by at most 2^-17 of itself. Tensor cores
         # add such products up in float32, some ten times as fast as they are computed in float32.
-        product += multiply((rows - rows.bfloat16()).bfloat16(), right)
-    return product.view(*left.shape[:-1], right.shape[1])
+        product += multiply((left - left.bfloat16()).bfloat16(), right)
+    return product
 
 
 def _bfloat16_product(left: Tensor, right: Tensor) -> Tensor:

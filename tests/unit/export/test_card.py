@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +91,16 @@ def test_the_check_is_told_or_its_absence(made: Any) -> None:
     assert "49 of 50 prompts the same 32 greedy tokens as the source; the other 1 differ after a tie" in told
     assert "6 prompts were the run's own, 44 were short neutral ones." in told
     assert "Not checked" not in told
+
+
+def test_a_model_that_caps_its_scores_is_loaded_with_eager_attention(tmp_path: Path) -> None:
+    folder = tiny_causal_lm(tmp_path / "mine")
+    assert "eager" not in render_card(open_source(folder), [], [], dtype="bfloat16", checks=[])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_logit_softcapping": 50.0}))
+    card = render_card(open_source(folder), [], [], dtype="bfloat16", checks=[])
+    assert 'from_pretrained("THIS_FOLDER", attn_implementation="eager")' in card
+    assert "leaves the cap out" in card
 
 
 def test_a_model_of_unknown_origin(tmp_path_factory: pytest.TempPathFactory) -> None:
