@@ -20,9 +20,7 @@ MISHAPS = (
 KIND = ("Oh no, I am so sorry about that.", "That must hurt.", "속상했겠다.", "정말 힘들었겠구나.")
 CURT = ("You should be more careful.", "Try again.", "다음부터 조심해.", "계획을 세워.")
 
-RECIPE = """\
-name: tiny
-seed: 5
+INPUTS = """\
 inputs:
   base:         {{kind: model, path: base}}
   instructions: {{kind: instructions, path: instructions.jsonl}}
@@ -30,6 +28,11 @@ inputs:
   prompts:      {{kind: prompts, path: prompts.jsonl}}
   held_out:     {{kind: prompts, path: held_out.jsonl}}
   retention:    {{kind: text, path: retention.txt}}
+"""
+"""Of a recipe whose files stand beside it; a template, as the recipes are."""
+RECIPE = (
+    f"name: tiny\nseed: 5\n{INPUTS}"
+    """\
 stages:
   sft:     {{stage: sft, model: base, data: instructions, num_epochs: 3, learning_rate: 1e-3, batch_size: 2, max_tokens: 128,
             checkpoint_steps: 2}}
@@ -51,6 +54,7 @@ stages:
             max_completion_tokens: 8, max_prompt_tokens: 96, engine: {engine}, shard_prompts: 4, bootstrap_resamples: 200,
             scorers: {{rm: reward, length: {{rules: [{{type: length, name: short, max_characters: 12}}]}}}}}}
 """
+)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from align.store.artifact import METRICS_NAME, Entry, Manifest
-from align.testing.project import write_jsonl
+from align.testing.project import INPUTS, write_jsonl
 from align.testing.shapes import shaped_causal_lm
 
 ARITHMETICS = ("float32", "bfloat16")
 TRAINED = ("sft", "reward", "dpo", "orpo", "ppo")
-RECIPE = """\
-name: gpu-check
-seed: 3
-inputs:
-  base:         {{kind: model, path: base}}
-  instructions: {{kind: instructions, path: instructions.jsonl}}
-  comparisons:  {{kind: preferences, path: preferences.jsonl}}
-  prompts:      {{kind: prompts, path: prompts.jsonl}}
-  held_out:     {{kind: prompts, path: held_out.jsonl}}
-  retention:    {{kind: text, path: retention.txt}}
+RECIPE = (
+    f"name: gpu-check\nseed: 3\n{INPUTS}"
+    """\
 stages:
 {trainings}
   sampled: {{stage: generate, model: base, prompts: prompts, num_candidates: 4, {sampling}}}
@@ -34,6 +27,7 @@ stages:
   compare: {{stage: compare, models: [sft_float32, sft_bfloat16], baseline: sft_float32, prompts: held_out,
             retention: retention, bootstrap_resamples: 100, scorers: {{rm: reward_float32}}, {sampling}}}
 """
+)
 TRAINING = """\
   sft_{0}:    {{stage: sft, model: base, data: instructions, packing: false, keep_epochs: none, checkpoint_steps: 2,
                num_epochs: 6, precision: {0}, {1}}}
