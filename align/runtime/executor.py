@@ -27,7 +27,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from align.errors import Interrupted, StageError
 from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
-from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to
+from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to, start
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 45.0
@@ -57,8 +57,8 @@ class Executor(Protocol):
         """Call `work` once with every item.
 
         Args:
-            work: picklable. Each worker has one copy for all its items, so an engine or tokenizer that the first item leaves in
-                an attribute serves the next ones.
+            work: picklable, and of a module, because workers do not import `__main__`. Each worker has one copy for all its
+                items, so an engine or tokenizer that the first item leaves in an attribute serves the next ones.
             items: picklable, drawn in order as workers become free; which worker gets which item is not fixed.
             on_done: called in this thread with an item and its result. Results travel: keep them small, or on disk.
             check_stop: called between items, and a few times a second while workers are busy. It raises Interrupted to stop.
@@ -150,7 +150,7 @@ class _Worker(Generic[T]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, environment, log), name=f"align-worker-{number}")
-        self.process.start()
+        start(self.process)
         # Only the child holds that end now, so reading from ours ends with EOFError when the child dies.
         theirs.close()
         self.items: deque[tuple[int, T]] = deque()

@@ -26,7 +26,7 @@ from typing import Protocol
 from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
 from align.runtime.events import Emit, Event, Note, Saving
 from align.runtime.gpus import visible_gpus
-from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to
+from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to, start
 from align.runtime.signals import StopSignals, ignored
 
 POLL_SECONDS = 0.2
@@ -48,7 +48,8 @@ class Job:
 
     name: str
     run: Callable[[Emit, Callable[[], int | None]], None]
-    """Takes a function that takes events, and one that gives the number of the signal that asked to stop, or None. Picklable."""
+    """Takes a function that takes events, and one that gives the number of the signal that asked to stop, or None. Picklable, and
+    of a module, because no process of a job imports `__main__`."""
     log: Path
     """Takes what the job's process prints."""
     environment: Mapping[str, str] = field(repr=False)
@@ -182,7 +183,7 @@ def _run_in(context: ForkServerContext | SpawnContext, job: Job, emit: Emit, sto
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender, job), name=f"align-{job.name}")
     try:
-        process.start()
+        start(process)
     except (EOFError, ConnectionError) as error:
         if (number := stop()) is not None:
             raise Interrupted("stopped before it began.", signal_number=number) from None

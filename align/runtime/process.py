@@ -5,9 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
+
+_starting = threading.Lock()
+
+
+def start(process: BaseProcess) -> None:
+    """Start a spawned or forked process that does not import the user's `__main__`.
+
+    multiprocessing would run the user's script again in every such process, so that functions of it can be unpickled there. A
+    script without a `__main__` guard would then run its recipe again, and wait for the lock that its parent holds. What we send
+    to processes are functions and rows of modules, so none of them needs `__main__`.
+    """
+    # multiprocessing reads the name and file of `__main__` when a process starts, and has no option to leave them out.
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:
