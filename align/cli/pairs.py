@@ -102,8 +102,8 @@ def _options() -> Options:
 
 
 def _run(given: Mapping[str, Any], command: list[str]) -> None:
-    from align.cli.progress import ProgressDisplay
     from align.config.recipe import parse_document
+    from align.progress.display import ProgressDisplay
 
     out: Path = given["out"]
     work = out.with_name(out.name + WORK_SUFFIX)

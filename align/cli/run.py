@@ -104,8 +104,8 @@ def run_and_print(
     in_process: bool = False,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
-    from align.cli.progress import ProgressDisplay
     from align.pipeline.run import run_recipe
+    from align.progress.display import ProgressDisplay
 
     with ProgressDisplay(live=not in_process) as display:
         result = run_recipe(
@@ -144,12 +144,12 @@ def _print_plan(planned: Plan) -> None:
     from rich import box
     from rich.table import Table
 
-    from align.cli.progress import duration
+    from align.metric import duration_text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in ("stage", "type", "status", "why", "took"):
         table.add_column(header, overflow="fold")
     for stage in planned.stages:
-        took = "" if stage.seconds is None else duration(stage.seconds)
+        took = "" if stage.seconds is None else duration_text(stage.seconds)
         table.add_row(stage.name, stage.stage_type, STATUS_WORDS.get(stage.status, stage.status), stage.reason, took)
     output_console().print(table)

@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+from align.metric import duration_text, headlines, metric_of, number_text
 from align.runtime.events import (
     Event,
     Note,
@@ -27,22 +29,6 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_SECONDS = 5.0
 MOST_METRICS = 4
-
-
-def duration(seconds: float) -> str:
-    """`12.3 s`, `4 min 10 s`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 6000:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest:02d} s"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min"
-
-
-def number(value: float) -> str:
-    """A number in four significant digits, whole numbers in full."""
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
 @dataclass
@@ -70,13 +56,13 @@ class TaskState:
 
     def describe(self) -> str:
         """`340/980 steps, 12.1 steps/s, 53 s left, loss 1.23`."""
-        of_total = "" if self.total is None else f"/{number(self.total)}"
-        parts = [f"{number(self.done)}{of_total} {self.unit}"]
+        of_total = "" if self.total is None else f"/{number_text(self.total)}"
+        parts = [f"{number_text(self.done)}{of_total} {self.unit}"]
         if self.rate is not None:
-            parts.append(f"{number(self.rate) if self.rate < 1000 else f'{self.rate:,.0f}'} {self.unit}/s")
+            parts.append(f"{number_text(self.rate) if self.rate < 1000 else f'{self.rate:,.0f}'} {self.unit}/s")
             if self.total is not None and self.total > self.done:
-                parts.append(f"{duration((self.total - self.done) / self.rate)} left")
-        parts += [f"{name} {number(value)}" for name, value in self.numbers.items() if value is not None]
+                parts.append(f"{duration_text((self.total - self.done) / self.rate)} left")
+        parts += [metric_of(name).text(value) for name, value in self.numbers.items() if value is not None]
         return ", ".join(parts)
 
 
@@ -208,12 +194,6 @@ def _sentence(event: StageEvent) -> str | None:
         case Quarantined(path=path, problem=problem):
             return f"damaged result set aside in {path}: {problem}"
         case StageFinished(seconds=seconds, metrics=metrics):
-            numbers = {name: value for name, value in metrics.items() if _is_number(value)}
-            shown = [f"{name} {number(value)}" for name, value in list(numbers.items())[:MOST_METRICS]]
-            return ", ".join([f"done in {duration(seconds)}", *shown])
+            return ", ".join([f"done in {duration_text(seconds)}", *islice(headlines(metrics), MOST_METRICS)])
         case _:  # curves and completions are for other sinks; main() prints what a run failed with
             return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.cells import cell_len
 
-from align.cli.progress import ProgressDisplay, duration, number
+from align.progress.display import ProgressDisplay
 from align.runtime.events import (
     Event,
     Metrics,
@@ -88,8 +88,10 @@ def test_an_unknown_total_and_another_task() -> None:
         (Waiting(stage="dpo", holder="process 1 on h, since t"), "dpo: waiting for process 1 on h, since t"),
         (Quarantined(stage="dpo", path="q", problem="x is missing"), "dpo: damaged result set aside in q: x is missing"),
         (
-            StageFinished(stage="dpo", seconds=125, metrics={"loss": 0.5, "ok": True, "n": "x", "rows": 1200}),
-            "dpo: done in 2 min 05 s, loss 0.5, rows 1,200",
+            StageFinished(
+                stage="dpo", seconds=125, metrics={"loss": 0.5, "rewards/accuracies": 0.875, "ok": True, "steps": 9, "new": 1}
+            ),
+            "dpo: done in 2 min 05 s, loss 0.5, pairs ranked right 87.5 %",
         ),
         (StageFinished(stage="dpo", seconds=1), "dpo: done in 1.0 s"),
     ],
@@ -123,19 +125,3 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -
     assert "[red]모델: started" in stream.getvalue()
     assert "[red]모델: done in 10 s" in stream.getvalue()
     assert cell_len("모델") == 4
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (9.94, "9.9 s"), (53.4, "53 s"), (100, "1 min 40 s"), (250, "4 min 10 s"), (7500, "2 h 05 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(3, "3"), (12345, "12,345"), (0.000123456, "0.0001235"), (1.0, "1"), (float("nan"), "nan"), (float("inf"), "inf")],
-)
-def test_numbers(value: float, text: str) -> None:
-    assert number(value) == text
