@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024
 ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
 # transformers opens these by their well-known names, so no name passes through `_inside`.
 _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
+MAX_SHARDS = 10_000
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
@@ -247,7 +250,37 @@ def weight_files(path: Path) -> list[str]:
             f"{path}: the weights are pickled ({', '.join(pickles[:3])}); loading a pickle can run any code", hint=_CONVERT
         )
     _refuse_gguf(path)
+    if found := sorted(file.name for file in path.glob("*.safetensors")):
+        raise _other_safetensors(path, found)
     raise RecipeError(f"{path}: there are no weights ({WEIGHTS_NAME} or {INDEX_NAME})", hint="Get the model again.")
+
+
+def _other_safetensors(path: Path, found: list[str]) -> RecipeError:
+    """The refusal of a folder whose safetensors files nothing leads to: shards without their index, or a file of another name."""
+    shards = [name for name in found if _SHARD.fullmatch(name)]
+    if shards:
+        start, _, count = _SHARD.fullmatch(shards[0]).groups()  # type: ignore[union-attr]  # all of them match
+        whole = [f"{start}-{number:0{len(count)}}-of-{count}.safetensors" for number in range(1, min(int(count), MAX_SHARDS) + 1)]
+        missing = [name for name in whole if name not in shards]
+        gone = f", and without {_some(missing)}" if missing else ""
+        return RecipeError(
+            f"{path}: holds {_some(shards)} without {INDEX_NAME}, which says what is in which file{gone}",
+            hint=f"Get {'these files' if missing else 'the index'} from where the others came from.",
+        )
+    if ADAPTER_WEIGHTS_NAME in found:
+        return RecipeError(
+            f"{path}: holds an adapter's weights ({ADAPTER_WEIGHTS_NAME}) without {ADAPTER_CONFIG_NAME}",
+            hint="Get the adapter again, or name the folder of the whole model.",
+        )
+    return RecipeError(
+        f"{path}: there is no {WEIGHTS_NAME}, but {_some(found)}",
+        hint=f"If that is the whole model, rename it to {WEIGHTS_NAME}; otherwise get the model again.",
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 _CONVERT = (

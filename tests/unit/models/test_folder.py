@@ -157,6 +157,40 @@ def test_missing_files(folder: Path, missing: str, told: str) -> None:
         ModelFolder(folder).check()
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ("model-00001-of-00002.safetensors",),
+            "holds model-00001-of-00002.safetensors without model.safetensors.index.json, which says what is in which file, "
+            "and without model-00002-of-00002.safetensors\n→ Get these files from where the others came from.",
+        ),
+        (
+            ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+            "holds model-00001-of-00002.safetensors, model-00002-of-00002.safetensors without model.safetensors.index.json, "
+            "which says what is in which file\n→ Get the index from where the others came from.",
+        ),
+        (
+            ("adapter_model.safetensors",),
+            "holds an adapter's weights (adapter_model.safetensors) without adapter_config.json\n"
+            "→ Get the adapter again, or name the folder of the whole model.",
+        ),
+        (
+            ("weights.safetensors",),
+            "there is no model.safetensors, but weights.safetensors\n"
+            "→ If that is the whole model, rename it to model.safetensors; otherwise get the model again.",
+        ),
+    ],
+)
+def test_weights_that_nothing_leads_to_are_named(folder: Path, names: tuple[str, ...], told: str) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(RecipeError) as caught:
+        ModelFolder(folder).check()
+    assert caught.value.render() == f"{folder}: {told}"
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_gguf_is_named_as_what_it_is(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
