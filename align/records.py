@@ -30,7 +30,7 @@ class Record(Strict):
     id: str = Field(min_length=1)
     """Unique within the file; rows are joined by it."""
     line: int | None = None
-    """1-based line (or row) in the source file, for error messages; none for rows a stage made."""
+    """1-based line (or row, or element of a list) in the source file, for error messages; none for rows a stage made."""
     file: str | None = None
     """Source file, where an input is read from several; none for a single one, which the manifest names."""
 
@@ -115,3 +115,18 @@ class Drop(Strict):
     """Why it left: `tie`, `identical`, `truncated`, …"""
     detail: str = ""
     """The values that decided it."""
+
+
+def is_list(file: str) -> bool:
+    """Whether a file, by its name, holds one JSON list. All its elements may be on one line, so their numbers name its rows."""
+    return file.lower().removesuffix(".gz").endswith(".json")
+
+
+def place_word(file: str) -> str:
+    """What `Record.line` counts in a file."""
+    return "element" if is_list(file) else "line"
+
+
+def place_of(file: str, number: int) -> str:
+    """`file:line`, or `file: element 3` in a list."""
+    return f"{file}: element {number}" if is_list(file) else f"{file}:{number}"

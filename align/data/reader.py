@@ -85,7 +85,7 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
             # peek, not read: the parser needs the first bytes too.
             encoding = _foreign_encoding(stream.peek(4)[:4])  # type: ignore[attr-defined]
             if encoding is not None:
-                yield 1, RawProblem("bad_encoding", f"the file is {encoding}; {UTF8_HINT}", ends_file=True)
+                yield 1, RawProblem("bad_encoding", f"the file is {encoding}; {UTF8_HINT}", ends_file=True, of_file=True)
                 return
             for line, row in parse(stream):
                 yield line, row
@@ -93,9 +93,7 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield (
             line + 1,
-            RawProblem(
-                "damaged_file", f"the gzip file is damaged or cut short from here on ({error}); get it again", ends_file=True
-            ),
+            RawProblem("damaged_file", f"the gzip file is damaged or cut short from here on ({error}); get it again", True, True),
         )
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error

@@ -21,6 +21,7 @@ from align.models.chat_settings import resolve_chat
 from align.models.files import is_configuration_alone
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
+from align.records import is_list
 from align.runtime.events import Emit, Note, Quarantined, Waiting
 from align.selection.files.open import open_file
 from align.selection.files.reader import RowFile
@@ -188,7 +189,9 @@ def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
     """Everything that a file's rows depend on. For a hub dataset, the recipe itself has the name, split and revision."""
     if isinstance(file.origin, HubRows):
         return {"part": file.part}
-    return {"part": file.part, "sha256": store.hashes.of(file.origin), "suffixes": file.origin.suffixes}
+    content: dict[str, Any] = {"part": file.part, "sha256": store.hashes.of(file.origin), "suffixes": file.origin.suffixes}
+    # Rows of a list in an older store have their line in place of their element's number.
+    return content | ({"numbers": "elements"} if is_list(file.shown) else {})
 
 
 def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit) -> dict[str, Artifact]:

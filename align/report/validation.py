@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.row_checks import ROW_CHECKS, STATISTICS
 from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, shown_places
+from align.records import place_word
 from align.report.dataset.visible import visible
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def problem_json(problem: Problem) -> dict[str, Any]:
     """One problem for `--json`."""
     return {
         "file": problem.file,
-        "line": problem.line,
+        "line": problem.line or None,
+        "element": problem.element or None,
+        "pointer": problem.pointer or None,
         "row": problem.row_number,
         "id": problem.row_id,
         "field": problem.field,
@@ -52,7 +55,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
                 "action": action,
                 "meaning": meaning,
                 "advice": advice,
-                "places": [{"file": file, "line": line} for file, line in tally.places],
+                "places": [{"file": file, place_word(file): number} for file, number in tally.places],
             }
             for name, tally, action, meaning, advice in _found(summary)
         ],

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config.inputs import MANIFEST_NAME
 from align.errors import EnvironmentProblem
+from align.records import place_of
 from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes
@@ -122,9 +123,9 @@ class Artifact:
         return list(read_rows(self.path / ROWS_NAME, record_type))
 
     def where(self, line: int | None) -> str:
-        """`file:line` of a row's origin, for messages."""
+        """A row's origin, for messages; see `place_of`."""
         source = self.manifest.source or self.name
-        return source if line is None else f"{source}:{line}"
+        return source if line is None else place_of(source, line)
 
 
 def read_rows(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:

@@ -54,14 +54,15 @@ def read_json(stream: IO[bytes]) -> Iterator[RawRow]:
             return
         if first != "[":
             hint = "it looks like JSON Lines: name it .jsonl" if first == "{" else "expected [ at the start"
-            yield text.line, _end_of_file(f"a .json file must hold one list of objects; {hint}")
+            yield text.line, _broken_list(f"a .json file must hold one list of objects; {hint}")
             return
         text.position += 1
         if text.next_character() == "]":
             return
-        separator = ","
+        separator, number = ",", 0
         while separator == ",":
             text.next_character()
+            number += 1
             line, row = _read_item(text)
             yield line, row
             if isinstance(row, RawProblem) and row.ends_file:
@@ -70,10 +71,10 @@ def read_json(stream: IO[bytes]) -> Iterator[RawRow]:
             text.position += 1
         if separator != "]":
             found = repr(separator) if separator else "the end of the file"
-            yield text.line, _end_of_file(f"expected , or ] after an object, found {found}; the rest cannot be read")
+            yield text.line, _broken_list(f"expected , or ] after element {number}, found {found}; the rest cannot be read")
             return
         if text.next_character():
-            yield text.line, _end_of_file("there is text after the list's closing ]")
+            yield text.line, _broken_list("there is text after the list's closing ]")
 
 
 def _read_item(text: _JsonText) -> RawRow:
@@ -100,6 +101,10 @@ def _read_item(text: _JsonText) -> RawRow:
         if undecoded:
             return line, RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
         return line, require_object(value)
+
+
+def _broken_list(message: str) -> RawProblem:
+    return RawProblem("not_json", message, ends_file=True, of_file=True)
 
 
 def _end_of_file(message: str) -> RawProblem:

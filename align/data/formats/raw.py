@@ -26,6 +26,8 @@ class RawProblem:
     """What was found and what was expected."""
     ends_file: bool = False
     """Whether nothing after it could be read: the number of missing rows is unknown."""
+    of_file: bool = False
+    """Whether it is no row's, but the file's or what stands between two rows."""
 
 
 RawRow = tuple[int, dict[str, Any] | RawProblem]

@@ -37,8 +37,8 @@ class Block:
     """Whole lines of JSON Lines that are not parsed yet, or rows."""
     lines_before: int = 0
     """Lines of the file before the first of `data`, where it is bytes."""
-    previous_line: int = 0
-    """Line of the row before the first, where it is rows."""
+    rows_before: int = 0
+    """Rows of the file before the first of `data`, where it is rows."""
 
     @property
     def size_bytes(self) -> int:
@@ -109,7 +109,7 @@ class _ScanBlock:
     def __call__(self, item: tuple[Block, Wanted]) -> BlockResult:
         block, wanted = item
         rows = _numbered(block.data, block.lines_before) if isinstance(block.data, bytes) else block.data
-        return scan(rows, self.rules, self.source.files[block.file_number], wanted, self.checks, block.previous_line)
+        return scan(rows, self.rules, self.source.files[block.file_number], wanted, self.checks, block.rows_before)
 
 
 def marks_of(file: SourceFile) -> dict[str, str]:
@@ -179,7 +179,7 @@ def _numbered(data: bytes, lines_before: int) -> Iterator[RawRow]:
 
 def _collected(file: SourceFile, number: int) -> Iterator[Block]:
     rows = read_file(file)
-    previous = 0
+    before = 0
     while block := list(islice(rows, BLOCK_ROWS)):
-        yield Block(number, block, previous_line=previous)
-        previous = block[-1][0]
+        yield Block(number, block, rows_before=before)
+        before += len(block)

@@ -21,7 +21,7 @@ from align.data.validation.comparison import RowComparison
 from align.data.validation.duplicates import ROWS_IN_MEMORY
 from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, rules_of
 from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, findings_in_order
-from align.records import Drop, Record
+from align.records import Drop, Record, place_of
 
 NEAR_DUPLICATE_ROWS = 200_000
 """In larger files near duplicates are searched for on request only: the search takes longer than all other checks together."""
@@ -220,8 +220,9 @@ class Collection:
 
     def _drop(self, file_number: int, row_id: str, content: bytes, reason: str, message: str) -> Drop:
         # `content` begins with the comma behind the id.
-        line = json.loads(b"{" + content[1:])["line"]
-        return Drop(id=row_id, drop_reason=reason, detail=f"{self._source.files[file_number].shown}:{line}: {message}")
+        number = json.loads(b"{" + content[1:])["line"]
+        place = place_of(self._source.files[file_number].shown, number)
+        return Drop(id=row_id, drop_reason=reason, detail=f"{place}: {message}")
 
 
 @contextmanager

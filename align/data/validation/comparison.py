@@ -19,18 +19,17 @@ from align.data.validation.duplicates import (
     mirrored,
     repetitions,
 )
+from align.data.validation.label import LABEL_TYPE, MAX_LABEL_COLUMNS, MAX_LABEL_VALUES
 from align.data.validation.scan import (
     CONTENT_TYPE,
     GIVEN_BAD,
     ID_TYPE,
-    LABEL_TYPE,
     MADE,
-    MAX_LABEL_COLUMNS,
-    MAX_LABEL_VALUES,
     BlockResult,
     RowRules,
 )
 from align.data.validation.summary import SHOWN_PLACES, Problem, Tally
+from align.records import is_list, place_of, place_word
 
 LEAVING_TYPE = np.dtype([("seq", "u8"), ("reason", "u1"), ("other", "u8"), ("other_line", "u4")])
 RENAMED_TYPE = np.dtype([("seq", "u8"), ("number", "u4")])
@@ -128,7 +127,8 @@ class RowComparison:
         return reason, self._message(reason, row_id, int(leaving["other"]), int(leaving["other_line"]))
 
     def _message(self, reason: str, row_id: str, other_seq: int, other_line: int) -> str:
-        other = f"line {other_line}" if len(self._files) == 1 else f"{self._file_of(other_seq)}:{other_line}"
+        file = self._file_of(other_seq)
+        other = f"{place_word(file)} {other_line}" if len(self._files) == 1 else place_of(file, other_line)
         return _MESSAGES[reason][0].format(what=repr(row_id), other=other)
 
     def _file_of(self, seq: int) -> str:
@@ -229,16 +229,20 @@ class RowComparison:
         seq = int(table["seq"][row])
         # The id was cut to ID_SHOWN_BYTES, perhaps inside a character.
         row_id = table["id"][row].decode("utf-8", "replace") if name == "duplicate_id" else f"row-{seq + 1:05d}"
+        number, file = int(table["line"][row]), self._file_of(seq)
+        in_list = is_list(file)
         self._report(
             Problem(
-                line=int(table["line"][row]),
+                line=0 if in_list else number,
+                element=number if in_list else 0,
+                pointer=f"/{number - 1}" if in_list else "",
                 row_number=seq - self._file_starts[bisect_right(self._file_starts, seq) - 1] + 1,
                 row_id=row_id,
                 field=column,
                 reason=name,
                 message=self._message(name, row_id, int(table["seq"][other]), int(table["line"][other])),
                 action=self._rules.action(name) if counted else "drop",
-                file=self._file_of(seq),
+                file=file,
                 counted=counted,
                 seq=seq,
             )

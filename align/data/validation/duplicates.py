@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,3 +151,13 @@ def _starts(*columns: Table) -> npt.NDArray[np.bool_]:
     new = np.ones(len(columns[0]), dtype=np.bool_)
     new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return new
+
+
+def table_of(entries: array[int], dtype: np.dtype[Any]) -> Table:
+    """A flat array of entries as a structured array."""
+    names = dtype.names or ()
+    columns = np.frombuffer(entries, dtype=np.uint64).reshape(-1, len(names)) if len(entries) else np.empty((0, len(names)))
+    table = np.empty(len(columns), dtype)
+    for number, name in enumerate(names):
+        table[name] = columns[:, number]
+    return table

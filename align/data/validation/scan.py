@@ -19,9 +19,10 @@ from align.config.row_checks import Action, action_of
 from align.data.formats.raw import RawProblem, RawRow
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import SourceFile
-from align.data.validation.duplicates import Table, hash_text
-from align.data.validation.summary import Problem, Tally
-from align.records import Message
+from align.data.validation.duplicates import Table, hash_text, table_of
+from align.data.validation.label import MAX_LABEL_COLUMNS, LabelColumn
+from align.data.validation.summary import Problem, Tally, pointer_to
+from align.records import Message, is_list
 from align.rows import DataKind
 from align.rows.build import Fields
 from align.rows.conversation import FieldProblem, shown
@@ -31,10 +32,6 @@ from align.rows.text import explain, oddities
 CONTENT_ID_DIGITS = 16
 SCORE_FIELDS = ("chosen_score", "rejected_score")
 ALL_TEXT_FORMATS = (".csv", ".tsv", ".txt")
-MAX_LABEL_VALUES = 20
-"""A column with more different values is not a label: equal prompts may well differ in it."""
-MAX_LABEL_COLUMNS = 100
-"""Most unused columns that are checked as labels: rows whose keys are data would fill the memory."""
 ID_SHOWN_BYTES = 48
 
 ID_TYPE = np.dtype([("key", "u8"), ("seq", "u8"), ("line", "u4"), ("origin", "u1"), ("id", f"S{ID_SHOWN_BYTES}")])
@@ -43,7 +40,6 @@ GIVEN, GIVEN_BAD, MADE = 0, 1, 2
 """The id was given in a usable row, given in an unusable row, or made from the row's content."""
 CONTENT_TYPE = np.dtype([("key", "u8"), ("first", "u8"), ("second", "u8"), ("seq", "u8"), ("line", "u4")])
 """Hashes of the prompt (or text) and of at most two other fields: see `DataKind.contents`."""
-LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 _EMPTY = FieldProblem("", "missing_field", "holds nothing that makes a record")
 
 
@@ -115,15 +111,15 @@ class RecordChecks(Protocol):
 
 
 def scan(
-    rows: Iterable[RawRow], rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, previous_line: int = 0
+    rows: Iterable[RawRow], rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, rows_before: int = 0
 ) -> BlockResult:
     """Look at every row once.
 
     Args:
-        previous_line: line of the row before the first, which may start on the same line.
+        rows_before: rows of the file before the first.
         checks: those that need a model; None for none.
     """
-    scanner = _Scanner(rules, file, wanted, checks, previous_line)
+    scanner = _Scanner(rules, file, wanted, checks, rows_before)
     for line, row in rows:
         scanner.add(line, row)
     return scanner.finish()
@@ -132,14 +128,13 @@ def scan(
 class _Scanner:
     """The state of one block."""
 
-    def __init__(
-        self, rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, previous_line: int
-    ) -> None:
+    def __init__(self, rules: RowRules, file: SourceFile, wanted: Wanted, checks: RecordChecks | None, rows_before: int) -> None:
         self._rules = rules
         self._file = file
         self._wanted = wanted
         self._checks = checks
-        self._last_line = previous_line
+        self._in_list = is_list(file.shown)
+        self._rows = rows_before
         # In a format that knows only text, a number written as text is no problem.
         self._all_text = file.format in ALL_TEXT_FORMATS
         self._reader = RowReader(rules.kind, file.columns, rules.max_characters)
@@ -149,21 +144,23 @@ class _Scanner:
         self._ids: list[tuple[int, int, int, int, bytes]] = []
         # A flat array of numbers: a tuple per row would take several times the memory.
         self._contents = array("Q")
-        self._labels: dict[str, _LabelColumn] = {}
+        self._labels: dict[str, LabelColumn] = {}
         # Rows wait for the end of the block, because a tokenizer is called once for all of them.
-        self._waiting: list[tuple[int, int, str | None, dict[str, Any], tuple[str, ...], Fields, bool]] = []
+        self._waiting: list[tuple[int, int, str | None, dict[str, Any], tuple[str, ...], Fields, int]] = []
 
     def add(self, line: int, row: dict[str, Any] | RawProblem) -> None:
         """Look at one row."""
         seq = self._result.units
         self._result.units = seq + 1
-        shares_line, self._last_line = line == self._last_line, line
+        self._rows += 1
+        # Of a list, the element's number names the row: all elements may be on one line.
+        line, start = (self._rows, line) if self._in_list else (line, 0)
         if isinstance(row, RawProblem):
-            self._refuse(seq, line, None, [FieldProblem("", row.reason, row.message)], shares_line, ends_file=row.ends_file)
+            self._refuse(seq, line, None, [FieldProblem("", row.reason, row.message)], start, cause=row)
             return
         own_id, parts, problems, unused = self._reader.read(row)
         if problems or not parts:
-            self._refuse(seq, line, own_id, problems or [_EMPTY], shares_line)
+            self._refuse(seq, line, own_id, problems or [_EMPTY], start, row)
             return
         for number, (suffix, fields) in enumerate(parts):
             # Each further part, such as a pair of a ranking, counts as a row of its own.
@@ -173,11 +170,11 @@ class _Scanner:
             # None stays None: the id is then made from the content of each part.
             part_id = own_id and own_id + suffix
             if isinstance(fields, FieldProblem):
-                self._refuse(seq, line, part_id, [fields], shares_line)
+                self._refuse(seq, line, part_id, [fields], start, row)
             elif self._checks is None:
-                self._take(seq, line, part_id, row, unused, fields, shares_line, [])
+                self._take(seq, line, part_id, row, unused, fields, start, [])
             else:
-                self._waiting.append((seq, line, part_id, row, unused, fields, shares_line))
+                self._waiting.append((seq, line, part_id, row, unused, fields, start))
 
     def finish(self) -> BlockResult:
         """The result of the block."""
@@ -192,7 +189,7 @@ class _Scanner:
         result.unused.update(dict.fromkeys(sorted(reader.extra_message_keys)))
         result.reading = reader.reading()
         result.ids = np.array(self._ids, dtype=ID_TYPE)
-        result.contents = _table(self._contents, CONTENT_TYPE)
+        result.contents = table_of(self._contents, CONTENT_TYPE)
         result.labels = {name: label.table() for name, label in self._labels.items()}
         return result
 
@@ -204,7 +201,7 @@ class _Scanner:
         row: dict[str, Any],
         unused: tuple[str, ...],
         fields: Fields,
-        shares_line: bool,
+        start: int,
         problems: list[FieldProblem],
     ) -> None:
         """Check the texts of a row, and keep its hashes if it is usable."""
@@ -222,7 +219,7 @@ class _Scanner:
         if self._rules.kind.is_pair:
             self._check_pair(row, fields, names, problems)
         if problems and (problems := self._serious(problems, names)):
-            self._refuse(seq, line, own_id, problems, shares_line)
+            self._refuse(seq, line, own_id, problems, start, row)
             return
         for name in names:
             self._count(name, line)
@@ -272,19 +269,23 @@ class _Scanner:
         line: int,
         own_id: str | None,
         problems: Sequence[FieldProblem],
-        shares_line: bool,
+        start: int,
+        row: Mapping[str, Any] | None = None,
         *,
-        ends_file: bool = False,
+        cause: RawProblem | None = None,
     ) -> None:
-        """Record the problems of an unusable row."""
+        """Record the problems of an unusable row; `start` is the line of an element of a list, 0 elsewhere."""
         if own_id:
             self._note_id(own_id, seq, line, GIVEN_BAD)
         self._result.bad += 1
+        in_list, ends_file = self._in_list and not (cause and cause.of_file), cause is not None and cause.ends_file
         for number, problem in enumerate(problems):
             action = "error" if ends_file else self._rules.action(problem.reason)
             self._result.problems.append(
                 Problem(
-                    line=line,
+                    line=start or line,
+                    element=line if in_list else 0,
+                    pointer=pointer_to(line, problem, self._file.columns, row or {}) if in_list else "",
                     # A number within the block; `Validator` turns it into one within the file.
                     row_number=seq,
                     row_id=own_id or "",
@@ -292,7 +293,6 @@ class _Scanner:
                     reason=problem.reason,
                     message=problem.message,
                     ends_file=ends_file,
-                    shares_line=shares_line,
                     action=action,
                     file=self._file.shown,
                     counted=number == 0,
@@ -315,7 +315,7 @@ class _Scanner:
                 self._count(f"trailing_white_space:{name}", line)
             # Labels contradict each other when prompts are equal; a plain text has no prompt.
             if self._rules.kind.has_prompt and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
-                self._labels.setdefault(name, _LabelColumn()).add(key, value, seq, line)
+                self._labels.setdefault(name, LabelColumn()).add(key, value, seq, line)
 
     def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any]) -> None:
         # Without the opening brace: id, line and file will stand before these fields, and the hash must not depend on them.
@@ -328,41 +328,6 @@ class _Scanner:
         overlap = index.overlap(*_texts(self._rules.kind, fields)) if index is not None else None
         shown_overlap = overlap.describe() if overlap is not None else ""
         self._result.rows.append((seq, row_id, shown_overlap, f',"line":{line},"file":{file},'.encode() + content))
-
-
-class _LabelColumn:
-    """An unused column that may be a label: hashes of prompt and value, as long as it has few values."""
-
-    def __init__(self) -> None:
-        self._values: set[Any] = set()
-        # None once the column is known to be no label.
-        self._entries: array[int] | None = array("Q")
-
-    def add(self, key: int, value: Any, seq: int, line: int) -> None:
-        if self._entries is None:
-            return
-        # A list or mapping is no label, and a set could not hold it.
-        if isinstance(value, (str, int, float, type(None))):
-            self._values.add(value)
-            if len(self._values) <= MAX_LABEL_VALUES:
-                # repr, since the number 1, the text "1" and True are different labels.
-                self._entries.extend((key, hash_text(repr(value)), seq, line))
-                return
-        self._entries = None
-
-    def table(self) -> Table | None:
-        """One entry per row; None if the column is not a label."""
-        return None if self._entries is None else _table(self._entries, LABEL_TYPE)
-
-
-def _table(entries: array[int], dtype: np.dtype[Any]) -> Table:
-    """A flat array of entries as a structured array."""
-    names = dtype.names or ()
-    columns = np.frombuffer(entries, dtype=np.uint64).reshape(-1, len(names)) if len(entries) else np.empty((0, len(names)))
-    table = np.empty(len(columns), dtype)
-    for number, name in enumerate(names):
-        table[name] = columns[:, number]
-    return table
 
 
 def _key_text(fields: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.config.row_checks import ROW_CHECKS, STATISTICS, Action
+from align.records import is_list, place_of, place_word
 from align.rows import DataKind
+from align.rows.conversation import FieldProblem
 from align.rows.row import Reading
 
 SHOWN_PLACES = 5
@@ -20,7 +22,7 @@ class Problem:
     """One thing that is wrong with one row. A row with several gives several."""
 
     line: int
-    """1-based line on which the row starts; of columnar files, the row."""
+    """1-based line on which the row starts; of columnar files, the row; 0 where only the element is known."""
     row_number: int
     """1-based number among the file's rows; a line of a .json file can hold several."""
     row_id: str
@@ -33,8 +35,10 @@ class Problem:
     """The value and what was expected."""
     ends_file: bool = False
     """Whether the file cannot be read beyond it; such a file is unusable, whatever on_invalid says."""
-    shares_line: bool = False
-    """Whether the row before starts on the same line: the line alone would be ambiguous."""
+    element: int = 0
+    """1-based number in the list of a .json file, all of which may be on one line; 0 for other files."""
+    pointer: str = ""
+    """JSON Pointer (RFC 6901) into that list, such as `/2/prompt`."""
     action: Action = "error"
     """What happens to the row."""
     file: str = ""
@@ -46,8 +50,14 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """`file:line`, with the row's number where several share the line."""
-        return f"{self.file}:{self.line}" + (f" (row {self.row_number:,})" if self.shares_line else "")
+        """`file:line`; of a list, `file:line: element 3 (/2/prompt)`."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: element {self.element} ({self.pointer})" if self.element else place
+
+    @property
+    def number(self) -> int:
+        """What names the row within its file: the element of a list, or else the line; 0 where it is no row's."""
+        return self.element if is_list(self.file) else self.line
 
     def render(self) -> str:
         """`file:line: field: message`."""
@@ -65,13 +75,13 @@ class Tally:
 
     count: int = 0
     places: list[tuple[str, int]] = field(default_factory=list)
-    """File and line of the first few."""
+    """File and number (see `Problem.number`) of the first few."""
 
-    def add(self, file: str, line: int) -> None:
+    def add(self, file: str, number: int) -> None:
         self.count += 1
         # One line may give several findings, such as the pairs of one ranking.
-        if len(self.places) < SHOWN_PLACES and (file, line) not in self.places:
-            self.places.append((file, line))
+        if number and len(self.places) < SHOWN_PLACES and (file, number) not in self.places:
+            self.places.append((file, number))
 
     def merge(self, other: Tally) -> None:
         self.count += other.count
@@ -139,7 +149,7 @@ class Summary:
 
     def count(self, problem: Problem) -> None:
         """Take a problem into the counts."""
-        self.problems.setdefault(problem.reason, Tally()).add(problem.file, problem.line)
+        self.problems.setdefault(problem.reason, Tally()).add(problem.file, problem.number)
         self.cut_short = self.cut_short or problem.ends_file
 
 
@@ -161,11 +171,25 @@ def finding_note(name: str, tally: Tally, rows: int, *, single_file: bool) -> st
     return f"{what}: {tally.count:,} ({shown_places(tally, single_file=single_file)})"
 
 
+def pointer_to(number: int, problem: FieldProblem, columns: Mapping[str, str], row: Mapping[str, Any]) -> str:
+    """JSON Pointer to what is wrong with an element of a list.
+
+    Args:
+        columns: align's field → column of the file, where they differ.
+    """
+    column = columns.get(problem.field, problem.field)
+    # Labels such as `prompt message 2` are no keys; a field that is missing would be one.
+    named = column in row or (problem.reason == "missing_field" and problem.field)
+    key = str(column).replace("~", "~0").replace("/", "~1")
+    return f"/{number - 1}/{key}" if named else f"/{number - 1}"
+
+
 def shown_places(tally: Tally, *, single_file: bool) -> str:
-    """`line 3, 7, …`, or `a.jsonl:3, b.jsonl:7, …`."""
-    places = [str(line) if single_file else f"{file}:{line}" for file, line in tally.places]
+    """`line 3, 7, …`, or `a.jsonl:3, b.jsonl:7, …`; of lists `element 3, 7, …`."""
+    places = [str(number) if single_file else place_of(file, number) for file, number in tally.places]
     more = ", …" if tally.count > len(places) else ""
-    return ("line " if single_file else "") + ", ".join(places) + more
+    word = f"{place_word(tally.places[0][0])} " if single_file and places else ""
+    return word + ", ".join(places) + more
 
 
 def catalogue_name(finding: str) -> str:

@@ -30,7 +30,7 @@ from align.data.source import find_source
 from align.data.validation import rules_of
 from align.data.validation.collection import collect_rows
 from align.errors import DataError
-from align.records import Preference, Record
+from align.records import Preference, Record, place_of, place_word
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import (
     NEARLY_WHOLE,
@@ -79,7 +79,7 @@ def inspect_source(
     source = find_source(spec, locate)
     evaluations = {name: DataInput(kind="prompts", path=name) for name in against}
     prompts = {name: evaluation_prompts(find_source(each, locate), each) for name, each in evaluations.items()}
-    collector = Collector(spec.row_kind, seed=seed, samples=samples, against=prompts, view=training)
+    collector = Collector(spec.row_kind, source.shown, seed=seed, samples=samples, against=prompts, view=training)
     with collect_rows(source, rules_of(spec)) as collection:
         for record in collection.records():
             collector.add(record)
@@ -122,6 +122,7 @@ class Collector:
 
     Args:
         kind: of the rows.
+        source: name of the file; a list has elements where other files have lines.
         seed: of the samples.
         samples: number of rows to show.
         against: name → prompts of an evaluation file.
@@ -133,6 +134,7 @@ class Collector:
     def __init__(
         self,
         kind: DataKind[Any],
+        source: str = "",
         *,
         seed: int,
         samples: int,
@@ -141,7 +143,7 @@ class Collector:
         sampled_rows: int = SAMPLED_ROWS,
         tokenized_rows: int = TOKENIZED_ROWS,
     ) -> None:
-        self._kind, self._seed, self._view = kind, seed, view
+        self._kind, self._source, self._seed, self._view = kind, source, seed, view
         self._characters = {name: Distribution() for name in kind.sides}
         self._words = {name: Distribution() for name in kind.sides}
         self._texts: SmallestKeys[_Texts] = SmallestKeys(sampled_rows)
@@ -154,7 +156,7 @@ class Collector:
 
     def add(self, record: Record) -> None:
         """Add one row to the numbers."""
-        row = _texts_of(self._kind, record)
+        row = _texts_of(self._kind, record, self._source)
         sides = (row.prompt, *row.completions)
         for name, text in zip(self._characters, sides, strict=True):
             self._characters[name].add(len(text))
@@ -206,10 +208,10 @@ class Collector:
         return ScoreFacts(self._scored, self._inverted, pairs[:, 0], pairs[:, 1])
 
 
-def _texts_of(kind: DataKind[Any], record: Any) -> _Texts:
-    place = f"line {record.line:,}" if record.line is not None else record.id
+def _texts_of(kind: DataKind[Any], record: Any, source: str) -> _Texts:
+    place = record.id if record.line is None else f"{place_word(source)} {record.line:,}"
     if record.file is not None:
-        place = f"{record.file}:{record.line}"
+        place = place_of(record.file, record.line)
     scores = None
     if isinstance(record, Preference) and record.chosen_score is not None and record.rejected_score is not None:
         scores = (record.chosen_score, record.rejected_score)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from align.data.quality import SIGNALS, Share
 from align.data.template_problems import TemplateProblem
-from align.records import Record
+from align.records import Record, place_word
 from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import Facts
 from align.report.dataset.finding import counted, share_text
@@ -139,11 +139,11 @@ def measured_on(facts: Facts) -> str:
 
 def sample_views(facts: Facts, view: TrainingView | None) -> list[SampleView]:
     """The samples, through the model's template where there is a model, else by role."""
-    return [_sample_view(facts.kind, record, view) for record in facts.samples]
+    return [_sample_view(facts.kind, record, facts.source.name, view) for record in facts.samples]
 
 
-def _sample_view(kind: DataKind[Any], record: Record, view: TrainingView | None) -> SampleView:
-    place = record.id if record.line is None else f"{record.file or 'line'} {record.line:,}"
+def _sample_view(kind: DataKind[Any], record: Record, source: str, view: TrainingView | None) -> SampleView:
+    place = record.id if record.line is None else f"{record.file or place_word(source)} {record.line:,}"
     if view is None:
         return SampleView(record.id, place, list(_plain_parts(kind, record)), "")
     try:

@@ -207,13 +207,25 @@ def test_a_row_with_several_faults_is_one_drop_that_names_them_all() -> None:
     assert drop.detail.count("data/x.jsonl:1: ") == 3
 
 
-def test_rows_that_share_a_line_are_told_apart() -> None:
-    result = _validate_numbered([(1, {"text": ""}), (1, {"text": ""})], RowRules(TEXT), {}, "x.json")
+def test_rows_of_a_list_are_named_by_element_and_pointer() -> None:
+    rows: list[Any] = [{"text": ""}, {"text": "a"}, {"words": "b"}, RawProblem("not_an_object", "must be a JSON object")]
+    result = _validate_numbered([(1, row) for row in rows], RowRules(TEXT), {}, "x.json")
     assert [problem.render() for problem in result.problems] == [
-        "x.json:1: text: is empty",
-        "x.json:1 (row 2): text: is empty",
+        "x.json:1: element 1 (/0/text): text: is empty",
+        "x.json:1: element 3 (/2/text): text: is missing; the row has: words",
+        "x.json:1: element 4 (/3): must be a JSON object",
     ]
-    assert len(result.drops) == 2
+    assert result.drops[0].detail == "x.json:1: element 1 (/0/text): text: is empty"
+
+
+def test_findings_in_a_list_count_elements() -> None:
+    result = _validate_numbered([(1, {"text": text}) for text in ("a ", "b", "b", "c ")], RowRules(TEXT), {}, "x.json")
+    notes = result.summary.notes()
+    assert "a text that ends in white space: 2 (element 1, 4)" in notes
+    assert "an earlier row repeated entirely: 1 (element 3)" in notes
+    rules = RowRules(TEXT, checks={"repeated_rows": "drop"})
+    (drop,) = _validate_numbered([(1, {"text": text}) for text in ("a", "b", "b")], rules, {}, "x.json").drops
+    assert drop.detail == "x.json: element 3: repeats element 2 entirely"
 
 
 def test_what_align_wrote_is_read_back_without_a_finding() -> None:

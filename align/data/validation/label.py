@@ -1,0 +1,41 @@
+"""Columns that no field takes but that may be labels, which contradict each other where prompts are equal."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+
+from align.data.validation.duplicates import Table, hash_text, table_of
+
+MAX_LABEL_VALUES = 20
+"""A column with more different values is not a label: equal prompts may well differ in it."""
+MAX_LABEL_COLUMNS = 100
+"""Most unused columns that are checked as labels: rows whose keys are data would fill the memory."""
+LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
+
+
+class LabelColumn:
+    """An unused column that may be a label: hashes of prompt and value, as long as it has few values."""
+
+    def __init__(self) -> None:
+        self._values: set[Any] = set()
+        # None once the column is known to be no label.
+        self._entries: array[int] | None = array("Q")
+
+    def add(self, key: int, value: Any, seq: int, line: int) -> None:
+        if self._entries is None:
+            return
+        # A list or mapping is no label, and a set could not hold it.
+        if isinstance(value, (str, int, float, type(None))):
+            self._values.add(value)
+            if len(self._values) <= MAX_LABEL_VALUES:
+                # repr, since the number 1, the text "1" and True are different labels.
+                self._entries.extend((key, hash_text(repr(value)), seq, line))
+                return
+        self._entries = None
+
+    def table(self) -> Table | None:
+        """One entry per row; None if the column is not a label."""
+        return None if self._entries is None else table_of(self._entries, LABEL_TYPE)
