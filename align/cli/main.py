@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from align.cli import chat, data, doctor, export, pairs, recipes, run, serve, stage, store
+from align.cli import chat, data, doctor, export, pairs, recipes, run, schema, serve, stage, store
 from align.errors import EXIT_BUG, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
@@ -34,6 +34,7 @@ app.command("plan")(run.plan)
 app.add_typer(stage.app, name="stage")
 app.command("pairs", cls=pairs.PairsCommand)(pairs.pairs)
 app.add_typer(recipes.app, name="recipes")
+app.command("schema")(schema.schema)
 app.add_typer(data.app, name="data")
 app.add_typer(store.app, name="store")
 app.command("export")(export.export)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from align.cli.options import JsonOption, print_json
-from align.errors import RecipeError
+from align.config.schema_files import SCHEMA_LINE, add_schema
+from align.errors import EnvironmentProblem, RecipeError
 
 app = typer.Typer(help="List, show and copy the recipes that come with align.", no_args_is_help=True, rich_markup_mode=None)
 
 RECIPE_NAME = "recipe.yaml"
 BORROWED = re.compile(r"(?<![\w./])\.\./(?P<path>[\w-]+/[\w./-]+)")
 """A path to another recipe's files: `../quickstart/data/prompts.jsonl`."""
+NAME_LINE = re.compile(r"^name:[ \t]+[^\s#]+", re.MULTILINE)
 SHIPPED_FOLDER = Path(__file__).parents[1] / "recipes"
 """In a checkout it is a link to the folder beside the package; a wheel has the files themselves."""
 
@@ -83,16 +86,44 @@ def copy(
     target: Annotated[Path | None, typer.Argument(metavar="DIR", help="New folder. Default: the last part of NAME.")] = None,
     folder: FolderOption = None,
 ) -> None:
-    """Copy a recipe with its data, to change it."""
+    """Copy a recipe with its data, to change it. The copy is called like its folder."""
     source = _find(name, folder)
     place = target or Path(source.name)
     if place.exists():
         raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
+    try:
+        _copy(source, place)
+    except OSError as error:
+        raise EnvironmentProblem(f"{place}: cannot be written ({error.strerror or error})") from error
+    print(place / RECIPE_NAME)
+
+
+def _copy(source: Path, place: Path) -> None:
     shutil.copytree(source, place)
     recipe = place / RECIPE_NAME
     # As text, not as YAML: comments and layout of the recipe stay.
-    recipe.write_text(BORROWED.sub(partial(_bring, source, place), recipe.read_text(encoding="utf-8")), encoding="utf-8")
-    print(recipe)
+    text = _with_schema_line(recipe.read_text(encoding="utf-8"), add_schema(place))
+    # Two recipes of one name would share a folder of results.
+    text = NAME_LINE.sub(f"name: {_name_for(place, source)}", text, count=1)
+    recipe.write_text(BORROWED.sub(partial(_bring, source, place), text), encoding="utf-8")
+
+
+def _with_schema_line(text: str, line: str) -> str:
+    first, _, rest = text.partition("\n")
+    return f"{line}\n{rest if first.startswith(SCHEMA_LINE) else text}"
+
+
+def _name_for(place: Path, source: Path) -> str:
+    """A recipe's name for the folder: its own name, as far as a recipe may be called so."""
+    from align.config.recipe import FILE_NAME
+
+    written = place.resolve().name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", written).strip("-._")[:100]
+    if not FILE_NAME.fullmatch(name):
+        name = f"my-{source.name}"
+    if name != written:
+        print(f"The recipe is called {name}: a name has letters from a to z, digits, '.', '_' and '-'.", file=sys.stderr)
+    return name
 
 
 def _bring(source: Path, place: Path, borrowed: re.Match[str]) -> str:

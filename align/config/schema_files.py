@@ -7,8 +7,9 @@ from pathlib import Path
 SHIPPED_SCHEMAS = Path(__file__).parents[1] / "data_schemas"
 """In a checkout it is a link to the folder beside the package; a wheel has the files themselves."""
 SCHEMA_SUFFIX = ".schema.json"
+RECIPE_SCHEMA = f"recipe{SCHEMA_SUFFIX}"
 # In a folder whose name begins with a dot: an input that is a folder or a glob must not read it as data.
-SCHEMA_BESIDE_RECIPE = Path(".align") / f"recipe{SCHEMA_SUFFIX}"
+SCHEMA_BESIDE_RECIPE = Path(".align") / RECIPE_SCHEMA
 SCHEMA_LINE = "# yaml-language-server: $schema="
 
 
@@ -22,5 +23,5 @@ def add_schema(folder: Path) -> str:
     """
     target = folder / SCHEMA_BESIDE_RECIPE
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes((SHIPPED_SCHEMAS / f"recipe{SCHEMA_SUFFIX}").read_bytes())
+    target.write_bytes((SHIPPED_SCHEMAS / RECIPE_SCHEMA).read_bytes())
     return f"{SCHEMA_LINE}{SCHEMA_BESIDE_RECIPE.as_posix()}"

@@ -12,8 +12,9 @@ import pytest
 from align.stages.registry import STAGES
 
 COMMANDS = [
-    *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["doctor"]),
-    *(["export"], ["serve"], ["chat"], ["pairs"], ["data"], ["data", "validate"], ["data", "inspect"], ["data", "convert"]),
+    *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"]),
+    *(["doctor"], ["export"], ["serve"], ["chat"], ["pairs"]),
+    *(["data"], ["data", "validate"], ["data", "inspect"], ["data", "convert"]),
     *(["store"], ["store", "list"], ["store", "prune"], ["store", "verify"]),
 ]
 HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "vllm", "numpy", "datasets", "scipy", "matplotlib", "pyarrow")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from align.cli.recipes import SHIPPED_FOLDER
+from align.config.schema_files import SHIPPED_SCHEMAS
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_show_is_the_file(align: Any, shelf: Path) -> None:
     assert align("recipes", "show", "first", "--folder", str(shelf)).out == "name: first # 첫째\n"
 
 
-def test_a_wheel_holds_every_file_of_the_recipes() -> None:
+def test_a_wheel_holds_every_file_of_the_recipes_and_every_schema() -> None:
     """What its build takes along is what these patterns find in the package's folder."""
     package = Path(__file__).parents[3] / "align"
     assert package / "recipes" == SHIPPED_FOLDER
@@ -55,8 +56,9 @@ def test_a_wheel_holds_every_file_of_the_recipes() -> None:
     packed = {
         path for pattern in setuptools["package-data"]["align"] for path in glob.glob(str(package / pattern), recursive=True)
     }
-    files = {os.path.join(folder, name) for folder, _, names in os.walk(package / "recipes") for name in names}
-    assert len(files) > 20
+    linked = (SHIPPED_FOLDER, SHIPPED_SCHEMAS)
+    files = {os.path.join(folder, name) for place in linked for folder, _, names in os.walk(place) for name in names}
+    assert len(files) > 30
     assert files <= packed
 
 
@@ -91,5 +93,30 @@ def test_a_copy_brings_what_the_recipe_borrows_from_another(align: Any, shelf: P
     (second / "recipe.yaml").write_text(text, encoding="utf-8")
     assert align("recipes", "copy", "second", "mine", "--folder", str(shelf)).out == "mine/recipe.yaml\n"
     copied = (tmp_path / "mine" / "recipe.yaml").read_text(encoding="utf-8")
-    assert copied == text.replace("../first/", "first/")
+    assert copied == text.replace("../first/", "first/").replace("../../data_schemas/", ".align/")
     assert (tmp_path / "mine" / "first" / "data" / "rows.jsonl").is_file()
+
+
+NAMES = ("folder", "name", "said")
+
+
+@pytest.mark.parametrize(
+    NAMES, [("mine", "mine", ""), ("my trial", "my-trial", "called my-trial"), ("내 실험", "my-first", "my-first")]
+)
+def test_a_copy_is_called_like_its_folder_and_has_a_schema_beside_it(
+    align: Any, shelf: Path, folder: str, name: str, said: str
+) -> None:
+    answer = align("recipes", "copy", "first", folder, "--folder", str(shelf))
+    assert answer.code == 0
+    assert said in answer.err
+    assert bool(answer.err) == bool(said)
+    line, text = Path(folder, "recipe.yaml").read_text(encoding="utf-8").splitlines()
+    assert text == f"name: {name} # 첫째"
+    assert Path(folder, line.partition("$schema=")[2]).read_bytes() == (SHIPPED_SCHEMAS / "recipe.schema.json").read_bytes()
+
+
+def test_a_copy_to_a_place_that_cannot_be_written(align: Any, shelf: Path) -> None:
+    Path("file").touch()
+    answer = align("recipes", "copy", "first", "file/mine", "--folder", str(shelf))
+    assert answer.code == 4
+    assert answer.err == "error: file/mine: cannot be written (Not a directory)\n"

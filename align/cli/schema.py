@@ -1,0 +1,62 @@
+"""`align schema`: the JSON Schemas that come with align."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.config.schema_files import RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS, add_schema
+from align.errors import EnvironmentProblem, RecipeError
+
+NameArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="recipe, events, results, manifest, or a kind of rows. Default: list all."),
+]
+WriteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--write",
+        metavar="PLACE",
+        help="Write it to this file; or, the schema of recipes, into this recipe's folder, where an editor finds it.",
+    ),
+]
+PathOption = Annotated[bool, typer.Option("--path", help="Print the path of the file in this installation.")]
+
+
+def schema(name: NameArgument = None, write: WriteOption = None, path: PathOption = False) -> None:
+    """Print the JSON Schema of recipes, of rows, or of a file in a run's folder.
+
+    After an upgrade, `align schema recipe --write FOLDER` brings the editor's copy beside a recipe up to date.
+    """
+    names = sorted(file.name.removesuffix(SCHEMA_SUFFIX) for file in SHIPPED_SCHEMAS.glob(f"*{SCHEMA_SUFFIX}"))
+    if name is None:
+        if write is not None or path:
+            raise RecipeError("a schema's name is missing", hint="For example: align schema recipe --path")
+        print("\n".join(names))
+        return
+    if name not in names:
+        from align.config.explain import unknown
+
+        raise RecipeError(f"{name}: {unknown(name, names, what='schema')}")
+    file = SHIPPED_SCHEMAS / f"{name}{SCHEMA_SUFFIX}"
+    if write is not None:
+        _write(file, write)
+    elif path:
+        print(file)
+    else:
+        print(file.read_text(encoding="utf-8"), end="")
+
+
+def _write(file: Path, place: Path) -> None:
+    try:
+        if not place.is_dir():
+            place.write_bytes(file.read_bytes())
+            print(place)
+        elif file.name == RECIPE_SCHEMA:
+            print(f"The first line of a recipe in {place}:\n{add_schema(place)}")
+        else:
+            raise RecipeError(f"{place}: this is a folder", hint=f"Give a file: --write {place / file.name}")
+    except OSError as error:
+        raise EnvironmentProblem(f"{place}: cannot be written ({error.strerror})") from error
