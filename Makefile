@@ -3,13 +3,14 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check format gpu-check clean
+.PHONY: help setup quickstart test test-fast check docs format gpu-check clean
 
 help:
 	@echo "make quickstart  set everything up, run recipes/quickstart end to end, print the table"
 	@echo "make test        set everything up, run the tests"
 	@echo "make test-fast   the tests that are not marked slow"
 	@echo "make check       lint, format, types, layers, drift of schemas and docs; pre-commit runs the same"
+	@echo "make docs        the documentation as a site, in build/docs; open build/docs/index.html"
 	@echo "make format      fix what ruff can fix, then format"
 	@echo "make gpu-check   check everything that only a GPU can show; see docs/gpu.md"
 	@echo "make setup       make .venv and install align with vLLM"
@@ -42,6 +43,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_schemas.py --check
 	$(BIN)/python scripts/build_docs.py --check
+
+# A warning is an error. tests/contract/test_docs_site.py runs the same.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 format: setup
 	$(BIN)/ruff check --fix .
