@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 120
 """Columns of a table when stdout is not a terminal."""
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a folder with a recipe.yaml.")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, a folder with a recipe.yaml, or else the name of a recipe that comes with align."
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds all runs and their shared store.")]
 SetOption = Annotated[
     list[str] | None,

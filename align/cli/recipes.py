@@ -13,17 +13,14 @@ import typer
 
 from align.cli.options import JsonOption, print_json
 from align.config.schema_files import SCHEMA_LINE, add_schema
+from align.config.shipped import RECIPE_NAME, SHIPPED_RECIPES, by_name, recipes_in
 from align.errors import EnvironmentProblem, RecipeError
 
 app = typer.Typer(help="List, show and copy the recipes that come with align.", no_args_is_help=True, rich_markup_mode=None)
 
-RECIPE_NAME = "recipe.yaml"
 BORROWED = re.compile(r"(?<![\w./])\.\./(?P<path>[\w-]+/[\w./-]+)")
 """A path to another recipe's files: `../quickstart/data/prompts.jsonl`."""
 NAME_LINE = re.compile(r"^name:[ \t]+[^\s#]+", re.MULTILINE)
-SHIPPED_FOLDER = Path(__file__).parents[1] / "recipes"
-"""In a checkout it is a link to the folder beside the package; a wheel has the files themselves."""
-
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", metavar="DIR", help="Folder with recipes. Default: those that come with align.")
 ]
@@ -31,24 +28,19 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a rec
 
 
 def _recipes(folder: Path | None) -> dict[str, Path]:
-    """Folder of every recipe, by name. Those of a group, such as `models/olmo-2-1b`, come behind those of none."""
-    place = (folder or SHIPPED_FOLDER).resolve()
-    found = [path.parent for group in ("*", "*/*") for path in sorted(place.glob(f"{group}/{RECIPE_NAME}"))]
+    found = recipes_in(folder or SHIPPED_RECIPES)
     if not found:
-        raise RecipeError(f"{place}: no recipes here", hint="Give the recipes folder of a checkout of align with --folder.")
-    return {path.relative_to(place).as_posix(): path for path in found}
+        raise RecipeError(f"{folder}: no recipes here", hint="Give the recipes folder of a checkout of align with --folder.")
+    return found
 
 
 def _find(name: str, folder: Path | None) -> Path:
-    from align.config.explain import unknown
+    recipes = _recipes(folder)
+    if (found := by_name(name, recipes)) is None:
+        from align.config.explain import unknown
 
-    found = _recipes(folder)
-    # The last part is enough where it says which is meant.
-    meant = [full for full in found if name == full.rpartition("/")[2]]
-    name = meant[0] if len(meant) == 1 else name
-    if name not in found:
-        raise RecipeError(f"{name}: {unknown(name, list(found), what='recipe')}")
-    return found[name]
+        raise RecipeError(f"{name}: {unknown(name, list(recipes), what='recipe')}")
+    return found
 
 
 def _summary(folder: Path) -> str:

@@ -33,10 +33,10 @@ from align.config.override import apply_override
 from align.config.reference import FieldPath, iterate_references
 from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
+from align.config.shipped import recipe_file
 from align.config.source import Document, Position, read_document
 from align.errors import RecipeError, several
 
-RECIPE_NAME = "recipe.yaml"
 DEFAULT_SEED = 17
 TOP_KEYS = ("name", "seed", "inputs", "stages")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -100,18 +100,13 @@ def parse_recipe(path: str | Path, *, overrides: Sequence[str] = (), stage_types
     """Read and check a recipe.
 
     Args:
-        path: a YAML file, or a folder with a `recipe.yaml`.
+        path: a YAML file, a folder with a `recipe.yaml`, or the name of a recipe that comes with align.
         overrides: `KEY=VALUE` texts that win over the file, such as `stages.dpo.beta=0.2`.
         stage_types: every stage type there is, by name.
     Raises:
         RecipeError: with every problem on a line of its own, in the order of the file.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        if not (path / RECIPE_NAME).is_file():
-            hint = "Give the recipe's file, or the folder that holds it."
-            raise RecipeError(f"{path}: this folder has no {RECIPE_NAME}", hint=hint)
-        path = path / RECIPE_NAME
+    path = recipe_file(path)
     document = read_document(path)
     return parse_document(document, path=path, folder=path.parent, overrides=overrides, stage_types=stage_types)
 

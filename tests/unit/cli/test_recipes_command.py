@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from align.cli.recipes import SHIPPED_FOLDER
 from align.config.schema_files import SHIPPED_SCHEMAS
+from align.config.shipped import SHIPPED_RECIPES
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def test_show_is_the_file(align: Any, shelf: Path) -> None:
 def test_a_wheel_holds_every_file_of_the_recipes_and_every_schema() -> None:
     """What its build takes along is what these patterns find in the package's folder."""
     package = Path(__file__).parents[3] / "align"
-    assert package / "recipes" == SHIPPED_FOLDER
+    assert package / "recipes" == SHIPPED_RECIPES
     setuptools = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     packed = {
         path for pattern in setuptools["package-data"]["align"] for path in glob.glob(str(package / pattern), recursive=True)
     }
-    linked = (SHIPPED_FOLDER, SHIPPED_SCHEMAS)
+    linked = (SHIPPED_RECIPES, SHIPPED_SCHEMAS)
     files = {os.path.join(folder, name) for place in linked for folder, _, names in os.walk(place) for name in names}
     assert len(files) > 30
     assert files <= packed
