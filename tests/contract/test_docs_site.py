@@ -42,5 +42,7 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
     assert [path.name for path, text in texts.items() if "source" not in path.parts and LOADED.search(text)] == []
 
 
-def test_the_search_knows_the_words(site: Path) -> None:
-    assert "bootstrap" in (site / "searchindex.js").read_text(encoding="utf-8")
+def test_the_search_knows_english_and_korean_words(site: Path) -> None:
+    index = (site / "searchindex.js").read_bytes().decode("unicode_escape")
+    assert "bootstrap" in index
+    assert "한국어" in index
