@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens from a causal model's hidden states.
 
 Logits are computed only for positions with a label, some hundreds or thousands of tokens at a time, so no [batch, sequence,
-vocabulary] tensor exists. With gradients and more than one chunk, the backward pass computes a chunk's logits again.
+vocabulary] tensor exists. The backward pass computes the logits of all chunks but the last again.
 """
 
 from __future__ import annotations
@@ -31,20 +31,14 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
         targets: [tokens], token ids.
         temperature: logits are divided by it, as the sampler did.
     """
-    chunks = _chunks(model, states, targets)
-    # A single chunk is kept: recomputing it costs time and lowers no peak.
-    again = len(chunks) > 1 and torch.is_grad_enabled()
-    pieces = [
-        checkpoint(_chunk_logps, *chunk, model, temperature, use_reentrant=False)
-        if again
-        else _chunk_logps(*chunk, model, temperature)
-        for chunk in chunks
-    ]
-    return torch.cat(pieces)
+    *chunks, last = _chunks(model, states, targets)
+    pieces = [checkpoint(_chunk_logps, *chunk, model, temperature, use_reentrant=False) for chunk in chunks]
+    # The last chunk is kept: its backward pass comes first, so that computing it again would cost time and lower no peak.
+    return torch.cat([*pieces, _chunk_logps(*last, model, temperature)])
 
 
 def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    tokens = logits_chunk_tokens(len(model.get_output_embeddings().weight))
+    tokens = logits_chunk_tokens(len(model.get_output_embeddings().weight), states.device.type)
     return list(zip(states.split(tokens), targets.split(tokens), strict=True))
 
 

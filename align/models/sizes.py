@@ -1,11 +1,11 @@
 """How much goes through a model at once. Imports no torch, so that the memory estimate of a plan can read the same numbers."""
 
-LOGITS_CHUNK_NUMBERS = 1 << 27
-"""Logits that exist at once: 0.5 GiB in float32. Products of this size still keep a GPU busy."""
+LOGITS_CHUNK_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits that exist at once: 64 MiB, or 0.5 GiB on a GPU, which smaller products would not keep busy."""
 LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Of those, how many have a copy at once: on a CPU as many as its cache holds."""
 LARGEST_LOGITS_CHUNK = 4096
-"""Tokens of a chunk, at most; a vocabulary of up to 32,768 tokens has chunks of this size."""
+"""Tokens of a chunk, at most. On a CPU a vocabulary of up to 4,096 tokens has chunks of this size, on a GPU of up to 32,768."""
 PAIR_ROW_TOKENS = {"cpu": 128, "cuda": 1024}
 """Tokens of a row that several pairs share; a longer pair gets a longer row. Longer rows need less padding, but cost more
 attention, which grows with the square of a row and also computes what the mask hides."""
@@ -19,6 +19,6 @@ DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
 
 
-def logits_chunk_tokens(vocabulary: int) -> int:
-    """Tokens whose logits exist at once."""
-    return max(1, min(LARGEST_LOGITS_CHUNK, LOGITS_CHUNK_NUMBERS // vocabulary))
+def logits_chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits exist at once, on a device of this type."""
+    return max(1, min(LARGEST_LOGITS_CHUNK, LOGITS_CHUNK_NUMBERS.get(device, LOGITS_CHUNK_NUMBERS["cuda"]) // vocabulary))

@@ -105,7 +105,7 @@ def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path,
     labels = ids.masked_fill(torch.tensor([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1]]).bool(), -100)
     gradients = []
     for size in (4096, 2):
-        monkeypatch.setattr(head, "logits_chunk_tokens", lambda vocabulary, size=size: size)
+        monkeypatch.setattr(head, "logits_chunk_tokens", lambda vocabulary, device, size=size: size)
         model.zero_grad()
         logps = model(input_ids=ids, logps_of=labels)
         logps.sum().backward()

@@ -174,9 +174,9 @@ class LoadedModel:
         inner = number * self.peft.rank * len(self.lora_layers) // shape.num_layers if isinstance(self.peft, Lora) else 0
         return norms + inputs + attention + feed_forward + inner
 
-    def logits_bytes(self, targets: int) -> int:
+    def logits_bytes(self, targets: int, device: Device) -> int:
         """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
-        return LOGITS_BYTES * self._logits_at_once(targets)
+        return LOGITS_BYTES * self._logits_at_once(targets, device)
 
     def cast_bytes(self, precision: Precision) -> int:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
@@ -197,20 +197,20 @@ class LoadedModel:
         head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
         largest = max((layer.parameters for layer in shape.linear_layers), default=0)
         unpacked = NUMBER_BYTES[precision] * largest if self.quantized_parameters else 0
-        return kept + retained + self.logits_bytes(batch.targets) + head_gradient + unpacked + self.cast_bytes(precision)
+        return kept + retained + self.logits_bytes(batch.targets, device) + head_gradient + unpacked + self.cast_bytes(precision)
 
-    def forward_bytes(self, tokens: int) -> int:
+    def forward_bytes(self, tokens: int, device: Device) -> int:
         """Peak of a pass without gradients.
 
         The residual stream and its norm, the three states of a feed-forward layer, and the logits of a chunk with their
         log-softmax.
         """
         states = tokens * 3 * (self.shape.hidden_size + self.shape.intermediate_size)
-        return NUMBER_BYTES["float32"] * (states + 2 * self._logits_at_once(tokens))
+        return NUMBER_BYTES["float32"] * (states + 2 * self._logits_at_once(tokens, device))
 
-    def _logits_at_once(self, tokens: int) -> int:
+    def _logits_at_once(self, tokens: int, device: Device) -> int:
         vocabulary = self.shape.vocabulary
-        return 0 if self.has_score_head else min(tokens, logits_chunk_tokens(vocabulary)) * vocabulary
+        return 0 if self.has_score_head else min(tokens, logits_chunk_tokens(vocabulary, device)) * vocabulary
 
     def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
         """The optimizer's step besides gradients and moments: tensor by tensor; AdamW on a GPU needs no copies."""
@@ -299,7 +299,7 @@ def estimate_stage(
     }
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device, needs.memory.optimizer)
-    beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen)
+    beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen, device)
     sampling = sampler + sum(parts[name] for name in ("weights", "optimizer", "other_models")) if sleeps else 0
     peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=[*beside, sampling])
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
@@ -334,19 +334,20 @@ def _phases_beside_training(
     shapes: Mapping[str, ModelShape],
     lengths: Sequence[RowLength] | None,
     frozen: Precision,
+    device: Device,
 ) -> Iterator[int]:
     """Bytes while a model goes through pairs without gradients, `process` not included."""
     tokens = FORWARD_TOKENS
     if lengths is not None and len(lengths) < SAMPLED_ROWS:  # then all rows are known; each side of a pair has the prompt
         tokens = min(tokens, sum(2 * row.longer_side for row in lengths))
     if needs.reference is not None:
-        yield weights + LoadedModel(shapes[needs.model]).forward_bytes(tokens)
+        yield weights + LoadedModel(shapes[needs.model]).forward_bytes(tokens, device)
         # A reference of its own is loaded and dropped before the model to train is loaded.
         other = LoadedModel(shapes[needs.reference], learns=False, frozen=frozen)
-        yield other.weight_bytes + other.forward_bytes(tokens) if needs.reference != needs.model else 0
+        yield other.weight_bytes + other.forward_bytes(tokens, device) if needs.reference != needs.model else 0
     if needs.has_score_head:  # the held-out pairs are scored by the saved model, when the trained one is gone
         scorer = LoadedModel(shapes[needs.model], has_score_head=True, learns=False, frozen=frozen)
-        yield scorer.weight_bytes + scorer.forward_bytes(tokens)
+        yield scorer.weight_bytes + scorer.forward_bytes(tokens, device)
 
 
 def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine) -> tuple[int, bool]:

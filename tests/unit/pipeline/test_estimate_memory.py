@@ -156,11 +156,12 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
 
 
 def test_logits_are_there_a_chunk_at_a_time_and_not_with_a_score_head() -> None:
-    assert model().logits_bytes(100) == 4 * 100 * 10
-    assert model().logits_bytes(9999) == 4 * 4096 * 10
-    # Chunks of a large vocabulary have fewer tokens: 2^27 logits at most.
-    assert model(vocabulary=151_936).logits_bytes(9999) == 4 * 883 * 151_936
-    assert LoadedModel(shape(), has_score_head=True).logits_bytes(100) == 0
+    assert model().logits_bytes(100, "cpu") == 4 * 100 * 10
+    assert model().logits_bytes(9999, "cpu") == 4 * 4096 * 10
+    # Chunks of a large vocabulary have fewer tokens: 2^24 logits at most, 2^27 on a GPU.
+    assert model(vocabulary=151_936).logits_bytes(9999, "cpu") == 4 * 110 * 151_936
+    assert model(vocabulary=151_936).logits_bytes(9999, "cuda") == 4 * 883 * 151_936
+    assert LoadedModel(shape(), has_score_head=True).logits_bytes(100, "cpu") == 0
 
 
 def test_autocast_copies_weights_but_not_quantised_ones() -> None:
@@ -222,7 +223,7 @@ def test_the_peak_is_the_largest_phase() -> None:
 
 def test_more_tokens_and_larger_ranks_never_take_less() -> None:
     sizes = [
-        model().activation_bytes(Batch(tokens, 16, tokens, True, False), "float32") + model().logits_bytes(tokens)
+        model().activation_bytes(Batch(tokens, 16, tokens, True, False), "float32") + model().logits_bytes(tokens, "cpu")
         for tokens in (1, 2, 8, 4096, 5000)
     ]
     assert sizes == sorted(sizes)
