@@ -13,8 +13,8 @@ from align.report.dataset.drawing import drawings
 from align.report.dataset.facts import Facts
 from align.report.dataset.finding import findings, share_text
 from align.report.dataset.tokens import Piece, TrainingView
-from align.report.dataset.visible import shortened, visible
 from align.report.html import page_environment
+from align.report.visible import shortened, visible
 from align.store.atomic import write_bytes
 
 TEMPLATE_NAME = "dataset.html.jinja"
@@ -50,7 +50,6 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
     """
     environment = page_environment()
     environment.filters["piece"] = _piece
-    environment.filters["visible"] = visible
     environment.filters["example"] = lambda text: visible(shortened(text, EXAMPLE_CHARACTERS))
     environment.filters["share"] = share_text
     environment.filters["code"] = _code
