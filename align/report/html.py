@@ -1,7 +1,9 @@
-"""report.html: the whole comparison in one file that opens from disk, without a network and without scripts."""
+"""report.html: the whole comparison in one file that opens from disk, without a network."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shlex
@@ -12,16 +14,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from align.report import plots, table, view, wording
+from align.report import cost, plots, table, view, wording
 from align.report.answers import align_answers
 from align.report.curves import training_curves
+from align.report.fields import MIN_PROMPTS, breakdown, prompt_fields
 from align.report.figure import marker_path
 from align.report.results import Answers, Results
 from align.report.style import row_styles
+from align.report.viewer import to_json, viewer_data
+from align.report.visible import visible
 from align.store.artifact import Artifact
 from align.store.atomic import write_bytes
 
 TEMPLATE_NAME = "report.html.jinja"
+SCRIPT_NAME = "viewer.js.jinja"
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -58,7 +64,11 @@ def write_report(
     ]
     selected = {stage.name: stage.manifest.metrics.get("selected_epoch") for stage in stages}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
-    page = page_environment().get_template(TEMPLATE_NAME).render(
+    environment = page_environment()
+    fields = prompt_fields(joined)
+    groups = breakdown(results, joined, fields)
+    stage_costs = cost.stage_costs(stages, joined.models)
+    page = environment.get_template(TEMPLATE_NAME).render(
         results=results,
         wording=wording,
         table=table,
@@ -71,6 +81,13 @@ def write_report(
         flattened=view.flattened,
         prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
+        groups=groups,
+        min_prompts=MIN_PROMPTS,
+        stage_costs=stage_costs,
+        model_costs=cost.model_costs(stage_costs, joined.models),
+        viewer=viewer_data(results, joined, fields, groups, primary),
+        script=_script(environment),
+        script_hash=_hash(_script(environment)),
         score_text=view.score_text,
         command=shlex.join(results.command),
         recipe=json.dumps(recipe, ensure_ascii=False, indent=2),
@@ -92,11 +109,37 @@ def page_environment() -> Environment:
     # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     environment.filters["typeset"] = _typeset
+    environment.filters["visible"] = visible
+    environment.filters["lang"] = _lang
+    environment.filters["json"] = to_json
+    environment.filters["numbered"] = lambda names: list(enumerate(names))
     # Long names break at their underscores before they break anywhere else.
     environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     environment.globals["marker_path"] = marker_path
     environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
     return environment
+
+
+def _script(environment: Environment) -> Markup:
+    """The page's only script, which is a file of ours and not rendered: no text of a user is in it."""
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, SCRIPT_NAME)[0])
+
+
+def _hash(script: str) -> str:
+    """The script as the page's content security policy names it: a browser runs no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+_HANGUL, _KANA, _HAN = re.compile("[\uac00-\ud7a3\u1100-\u11ff]"), re.compile("[\u3040-\u30ff]"), re.compile("[\u4e00-\u9fff]")
+
+
+def _lang(text: str) -> Markup:
+    """A `lang` attribute for a text whose script says its language; the page's own is English."""
+    for script, code in ((_HANGUL, "ko"), (_KANA, "ja"), (_HAN, "zh")):
+        if script.search(text):
+            return Markup(f' lang="{code}"')
+    return Markup("")
 
 
 def _typeset(text: str) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from align.engines.task import SamplingTask
     from align.report.best_of import BestOfPool
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(Generation, StageConfig):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -82,9 +84,12 @@ def write(path: Path, results: Results, answers: dict[str, list[ScoredCandidate]
 
 def test_texts_of_models_stay_text(page_path: Path) -> None:
     text = page_path.read_text()
-    tags = {tag for tag, _ in Page(text).elements}
-    assert not tags & {"script", "img", "iframe", "object", "link", "base", "form"}
-    assert text.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 5  # the prompt and four completions
+    tags = [tag for tag, _ in Page(text).elements]
+    assert not {*tags} & {"img", "iframe", "object", "link", "base", "form"}
+    assert tags.count("script") == 2  # the data and the page's own
+    assert ATTACK not in text
+    assert text.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 5  # without scripts: the prompt and four completions
+    assert text.count(r"\u003cscript\u003ealert('x')\u003c/script\u003e") >= 5  # the same as data
     assert not any(name.startswith("on") for _, attributes in Page(text).elements for name in attributes)
 
 
@@ -98,7 +103,13 @@ def test_the_file_is_complete_in_itself(page_path: Path) -> None:
     assert "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
     policy = next(attributes["content"] for tag, attributes in Page(text).elements if attributes.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    script = text[text.rindex("<script>") + len("<script>") : text.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # No other script than this one runs, whatever gets into the page.
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_every_link_within_the_page_has_a_target(page_path: Path) -> None:
