@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from align.config import chat, inputs, judge, peft, rules
 from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
+from align.config.other_tools import table as table_of_words
 from align.config.shape import members, reference_kinds
 from align.stage import StageType
 from align.stages.registry import STAGES
@@ -45,6 +46,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "rule repetition": rules.RepetitionRule,
     "rule numeric_answer": rules.NumericAnswerRule,
 }
+WORD_TABLES = {"other tools keys": "keys", "other tools stages": "stages"}
 BOUNDS = {
     annotated_types.Gt: ("gt", ">"),
     annotated_types.Ge: ("ge", "≥"),
@@ -109,8 +111,30 @@ def stage_text(stage: StageType) -> str:
     return text
 
 
+TOOLS = ("TRL", "transformers", "peft", "axolotl", "LLaMA-Factory", "OpenRLHF", "verl", "torchtune", "vLLM", "DeepSpeed")
+
+
+def words_of_tools(part: str) -> str:
+    """Every word of another tool, in the order of the file, with the name here and what else to know."""
+    lines = ["| elsewhere | here | notes |", "|---|---|---|"]
+    for word in table_of_words()[part]:
+        tools: dict[str, list[str]] = {}
+        for tool in TOOLS:
+            for name in word.words.get(tool, ()):
+                tools.setdefault(name, []).append(tool)
+        if tools:
+            elsewhere = ", ".join(f"`{name}` ({', '.join(of)})" for name, of in tools.items())
+            example = f"`{word.write}`. " if word.write else ""
+            here = "–" if word.missing and part == "stages" else ", ".join(f"`{name}`" for name in word.here) or "–"
+            row = f"| {cell(elsewhere)} | {here} | {cell((example + word.note).strip())} |"
+            lines.append(row)
+    return "\n".join(lines)
+
+
 def block(name: str) -> str:
     """The text between the markers of `name`."""
+    if name in WORD_TABLES:
+        return words_of_tools(WORD_TABLES[name])
     return stage_text(STAGES[name]) if name in STAGES else table(MODELS[name])
 
 
@@ -123,7 +147,7 @@ def drifted(folder: Path) -> list[str]:
     """Pages that differ from the code, and models that no page shows."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
     shown = {match["name"] for text in pages.values() for match in BLOCK.finditer(text)}
-    missing = [f"no page has <!-- fields: {name} -->" for name in [*STAGES, *MODELS] if name not in shown]
+    missing = [f"no page has <!-- fields: {name} -->" for name in [*STAGES, *MODELS, *WORD_TABLES] if name not in shown]
     return [f"docs/{name} differs from the code" for name, text in pages.items() if rendered(text) != text] + missing
 
 
