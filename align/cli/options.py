@@ -59,7 +59,8 @@ def with_chat(folder: ModelFolder, chat: str | None) -> ModelFolder:
     from pydantic import ValidationError
 
     from align.config.chat import ChatSettings
-    from align.config.explain import problems_of, show_path
+    from align.config.explain import problems_of
+    from align.config.names import show_path
     from align.config.source import parse_text
     from align.models.chat_settings import resolve_chat
 

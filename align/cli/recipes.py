@@ -37,7 +37,7 @@ def _recipes(folder: Path | None) -> dict[str, Path]:
 def _find(name: str, folder: Path | None) -> Path:
     recipes = _recipes(folder)
     if (found := by_name(name, recipes)) is None:
-        from align.config.explain import unknown
+        from align.config.names import unknown
 
         raise RecipeError(f"{name}: {unknown(name, list(recipes), what='recipe')}")
     return found

@@ -37,7 +37,7 @@ def schema(name: NameArgument = None, write: WriteOption = None, path: PathOptio
         print("\n".join(names))
         return
     if name not in names:
-        from align.config.explain import unknown
+        from align.config.names import unknown
 
         raise RecipeError(f"{name}: {unknown(name, names, what='schema')}")
     file = SHIPPED_SCHEMAS / f"{name}{SCHEMA_SUFFIX}"

@@ -10,9 +10,11 @@ from typing import Any
 
 from align.config.architecture import CONFIG_NAME, ENCODER_DECODER_STAGES, architecture_in, encoder_decoder_refusal
 from align.config.base import Problem
-from align.config.explain import kind_phrase, nearest, unknown
+from align.config.explain import kind_phrase
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
+from align.config.names import unknown
+from align.config.paths import advice_on_missing
 from align.config.reference import FieldPath, kinds_of
 
 
@@ -29,9 +31,11 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
     if not written:
         yield Problem((*path, field), "must not be empty")
     elif not place.exists():
-        yield Problem((*path, field), f"there is no such folder: {place}{_beside(place)}")
+        hub = "hub_id: {}, revision: main" if field == "path" else ""
+        yield Problem((*path, field), f"there is no such folder: {place}{advice_on_missing(written, folder, hub=hub)}")
     elif not place.is_dir():
-        yield Problem((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder")
+        holder = f"; did you mean '{Path(written).parent}'?" if (place.parent / CONFIG_NAME).is_file() else ""
+        yield Problem((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder{holder}")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
     elif spec.kind == "reward_model" and (architecture := architecture_in(place)):
@@ -55,7 +59,8 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
                 what = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
                 yield Problem((*path, *field), f"{place} {what}; {kind_phrase(spec.kind)} are read from data files")
         elif not glob.has_magic(text):
-            yield Problem((*path, *field), f"there is no such file: {place}{_beside(place)}")
+            hub = "dataset: {}, split: train" if isinstance(spec, DataInput) else ""
+            yield Problem((*path, *field), f"there is no such file: {place}{advice_on_missing(text, folder, hub=hub)}")
         elif not glob.glob(str(place), recursive=True):
             yield Problem((*path, *field), f"no file fits: {place}")
 
@@ -80,15 +85,6 @@ def check_decontamination(inputs: Mapping[str, AnyInput], names: Sequence[str]) 
                 yield Problem(path, f"'{evaluation}' must be read from files (path), to know them before anything is fetched")
 
 
-def _beside(place: Path) -> str:
-    """A hint with the name in the same folder that was probably meant."""
-    try:
-        near = nearest(place.name, [other.name for other in place.parent.iterdir()])
-    except OSError:
-        return ""
-    return f"; did you mean '{near}'?" if near else ""
-
-
 def artifact_kind(folder: Path) -> str | None:
     """The kind under which recipes name the result in `folder`, by its manifest; None if no manifest can be read."""
     manifest = manifest_of(folder)
@@ -108,7 +104,8 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
 def _check_artifact(spec: ArtifactInput, place: Path, path: FieldPath) -> Iterator[Problem]:
     kind = artifact_kind(place)
     if kind is None:
-        yield Problem(path, f"{place} has no {MANIFEST_NAME}, so it is not a finished result of align")
+        advice = f"; did you mean 'path: {spec.artifact}'?" if (place / CONFIG_NAME).is_file() else ""
+        yield Problem(path, f"{place} has no {MANIFEST_NAME}, so it is not a finished result of align{advice}")
     elif kind != spec.kind:
         yield Problem((*path[:-1], "kind"), f"expected '{kind}', which is what {place} holds, got '{spec.kind}'")
 

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.config.base import Problem
-from align.config.explain import listing, problems_of
+from align.config.explain import problems_of
 from align.config.form import FILLED, NODE_NAME, Copies, Rounds, is_rounds, written_blocks
 from align.config.graph import StageTypeLike
+from align.config.names import Place, listing
 from align.config.reference import FieldPath
 from align.config.shape import references_in
 
@@ -113,7 +114,9 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
     try:
         reader.model_validate(given)
     except ValidationError as error:
-        for problem in problems_of(error, reader, given):
+        blocks = {block: stage_types[block].config_type for block in FILLED if block in stage_types}
+        place = Place(path, inner=blocks if form else {})
+        for problem in problems_of(error, reader, given, place):
             wrong.add(problem.path[:1])
             result.problems.append(problem._replace(path=(*path, *problem.path)))
     given_seeds: list[int] = [] if ("seeds",) in wrong else value.get("seeds") or []

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from align.config.advice import advice
 from align.config.base import Problem
+from align.config.names import NO_PLACE, Place, listing, nearest, unknown, unknown_key
+from align.config.other_tools import value_here
 from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.rules import RuleSet
-from align.config.shape import Members, fitting_model, follow, is_list, is_model, members
-from align.config.source import resolve_scalar
+from align.config.shape import Members, fitting_model, follow, is_model, members
 from align.rows import ROW_KINDS
-
-LISTED_CHARACTERS = 110
-"""A list of names in a message is cut near this length."""
-YES_NO = dict.fromkeys(("yes", "on", "y"), "true") | dict.fromkeys(("no", "off", "n"), "false")
 
 ARTICLES = {"model": "a model", "reward_model": "a reward model", "comparison": "a comparison"}
 _LIMITS = {
@@ -28,40 +26,9 @@ _LIMITS = {
 }
 
 
-def show_path(path: FieldPath) -> str:
-    """A path as people write it: `stages.compare.models.0`."""
-    return ".".join(str(part) for part in path)
-
-
 def kind_phrase(kind: str) -> str:
     """`a reward model`, `scored candidates`."""
     return ROW_KINDS[kind].phrase if kind in ROW_KINDS else ARTICLES.get(kind, kind)
-
-
-def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known name that was most likely meant, or None."""
-    # difflib takes letters in another case for different letters.
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[near[0]] if near else None
-
-
-def listing(names: Iterable[str]) -> str:
-    """Names joined by commas, cut where a line would become too long."""
-    shown = ""
-    for name in names:
-        if len(shown) + len(name) > LISTED_CHARACTERS:
-            return f"{shown}, …"
-        shown += f", {name}" if shown else name
-    return shown
-
-
-def unknown(given: str, known: Sequence[str], *, what: str = "key") -> str:
-    """The message for a name that does not exist."""
-    near = nearest(given, known)
-    if near is not None:
-        return f"unknown {what}; did you mean '{near}'?"
-    return f"unknown {what}; valid: {listing(known)}" if known else f"unknown {what}; there is none to name"
 
 
 def show_value(value: Any) -> str:
@@ -105,26 +72,13 @@ def _describe_one(alternative: Any) -> str:
     return f"a mapping of names, each to {describe(members(arguments[1]))}" if origin is dict else "something else"
 
 
-def expected(alternatives: Members, value: Any) -> str:
-    """`expected a number, got the text '1e-5' (remove the quotes)`."""
+def expected(alternatives: Members, value: Any, key: str = "") -> str:
+    """`expected a number, got the text '1e-5' (remove the quotes)`; `key` is that of the value."""
     shown = "an empty text" if value == "" else show_value(value)
-    return f"expected {describe(alternatives)}, got {shown}{_advice(alternatives, value)}"
-
-
-def _advice(alternatives: Members, value: Any) -> str:
-    """How to write what was probably meant, in parentheses, or nothing."""
-    if isinstance(value, (list, dict, bool)) or value in (None, ""):
-        return ""
-    if any(is_list(alternative) for alternative in alternatives):
-        return f" (write [{value}])"
-    if not isinstance(value, str):
-        takes_text = any(alternative is str or is_reference(alternative) for alternative in alternatives)
-        return " (put quotes around it)" if takes_text else ""
-    if bool in alternatives and value.lower() in YES_NO:
-        return f" (write {YES_NO[value.lower()]})"
-    plain = resolve_scalar(value)
-    fitting = {float: (int, float), int: (int,), bool: (bool,)}
-    return " (remove the quotes)" if any(type(plain) in fitting.get(alternative, ()) for alternative in alternatives) else ""
+    text = f"expected {describe(alternatives)}, got {shown}"
+    choices = [str(choice) for alternative in alternatives for choice in get_args(alternative) if isinstance(choice, str)]
+    near = (value_here(key, value) or nearest(value, choices)) if isinstance(value, str) and choices else None
+    return f"{text}; did you mean '{near}'?" if near in choices else f"{text}{advice(alternatives, value)}"
 
 
 Branch = tuple[FieldPath, str]
@@ -135,9 +89,7 @@ def problems_of(
     error: ValidationError,
     config_type: type[BaseModel],
     document: Any,
-    *,
-    extra_keys: Sequence[str] = (),
-    hidden_keys: Collection[str] = (),
+    place: Place = NO_PLACE,
 ) -> Iterator[Problem]:
     """The problems behind a failed validation of `document`, each once, in align's words instead of pydantic's.
 
@@ -145,14 +97,12 @@ def problems_of(
         error: what `config_type.model_validate(document)` raised.
         config_type: the type that refused the document.
         document: the value as written.
-        extra_keys: further valid keys at the top.
-        hidden_keys: fields of the type that are not listed as valid keys.
+        place: where `document` stands in a recipe; paths of the problems begin at `document` all the same.
     """
     located = [(*_locate(details["loc"], document, details["type"]), details) for details in error.errors(include_url=False)]
     # pydantic reports the errors of every alternative of a union, also of those that were not meant.
     meant = _without_other_branches(located)
-    top = [*extra_keys, *(key for key in config_type.model_fields if key not in hidden_keys)]
-    found = [_translate(path, details, (config_type,), document, top) for path, details in meant]
+    found = [_translate(path, details, (config_type,), document, place) for path, details in meant]
     # A misspelt key is one mistake: pydantic reports it twice, as unknown and as the right key missing.
     misspelt = {(*problem.path[:-1], problem.instead_of) for problem in found if problem.instead_of}
     yield from dict.fromkeys(problem for problem in found if not (problem.missing_key and problem.path in misspelt))
@@ -196,14 +146,11 @@ def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, An
             yield path, details
 
 
-def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_keys: Sequence[str]) -> Problem:
+def _translate(path: FieldPath, details: Any, top: Members, document: Any, place: Place) -> Problem:
     kind, context = details["type"], details.get("ctx", {})
     alternatives, value = follow(top, document, path)
     if kind == "extra_forbidden":
-        model = fitting_model(*follow(top, document, path[:-1]))
-        known = top_keys if len(path) == 1 else list(model.model_fields) if model else []
-        key = str(path[-1])
-        return Problem(path, unknown(key, known), at_key=True, instead_of=nearest(key, known))
+        return _unknown_key(path, top, document, place)
     if kind == "missing":
         return Problem(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
     if kind in _LIMITS:
@@ -216,21 +163,46 @@ def _translate(path: FieldPath, details: Any, top: Members, document: Any, top_k
         return Problem(path, "must not be empty" if least == 1 else f"must have at least {least} entries")
     if kind == "too_long":
         return Problem(path, f"must have at most {context['max_length']} entries")
-    if kind == "literal_error":
-        near = nearest(value, [str(choice) for choice in get_args(alternatives[0])]) if isinstance(value, str) else None
-        return Problem(path, expected(alternatives, value) + (f"; did you mean '{near}'?" if near else ""))
     if kind == "union_tag_not_found":
-        tag = context["discriminator"].strip("'")
-        return Problem(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}")
+        here = replace(place, path=(*place.path, *path))
+        return _missing_tag(path, context["discriminator"].strip("'"), alternatives, value, here)
     if kind == "union_tag_invalid":
         tag = context["discriminator"].strip("'")
-        return Problem((*path, tag), unknown(context["tag"], _tags(alternatives, tag), what=tag))
+        near = value_here(tag, context["tag"])
+        known = _tags(alternatives, tag)
+        text = f"unknown {tag}; did you mean '{near}'?" if near in known else unknown(context["tag"], known, what=tag)
+        return Problem((*path, tag), text)
     if kind in ("value_error", "assertion_error"):
         return Problem(path, str(context["error"]))
-    if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of"):
-        return Problem(path, expected(alternatives, value))
+    if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of", "literal_error"):
+        return Problem(path, expected(alternatives, value, str(path[-1]) if path else ""))
     # Any other error of pydantic: its own words, in align's form.
     return Problem(path, details["msg"].replace("Input should", "must").rstrip("."))
+
+
+def _missing_tag(path: FieldPath, tag: str, alternatives: Members, value: Any, place: Place) -> Problem:
+    """For a mapping without the key that says which of several models it is for."""
+    known = list(dict.fromkeys(name for model in alternatives if is_model(model) for name in model.model_fields))
+    meant = {key: unknown_key(key, value, known, place, None).key for key in value if key not in known}
+    for key, near in meant.items():
+        if near == tag:
+            return Problem((*path, key), f"unknown key; did you mean '{tag}'?", at_key=True)
+    others = "".join(f"; did you mean '{near}' by '{key}'?" for key, near in meant.items() if near)
+    return Problem(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}{others}")
+
+
+def _unknown_key(path: FieldPath, top: Members, document: Any, place: Place) -> Problem:
+    *around, key = path
+    alternatives, section = follow(top, document, tuple(around))
+    model = fitting_model(alternatives, section)
+    known = [name for name in model.model_fields if around or name not in place.hidden_keys] if model else []
+    if around:
+        outer = fitting_model(*follow(top, document, tuple(around[:-1])))
+        place = replace(place, path=(*place.path, *around), inner={}, outer=outer)
+    else:
+        known = [*place.extra_keys, *known]
+    meant = unknown_key(str(key), section if isinstance(section, dict) else {}, known, place, model)
+    return Problem(path, meant.text, at_key=True, instead_of=meant.key)
 
 
 def _number(limit: float) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from align.config.architecture import architecture_in
 from align.config.base import Problem, StrictModel
-from align.config.explain import kind_phrase, listing, nearest
-from align.config.inputs import AnyInput, ArtifactInput, ModelInput
+from align.config.explain import kind_phrase
+from align.config.inputs import AnyInput, ArtifactInput, ModelInput, ModelKind
+from align.config.names import listing, nearest
+from align.config.paths import DATA_SUFFIXES, hub_id_in
 from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
@@ -108,6 +110,12 @@ def _fitting(wanted: Any, stage: str, kinds: Mapping[str, str]) -> list[str]:
 
 def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) -> str:
     fitting = _fitting(wanted, stage, kinds)
+    if (stem := Path(name).stem) in fitting:
+        return f"no input or stage is called '{name}'; did you mean '{stem}'?"
+    if Path(name).suffix in (".yaml", ".yml"):
+        return f"no input or stage is called '{name}'; rules in a file are {{rules: {name}}}"
+    if place := _as_place(name, kinds_of(wanted)[0]):
+        return f"no input or stage is called '{name}'; make it an input and write its name here: inputs: {{NAME: {place}}}"
     # First among names of the right kind, then among all: a typo is likelier than a wrong kind.
     near = nearest(name, fitting) or nearest(name, [other for other in kinds if other != stage])
     if near:
@@ -115,6 +123,16 @@ def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) 
     phrase = " or ".join(kind_phrase(kind) for kind in kinds_of(wanted))
     there = f"; of this kind there is: {listing(fitting)}" if fitting else f"; nothing in the recipe is {phrase}"
     return f"no input or stage is called '{name}'{there}"
+
+
+def _as_place(text: str, kind: str) -> str:
+    """The input for a file or a hub id that stands where a name belongs; empty for a name."""
+    if hub_id := hub_id_in(text):
+        source = "hub_id: {}, revision: main" if kind in get_args(ModelKind) else "dataset: {}, split: train"
+        return f"{{kind: {kind}, {source.format(hub_id)}}}"
+    if "/" in text or Path(text).suffix in DATA_SUFFIXES:
+        return f"{{kind: {kind}, path: {text}}}"
+    return ""
 
 
 def _advice(made: str, wanted: Any, stage: str, kinds: Mapping[str, str], stage_types: Mapping[str, StageTypeLike]) -> str:

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from align.config.base import StrictModel
 from align.config.chat import ChatSettings
+from align.config.paths import hub_id_in, is_written_as_path
 from align.config.row_checks import Action, check_actions
 from align.config.sections import OnInvalid
 from align.rows import ROW_KINDS, DataKind, data_kinds
@@ -57,6 +58,16 @@ ADAPTER_KINDS = {"model": "adapter", "reward_model": "reward_adapter"}
 """Kind in an adapter's manifest, by its kind in recipes, where an adapter is used like a whole model."""
 
 
+def _check_id(text: str | None, key: str) -> None:
+    """Refuse an id on the hub that is a path or an address."""
+    if text is None:
+        return
+    if (hub_id := hub_id_in(text)) and hub_id != text:
+        raise ValueError(f"{key} is the id alone: did you mean '{key}: {hub_id}'?")
+    if is_written_as_path(text):
+        raise ValueError(f"{key} is an id on the hub, and '{text}' a path: did you mean 'path: {text}'?")
+
+
 class ModelInput(StrictModel):
     """A model: a local folder, or a hub id with a revision."""
 
@@ -73,6 +84,7 @@ class ModelInput(StrictModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelInput:
+        _check_id(self.hub_id, "hub_id")
         if (self.path is None) == (self.hub_id is None):
             raise ValueError("give either path or hub_id")
         if (self.hub_id is None) != (self.revision is None):
@@ -86,10 +98,11 @@ Subset = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
 
 def _check_place(path: str | None, dataset: str | None, split: str | None, subset: str | None) -> None:
     """Refuse a place of rows that is not exactly a path, or a dataset with its split."""
+    _check_id(dataset, "dataset")
     if (path is None) == (dataset is None):
         raise ValueError("give either path or dataset")
     if (dataset is None) != (split is None):
-        raise ValueError("dataset and split go together")
+        raise ValueError("dataset and split go together (split: train)")
     if dataset is None and subset is not None:
         raise ValueError("subset goes with dataset")
 

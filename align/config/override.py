@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from align.config.explain import show_path, unknown
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
+
+from pydantic import BaseModel
+
+from align.config.form import written_blocks
+from align.config.graph import StageTypeLike
+from align.config.inputs import DataInput, ModelInput, ModelKind
+from align.config.misplaced import SECTIONS, TOP_KEYS
+from align.config.names import one_of, show_path, unknown
+from align.config.other_tools import words_for
 from align.config.reference import FieldPath
+from align.config.shape import is_model, members
 from align.config.source import Document, Position, parse_text
 from align.errors import RecipeError
 
-SECTIONS = ("inputs", "stages")
-"""Keys at the top whose entries are named by the recipe."""
+COPY = re.compile(r"(?P<name>.+)-\d+-(?P<block>generate|score|pairs|dpo)")
+MOST_PATHS = 3
+"""More paths than this are not proposed."""
 
 
-def apply_override(document: Document, text: str, *, rank: int) -> tuple[Position, str] | None:
+def apply_override(
+    document: Document, text: str, stage_types: Mapping[str, StageTypeLike], *, rank: int
+) -> tuple[Position, str] | None:
     """Put one `KEY=VALUE` into the document; KEY is a path of keys and 0-based list indices joined by dots.
 
     Missing mappings on the way are created, but stages and inputs must exist. Unknown keys are reported later, when the whole
@@ -27,9 +42,12 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"{label}: expected KEY=VALUE", hint="For example --set stages.dpo.beta=0.2")
+        raise RecipeError(f"{label}: expected KEY=VALUE", hint="For example --set stages.sft.num_epochs=2")
     replacement = parse_text(value_text, label=label, rank=rank, show_lines=False)
     position = replacement.values[()]
+    if parts[0] not in TOP_KEYS and (meant := _paths_meant(document, parts, stage_types)):
+        proposals = one_of([f"'{show_path(path)}'" for path in meant])
+        return position, f"{key.strip()}: unknown key; did you mean {proposals}?"
     path: FieldPath = ()
     for part in parts:
         here = document.get(path)
@@ -48,6 +66,46 @@ def apply_override(document: Document, text: str, *, rank: int) -> tuple[Positio
             document.put(path, {}, position)
     document.put(path, replacement.value, position)
     return None
+
+
+def _paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[str, StageTypeLike]) -> list[FieldPath]:
+    """The paths of this recipe that hold `parts` in their order; the last may be the word of another tool."""
+    # Somebody may write the name of one of the stages that the form stands for: dpo-1-generate.
+    wanted = [piece for part in parts for piece in COPY.sub(r"\g<name>.\g<block>", part).split(".")]
+    if len(wanted) > 1 and any(section in word.here for word in words_for("keys", wanted[0]) for section in SECTIONS):
+        wanted = wanted[1:]
+    keys = [wanted[-1], *(here for word in words_for("keys", wanted[-1]) for here in word.here)]
+    known = list(_paths(document, stage_types))
+    for key in keys:
+        asked = [*wanted[:-1], *key.split(".")]
+        if found := [path for path in known if _holds(path, asked)]:
+            return found[:MOST_PATHS]
+    return []
+
+
+def _holds(path: FieldPath, parts: Sequence[str]) -> bool:
+    rest = iter(path)
+    return path[-1] == parts[-1] and all(part in rest for part in parts)
+
+
+def _paths(document: Document, stage_types: Mapping[str, StageTypeLike]) -> Iterator[FieldPath]:
+    """Every path to a field of this recipe, given or not."""
+    stages, inputs = (document.value.get(section) for section in ("stages", "inputs"))
+    for name, entry in stages.items() if isinstance(stages, dict) else ():
+        for path, stage, _ in written_blocks(name, entry) if isinstance(entry, dict) else ():
+            if stage in stage_types:
+                yield from ((*path, *inner) for inner in _fields(stage_types[stage].config_type))
+    for name, entry in inputs.items() if isinstance(inputs, dict) else ():
+        is_model_input = isinstance(entry, dict) and entry.get("kind") in get_args(ModelKind)
+        yield from (("inputs", name, *inner) for inner in _fields(ModelInput if is_model_input else DataInput))
+
+
+def _fields(model: type[BaseModel]) -> Iterator[FieldPath]:
+    for name, info in model.model_fields.items():
+        yield (name,)
+        for alternative in members(info.annotation):
+            if is_model(alternative):
+                yield from ((name, inner) for inner in alternative.model_fields)
 
 
 def _step(here: object, part: str) -> str | int | None:

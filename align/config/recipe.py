@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from align.config.base import Problem, StrictModel
 from align.config.checks import check_decontamination, check_input_path, check_stage
 from align.config.expand import Expansion, expand
-from align.config.explain import expected, listing, problems_of, show_path, show_value, unknown
+from align.config.explain import expected, problems_of, show_value
 from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
 from align.config.graph import Draft, RecipeGraph, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
@@ -29,7 +29,11 @@ from align.config.inputs import (
     artifact_kind_names,
     data_kind_names,
 )
+from align.config.misplaced import TOP_KEYS, put_right
+from align.config.names import Place, listing, show_path, unknown, unknown_stage_type
+from align.config.other_tools import value_here
 from align.config.override import apply_override
+from align.config.paths import advice_on_missing
 from align.config.reference import FieldPath, iterate_references
 from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
@@ -38,13 +42,14 @@ from align.config.source import Document, Position, read_document
 from align.errors import RecipeError, several
 
 DEFAULT_SEED = 17
-TOP_KEYS = ("name", "seed", "inputs", "stages")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCORER_FILES: tuple[tuple[type[StrictModel], str, Any], ...] = (
     (RulesScorer, "rules", [{"type": "numeric_answer", "name": "unreadable"}]),
     (JudgeScorer, "judge", {"base_url": "http://localhost", "model": "unreadable"}),
 )
 """Scorers that may be a file: the key that names the file, and a replacement for an unreadable one."""
+
+INPUT_SECTIONS: Mapping[str, type[StrictModel]] = {"inputs of models": ModelInput, "inputs of data": DataInput}
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -129,6 +134,10 @@ class _Parser:
         self.expansion = Expansion()
         self.said: dict[FieldPath, FieldPath | None] = {}
         """Written path → the path first reported for it: all copies of a stage have the same problems."""
+        self.elsewhere: dict[str, type[StrictModel]] = {name: stage_type.config_type for name, stage_type in stage_types.items()}
+        self.elsewhere |= INPUT_SECTIONS
+        self.unreadable = False
+        """Whether inputs or stages are no mapping, so that the names in it are not known."""
         self.ranks = 0
         """Files and options read so far; they order the problems."""
 
@@ -140,7 +149,7 @@ class _Parser:
             )
         # Ranks order the problems: the file is 0, the files that it names are 1, 2, …, and options come last.
         for rank, text in enumerate(overrides):
-            if refused := apply_override(self.document, text, rank=len(overrides) * 1000 + rank):
+            if refused := apply_override(self.document, text, self.stage_types, rank=len(overrides) * 1000 + rank):
                 self.problems.append(refused)
         name, seed = self.top()
         written_inputs, written_stages = self.section("inputs"), self.section("stages")
@@ -168,6 +177,8 @@ class _Parser:
             kinds[key] = ""
             # References to an ambiguous name cannot be checked, nor can its stage be put in order.
             drafts.pop(key, None)
+        if self.unreadable:
+            kinds |= {named: kinds.get(named, "") for draft in drafts.values() for _, _, named in draft.references()}
         for problem in check_references(drafts, list(written_inputs), {**kinds, **self.expansion.kinds}, self.stage_types):
             self.add(problem)
         order, circles = order_stages(drafts)
@@ -199,9 +210,8 @@ class _Parser:
     def top(self) -> tuple[str, int]:
         """Check the keys at the top; invalid values are replaced by harmless ones, so that checking can go on."""
         recipe = self.document.value
-        for key in recipe:
-            if key not in TOP_KEYS:
-                self.add(Problem((key,), unknown(key, TOP_KEYS), at_key=True))
+        for problem in put_right(self.document, self.elsewhere):
+            self.add(problem)
         name, seed = recipe.get("name"), recipe.get("seed", DEFAULT_SEED)
         if "name" not in recipe:
             self.add(Problem(("name",), "this key is missing; expected a text that can be a file name", at_key=True))
@@ -225,7 +235,9 @@ class _Parser:
             self.add(Problem((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))
             return {}
         if not isinstance(value, dict):
-            self.add(Problem((key,), f"expected a mapping of names to {key}, got {show_value(value)}"))
+            hint = " (write NAME: {…} for each entry)" if isinstance(value, list) else ""
+            self.add(Problem((key,), f"expected a mapping of names to {key}, got {show_value(value)}{hint}"))
+            self.unreadable = True
             return {}
         for name, entry in value.items():
             if not NODE_NAME.fullmatch(name):
@@ -276,7 +288,9 @@ class _Parser:
         elif not isinstance(value := fields[str(key)], str):
             self.add(Problem(path, f"expected one of {listing(choices)}, got {show_value(value)}"))
         elif value not in choices:
-            self.add(Problem(path, f"'{value}': {unknown(value, choices, what=what)}"))
+            known = value_here(str(key), value)
+            near = f"unknown {what}; did you mean '{known}'?" if known in choices else unknown(value, choices, what=what)
+            self.add(Problem(path, f"'{value}': {unknown_stage_type(value, choices) if key == 'stage' else near}"))
         else:
             return value
         return None
@@ -300,7 +314,8 @@ class _Parser:
                 try:
                     self.document.graft(where, read_document(file, rank=self.ranks))
                 except RecipeError as error:
-                    self.add(Problem(where, error.message))
+                    advice = "" if file.exists() else advice_on_missing(part[key], self.folder)
+                    self.add(Problem(where, f"{error.message}{advice}"))
                     part[key] = harmless  # one message is enough
 
     def config(self, name: str, draft: Draft, checked: Sequence[Problem]) -> StrictModel | None:
@@ -331,7 +346,8 @@ class _Parser:
         try:
             return reader.model_validate(value)
         except ValidationError as error:
-            for problem in problems_of(error, reader, value, extra_keys=extra_keys, hidden_keys=hidden_keys):
+            place = Place(self.expansion.written(path), extra_keys, hidden_keys, elsewhere=self.elsewhere)
+            for problem in problems_of(error, reader, value, place):
                 if problem.path or as_a_whole:
                     self.add(problem._replace(path=(*path, *problem.path)))
         return None

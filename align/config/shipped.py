@@ -51,7 +51,7 @@ _HINT = "Relative paths start where you are; `align recipes list` shows the reci
 
 def _meant(path: Path) -> str:
     """The recipe that was probably meant, as the end of a sentence, or nothing."""
-    from align.config.explain import nearest
+    from align.config.names import nearest
 
     if near := _near_path(path):
         return f"; did you mean {near}?"
@@ -63,7 +63,7 @@ def _meant(path: Path) -> str:
 
 def _near_path(path: Path) -> Path | None:
     """The path of a recipe that differs from this one in the first part that does not exist."""
-    from align.config.explain import nearest
+    from align.config.names import nearest
 
     missing = next(part for part in (*reversed(path.parents), path) if not part.exists())
     rest = path.relative_to(missing)

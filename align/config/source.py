@@ -112,6 +112,13 @@ class Document:
         self.get(path[:-1])[path[-1]] = value
         self.keys[path] = self.values[path] = position
 
+    def move(self, path: FieldPath, target: FieldPath) -> None:
+        """Take the value at `path` to `target`, whose parent must exist, with its positions."""
+        self.get(target[:-1])[target[-1]] = self.get(path[:-1]).pop(path[-1])
+        for positions in (self.keys, self.values):
+            for known in [known for known in positions if known[: len(path)] == path]:
+                positions[(*target, *known[len(path) :])] = positions.pop(known)
+
     def forget_below(self, path: FieldPath) -> None:
         """Drop the positions of everything inside `path`."""
         for positions in (self.keys, self.values):
@@ -247,7 +254,12 @@ class _Reader:
             key = self.scalar(event) if isinstance(event, ScalarEvent) else None
             if not isinstance(key, str):
                 shown = f"'{event.value}'" if isinstance(event, ScalarEvent) else "a list or mapping"
-                raise RecipeError(f"{position}: a key must be text, got {shown}", hint="Put quotes around the key.")
+                hint = "Put quotes around the key."
+                # 0,001 in braces: the comma ends the value.
+                if isinstance(event, ScalarEvent) and event.value.isdigit() and mapping and type([*mapping.values()][-1]) is int:
+                    before, number = [*mapping.items()][-1]
+                    hint = f"A number has a point, not a comma: {before}: {number}.{event.value} (a count: {number}{event.value})"
+                raise RecipeError(f"{position}: a key must be text, got {shown}", hint=hint)
             inner = (*path, key)
             if key in mapping:
                 first = self.document.keys[inner]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from align.config.architecture import CONFIG_NAME
-from align.config.explain import unknown
 from align.config.inputs import MANIFEST_NAME
+from align.config.names import unknown
 from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.config.explain import listing, nearest
+from align.config.names import listing, nearest
 from align.config.peft import Lora
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.dropout import set_dropout

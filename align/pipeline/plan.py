@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.config.base import execution_paths
-from align.config.explain import show_path
 from align.config.judge import iterate_judges
+from align.config.names import show_path
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError

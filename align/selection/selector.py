@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from align.config.explain import problems_of, show_path
+from align.config.explain import problems_of
+from align.config.names import show_path
 from align.errors import DataError
 from align.records import Drop, Message, Record
 from align.selection.candidate import Group, PromptCandidates, candidates_of

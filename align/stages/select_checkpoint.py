@@ -23,9 +23,9 @@ from pydantic import Field
 
 from align.config.base import Problem
 from align.config.checks import manifest_of
-from align.config.explain import listing
 from align.config.graph import RecipeGraph
 from align.config.inputs import ArtifactInput, ModelInput
+from align.config.names import listing
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions

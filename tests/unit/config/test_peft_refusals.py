@@ -45,7 +45,7 @@ def say(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     ("stage", "peft", "place", "text"),
     [
         (SFT, "peft: {method: lora, rank: 0}", ".rank", "must be at least 1, got 0"),
-        (SFT, "peft: {method: lora, dropout: 0.1}", ".dropout", "unknown key; valid: method, rank, alpha, target_modules"),
+        (SFT, "peft: {method: lora, dropout: 0.1}", ".dropout", "did you mean 'stages.tuned.dropout'? It goes beside 'peft'"),
         (SFT, "peft: {method: qloar}", ".method", "unknown method; did you mean 'qlora'?"),
         (SFT, "peft: {method: adapters}", ".method", "unknown method; valid: lora, qlora, prefix_tuning, prompt_tuning"),
         (SFT, "peft: {rank: 8}", "", "the key 'method' is missing; expected one of lora, qlora, prefix_tuning, prompt_tuning"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.explain import listing
+from align.config.names import listing
 from align.config.recipe import parse_recipe
 from align.errors import MAX_ERROR_LINES, RecipeError
 from align.stages.registry import STAGES
@@ -38,7 +38,9 @@ ONE_MISTAKE = [
         "beta: 0.1",
         "zzz: 1",
         "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, seeds, seed, peft, optimizer, gradient_checkpointing, "
-        "save_dtype, learning_rate, lr_scheduler, …",
+        "save_dtype, learning_rate, lr_scheduler, warmup_ratio, weight_decay, max_grad_norm, num_epochs, batch_size, "
+        "micro_batch_size, precision, checkpoint_minutes, checkpoint_steps, max_tokens, on_invalid, model, pairs, reference, "
+        "variant, beta, label_smoothing",
     ),
     ("name: small", "name: small\nsed: 3", "recipe.yaml:2:1: sed: unknown key; did you mean 'seed'?"),
     # wrong types
@@ -219,7 +221,7 @@ ONE_MISTAKE = [
     (
         "rules: gold.yaml}}}",
         "rules: old.yaml}}}",
-        "recipe.yaml:11:71: stages.scored.scorers.gold.rules: old.yaml: there is no such file",
+        "recipe.yaml:11:71: stages.scored.scorers.gold.rules: old.yaml: there is no such file; did you mean 'gold.yaml'?",
     ),
     (
         "rules: gold.yaml}}}",
@@ -256,7 +258,8 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(problems: Problems, folde
     assert found == [
         "5 problems in recipe.yaml:",
         "recipe.yaml:8:47: stages.dpo.betta: unknown key; did you mean 'beta'?",
-        "recipe.yaml:8:71: stages.dpo.num_epochs: expected a whole number, got the text 'none'",
+        "recipe.yaml:8:71: stages.dpo.num_epochs: expected a whole number, got the text 'none' "
+        "(leave the key out for the default)",
         "gold.yaml:2:33: stages.scored.scorers.gold.rules.rules.0.max_word: unknown key; did you mean 'max_words'?",
         "gold.yaml:2:33: stages.compare.scorers.gold.rules.rules.0.max_word: unknown key; did you mean 'max_words'?",
         "--set stages.sft.num_epochs=0: stages.sft.num_epochs: must be at least 1, got 0",
@@ -268,8 +271,12 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(problems: Problems, folde
     [
         ("stages.dpo.betta=1", "stages.dpo.betta: unknown key; did you mean 'beta'?"),
         ("stages.dppo.beta=1", "stages.dppo: unknown name; did you mean 'dpo'?"),
-        ("stage.dpo.beta=1", "stage: unknown key; did you mean 'stages'?"),
+        ("stage.dpo.beta=1", "stage.dpo.beta: unknown key; did you mean 'stages.dpo.beta'?"),
         ("stages.dpo.beta=abc", "stages.dpo.beta: expected a number, got the text 'abc'"),
+        ("dpo.beta=1", "dpo.beta: unknown key; did you mean 'stages.dpo.beta'?"),
+        ("sft.lr=1", "sft.lr: unknown key; did you mean 'stages.sft.learning_rate'?"),
+        ("max_prompt_length=9", "max_prompt_length: unknown key; did you mean 'stages.sampled.max_prompt_tokens' or "),
+        ("models.base.path=x", "models.base.path: unknown key; did you mean 'inputs.base.path'?"),
         ("stages.dpo.beta.x=1", "stages.dpo.beta: this is a value (0.1); it has no key 'x'"),
         ("stages.compare.models.2=dpo", "stages.compare.models: '2' is not an index of this list of 2 (the first is 0)"),
         (

@@ -130,7 +130,8 @@ def test_the_reference_can_be_the_first_model(forms: Forms) -> None:
             "num_candidates: 4",
             "zzz: 4",
             "12:34: stages.iterated.generate.zzz: unknown key; valid: seed, engine, dtype, "
-            "shard_prompts, num_workers, temperature, top_p, top_k, max_completion_tokens, …",
+            "shard_prompts, num_workers, temperature, top_p, top_k, max_completion_tokens, max_prompt_tokens, "
+            "num_candidates, on_invalid, prompts",
         ),
         (
             "    dpo: {beta: 0.2}\n",
@@ -194,7 +195,7 @@ def test_the_reference_can_be_the_first_model(forms: Forms) -> None:
         (
             "scorers: {gold: {rules: gold.yaml}}}\n    pairs",
             "scorers: {gold: {rules: old.yaml}}}\n    pairs",
-            "13:37: stages.iterated.score.scorers.gold.rules: old.yaml: there is no such file",
+            "13:37: stages.iterated.score.scorers.gold.rules: old.yaml: there is no such file; did you mean 'gold.yaml'?",
         ),
         (
             "[sft, iterated]",

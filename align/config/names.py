@@ -1,0 +1,279 @@
+"""Which name was meant: misspelt ones, those of other tools, and those that belong elsewhere in a recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from align.config.other_tools import Word, all_words, plain, words_for
+from align.config.reference import FieldPath
+from align.config.shape import is_model, members
+
+LISTED_CHARACTERS = 110
+"""A list of names in a message is cut near this length."""
+ALL_CHARACTERS = 400
+"""The same for a list that should be whole: five lines of a terminal."""
+LOCAL_FOLDERS = (
+    "data",
+    "models",
+    "model",
+    "datasets",
+    "dataset",
+    "runs",
+    "recipes",
+    "outputs",
+    "output",
+    "checkpoints",
+    "inputs",
+)
+"""Names of folders that nobody on the hub has."""
+MISSPELT = 0.75
+"""Names at least this alike are one name, misspelt."""
+LITTLE = 0.4
+"""Names less alike than this have nothing to do with each other."""
+NOT_FAR = 0.6
+"""Names at least this alike may be: better a guess than none."""
+
+
+def show_path(path: FieldPath) -> str:
+    """A path as people write it: `stages.compare.models.0`."""
+    return ".".join(str(part) for part in path)
+
+
+def nearest(given: str, known: Iterable[str], *, likeness: float = NOT_FAR) -> str | None:
+    """The known name that was most likely meant, or None."""
+    # difflib takes letters in another case, and - and _, for different letters.
+    by_style = {plain(name): name for name in known}
+    near = difflib.get_close_matches(plain(given), by_style, n=1, cutoff=likeness)
+    return by_style[near[0]] if near else None
+
+
+def by_likeness(given: str, known: Iterable[str]) -> list[str]:
+    """Names in the order in which they may have been meant."""
+    return sorted(known, key=lambda name: -_likeness(plain(given), plain(name)))
+
+
+def _likeness(given: str, name: str) -> float:
+    """0, or from LITTLE to 1: how alike the letters are, or how many words they share, whatever is more."""
+    words, others = given.split("_"), name.split("_")
+    shared = [max(_ratio(word, other) for other in others) for word in words]
+    likeness = max(_ratio(given, name), sum(share for share in shared if share > MISSPELT) / max(len(words), len(others)))
+    # Names that share a few letters by chance keep their order.
+    return likeness if likeness >= LITTLE else 0.0
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def listing(names: Iterable[str], *, limit: int = LISTED_CHARACTERS) -> str:
+    """Names joined by commas, cut where they would become too long."""
+    shown = ""
+    for name in names:
+        if len(shown) + len(name) > limit:
+            return f"{shown}, …"
+        shown += f", {name}" if shown else name
+    return shown
+
+
+def one_of(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def unknown(given: str, known: Sequence[str], *, what: str = "key") -> str:
+    """The message for a name that does not exist."""
+    near = nearest(given, known)
+    if near is not None:
+        return f"unknown {what}; did you mean '{near}'?"
+    return (
+        f"unknown {what}; valid: {listing(by_likeness(given, known), limit=ALL_CHARACTERS)}"
+        if known
+        else (f"unknown {what}; there is none to name")
+    )
+
+
+def unknown_stage_type(given: str, known: Sequence[str]) -> str:
+    """The message for a type of stage that does not exist, which may be one of another tool."""
+    for word in words_for("stages", given):
+        near = [name for name in word.here if name in known]
+        if word.missing:
+            return f"unknown stage type; {word.note}"
+        if near:
+            return f"unknown stage type; did you mean '{near[0]}'?{f' {word.note}' if word.note else ''}"
+    return unknown(given, known, what="stage type")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The section of a document in which a key stands, for what the key may mean there or elsewhere."""
+
+    path: FieldPath = ()
+    """Path of the section, from the top of the document."""
+    extra_keys: Sequence[str] = ()
+    """Keys that it has besides the fields of its model; they are listed first."""
+    hidden_keys: Sequence[str] = ()
+    """Fields that are not to be written."""
+    inner: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    """Sections in it, beyond those that its model's fields hold."""
+    elsewhere: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    """Other sections of a recipe, by what they are: `sft`, `model inputs`."""
+    outer: type[BaseModel] | None = None
+    """Model of the section around it."""
+
+
+NO_PLACE = Place()
+
+
+class Meant(NamedTuple):
+    """What is said about an unknown key."""
+
+    text: str
+    key: str | None = None
+    """The key of the same section that was meant."""
+
+
+def unknown_key(
+    given: str, section: Mapping[str, Any], known: Sequence[str], place: Place, model: type[BaseModel] | None
+) -> Meant:
+    """What an unknown key was meant to be.
+
+    Args:
+        given: the key.
+        section: the mapping that has it.
+        known: keys that the section can have.
+        place: where the section is.
+        model: the section's model.
+    """
+    inner = dict(_inner_keys(model, place))
+    misspelt = nearest(given, known, likeness=MISSPELT)
+    words = words_for("keys", given)
+    if not words and not misspelt and (other := nearest(given, all_words("keys"), likeness=0.85)):
+        # A misspelt word of another tool.
+        words = words_for("keys", other)
+    return (
+        _same_style(given, known)
+        or _other_word(given, section, known, inner, words, place)
+        or (Meant(f"unknown key; did you mean '{misspelt}'?", misspelt) if misspelt else None)
+        or _other_section(given, inner, words, place)
+        or _no_such_key(given, known, inner, words, place)
+    )
+
+
+def _same_style(given: str, known: Sequence[str]) -> Meant | None:
+    same = next((name for name in known if plain(name) == plain(given)), None)
+    return Meant(f"unknown key; did you mean '{same}'?", same) if same else None
+
+
+def _other_word(
+    given: str,
+    section: Mapping[str, Any],
+    known: Sequence[str],
+    inner: Mapping[str, FieldPath],
+    words: Sequence[Word],
+    place: Place,
+) -> Meant | None:
+    """What another tool's word is in this section or in one inside it."""
+    for word in words:
+        for target in _in_order_for(word.here, section.get(given)):
+            if place.path:
+                target = target.removeprefix(f"{place.path[-1]}.")
+            if target in known:
+                return _say(given, section, target, word, None)
+            if path := inner.get(target.rpartition(".")[2]):
+                return _say(given, section, target, word, (*place.path, *path))
+    return None
+
+
+def _other_section(given: str, inner: Mapping[str, FieldPath], words: Sequence[Word], place: Place) -> Meant | None:
+    """Where else the key, or its name here, is one: in a section inside, around, or elsewhere."""
+    if path := inner.get(plain(given)):
+        return Meant(f"unknown key; did you mean '{show_path((*place.path, *path))}'?")
+    targets = dict.fromkeys((plain(given), *(target for word in words if not word.missing for target in word.here)))
+    for target in targets:
+        if place.outer is not None and target.partition(".")[0] in place.outer.model_fields:
+            full = show_path((*place.path[:-1], target))
+            return Meant(f"unknown key; did you mean '{full}'? It goes beside '{place.path[-1]}', not into it.")
+    for target in targets:
+        if having := [what for what, model in place.elsewhere.items() if target.partition(".")[0] in model.model_fields]:
+            return Meant(f"unknown key; '{target}' is a key of {listing(having)}")
+    return None
+
+
+def _no_such_key(given: str, known: Sequence[str], inner: Mapping[str, FieldPath], words: Sequence[Word], place: Place) -> Meant:
+    if words:
+        note = next((note for word in words if (note := word.note_on(plain(given), None))), "")
+        return Meant(f"unknown key; there is none like it here{f'. {note}' if note else ''}")
+    if near := nearest(given, known):
+        return Meant(f"unknown key; did you mean '{near}'?", near)
+    if near := nearest(given, inner):
+        return Meant(f"unknown key; did you mean '{show_path((*place.path, *inner[near]))}'?")
+    return Meant(unknown(given, known))
+
+
+def _in_order_for(targets: Sequence[str], value: Any) -> Sequence[str]:
+    """The names here for a word; of a path and an id on the hub, the one that the value looks like comes first."""
+    if "path" not in targets or not isinstance(value, str):
+        return targets
+    return sorted(targets, key=lambda target: (target == "path") == looks_like_hub_id(value))
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Whether a text is `owner/name`, and no path that says so."""
+    owner, slash, name = text.partition("/")
+    is_plain = all(
+        part and not part.startswith(".") and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        for part in (owner, name)
+    )
+    return bool(slash) and is_plain and owner not in LOCAL_FOLDERS
+
+
+def _say(given: str, section: Mapping[str, Any], target: str, word: Word, path: FieldPath | None) -> Meant:
+    """The message for the word of another tool, with what to write where that is not simply the other key."""
+    example = _example(given, section, target, word)
+    text = f"unknown key; did you mean '{target if path is None else show_path(path)}'?"
+    text += f" Write {example}." if example else ""
+    note = word.note_on(plain(given), target)
+    return Meant(f"{text} {note}" if note else text, target if path is None else None)
+
+
+def _example(given: str, section: Mapping[str, Any], target: str, word: Word) -> str:
+    value, outer = section.get(given), target.partition(".")[0]
+    new_value = word.value_for(plain(given), value)
+    if isinstance(value, (dict, list)) or (outer != target and isinstance(section.get(outer), dict)):
+        return ""
+    if word.times and (part := _value_of(word.times, section)) and isinstance(value, int):
+        return f"{target}: {value * part}, micro_batch_size: {part}"
+    if new_value is not None:
+        return f"peft: {{method: {new_value}}}" if target == "peft.method" else f"{target}: {new_value}"
+    if "$" in word.write:
+        return word.write.replace("$", str(value)) if type(value) in (str, int, float) else ""
+    return word.write
+
+
+def _value_of(key: str, section: Mapping[str, Any]) -> int | None:
+    """The whole number that a section has under a key, or under a word for it."""
+    values = (
+        value for name, value in section.items() if name == key or any(key in word.here for word in words_for("keys", name))
+    )
+    return next((value for value in values if type(value) is int), None)
+
+
+def _inner_keys(model: type[BaseModel] | None, place: Place) -> Iterator[tuple[str, FieldPath]]:
+    """Keys of the sections inside a section, each with its path from there; the first of a name wins."""
+    sections = dict(place.inner)
+    for name, info in model.model_fields.items() if model else ():
+        for alternative in members(info.annotation):
+            if is_model(alternative):
+                for key in alternative.model_fields:
+                    sections.setdefault(f"{name}.{key}", alternative)
+    found: dict[str, FieldPath] = {}
+    for section, inner in sections.items():
+        name, dot, key = section.partition(".")
+        for inner_key in (key,) if dot else inner.model_fields:
+            found.setdefault(inner_key, (name, inner_key))
+    yield from found.items()
