@@ -34,6 +34,11 @@ class SamplingTask:
         return -(-len(self.prompts) // self.config.shard_prompts)
 
     @property
+    def per_shard(self) -> dict[str, float]:
+        """Completions of one shard, on average, for a rate."""
+        return {"completions": len(self.prompts) * self.config.num_candidates / self.num_shards}
+
+    @property
     def max_model_tokens(self) -> int:
         """Tokens of the longest prompt and completion together; never more than the model's context."""
         return max_prompt_tokens_for(self.model_folder, self.config) + self.config.max_completion_tokens

@@ -16,6 +16,7 @@ from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader
 from align.pipeline.estimate.rates import unusual_rates
@@ -52,6 +53,7 @@ LOG_NAME = "run.log"
 INPUT_LINKS_NAME = "inputs"
 RECIPE_NAME = "recipe.json"
 PUBLISHED = ("results.json", "report.html")
+EARLIER_RUN = "an earlier run"
 
 
 @dataclass
@@ -127,6 +129,7 @@ class _Runner:
         self._in_process = in_process
         self._log_path = plan.run_folder / LOG_NAME
         self._result = RunResult(plan.run_folder)
+        self._durations = DurationEstimator(plan)
         self._sinks = [*sinks, self._result]
 
     def _emit(self, event: Event) -> None:
@@ -167,12 +170,15 @@ class _Runner:
             _check(self._signals)
             if stage.status == "skipped":
                 continue
-            if stage.status == "run":
+            # Two names for one result: the first one made it.
+            twin = next((name for name, made in artifacts.items() if made.path == stage.entry.path), "")
+            if stage.status == "run" and not twin:
                 assert launcher is not None
                 self._run_stage(launcher, stage, artifacts)
             artifacts[stage.name] = plan.store.load(stage.name, stage.entry)
-            if stage.status == "cached":
-                self._emit(StageCached(stage=stage.name, seconds=artifacts[stage.name].manifest.seconds))
+            if stage.status == "cached" or twin:
+                source = twin or self._maker(stage)
+                self._emit(StageCached(stage=stage.name, seconds=artifacts[stage.name].manifest.seconds, source=source))
             self._link(LINKS_NAME, stage.name, stage.entry.path)
         self._publish(artifacts)
 
@@ -192,10 +198,28 @@ class _Runner:
         preload = "align.pipeline.preload" if needs_trainers else None
         return launcher_for(preload=preload, environment=ENVIRONMENT, in_process=self._in_process)
 
+    def _maker(self, stage: PlannedStage) -> str:
+        """In words, the run that made a result before this one; empty where its folder is gone."""
+        runs, path = self._plan.run_folder, stage.entry.path.resolve()
+        if (runs / LINKS_NAME / stage.name).resolve() == path:
+            return EARLIER_RUN
+        links = [link for link in sorted(runs.parent.glob(f"*/{LINKS_NAME}/*")) if link.resolve() == path]
+        for link in sorted(links, key=lambda link: link.name != stage.name):
+            run = f"the run {link.parents[1].name}"
+            return run if link.name == stage.name else f"{link.name} of {run}"
+        return ""
+
     def _run_stage(self, launcher: Launcher, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
         config = stage.node.config
         assert isinstance(config, StageConfig)
-        self._emit(StageStarted(stage=stage.name, reason=stage.reason))
+        self._emit(
+            StageStarted(
+                stage=stage.name,
+                reason=stage.reason,
+                expected_seconds=self._durations.seconds(stage),
+                later_seconds=self._durations.later_seconds(stage),
+            )
+        )
         with self._log_path.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
         needed = needed_by(self._plan.recipe, stage.name)

@@ -17,7 +17,7 @@ from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_fu
 from align.models.folder import ModelFolder
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
-from align.runtime.events import Emit, Quarantined, StageFinished, Waiting
+from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
@@ -115,7 +115,10 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
             emit(Quarantined(stage=job.name, path=str(job.entry.quarantine()), problem=problem))
         # The plan is older than the lock: another run may have finished this stage since.
         made_by_another = job.entry.read_manifest() if state == "done" else None
-        manifest = made_by_another or _run_and_commit(job, emit, stop)
+        if made_by_another is not None:
+            emit(StageCached(stage=job.name, seconds=made_by_another.seconds, source="a run that went on beside this one"))
+            return
+        manifest = _run_and_commit(job, emit, stop)
     emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
 
 

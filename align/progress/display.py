@@ -1,22 +1,24 @@
-"""Progress on stderr: a live bar per running stage on a terminal, few plain lines elsewhere."""
+"""Progress on stderr: where the run and its stage are, live on a terminal, in few plain lines elsewhere."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from align.metric import duration_text, headlines, metric_of, number_text
+from align.metric import duration_text, headlines
+from align.progress.state import RunState, StageState
 from align.runtime.events import (
     Event,
     Note,
     Progress,
     Quarantined,
+    RunFinished,
     StageCached,
     StageEvent,
     StageFinished,
@@ -25,66 +27,52 @@ from align.runtime.events import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 PLAIN_INTERVAL_SECONDS = 5.0
-MOST_METRICS = 4
+LONGEST_INTERVAL_SECONDS = 300.0
+LINES_PER_STAGE = 20
+"""A stage's progress is shown whenever another twentieth of its time so far has passed: hours of training fill no log."""
+MOST_METRICS = 3
+BAR_WIDTH = 20
+INDENT = "  "
 
 
-@dataclass
-class TaskState:
-    """State of a running task. The rate counts from its first event, so that a task resumed at 300 of 400 does not look fast."""
-
-    task: str
-    unit: str
-    first_done: float
-    first_seconds: float
-    done: float = 0.0
-    total: float | None = None
-    seconds: float = 0.0
-    numbers: Mapping[str, float | None] = field(default_factory=dict)
-
-    def update(self, event: Progress, now: float) -> None:
-        self.done, self.total, self.seconds = event.done, event.total, now
-        self.numbers = event.numbers
-
-    @property
-    def rate(self) -> float | None:
-        """Units per second; None before the first progress."""
-        elapsed = self.seconds - self.first_seconds
-        return (self.done - self.first_done) / elapsed if elapsed > 0 and self.done > self.first_done else None
-
-    def describe(self) -> str:
-        """`340/980 steps, 12.1 steps/s, 53 s left, loss 1.23`."""
-        of_total = "" if self.total is None else f"/{number_text(self.total)}"
-        parts = [f"{number_text(self.done)}{of_total} {self.unit}"]
-        if self.rate is not None:
-            parts.append(f"{number_text(self.rate) if self.rate < 1000 else f'{self.rate:,.0f}'} {self.unit}/s")
-            if self.total is not None and self.total > self.done:
-                parts.append(f"{duration_text((self.total - self.done) / self.rate)} left")
-        parts += [metric_of(name).text(value) for name, value in self.numbers.items() if value is not None]
-        return ", ".join(parts)
+def left_text(seconds: float) -> str:
+    """`about 5 min`: an estimate is not shown to the second."""
+    if seconds < 90:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"about {hours} h {minutes:02d} min" if hours < 10 else f"about {hours} h"
 
 
 class PlainDisplay:
-    """Plain lines; at most one line of progress per stage every 5 seconds."""
+    """Plain lines; at most one line of progress per stage every 5 seconds, and fewer as the stage goes on."""
 
-    def __init__(self, stream: IO[str], clock: Callable[[], float]) -> None:
+    def __init__(self, stream: IO[str], clock: Callable[[], float], state: RunState) -> None:
         self._stream = stream
         self._clock = clock
+        self._state = state
         self._shown: dict[str, float] = {}
 
     def line(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays. A log gets it whole; a terminal would cut words."""
+        if self._stream.isatty():
+            text = "\n".join(wrapped(text, shutil.get_terminal_size().columns))
         print(text, file=self._stream, flush=True)
 
-    def progress(self, stage: str, state: TaskState) -> None:
+    def progress(self, stage: StageState) -> None:
         """Show how far a stage is."""
         now = self._clock()
         # The first event only starts the clock: a task of a few seconds prints no line of progress.
-        if now - self._shown.setdefault(stage, now) >= PLAIN_INTERVAL_SECONDS:
-            self._shown[stage] = now
-            self.line(f"{_label(stage, state)}: {state.describe()}")
+        interval = min(LONGEST_INTERVAL_SECONDS, max(PLAIN_INTERVAL_SECONDS, (now - stage.started) / LINES_PER_STAGE))
+        if stage.task is not None and now - self._shown.setdefault(stage.name, now) >= interval:
+            self._shown[stage.name] = now
+            left = self._state.left_seconds()
+            of_run = [] if left is None else [f"{left_text(left)} left in the run"]
+            self.line(f"{stage.label}: {', '.join([*stage.task.parts(), *of_run])}")
 
     def end(self, stage: str) -> None:
         """Remove a stage's progress."""
@@ -95,49 +83,98 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A bar per running stage at the bottom of a terminal; lines scroll above."""
+    """The running stages at the bottom of a terminal; lines scroll above."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], clock: Callable[[], float], state: RunState) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
+        from rich.live import Live
 
-        console = Console(file=stream, highlight=False, markup=False)
-        name, detail = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}"))
-        columns = (name, BarColumn(bar_width=24), detail)
-        self._progress = Bars(*columns, console=console, transient=True)
-        self._progress.start()
-        self._bars: dict[str, TaskID] = {}
+        self._clock = clock
+        self._state = state
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._live = Live(self, console=self._console, transient=True, refresh_per_second=4)
+        self._live.start()
 
     def line(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, soft_wrap=True)
+        for part in wrapped(text, self._console.width):
+            self._console.print(part, soft_wrap=True)
 
-    def progress(self, stage: str, state: TaskState) -> None:
-        label = _label(stage, state)
-        if stage not in self._bars:
-            self._bars[stage] = self._progress.add_task(label, total=state.total, detail="")
-        self._progress.update(
-            self._bars[stage], description=label, completed=state.done, total=state.total, detail=state.describe()
-        )
+    def progress(self, stage: StageState) -> None:
+        """The next refresh shows it."""
 
     def end(self, stage: str) -> None:
-        bar = self._bars.pop(stage, None)
-        if bar is not None:
-            self._progress.remove_task(bar)
+        """The next refresh leaves it out."""
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Another thread refreshes while events come.
+        for stage in list(self._state.running.values()):
+            yield from self._stage(stage, options.max_width)
+
+    def _stage(self, stage: StageState, width: int) -> RenderResult:
+        from rich.progress_bar import ProgressBar
+        from rich.segment import Segment
+        from rich.table import Table
+        from rich.text import Text
+
+        place = "" if stage.number is None else f"stage {stage.number} of {len(self._state.numbers)}"
+        left = self._state.left_seconds()
+        of_run = [] if left is None else [f"{left_text(left)} left in the run"]
+        heading = Text(fitting([*filter(None, [place]), stage.label, *of_run], width, ": " if place else ", "), style="bold")
+        heading.truncate(width, overflow="ellipsis")
+        yield heading
+        if stage.task is None:
+            yield Text(f"{INDENT}running for {duration_text(self._clock() - stage.started)}")
+            return
+        share = stage.task.share
+        # No colour that a light or a dark background would swallow, and none is needed to read it.
+        bar = ProgressBar(
+            total=1.0 if share is not None else None,
+            completed=share or 0.0,
+            width=min(BAR_WIDTH, width // 4),
+            style="dim",
+            complete_style="green",
+            finished_style="green",
+            pulse_style="dim",
+        )
+        line = Table.grid(padding=(0, 1, 0, 0))
+        room = width - (bar.width or 0) - 1
+        line.add_row(bar, Text(fitting(stage.task.parts(), room), no_wrap=True, overflow="ellipsis"))
+        yield line
+        yield Segment("")
 
 
-def _label(stage: str, state: TaskState) -> str:
-    return stage if state.task == "train" else f"{stage} ({state.task})"
+def fitting(parts: Iterable[str], width: int, first_separator: str = ", ") -> str:
+    """The first parts that fit into a line of `width` cells, joined; at least one."""
+    from rich.cells import cell_len
+
+    text = ""
+    for number, part in enumerate(parts):
+        longer = f"{text}{first_separator if number == 1 else ', '}{part}" if text else part
+        if text and cell_len(longer) > width:
+            break
+        text = longer
+    return text
+
+
+def wrapped(text: str, width: int) -> Iterator[str]:
+    """Lines of at most `width` cells, broken between words, all but the first indented. A longer word is broken."""
+    from rich.console import Console
+    from rich.text import Text
+
+    room = max(20, width - len(INDENT))
+    lines = Text(text).wrap(Console(width=room), room)
+    for number, line in enumerate(lines):
+        yield (INDENT if number else "") + line.plain.rstrip()
 
 
 class ProgressDisplay:
     """Shows the events of a run. Safe to call from several threads.
 
     Args:
-        live: show bars where `stream` is a terminal; they redraw the line that a debugger's prompt is on.
+        live: show what changes where `stream` is a terminal; it redraws the line that a debugger's prompt is on.
     """
 
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic, *, live: bool = True) -> None:
@@ -145,55 +182,67 @@ class ProgressDisplay:
         self._clock = clock
         self._live = live
         self._lock = threading.Lock()
-        self._display: PlainDisplay | LiveDisplay = PlainDisplay(self._stream, clock)
-        self._states: dict[str, TaskState] = {}
+        self.state = RunState(clock)
+        self._display: PlainDisplay | LiveDisplay = PlainDisplay(self._stream, clock, self.state)
+        self._reused: list[StageCached] = []
+        """Shown together once something else happens."""
 
     def __enter__(self) -> ProgressDisplay:
         if self._live and self._stream.isatty():
-            self._display = LiveDisplay(self._stream)
+            self._display = LiveDisplay(self._stream, self._clock, self.state)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._show_reused()
         self._display.close()
 
     def handle(self, event: Event) -> None:
-        if not isinstance(event, StageEvent):
-            return
         with self._lock:
+            self.state.update(event)
             if isinstance(event, Progress):
-                self._display.progress(event.stage, self._state(event))
+                self._display.progress(self.state.running[event.stage])
                 return
+            if isinstance(event, StageCached):
+                if self._reused and self._reused[-1].source != event.source:
+                    self._show_reused()
+                self._reused.append(event)
+                return
+            self._show_reused()
             if isinstance(event, StageFinished):
-                self._states.pop(event.stage, None)
                 self._display.end(event.stage)
-            text = _sentence(event)
-            if text is not None:
+            if isinstance(event, StageEvent) and (text := self._sentence(event)) is not None:
                 self._display.line(f"{event.stage}: {text}")
+            if isinstance(event, RunFinished) and event.exit_code == 0 and self.state.numbers:
+                self._display.line(self._summary())
 
-    def _state(self, event: Progress) -> TaskState:
-        now = self._clock()
-        state = self._states.get(event.stage)
-        # A stage has several tasks, such as sampling and scoring. Each has its own unit and so its own rate.
-        if state is None or state.task != event.task:
-            state = self._states[event.stage] = TaskState(event.task, event.unit, event.done, now)
-        state.update(event, now)
-        return state
+    def _show_reused(self) -> None:
+        if self._reused:
+            source = self._reused[0].source
+            names = ", ".join(event.stage for event in self._reused)
+            self._display.line(f"{names}: reused{f' from {source}' if source else ''}")
+            self._reused = []
 
+    def _summary(self) -> str:
+        """What ran and how long it took."""
+        ran, reused = len(self.state.finished), len(self.state.reused)
+        counts = [f"{ran} {'stage' if ran == 1 else 'stages'} ran"] if ran else []
+        counts += [f"{reused} {'was' if reused == 1 else 'were'} reused"] if reused else []
+        return f"{self.state.recipe}: done in {duration_text(self.state.seconds)}, {' and '.join(counts)}"
 
-def _sentence(event: StageEvent) -> str | None:
-    """The line for an event that is not progress; None for one that the terminal does not show."""
-    match event:
-        case StageStarted(reason=reason):
-            return f"started ({reason})" if reason else "started"
-        case StageCached():
-            return "done before"
-        case Note(text=text):
-            return text
-        case Waiting(holder=holder):
-            return f"waiting for {holder}"
-        case Quarantined(path=path, problem=problem):
-            return f"damaged result set aside in {path}: {problem}"
-        case StageFinished(seconds=seconds, metrics=metrics):
-            return ", ".join([f"done in {duration_text(seconds)}", *islice(headlines(metrics), MOST_METRICS)])
-        case _:  # curves and completions are for other sinks; main() prints what a run failed with
-            return None
+    def _sentence(self, event: StageEvent) -> str | None:
+        """The line for an event that is not progress; None for one that the terminal does not show."""
+        match event:
+            case StageStarted(reason=reason):
+                place, left = self.state.place(event), self.state.left_seconds()
+                parts = ["started", *filter(None, [place]), *([] if left is None else [f"{left_text(left)} left in the run"])]
+                return ", ".join(parts) + (f" ({reason})" if reason else "")
+            case Note(text=text):
+                return text
+            case Waiting(holder=holder):
+                return f"waiting for {holder}"
+            case Quarantined(path=path, problem=problem):
+                return f"damaged result set aside in {path}: {problem}"
+            case StageFinished(seconds=seconds, metrics=metrics):
+                return ", ".join([f"done in {duration_text(seconds)}", *islice(headlines(metrics), MOST_METRICS)])
+            case _:  # curves and completions are for other sinks; main() prints what a run failed with
+                return None

@@ -62,9 +62,23 @@ class RunContext:
     stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
 
-    def progress(self, task: str, done: float, total: float | None, unit: str, **numbers: float) -> None:
-        """Report that `done` of `total` (None: unknown) `unit`s are finished; `numbers` are shown beside it (loss, tokens/s)."""
-        self.emit(Progress(stage=self.name, task=task, done=done, total=total, unit=unit, numbers=numbers))
+    def progress(
+        self,
+        task: str,
+        done: float,
+        total: float | None,
+        unit: str,
+        per_unit: Mapping[str, float] | None = None,
+        **numbers: float,
+    ) -> None:
+        """Report that `done` of `total` (None: unknown) `unit`s are finished.
+
+        Args:
+            per_unit: what one unit is made of, on average, such as 16 pairs: readers make a rate of it.
+            numbers: shown beside it, such as the loss.
+        """
+        event = Progress(stage=self.name, task=task, done=done, total=total, unit=unit, numbers=numbers, per_unit=per_unit or {})
+        self.emit(event)
 
     def metrics(self, row: Mapping[str, float]) -> None:
         """Report a row of the stage's curves: numbers by name, `step` among them. See `Metrics` for a step that comes again."""
@@ -95,11 +109,11 @@ class RunContext:
         if number is not None:
             raise Interrupted("Stopped; what is finished is kept.", signal_number=number)
 
-    def counter(self, task: str, unit: str) -> Callable[[int, int], None]:
+    def counter(self, task: str, unit: str, per_unit: Mapping[str, float] | None = None) -> Callable[[int, int], None]:
         """A function to be called with (done, total) of `task`, between pieces of work. A requested stop takes effect there."""
 
         def count(done: int, total: int) -> None:
-            self.progress(task, done, total, unit)
+            self.progress(task, done, total, unit, per_unit)
             self.check_stop()
 
         return count

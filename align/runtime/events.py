@@ -72,6 +72,10 @@ class StageStarted(StageEvent):
 
     reason: str
     """Why it runs."""
+    expected_seconds: float | None = None
+    """About how long it takes, from earlier runs; null: not known."""
+    later_seconds: float | None = None
+    """About how long the stages after it take together; null: not known of at least one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,8 @@ class StageCached(StageEvent):
 
     seconds: float
     """Time that the stage took when it ran."""
+    source: str = ""
+    """What made the result: a stage of this run, or in words an earlier or another run; empty: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,8 @@ class Progress(StageEvent):
     """Plural: steps, shards, pairs."""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """What is shown beside it, such as the loss. null: not finite."""
+    per_unit: Mapping[str, float] = field(default_factory=dict)
+    """What one unit is made of, on average: how many pairs, tokens or completions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,7 +259,7 @@ def _sample_one(context: StageContext[Config], task: SamplingTask, name: str, ho
         context.work / ANSWERS_NAME / name,
         holder=holder,
         stop_requested=context.stop_requested,
-        report=context.counter(f"answers of {name}", "shards"),
+        report=context.counter(f"answers of {name}", "shards", task.per_shard),
     )
 
 

@@ -175,7 +175,7 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder
             context.work / ANSWERS_NAME / f"epoch-{epoch}",
             holder=holder,
             stop_requested=context.stop_requested,
-            report=context.counter(f"answers of epoch {epoch}", "shards"),
+            report=context.counter(f"answers of epoch {epoch}", "shards", task.per_shard),
         )
         result.answers[epoch] = report.candidates
         result.drops.update((drop.id, drop) for drop in drops)

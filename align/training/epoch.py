@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,12 +31,14 @@ def train_and_save(
     output: Path,
     *,
     every_epoch: bool = False,
+    per_epoch: Mapping[str, float] | None = None,
 ) -> TrainingHistory:
     """Train to the end and save the model to `output`. A training that was done before an interruption is not repeated.
 
     Args:
         save: writes the model as it is to a folder.
         every_epoch: keep the model of every epoch in `epoch_folder`, not of the last alone.
+        per_epoch: see `train`.
     Raises:
         Interrupted, StageError: see `train`.
     """
@@ -60,6 +62,7 @@ def train_and_save(
             checkpoint_minutes=config.checkpoint_minutes,
             gradient_checkpointing=config.gradient_checkpointing,
             keep_epoch=keep,
+            per_epoch=per_epoch,
         )
         # Last, and atomically: where it exists, the model is on the disk.
         write_bytes(record, json.dumps(asdict(history)).encode())

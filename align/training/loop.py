@@ -142,8 +142,9 @@ class GuardedTraining(StepTrainer):
 class _StageCallback(TrainerCallback):
     """Reports where training is, seals checkpoints and obeys a request to stop."""
 
-    def __init__(self, context: RunContext, folder: Path, clock: checkpoint.Clock) -> None:
+    def __init__(self, context: RunContext, folder: Path, clock: checkpoint.Clock, per_epoch: Mapping[str, float] | None) -> None:
         self._context = context
+        self._per_epoch = per_epoch or {}
         self._folder = folder
         self._clock = clock
         self._saving = contextlib.ExitStack()
@@ -172,7 +173,9 @@ class _StageCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._context.progress("train", state.global_step, state.max_steps, "steps", **self._loss)
+        steps_per_epoch = state.max_steps / args.num_train_epochs
+        per_step = {name: count / steps_per_epoch for name, count in self._per_epoch.items()}
+        self._context.progress("train", state.global_step, state.max_steps, "steps", per_step, **self._loss)
         self.stopped_by = self._context.stop_requested()
         if self.stopped_by is not None:
             control.should_training_stop = True
@@ -228,6 +231,7 @@ def train(
     checkpoint_minutes: float = math.inf,
     gradient_checkpointing: Literal["auto"] | bool = False,
     keep_epoch: Callable[[int], None] | None = None,
+    per_epoch: Mapping[str, float] | None = None,
 ) -> TrainingHistory:
     """Train to the end, from the newest whole checkpoint where there is one.
 
@@ -237,13 +241,14 @@ def train(
         checkpoint_minutes: between checkpoints, besides those that the trainer's own arguments order.
         keep_epoch: called at the last step of every epoch with its number, from 1.
         gradient_checkpointing: as in the recipe.
+        per_epoch: what an epoch trains on, such as tokens or pairs and their number; shown as a rate.
     Raises:
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
     trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=gradient_checkpointing)
     folder = Path(trainer.args.output_dir or "")
-    callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes))
+    callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes), per_epoch)
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))

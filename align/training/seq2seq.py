@@ -94,11 +94,12 @@ def train_seq2seq_sft(
     trainer = Seq2SeqSftTrainer(model, samples, collator, training_arguments(config, context, num_rows=len(samples)))
     dtype = source.saved_dtype(config.save_dtype)
     save = lambda folder: save_model(trainer.model, chat_format, folder, dtype=dtype)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
+    tokens, keeps_all = sum(map(_tokens, samples)), config.keep_epochs == "all"
+    history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
     metrics = {
         "train_loss": history.last("loss"),
         "steps": history.steps,
-        "tokens": sum(map(_tokens, samples)),
+        "tokens": tokens,
         "row_fill": trainer.row_fill(),
         "trained_parameters": count_trained(trainer.model),
         "precision": resolve_precision(config.precision),

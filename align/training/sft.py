@@ -78,8 +78,8 @@ def train_sft(
     arguments = training_arguments(config, context, num_rows=len(built))
     trainer = sft_trainer(model, chat_format, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format, folder, trainable)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, output, every_epoch=config.keep_epochs == "all")
-    tokens = sum(lengths)
+    tokens, keeps_all = sum(lengths), config.keep_epochs == "all"
+    history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
         "train_loss": history.last("loss"),

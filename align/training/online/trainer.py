@@ -171,7 +171,8 @@ class OnlineTrainer:
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
         self._context.metrics(state.rows[-1])
         shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
-        self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", **shown)
+        per_batch = {"episodes": float(self._config.rollout_batch_size)}
+        self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", per_batch, **shown)
         steps = self._config.checkpoint_steps
         is_due = self._clock.is_due() or (steps is not None and state.rollouts % steps == 0)
         if is_due and state.rollouts < self._num_rollouts:

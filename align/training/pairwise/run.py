@@ -110,7 +110,7 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
         if is_own_reference and not policy.changes_initial_policy:
             _check_step_zero(first_loss, config, precision)
     save = lambda folder: save_trained(trainer.model, data.chat_format, folder, policy)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER)
+    history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER, per_epoch={"pairs": len(rows)})
     history.write(context.output / METRICS_NAME)
     return {
         **metrics,

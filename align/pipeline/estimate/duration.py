@@ -1,0 +1,108 @@
+"""About how long stages take, from what similar stages took before in the same store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from align.pipeline.plan import Plan, PlannedStage, semantic_config
+from align.stage import StageConfig
+from align.store.artifact import INPUT_STAGE, Entry, Manifest
+
+ROWS_FIELDS = ("prompts", "candidates", "scored", "pairs", "data")
+"""Fields that refer to the rows that a stage works through; the first that a configuration has counts."""
+SIZE_FIELDS = ("num_epochs", "num_candidates", "num_episodes")
+"""Twice the number is about twice the time."""
+
+
+class DurationEstimator:
+    """Knows the finished results of a store. A similar stage is one of the same type that starts from the same models.
+
+    Among several, the one whose configuration differs least counts, and of these the newest. Its time is scaled by rows, epochs,
+    candidates and episodes.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stages = {stage.fingerprint: stage for stage in plan.stages}
+        self._manifests: dict[Path, Manifest] = {}
+        self._models = {value.fingerprint for value in plan.inputs.values() if value.model is not None}
+
+    def seconds(self, stage: PlannedStage) -> float | None:
+        """About how long a stage takes; None where no similar one has finished."""
+        config = stage.node.config
+        assert isinstance(config, StageConfig)
+        if self._is_made(stage):
+            return 0.0
+        settings, models = semantic_config(config), self._models_below(stage.fingerprint)
+        similar = [
+            (_differences(settings, manifest.config), -path.stat().st_mtime, manifest)
+            for path, manifest in self._finished()
+            if manifest.stage == stage.stage_type and self._models_below(manifest.fingerprint) == models
+        ]
+        if not similar:
+            return None
+        _, _, nearest = min(similar, key=lambda item: item[:2])
+        scale = self._scale(settings, stage.inputs, nearest)
+        return nearest.seconds * scale
+
+    def later_seconds(self, stage: PlannedStage) -> float | None:
+        """About how long the stages after `stage` take together; None where one of them is not known."""
+        after = self._plan.stages[self._plan.stages.index(stage) + 1 :]
+        parts = [self.seconds(later) for later in after if later.status == "run" and later.fingerprint != stage.fingerprint]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    def _is_made(self, stage: PlannedStage) -> bool:
+        """Whether the result is there, or an earlier stage of the plan makes it under another name."""
+        same = (other for other in self._plan.stages if other.entry.path == stage.entry.path and other.status != "skipped")
+        first = next(same, stage)
+        return first is not stage or stage.status == "cached"
+
+    def _finished(self) -> Iterator[tuple[Path, Manifest]]:
+        # A manifest never changes, so each is read once; new ones come while the run goes on.
+        for path in self._plan.store.root.glob("*/manifest.json"):
+            if path not in self._manifests and (manifest := Entry(path.parent).read_manifest()) is not None:
+                self._manifests[path] = manifest
+            if path in self._manifests:
+                yield path, self._manifests[path]
+
+    def _models_below(self, fingerprint: str) -> frozenset[str]:
+        """Fingerprints of the models from outside that a result was made from."""
+        if fingerprint in self._models:
+            return frozenset({fingerprint})
+        inputs = self._inputs_of(fingerprint)
+        return frozenset().union(*(self._models_below(source) for source in inputs.values()))
+
+    def _inputs_of(self, fingerprint: str) -> Mapping[str, str]:
+        if (stage := self._stages.get(fingerprint)) is not None:
+            return stage.inputs
+        made = self._by_fingerprint.get(fingerprint)
+        return {} if made is None or made.stage == INPUT_STAGE else made.inputs
+
+    @cached_property
+    def _by_fingerprint(self) -> dict[str, Manifest]:
+        return {manifest.fingerprint: manifest for _, manifest in self._finished()}
+
+    def _scale(self, settings: Mapping[str, Any], inputs: Mapping[str, str], nearest: Manifest) -> float:
+        here, there = self._rows(settings, inputs), self._rows(nearest.config, nearest.inputs)
+        scale = here / there if here and there else 1.0
+        for name in SIZE_FIELDS:
+            before, now = nearest.config.get(name), settings.get(name)
+            if before and now:
+                scale *= now / before
+        return scale
+
+    def _rows(self, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> int | None:
+        name = next((settings[field] for field in ROWS_FIELDS if isinstance(settings.get(field), str)), None)
+        made = self._manifest(inputs.get(name or ""))
+        return None if made is None else made.rows_out
+
+    def _manifest(self, fingerprint: str | None) -> Manifest | None:
+        return next((manifest for _, manifest in self._finished() if manifest.fingerprint == fingerprint), None)
+
+
+def _differences(settings: Mapping[str, Any], others: Mapping[str, Any]) -> int:
+    return sum(others.get(name) != value for name, value in settings.items())

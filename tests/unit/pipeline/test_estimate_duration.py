@@ -1,0 +1,93 @@
+"""Durations of stages, from earlier ones in the same store; and a result with two names, which is made once."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from align import load_recipe, run_recipe
+from align.metric import METRICS, is_number
+from align.pipeline.estimate.duration import DurationEstimator
+from align.pipeline.plan import Plan, make_plan
+from align.progress.display import ProgressDisplay
+from align.runtime.event_file import EVENTS_NAME, read_events
+from align.runtime.events import StageCached, StageStarted
+from align.store.artifact import Manifest
+
+
+@pytest.fixture
+def out(finished_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
+    return tmp_path / "runs"
+
+
+def planned(recipe: Path, out: Path, *settings: str) -> Plan:
+    return make_plan(load_recipe(recipe, settings), out)
+
+
+def seconds_of(out: Path, stage: str) -> float:
+    return Manifest.model_validate_json((out / "tiny" / "stages" / stage / "manifest.json").read_bytes()).seconds
+
+
+def test_time_is_scaled_by_epochs_and_rows(project: Path, out: Path, tmp_path: Path) -> None:
+    recipe = project / "recipe.yaml"
+    plan = planned(recipe, out, "stages.sft.num_epochs=6", "stages.sampled.num_candidates=9")
+    estimator, stages = DurationEstimator(plan), {stage.name: stage for stage in plan.stages}
+    # 6 epochs in place of 3; 9 candidates in place of 3.
+    assert estimator.seconds(stages["sft"]) == pytest.approx(2 * seconds_of(out, "sft"))
+    assert estimator.seconds(stages["sampled"]) == pytest.approx(3 * seconds_of(out, "sampled"))
+    # DPO is as long as it was: nothing is known yet of its pairs.
+    assert estimator.seconds(stages["dpo"]) == pytest.approx(seconds_of(out, "dpo"))
+    after = [name for name in stages if name != "sft"]
+    later = sum(estimator.seconds(stages[name]) or 0.0 for name in after)
+    assert estimator.later_seconds(stages["sft"]) == pytest.approx(later)
+    assert estimator.later_seconds(stages["compare"]) == 0
+
+
+def test_nothing_is_known_without_a_similar_stage(project: Path, out: Path, tmp_path: Path) -> None:
+    recipe = project / "recipe.yaml"
+    plan = planned(recipe, tmp_path / "empty")
+    estimator = DurationEstimator(plan)
+    assert estimator.seconds(plan.stages[0]) is None
+    assert estimator.later_seconds(plan.stages[0]) is None
+    # A stage that starts from another model is not similar.
+    config = project / "base" / "generation_config.json"
+    config.write_text(config.read_text().replace("{", '{"top_k": 7,', 1))
+    plan = planned(recipe, out)
+    assert plan.stages[0].status == "run"
+    assert DurationEstimator(plan).seconds(plan.stages[0]) is None
+
+
+def test_a_result_with_two_names_runs_once_and_takes_no_time(project: Path, out: Path) -> None:
+    recipe, stream = project / "recipe.yaml", io.StringIO()
+    again = "  again:   {stage: pairs, scored: scored, scorer: rm, keep_truncated: true, min_margin: 0.01}\n"
+    recipe.write_text(recipe.read_text().partition("  orpo:")[0] + again)
+    with ProgressDisplay(stream) as display:
+        run_recipe(load_recipe(recipe, ["stages.pairs.min_margin=0.01"]), out, sinks=[display])
+    events = list(read_events(out / "tiny" / EVENTS_NAME))
+    started = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert started[-1] == "pairs"
+    (twin,) = [event for event in events if isinstance(event, StageCached) and event.stage == "again"]
+    assert twin.source == "pairs"
+    assert (out / "tiny" / "stages" / "again").resolve() == (out / "tiny" / "stages" / "pairs").resolve()
+    lines = stream.getvalue().splitlines()
+    assert "again: reused from pairs" in lines
+    assert "sft, reward, sampled, scored, best, rs: reused from an earlier run" in lines
+
+
+def test_a_result_of_another_recipe_says_whose(project: Path, out: Path) -> None:
+    recipe = project / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("name: tiny", "name: other"))
+    stream = io.StringIO()
+    with ProgressDisplay(stream) as display:
+        run_recipe(load_recipe(recipe), out, until="sft", sinks=[display])
+    assert "pairs, orpo, ppo, dpo: reused from the run tiny" in stream.getvalue()
+
+
+def test_every_number_of_a_run_has_words(finished_run: Path) -> None:
+    for path in finished_run.glob("stages/*/manifest.json"):
+        metrics = Manifest.model_validate_json(path.read_bytes()).metrics
+        assert {name for name, value in metrics.items() if is_number(value)} <= METRICS.keys(), path
