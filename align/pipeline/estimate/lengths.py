@@ -32,7 +32,7 @@ def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowL
     """
     try:
         kind, records = _rows(data)
-        return _measured(kind, records, model_folder / TOKENIZER_NAME) if records else None
+        return measured_lengths(kind, records, model_folder / TOKENIZER_NAME) if records else None
     except Exception:  # the stage reports what is wrong when it runs, and tokenizers raises bare Exceptions
         return None
 
@@ -54,7 +54,8 @@ def _rows(data: ResolvedInput | Artifact) -> tuple[DataKind[Any], list[Any]]:
     return spec.row_kind, list(valid_rows(source, spec, blocks=[first]))
 
 
-def _measured(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
+def measured_lengths(kind: DataKind[Any], records: Sequence[Any], tokenizer_file: Path) -> list[RowLength]:
+    """Approximate lengths of records; raises what tokenizers raises where the file is no tokenizer."""
     # Not transformers' tokenizer, nor the real chat template: a plan must be fast, and an estimate needs no exact count.
     from tokenizers import Tokenizer
 
