@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from align.cli.data_options import ColumnsOption, KindOption, SourceArgument, column_mapping, located
-from align.cli.options import JsonOption, print_json
+from align.cli.data_options import KindOption, SourceArgument, located
+from align.cli.options import ColumnsOption, JsonOption, column_mapping, print_json
 
 
 def convert(

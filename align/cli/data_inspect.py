@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.cli.data_options import (
-    ColumnsOption,
     GuessedKindOption,
     MaxTokensOption,
     ModelOption,
     SourceArgument,
-    column_mapping,
     located,
     open_model_format,
     require_model,
 )
-from align.cli.options import ChatOption, JsonOption, output_console, print_json
+from align.cli.options import ChatOption, ColumnsOption, JsonOption, column_mapping, output_console, print_json
 from align.errors import RecipeError
 from align.rows import PROMPTS
 

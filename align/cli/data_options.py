@@ -36,11 +36,6 @@ GuessedKindOption = Annotated[
         help="What a row holds; guessed from the columns where they leave no doubt.",
     ),
 ]
-ColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option("--columns", metavar="FIELD=COLUMN", help="Our field and the file's column: prompt=question. Repeatable."),
-]
-
 ModelOption = Annotated[
     Path | None, typer.Option("--model", metavar="MODEL", help="Show the rows as the training of this model sees them.")
 ]
@@ -59,23 +54,6 @@ MaxTokensOption = Annotated[
 def located(written: str) -> Path:
     """The path that a user wrote, with ~ as the home folder."""
     return Path(written).expanduser()
-
-
-def column_mapping(pairs: list[str] | None) -> dict[str, str]:
-    """Parse `prompt=question` into field → column.
-
-    Raises:
-        RecipeError: if a pair does not have this form, or a field is mapped twice.
-    """
-    mapping: dict[str, str] = {}
-    for pair in pairs or []:
-        name, sign, column = pair.partition("=")
-        if not (name and sign and column):
-            raise RecipeError(f"--columns {pair}: expected FIELD=COLUMN", hint="For example: --columns prompt=question")
-        if name in mapping:
-            raise RecipeError(f"--columns {pair}: {name} is mapped to {mapping[name]} already")
-        mapping[name] = column
-    return mapping
 
 
 class ModelFormat(NamedTuple):

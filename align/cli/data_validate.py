@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from align.cli.data_options import (
-    ColumnsOption,
     GuessedKindOption,
     MaxTokensOption,
     ModelOption,
     SourceArgument,
-    column_mapping,
     located,
     open_model_format,
     require_model,
 )
-from align.cli.options import ChatOption, JsonOption, output_console
+from align.cli.options import ChatOption, ColumnsOption, JsonOption, column_mapping, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
 from align.rows import TEXT

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from align.cli import chat, data, doctor, export, pairs, recipes, run, schema, serve, stage, store
+from align.cli import chat, data, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
 from align.errors import EXIT_BUG, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
@@ -29,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("plan")(run.plan)
 app.add_typer(stage.app, name="stage")

@@ -38,6 +38,11 @@ FromOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Run this stage and the stages it depends on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="FIELD=COLUMN", help="Our field and the file's column: prompt=question. Repeatable."),
+]
+
 ChatOption = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +78,23 @@ def with_chat(folder: ModelFolder, chat: str | None) -> ModelFolder:
         raise RecipeError(f"{label}: {'; '.join(found).removeprefix(': ')}", hint="See docs/chat.md for the settings.") from error
     locate = lambda written: Path(written).expanduser()  # noqa: E731
     return replace(folder, chat=resolve_chat(settings, folder, locate=locate, where=label))
+
+
+def column_mapping(pairs: list[str] | None) -> dict[str, str]:
+    """Parse `prompt=question` into field → column.
+
+    Raises:
+        RecipeError: if a pair does not have this form, or a field is mapped twice.
+    """
+    mapping: dict[str, str] = {}
+    for pair in pairs or []:
+        name, sign, column = pair.partition("=")
+        if not (name and sign and column):
+            raise RecipeError(f"--columns {pair}: expected FIELD=COLUMN", hint="For example: --columns prompt=question")
+        if name in mapping:
+            raise RecipeError(f"--columns {pair}: {name} is mapped to {mapping[name]} already")
+        mapping[name] = column
+    return mapping
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ from align.stages.registry import STAGES
 
 COMMANDS = [
     *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"]),
-    *(["doctor"], ["export"], ["serve"], ["chat"], ["pairs"]),
+    *(["init"], ["doctor"], ["export"], ["serve"], ["chat"], ["pairs"]),
     *(["data"], ["data", "validate"], ["data", "inspect"], ["data", "convert"]),
     *(["store"], ["store", "list"], ["store", "prune"], ["store", "verify"]),
 ]

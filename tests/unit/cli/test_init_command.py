@@ -1,0 +1,298 @@
+"""`align init`: what it finds, what it writes, and that what it writes can be planned and run."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli.main import main
+from align.errors import MAX_ERROR_LINES
+from align.pipeline.recipe import load_recipe
+from align.pipeline.starter.goal import GOALS
+from align.testing.project import write_jsonl
+from align.testing.shapes import SHAPES
+
+Capture = pytest.CaptureFixture[str]
+NUMBER = 40
+TURNS = [
+    (f"I lost my {thing} number {index}.", "Oh no, I am sorry.", "Be careful.") for index, thing in enumerate(["cup"] * NUMBER)
+]
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Init = Callable[..., Answer]
+
+
+@pytest.fixture
+def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder: a model, and data in the shapes that people have."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(project_template / "base", "model")
+    write_jsonl(Path("pairs.jsonl"), ({"prompt": p, "chosen": c, "rejected": r} for p, c, r in TURNS))
+    lines = [f'"{p}","{c}","{r}"' for p, c, r in TURNS]
+    Path("pairs.csv").write_text("\n".join(["query,good,bad", *lines]) + "\n")
+    says = lambda role, text: {"role": role, "content": text}  # noqa: E731
+    sides = {
+        name: [[says("user", row[0]), says("assistant", row[number])] for row in TURNS]
+        for number, name in ((1, "chosen"), (2, "rejected"))
+    }
+    pq.write_table(pa.table(sides), "talks.parquet")
+    write_jsonl(Path("openai.jsonl"), ({"messages": [says("user", p), says("assistant", c)]} for p, c, _ in TURNS))
+    share = [{"conversations": [{"from": "human", "value": p}, {"from": "gpt", "value": c}]} for p, c, _ in TURNS]
+    Path("sharegpt.json").write_text(json.dumps(share))
+    Path("alpaca.json").write_text(json.dumps([{"instruction": p, "input": "", "output": c} for p, c, _ in TURNS]))
+    write_jsonl(Path("sums.jsonl"), ({"question": f"What is {i} + 1?", "answer": f"It is {i + 1}"} for i in range(NUMBER)))
+    return tmp_path
+
+
+@pytest.fixture
+def init(place: Path, capsys: Capture) -> Init:
+    def call(*arguments: str, model: str = "model") -> Answer:
+        capsys.readouterr()
+        code = main(["init", *arguments, *(["--model", model] if model else [])])
+        return Answer(code, *capsys.readouterr())
+
+    return call
+
+
+CASES = [
+    *(("sft", data) for data in ("openai.jsonl", "sharegpt.json", "alpaca.json", "pairs.jsonl", "talks.parquet")),
+    *((goal, data) for goal in ("dpo", "orpo", "reward_model") for data in ("pairs.jsonl", "pairs.csv", "talks.parquet")),
+    *((goal, data) for goal in ("pairs", "rejection_sampling", "compare") for data in ("pairs.csv", "talks.parquet")),
+    *((goal, "sums.jsonl --kind prompts") for goal in ("pairs", "rejection_sampling", "dpo", "compare")),
+    ("dpo", "pairs.jsonl alpaca.json"),
+    ("compare", "pairs.csv openai.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("goal", "data"), CASES)
+def test_every_goal_with_every_shape_can_be_planned(goal: str, data: str, init: Init, capsys: Capture) -> None:
+    files, kind = data.partition(" --kind ")[0].split(), "--kind" in data
+    options = [option for file in files for option in ("--data", file)]
+    if kind:  # question and answer: prompts with a reference here
+        options += ["--columns", "reference=answer", "--columns", "prompt=question"]
+    answer = init("mine", *options, "--goal", goal)
+    assert (answer.code, answer.err) == (0, ""), answer.err
+    assert str(NUMBER) in answer.out
+    assert "align plan mine" in answer.out
+    assert (main(["plan", "mine"]), capsys.readouterr().err) == (0, "")
+
+
+def test_the_cases_cover_every_goal() -> None:
+    assert {goal for goal, _ in CASES} == set(GOALS)
+
+
+def test_the_recipe_is_minimal(init: Init) -> None:
+    """Nothing that the goal does not need: no reward model, no rules, no held-out rows."""
+    assert init("mine", "--data", "pairs.jsonl", "--goal", "dpo").code == 0
+    recipe = load_recipe("mine")
+    assert (list(recipe.inputs), list(recipe.stages), recipe.name) == (["base", "preferences"], ["dpo"], "mine")
+    text = Path("mine/recipe.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=.align/recipe.schema.json\n")
+    assert Path("mine/.align/recipe.schema.json").is_file()
+    assert "path: ../pairs.jsonl" in text  # relative to the recipe, not to where the command ran
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_columns_are_mapped_where_names_are_unusual_and_the_user_is_told(init: Init) -> None:
+    answer = init("mine", "--data", "pairs.csv", "--yes")
+    assert "40 preference pairs, columns query, good, bad" in answer.out
+    assert "prompt is 'query', chosen is 'good', rejected is 'bad'; please check" in answer.out
+    assert "columns: {prompt: query, chosen: good, rejected: bad}" in Path("mine/recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("question,good,bad", "preference pairs, columns question, good, bad"),
+        ("prompt,good,bad", "preference pairs, columns prompt, good, bad"),
+        ("prompt,reply,bad", "instructions, columns prompt, reply"),
+        ("prompt,answer,bad", "prompts, columns prompt, answer"),  # what a right answer holds
+        ("질문,선호,비선호", "preference pairs, columns 질문, 선호, 비선호"),
+        ("prompt,x,y", "prompts, columns prompt"),
+    ],
+)
+def test_kind_by_the_names_of_columns(header: str, found: str, init: Init) -> None:
+    Path("rows.csv").write_text("\n".join([header, *(f'"{p}","{c}","{r}"' for p, c, r in TURNS)]) + "\n")
+    assert found in init("mine", "--data", "rows.csv", "--goal", "sft").out
+
+
+def test_a_base_model_gets_a_template_and_learns_to_answer_first(init: Init) -> None:
+    (Path("model") / "chat_template.jinja").unlink()
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo")
+    assert "no chat template" in answer.out
+    assert "chat: {template: chatml}" in Path("mine/recipe.yaml").read_text()
+    assert list(load_recipe("mine").stages) == ["sft", "dpo"]
+
+
+def test_rows_that_cannot_be_used_are_named_and_left_out(init: Init) -> None:
+    with Path("pairs.jsonl").open("a") as stream:
+        stream.write('{"prompt": "Hi", "chosen": "", "rejected": "x"}\n')
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo")
+    assert "1 of 41 rows cannot be used and are left out, such as pairs.jsonl:41: chosen" in answer.out
+    assert "on_invalid: drop  # 1 of 41 rows cannot be used" in Path("mine/recipe.yaml").read_text()
+
+
+def test_held_out_prompts_are_a_tenth_and_no_stage_trains_on_them(init: Init) -> None:
+    assert init("mine", "--data", "pairs.jsonl", "--goal", "compare", "--method", "dpo").code == 0
+    rows = [json.loads(line) for line in Path("mine/held_out.jsonl").read_text().splitlines()]
+    assert len(rows) == NUMBER // 10
+    assert {row["prompt"] for row in rows} <= {prompt for prompt, _, _ in TURNS}
+    recipe = load_recipe("mine")
+    assert recipe.inputs["preferences"].decontaminate == ["held_out"]  # type: ignore[union-attr]
+    assert recipe.stages["compare"].config.models == ["base", "dpo"]  # type: ignore[attr-defined]
+
+
+def test_a_rule_scores_where_prompts_say_the_right_number(init: Init) -> None:
+    columns = ["--columns", "reference=answer", "--columns", "prompt=question"]
+    assert init("mine", "--data", "sums.jsonl", *columns, "--goal", "pairs").code == 0
+    text = Path("mine/recipe.yaml").read_text()
+    assert "scorers: {answer: {rules: [{type: numeric_answer, name: answer}]}}" in text
+    assert "min_margin: 1" in text
+
+
+def config_alone(folder: Path, shape: str) -> Path:
+    folder.mkdir()
+    kind = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[SHAPES[shape]["model_type"]]
+    config = {"architectures": [kind], "tie_word_embeddings": True, "torch_dtype": "bfloat16", **SHAPES[shape]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("shape", "gib", "method", "rate"),
+    [("qwen3-0.6b", 80, None, "1e-6"), ("qwen3-8b", 80, "lora", "5e-6"), ("qwen3-8b", 16, "qlora", "5e-6")],
+)
+def test_size_and_machine_decide_how_it_trains(shape: str, gib: int, method: str | None, rate: str, init: Init) -> None:
+    config_alone(Path("big"), shape)
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo", "--gpu-memory", f"{gib}GB", model="big")
+    text = Path("mine/recipe.yaml").read_text()
+    assert f"learning_rate: {rate}" in text
+    assert (f"peft: {{method: {method}}}" in text) if method else "peft" not in text
+    assert f"of {gib} GiB" in answer.out
+
+
+def test_a_hub_model_that_is_not_here_is_not_fetched(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("align.pipeline.starter.model.fetch_model", refuse)
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo", model="owner/model-1b")
+    assert (answer.code, answer.err) == (0, "")
+    assert "owner/model-1b: on the hub; not here yet" in answer.out
+    recipe = load_recipe("mine")
+    assert recipe.inputs["base"].hub_id == "owner/model-1b"  # type: ignore[union-attr]
+    assert recipe.stages["dpo"].config.peft.method == "lora"  # type: ignore[attr-defined]
+
+
+def test_with_fetch_the_configuration_decides(init: Init, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cached = config_alone(tmp_path / "cached", "qwen3-0.6b")
+    monkeypatch.setattr(
+        "align.pipeline.starter.model.fetch_model", lambda *_, weights: (cached, "0" * 40) if not weights else None
+    )
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo", "--gpu-memory", "80", "--fetch", model="owner/model")
+    assert "owner/model: 596 M parameters" in answer.out
+    assert "peft" not in Path("mine/recipe.yaml").read_text()
+
+
+WRONG: list[tuple[list[str], str, str]] = [
+    (["--data", "pairs.jsonl", "--goal", "ppo"], "model", "--goal ppo: unknown name"),
+    (["--data", "pairs.jsonl", "--goal", "dop"], "model", "did you mean 'dpo'"),
+    (["--data", "pairs.jsonl", "--goal", "dpo", "--method", "orpo"], "model", "--method goes with --goal compare"),
+    (["--data", "pairs.jsonl", "--method", "ppo", "--goal", "compare"], "model", "--method ppo"),
+    (["--data", "pairs.jsonl"], "model", "--goal: missing; with these rows it is usually dpo"),
+    (["--goal", "dpo"], "", "--model and --data: missing"),
+    (["--goal", "dpo", "--data", "pairs.jsonl"], "modle", "model modle: there is no such folder"),
+    (["--goal", "dpo", "--data", "pairs.jsonl"], "pairs.jsonl", "it is a file"),
+    (["--goal", "dpo", "--data", "openai.jsonl"], "model", "goal dpo: needs preference pairs"),
+    (["--goal", "pairs", "--data", "openai.jsonl"], "model", "answers must be scored, and nothing here can do it"),
+    (["--goal", "dpo", "--data", "pairs.jsonl", "--machine", "H100"], "model", "--machine H100: expected auto, cpu"),
+    (["--goal", "dpo", "--data", "pairs.jsonl", "--name", "my run"], "model", "--name my run"),
+]
+
+
+@pytest.mark.parametrize(("options", "model", "message"), WRONG, ids=[message for *_, message in WRONG])
+def test_wrong_answers_are_refused_and_nothing_is_written(options: list[str], model: str, message: str, init: Init) -> None:
+    answer = init("mine", *options, model=model)
+    assert answer.code == 2
+    assert message in answer.err
+    assert len(answer.err.splitlines()) <= MAX_ERROR_LINES
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("text", ["", "colour,size\nred,1\n"])
+def test_data_that_nothing_fits_is_refused_with_what_to_say(text: str, init: Init) -> None:
+    Path("odd.csv").write_text(text)
+    answer = init("mine", "--data", "odd.csv", "--goal", "dpo")
+    assert (answer.code, "--columns" in answer.err, Path("mine").exists()) == (3, True, False)
+
+
+def test_a_recipe_is_never_overwritten(init: Init) -> None:
+    Path("mine").mkdir()
+    Path("mine/recipe.yaml").write_text("name: old\n")
+    answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo")
+    assert (answer.code, "mine/recipe.yaml: exists already" in answer.err) == (2, True)
+    assert Path("mine/recipe.yaml").read_text() == "name: old\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_questions(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", "7", "dpo"]
+    monkeypatch.setattr("sys.stdin", Terminal("\n".join([*answers, ""])))
+    answer = init("mine", model="")
+    assert answer.code == 0, answer.err
+    assert "model modle: there is no such folder" in answer.err  # shown, and asked again
+    assert "pairs.json: there is no such file" in answer.err
+    assert "Number or name [dpo]:" in answer.err
+    recipe = load_recipe("mine")
+    assert recipe.stages["compare"].config.models == ["base", "dpo"]  # type: ignore[attr-defined]
+
+
+def test_columns_are_asked_for_where_their_names_say_nothing(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f'"{p}","{c}","{r}"' for p, c, r in TURNS]
+    Path("odd.csv").write_text("\n".join(["x,y,z", *lines]) + "\n")
+    monkeypatch.setattr("sys.stdin", Terminal("preferences\nx\n2\nz\n"))
+    answer = init("mine", "--data", "odd.csv", "--goal", "dpo")
+    assert answer.code == 0, answer.err
+    assert "columns: {prompt: x, chosen: y, rejected: z}" in Path("mine/recipe.yaml").read_text()
+
+
+def test_the_end_of_the_input_ends_it(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    answer = init("mine", model="")
+    assert (answer.code, "the input ended" in answer.err, Path("mine").exists()) == (2, True, False)
+
+
+def test_paths_that_yaml_could_misread_are_quoted(init: Init) -> None:
+    folder = Path("my: data [1] #한글")
+    folder.mkdir()
+    shutil.copy("pairs.jsonl", folder / "no")
+    shutil.move(folder / "no", folder / "yes.jsonl")
+    answer = init("mine", "--data", str(folder / "yes.jsonl"), "--goal", "dpo")
+    assert answer.code == 0, answer.err
+    assert load_recipe("mine").inputs["preferences"].path == f"../{folder}/yes.jsonl"  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_what_init_wrote_runs(init: Init) -> None:
+    """The whole way of docs/tutorial.md, with a comparison, is run by tests/recipes."""
+    assert init("mine", "--data", "pairs.csv", "--goal", "dpo").code == 0
+    assert main(["run", "mine", "--in-process"]) == 0
+    assert Path("runs/mine/stages/dpo/model/config.json").is_file()
