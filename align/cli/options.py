@@ -31,7 +31,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.dpo.beta=0.2. Repeatable."),
 ]
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run only this stage.")]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone, without --from or --until.")
+]
 FromOption = Annotated[
     str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and the stages that depend on it.")
 ]

@@ -18,6 +18,7 @@ from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
+from align.pipeline.owner import refuse_other_recipe
 from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_qlora
 from align.stage import StageConfig
 from align.stages.registry import STAGES
@@ -143,18 +144,19 @@ def make_plan(
 
     Args:
         out: folder of all runs; this recipe's is `out/<name>`.
-        only: run this stage alone.
+        only: run this stage alone; not together with the next two.
         start: run this stage and what needs it.
         until: run this stage and what it needs.
         store: folder of the artifacts; `out/.store` when not given.
         sizes_only: a model's configuration is enough; what comes of it can be estimated, and not run.
     Raises:
-        RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, or a
-            judge may not be asked.
+        RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, a
+            judge may not be asked, or the folder belongs to another recipe of the same name.
         EnvironmentProblem: if a stage to run needs bitsandbytes, and that is missing or cannot use the GPU.
     """
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
+    refuse_other_recipe(recipe, run_folder)
     resolved = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
     known = {name: value.fingerprint for name, value in resolved.items()}
     chosen = _chosen(recipe, only=only, start=start, until=until)
@@ -221,6 +223,10 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str | None) -> set[str]:
+    if only is not None and (start is not None or until is not None):
+        # Their intersection would be that stage or nothing, and who writes both expects more.
+        text = f"--only {only}: not together with {'--from' if start is not None else '--until'}"
+        raise RecipeError(text, hint="--only runs one stage; --from A --until B runs what is between the two, both included.")
     for name in (only, start, until):
         if name is not None and name not in recipe.stages:
             raise RecipeError(f"{name}: the recipe has no such stage", hint=f"Its stages are {', '.join(recipe.stages)}.")

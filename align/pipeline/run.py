@@ -22,6 +22,7 @@ from align.pipeline.estimate.plan import PlanReader
 from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
+from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
 from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
@@ -45,13 +46,12 @@ from align.runtime.signals import StopSignals
 from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
-from align.store.atomic import fsync_folder, write_bytes, write_json
+from align.store.atomic import fsync_folder, write_bytes
 from align.store.lock import hold
 from align.training.needs import Trains
 
 LOG_NAME = "run.log"
 INPUT_LINKS_NAME = "inputs"
-RECIPE_NAME = "recipe.json"
 PUBLISHED = ("results.json", "report.html")
 EARLIER_RUN = "an earlier run"
 
@@ -154,8 +154,7 @@ class _Runner:
 
     def _run_stages(self) -> None:
         plan = self._plan
-        resolved = {**plan.recipe.resolved(), "command": self._command}
-        write_json(plan.run_folder / RECIPE_NAME, resolved)
+        write_owner(plan.recipe, plan.run_folder, self._command)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         self._check_environment(to_run)
         # Here and not where the recipe is read: what is usual depends on the model's size.

@@ -97,6 +97,12 @@ def test_parts_can_be_chosen(project: Path, out: Path, tmp_path: Path) -> None:
     assert running(recipe, out, "stages.pairs.min_margin=0.1", start="pairs") == ["pairs", "orpo", "dpo", "compare"]
 
 
+@pytest.mark.parametrize("other", ["start", "until"])
+def test_one_stage_alone_cannot_be_a_part_of_a_range(project: Path, tmp_path: Path, other: str) -> None:
+    with pytest.raises(RecipeError, match=r"--only reward: not together with --(from|until)\n→ --only runs one stage; --from A"):
+        running(project / "recipe.yaml", tmp_path / "empty", only="reward", **{other: "rs"})
+
+
 def test_two_names_for_one_result_make_it_once(project: Path, tmp_path: Path) -> None:
     recipe = project / "recipe.yaml"
     again = "  again:   {stage: pairs, scored: scored, scorer: rm, keep_truncated: true}\n  orpo:"

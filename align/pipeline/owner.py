@@ -1,0 +1,43 @@
+"""Which recipe a folder of results belongs to: two recipes of one name must not write into the same one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from align.config.recipe import Recipe
+from align.errors import RecipeError
+from align.store.atomic import write_json
+
+RECIPE_NAME = "recipe.json"
+PATH_KEY = "path"
+
+
+def write_owner(recipe: Recipe, run_folder: Path, command: list[str]) -> None:
+    """Write `recipe.json`: the resolved recipe, the command, and the path of the recipe's file, from this folder on."""
+    # Relative, so that a project can be moved or copied with its runs. A recipe of `align stage` has no file.
+    path = os.path.relpath(recipe.path.resolve(), run_folder.resolve()) if recipe.path.is_file() else None
+    write_json(run_folder / RECIPE_NAME, {**recipe.resolved(), "command": command, PATH_KEY: path})
+
+
+def refuse_other_recipe(recipe: Recipe, run_folder: Path) -> None:
+    """Check that the folder's last run was of this recipe's file, or of a file that is gone since, moved or renamed.
+
+    Raises:
+        RecipeError: if it was of another one that is still there.
+    """
+    try:
+        written: Any = json.loads((run_folder / RECIPE_NAME).read_bytes()).get(PATH_KEY)
+    except (OSError, ValueError):
+        return
+    other = (run_folder.resolve() / written).resolve() if isinstance(written, str) else None
+    if other is None or not other.is_file() or (recipe.path.is_file() and other.samefile(recipe.path)):
+        return
+    this = recipe.path.resolve() if recipe.path.is_file() else recipe.path
+    raise RecipeError(
+        f"{run_folder} has a run of another recipe that is also called {recipe.name}:\n  {other}\n  {this} (this one)",
+        hint=f"Change `name:` in one of them, or give another folder with --out.\n"
+        f"To go on in this folder with this one, delete {run_folder / RECIPE_NAME}; finished stages are kept.",
+    )
