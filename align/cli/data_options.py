@@ -22,7 +22,12 @@ _KINDS = f"<{'|'.join(data_kinds())}>"
 
 def _kind(name: str) -> DataKind[Any]:
     if name not in data_kinds():
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, data_kinds()))}.")
+        from align.config.names import nearest
+        from align.config.other_tools import value_here
+
+        meant = value_here("kind", name) or nearest(name, data_kinds())
+        proposal = f"; did you mean '{meant}'?" if meant in data_kinds() else ""
+        raise typer.BadParameter(f"'{name}' is not one of {', '.join(data_kinds())}{proposal}")
     return data_kinds()[name]
 
 

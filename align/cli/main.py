@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+# Typer vendors click and has no public name for these.
+from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from typer.main import get_command
 
 from align.cli import chat, data, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
-from align.errors import EXIT_BUG, AlignError, Interrupted
+from align.cli.usage import print_error, usage_error
+from align.errors import EXIT_BUG, EXIT_OK, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
 DEBUG_VARIABLE = "ALIGN_DEBUG"
@@ -86,9 +90,16 @@ def _write_utf8() -> None:
 def _invoke(arguments: Sequence[str]) -> int:
     try:
         # `obj` brings the command line to the commands, which record it in results and cards.
-        get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments])
+        code = get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments], standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except NoArgsIsHelpError as nothing:
+        nothing.show()
+        return nothing.exit_code
+    except UsageError as wrong:
+        error = usage_error(wrong, arguments)
+        print_error(f"error: {error.render()}")
+        return error.exit_code
     except SystemExit as end:
-        # Click ends with SystemExit after a success, too.
         return end.code if isinstance(end.code, int) else EXIT_BUG
     except BrokenPipeError:
         # `main` handles it; the last clause would report it as a bug.
@@ -98,13 +109,12 @@ def _invoke(arguments: Sequence[str]) -> int:
     except AlignError as error:
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             traceback.print_exc()
-        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}", file=sys.stderr)
+        print_error(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}")
         return error.exit_code
     except Exception:
         traceback.print_exc()
         print("This is a bug in align: please report it with the lines above and the command.", file=sys.stderr)
         return EXIT_BUG
-    return 0
 
 
 if __name__ == "__main__":

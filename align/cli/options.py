@@ -29,7 +29,7 @@ RecipeArgument = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds all runs and their shared store.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.dpo.beta=0.2. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.sft.num_epochs=2. Repeatable."),
 ]
 OnlyOption = Annotated[
     str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone, without --from or --until.")

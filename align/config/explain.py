@@ -187,7 +187,7 @@ def _missing_tag(path: FieldPath, tag: str, alternatives: Members, value: Any, p
     for key, near in meant.items():
         if near == tag:
             return Problem((*path, key), f"unknown key; did you mean '{tag}'?", at_key=True)
-    others = "".join(f"; did you mean '{near}' by '{key}'?" for key, near in meant.items() if near)
+    others = "".join(f"; for '{key}', did you mean '{near}'?" for key, near in meant.items() if near)
     return Problem(path, f"the key '{tag}' is missing; expected one of {listing(_tags(alternatives, tag))}{others}")
 
 

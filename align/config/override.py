@@ -45,7 +45,7 @@ def apply_override(
         raise RecipeError(f"{label}: expected KEY=VALUE", hint="For example --set stages.sft.num_epochs=2")
     replacement = parse_text(value_text, label=label, rank=rank, show_lines=False)
     position = replacement.values[()]
-    if parts[0] not in TOP_KEYS and (meant := _paths_meant(document, parts, stage_types)):
+    if parts[0] not in TOP_KEYS and (meant := paths_meant(document, parts, stage_types)):
         proposals = one_of([f"'{show_path(path)}'" for path in meant])
         return position, f"{key.strip()}: unknown key; did you mean {proposals}?"
     path: FieldPath = ()
@@ -68,7 +68,7 @@ def apply_override(
     return None
 
 
-def _paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[str, StageTypeLike]) -> list[FieldPath]:
+def paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[str, StageTypeLike]) -> list[FieldPath]:
     """The paths of this recipe that hold `parts` in their order; the last may be the word of another tool."""
     # Somebody may write the name of one of the stages that the form stands for: dpo-1-generate.
     wanted = [piece for part in parts for piece in COPY.sub(r"\g<name>.\g<block>", part).split(".")]

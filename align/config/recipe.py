@@ -106,7 +106,7 @@ def parse_recipe(path: str | Path, *, overrides: Sequence[str] = (), stage_types
 
     Args:
         path: a YAML file, a folder with a `recipe.yaml`, or the name of a recipe that comes with align.
-        overrides: `KEY=VALUE` texts that win over the file, such as `stages.dpo.beta=0.2`.
+        overrides: `KEY=VALUE` texts that win over the file, such as `stages.sft.num_epochs=2`.
         stage_types: every stage type there is, by name.
     Raises:
         RecipeError: with every problem on a line of its own, in the order of the file.

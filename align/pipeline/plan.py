@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from align.config.base import execution_paths
 from align.config.judge import iterate_judges
-from align.config.names import show_path
+from align.config.names import ALL_CHARACTERS, listing, nearest, show_path
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
@@ -157,9 +157,10 @@ def make_plan(
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
     refuse_other_recipe(recipe, run_folder)
+    # Before the inputs, since it needs no file.
+    chosen = _chosen(recipe, only=only, start=start, until=until)
     resolved = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
     known = {name: value.fingerprint for name, value in resolved.items()}
-    chosen = _chosen(recipe, only=only, start=start, until=until)
     plan = Plan(recipe, artifact_store, run_folder, resolved)
     running: set[str] = set()
     for name, node in recipe.stages.items():
@@ -229,7 +230,7 @@ def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str |
         raise RecipeError(text, hint="--only runs one stage; --from A --until B runs what is between the two, both included.")
     for name in (only, start, until):
         if name is not None and name not in recipe.stages:
-            raise RecipeError(f"{name}: the recipe has no such stage", hint=f"Its stages are {', '.join(recipe.stages)}.")
+            raise RecipeError(f"{name}: the recipe has no such stage{_stage_meant(name, recipe)}", hint=_stages_hint(recipe))
     names = set(recipe.stages)
     if only is not None:
         names &= {only}
@@ -238,6 +239,17 @@ def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str |
     if start is not None:
         names &= {name for name in recipe.stages if start in needed_by(recipe, name)}
     return names
+
+
+def _stage_meant(name: str, recipe: Recipe) -> str:
+    # The name of rounds, or of a stage with several seeds, stands for all of its stages.
+    copies = [stage for stage in recipe.stages if recipe.expansion.written(("stages", stage))[:2] == ("stages", name)]
+    near = copies[-1] if copies else nearest(name, recipe.stages)
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def _stages_hint(recipe: Recipe) -> str:
+    return f"Its stages are {listing(recipe.stages, limit=ALL_CHARACTERS)}."
 
 
 def needed_by(recipe: Recipe, name: str) -> set[str]:
