@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +70,48 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
     assert f"Usage: align {' '.join(command)}" in text
     assert main([*command, "-h"]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_the_examples_of_the_help_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every KEY=VALUE, mapping and command that a help text shows."""
+    from ruamel.yaml import YAML
+    from typer.main import get_command
+
+    from align.cli.main import app, main
+    from align.cli.options import column_mapping
+    from align.config.chat import ChatSettings
+    from align.config.recipe import parse_recipe
+    from align.config.row_checks import check_actions
+
+    def check_assignment(text: str) -> None:
+        key, _, value = text.partition("=")
+        if "." in key:
+            parse_recipe("quickstart", overrides=[text], stage_types=STAGES)
+        elif value == "error":
+            check_actions({key: "error"}, with_model=True)
+        else:
+            assert column_mapping([text])[key] in ("question", "Question")
+
+    shown, lines = set(), set()
+    for command in [*COMMANDS, *[["stage", name] for name in STAGES]]:
+        assert main([*command, "--help"]) == 0
+        text = capsys.readouterr().out
+        shown.add(" ".join(text.split()))
+        lines |= {line.strip() for line in text.splitlines() if line.strip().startswith("align ")}
+    texts = "\n".join(shown)
+    for line in lines:
+        name, *arguments = shlex.split(line)[1:]
+        main_command: Any = get_command(app)
+        # What must be given is there, and every option exists. Nothing is run.
+        main_command.commands[name].make_context(name, arguments)
+    assignments = set(re.findall(r"(?<![\w.])[a-z][\w.]*=[\w.-]*\w", texts))
+    assert {"stages.sft.num_epochs=2", "prompt=question", "repeated_rows=error"} <= assignments
+    for text in assignments:
+        check_assignment(text)
+    for text in set(re.findall(r"'(\{[^'}]*\})'", texts)):
+        ChatSettings.model_validate(YAML(typ="safe", pure=True).load(text))
+    for text in set(re.findall(r"`align ([^`]+)`", texts)):
+        assert main([*itertools.takewhile(str.islower, text.split()), "--help"]) == 0, text
 
 
 def test_every_option_of_every_stage_says_what_it_does() -> None:
