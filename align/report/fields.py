@@ -21,6 +21,8 @@ from align.runtime.seed import derive_seed
 MIN_PROMPTS = 10
 """A value with fewer prompts is counted among the others: an interval over a handful of prompts means nothing."""
 MAX_VALUES = 12
+MAX_CHOICES = 200
+"""A field with more different values cannot be chosen from."""
 NO_VALUE = "(none)"
 
 PromptFields = Mapping[str, Sequence[str]]
@@ -46,8 +48,14 @@ class Group:
     """Scorer → row → its score; a scorer without a finite score in this group is absent."""
 
 
-def prompt_fields(table: AnswerTable) -> dict[str, list[str]]:
-    """The fields in which the prompts differ: language, number of messages, system prompt, reference."""
+def prompt_fields(table: AnswerTable, columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """The fields in which the prompts differ: the other columns of their file, language, number of messages, and so on.
+
+    Fields with nearly as many values as there are prompts, such as a number of the row, are left out.
+
+    Args:
+        columns: prompt id → column → value.
+    """
     firsts = [rows[0] for rows in next(iter(table.rows.values())).values()]
     fields = {
         "language": [_language(row.prompt) for row in firsts],
@@ -55,7 +63,14 @@ def prompt_fields(table: AnswerTable) -> dict[str, list[str]]:
         "system prompt": ["yes" if row.prompt[0].role == "system" else "no" for row in firsts],
         "reference": [_reference(row) for row in firsts],
     }
-    return {name: values for name, values in fields.items() if len(set(values)) > 1}
+    of_prompts = [columns.get(prompt_id, {}) for prompt_id in table.prompt_ids]
+    names = dict.fromkeys(name for of_prompt in of_prompts for name in of_prompt)
+    # The file's own columns come first, and a column called `language` says it better than a guess.
+    fields = {name: [of_prompt.get(name, NO_VALUE) for of_prompt in of_prompts] for name in names} | {
+        name: values for name, values in fields.items() if name not in names
+    }
+    most = min(MAX_CHOICES, len(table.prompt_ids) // 2)
+    return {name: values for name, values in fields.items() if 1 < len(set(values)) <= most}
 
 
 def _language(prompt: Sequence[Message]) -> str:

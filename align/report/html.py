@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from align.metric import metric_of
 from align.report import cost, plots, table, view, wording
 from align.report.answers import align_answers
 from align.report.curves import training_curves
@@ -40,6 +41,7 @@ def write_report(
     curves: Curves,
     stages: Sequence[Artifact],
     recipe: Mapping[str, Any],
+    columns: Mapping[str, Mapping[str, str]] | None = None,
     primary_scorer: str | None = None,
     generated: str | None = None,
 ) -> None:
@@ -51,6 +53,7 @@ def write_report(
         curves: stage → the log of its trainer, dicts with `step` and any metrics.
         stages: everything that the compared models were made from, in the order of the recipe.
         recipe: the resolved recipe.
+        columns: prompt id → other columns of the prompts' file, by which results are reported.
         primary_scorer: whose best answer is highlighted for each prompt; the first scorer when not given.
         generated: when the report was made, in words; left out when not given.
     """
@@ -65,7 +68,7 @@ def write_report(
     selected = {stage.name: stage.manifest.metrics.get("selected_epoch") for stage in stages}
     drawn_curves = {stage: training_curves(stage, curve, selected_epoch=selected.get(stage)) for stage, curve in curves.items()}
     environment = page_environment()
-    fields = prompt_fields(joined)
+    fields = prompt_fields(joined, columns or {})
     groups = breakdown(results, joined, fields)
     stage_costs = cost.stage_costs(stages, joined.models)
     page = environment.get_template(TEMPLATE_NAME).render(
@@ -79,6 +82,7 @@ def write_report(
         curves={stage: drawn for stage, drawn in drawn_curves.items() if drawn},
         stages=stages,
         flattened=view.flattened,
+        metric_of=metric_of,
         prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
         groups=groups,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.metric import metric_of
 from align.records import ScoredCandidate
 from align.report.answers import AnswerTable
 from align.report.figure import evenly
@@ -19,14 +20,12 @@ PROMPTS_SHOWN = 24
 
 
 def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Metrics by name, as texts; nested ones by a dotted name."""
+    """Metrics by name, as texts in the same form as the terminal's; nested ones by a dotted name."""
     if isinstance(value, Mapping):
         return [pair for key, item in value.items() for pair in flattened(item, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, float):
-        return [(prefix, f"{value:.5g}")]
     if isinstance(value, (list, tuple)):
-        return [(prefix, ", ".join(text for item in value for _, text in flattened(item)))]
-    return [(prefix, "–" if value is None else str(value))]
+        return [(prefix, ", ".join(text for item in value for _, text in flattened(item, prefix)))]
+    return [(prefix, metric_of(prefix).value_text(value))]
 
 
 class Scale(NamedTuple):

@@ -20,6 +20,8 @@ RowT = TypeVar("RowT", bound=Strict)
 RecordT = TypeVar("RecordT", bound=PromptRecord | TextRow)
 ORIGIN_COLUMNS = frozenset({"line", "file"})
 """Fields that say where a row came from; they are not part of its content."""
+OTHER_COLUMNS = "fields"
+"""The field for columns that no other field takes, in records that keep them."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class RowKind(Generic[RowT]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of a canonical file: the record's fields without its origin."""
-        return tuple(name for name in self.record.model_fields if name not in ORIGIN_COLUMNS)
+        """Columns of a canonical file: the record's fields without its origin and the file's other columns."""
+        return tuple(name for name in self.record.model_fields if name not in {*ORIGIN_COLUMNS, OTHER_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class DataKind(RowKind[RecordT]):
     def fields(self) -> tuple[str, ...]:
         """Fields that a row may have, and that `columns` may map."""
         return tuple(dict.fromkeys(["id", *(name for one in self.shapes for name in (*one.required, *one.optional))]))
+
+    @cached_property
+    def keeps_other_columns(self) -> bool:
+        """Whether the record has a place for the file's other columns."""
+        return OTHER_COLUMNS in self.record.model_fields
 
     def is_plain(self, shape: str, columns: Iterable[str]) -> bool:
         """Whether rows of a shape look as align writes them, with columns named like the fields."""

@@ -160,6 +160,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         curves=training_logs(context.artifacts),
         stages=list(context.artifacts.values()),
         recipe=context.recipe,
+        columns={prompt.id: prompt.fields for prompt in prompts},
         primary_scorer=list(config.scorers)[-1],
     )
     return StageOutcome(

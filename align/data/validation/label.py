@@ -1,8 +1,10 @@
-"""Columns that no field takes but that may be labels, which contradict each other where prompts are equal."""
+"""Columns that no field takes: those that may be labels, which contradict each other where prompts are equal, and those kept."""
 
 from __future__ import annotations
 
+import re
 from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ MAX_LABEL_VALUES = 20
 """A column with more different values is not a label: equal prompts may well differ in it."""
 MAX_LABEL_COLUMNS = 100
 """Most unused columns that are checked as labels: rows whose keys are data would fill the memory."""
+MAX_OTHER_COLUMNS = 20
+MAX_OTHER_CHARACTERS = 100
+"""A longer text is no value to group results by."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 
 
@@ -39,3 +45,14 @@ class LabelColumn:
     def table(self) -> Table | None:
         """One entry per row; None if the column is not a label."""
         return None if self._entries is None else table_of(self._entries, LABEL_TYPE)
+
+
+def other_columns(row: Mapping[str, Any], unused: Sequence[str]) -> dict[str, str]:
+    """The columns that no field took, where they hold a short text or a number: what results can be grouped by."""
+    found: dict[str, str] = {}
+    for name in unused[:MAX_OTHER_COLUMNS]:
+        text = str(row[name]) if isinstance(row[name], (str, int, float)) else ""
+        # A row with half of a surrogate pair could not be written; nobody groups by it.
+        if 0 < len(text) <= MAX_OTHER_CHARACTERS and not _SURROGATE.search(f"{name}{text}"):
+            found[str(name)] = text
+    return found

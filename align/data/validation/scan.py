@@ -20,12 +20,13 @@ from align.data.formats.raw import RawProblem, RawRow
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import SourceFile
 from align.data.validation.duplicates import Table, hash_text, table_of
-from align.data.validation.label import MAX_LABEL_COLUMNS, LabelColumn
+from align.data.validation.label import MAX_LABEL_COLUMNS, LabelColumn, other_columns
 from align.data.validation.summary import Problem, Tally, pointer_to
 from align.records import Message, is_list
 from align.rows import DataKind
 from align.rows.build import Fields
 from align.rows.conversation import FieldProblem, shown
+from align.rows.kind import OTHER_COLUMNS
 from align.rows.row import Reading, RowReader
 from align.rows.text import explain, oddities
 
@@ -232,7 +233,8 @@ class _Scanner:
         if own_id:
             self._note_id(own_id, seq, line, GIVEN)
         if self._wanted.rows:
-            self._keep_row(seq, line, own_id, fields)
+            others = other_columns(row, unused) if unused and self._rules.kind.keeps_other_columns else {}
+            self._keep_row(seq, line, own_id, fields, others)
         if self._wanted.keys:
             self._result.keys.append((seq, line, _key_text(fields)))
 
@@ -317,12 +319,15 @@ class _Scanner:
             if self._rules.kind.has_prompt and (name in self._labels or len(self._labels) < MAX_LABEL_COLUMNS):
                 self._labels.setdefault(name, LabelColumn()).add(key, value, seq, line)
 
-    def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any]) -> None:
+    def _keep_row(self, seq: int, line: int, own_id: str | None, fields: dict[str, Any], others: Mapping[str, str]) -> None:
         # Without the opening brace: id, line and file will stand before these fields, and the hash must not depend on them.
         content = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()[1:]
         row_id = own_id or hashlib.sha256(b"{" + content).hexdigest()[:CONTENT_ID_DIGITS]
         if not own_id:
             self._note_id(row_id, seq, line, MADE)
+        if others:
+            # After the hash: an id decides the seed of a completion, which another column must not move.
+            content = json.dumps({**fields, OTHER_COLUMNS: others}, ensure_ascii=False, separators=(",", ":")).encode()[1:]
         file = json.dumps(self._file.shown, ensure_ascii=False) if self._wanted.file_names else "null"
         index = self._rules.evaluation
         overlap = index.overlap(*_texts(self._rules.kind, fields)) if index is not None else None

@@ -145,7 +145,8 @@ class Summary:
         """One sentence that names the columns that no field took; none without any."""
         names = list(self.unused)
         more = f" and {len(names) - SHOWN_COLUMNS:,} more" if len(names) > SHOWN_COLUMNS else ""
-        return [f"columns not used: {', '.join(map(str, names[:SHOWN_COLUMNS]))}{more}"] if names else []
+        what = "columns not used, but for results by field" if self.kind.keeps_other_columns else "columns not used"
+        return [f"{what}: {', '.join(map(str, names[:SHOWN_COLUMNS]))}{more}"] if names else []
 
     def count(self, problem: Problem) -> None:
         """Take a problem into the counts."""

@@ -13,7 +13,7 @@ from align.config.inputs import DataInput
 from align.data.ingest import Ingested, ingest
 from align.data.source import Source, find_source
 from align.errors import DataError, EnvironmentProblem
-from align.records import Drop, Instruction
+from align.records import Drop, Instruction, Prompt
 from align.store.artifact import read_rows
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -42,6 +42,21 @@ def test_rows_are_written_with_their_line(tmp_path: Path) -> None:
     assert (tmp_path / "entry" / "drops.jsonl").read_text() == ""
     assert (result.rows_in, result.rows_out, result.dropped, result.source) == (2, 2, {}, "data/x.jsonl")
     assert result.findings == {"repeated_prompts": 1, "repeated_rows": 1}
+
+
+def test_other_columns_of_prompts_are_kept_without_moving_an_id(tmp_path: Path) -> None:
+    others = {"category": "글쓰기", "level": 3, "tags": ["a"], "essay": "x" * 101, "half": "\ud83d", "none": None}
+    result = _ingest(tmp_path, [{"prompt": "a", **others}, {"prompt": "b"}], kind="prompts")
+    rows = list(read_rows(tmp_path / "entry" / "rows.jsonl", Prompt))
+    assert [row.fields for row in rows] == [{"category": "글쓰기", "level": "3"}, {}]
+    lines = (tmp_path / "entry" / "rows.jsonl").read_text().splitlines()
+    assert "fields" not in lines[1], "rows without such columns are written as before"
+    assert rows[1].model_dump_json() == lines[1]
+    assert any("but for results by field: category" in note for note in result.notes)
+    (tmp_path / "plain").mkdir()
+    _ingest(tmp_path / "plain", [{"prompt": "a"}], kind="prompts")
+    (plain,) = read_rows(tmp_path / "plain" / "entry" / "rows.jsonl", Prompt)
+    assert plain.id == rows[0].id, "an id decides the seed of a completion"
 
 
 def test_an_unusable_row_stops_and_nothing_is_written(tmp_path: Path) -> None:

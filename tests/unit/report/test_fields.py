@@ -54,7 +54,7 @@ def test_only_fields_in_which_prompts_differ(answers: Rows) -> None:
         rows[2].model_copy(update={"prompt": [system, *rows[2].prompt]}),
         rows[3].model_copy(update={"prompt": [Message(role="user", content="Why is the sky blue at noon and red later?")]}),
     ]
-    assert prompt_fields(align_answers({"sft": rows})) == {
+    assert prompt_fields(align_answers({"sft": rows}), {}) == {
         "language": ["ko", "ko", "ko", "en"],
         "messages": ["1", "1", "2", "1"],
         "system prompt": ["no", "no", "yes", "no"],
@@ -72,3 +72,15 @@ def test_a_scorer_without_a_number_in_a_group_is_absent(make_candidate: Any, mak
     delta = groups[1].scores["gold"]["dpo"].delta
     assert delta is not None
     assert delta.mean == pytest.approx(1.0)
+
+
+def test_columns_of_the_file_come_first_and_unique_ones_are_left_out(answers: Rows) -> None:
+    table = align_answers(answers)
+    columns = {
+        prompt_id: {"category": ("writing", "math")[index % 2], "number": str(index), "language": "한국어" if index else "영어"}
+        for index, prompt_id in enumerate(table.prompt_ids[:-1])
+    }
+    fields = prompt_fields(table, columns)
+    assert list(fields) == ["category", "language"]
+    assert fields["category"][:2] + fields["category"][-1:] == ["writing", "math", NO_VALUE]
+    assert set(fields["language"]) == {"한국어", "영어", NO_VALUE}

@@ -39,7 +39,7 @@ def made_by(stage: str, **fields: Any) -> Artifact:
 
 STAGES = [
     made_by("sft", seconds=41.0, rows_in=1200, rows_out=1190, dropped={"truncated": 10}),
-    made_by("pairs", metrics={"score": {"mean": 0.25}}, versions={"trl": "1.16.0"}),
+    made_by("pairs", metrics={"score": {"mean": 0.25}, "accuracy": 0.797}, versions={"trl": "1.16.0"}),
 ]
 LOADING = {"src", "href", "srcset", "action", "data", "poster", "background"}
 
@@ -130,7 +130,17 @@ def test_the_page_answers_the_question_and_says_where_it_comes_from(page_path: P
     text = page_path.read_text()
     assert "On rm, ppo_long_name beats sft by" in text
     assert "align run recipes/demo/recipe.yaml --out runs/demo" in text
-    for fact in ("truncated 10", "score.mean", "abc123", "trl 1.16.0", "데모", "41.0 s", "&lt;/pre&gt;"):
+    for fact in (
+        "truncated 10",
+        "score.mean",
+        "pairs ranked right",
+        "79.7 %",
+        "abc123",
+        "trl 1.16.0",
+        "데모",
+        "41.0 s",
+        "&lt;/pre&gt;",
+    ):
         assert fact in text
 
 
