@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from align.records import Message, ScoredCandidate
 from align.report.best_of import BestOfPool
 from align.report.results import Results, build_results
 from align.testing import scored_candidate
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SHIFTS = {"sft": 0.0, "rs-거절표집": 0.5, "dpo": 0.45, "ppo_long_name": 0.9}
 TOPICS = ("김치찌개 끓이는 법", "서울에서 부산까지 가는 길", "photosynthesis", "한국의 사계절", "why the sky is blue")
@@ -128,6 +132,20 @@ def many_results(prompts: int = 60, resamples: int = 500) -> tuple[Results, dict
         best_of=BestOfPool([1, 4, 16], "rm", pool),
     )
     return results, answers
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; tests that need it are skipped without."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    # A container's root has no user namespace for the sandbox.
+    options: dict[str, Any] = {"executable_path": chromium, "args": ["--no-sandbox"]}
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as launched:
+        yield launched
 
 
 @pytest.fixture(scope="session")

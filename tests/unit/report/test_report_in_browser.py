@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from align.records import Message, ScoredCandidate
 from align.report.html import write_report
@@ -23,22 +22,11 @@ from align.report.visible import visible
 
 Rows = dict[str, list[ScoredCandidate]]
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MAX_BYTES = 5_000_000
 MAX_SECONDS = 1.0
 COMPLAINTS: list[str] = []
 """Errors, console messages and requests of the pages of a test; an exception in Playwright's callbacks would end its process."""
 HOSTILE = '=HYPERLINK("x")\u202e<b>\x1b\u200b\u2028</script>\U000e0041 \ud83d 끝'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    # A container's root has no user namespace for the sandbox.
-    options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-    with sync_playwright() as playwright, playwright.chromium.launch(**options) as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from dataset_rows import instruction, pair
+from playwright.sync_api import Browser
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -87,6 +90,19 @@ def test_texts_stay_text_on_the_page(page: str) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page)
     assert not re.search(r"https?://|@import|url\((?!#)", page)
     assert "default-src 'none'" in page
+
+
+def test_no_accessibility_violation(browser: Browser, facts: Facts, training: TrainingView) -> None:
+    shown = browser.new_page()
+    # Two samples: axe measures the contrast of every token.
+    shown.set_content(render_page(replace(facts, samples=facts.samples[:2]), training, command="align"))
+    for scheme, width in (("light", 1400), ("dark", 400)):
+        shown.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        shown.set_viewport_size({"width": width, "height": 900})
+        found = Axe().run(shown).response["violations"]
+        assert [(scheme, width, one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert shown.locator(".tokens[lang=ko]").count()
+    shown.close()
 
 
 def test_every_link_of_the_page_has_a_target(page: str) -> None:
