@@ -7,9 +7,18 @@ use the GPU. So bitsandbytes is hidden during the imports; stages that need it g
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from pathlib import Path
+
+from align.pipeline.worker import PRELOAD_LOG_VARIABLE
+from align.runtime.process import send_output_to
 
 MODULES = ("align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load")
+
+# Before the imports, so that no warning of a library appears among the lines of a run.
+if log := os.environ.get(PRELOAD_LOG_VARIABLE):
+    send_output_to(Path(log))
 
 # With None here, Python reports that there is no such module. peft checks once, at import, and keeps the answer.
 found = sys.modules.get("bitsandbytes")

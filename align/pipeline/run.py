@@ -24,7 +24,7 @@ from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
 from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
-from align.pipeline.worker import ENVIRONMENT, StageJob, run_stage
+from align.pipeline.worker import ENVIRONMENT, PRELOAD_LOG_VARIABLE, StageJob, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
@@ -195,7 +195,8 @@ class _Runner:
         """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
-        return launcher_for(preload=preload, environment=ENVIRONMENT, in_process=self._in_process)
+        environment = {**ENVIRONMENT, PRELOAD_LOG_VARIABLE: str(self._log_path.resolve())}
+        return launcher_for(preload=preload, environment=environment, in_process=self._in_process)
 
     def _maker(self, stage: PlannedStage) -> str:
         """In words, the run that made a result before this one; empty where its folder is gone."""

@@ -35,6 +35,8 @@ ENVIRONMENT = {
     # A killed worker leaves semaphores to the resource tracker, which removes them and warns; users need not know.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
+PRELOAD_LOG_VARIABLE = "ALIGN_PRELOAD_LOG"
+"""Names the file that takes what libraries print while the fork server imports them; see `align.pipeline.preload`."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
 HEARTBEAT_SECONDS = 1.0
 SECONDS_NAME = "seconds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def test_from_base_model_to_table(tmp_path: Path) -> None:
     assert "gold" in first.stdout
     assert str(run / "report.html") in first.stdout
     assert "compare: done" in first.stderr
+    # Every line is ours: it begins with the names of stages or inputs, or that of the recipe.
+    names = [path.name for folder in ("stages", "inputs") for path in (run / folder).iterdir()] + ["quickstart"]
+    ours = re.compile(rf"(?:(?:{'|'.join(map(re.escape, names))})(?: \([^)]*\))?(?:, |: ))+")
+    assert [line for line in first.stderr.splitlines() if not ours.match(line)] == []
 
     results = Results.from_json(json.loads((run / "results.json").read_text()))
     models = ["sft_best", "rejection_sampling", "orpo", "dpo-1", "dpo-2", "ppo"]

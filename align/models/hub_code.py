@@ -1,0 +1,17 @@
+"""No library may load compiled code from a hub: nobody has read it, and a run must not depend on what is there today."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+KERNELS_PACKAGE = "kernels"
+"""Downloads and loads kernels. transformers and bitsandbytes use it where it is installed; both have code of their own too."""
+
+
+def forbid_hub_code() -> None:
+    """Make the libraries of this process find no package for kernels from a hub, unless the user has imported it already."""
+    # With None here, Python reports that there is no such module.
+    sys.modules.setdefault(KERNELS_PACKAGE, None)  # type: ignore[arg-type]
+    # bitsandbytes warns that it could not load one, at import, on CPUs with bfloat16.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
