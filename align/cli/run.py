@@ -18,6 +18,7 @@ from align.cli.options import (
     output_console,
     print_json,
 )
+from align.errors import AlignError
 
 if TYPE_CHECKING:
     from align.config.recipe import Recipe
@@ -104,21 +105,26 @@ def run_and_print(
     in_process: bool = False,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
+    from align.cli.ending import say_how_to_go_on
     from align.pipeline.run import run_recipe
     from align.progress.display import ProgressDisplay
 
     with ProgressDisplay(live=not in_process) as display:
-        result = run_recipe(
-            recipe,
-            out,
-            only=only,
-            start=start,
-            until=until,
-            store=store,
-            sinks=[display],
-            command=command,
-            in_process=in_process,
-        )
+        try:
+            result = run_recipe(
+                recipe,
+                out,
+                only=only,
+                start=start,
+                until=until,
+                store=store,
+                sinks=[display],
+                command=command,
+                in_process=in_process,
+            )
+        except AlignError as error:
+            say_how_to_go_on(error, display.state, command)
+            raise
     if json:
         print_json(result.to_json())
     else:
@@ -126,18 +132,25 @@ def run_and_print(
 
 
 def _print_result(result: RunResult) -> None:
-    console = output_console()
+    from align.cli.ending import facts, next_commands, stage_lines
+
+    console, results = output_console(), None
     if result.results is not None:
+        from align.report.results import Results
         from align.report.table import render_table
 
-        console.print(render_table(result.results))
+        results = Results.from_json(result.results)
+        console.print(render_table(results))
         console.print()
     else:
-        for stage in result.stages:
-            seconds = stage.get("seconds")
-            console.print(f"{stage['name']}: {stage['status']}" + (f", {seconds:.1f} s" if seconds is not None else ""))
+        for line in stage_lines(result):
+            console.print(line)
+    for line in facts(result):
+        console.print(line)
     report = result.folder / "report.html"
-    console.print(f"Report: {report}" if report.exists() else f"Results: {result.folder}", soft_wrap=True)
+    # Whole, however long: a path or a command is copied.
+    for line in (f"Report: {report}" if report.exists() else f"Results: {result.folder}", *next_commands(result, results)):
+        console.print(line, soft_wrap=True)
 
 
 def _print_plan(planned: Plan) -> None:

@@ -68,7 +68,9 @@ class RunResult:
         if isinstance(event, RunPlanned):
             self.stages = [{"name": stage.name, "status": stage.status, "seconds": None} for stage in event.stages]
         elif isinstance(event, (StageCached, StageFinished)):
-            next(stage for stage in self.stages if stage["name"] == event.stage)["seconds"] = event.seconds
+            stage = next(stage for stage in self.stages if stage["name"] == event.stage)
+            # A second name for a result of this run was planned to run, and did not.
+            stage |= {"seconds": event.seconds} | ({"status": "cached"} if isinstance(event, StageCached) else {})
 
     def to_json(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "stages": self.stages, "results": self.results}
@@ -250,7 +252,8 @@ class _Runner:
             if isinstance(error, Interrupted) and (number := self._signals()) is not None:
                 error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)
             with contextlib.suppress(EnvironmentProblem):
-                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=getattr(error, "exit_code", EXIT_BUG)))
+                code = getattr(error, "exit_code", EXIT_BUG)
+                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=code, log=str(self._log_path)))
             raise error
 
     def _choose_memory(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> MemoryChoice:

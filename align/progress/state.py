@@ -111,6 +111,8 @@ class RunState:
         """About how long the stages after the current one take; None where one of them is not known."""
         self.finished: list[str] = []
         self.reused: list[str] = []
+        self.failed: StageFailed | None = None
+        """How a stage ended the run."""
         self.recipe = ""
         self.started = clock()
 
@@ -134,6 +136,7 @@ class RunState:
                 self.reused.append(name)
             case StageFailed(stage=name):
                 self.running.pop(name, None)
+                self.failed = event
             case _:
                 pass
 

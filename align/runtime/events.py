@@ -187,6 +187,8 @@ class StageFailed(StageEvent):
     error: str
     exit_code: int
     """As of `align run`; 130 and 143: it was stopped and can go on."""
+    log: str = ""
+    """File that has what its process printed."""
 
 
 @dataclass(frozen=True, kw_only=True)

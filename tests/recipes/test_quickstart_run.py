@@ -31,13 +31,13 @@ def test_from_base_model_to_table(tmp_path: Path) -> None:
     recipe, settings = reduced("quickstart", tmp_path / "mine"), overrides(*SMALL_QUICKSTART)
     first = align("run", str(recipe), "--out", str(tmp_path), *settings)
     assert first.returncode == 0, first.stderr
-    run = tmp_path / "quickstart"
+    run = tmp_path / "mine"
     assert "sft_best" in first.stdout
     assert "gold" in first.stdout
     assert str(run / "report.html") in first.stdout
     assert "compare: done" in first.stderr
     # Every line is ours: it begins with the names of stages or inputs, or that of the recipe.
-    names = [path.name for folder in ("stages", "inputs") for path in (run / folder).iterdir()] + ["quickstart"]
+    names = [path.name for folder in ("stages", "inputs") for path in (run / folder).iterdir()] + [run.name]
     ours = re.compile(rf"(?:(?:{'|'.join(map(re.escape, names))})(?: \([^)]*\))?(?:, |: ))+")
     assert [line for line in first.stderr.splitlines() if not ours.match(line)] == []
 

@@ -50,7 +50,7 @@ class FakePipeline:
         if self.error is not None:
             raise self.error
         display.handle(StageFinished(stage="sft", seconds=2.0, metrics={"loss": 1.23456}))
-        stages = [{"name": "sft", "status": "done", "seconds": 2.0}]
+        stages = [{"name": "sft", "status": "run", "seconds": 2.0}]
         folder = out / recipe.name
         return SimpleNamespace(folder=folder, results=self.results, stages=stages, to_json=lambda: {"folder": str(folder)})
 

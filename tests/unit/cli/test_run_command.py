@@ -32,7 +32,7 @@ def test_run_passes_its_options_on(align: Any, pipeline: Any, folder: Path) -> N
 def test_progress_is_on_stderr_and_the_result_on_stdout(align: Any, pipeline: Any, folder: Path) -> None:
     answer = align("run", ".")
     assert answer.err == "sft: started (no result yet)\nsft: done in 2.0 s, loss 1.235\n"
-    assert answer.out == "sft: done, 2.0 s\nResults: runs/small\n"
+    assert answer.out == "sft: made in 2.0 s\nResults: runs/small\n"
 
 
 def test_run_names_the_report_when_there_is_one(align: Any, pipeline: Any, folder: Path) -> None:
