@@ -1,6 +1,7 @@
 """align: from a base model and a recipe to aligned models and a table that says which method won.
 
-The names below are the public ones. Importing the package loads no torch; `align.losses` does.
+The names below are the public ones. Importing the package loads no torch; `align.losses`
+does.
 """
 
 from __future__ import annotations
@@ -9,21 +10,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.api.run import Run, Stage, load_run
+    from align.api.table import Table
+    from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
     from align.pipeline.recipe import load_recipe
     from align.pipeline.run import run_recipe
     from align.report.results import build_results
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build_results", "load_recipe", "run_recipe"]
+__all__ = [
+    "AlignError",
+    "DataError",
+    "EnvironmentProblem",
+    "Interrupted",
+    "RecipeError",
+    "Run",
+    "Stage",
+    "StageError",
+    "Table",
+    "__version__",
+    "build_results",
+    "load_recipe",
+    "load_run",
+    "run_recipe",
+]
 
 _MODULES = {
-    "build_results": "align.report.results",
-    "load_recipe": "align.pipeline.recipe",
-    "run_recipe": "align.pipeline.run",
+    "align.api.run": ("Run", "Stage", "load_run"),
+    "align.api.table": ("Table",),
+    "align.errors": ("AlignError", "DataError", "EnvironmentProblem", "Interrupted", "RecipeError", "StageError"),
+    "align.pipeline.recipe": ("load_recipe",),
+    "align.pipeline.run": ("run_recipe",),
+    "align.report.results": ("build_results",),
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _PLACES:
         raise AttributeError(f"module 'align' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,7 +23,7 @@ from align.runtime.events import RunPlanned, from_json
 from align.store.artifact import INPUT_STAGE, Entry
 from align.store.atomic import fsync_folder
 from align.store.fingerprint import HASHES_NAME, FileHashes
-from align.store.lock import hold
+from align.store.lock import hold, is_held
 
 BLOCK_BYTES = 512
 """Unit of a file's `st_blocks`, whatever the file system's own is."""
@@ -108,7 +108,7 @@ def take_inventory(out: Path) -> Inventory:
         needed_by = tuple(run for run, names in needs.items() if path.name in names)
         entries.append(_entry(path, needed_by))
     running = tuple(
-        lock.stem.removeprefix("run-") for lock in sorted(root.glob("run-*.lock")) if not lock.is_dir() and _is_held(lock)
+        lock.stem.removeprefix("run-") for lock in sorted(root.glob("run-*.lock")) if not lock.is_dir() and is_held(lock)
     )
     return Inventory(root, sorted(entries, key=lambda entry: -entry.size_bytes), running)
 
@@ -175,11 +175,6 @@ def _bases(entry: Path, root: Path) -> list[str]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             places.append(root / json.loads(record.read_bytes())["place"])
     return list(_names_inside(places, root))
-
-
-def _is_held(lock: Path) -> bool:
-    with hold(lock, on_wait=lambda holder: None, give_up=lambda: True) as free:
-        return not free
 
 
 @dataclass(frozen=True)

@@ -62,3 +62,14 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
             # Before the release: after it, this could delete the next holder's name.
             holder_path.unlink(missing_ok=True)
             lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock at `path` now. Creates nothing; of a folder that cannot be written to, nobody does."""
+    if not path.exists():
+        return False
+    try:
+        with hold(path, on_wait=lambda holder: None, give_up=lambda: True) as free:
+            return not free
+    except PermissionError:
+        return False

@@ -1,0 +1,43 @@
+"""A comparison as plain rows with one number per column, for data frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.report.results import Estimate, ModelResult, Results
+
+
+def flat_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per model, the baseline first.
+
+    A mean is in the column of its name, the ends of its 95 % interval in `<name>_low` and `<name>_high`. A scorer's columns are
+    `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline). Null where a number was
+    not measured; the units are those of `ModelResult`.
+    """
+    return [
+        {"model": name, "baseline": name == results.baseline, **_numbers(results.models[name], results.scorers)}
+        for name in results.models_baseline_first
+    ]
+
+
+def _numbers(model: ModelResult, scorers: list[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for scorer in scorers:
+        score = model.scores[scorer]
+        row |= _interval(scorer, score) | _interval(f"{scorer}_delta", score.delta)
+        row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
+    return row | {
+        **_interval("kl_to_baseline", model.kl_to_baseline),
+        **_interval("completion_tokens", model.completion_tokens),
+        "eos_share": model.eos_share,
+        "distinct_2": model.distinct_2,
+        "retention_perplexity": model.retention_perplexity,
+        "train_seconds": model.train_seconds,
+        "trained_parameters": model.trained_parameters,
+        "train_memory_bytes": model.train_memory_bytes,
+    }
+
+
+def _interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    low, high = (None, None) if estimate is None else estimate.ci95
+    return {name: None if estimate is None else estimate.mean, f"{name}_low": low, f"{name}_high": high}
