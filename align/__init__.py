@@ -1,6 +1,6 @@
 """align: from a base model and a recipe to aligned models and a table that says which method won.
 
-The names below are the public ones. Importing the package loads no torch; `align.losses`
+The names below are the public ones, and docs/python.md shows them at work. Importing the package loads no torch; `align.losses`
 does.
 """
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.api.run import Run, Stage, load_run
+    from align.api.start import plan, run_recipe
     from align.api.table import Table
     from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
     from align.pipeline.recipe import load_recipe
-    from align.pipeline.run import run_recipe
     from align.report.results import build_results
 
 __version__ = "0.1.0"
@@ -32,15 +32,16 @@ __all__ = [
     "build_results",
     "load_recipe",
     "load_run",
+    "plan",
     "run_recipe",
 ]
 
 _MODULES = {
     "align.api.run": ("Run", "Stage", "load_run"),
+    "align.api.start": ("plan", "run_recipe"),
     "align.api.table": ("Table",),
     "align.errors": ("AlignError", "DataError", "EnvironmentProblem", "Interrupted", "RecipeError", "StageError"),
     "align.pipeline.recipe": ("load_recipe",),
-    "align.pipeline.run": ("run_recipe",),
     "align.report.results": ("build_results",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}

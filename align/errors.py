@@ -50,6 +50,10 @@ class AlignError(Exception):
             lines = [*lines[: room - 1], f"… and {hidden} more"]
         return "\n".join([*lines, *hint_lines])
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in place of a traceback."""
+        return [f"{type(self).__name__}: {self.render()}"]
+
 
 class RecipeError(AlignError, ValueError):
     """The recipe or the command line cannot be understood; nothing was started."""
