@@ -56,6 +56,11 @@ def test_reading_a_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
     assert heavy_modules_after("from align.pipeline.recipe import load_recipe\nload_recipe('.')", tmp_path) == []
 
 
+def test_the_python_api_loads_nothing_heavy() -> None:
+    code = "import align\nalign.run_recipe, align.plan, align.Table\ntry: align.load_run('x')\nexcept align.RecipeError: pass"
+    assert heavy_modules_after(code) == []
+
+
 def test_help_of_a_stage_loads_nothing_heavy() -> None:
     assert heavy_modules_after("from align.cli.main import main\nassert main(['stage', 'dpo', '--help']) == 0") == []
     assert heavy_modules_after("from align.cli.main import main\nassert main(['pairs', '--help']) == 0") == []
