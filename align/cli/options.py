@@ -50,7 +50,7 @@ ChatOption = Annotated[
     typer.Option(
         "--chat",
         metavar="SETTINGS",
-        help="How the model's conversations are written, as `chat` in a recipe: '{template: chatml, system: drop}'.",
+        help="The model's chat format, as `chat` in a recipe: '{template: chatml, system: drop}'.",
     ),
 ]
 

@@ -80,7 +80,7 @@ class ModelInput(StrictModel):
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
     chat: ChatSettings | None = None
-    """How its conversations are written, where its own files are silent or something else is wanted."""
+    """Chat format, if the model's own files lack it or you want another."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelInput:

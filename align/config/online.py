@@ -29,7 +29,7 @@ class Rewards(StrictModel):
     """From scores to the reward of every token."""
 
     kl_coef: float = Field(default=0.05, ge=0)
-    """Weight of the KL penalty per token; where it adapts, the first value. 0: nothing holds the policy to the reference."""
+    """Weight of the KL penalty per token; if it adapts, the first value. 0: nothing keeps the policy near the reference."""
     kl_target: float | None = Field(default=None, gt=0)
     """Adapt kl_coef so that the KL per completion (nats) comes near this (Ziegler et al. 2019: 6). Default: kl_coef is fixed."""
     kl_horizon: int = Field(default=10_000, ge=1)
@@ -37,7 +37,7 @@ class Rewards(StrictModel):
     kl_limit: float | None = Field(default=None, gt=0)
     """Stop when the KL per completion (nats) exceeds this, and keep the policy from before."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Taken off the score of a completion that was cut at the token limit."""
+    """Subtracted from the score of a completion that was cut at the token limit."""
     missing_eos_score: float | None = None
     """Score of a completion that was cut, in place of its own and of the penalty."""
     center_scores: bool = True
@@ -54,7 +54,7 @@ class OnlineOptimization(SavedWeights, TrainingMemory):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay, decoupled from the gradient as in AdamW."""
     adam_epsilon: float = Field(default=1e-5, gt=0)
-    """AdamW epsilon; PPO wants it larger than usual. adafactor has none."""
+    """AdamW epsilon; PPO needs a larger one than usual. adafactor has none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of each model are scaled down to this global norm."""
     ppo_epochs: int = Field(default=4, ge=1)
@@ -70,13 +70,13 @@ class OnlineOptimization(SavedWeights, TrainingMemory):
     importance_limit: float = Field(default=2.0, ge=1)
     """Weights for the gap between the sampler's and the trainer's log-probabilities are truncated here."""
     update_kl_limit: float | None = Field(default=None, gt=0)
-    """Leave the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
+    """End the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 if a GPU has it, else float32."""
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
-    """Rollout batches after which a checkpoint is written besides. Default: by time alone."""
+    """Also write a checkpoint after this many rollout batches. Default: by time only."""
 
 
 class OnlineTraining(Rollouts, Rewards, OnlineOptimization):

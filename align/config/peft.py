@@ -35,7 +35,7 @@ class VirtualTokens(StrictModel):
     method: Literal["prefix_tuning", "prompt_tuning"]
     """prefix_tuning: keys and values of every layer (Li & Liang 2021); prompt_tuning: embeddings (Lester et al. 2021)."""
     num_virtual_tokens: int = Field(default=20, ge=1)
-    """How many; they count towards what the model can see."""
+    """Number of virtual tokens; they count towards the model's context."""
 
 
 Peft = Annotated[Lora | VirtualTokens, Field(discriminator="method")]

@@ -66,11 +66,11 @@ class LengthRule(RuleBase):
     min_characters: int | None = Field(default=None, ge=0)
     """Fewest characters (Unicode code points of the NFC form, outer white space not counted)."""
     max_characters: int | None = Field(default=None, ge=0)
-    """Most characters."""
+    """Largest number of characters."""
     min_words: int | None = Field(default=None, ge=0)
     """Fewest words (separated by white space)."""
     max_words: int | None = Field(default=None, ge=0)
-    """Most words."""
+    """Largest number of words."""
 
     @model_validator(mode="after")
     def _bounds_make_a_window(self) -> LengthRule:

@@ -75,8 +75,8 @@ class SavedWeights(StrictModel):
     """How the trained model is stored."""
 
     save_dtype: SaveDtype = "auto"
-    """Numbers of the saved weights, of an adapter always float32. auto: bfloat16 if the model to start from is stored so, else
-    float32. Training itself keeps float32."""
+    """Dtype of the saved weights; an adapter is always float32. auto: bfloat16 if the model to start from is stored in bfloat16,
+    else float32. Training itself uses float32."""
 
 
 class TrainingMemory(StrictModel):
@@ -115,7 +115,7 @@ class Optimization(SavedWeights, TrainingMemory):
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
-    """Optimizer steps after which a checkpoint is written besides. Default: by time alone."""
+    """Also write a checkpoint after this many optimizer steps. Default: by time only."""
 
     @property
     def rows_per_pass(self) -> int:
@@ -187,6 +187,6 @@ class PairwiseOptimization(Optimization):
     """How weights are updated from pairs, and which pairs can be used."""
 
     max_tokens: int = Field(default=1024, ge=8)
-    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
+    """Most tokens of prompt and completion together. A longer row, or one beyond the model's context, is an error or a drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a pair that is too long."""

@@ -38,7 +38,7 @@ class PairRule(StrictModel):
     k: int | None = Field(default=None, ge=1)
     """For policy top_k_bottom_k: candidates from either end. Default: 2."""
     max_length_ratio: float | None = Field(default=None, ge=1)
-    """For policy length_matched: most characters of the longer completion for one of the shorter. Default: 1.25."""
+    """For policy length_matched: largest ratio of the lengths of the two completions, in characters. Default: 1.25."""
     length_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score for every 100 characters, before ranking."""
     on_length_flip: OnLengthFlip | None = None

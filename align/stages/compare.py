@@ -62,7 +62,7 @@ class Config(Generation, StageConfig):
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
     methods: dict[str, Annotated[list[ModelReference], Field(min_length=1)]] | None = None
     """Models that are one method trained with other seeds, by the method's name: shown as one row, with intervals over seeds and
-    prompts. Each must be in `models` too; what is in no method is a row of its own, and so is the baseline."""
+    prompts. Each must be in `models` too; a model in no method, and the baseline, have a row of their own."""
     best_of: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     """Extra rows: what the baseline scores when n completions are drawn and the best is kept, for each n given here."""
     best_of_scorer: str | None = None

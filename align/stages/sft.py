@@ -42,7 +42,7 @@ class Config(FineTuning, AnyPeft, StageConfig):
     data: RowsReference[Instruction]
     """Prompts and the completions to imitate."""
     max_tokens: int = Field(default=1024, ge=8)
-    """A prompt and completion longer than this together, or than the model can see, is an error, or a counted drop."""
+    """Most tokens of prompt and completion together. A longer row, or one beyond the model's context, is an error or a drop."""
     on_invalid: OnInvalid = "error"
     """What to do with a row that is too long."""
     train_on: Literal["last", "all"] = "last"
