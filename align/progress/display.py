@@ -121,10 +121,13 @@ class LiveDisplay:
 
         place = "" if stage.number is None else f"stage {stage.number} of {len(self._state.numbers)}"
         left = self._state.left_seconds()
-        of_run = [] if left is None else [f"{left_text(left)} left in the run"]
-        heading = Text(fitting([*filter(None, [place]), stage.label, *of_run], width, ": " if place else ", "), style="bold")
+        of_run = "" if left is None else f"{left_text(left)} left in the run"
+        line = fitting(filter(None, [place, stage.label, of_run]), width, ": " if place else ", ")
+        heading = Text(line, style="bold")
         heading.truncate(width, overflow="ellipsis")
         yield heading
+        if not line.endswith(of_run):
+            yield Text(f"{INDENT}{of_run}")
         if stage.task is None:
             yield Text(f"{INDENT}running for {duration_text(self._clock() - stage.started)}")
             return
@@ -139,10 +142,10 @@ class LiveDisplay:
             finished_style="green",
             pulse_style="dim",
         )
-        line = Table.grid(padding=(0, 1, 0, 0))
+        row = Table.grid(padding=(0, 1, 0, 0))
         room = width - (bar.width or 0) - 1
-        line.add_row(bar, Text(fitting(stage.task.parts(), room), no_wrap=True, overflow="ellipsis"))
-        yield line
+        row.add_row(bar, Text(fitting(stage.task.parts(), room), no_wrap=True, overflow="ellipsis"))
+        yield row
         yield Segment("")
 
 

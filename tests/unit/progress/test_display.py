@@ -208,6 +208,19 @@ def drawn(live: LiveDisplay) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
+def test_time_left_gets_a_line_of_its_own_beside_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "두-번째-라운드의-후보-생성-과정"
+    with ProgressDisplay(Terminal(), Clock()) as display:
+        live = display._display
+        assert isinstance(live, LiveDisplay)
+        live._live.stop()
+        display.handle(planned(name))
+        display.handle(StageStarted(stage=name, reason="", expected_seconds=60.0, later_seconds=3600.0))
+        assert drawn(live) == [f"stage 1 of 1: {name}", "  about 61 min left in the run", "  running for 0.0 s"]
+
+
 def test_square_brackets_in_a_name_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
