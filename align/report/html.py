@@ -83,6 +83,7 @@ def write_report(
         stages=stages,
         flattened=view.flattened,
         metric_of=metric_of,
+        metric_words=view.metric_words,
         prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
         groups=groups,

@@ -25,7 +25,12 @@ def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [pair for key, item in value.items() for pair in flattened(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, (list, tuple)):
         return [(prefix, ", ".join(text for item in value for _, text in flattened(item, prefix)))]
-    return [(prefix, metric_of(prefix).value_text(value))]
+    return [(prefix, metric_of(prefix.rpartition(".")[2]).value_text(value))]
+
+
+def metric_words(name: str) -> str:
+    """What a person reads in place of a name that `flattened` made."""
+    return " · ".join(metric_of(key).words for key in name.split("."))
 
 
 class Scale(NamedTuple):

@@ -132,7 +132,8 @@ def test_the_page_answers_the_question_and_says_where_it_comes_from(page_path: P
     assert "align run recipes/demo/recipe.yaml --out runs/demo" in text
     for fact in (
         "truncated 10",
-        "score.mean",
+        "score · mean",
+        'title="score.mean"',
         "pairs ranked right",
         "79.7 %",
         "abc123",
