@@ -90,7 +90,7 @@ def validate(
             print(problem_line(problem))
         shown += 1
 
-    progress = _Progress()
+    progress = RowProgress()
     summary = validate_source(
         found,
         rules,
@@ -145,7 +145,7 @@ def _model_checks(model: Path, chat: str | None, max_tokens: int | None) -> Reco
     return ModelChecks(found.chat_format, max_tokens or found.context_tokens)
 
 
-class _Progress:
+class RowProgress:
     """Shows the rows read so far on a terminal's stderr, once a file takes longer than a second."""
 
     def __init__(self) -> None:

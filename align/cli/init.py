@@ -13,6 +13,7 @@ from align.cli.options import ColumnsOption, column_mapping
 from align.errors import AlignError, DataError, RecipeError
 
 if TYPE_CHECKING:
+    from align.pipeline.estimate.machine import Machine
     from align.pipeline.starter.data import FoundData
     from align.pipeline.starter.goal import Wanted
     from align.pipeline.starter.model import FoundModel
@@ -45,9 +46,15 @@ def init(
         str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model that scores answers.")
     ] = None,
     machine: Annotated[
-        str,
-        typer.Option("--machine", "--gpu-memory", metavar="MACHINE", help="auto (this one), cpu, or GiB of a GPU's memory: 24."),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            "--machine",
+            "--gpu-memory",
+            metavar="MACHINE",
+            help="auto, cpu, or GiB of a GPU's memory: 24.  [default: auto, this one]",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of the recipe.  [default: the folder's]", show_default=False),
@@ -63,8 +70,8 @@ def init(
 
     align init mine --model Qwen/Qwen3-0.6B --data pairs.jsonl --goal dpo
     """
-    from align.pipeline.starter.goal import COMPARE, GOALS, METHODS, Wanted, usual_goal, usual_methods
-    from align.pipeline.starter.settings import machine_text, parse_machine
+    from align.pipeline.starter.goal import COMPARE, GOALS, METHODS, Wanted, lacks_scorer, usual_goal, usual_methods
+    from align.pipeline.starter.settings import THIS_MACHINE, machine_text, parse_machine
     from align.pipeline.starter.write import recipe_name, refuse_folder, write_starter
 
     refuse_folder(folder)
@@ -73,7 +80,7 @@ def init(
     methods = tuple(dict.fromkeys(_one_of("--method", one, METHODS) for one in method or ()))
     if methods and goal not in (COMPARE, None):
         raise RecipeError(f"--method goes with --goal compare; {goal} is a method itself", hint="Leave --method out.")
-    target = parse_machine(machine, folder)
+    target = parse_machine(machine or THIS_MACHINE, folder)
     ask = _Questions(yes=yes, missing=[option for option, value in (("--model", model), ("--data", data)) if not value])
     found_model = ask.model(model, fetch=fetch)
     print(f"model    {found_model.summary}")
@@ -83,7 +90,10 @@ def init(
         goal = ask.choose("What do you want?", GOALS, usual, option="--goal")
     if goal == COMPARE and not methods:
         methods = ask.several("Which methods?", METHODS, usual_methods(found_data))
-    wanted = Wanted(goal, methods, found_model, tuple(found_data), ask.reward_model(reward_model))
+    judge = ask.reward_model(reward_model, needed=lacks_scorer(goal, methods, found_data))
+    wanted = Wanted(goal, methods, found_model, tuple(found_data), judge)
+    if machine is None:
+        target = ask.machine(target, lambda text: parse_machine(text, folder), machine_text(target))
     print(f"goal     {goal}: {GOALS[goal]}" + (f" ({', '.join(methods)})" if goal == COMPARE else ""))
     print(f"machine  {machine_text(target)}")
     _print_written(folder, write_starter(folder, recipe, wanted, target), wanted)
@@ -103,6 +113,8 @@ def _print_written(folder: Path, written: Written, wanted: Wanted) -> None:
     peft, reason = written.choice
     if reason:
         print(f"trains   {'all weights' if peft is None else f'an adapter ({peft.method})'}: {reason}")
+    for path in written.unused:
+        print(f"unused   {path}: the goal {wanted.goal} does not need it")
     if wanted.model.needs_template:
         print("chat     the model has no chat template; the recipe gives it ChatML: chat: {template: chatml}")
     print(f"\nWrote {written.recipe}" + (f" and {written.held_out}" if written.held_out else "") + ". Next:\n")
@@ -142,10 +154,20 @@ class _Questions:
             found = look_at_model(found.written, fetch=True)
         return found
 
-    def reward_model(self, given: str | None) -> FoundModel | None:
+    def reward_model(self, given: str | None, *, needed: bool) -> FoundModel | None:
         from align.pipeline.starter.model import look_at_model
 
-        return None if given is None else look_at_model(given)
+        if given is not None:
+            return look_at_model(given)
+        if not needed or not self._can_ask:
+            return None
+        return self._until_right("Reward model that scores answers (a folder, or a hub id)", look_at_model)
+
+    def machine(self, here: Machine, read: Callable[[str], Machine], shown: str) -> Machine:
+        """This machine, unless the user names another."""
+        if not self._can_ask:
+            return here
+        return self._until_right(f"Train on this machine ({shown})? Or GiB of another GPU's memory", read, "auto")
 
     def data(self, given: Sequence[str] | None, columns: Mapping[str, str]) -> list[FoundData]:
         """Every file, with what was found in it printed."""
@@ -157,14 +179,18 @@ class _Questions:
         return found
 
     def _look(self, path: str, columns: Mapping[str, str]) -> FoundData:
+        from align.cli.data_validate import RowProgress
         from align.pipeline.starter.data import look_at_data
 
+        progress = RowProgress()
         try:
-            found = look_at_data(path, columns)
+            found = look_at_data(path, columns, on_progress=progress)
         except DataError as error:
             if not self._can_ask or columns or (mapped := self._map_columns(path, error)) is None:
                 raise
             found = look_at_data(path, mapped[1], mapped[0])
+        finally:
+            progress.end()
         print(f"data     {found.summary}")
         if found.columns and not columns:
             mapped_to = ", ".join(f"{field} is {column!r}" for field, column in found.columns.items())

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from align.config.inputs import DataInput
+from align.data.reader import FORMATS, file_format
 from align.data.source import Source, find_source, read_file
 from align.data.validation import RowRules, collect_rows
 from align.data.validation.collection import Progress
 from align.data.validation.kind import LOOKED_AT, guess_kind
 from align.data.validation.summary import Problem
-from align.errors import DataError
+from align.errors import DataError, RecipeError
+from align.pipeline.starter.model import HUB_ID
 from align.records import Prompt, PromptRecord
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT, DataKind
 from align.rows.row import RowReader
@@ -112,6 +114,12 @@ def look_at_data(
         RecipeError, DataError: if there is no such file, or it is not clear what its rows are, or none can be used.
     """
     location = Path(path).expanduser()
+    if not location.exists() and HUB_ID.fullmatch(path) and file_format(location) not in FORMATS:
+        raise RecipeError(
+            f"--data {path}: there is no such file or folder",
+            hint="Is it a dataset of the hub? init reads files only: give one, and write dataset: and split: into the recipe\n"
+            "in its place. docs/formats.md shows how.",
+        )
     rows = first_rows(path, location)
     if kind is None:
         kind, columns = _kind_of(path, location, columns, rows)

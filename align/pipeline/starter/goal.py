@@ -16,11 +16,11 @@ COMPARE = "compare"
 GOALS: Mapping[str, str] = {
     "sft": "fine-tune on answers to imitate",
     "dpo": "train on preference pairs with DPO",
-    "orpo": "train on preference pairs with ORPO, which needs no fine-tuning before",
+    "orpo": "train on preference pairs with ORPO: needs no sft before",
     "reward_model": "train a reward model on preference pairs",
-    "pairs": "sample answers, score them, and build preference pairs",
-    "rejection_sampling": "sample answers, keep the best, and fine-tune on them",
-    COMPARE: "train in several ways, and compare the models on held-out prompts",
+    "pairs": "sample answers, score them, build preference pairs",
+    "rejection_sampling": "sample answers, keep the best, fine-tune on them",
+    COMPARE: "train in several ways, compare on held-out prompts",
 }
 METHODS = ("sft", "dpo", "orpo", "rejection_sampling")
 """What `compare` can compare."""
@@ -78,6 +78,12 @@ def usual_methods(data: Sequence[FoundData]) -> tuple[str, ...]:
     kinds = {found.kind.name for found in data}
     fitting = (*(["sft"] if INSTRUCTIONS.name in kinds else []), *(["dpo", "orpo"] if PREFERENCES.name in kinds else []))
     return fitting or ("rejection_sampling",)
+
+
+def lacks_scorer(goal: str, methods: Sequence[str], data: Sequence[FoundData]) -> bool:
+    """Whether the goal needs answers to be scored, and no rows can teach it or say what is right."""
+    scores = bool({"pairs", "rejection_sampling"} & {goal, *methods}) or goal == COMPARE
+    return scores and not any(found.kind is PREFERENCES or found.has_references for found in data)
 
 
 def lay_out(wanted: Wanted) -> Layout:
@@ -232,8 +238,8 @@ class _Builder:
         """What scores answers, under a name: the given reward model, one that is trained here, or a rule."""
         if self.wanted.reward_model is not None:
             fields = _model_fields("reward_model", self.wanted.reward_model)
-            self.layout.inputs.setdefault("judge", Part("The reward model that scores answers.", fields))
-            return "rm", "judge"
+            self.layout.inputs.setdefault("reward_model", Part("The reward model that scores answers.", fields))
+            return "rm", "reward_model"
         if self._has(PREFERENCES):
             return "rm", self.reward_model()
         with_references = [found for found in self.wanted.data if found.has_references]

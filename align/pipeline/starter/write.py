@@ -35,6 +35,8 @@ class Written:
     recipe: Path
     held_out: Path | None
     choice: Choice
+    unused: tuple[str, ...]
+    """Data files that the goal does not need."""
 
 
 def refuse_folder(folder: Path) -> None:
@@ -87,7 +89,9 @@ def write_starter(folder: Path, name: str, wanted: Wanted, machine: Machine) -> 
     recipe = folder / RECIPE_NAME
     recipe.write_text(text, encoding="utf-8")
     load_recipe(recipe)  # what is written must be right; the numbers above are checked nowhere else
-    return Written(recipe, held_out, choice)
+    used = [part.rows for part in layout.inputs.values()]
+    unused = tuple(found.path for found in wanted.data if not any(found is rows for rows in used))
+    return Written(recipe, held_out, choice, unused)
 
 
 def _from_recipe(written: str, folder: Path) -> str:

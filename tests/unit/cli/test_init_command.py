@@ -54,6 +54,7 @@ def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     share = [{"conversations": [{"from": "human", "value": p}, {"from": "gpt", "value": c}]} for p, c, _ in TURNS]
     Path("sharegpt.json").write_text(json.dumps(share))
     Path("alpaca.json").write_text(json.dumps([{"instruction": p, "input": "", "output": c} for p, c, _ in TURNS]))
+    Path("pairs.txt").write_text("A text.\n")
     write_jsonl(Path("sums.jsonl"), ({"question": f"What is {i} + 1?", "answer": f"It is {i + 1}"} for i in range(NUMBER)))
     return tmp_path
 
@@ -215,6 +216,7 @@ WRONG: list[tuple[list[str], str, str]] = [
     (["--data", "pairs.jsonl", "--method", "ppo", "--goal", "compare"], "model", "--method ppo"),
     (["--data", "pairs.jsonl"], "model", "--goal: missing; with these rows it is usually dpo"),
     (["--goal", "dpo"], "", "--model and --data: missing"),
+    (["--goal", "dpo", "--data", "owner/pairs"], "model", "dataset of the hub?"),
     (["--goal", "dpo", "--data", "pairs.jsonl"], "modle", "model modle: there is no such folder"),
     (["--goal", "dpo", "--data", "pairs.jsonl"], "pairs.jsonl", "it is a file"),
     (["--goal", "dpo", "--data", "openai.jsonl"], "model", "goal dpo: needs preference pairs"),
@@ -254,21 +256,32 @@ class Terminal(io.StringIO):
 
 
 def test_questions(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", "7", "dpo"]
+    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", "7", "dpo", "16 apples", ""]
     monkeypatch.setattr("sys.stdin", Terminal("\n".join([*answers, ""])))
     answer = init("mine", model="")
     assert answer.code == 0, answer.err
     assert "model modle: there is no such folder" in answer.err  # shown, and asked again
     assert "pairs.json: there is no such file" in answer.err
     assert "Number or name [dpo]:" in answer.err
+    assert "--machine 16 apples: expected auto, cpu" in answer.err
     recipe = load_recipe("mine")
     assert recipe.stages["compare"].config.models == ["base", "dpo"]  # type: ignore[attr-defined]
+
+
+def test_a_reward_model_is_asked_for_where_nothing_else_scores(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("owner/reward-model\n\n"))
+    answer = init("mine", "--data", "openai.jsonl", "--data", "pairs.txt", "--goal", "rejection_sampling")
+    assert answer.code == 0, answer.err
+    recipe = load_recipe("mine")
+    assert recipe.stages["scores"].config.scorers == {"rm": "reward_model"}  # type: ignore[attr-defined]
+    assert recipe.inputs["reward_model"].hub_id == "owner/reward-model"  # type: ignore[union-attr]
+    assert "unused   pairs.txt: the goal rejection_sampling does not need it" in answer.out
 
 
 def test_columns_are_asked_for_where_their_names_say_nothing(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f'"{p}","{c}","{r}"' for p, c, r in TURNS]
     Path("odd.csv").write_text("\n".join(["x,y,z", *lines]) + "\n")
-    monkeypatch.setattr("sys.stdin", Terminal("preferences\nx\n2\nz\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("preferences\nx\n2\nz\n\n"))
     answer = init("mine", "--data", "odd.csv", "--goal", "dpo")
     assert answer.code == 0, answer.err
     assert "columns: {prompt: x, chosen: y, rejected: z}" in Path("mine/recipe.yaml").read_text()
