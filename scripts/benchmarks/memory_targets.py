@@ -65,6 +65,10 @@ TARGETS = (
     Target("sft, LoRA", "llama-3.1-8b", sft.Config(**SFT), LORA, SAMPLE, 80, 24),
     Target("sft, QLoRA", "llama-3.1-8b", sft.Config(**SFT), QLORA, SAMPLE, 80, 12),
     Target("dpo, full", "qwen3-0.6b", dpo.Config(**DPO), None, PAIR, 24, 16),
+    Target("dpo, full", "llama-3.2-1b", dpo.Config(**DPO), None, PAIR, 24, 24),
+    Target("dpo, LoRA", "llama-3.2-1b", dpo.Config(**DPO), LORA, PAIR, 24, 8),
+    Target("dpo, LoRA", "qwen3-8b", dpo.Config(**DPO), LORA, PAIR, 24, 24),
+    Target("dpo, QLoRA", "qwen3-8b", dpo.Config(**DPO), QLORA, PAIR, 24, 12),
     Target("ppo, LoRA, reward model of 1B", "llama-3.2-1b", ppo.Config(**PPO), LORA, PROMPT, 24, 24),
 )
 
