@@ -38,7 +38,9 @@ def check_python() -> Check:
     """Whether this Python is of a version that the package allows."""
     from importlib.metadata import metadata
 
-    wanted = metadata("align")["Requires-Python"] or ""
+    from align_llm import DISTRIBUTION
+
+    wanted = metadata(DISTRIBUTION)["Requires-Python"] or ""
     return _compared("python", platform.python_version(), wanted, "Make the environment with a Python of that version.")
 
 
@@ -48,8 +50,10 @@ def check_packages() -> list[Check]:
 
     from packaging.requirements import Requirement
 
+    from align_llm import DISTRIBUTION
+
     checks = []
-    for line in requires("align") or []:
+    for line in requires(DISTRIBUTION) or []:
         requirement = Requirement(line)
         # No extra is chosen: packages for development do not count as missing.
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

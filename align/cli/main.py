@@ -50,9 +50,9 @@ app.command("doctor")(doctor.doctor)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from align import __version__
 
-        print(f"align {version('align')}")
+        print(f"align {__version__}")
         raise typer.Exit
 
 

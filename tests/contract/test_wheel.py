@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from align_llm import find_clash
+
 ROOT = Path(__file__).resolve().parents[2]
 LINKED = ("recipes", "data_schemas")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
@@ -24,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, ignored = place / "source", shutil.ignore_patterns("__pycache__")
     for name in ("align", *LINKED):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "align_llm.py"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-c", BUILD, str(place)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
@@ -43,17 +45,47 @@ def test_it_holds_every_file_of_the_package_and_each_once(installed: Path) -> No
         assert files_in(installed / "align" / name) == files_in(ROOT / name)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "align").rglob("*.py")}
     assert modules <= files_in(installed)
-    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"align"}
+    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"align", "align_llm.py"}
+
+
+def align(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The console script, with the files of the wheel and nothing else of ours."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "80"}
+    command = [sys.executable, "-c", "import sys, align_llm; sys.exit(align_llm.main())", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_recipe_is_planned_by_its_name(installed: Path, tmp_path: Path) -> None:
-    def align(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "80"}
-        command = [sys.executable, "-m", "align.cli.main", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    assert align(installed, tmp_path, "schema", "recipe", "--path").stdout.startswith(str(installed))
+    assert "\nquickstart " in align(installed, tmp_path, "recipes", "list").stdout
+    planned = align(installed, tmp_path, "plan", "quickstart")
+    assert "reward_model" in planned.stdout, planned.stderr
 
-    assert align("schema", "recipe", "--path").startswith(str(installed))
-    assert "\nquickstart " in align("recipes", "list")
-    assert "reward_model" in align("plan", "quickstart")
+
+def test_the_other_project_of_the_name_is_refused(installed: Path, tmp_path: Path) -> None:
+    site = Path(shutil.copytree(installed, tmp_path / "site"))
+    other = site / "align-0.1.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: align\nVersion: 0.1.1\n")
+    (site / "align" / "__init__.py").write_text("import gensim_that_is_not_here\n")
+    done = align(site, tmp_path, "--help")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: align 0.1.1 is installed as well as align-llm.")
+    assert "→ pip uninstall align, then pip install --force-reinstall --no-deps align-llm" in done.stderr
+    # pip removes its files, and with them the one that both have.
+    shutil.rmtree(other)
+    (site / "align" / "__init__.py").unlink()
+    done = align(site, tmp_path, "--help")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        4,
+        "error: files of align-llm are missing, such as align/__init__.py.",
+    )
+
+
+def test_an_installation_under_the_old_name_is_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "align-0.1.0.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: align\nVersion: 0.1.0\n")
+    (old / "entry_points.txt").write_text("[console_scripts]\nalign = align.cli.main:main\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_clash() is None
