@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from align.cli import complete
 from align.cli.options import with_chat
 from align.errors import RecipeError
 from align.rows import DataKind, data_kinds
@@ -31,7 +32,9 @@ def _kind(name: str) -> DataKind[Any]:
     return data_kinds()[name]
 
 
-KindOption = Annotated[DataKind[Any], typer.Option("--kind", parser=_kind, metavar=_KINDS, help="What a row holds.")]
+KindOption = Annotated[
+    DataKind[Any], typer.Option("--kind", parser=_kind, metavar=_KINDS, help="What a row holds.", autocompletion=complete.kinds)
+]
 GuessedKindOption = Annotated[
     DataKind[Any] | None,
     typer.Option(
@@ -39,6 +42,7 @@ GuessedKindOption = Annotated[
         parser=_kind,
         metavar=_KINDS,
         help="What a row holds; guessed from the columns where they leave no doubt.",
+        autocompletion=complete.kinds,
     ),
 ]
 ModelOption = Annotated[

@@ -30,7 +30,6 @@ app = typer.Typer(
     name="align",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich would double the time of `align --help`
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("init")(init.init)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from align.cli import complete
 from align.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ PIPE_WIDTH = 120
 RecipeArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE", help="A recipe file, a folder with a recipe.yaml, or else the name of a recipe that comes with align."
+        metavar="RECIPE",
+        help="A recipe file, a folder with a recipe.yaml, or else the name of a recipe that comes with align.",
+        autocompletion=complete.recipes,
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that holds all runs and their shared store.")]
@@ -32,12 +35,32 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.sft.num_epochs=2. Repeatable."),
 ]
 OnlyOption = Annotated[
-    str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone, without --from or --until.")
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="STAGE",
+        help="Run this stage alone, without --from or --until.",
+        autocompletion=complete.stages_of_recipe,
+    ),
 ]
 FromOption = Annotated[
-    str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and the stages that depend on it.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="STAGE",
+        help="Run this stage and the stages that depend on it.",
+        autocompletion=complete.stages_of_recipe,
+    ),
 ]
-UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Run this stage and the stages it depends on.")]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        help="Run this stage and the stages it depends on.",
+        autocompletion=complete.stages_of_recipe,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 ColumnsOption = Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.cli import complete
 from align.cli.options import JsonOption, print_json
 from align.config.schema_files import SCHEMA_LINE, add_schema
 from align.config.shipped import RECIPE_NAME, SHIPPED_RECIPES, by_name, recipes_in
@@ -24,7 +25,12 @@ NAME_LINE = re.compile(r"^name:[ \t]+[^\s#]+", re.MULTILINE)
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", metavar="DIR", help="Folder with recipes. Default: those that come with align.")
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, as `align recipes list` prints it.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Name of a recipe, as `align recipes list` prints it.", autocompletion=complete.shipped_recipes
+    ),
+]
 
 
 def _recipes(folder: Path | None) -> dict[str, Path]:

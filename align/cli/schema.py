@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from align.cli import complete
 from align.config.schema_files import RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS, add_schema
 from align.errors import EnvironmentProblem, RecipeError
 
 NameArgument = Annotated[
     str | None,
-    typer.Argument(metavar="NAME", help="recipe, events, results, manifest, or a kind of rows. Default: list all."),
+    typer.Argument(
+        metavar="NAME",
+        help="recipe, events, results, manifest, or a kind of rows. Default: list all.",
+        autocompletion=complete.schemas,
+    ),
 ]
 WriteOption = Annotated[
     Path | None,

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer._click.shell_completion import CompletionItem
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from align.cli import complete
 from align.cli.options import ChatOption, JsonOption
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class StageGroup(TyperGroup):
         from align.stages.registry import STAGES
 
         return list(STAGES)
+
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name, help=text) for name, text in complete.stage_types(incomplete)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         from align.stages.registry import STAGES

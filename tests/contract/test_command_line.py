@@ -66,6 +66,11 @@ def test_help_of_a_stage_loads_nothing_heavy() -> None:
     assert heavy_modules_after("from align.cli.main import main\nassert main(['pairs', '--help']) == 0") == []
 
 
+def test_completion_loads_nothing_heavy() -> None:
+    words = "os.environ.update(_ALIGN_COMPLETE='complete_bash', COMP_WORDS='align run quickstart --only ', COMP_CWORD='4')"
+    assert heavy_modules_after(f"import os\n{words}\nfrom align.cli.main import main\nassert main([]) == 0") == []
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, *[["stage", name] for name in STAGES]], ids=" ".join)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from align.cli.main import main
