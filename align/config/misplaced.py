@@ -5,7 +5,7 @@ The rest of the recipe is then checked as if they had been right, since one wron
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,7 +24,7 @@ FOREIGN = 3
 """A file with this many keys of other tools at its top, and no stages, is a configuration of one of them."""
 
 
-def put_right(document: Document, elsewhere: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
+def put_right(document: Document, elsewhere: Callable[[], Mapping[str, type[BaseModel]]]) -> Iterator[Problem]:
     """Report unknown keys at the top, and entries whose `stage` or `kind` has another name; move what was meant.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -120,8 +120,8 @@ class Place:
     """Fields that are not to be written."""
     inner: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     """Sections in it, beyond those that its model's fields hold."""
-    elsewhere: Mapping[str, type[BaseModel]] = field(default_factory=dict)
-    """Other sections of a recipe, by what they are: `sft`, `model inputs`."""
+    elsewhere: Callable[[], Mapping[str, type[BaseModel]]] = dict
+    """Other sections of a recipe, by what they are: `sft`, `inputs of models`. Called last, since it loads every stage."""
     outer: type[BaseModel] | None = None
     """Model of the section around it."""
 
@@ -199,7 +199,7 @@ def _other_section(given: str, inner: Mapping[str, FieldPath], words: Sequence[W
             full = show_path((*place.path[:-1], target))
             return Meant(f"unknown key; did you mean '{full}'? It goes beside '{place.path[-1]}', not into it.")
     for target in targets:
-        if having := [what for what, model in place.elsewhere.items() if target.partition(".")[0] in model.model_fields]:
+        if having := [what for what, model in place.elsewhere().items() if target.partition(".")[0] in model.model_fields]:
             return Meant(f"unknown key; '{target}' is a key of {listing(having)}")
     return None
 

@@ -134,8 +134,6 @@ class _Parser:
         self.expansion = Expansion()
         self.said: dict[FieldPath, FieldPath | None] = {}
         """Written path → the path first reported for it: all copies of a stage have the same problems."""
-        self.elsewhere: dict[str, type[StrictModel]] = {name: stage_type.config_type for name, stage_type in stage_types.items()}
-        self.elsewhere |= INPUT_SECTIONS
         self.unreadable = False
         """Whether inputs or stages are no mapping, so that the names in it are not known."""
         self.ranks = 0
@@ -190,6 +188,11 @@ class _Parser:
         self.raise_problems(path)
         nodes = {key: self.node(key, drafts[key], configs[key]) for key in order}
         return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
+
+    def elsewhere(self) -> dict[str, type[StrictModel]]:
+        """Every section of a recipe, by what it is."""
+        stages: dict[str, type[StrictModel]] = {name: stage_type.config_type for name, stage_type in self.stage_types.items()}
+        return {**stages, **INPUT_SECTIONS}
 
     def add(self, problem: Problem, *, written: bool = False) -> None:
         """Record a problem at its position in the file; `written` says that its path is one of the file already."""
