@@ -32,6 +32,48 @@ DEFINITIONS = "#/$defs/{model}"
 
 Schema = dict[str, Any]
 
+EXAMPLES: Mapping[str, Any] = {
+    "ModelInput.path": "models/base",
+    "DataInput.path": "data/instructions.jsonl",
+    "MixturePart.path": "data/chats/*.parquet",
+    "CandidatesInput.path": "scored/*.jsonl",
+    "RulesScorer.rules": "gold_rules.yaml",
+    ".name": "my-first-run",
+    "hub_id": "Qwen/Qwen3-0.6B-Base",
+    "dataset": "openai/gsm8k",
+    "subset": "main",
+    "split": "train[:5000]",
+    "revision": "main",
+    "artifact": "runs/quickstart/stages/sft",
+    "columns": {"prompt": "Question", "completion": "Answer"},
+    "checks": {"repeated_rows": "drop", "near_duplicate": "error"},
+    "decontaminate": ["held_out"],
+    "template": "chatml",
+    "date": "2025-01-01",
+    "end_of_turn": "<|im_end|>",
+    "base_url": "http://localhost:8000/v1",
+    "api_key_env": "JUDGE_API_KEY",
+    "judge": "judge.yaml",
+    "chat": {"template": "chatml"},
+    "peft": {"method": "lora", "rank": 16},
+    "seeds": [1, 2, 3],
+    "rounds": 2,
+    "seed": 17,
+    "top_k": 50,
+    "checkpoint_steps": 500,
+    "scorers": {"rm": "reward_model", "gold": {"rules": "gold_rules.yaml"}},
+    "rounds_pairs.scorers": {"rm": 1.0, "gold": 0.5},
+    "stage_pairs.scorers": {"rm": 1.0, "gold": 0.5},
+    "models": ["sft", "dpo"],
+    "baseline": "sft",
+    "methods": {"dpo": ["dpo-s1", "dpo-s2"]},
+    "best_of": [4, 16],
+    "num_episodes": 10000,
+    "kl_target": 6,
+    "dual_clip": 3,
+}
+"""What a user might write, by the name of a field, or of a definition (the recipe has no name) and a field; editors show it."""
+
 
 def without_titles(value: Any) -> Any:
     """The schema without the titles that pydantic makes of names; a property that is called title stays."""
@@ -89,6 +131,9 @@ def recipe_schema() -> Schema:
         "then": {"$ref": "#/$defs/rounds"},
         "else": {"required": ["stage"], "properties": {"stage": {"enum": list(STAGES)}}, "allOf": choices},
     }
+    input_entry = schema_of(InputSpec, definitions)
+    for name, definition in definitions.items():
+        _explain(name, definition)
     properties = {
         "name": {
             "type": "string",
@@ -102,12 +147,13 @@ def recipe_schema() -> Schema:
             "default": DEFAULT_SEED,
             "description": "Everything random follows from it.",
         },
-        "inputs": named(NODE_NAME.pattern, schema_of(InputSpec, definitions), "Models and data, by the name stages call them."),
+        "inputs": named(NODE_NAME.pattern, input_entry, "Models and data, by the name stages call them."),
         "stages": {
             **named(NODE_NAME.pattern, stage_entry, "Stages, by name; a field of a stage names an input or another stage."),
             "minProperties": 1,
         },
     }
+    _explain("", {"properties": properties})
     return {
         "description": "A recipe of align.",
         "type": "object",
@@ -116,6 +162,19 @@ def recipe_schema() -> Schema:
         "additionalProperties": False,
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _explain(name: str, definition: Schema) -> None:
+    """Give each field of a definition what an editor shows of it: a description with the default, and an example."""
+    for key, field in definition.get("properties", {}).items():
+        text = field.setdefault("description", definition.get("description", ""))
+        # A field that is null unless it is set says in words what that means.
+        if field.get("default") is not None and "default:" not in text.lower():
+            default = field["default"]
+            field["description"] = f"{text} Default: {default if isinstance(default, str) else json.dumps(default)}."
+        example = EXAMPLES.get(f"{name}.{key}", EXAMPLES.get(key))
+        if example is not None and not field.keys() & {"const", "enum", "$ref"}:
+            field["examples"] = [example]
 
 
 def _block_of_rounds(name: str, stage: Schema) -> Schema:

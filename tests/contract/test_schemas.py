@@ -49,6 +49,41 @@ def test_schemas_are_schemas(path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text(encoding="utf-8")))
 
 
+def fields_of_recipes() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, schema and surrounding definitions of every field that a recipe may have."""
+    whole = validator("recipe").schema
+    parts = {"recipe": whole, **whole["$defs"]}
+    return [
+        (f"{part}.{key}", field, whole["$defs"])
+        for part, definition in parts.items()
+        for key, field in definition.get("properties", {}).items()
+    ]
+
+
+def test_an_editor_can_explain_every_field_of_a_recipe_with_its_default() -> None:
+    silent = [name for name, field, _ in fields_of_recipes() if not field.get("description")]
+    assert silent == []
+    without = [
+        name
+        for name, field, _ in fields_of_recipes()
+        if field.get("default") is not None and "default:" not in field["description"].lower()
+    ]
+    assert without == []
+
+
+def test_examples_of_fields_are_what_the_field_takes() -> None:
+    with_examples = [(name, field, definitions) for name, field, definitions in fields_of_recipes() if "examples" in field]
+    assert len(with_examples) >= 60
+    for name, field, definitions in with_examples:
+        check = jsonschema.Draft202012Validator({**field, "$defs": definitions})
+        assert [error.message for example in field["examples"] for error in check.iter_errors(example)] == [], name
+
+
+def test_every_entry_of_the_table_of_examples_is_used(script: ModuleType) -> None:
+    names = {name.removeprefix("recipe") for name, field, _ in fields_of_recipes() if "examples" in field}
+    assert [key for key in script.EXAMPLES if key not in names and key not in {name.rpartition(".")[2] for name in names}] == []
+
+
 def recipe(**stage: Any) -> dict[str, Any]:
     return {"name": "x", "inputs": {"m": {"kind": "model", "path": "m"}}, "stages": {"s": stage}}
 
