@@ -198,6 +198,8 @@ def _other_section(given: str, inner: Mapping[str, FieldPath], words: Sequence[W
         if place.outer is not None and target.partition(".")[0] in place.outer.model_fields:
             full = show_path((*place.path[:-1], target))
             return Meant(f"unknown key; did you mean '{full}'? It goes beside '{place.path[-1]}', not into it.")
+    if any(word.missing for word in words):
+        return None
     for target in targets:
         if having := [what for what, model in place.elsewhere().items() if target.partition(".")[0] in model.model_fields]:
             return Meant(f"unknown key; '{target}' is a key of {listing(having)}")
@@ -206,7 +208,8 @@ def _other_section(given: str, inner: Mapping[str, FieldPath], words: Sequence[W
 
 def _no_such_key(given: str, known: Sequence[str], inner: Mapping[str, FieldPath], words: Sequence[Word], place: Place) -> Meant:
     if words:
-        note = next((note for word in words if (note := word.note_on(plain(given), None))), "")
+        notes = (word.note_on(plain(given), None) for word in sorted(words, key=lambda word: not word.missing))
+        note = next(filter(None, notes), "")
         return Meant(f"unknown key; there is none like it here{f'. {note}' if note else ''}")
     if near := nearest(given, known):
         return Meant(f"unknown key; did you mean '{near}'?", near)

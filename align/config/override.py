@@ -77,7 +77,8 @@ def paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[s
     keys = [wanted[-1], *(here for word in words_for("keys", wanted[-1]) for here in word.here)]
     known = list(_paths(document, stage_types))
     for key in keys:
-        asked = [*wanted[:-1], *key.split(".")]
+        *section, field = key.split(".")
+        asked = [*wanted[:-1], *([] if section == wanted[-2:-1] else section), field]
         if found := [path for path in known if _holds(path, asked)]:
             return found[:MOST_PATHS]
     return []
