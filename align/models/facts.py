@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,9 @@ _EMBEDDINGS = (
     *("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "tok_embeddings.weight"),
     *("embed_in.weight", "embeddings.weight"),
 )
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_OWN_WIDTH = frozenset({"embedding_size", "word_embed_proj_dim", "embedding_dim", "input_embedding_size"})
+"""Settings of models whose embeddings are not as wide as their layers (ALBERT, OPT)."""
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 
@@ -43,6 +48,14 @@ class ModelFacts:
     """The architecture of an encoder–decoder model."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens at which generation_config.json stops."""
+    num_layers: int | None = None
+    """Layers by config.json; None for encoder–decoder models."""
+    stored_layers: int | None = None
+    """Layers by the names of the tensors; None where no name has a number."""
+    hidden_size: int | None = None
+    """By config.json; None where embeddings may have another width."""
+    embedding_columns: int | None = None
+    """Of the table of token embeddings."""
     chat_settings: ChatSettings = field(default_factory=ChatSettings)
     """What a recipe said of the chat format."""
 
@@ -68,11 +81,24 @@ def read_facts(folder: ModelFolder) -> ModelFacts:
         parameters=sum(map(math.prod, folder.base.tensor_shapes.values())),
         is_language_model=not folder.is_reward_model,
         end_token_ids={name: ids for name, file in ends.items() if (ids := _ids(file.get("eos_token_id")))},
+        num_layers=None if folder.encoder_decoder else _first_int(both, "num_hidden_layers", "n_layer"),
+        stored_layers=_stored_layers(rows),
+        hidden_size=None if both.keys() & _OWN_WIDTH else _first_int(both, "hidden_size", "n_embd", "d_model"),
+        embedding_columns=None if embedding is None else folder.base.tensor_shapes[embedding[0]][-1],
         stop_token_ids=folder.stop_token_ids,
         chat_settings=folder.chat_settings,
         context_tokens=folder.context_tokens if folder.context_tokens < NO_BOUND else None,
         encoder_decoder=folder.encoder_decoder,
     )
+
+
+def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if type(config.get(name)) is int), None)
+
+
+def _stored_layers(names: Iterable[str]) -> int | None:
+    numbers = [int(found[1]) for name in names if (found := _LAYER.search(name))]
+    return max(numbers) + 1 if numbers else None
 
 
 def _is(name: str, end: str) -> bool:

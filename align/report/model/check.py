@@ -28,6 +28,7 @@ WHY: dict[str, str] = {
     "control_tokens": "Such a text in a prompt can end the user's turn and speak as the system or the assistant.",
     "vocabulary": "A token without a row in the embedding table ends training and sampling with an error.",
     "head": "A head that is missing would be filled with random numbers.",
+    "weights": "Layers that are missing would be filled with random numbers; weights of other sizes cannot be loaded.",
     "context": "Longer rows cannot be trained on, and longer prompts cannot be answered.",
     "learning_rates": "With a rate that is usual for toys, a large model forgets what it knew.",
     "speed": "It decides how long reading the data takes.",

@@ -95,14 +95,19 @@ def probe_model(folder: ModelFolder) -> ModelReport:
     return report
 
 
-def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None:
-    """Add the checks of template and tokenizer to `report`."""
+def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts, *, timed: bool = True) -> None:
+    """Add the checks of template and tokenizer to `report`.
+
+    Args:
+        timed: whether to measure the tokenizer's speed, which takes a moment.
+    """
     guarded = GuardedTokenizer(tokenizer)
     report.add(token_checks.check_tokenizer(guarded, report.folder))
     report.add(token_checks.check_end_of_sequence(guarded))
     report.add(token_checks.check_control_tokens(guarded))
     report.add(token_checks.check_vocabulary(guarded, facts))
     report.add(token_checks.check_head(facts))
+    report.add(token_checks.check_weights(facts))
     report.add(token_checks.check_context(guarded, facts))
     report.add(_check_learning_rates(facts))
     try:
@@ -120,7 +125,8 @@ def probe_loaded(report: ModelReport, tokenizer: Any, facts: ModelFacts) -> None
     if facts.is_language_model:
         report.add(token_checks.check_stopping(chat_format, facts))
     report.add(token_checks.check_round_trip(chat_format))
-    report.add(token_checks.check_speed(chat_format))
+    if timed:
+        report.add(token_checks.check_speed(chat_format))
     _probe_template(report, chat_format)
 
 

@@ -140,6 +140,20 @@ def check_head(facts: ModelFacts) -> ModelCheck:
     return ModelCheck("head", "ok", "a tensor of its own")
 
 
+def check_weights(facts: ModelFacts) -> ModelCheck:
+    """Whether the weights have as many layers, and as wide ones, as config.json says."""
+    advice = "config.json is not that of the weights, or files are missing; get the model again."
+    wanted, there = facts.num_layers, facts.stored_layers
+    if wanted is not None and there is not None and there < wanted:
+        return ModelCheck("weights", "problem", f"config.json says {wanted:,} layers, but the weights have {there:,}", advice)
+    if facts.hidden_size is not None and facts.embedding_columns not in (None, facts.hidden_size):
+        found = f"config.json's hidden_size is {facts.hidden_size:,}, but the embeddings have {facts.embedding_columns:,} columns"
+        return ModelCheck("weights", "problem", found, advice)
+    if there is None:
+        return ModelCheck("weights", "info", "align does not know the names of these layers")
+    return ModelCheck("weights", "ok", f"{there:,} layers, as config.json says" if wanted == there else f"{there:,} layers")
+
+
 def check_context(tokenizer: GuardedTokenizer, facts: ModelFacts) -> ModelCheck:
     """How many tokens fit, and whether tokenizer and model agree."""
     own, bound = tokenizer.model_max_length, facts.context_tokens

@@ -26,6 +26,10 @@ def test_a_tied_language_model(tmp_path: Path) -> None:
         end_token_ids={"generation_config.json": [2, 1], "config.json": [2]},
         context_tokens=512,
         stop_token_ids=(2, 1),
+        num_layers=2,
+        stored_layers=2,
+        hidden_size=32,
+        embedding_columns=32,
     )
 
 

@@ -266,6 +266,17 @@ def test_head(look: Look) -> None:
     assert look(facts=replace(FACTS, tied=False, has_head=True))["head"].state == "ok"
 
 
+def test_weights(look: Look) -> None:
+    layers = replace(FACTS, num_layers=2, stored_layers=2, hidden_size=32, embedding_columns=32)
+    assert (look(facts=layers)["weights"].state, look(facts=layers)["weights"].found) == ("ok", "2 layers, as config.json says")
+    fewer = look(facts=replace(layers, stored_layers=1))["weights"]
+    assert (fewer.state, fewer.found) == ("problem", "config.json says 2 layers, but the weights have 1")
+    # Layers that predict further tokens stand behind the others.
+    assert look(facts=replace(layers, stored_layers=3))["weights"].state == "ok"
+    assert look(facts=replace(layers, embedding_columns=64))["weights"].state == "problem"
+    assert look()["weights"].state == "info"
+
+
 def test_context(look: Look) -> None:
     assert look(facts=replace(FACTS, context_tokens=None))["context"].state == "info"
     assert "100 by the tokenizer" in look(model_max_length=100)["context"].found
