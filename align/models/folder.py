@@ -20,6 +20,7 @@ from align.models.files import (
     ADAPTER_CONFIG_NAME,
     CHAT_NAME,
     GENERATION_CONFIG_NAME,
+    TOKENIZER_CONFIG_NAME,
     check_contents,
     is_configuration_alone,
     read_configuration,
@@ -94,6 +95,11 @@ class ModelFolder:
     def generation_config(self) -> dict[str, Any]:
         """What generation_config.json says; empty where there is none."""
         return self._configuration.get(GENERATION_CONFIG_NAME, {})
+
+    @property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """What tokenizer_config.json says; empty where there is none."""
+        return self._configuration.get(TOKENIZER_CONFIG_NAME, {})
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
