@@ -6,7 +6,7 @@ import json as json_module
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,9 +22,10 @@ from align.cli.data_options import (
 from align.cli.options import ChatOption, ColumnsOption, JsonOption, column_mapping, output_console
 from align.config.row_checks import Action, check_actions
 from align.errors import DataError, RecipeError
-from align.rows import TEXT
+from align.rows import TEXT, DataKind
 
 if TYPE_CHECKING:
+    from align.data.source import Source
     from align.data.validation.scan import RecordChecks
     from align.data.validation.summary import Problem
 
@@ -119,6 +120,8 @@ def validate(
             print()
         for line in closing_lines(summary):
             print(line)
+        if kind is not None and not summary.rows_out and (other := _other_kind(found, kind, max_characters)):
+            print(f"this looks like {other}: write --kind {other}")
     if not summary.usable:
         raise typer.Exit(DataError.exit_code)
 
@@ -136,6 +139,17 @@ def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
     except ValueError as error:
         raise RecipeError(f"--check: {error}", hint="docs/data.md lists the checks.") from error
     return actions
+
+
+def _other_kind(found: Source, kind: DataKind[Any], max_characters: int) -> str | None:
+    """The kind that the first rows are of, where it is another one."""
+    from align.data.validation.kind import guess_kind
+
+    try:
+        guessed = guess_kind(found, max_characters)
+    except DataError:  # no kind fits, or several do
+        return None
+    return None if guessed is kind else guessed.name
 
 
 def _model_checks(model: Path, chat: str | None, max_tokens: int | None) -> RecordChecks:

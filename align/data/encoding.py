@@ -25,6 +25,13 @@ RecordT = TypeVar("RecordT", bound=PromptRecord)
 EncodedT = TypeVar("EncodedT")
 
 
+class RowsRefused(DataError):
+    """Rows that cannot be rendered, or are too long."""
+
+    drops: Sequence[Drop] = ()
+    """What is wrong with each; empty where the error comes from another process."""
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt in tokens."""
@@ -219,7 +226,9 @@ def _encode(
         lines = [f"{where(None)}: {len(drops):,} of {len(records):,} rows cannot be used ({reasons})"]
         lines += [f"{where(records[number].line)}: {records[number].id}: {refused[number][1]}" for number in sorted(refused)]
         hint = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
-        raise DataError("\n".join(lines), hint=hint if rows else "No row is left; raise the limit or fix the data.")
+        error = RowsRefused("\n".join(lines), hint=hint if rows else "No row is left; raise the limit or fix the data.")
+        error.drops = drops
+        raise error
     if not rows:
         raise DataError(f"{where(None)}: there is no row in it")
     return result

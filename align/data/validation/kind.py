@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,27 +15,14 @@ LOOKED_AT = 50
 
 
 def guess_kind(source: Source, max_characters: int = 100_000) -> DataKind[Any]:
-    """The kind that leaves the fewest columns of the first rows unused.
-
-    A kind counts only if it reads at least half as many rows as the best: a broken pair without its sides would pass as a prompt.
-    Of kinds that leave equally few columns unused, the one that reads the most rows wins.
+    """The kind that fits the first rows best; see `kinds_that_fit`.
 
     Raises:
         DataError: if no kind fits, or two fit equally well.
     """
     file = source.files[0]
     rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
-    fits: dict[str, tuple[float, int]] = {}
-    for name, kind in data_kinds().items():
-        if file.columns.keys() - set(kind.fields):
-            continue
-        reader = RowReader(kind, file.columns, max_characters)
-        reads = [read for read in map(reader.read, rows) if read.parts]
-        if reads:
-            fits[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
-    most = max((count for _, count in fits.values()), default=0)
-    fitting = {kind: fit for kind, fit in fits.items() if 2 * fit[1] >= most}
-    best = [kind for kind, fit in fitting.items() if fit == max(fitting.values())]
+    best = kinds_that_fit(file.columns, rows, max_characters)
     if len(best) == 1:
         return data_kinds()[best[0]]
     columns = ", ".join(dict.fromkeys(str(name) for row in rows[:1] for name in row)) or "no column"
@@ -47,3 +35,25 @@ def guess_kind(source: Source, max_characters: int = 100_000) -> DataKind[Any]:
         f"{file.shown}: the rows can be read as {' or '.join(best)}; they have {columns}",
         hint=f"Say which is meant: --kind {best[0]}.",
     )
+
+
+def kinds_that_fit(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], max_characters: int = 100_000) -> list[str]:
+    """The kinds that leave the fewest columns of the rows unused; several where they fit equally well.
+
+    A kind counts only if it reads at least half as many rows as the best: a broken pair without its sides would pass as a prompt.
+    Of kinds that leave equally few columns unused, the one that reads the most rows wins.
+
+    Args:
+        columns: align's field → column of the file, where they differ.
+    """
+    rows, fits = list(rows), dict[str, tuple[float, int]]()
+    for name, kind in data_kinds().items():
+        if columns.keys() - set(kind.fields):
+            continue
+        reader = RowReader(kind, columns, max_characters)
+        reads = [read for read in map(reader.read, rows) if read.parts]
+        if reads:
+            fits[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))
+    most = max((count for _, count in fits.values()), default=0)
+    fitting = {kind: fit for kind, fit in fits.items() if 2 * fit[1] >= most}
+    return [kind for kind, fit in fitting.items() if fit == max(fitting.values())]

@@ -172,3 +172,12 @@ def test_a_kind_in_doubt_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["data", "validate", str(path)]) == 3
     assert "instructions or prompts" in capsys.readouterr().err
     assert main(["data", "validate", str(path), "--kind", "prompts"]) == 0
+
+
+def test_rows_of_another_kind_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD)
+    assert main(["data", "validate", str(path), "--kind", "instructions"]) == 3
+    assert capsys.readouterr().out.endswith("\nthis looks like preferences: write --kind preferences\n")
+    assert main(["data", "validate", str(path), "--kind", "preferences"]) == 0
+    assert "looks like" not in capsys.readouterr().out
