@@ -101,11 +101,14 @@ def plan(
     Returns:
         status: `cached` (its result is there), `run` or `skipped`; seconds: how long a cached stage took.
     Raises:
-        RecipeError, EnvironmentProblem: as `run_recipe`.
+        RecipeError, DataError, EnvironmentProblem: as `run_recipe`.
     """
+    from align.pipeline.checks.finding import refuse
+    from align.pipeline.checks.plan import check_plan
     from align.pipeline.plan import make_plan
 
     planned = make_plan(_loaded(recipe, overrides), Path(out).expanduser(), only=only, start=start, until=until, sizes_only=True)
+    refuse(check_plan(planned))
     return Table.of(planned.to_json()["stages"])
 
 

@@ -32,6 +32,7 @@ MemoryOption = Annotated[
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="Run the stages in this process, for a debugger or a profiler.")
 ]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Do not look into rows and models first.")]
 STATUS_WORDS = {"cached": "done before", "run": "to run", "skipped": "left out"}
 
 
@@ -44,6 +45,7 @@ def run(
     from_: FromOption = None,
     until: UntilOption = None,
     in_process: InProcessOption = False,
+    quick: QuickOption = False,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe; finished stages do not run again.
@@ -53,7 +55,9 @@ def run(
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())
-    run_and_print(loaded, out, command=context.obj, json=json, only=only, start=from_, until=until, in_process=in_process)
+    run_and_print(
+        loaded, out, command=context.obj, json=json, only=only, start=from_, until=until, in_process=in_process, quick=quick
+    )
 
 
 def plan(
@@ -64,22 +68,33 @@ def plan(
     from_: FromOption = None,
     until: UntilOption = None,
     memory: MemoryOption = False,
+    quick: QuickOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what `align run` would do, why, and what training needs. Nothing runs."""
+    """Show what `align run` would do, why, and what training needs. Nothing runs.
+
+    Looks into the first rows of each file, and at the tokenizer and chat template of each model, and refuses what cannot work.
+    """
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
 
+    from align.pipeline.checks.finding import refuse
+    from align.pipeline.checks.machine import check_disk
+    from align.pipeline.checks.plan import check_plan
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
     from align.pipeline.estimate.table import render_estimates
     from align.pipeline.plan import make_plan
 
     planned = make_plan(loaded, out, only=only, start=from_, until=until, sizes_only=True)
+    findings = [] if quick else check_plan(planned)
+    refuse(findings)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
+    findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
     if json:
-        print_json({**planned.to_json(), "memory": estimate.to_json(), "unusual_learning_rates": rates})
+        found = {"unusual_learning_rates": rates, "findings": [finding.to_json() for finding in findings]}
+        print_json({**planned.to_json(), "memory": estimate.to_json(), **found})
     else:
         _print_plan(planned)
         for part in render_estimates(estimate, all_methods=memory):
@@ -90,6 +105,8 @@ def plan(
                 output_console().print(f"\n{name}: no weights are here; its sizes are those of config.json")
         for stage, sentence in rates.items():
             output_console().print(f"\n{stage}: {sentence}")
+        for finding in findings:
+            output_console().print(f"\n{finding.name}: {finding.sentence}")
 
 
 def run_and_print(
@@ -103,6 +120,7 @@ def run_and_print(
     until: str | None = None,
     store: Path | None = None,
     in_process: bool = False,
+    quick: bool = False,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
     from align.cli.ending import say_how_to_go_on
@@ -121,6 +139,7 @@ def run_and_print(
                 sinks=[display],
                 command=command,
                 in_process=in_process,
+                quick=quick,
             )
         except AlignError as error:
             say_how_to_go_on(error, display.state, command)

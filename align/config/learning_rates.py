@@ -11,6 +11,10 @@ from dataclasses import dataclass
 TOY_PARAMETERS = 100_000_000
 """Smaller models want rates of their own, of which nothing is published: they are not measured."""
 SMALL_PARAMETERS = 500_000_000
+HIGHEST_RATE = 1.0
+"""Of weights and adapters. At its first steps, Adam moves every weight by about the rate: above this, nothing is learnt."""
+DOUBTFUL_RATE = 0.1
+"""Above this, training diverges as a rule, whatever the size of the model."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class FileTokenizer:
 
         path, settings = folder.path, folder.chat_settings
         self.backend_tokenizer = Tokenizer.from_file(str(path / TOKENIZER_NAME))
+        # Some files hold what a server was set to; transformers decides both at each call.
+        self.backend_tokenizer.no_truncation()
+        self.backend_tokenizer.no_padding()
         config = folder.tokenizer_config
         declared = config.get("added_tokens_decoder")
         if not declared and (path / SPECIAL_TOKENS_NAME).exists():  # as older versions saved it

@@ -16,9 +16,12 @@ from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.pipeline.checks.finding import Finding, refuse
+from align.pipeline.checks.machine import check_disk, check_memory
+from align.pipeline.checks.plan import check_plan
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
-from align.pipeline.estimate.plan import PlanReader
+from align.pipeline.estimate.plan import PlanReader, estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
@@ -87,6 +90,7 @@ def run_recipe(
     sinks: Sequence[EventSink] = (),
     command: list[str] | None = None,
     in_process: bool = False,
+    quick: bool = False,
 ) -> RunResult:
     """Run every stage whose result is not in the store, and publish `results.json` and `report.html` beside the run.
 
@@ -97,6 +101,7 @@ def run_recipe(
         sinks: take every event, in this thread; `events.jsonl` in the run's folder does too.
         command: what the user typed, written into the comparison.
         in_process: run the stages in this process, where a debugger or a profiler sees them; what they print goes to stderr.
+        quick: start without looking into rows and models first; see `check_plan`.
     Raises:
         AlignError: see `align.errors` for what each kind means.
         StageBug: if a stage failed for a reason that is ours; in this process the error itself.
@@ -104,6 +109,8 @@ def run_recipe(
     signals = StopSignals()
     with signals.active():
         plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
+        findings = [] if quick else check_plan(plan)
+        refuse(findings)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         waited: list[Waiting] = []
 
@@ -120,12 +127,21 @@ def run_recipe(
             if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
-                return _Runner(plan, signals, [file, *sinks], command or [], in_process).run()
+                return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process).run()
 
 
 class _Runner:
-    def __init__(self, plan: Plan, signals: StopSignals, sinks: list[EventSink], command: list[str], in_process: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        findings: Sequence[Finding],
+        signals: StopSignals,
+        sinks: list[EventSink],
+        command: list[str],
+        in_process: bool,
+    ) -> None:
         self._plan = plan
+        self._findings = findings
         self._signals = signals
         self._command = command
         self._in_process = in_process
@@ -162,6 +178,9 @@ class _Runner:
         # Here and not where the recipe is read: what is usual depends on the model's size.
         for name, sentence in unusual_rates(plan):
             self._emit(Note(stage=name, text=sentence))
+        for finding in [*self._findings, *self._check_room(to_run)]:
+            if finding.action == "warn":  # what else is worth knowing, the run says as it comes to it
+                self._emit(Note(stage=finding.name, text=finding.sentence))
         # Before the inputs are read: a fork server imports the trainers meanwhile.
         launcher = self._launcher(to_run) if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._emit)
@@ -182,6 +201,14 @@ class _Runner:
                 self._emit(StageCached(stage=stage.name, seconds=artifacts[stage.name].manifest.seconds, source=source))
             self._link(LINKS_NAME, stage.name, stage.entry.path)
         self._publish(artifacts)
+
+    def _check_room(self, to_run: list[PlannedStage]) -> list[Finding]:
+        """Whether memory and disk are enough, by estimates."""
+        if not to_run:
+            return []
+        estimate, names = estimate_plan(self._plan), {stage.name for stage in to_run}
+        stages = [stage for stage in estimate.stages if stage.name in names]
+        return [*check_memory(stages, estimate.machine), *check_disk(self._plan.recipe.name, estimate, names)]
 
     def _check_environment(self, to_run: list[PlannedStage]) -> None:
         if any(STAGES[stage.stage_type].needs_trainers for stage in to_run):

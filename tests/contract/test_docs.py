@@ -130,7 +130,8 @@ RUNNABLE = [a for a in align_commands() if a[0] in ("run", "plan") and (ROOT / a
 
 @pytest.fixture(scope="module")
 def any_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_causal_lm(tmp_path_factory.mktemp("hub") / "model")
+    # With the context of a public model: the recipes' limits are checked against it.
+    return tiny_causal_lm(tmp_path_factory.mktemp("hub") / "model", max_position_embeddings=8192)
 
 
 @pytest.mark.parametrize("arguments", RUNNABLE, ids=" ".join)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from reduced import RECIPES
 
+from align.pipeline.checks.plan import check_plan
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
 
@@ -16,6 +17,7 @@ from align.pipeline.recipe import load_recipe
 def test_every_shipped_recipe_parses_and_plans(recipe: str, tmp_path: Path) -> None:
     plan = make_plan(load_recipe(RECIPES / recipe), tmp_path)
     assert {stage.status for stage in plan.stages} == {"run"}
+    assert check_plan(plan) == []
     assert (RECIPES / recipe / "README.md").exists()
 
 

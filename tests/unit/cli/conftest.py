@@ -73,6 +73,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    from align.pipeline.checks import plan as checks
     from align.pipeline.estimate import plan as estimate
     from align.pipeline.estimate import rates
     from align.pipeline.estimate.machine import Machine
@@ -81,6 +82,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     machine = Machine("cpu", "memory", 8 << 30, 4 << 30, 9 << 30, False)
     monkeypatch.setattr(estimate, "estimate_plan", lambda plan: estimate.PlanEstimate(machine, fake.estimates))
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
+    monkeypatch.setattr(checks, "check_plan", lambda plan: [])
     for name, function in (("run", fake.run_recipe), ("plan", fake.make_plan)):
         module = ModuleType(f"align.pipeline.{name}")
         setattr(module, function.__name__, function)

@@ -80,6 +80,15 @@ def test_a_token_that_only_its_configuration_names_is_added(folder: Path, tmp_pa
     assert (ours.pad_token, ours.pad_token_id, ours.bos_token) == (theirs.pad_token, theirs.pad_token_id, theirs.bos_token)
 
 
+def test_truncation_and_padding_of_the_file_do_not_count(tmp_path: Path) -> None:
+    model = tiny_causal_lm(tmp_path / "m", texts=PROBES)
+    backend = ModelFolder(model).tokenizer.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(model / "tokenizer.json"))
+    assert seen(read_format(ModelFolder(model))) == seen(load_format(ModelFolder(model)))
+
+
 def test_templates_of_older_versions(folder: Path, tmp_path: Path) -> None:
     model = tiny_causal_lm(tmp_path / "m", texts=PROBES)
     (model / "chat_template.jinja").unlink()

@@ -76,7 +76,7 @@ def test_plan_and_run_say_it(project: Path, tmp_path: Path, capsys: pytest.Captu
     # Said before anything is read or trained: a run of no stage says it of none.
     assert main(["run", recipe, "--out", str(tmp_path), "--set", "inputs.prompts.path=gone.jsonl"]) == 2
     (project / "instructions.jsonl").write_text("no JSON\n")
-    assert main(["run", recipe, "--out", str(tmp_path)]) == 3
+    assert main(["run", recipe, "--out", str(tmp_path), "--quick"]) == 3
     assert "learning_rate 0.001 is high" in (tmp_path / "tiny" / "events.jsonl").read_text()
 
 

@@ -1,0 +1,72 @@
+"""Whether a model can be trained, sampled and scored with: what `align doctor MODEL` says of its files."""
+
+from __future__ import annotations
+
+from align.errors import AlignError
+from align.models.facts import read_facts
+from align.models.file_tokenizer import FileTokenizer
+from align.models.files import TOKENIZER_NAME
+from align.models.folder import ModelFolder
+from align.pipeline.checks.finding import Cause, Finding
+from align.report.model.check import ModelCheck
+from align.report.model.probe import ModelReport, probe_loaded, probe_model
+
+CERTAIN = frozenset({"folder", "vocabulary", "head", "weights"})
+"""Checks of facts that no class of tokenizer changes."""
+OF_SOME_ROWS = {"system_message": "rows with a system message", "two_turns": "rows with several turns"}
+"""Checks about rows that have these; a model that fails them is fine for all others."""
+
+
+def check_model(name: str, where: str, folder: ModelFolder) -> list[Finding]:
+    """What keeps a model from being used.
+
+    Args:
+        where: place of the model in its recipe.
+    """
+    if not (folder.path / TOKENIZER_NAME).is_file():
+        return [Finding(name, "its tokenizer and chat template are not checked: not downloaded", action="note")]
+    try:
+        problems = problems_of(folder)
+    except AlignError as error:
+        return [Finding(name, f"{where}: {error.message}", error.hint or "", cause=_cause(error.exit_code))]
+    return [_finding(name, where, folder, problem) for problem in problems] + check_added(name, folder)
+
+
+def check_added(name: str, folder: ModelFolder) -> list[Finding]:
+    """Say that a run will make a copy of the model with more tokens."""
+    if not folder.new_tokens:
+        return []
+    listed = ", ".join(folder.new_tokens)
+    text = f"its chat template needs {listed}, which its vocabulary lacks: a copy of the model gets them, with new rows"
+    return [Finding(name, text, action="note")]
+
+
+def problems_of(folder: ModelFolder) -> list[ModelCheck]:
+    """What `align doctor` calls a problem. Most models have none, and this is known without importing transformers.
+
+    Raises:
+        RecipeError, EnvironmentProblem: if the folder is refused or damaged.
+    """
+    report = ModelReport(folder.path)
+    facts = read_facts(folder)
+    try:
+        tokenizer = FileTokenizer(folder)
+    except Exception:  # tokenizers raises bare Exceptions; transformers says what is wrong, if it cannot read the file either
+        return probe_model(folder).problems
+    probe_loaded(report, tokenizer, facts, timed=False)
+    doubtful = [problem for problem in report.problems if problem.name not in CERTAIN]
+    no_template = not tokenizer.chat_template and [problem.name for problem in doubtful] == ["template"]
+    # transformers has the last word before a model is refused; without weights nothing can be loaded with it.
+    again = doubtful and not no_template and not folder.is_configuration_alone
+    return probe_model(folder).problems if again else report.problems
+
+
+def _finding(name: str, where: str, folder: ModelFolder, problem: ModelCheck) -> Finding:
+    rows = OF_SOME_ROWS.get(problem.name)
+    about = f"{rows}: " if rows else "the tokenizer " if problem.name == "tokenizer" else ""
+    text = f"{where}: {folder.path}: {about}{problem.found}"
+    return Finding(name, text, problem.advice, feature=problem.name if rows else "")
+
+
+def _cause(exit_code: int) -> Cause:
+    return "machine" if exit_code == 4 else "recipe"
