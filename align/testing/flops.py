@@ -11,30 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX A6000": 155e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Operations per second in bfloat16 without sparsity, from NVIDIA's data sheets of each device (AWS's for A10G). The first name
-that occurs in the device's own counts."""
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Operations per second of a GPU in bfloat16; None for one that is not in the table."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
-
 
 def measured_matmul_flops(size: int = 1024, *, repeats: int = 5) -> float:
     """Operations per second of a float32 product of two square matrices on this CPU: the peak where no data sheet says one."""

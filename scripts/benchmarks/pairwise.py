@@ -28,7 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.testing.flops import peak_flops, training_flops
+from align.pipeline.estimate.speed import peak_flops
+from align.testing.flops import training_flops
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
 

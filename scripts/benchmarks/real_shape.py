@@ -37,8 +37,9 @@ from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
+from align.pipeline.estimate.speed import peak_flops
 from align.runtime.process import send_output_to
-from align.testing.flops import measured_matmul_flops, peak_flops, training_flops
+from align.testing.flops import measured_matmul_flops, training_flops
 from align.testing.project import write_jsonl
 from align.testing.shapes import SHAPES, shaped_causal_lm
 

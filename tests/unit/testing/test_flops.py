@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.testing.flops import peak_flops, training_flops
+from align.testing.flops import training_flops
 from align.testing.shapes import SHAPES
 
 ONE_LAYER = {
@@ -38,12 +38,3 @@ def test_a_shape_has_the_published_number_of_weights(shape: str, millions: float
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape], tie_word_embeddings=True))
     assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A10G", 70e12), ("NVIDIA A100-SXM4-40GB", 312e12),
-     ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA GeForce RTX 4090", 165e12), ("Tesla T4", None)],
-)  # fmt: skip
-def test_the_peak_of_a_device_is_found_by_its_name(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
