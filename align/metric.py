@@ -21,6 +21,16 @@ def percent_text(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
+def left_text(seconds: float) -> str:
+    """`about 5 min`: an estimate is not shown to the second."""
+    if seconds < 90:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"about {hours} h {minutes:02d} min" if hours < 10 else f"about {hours} h"
+
+
 def duration_text(seconds: float) -> str:
     """`12.3 s`, `4 min 10 s`, `2 h 05 min`."""
     if seconds < 100:

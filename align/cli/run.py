@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,10 @@ from align.cli.options import (
 from align.errors import AlignError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from align.config.recipe import Recipe
+    from align.pipeline.estimate.stage_time import StageTime
     from align.pipeline.plan import Plan
     from align.pipeline.run import RunResult
 
@@ -84,6 +88,7 @@ def plan(
     from align.pipeline.checks.plan import check_plan
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
+    from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
     from align.pipeline.plan import make_plan
 
@@ -91,12 +96,19 @@ def plan(
     findings = [] if quick else check_plan(planned)
     refuse(findings)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
+    times = stage_times(planned, estimate.machine)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
     if json:
-        found = {"unusual_learning_rates": rates, "findings": [finding.to_json() for finding in findings]}
+        found = {
+            "unusual_learning_rates": rates,
+            "findings": [finding.to_json() for finding in findings],
+            "time": [asdict(time) for time in times],
+        }
         print_json({**planned.to_json(), "memory": estimate.to_json(), **found})
     else:
-        _print_plan(planned)
+        _print_plan(planned, times)
+        if (sentence := time_sentence(times)) is not None:
+            output_console().print(f"\n{sentence}")
         for part in render_estimates(estimate, all_methods=memory):
             output_console().print()
             output_console().print(part)
@@ -172,16 +184,17 @@ def _print_result(result: RunResult) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _print_plan(planned: Plan) -> None:
+def _print_plan(planned: Plan, times: Sequence[StageTime]) -> None:
     from rich import box
     from rich.table import Table
 
-    from align.metric import duration_text
+    from align.metric import duration_text, left_text
 
+    will_take = {time.name: left_text(time.seconds) for time in times if time.seconds}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in ("stage", "type", "status", "why", "took"):
+    for header in ("stage", "type", "status", "why", "time"):
         table.add_column(header, overflow="fold")
     for stage in planned.stages:
-        took = "" if stage.seconds is None else duration_text(stage.seconds)
+        took = will_take.get(stage.name, "") if stage.seconds is None else duration_text(stage.seconds)
         table.add_row(stage.name, stage.stage_type, STATUS_WORDS.get(stage.status, stage.status), stage.reason, took)
     output_console().print(table)

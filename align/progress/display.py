@@ -11,7 +11,7 @@ from itertools import islice
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from align.metric import duration_text, headlines
+from align.metric import duration_text, headlines, left_text
 from align.progress.state import RunState, StageState
 from align.runtime.events import (
     Event,
@@ -36,16 +36,6 @@ LINES_PER_STAGE = 20
 MOST_METRICS = 3
 BAR_WIDTH = 20
 INDENT = "  "
-
-
-def left_text(seconds: float) -> str:
-    """`about 5 min`: an estimate is not shown to the second."""
-    if seconds < 90:
-        return f"about {max(5, 5 * round(seconds / 5))} s"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"about {hours} h {minutes:02d} min" if hours < 10 else f"about {hours} h"
 
 
 class PlainDisplay:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from align.metric import METRICS, duration_text, headlines, metric_of, number_text
+from align.metric import METRICS, duration_text, headlines, left_text, metric_of, number_text
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,11 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_numbers(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1, "about 5 s"), (62, "about 60 s"), (95, "about 2 min"), (3600, "about 60 min"), (7500, "about 2 h 05 min")],
+)
+def test_time_left_is_rounded(seconds: float, text: str) -> None:
+    assert left_text(seconds) == text

@@ -41,6 +41,7 @@ class FakePipeline:
     options: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] | None = None
     estimates: tuple[Any, ...] = ()
+    times: tuple[Any, ...] = ()
     error: BaseException | None = None
 
     def run_recipe(self, recipe: Recipe, out: Path, **options: Any) -> Any:
@@ -75,7 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     from align.pipeline.checks import plan as checks
     from align.pipeline.estimate import plan as estimate
-    from align.pipeline.estimate import rates
+    from align.pipeline.estimate import rates, stage_time
     from align.pipeline.estimate.machine import Machine
 
     fake = FakePipeline()
@@ -83,6 +84,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     monkeypatch.setattr(estimate, "estimate_plan", lambda plan: estimate.PlanEstimate(machine, fake.estimates))
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
     monkeypatch.setattr(checks, "check_plan", lambda plan: [])
+    monkeypatch.setattr(stage_time, "stage_times", lambda plan, machine: fake.times)
     for name, function in (("run", fake.run_recipe), ("plan", fake.make_plan)):
         module = ModuleType(f"align.pipeline.{name}")
         setattr(module, function.__name__, function)

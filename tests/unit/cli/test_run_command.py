@@ -13,6 +13,7 @@ import pytest
 from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
 from align.pipeline.estimate.memory import Estimate, Memory
 from align.pipeline.estimate.plan import StageEstimate
+from align.pipeline.estimate.stage_time import StageTime
 
 
 def test_run_passes_its_options_on(align: Any, pipeline: Any, folder: Path) -> None:
@@ -61,6 +62,14 @@ def estimates() -> StageEstimate:
         Estimate("lora", 2_400_000, replace(full, peak=2 << 30), disk_bytes=30 << 20, kept_bytes=10 << 20),
     )
     return StageEstimate("sft", "full", sizes, measured_bytes=None)
+
+
+def test_plan_says_how_long_stages_will_take(align: Any, pipeline: Any, folder: Path) -> None:
+    pipeline.times = (StageTime("sft", 7500.0, is_stated=True),)
+    answer = align("plan", "recipe.yaml")
+    assert "about 2 h 05 min" in " ".join(answer.out.splitlines()[2].split())
+    assert "Time: about 2 h 05 min in all. sft: a guess, see docs/plan.md." in answer.out
+    assert json.loads(align("plan", ".", "--json").out)["time"] == [{"name": "sft", "seconds": 7500.0, "is_stated": True}]
 
 
 def test_plan_says_of_every_training_stage_whether_it_fits(align: Any, pipeline: Any, folder: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from align import load_recipe, run_recipe
 from align.metric import METRICS, is_number
 from align.pipeline.estimate.duration import DurationEstimator
+from align.pipeline.estimate.machine import read_machine
+from align.pipeline.estimate.stage_time import StageTime, stage_times
 from align.pipeline.plan import Plan, make_plan
 from align.progress.display import ProgressDisplay
 from align.runtime.event_file import EVENTS_NAME, read_events
@@ -21,6 +23,7 @@ from align.store.artifact import Manifest
 @pytest.fixture
 def out(finished_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
+    (tmp_path / "runs" / "tiny" / "recipe.json").unlink()  # it names the folder of another copy of the recipe
     return tmp_path / "runs"
 
 
@@ -45,6 +48,10 @@ def test_time_is_scaled_by_epochs_and_rows(project: Path, out: Path, tmp_path: P
     later = sum(estimator.seconds(stages[name]) or 0.0 for name in after)
     assert estimator.later_seconds(stages["sft"]) == pytest.approx(later)
     assert estimator.later_seconds(stages["compare"]) == 0
+    # A plan shows these times, and guesses none.
+    times = {time.name: time for time in stage_times(plan, read_machine(tmp_path))}
+    assert times["sft"] == StageTime("sft", estimator.seconds(stages["sft"]))
+    assert not any(time.is_stated for time in times.values())
 
 
 def test_nothing_is_known_without_a_similar_stage(project: Path, out: Path, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def test_a_plan_knows_the_seed_of_every_stage(project: Path, tmp_path: Path) -> 
     assert {stage.name: stage.seed for stage in plan.stages if stage.name in ("sft", "dpo")} == {"sft": 5, "dpo": 6}
 
 
-def test_another_seed_is_a_reason(project: Path, finished_run: Path) -> None:
-    plan = make_plan(load_recipe(project, ["stages.dpo.seed=6"]), finished_run.parent)
+def test_another_seed_is_a_reason(project_template: Path, finished_run: Path) -> None:
+    plan = make_plan(load_recipe(project_template / "recipe.yaml", ["stages.dpo.seed=6"]), finished_run.parent)
     assert {stage.name: stage.reason for stage in plan.stages}["dpo"] == "seed: 5 → 6"
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from align.progress.display import LiveDisplay, ProgressDisplay, left_text
+from align.progress.display import LiveDisplay, ProgressDisplay
 from align.runtime.events import (
     Event,
     Metrics,
@@ -229,11 +229,3 @@ def test_square_brackets_in_a_name_are_text(monkeypatch: pytest.MonkeyPatch) -> 
         display.handle(StageFinished(stage="[red]모델", seconds=10))
     assert "[red]모델: started" in stream.getvalue()
     assert "[red]모델: done in 10 s" in stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1, "about 5 s"), (62, "about 60 s"), (95, "about 2 min"), (3600, "about 60 min"), (7500, "about 2 h 05 min")],
-)
-def test_time_left_is_rounded(seconds: float, text: str) -> None:
-    assert left_text(seconds) == text

@@ -1,0 +1,61 @@
+"""About how long the stages of a plan take: as similar ones took before in the store, or else at a stated speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.metric import left_text
+from align.pipeline.estimate.duration import DurationEstimator
+from align.pipeline.estimate.machine import Machine
+from align.pipeline.estimate.speed import SpeedGuess
+from align.pipeline.plan import Plan
+
+MOST_NAMES = 4
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """A stage that will run."""
+
+    name: str
+    seconds: float | None
+    """None where nothing is known."""
+    is_stated: bool = False
+    """Whether the seconds are operations at a stated speed, not what a similar stage took."""
+
+
+def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
+    """One for every stage that will run; a second name for another stage's result takes no time."""
+    earlier, guess = DurationEstimator(plan), SpeedGuess(plan, machine)
+    times = []
+    for stage in plan.stages:
+        if stage.status != "run":
+            continue
+        seconds = earlier.seconds(stage)
+        is_stated = seconds is None
+        times.append(StageTime(stage.name, guess.seconds(stage) if is_stated else seconds, is_stated))
+    return tuple(times)
+
+
+def time_sentence(times: Sequence[StageTime]) -> str | None:
+    """What is known of the whole run's time; None where nothing will run."""
+    known = [time for time in times if time.seconds is not None]
+    unknown = [time.name for time in times if time.seconds is None]
+    if not known:
+        return "Time: not known yet. Later plans go by what similar stages took." if unknown else None
+    total = sum(time.seconds or 0.0 for time in known)
+    if not total:
+        return None
+    sentence = f"Time: {left_text(total)} in all"
+    if unknown:
+        sentence = f"Time: {left_text(total)}, and that of {_names(unknown)}, which is not known yet"
+    stated = [time.name for time in known if time.is_stated]
+    return f"{sentence}. {_names(stated)}: a guess, see docs/plan.md." if stated else f"{sentence}."
+
+
+def _names(names: Sequence[str]) -> str:
+    shown, more = list(names[:MOST_NAMES]), len(names) - MOST_NAMES
+    if more > 0:
+        shown.append(f"{more} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
