@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from align.data.quality import EvaluationIndex, language_of, length_baseline, near_duplicate_clusters, openings, signals
+from align.data.quality.language import language_of
+from align.data.quality.length_baseline import length_baseline
+from align.data.quality.near_duplicate import near_duplicate_clusters
+from align.data.quality.opening import openings
+from align.data.quality.overlap import EvaluationIndex
+from align.data.quality.signal import signals
 
 SYLLABLES = {
     "english": ["ba", "ter", "in", "the", "con", "ly", "mo", "re", "an", "st", "er", "pla"],

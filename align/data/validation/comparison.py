@@ -184,7 +184,7 @@ class RowComparison:
 
     def _compare_keys(self) -> None:
         """Find near duplicates among different texts; equal texts were counted as repetitions."""
-        from align.data.quality import near_duplicate_clusters
+        from align.data.quality.near_duplicate import near_duplicate_clusters
 
         gone = set(self.leaving["seq"].tolist())
         first_of: dict[str, tuple[int, int]] = {}

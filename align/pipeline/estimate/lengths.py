@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,52 @@ from align.models.files import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
 from align.store.artifact import ROWS_NAME, Artifact
+from align.store.content_cache import ContentCache
 from align.training.needs import RowLength
 
 SAMPLED_ROWS = 256
 """Read from the start of the data; more would take longer than the rest of a plan."""
+LENGTHS_NAME = "lengths.json"
+LENGTHS_VERSION = 1
+"""Raised whenever the same rows may get other lengths than before."""
 MESSAGE_TOKENS = 5
 """Tokens that a chat template adds to a message: ChatML's marks, role and line ends."""
+
+
+class MeasuredRows:
+    """Lengths of a plan's rows, which plans of the same store measure once.
+
+    Args:
+        store_root: folder of the store.
+    """
+
+    def __init__(self, store_root: Path) -> None:
+        self._cache = ContentCache(store_root / LENGTHS_NAME, LENGTHS_VERSION, lambda value: _lengths(value) is not None)
+
+    def lengths(self, data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:
+        """As `row_lengths`."""
+        content = data.manifest.fingerprint if isinstance(data, Artifact) else data.fingerprint
+        try:
+            tokenizer = hashlib.sha256((model_folder / TOKENIZER_NAME).read_bytes()).hexdigest()
+        except OSError:
+            return None
+
+        def measure() -> list[Any]:
+            return [[row.prompt, list(row.completions)] for row in row_lengths(data, model_folder) or []]
+
+        return _lengths(self._cache.value([content, tokenizer], measure)) or None
+
+    def save(self) -> None:
+        """Write what is new."""
+        self._cache.save()
+
+
+def _lengths(value: Any) -> list[RowLength] | None:
+    """None for a value that is none of lengths."""
+    try:
+        return [RowLength(int(prompt), tuple(map(int, completions))) for prompt, completions in value]
+    except (TypeError, ValueError):
+        return None
 
 
 def row_lengths(data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:

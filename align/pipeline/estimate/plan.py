@@ -10,7 +10,7 @@ from typing import Any
 from align.config.peft import Lora
 from align.models.folder import ModelFolder
 from align.pipeline.estimate.fit import fit_stage
-from align.pipeline.estimate.lengths import row_lengths
+from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import Estimate, Peft, method_name
 from align.pipeline.estimate.shape import read_shape
@@ -81,7 +81,9 @@ def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
     found = machine or read_machine(plan.run_folder)
     made = {stage.name: Artifact(stage.name, stage.entry.path, manifest) for stage, manifest in _finished(plan)}
     reader = PlanReader(plan, made)
-    return PlanEstimate(found, tuple(_estimates(plan, reader, found)))
+    estimate = PlanEstimate(found, tuple(_estimates(plan, reader, found)))
+    reader.rows.save()
+    return estimate
 
 
 def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
@@ -115,6 +117,7 @@ class PlanReader:
     def __init__(self, plan: Plan, made: Mapping[str, Artifact]) -> None:
         """`made` has what stages have made so far."""
         self.made = made
+        self.rows = MeasuredRows(plan.store.root)
         self._plan = plan
         # Stages of a plan often share a model and its data.
         self._shape_in = cache(read_shape)
@@ -137,4 +140,4 @@ class PlanReader:
     def _read_lengths(self, rows: str, folder: ModelFolder) -> list[RowLength] | None:
         """Lengths of an input's rows, or of the rows that a finished stage made."""
         data = self._plan.inputs.get(rows) or self.made.get(rows)
-        return None if data is None else row_lengths(data, folder.path)
+        return None if data is None else self.rows.lengths(data, folder.path)

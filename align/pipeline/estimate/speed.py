@@ -12,7 +12,7 @@ from align.config.inputs import DataInput
 from align.data.source import SourceFile, read_file
 from align.errors import AlignError
 from align.models.folder import ModelFolder
-from align.pipeline.estimate.lengths import SAMPLED_ROWS, row_lengths
+from align.pipeline.estimate.lengths import SAMPLED_ROWS, MeasuredRows
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.estimate.shape import read_shape
@@ -67,6 +67,7 @@ class SpeedGuess:
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self._plan = plan
+        self._rows = MeasuredRows(plan.store.root)
         self._flops = stated_flops(machine)
         # Stages of a plan often share a model and its data.
         self._shape_in = cache(read_shape)
@@ -88,7 +89,7 @@ class SpeedGuess:
     def _read_tokens(self, name: str, folder: ModelFolder) -> float | None:
         """About how many tokens an input has, prompts once."""
         data = self._plan.inputs[name]
-        lengths = row_lengths(data, folder.path)
+        lengths = self._rows.lengths(data, folder.path)
         try:
             rows = None if not lengths else len(lengths) if len(lengths) < SAMPLED_ROWS else count_rows(data)
         except (AlignError, OSError):  # the stage reports what is wrong when it runs

@@ -17,15 +17,12 @@ import numpy as np
 
 from align.config.inputs import DataInput
 from align.data.evaluation import evaluation_prompts
-from align.data.quality import (
-    EvaluationIndex,
-    LengthBaseline,
-    language_shares,
-    length_baseline,
-    near_duplicate_clusters,
-    openings,
-    signals,
-)
+from align.data.quality.language import language_shares
+from align.data.quality.length_baseline import LengthBaseline, length_baseline
+from align.data.quality.near_duplicate import near_duplicate_clusters
+from align.data.quality.opening import openings
+from align.data.quality.overlap import EvaluationIndex
+from align.data.quality.signal import signals
 from align.data.source import find_source
 from align.data.validation import rules_of
 from align.data.validation.collection import collect_rows

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from align.data.quality import LengthBaseline, Openings, Overlap
+from align.data.quality.length_baseline import LengthBaseline
+from align.data.quality.opening import Openings
+from align.data.quality.overlap import Overlap
 from align.records import Record
 from align.report.dataset.distribution import Distribution
 from align.report.statistics import FloatArray

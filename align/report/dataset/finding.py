@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from align.data.quality import SIGNALS
+from align.data.quality.signal import SIGNALS
 from align.report.dataset.facts import Facts, TokenFacts
 
 Level = Literal["bad", "warn", "note"]

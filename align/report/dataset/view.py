@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from align.data.quality import SIGNALS, Share
+from align.data.quality.length_baseline import Share
+from align.data.quality.signal import SIGNALS
 from align.data.template_problems import TemplateProblem
 from align.records import Record, place_word
 from align.report.dataset.distribution import Distribution

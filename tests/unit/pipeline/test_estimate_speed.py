@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from align import load_recipe
+from align.pipeline.estimate import lengths as lengths_module
 from align.pipeline.estimate import speed
-from align.pipeline.estimate.lengths import SAMPLED_ROWS, row_lengths
+from align.pipeline.estimate.lengths import SAMPLED_ROWS, MeasuredRows, row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.shape import read_shape
 from align.pipeline.estimate.speed import START_SECONDS, SpeedGuess, count_rows, peak_flops, stated_flops
@@ -67,3 +68,16 @@ def test_rows_are_counted_by_the_size_of_the_file(project: Path, tmp_path: Path)
     packed = path.rename(tmp_path / "many.jsonl.gz")
     source = replace(data.source, files=(replace(data.source.files[0], origin=packed),))
     assert count_rows(replace(data, source=source, artifact=None)) is None
+
+
+def test_rows_are_measured_once_for_all_plans_of_a_store(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(load_recipe(project / "recipe.yaml"), tmp_path / "runs")
+    data = plan.inputs[plan.stages[0].node.config.data]  # type: ignore[attr-defined]
+    first = MeasuredRows(tmp_path)
+    found = first.lengths(data, project / "base")
+    assert found
+    first.save()
+    monkeypatch.setattr(lengths_module, "row_lengths", lambda *_: pytest.fail("measured again"))
+    assert MeasuredRows(tmp_path).lengths(data, project / "base") == found
+    # Rows that cannot be read are no error here.
+    assert MeasuredRows(tmp_path).lengths(data, project / "nothing") is None

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from align.data.quality import EvaluationIndex, language_shares, length_baseline, near_duplicate_clusters
+from align.data.quality.language import language_shares
+from align.data.quality.length_baseline import length_baseline
+from align.data.quality.near_duplicate import near_duplicate_clusters
+from align.data.quality.overlap import EvaluationIndex
 
 FOLDER = os.environ.get("ALIGN_REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="ALIGN_REAL_DATA is not set")
