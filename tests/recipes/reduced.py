@@ -39,7 +39,7 @@ def overrides(*settings: str) -> list[str]:
 def run_small(name: str, folder: Path, runs: Path, *settings: str) -> Results:
     """Run a recipe as small as it gets, from a command line in this process: a new one would import everything again."""
     sizes = {"instructions": 48, "preferences": 60, "prompts": 12, "validation": 4, "held_out": 6}
-    recipe = reduced(name, folder / "mine", **sizes)
+    recipe = reduced(name, folder / name, **sizes)
     (base,) = recipe.glob("**/base_model")
     shrink(base)
     common = ["stages.sft.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft_best", "compare"))]

@@ -35,5 +35,5 @@ def test_from_model_to_pairs_and_their_card(project: Path, monkeypatch: pytest.M
     before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
     Path("out/mine.jsonl").unlink()
     assert main(command) == 0
-    assert "generate: done before" in capsys.readouterr().err
+    assert "generate, score, pairs: reused from an earlier run" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()} == before

@@ -175,7 +175,7 @@ def test_a_result_of_another_run(project: Path, finished: Path, tmp_path: Path) 
     """Any folder of an sft stage can be chosen from; one that lost its epochs is refused."""
     spec = f"inputs.tuned={{kind: model, artifact: {finished / 'stages' / 'sft'}}}"
     (project / "recipe.yaml").write_text(RECIPE)
-    plan = make_plan(load_recipe(project, [spec, "stages.best.model=tuned"]), finished.parent)
+    plan = make_plan(load_recipe(project, [spec, "name=other", "stages.best.model=tuned"]), finished.parent)
     assert {stage.name: stage.status for stage in plan.stages}["best"] == "cached"
     spec = f"inputs.tuned={{kind: model, artifact: {finished / 'stages' / 'best'}}}"
     with pytest.raises(AlignError, match="was made by select_checkpoint"):
