@@ -16,6 +16,8 @@ from align.models.sizes import DENSE_MASK_TOKENS, EPISODE_ROW_TOKENS, PAIR_ROW_T
 from align.runtime.device import Device
 
 Precision = Literal["float32", "bfloat16"]
+SAMPLED_ROWS = 256
+"""Rows whose lengths are known, at most: reading more would take longer than the rest of a plan."""
 Split = Literal["no", "sequences", "sides"]
 
 
@@ -50,7 +52,7 @@ class Setting:
     """What decides the size of a forward pass besides the stage's configuration."""
 
     lengths: Sequence[RowLength] | None
-    """Of the rows that exist; None where none is known yet, and the stage's limits count instead."""
+    """Of the first `SAMPLED_ROWS` rows that exist; None where none is known yet, and the stage's limits count instead."""
     context: int
     """Tokens that the model can see."""
     virtual_tokens: int
@@ -146,6 +148,9 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     limit = min(max_tokens, setting.context)
     micro, lengths = config.rows_per_pass, setting.lengths
     is_packed = packing and not setting.virtual_tokens
+    if is_packed and lengths and len(lengths) < SAMPLED_ROWS:
+        # All rows are known. Any two packed rows hold more than one row's tokens together, or they would be one.
+        micro = min(micro, len(lengths), math.ceil(2 * sum(row.total for row in lengths) / limit))
     row = limit if is_packed else min(limit, max((row.total for row in lengths or ()), default=limit))
     # Only completions have targets; rows that are not known may be all completion.
     share = sum(sum(row.completions) for row in lengths) / sum(row.total for row in lengths) if lengths else 1.0
@@ -154,7 +159,7 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     is_shared, targets = is_packed or micro > 1, math.ceil(micro * row * share)
     masked = is_shared and setting.masks(row_tokens)
     split: Split = "sequences" if is_shared and setting.splits(row_tokens) else "no"
-    return Batch(micro * row_tokens, row_tokens, targets, masked, config.batch_size > micro, split)
+    return Batch(micro * row_tokens, row_tokens, targets, masked, config.batch_size > config.rows_per_pass, split)
 
 
 def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:

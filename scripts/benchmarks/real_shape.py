@@ -182,7 +182,8 @@ inputs:
   rows: {{kind: {kind}, path: {folder / f"{case}.jsonl"}}}
 stages:
   it: {{stage: {case}, model: base, {rows}: rows, batch_size: {options.rows or ROWS[case]}, num_epochs: {options.steps + 1},
-       lr_scheduler: constant, learning_rate: {LEARNING_RATE}, precision: {options.precision}}}
+       lr_scheduler: constant, learning_rate: {LEARNING_RATE}, precision: {options.precision},
+       gradient_checkpointing: false}}
 """)
         run_recipe(load_recipe(recipe), Path(work) / "runs", in_process=True)
 

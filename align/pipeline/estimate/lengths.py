@@ -17,10 +17,8 @@ from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
 from align.store.artifact import ROWS_NAME, Artifact
 from align.store.content_cache import ContentCache
-from align.training.needs import RowLength
+from align.training.needs import SAMPLED_ROWS, RowLength
 
-SAMPLED_ROWS = 256
-"""Read from the start of the data; more would take longer than the rest of a plan."""
 LENGTHS_NAME = "lengths.json"
 LENGTHS_VERSION = 1
 """Raised whenever the same rows may get other lengths than before."""

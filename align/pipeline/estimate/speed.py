@@ -12,13 +12,13 @@ from align.config.inputs import DataInput
 from align.data.source import SourceFile, read_file
 from align.errors import AlignError
 from align.models.folder import ModelFolder
-from align.pipeline.estimate.lengths import SAMPLED_ROWS, MeasuredRows
+from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.estimate.shape import read_shape
 from align.pipeline.inputs import ResolvedInput
 from align.pipeline.plan import Plan, PlannedStage
-from align.training.needs import TrainingNeeds, Trains
+from align.training.needs import SAMPLED_ROWS, TrainingNeeds, Trains
 
 PEAK_FLOPS = {
     "B200": 2250e12,

@@ -11,11 +11,12 @@ import pytest
 from align import load_recipe
 from align.pipeline.estimate import lengths as lengths_module
 from align.pipeline.estimate import speed
-from align.pipeline.estimate.lengths import SAMPLED_ROWS, MeasuredRows, row_lengths
+from align.pipeline.estimate.lengths import MeasuredRows, row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.shape import read_shape
 from align.pipeline.estimate.speed import START_SECONDS, SpeedGuess, count_rows, peak_flops, stated_flops
 from align.pipeline.plan import make_plan
+from align.training.needs import SAMPLED_ROWS
 
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, 1 << 40, has_bfloat16=True)
 
