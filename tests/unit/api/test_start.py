@@ -22,7 +22,7 @@ class CtrlC:
         if isinstance(event, Progress) and event.stage == "sft" and "--stop" in sys.argv:
             os.killpg(0, signal.SIGINT)  # as a terminal does: to every process of the group
 
-run = align.run_recipe("recipe.yaml", "runs", overrides={"stages.sft.num_epochs": 60}, until="sft", sinks=[CtrlC()])
+run = align.run_recipe("recipe.yaml", "runs", overrides={"stages.sft.num_epochs": 400}, until="sft", sinks=[CtrlC()])
 print(run.stages["sft"].state, run.recipe["stages"]["sft"]["num_epochs"], len(run.metrics("sft")))
 """
 
@@ -51,7 +51,7 @@ def test_a_script_without_a_guard_stops_at_ctrl_c_and_goes_on(project: Path) -> 
     command = [sys.executable, "-"]
     second = subprocess.run(command, input=SCRIPT, cwd=project, capture_output=True, text=True, timeout=180, check=False)
     assert second.returncode == 0, second.stderr
-    assert second.stdout == "done 60 49\n"
+    assert second.stdout == "done 400 51\n"
     assert "sft: started" in second.stderr
 
 
