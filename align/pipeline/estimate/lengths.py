@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from align.data.validation.block import Block
 from align.models.files import TOKENIZER_NAME
 from align.pipeline.inputs import ResolvedInput
 from align.rows import DataKind, data_kinds
-from align.store.artifact import ROWS_NAME, Artifact
+from align.store.artifact import ROWS_NAME, Artifact, Store
 from align.store.content_cache import ContentCache
 from align.training.needs import SAMPLED_ROWS, RowLength
 
@@ -30,17 +29,18 @@ class MeasuredRows:
     """Lengths of a plan's rows, which plans of the same store measure once.
 
     Args:
-        store_root: folder of the store.
+        store: remembers them, and the hashes of tokenizers.
     """
 
-    def __init__(self, store_root: Path) -> None:
-        self._cache = ContentCache(store_root / LENGTHS_NAME, LENGTHS_VERSION, lambda value: _lengths(value) is not None)
+    def __init__(self, store: Store) -> None:
+        self._hashes = store.hashes
+        self._cache = ContentCache(store.root / LENGTHS_NAME, LENGTHS_VERSION, lambda value: _lengths(value) is not None)
 
     def lengths(self, data: ResolvedInput | Artifact, model_folder: Path) -> list[RowLength] | None:
         """As `row_lengths`."""
         content = data.manifest.fingerprint if isinstance(data, Artifact) else data.fingerprint
         try:
-            tokenizer = hashlib.sha256((model_folder / TOKENIZER_NAME).read_bytes()).hexdigest()
+            tokenizer = self._hashes.of(model_folder / TOKENIZER_NAME)
         except OSError:
             return None
 

@@ -117,7 +117,7 @@ class PlanReader:
     def __init__(self, plan: Plan, made: Mapping[str, Artifact]) -> None:
         """`made` has what stages have made so far."""
         self.made = made
-        self.rows = MeasuredRows(plan.store.root)
+        self.rows = MeasuredRows(plan.store)
         self._plan = plan
         # Stages of a plan often share a model and its data.
         self._shape_in = cache(read_shape)

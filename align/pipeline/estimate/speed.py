@@ -67,7 +67,7 @@ class SpeedGuess:
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self._plan = plan
-        self._rows = MeasuredRows(plan.store.root)
+        self._rows = MeasuredRows(plan.store)
         self._flops = stated_flops(machine)
         # Stages of a plan often share a model and its data.
         self._shape_in = cache(read_shape)

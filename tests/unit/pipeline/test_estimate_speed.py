@@ -74,11 +74,11 @@ def test_rows_are_counted_by_the_size_of_the_file(project: Path, tmp_path: Path)
 def test_rows_are_measured_once_for_all_plans_of_a_store(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(load_recipe(project / "recipe.yaml"), tmp_path / "runs")
     data = plan.inputs[plan.stages[0].node.config.data]  # type: ignore[attr-defined]
-    first = MeasuredRows(tmp_path)
+    first = MeasuredRows(plan.store)
     found = first.lengths(data, project / "base")
     assert found
     first.save()
     monkeypatch.setattr(lengths_module, "row_lengths", lambda *_: pytest.fail("measured again"))
-    assert MeasuredRows(tmp_path).lengths(data, project / "base") == found
+    assert MeasuredRows(plan.store).lengths(data, project / "base") == found
     # Rows that cannot be read are no error here.
-    assert MeasuredRows(tmp_path).lengths(data, project / "nothing") is None
+    assert MeasuredRows(plan.store).lengths(data, project / "nothing") is None
