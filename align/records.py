@@ -89,6 +89,8 @@ class Candidate(Strict):
     """The conversation up to the completion."""
     reference: str | None
     """The prompt's reference, carried along for rules."""
+    fields: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """The prompt's other columns, likewise."""
     completion: str
     """The model's text, without the end-of-sequence token."""
     completion_token_ids: list[int]

@@ -31,6 +31,8 @@ class RuleBase(StrictModel):
     """How the rule is called in the scores; unique within its rule set."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the score, relative to the other rules' weights."""
+    at_most: float | None = Field(default=None, ge=0, lt=1)
+    """Highest score of a completion that fails this rule, however well it does by the others. Default: no limit."""
 
 
 class MatchesRule(RuleBase):
@@ -57,6 +59,50 @@ class ContainsReferenceRule(RuleBase):
     """1 if the prompt's `reference` occurs in the completion (whatever the case), else 0."""
 
     type: Literal["contains_reference"]
+
+
+class MatchesFieldRule(RuleBase):
+    """1 if the completion contains a pattern of those for the value of a column of the prompts file, else 0."""
+
+    type: Literal["matches_field"]
+    field: str = Field(min_length=1)
+    """The column, such as a category of the prompt."""
+    patterns: dict[str, Annotated[list[Pattern], Field(min_length=1)]] = Field(min_length=1)
+    """Regular expressions by the value of the column, searched anywhere in the NFC form of the completion."""
+    ignore_case: bool = True
+    """Whether upper and lower case are the same."""
+
+
+class NamesNoOtherRule(RuleBase):
+    """1 if the completion contains none of the words but those that are part of the prompt's `reference`, else 0."""
+
+    type: Literal["names_no_other"]
+    words: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    """What the prompts may be about: words or phrases, in any case. One counts as a whole word, in Korean also with particles;
+    one that is a part of the reference does not."""
+
+
+class EchoRule(RuleBase):
+    """1 if the completion copies no more of the prompt than allowed, else 0."""
+
+    type: Literal["echo"]
+    ngram_words: int = Field(default=3, ge=1)
+    """Length of the word n-grams that are compared."""
+    max_copied_share: float = Field(ge=0, le=1)
+    """Largest share allowed, of the completion's n-grams that occur in the prompt's messages too."""
+
+
+class WordPairsRule(RuleBase):
+    """1 if enough of the completion's pairs of neighbouring words occur in a sample of the language, else 0.
+
+    Words in an order that nobody writes fail it, whatever the words are.
+    """
+
+    type: Literal["word_pairs"]
+    texts: str = Field(min_length=1)
+    """The sample: sentences, each on its line or behind the one before, with the phrases that completions are made of."""
+    min_known_share: float = Field(gt=0, le=1)
+    """Smallest share allowed, of the pairs within the completion's sentences."""
 
 
 class LengthRule(RuleBase):
@@ -100,13 +146,22 @@ class NumericAnswerRule(RuleBase):
 
 
 Rule = Annotated[
-    MatchesRule | AvoidsRule | ContainsReferenceRule | LengthRule | RepetitionRule | NumericAnswerRule,
+    MatchesRule
+    | AvoidsRule
+    | ContainsReferenceRule
+    | MatchesFieldRule
+    | NamesNoOtherRule
+    | EchoRule
+    | WordPairsRule
+    | LengthRule
+    | RepetitionRule
+    | NumericAnswerRule,
     Field(discriminator="type"),
 ]
 
 
 class RuleSet(StrictModel):
-    """Rules whose weighted mean is a completion's score, from 0 to 1."""
+    """Rules whose weighted mean is a completion's score, from 0 to 1, unless a rule with `at_most` fails."""
 
     rules: list[Rule] = Field(min_length=1)
     """The rules; each gives 0 or 1."""

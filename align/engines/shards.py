@@ -79,6 +79,7 @@ def make_candidate(prompt: Prompt, index: int, sampled: SampledCompletion, seed:
         candidate_index=index,
         prompt=prompt.prompt,
         reference=prompt.reference,
+        fields=prompt.fields,
         completion=chat_format.sampled_text(ids),
         completion_token_ids=ids,
         completion_tokens=len(ids),

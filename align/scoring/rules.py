@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 
@@ -13,15 +13,20 @@ import regex
 from align.config.rules import (
     AvoidsRule,
     ContainsReferenceRule,
+    EchoRule,
     LengthRule,
+    MatchesFieldRule,
     MatchesRule,
+    NamesNoOtherRule,
     NumericAnswerRule,
     RepetitionRule,
     Rule,
     RuleSet,
+    WordPairsRule,
 )
-from align.data.quality.repetition import repeated_share
+from align.data.quality.repetition import copied_share, repeated_share, word_pairs
 from align.errors import DataError, StageError
+from align.records import Candidate
 
 PATTERN_TIMEOUT_S = 5.0
 """Seconds one search may take. Replies are short: only a pattern that backtracks without end comes near it."""
@@ -31,44 +36,75 @@ _NUMBER = regex.compile(r"(?:(?<![\w.])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.
 
 
 @dataclass(frozen=True)
+class RuledPrompt:
+    """What rules may compare a completion with."""
+
+    id: str
+    """For messages only."""
+    reference: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """The prompt's other columns."""
+    text: str = ""
+    """The messages of the prompt."""
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> RuledPrompt:
+        """The prompt of a candidate."""
+        text = "\n".join(message.content for message in candidate.prompt)
+        return cls(candidate.prompt_id, candidate.reference, candidate.fields, text)
+
+
+@dataclass(frozen=True)
 class RuleScore:
     """The result of a rule set for one completion."""
 
     score: float
-    """Weighted mean of the values, in [0, 1]."""
+    """Weighted mean of the values, in [0, 1]; no more than the least `at_most` of the rules that failed."""
     values: dict[str, float]
     """Rule name → 0.0 or 1.0."""
 
 
-def score_with_rules(rule_set: RuleSet, *, prompt_id: str, completion: str, reference: str | None) -> RuleScore:
+def score_with_rules(rule_set: RuleSet, prompt: RuledPrompt, completion: str) -> RuleScore:
     """Score one completion.
 
     Args:
         rule_set: the rules and their weights.
-        prompt_id: the prompt's id, for messages only.
+        prompt: what the completion answers.
         completion: the reply alone, without its prompt.
-        reference: the prompt row's `reference`, or None if it has none.
 
     Raises:
-        DataError: a rule needs a reference, and the prompt has none or an unusable one.
+        DataError: a rule needs a reference or a column, and the prompt has none or an unusable one.
         StageError: a pattern took longer than `PATTERN_TIMEOUT_S`.
     """
     # Patterns and references are in NFC too: the same visible text may come composed or decomposed.
     text = unicodedata.normalize("NFC", completion)
-    values = {rule.name: float(_passes(rule, text, prompt_id, reference)) for rule in rule_set.rules}
+    values = {rule.name: float(_passes(rule, text, prompt)) for rule in rule_set.rules}
     total_weight = sum(rule.weight for rule in rule_set.rules)
-    return RuleScore(sum(rule.weight * values[rule.name] for rule in rule_set.rules) / total_weight, values)
+    mean = sum(rule.weight * values[rule.name] for rule in rule_set.rules) / total_weight
+    limits = [rule.at_most for rule in rule_set.rules if rule.at_most is not None and not values[rule.name]]
+    return RuleScore(min([mean, *limits]), values)
 
 
-def _passes(rule: Rule, text: str, prompt_id: str, reference: str | None) -> bool:
+def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
     """Whether the NFC completion `text` passes one rule."""
     match rule:
         case MatchesRule():
-            return _finds_any(rule, rule.any_of, rule.ignore_case, text, prompt_id)
+            return _finds_any(rule, rule.any_of, rule.ignore_case, text, prompt.id)
         case AvoidsRule():
-            return not _finds_any(rule, rule.none_of, rule.ignore_case, text, prompt_id)
+            return not _finds_any(rule, rule.none_of, rule.ignore_case, text, prompt.id)
         case ContainsReferenceRule():
-            return _folded(_required_reference(rule, prompt_id, reference)) in _folded(text)
+            return _folded(_required_reference(rule, prompt)) in _folded(text)
+        case MatchesFieldRule():
+            return _finds_any(rule, _patterns_of_value(rule, prompt), rule.ignore_case, text, prompt.id)
+        case NamesNoOtherRule():
+            own = _folded(_required_reference(rule, prompt))
+            found = _words_pattern(tuple(rule.words)).findall(_folded(text))
+            return all(word in own for word in found)
+        case EchoRule():
+            return copied_share(text, prompt.text, ngram_words=rule.ngram_words) <= rule.max_copied_share
+        case WordPairsRule():
+            pairs, known = word_pairs(text), _known_pairs(rule.texts)
+            return bool(pairs) and sum(pair in known for pair in pairs) >= rule.min_known_share * len(pairs)
         case LengthRule():
             return _within(len(text.strip()), rule.min_characters, rule.max_characters) and _within(
                 len(text.split()), rule.min_words, rule.max_words
@@ -76,19 +112,45 @@ def _passes(rule: Rule, text: str, prompt_id: str, reference: str | None) -> boo
         case RepetitionRule():
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
         case NumericAnswerRule():
-            expected = last_number(_required_reference(rule, prompt_id, reference))
+            expected = last_number(_required_reference(rule, prompt))
             if expected is None:
-                raise DataError(f"prompt {prompt_id!r}: `reference` is {reference!r}, which holds no number (rule {rule.name!r})")
+                raise DataError(
+                    f"prompt {prompt.id!r}: `reference` is {prompt.reference!r}, which holds no number (rule {rule.name!r})"
+                )
             return last_number(text) == expected
 
 
-def _required_reference(rule: Rule, prompt_id: str, reference: str | None) -> str:
-    if reference is None or not reference.strip():
+def _required_reference(rule: Rule, prompt: RuledPrompt) -> str:
+    if prompt.reference is None or not prompt.reference.strip():
         raise DataError(
-            f"prompt {prompt_id!r} has no `reference`, which the rule {rule.name!r} (type {rule.type}) needs",
+            f"prompt {prompt.id!r} has no `reference`, which the rule {rule.name!r} (type {rule.type}) needs",
             hint="Give every prompt row a `reference`, or take the rule out of the rule set.",
         )
-    return reference
+    return prompt.reference
+
+
+def _patterns_of_value(rule: MatchesFieldRule, prompt: RuledPrompt) -> Sequence[str]:
+    value = prompt.fields.get(rule.field)
+    if value in rule.patterns:
+        return rule.patterns[value]
+    has = f"the value {value!r}, for which it has no patterns" if value is not None else "no such column"
+    raise DataError(
+        f"prompt {prompt.id!r}: the rule {rule.name!r} (type {rule.type}) reads the column {rule.field!r}; the prompt has {has}",
+        hint=f"The rule has patterns for: {', '.join(list(rule.patterns)[:6])}{', …' if len(rule.patterns) > 6 else ''}.",
+    )
+
+
+@lru_cache(maxsize=64)
+def _words_pattern(words: tuple[str, ...]) -> regex.Pattern[str]:
+    # The longest first, so that a part of another word is not found in its place. Behind a word in Latin letters none may follow
+    # ("watch" is not in "watching"); behind Korean ones particles do.
+    folded = sorted((_folded(word) for word in words), key=lambda word: (-len(word), word))
+    return regex.compile(rf"(?<!\w)(?:{'|'.join(map(regex.escape, folded))})(?!\p{{Latin}})")
+
+
+@lru_cache(maxsize=16)
+def _known_pairs(texts: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(word_pairs(unicodedata.normalize("NFC", texts)))
 
 
 # Thousands of completions meet the same patterns.

@@ -14,7 +14,7 @@ from align.config.sections import JudgeScorer, RulesScorer, Scorer
 from align.models.folder import ModelFolder
 from align.records import Candidate, ScoredCandidate
 from align.scoring.judge import PairwiseJudge
-from align.scoring.rules import score_with_rules
+from align.scoring.rules import RuledPrompt, score_with_rules
 from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -117,13 +117,7 @@ class ScorerSet:
         scorer = self._scorers[name]
         if isinstance(scorer, RulesScorer):
             values: list[float | None] = [
-                score_with_rules(
-                    scorer.rules,
-                    prompt_id=candidate.prompt_id,
-                    completion=candidate.completion,
-                    reference=candidate.reference,
-                ).score
-                for candidate in candidates
+                score_with_rules(scorer.rules, RuledPrompt.of(candidate), candidate.completion).score for candidate in candidates
             ]
             report(len(candidates))
         elif isinstance(scorer, JudgeScorer):

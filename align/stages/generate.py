@@ -20,7 +20,7 @@ from align.runtime.events import SampledText
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(Generation, StageConfig):

@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.config.rules import RuleSet
-from align.scoring.rules import score_with_rules
+from align.scoring.rules import RuledPrompt, score_with_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -48,7 +48,7 @@ def gold() -> RuleSet:
 
 
 def gold_score(gold: RuleSet, completion: str, topic: str) -> float:
-    return score_with_rules(gold, prompt_id="p", completion=completion, reference=topic).score
+    return score_with_rules(gold, RuledPrompt("p", topic), completion).score
 
 
 def topic_of(prompt: str) -> str:

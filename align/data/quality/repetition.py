@@ -16,10 +16,26 @@ def repeated_share(text: str, *, ngram_words: int) -> float:
     The larger of two shares: of the word n-grams, and of the sentences, those that occurred earlier in the text.
     Sentences are counted too, because one that is shorter than the n-gram can be repeated without repeating any n-gram.
     """
-    words = [_bare(word) for word in text.split()]
-    ngrams = [tuple(words[start : start + ngram_words]) for start in range(len(words) - ngram_words + 1)]
+    ngrams = _ngrams(text, ngram_words)
     sentences = [bare for sentence in _SENTENCE_END.split(text) if (bare := _bare(" ".join(sentence.split())))]
     return max(_share_seen_before(ngrams), _share_seen_before(sentences))
+
+
+def copied_share(text: str, source: str, *, ngram_words: int) -> float:
+    """Share of the word n-grams of `text` that occur in `source` too, in [0, 1]; of a shorter text, the text as one n-gram."""
+    count = max(1, min(ngram_words, len(text.split())))
+    ngrams, known = _ngrams(text, count), set(_ngrams(source, count))
+    return sum(ngram in known for ngram in ngrams) / len(ngrams) if ngrams else 0.0
+
+
+def word_pairs(text: str) -> list[tuple[str, ...]]:
+    """Pairs of neighbouring words within the sentences of a text, in lower case and without outer punctuation."""
+    return [pair for sentence in _SENTENCE_END.split(text) for pair in _ngrams(sentence, 2)]
+
+
+def _ngrams(text: str, count: int) -> list[tuple[str, ...]]:
+    words = [_bare(word) for word in text.split()]
+    return [tuple(words[start : start + count]) for start in range(len(words) - count + 1)]
 
 
 def _bare(text: str) -> str:

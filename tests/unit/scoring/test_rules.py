@@ -14,15 +14,15 @@ from pydantic import ValidationError
 from align.config.rules import RuleSet
 from align.errors import DataError, StageError
 from align.scoring import rules as scoring
-from align.scoring.rules import last_number, repeated_share, score_with_rules  # type: ignore[attr-defined]
+from align.scoring.rules import RuledPrompt, last_number, repeated_share, score_with_rules  # type: ignore[attr-defined]
 
 
 def rule_set(*rules: dict[str, Any]) -> RuleSet:
     return RuleSet.model_validate({"rules": [{"name": f"rule-{number}", **rule} for number, rule in enumerate(rules)]})
 
 
-def scored(rule: dict[str, Any], completion: str, reference: str | None = None) -> float:
-    return score_with_rules(rule_set(rule), prompt_id="p-1", completion=completion, reference=reference).score
+def scored(rule: dict[str, Any], completion: str, reference: str | None = None, **prompt: Any) -> float:
+    return score_with_rules(rule_set(rule), RuledPrompt("p-1", reference, **prompt), completion).score
 
 
 SYMPATHY = {"type": "matches", "any_of": ["속상했겠", r"\bso sorry\b"]}
@@ -159,7 +159,7 @@ def test_repeated_share_is_a_share(text: str) -> None:
 
 def test_the_score_is_the_weighted_mean() -> None:
     rules = rule_set({**SYMPATHY, "weight": 3.0}, {**LECTURE, "weight": 2}, {"type": "length", "min_words": 1})
-    result = score_with_rules(rules, prompt_id="p", completion="속상했겠다. 그래도 공부해야 해.", reference=None)
+    result = score_with_rules(rules, RuledPrompt("p"), "속상했겠다. 그래도 공부해야 해.")
     assert result.score == pytest.approx(4 / 6)
     assert result.values == {"rule-0": 1.0, "rule-1": 0.0, "rule-2": 1.0}
 
@@ -167,7 +167,7 @@ def test_the_score_is_the_weighted_mean() -> None:
 @given(st.text(), st.text(min_size=1).filter(str.strip))
 def test_every_text_has_a_score_from_0_to_1(completion: str, reference: str) -> None:
     rules = rule_set(SYMPATHY, LECTURE, REPETITION, {"type": "contains_reference"}, {"type": "length", "max_words": 9})
-    result = score_with_rules(rules, prompt_id="p", completion=completion, reference=reference)
+    result = score_with_rules(rules, RuledPrompt("p", reference), completion)
     assert 0 <= result.score <= 1
     assert set(result.values.values()) <= {0.0, 1.0}
 
@@ -201,3 +201,93 @@ def test_a_hostile_pattern_cannot_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PATTERN_TIMEOUT_S", 0.05)
     with pytest.raises(StageError, match=r"\(a\|aa\)\+\$.*'p-1'"):
         scored({"type": "matches", "any_of": [r"^(a|aa)+$"]}, "a" * 60 + "b")
+
+
+EVENTS = {"type": "matches_field", "field": "event", "patterns": {"lost": [r"\blosing your\b", "잃어버"], "rain": ["비가"]}}
+
+
+@pytest.mark.parametrize(
+    ("event", "completion", "expected"),
+    [
+        ("lost", "Losing your keys must hurt.", 1.0),
+        ("lost", "열쇠를 잃어버리다니 속상했겠다.", 1.0),
+        ("lost", "비가 와서 속상했겠다.", 0.0),
+        ("rain", "비가 와서 속상했겠다.", 1.0),
+    ],
+)
+def test_patterns_of_a_columns_value(event: str, completion: str, expected: float) -> None:
+    assert scored(EVENTS, completion, fields={"event": event}) == expected
+
+
+@pytest.mark.parametrize(("fields", "named"), [({}, "no such column"), ({"event": "fire"}, "'fire'")])
+def test_a_column_that_a_rule_cannot_use_is_named(fields: dict[str, str], named: str) -> None:
+    with pytest.raises(DataError, match=named) as caught:
+        scored(EVENTS, "속상했겠다.", fields=fields)
+    assert "lost, rain" in str(caught.value.hint)
+
+
+OTHERS = {"type": "names_no_other", "words": ["watch", "water bottle", "bottle", "시험", "수학 시험", "엄마"]}
+
+
+@pytest.mark.parametrize(
+    ("reference", "completion", "expected"),
+    [
+        ("watch", "Losing your watch is so unfair.", 1.0),
+        ("watch", "Losing your watch and your bottle is so unfair.", 0.0),
+        ("umbrella", "Watching it go must hurt.", 1.0),
+        ("umbrella", "Your Watch!", 0.0),
+        ("water bottle", "Your Water Bottle. The bottle was yours.", 1.0),
+        ("bottle", "Your water bottle.", 0.0),
+        ("수학 시험", "수학 시험을 잘 보고 싶었겠다. 시험은 어렵지.", 1.0),
+        ("수학 시험", "엄마가 화를 냈겠다.", 0.0),
+        ("우산", "시험은 어렵지.", 0.0),
+    ],
+)
+def test_other_things_than_the_prompts_own(reference: str, completion: str, expected: float) -> None:
+    assert scored(OTHERS, completion, reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("I lost my keys at the gym today.", 0.0),
+        ("Losing your keys at the gym must have been hard.", 1.0),
+        ("Keys at the", 0.0),
+        ("Oh dear.", 1.0),
+        ("the gym", 0.0),
+        ("", 1.0),
+    ],
+)
+def test_an_echo(completion: str, expected: float) -> None:
+    rule = {"type": "echo", "ngram_words": 3, "max_copied_share": 0.3}
+    assert scored(rule, completion, text="Today I lost my keys at the gym.") == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("That must have been hard. I'm here for you.", 1.0),
+        ("I'm here. That must have been sad.", 1.0),  # one of five pairs is new
+        ("Hard been must here you that for have.", 0.0),
+        ("정말 속상했겠다. 내가 옆에 있을게.", 1.0),
+        ("속상했겠다 옆에 정말 있을게 내가", 0.0),
+        ("Hard.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_words_in_an_order_that_nobody_writes(completion: str, expected: float) -> None:
+    texts = "That must have been hard.\nI'm here for you. 정말 속상했겠다.\n내가 옆에 있을게."
+    assert scored({"type": "word_pairs", "texts": texts, "min_known_share": 0.6}, completion) == expected
+
+
+def test_a_rule_may_limit_the_score() -> None:
+    rules = rule_set({**SYMPATHY, "weight": 3}, {**LECTURE, "at_most": 0.5}, {"type": "length", "min_words": 3, "at_most": 0.1})
+
+    def total(completion: str) -> float:
+        return score_with_rules(rules, RuledPrompt("p"), completion).score
+
+    assert total("I am so sorry.") == 1.0
+    assert total("I am so sorry. You should rest.") == 0.5  # and not 4 of 5
+    assert total("You should rest.") == pytest.approx(0.2)  # the limit raises nothing
+    assert total("You should") == 0.0
+    assert total("So sorry.") == 0.1
