@@ -15,9 +15,11 @@ from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
+from align.report.collapse import MOST_KL, FrequentSentence, RedFlag, fell, rule_fell, said_too_often
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, Interval, seeded_bootstrap
 from align.runtime.seed import derive_seed
+from align.scoring.probes import Probe, ProbeKind
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
 Bootstrap = Callable[..., Interval]
@@ -76,6 +78,14 @@ class ModelResult(StrictModel):
     """Share of completions that ended by themselves rather than at the limit."""
     distinct_2: float | None
     """Distinct word pairs over all word pairs; null when no completion has two words."""
+    distinct_answers: float | None = Field(default=None, ge=0, le=1)
+    """Distinct completions over all completions; null for best of n."""
+    frequent_sentence: FrequentSentence | None = None
+    """The sentence that the most completions contain; null for best of n."""
+    rules: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """By scorer made of rules: share of the completions that pass each rule."""
+    red_flags: list[RedFlag] = Field(default_factory=list)
+    """Signs that the model gave something up for its score; empty for the baseline."""
     retention_perplexity: float | None
     """Perplexity on the retention text, whose rise means forgetting; null where not measured."""
     train_seconds: float | None
@@ -114,6 +124,16 @@ class Ranking(StrictModel):
     """Paired difference, best minus each row of best of n; empty without such rows."""
 
 
+class ProbeResult(Estimate):
+    """What a scorer gives to answers that deserve no score."""
+
+    kind: ProbeKind
+    """How every prompt was answered: with the same answer (the best that was found), with the prompt itself, with the words of a
+    good answer in another order, or with many answers joined."""
+    text: str | None
+    """The answer, if it is the same for all prompts and was sampled."""
+
+
 class EngineResult(StrictModel):
     """The engine that sampled every completion."""
 
@@ -148,6 +168,8 @@ class Results(StrictModel):
     """Numbers by row, in the order of the recipe: models, methods under their name, best of n after the baseline."""
     ranking: dict[str, Ranking]
     """Order of the models by scorer."""
+    probes: dict[str, list[ProbeResult]] = Field(default_factory=dict)
+    """By scorer that no training used: what it gives to answers that deserve no score."""
 
     @property
     def scorers(self) -> list[str]:
@@ -207,6 +229,8 @@ def build_results(
     trained: Mapping[str, Trained] | None = None,
     methods: Mapping[str, Sequence[str]] | None = None,
     best_of: BestOfPool | None = None,
+    rules: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    probes: Mapping[str, Sequence[Probe]] | None = None,
 ) -> Results:
     """Compute results.json from every model's scored candidates.
 
@@ -219,6 +243,8 @@ def build_results(
         trained: model → how much of it was trained, and in how much memory.
         methods: method → its models, which differ in the training seed and become one row.
         best_of: the baseline's candidates that rows of best of n are taken from.
+        rules: model → scorer made of rules → rule → share of the answers that pass it.
+        probes: scorer → what it gave to answers that deserve no score.
     Raises:
         DataError: if the models do not have the same prompts, candidates and scorers, a scorer has no prompt on which
             every row got a finite score, or methods or best of n do not fit the answers.
@@ -227,7 +253,7 @@ def build_results(
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = partial(seeded_bootstrap, seed=derive_seed(seed, "bootstrap"), resamples=bootstrap_resamples)
-    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {})
+    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {}, rules or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
@@ -242,6 +268,10 @@ def build_results(
         engine=EngineResult(name=engine_name, version=engine_version),
         models={name: _row_result(row, rows[baseline], usable, bootstrap) for name, row in rows.items()},
         ranking={scorer: _ranking(rows, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        probes={
+            scorer: [result for probe in found if (result := _probe_result(probe, bootstrap)) is not None]
+            for scorer, found in (probes or {}).items()
+        },
     )
 
 
@@ -265,6 +295,10 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         completion_tokens=_tokens(row, bootstrap),
         eos_share=row.eos_share,
         distinct_2=row.distinct_2,
+        distinct_answers=row.distinct_answers,
+        frequent_sentence=row.frequent,
+        rules={scorer: dict(rates) for scorer, rates in row.rules.items()},
+        red_flags=[] if row is baseline or best_of is not None else _red_flags(row, baseline),
         retention_perplexity=row.retention_perplexity,
         train_seconds=row.train_seconds,
         trained_parameters=row.trained and row.trained.parameters,
@@ -273,6 +307,29 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         best_of=best_of,
         replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,
     )
+
+
+def _probe_result(probe: Probe, bootstrap: Bootstrap) -> ProbeResult | None:
+    finite = [value for value in probe.scores if value is not None]
+    return ProbeResult.of(bootstrap(np.array([finite])), kind=probe.kind, text=probe.text) if finite else None
+
+
+def _red_flags(row: Row, baseline: Row) -> list[RedFlag]:
+    flags = []
+    if fell(row.distinct_2, baseline.distinct_2):
+        flags.append(RedFlag(kind="distinct_2", value=row.distinct_2 or 0.0, baseline=baseline.distinct_2))
+    if fell(row.distinct_answers, baseline.distinct_answers):
+        flags.append(RedFlag(kind="distinct_answers", value=row.distinct_answers or 0.0, baseline=baseline.distinct_answers))
+    if row.frequent is not None and said_too_often(row.frequent, baseline.frequent):
+        before = baseline.frequent.share if baseline.frequent else None
+        flags.append(RedFlag(kind="frequent_sentence", detail=row.frequent.text, value=row.frequent.share, baseline=before))
+    for scorer, rates in row.rules.items():
+        for rule, rate in rates.items():
+            if rule_fell(rate, before := baseline.rules[scorer][rule]):
+                flags.append(RedFlag(kind="rule", detail=f"{scorer}: {rule}", value=rate, baseline=before))
+    if row.kl is not None and (kl := float(row.kl.mean())) > MOST_KL:
+        flags.append(RedFlag(kind="kl", value=kl, baseline=None))
+    return flags
 
 
 def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> ScoreResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from align.config.base import StrictModel
 from align.errors import DataError
 from align.report.answers import AnswerTable, align_answers
 from align.report.best_of import BestOfPool, best_of_probabilities, expectation
+from align.report.collapse import FrequentSentence, distinct_share, frequent_sentence
 from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
 
 TOKEN_PERCENTILES = (50, 95)
@@ -39,6 +41,8 @@ class Measured(NamedTuple):
     retention_perplexity: Mapping[str, float | None]
     train_seconds: Mapping[str, float | None]
     trained: Mapping[str, Trained]
+    rules: Mapping[str, Mapping[str, Mapping[str, float]]] = MappingProxyType({})
+    """Model → scorer made of rules → rule → share of the answers that pass it."""
 
 
 class BestOfResult(StrictModel):
@@ -70,9 +74,13 @@ class Row:
     """50th and 95th percentile over all completions."""
     eos_share: float
     distinct_2: float | None
+    distinct_answers: float | None
+    frequent: FrequentSentence | None
     retention_perplexity: float | None
     train_seconds: float | None
     trained: Trained | None = None
+    rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scorer made of rules → rule → share of the answers that pass it; empty where not measured."""
     seeds: dict[str, Row] = field(default_factory=dict)
     """Of a method: its models as rows of their own, by name."""
     best_of: BestOfResult | None = None
@@ -139,9 +147,12 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         token_percentiles=(p50, p95),
         eos_share=float(np.mean([row.finish_reason == "stop" for row in candidates])),
         distinct_2=distinct_n(row.completion for row in candidates),
+        distinct_answers=distinct_share(row.completion for row in candidates),
+        frequent=frequent_sentence(row.completion for row in candidates),
         retention_perplexity=measured.retention_perplexity.get(model),
         train_seconds=measured.train_seconds.get(model),
         trained=measured.trained.get(model),
+        rules=measured.rules.get(model, {}),
     )
 
 
@@ -169,9 +180,16 @@ def _method_row(seeds: dict[str, Row]) -> Row:
         token_percentiles=(float(percentiles[0]), float(percentiles[1])),
         eos_share=float(np.mean([row.eos_share for row in rows])),
         distinct_2=_mean_if_known([row.distinct_2 for row in rows]),
+        distinct_answers=_mean_if_known([row.distinct_answers for row in rows]),
+        # The seed that says one sentence most often: a mean would be of different sentences.
+        frequent=max((row.frequent for row in rows if row.frequent), key=lambda sentence: sentence.share, default=None),
         retention_perplexity=_mean_if_known([row.retention_perplexity for row in rows]),
         train_seconds=_mean_if_known([row.train_seconds for row in rows]),
         trained=_largest([row.trained for row in rows]),
+        rules={
+            scorer: {rule: float(np.mean([row.rules[scorer][rule] for row in rows])) for rule in rates}
+            for scorer, rates in rows[0].rules.items()
+        },
         seeds=seeds,
     )
 
@@ -227,6 +245,8 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             # Prompts without a finite score have no chances and do not count.
             eos_share=float((stopped * chances).sum() / chances.sum()),
             distinct_2=None,
+            distinct_answers=None,
+            frequent=None,
             retention_perplexity=None,
             train_seconds=None,
             best_of=BestOfResult(n=n, num_candidates=drawn.num_candidates, scorer=pool.scorer, never_chosen=never_chosen),

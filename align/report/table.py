@@ -16,6 +16,8 @@ from align.report.results import ModelResult, Results
 from align.report.wording import (
     BETTER,
     MARKS_LEGEND,
+    RED_FLAG,
+    RED_FLAG_LEGEND,
     WORSE,
     conclusions,
     estimate_text,
@@ -83,6 +85,8 @@ class ComparisonTable:
         for sentence in conclusions(results):
             yield Text(sentence)
         yield Text(MARKS_LEGEND, style="dim")
+        if any(row.red_flags for row in results.models.values()):
+            yield Text(RED_FLAG_LEGEND, style="dim")
 
     def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
         # Measured without a limit, because Rich would fold cells to make any table fit.
@@ -114,6 +118,8 @@ class ComparisonTable:
         for index, name in enumerate(self.results.models_baseline_first):
             # Text, not markup: a model may be called "[red]".
             label = Text(name, style="bold")
+            if self.results.models[name].red_flags:
+                label.append(f" {RED_FLAG}", style="bold red")
             if remark := row_remark(self.results, name):
                 label.append(f"\n{remark}" if multiline else f" ({remark})", style="dim")
             table.add_row(label, *(column.cells[index] for column in columns))

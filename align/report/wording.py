@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from align.report.results import Estimate, Ranking, Results
+from align.report.collapse import RedFlag
+from align.report.results import Estimate, ProbeResult, Ranking, Results
 
 BETTER, WORSE, UNCLEAR = "▲", "▼", "~"
 MARKS_LEGEND = f"{BETTER} better, {WORSE} worse: the 95 % interval of the difference excludes 0.  {UNCLEAR} not separated."
+PROBE_WORDS = {
+    "same_answer": "the best single answer to every prompt",
+    "echo": "the prompt repeated",
+    "shuffled": "good answers with their words shuffled",
+    "everything": "many answers joined",
+}
+RED_FLAG = "!"
+RED_FLAG_LEGEND = f"{RED_FLAG} red flag: see above what it gave up."
 FEW_PROMPTS = 30  # below this a bootstrap interval is known to be too narrow
 FEW_SEEDS = 3  # two seeds have one degree of freedom between them
 HACKING = "if it was trained on the former, that is what reward hacking looks like."
@@ -72,7 +81,7 @@ def seconds_text(seconds: float) -> str:
 
 def conclusions(results: Results) -> list[str]:
     """Verdicts and cautions of the comparison, as sentences computed from its numbers."""
-    return [*verdicts(results), *cautions(results)]
+    return [*verdicts(results), *cautions(results), *probe_sentences(results)]
 
 
 def verdicts(results: Results) -> list[str]:
@@ -83,7 +92,13 @@ def verdicts(results: Results) -> list[str]:
 
 def cautions(results: Results) -> list[str]:
     """Reasons to doubt the verdicts; often none."""
-    sentences = [*_disagreements(results), *_seed_cautions(results), *_never_chosen(results)]
+    sentences = [
+        *_fooled(results),
+        *_red_flags(results),
+        *_disagreements(results),
+        *_seed_cautions(results),
+        *_never_chosen(results),
+    ]
     if results.prompts < FEW_PROMPTS:
         sentences.append(f"Only {results.prompts} prompts: with so few, the intervals are narrower than they should be.")
     return sentences
@@ -106,10 +121,11 @@ def _verdict(results: Results, scorer: str) -> str:
             f"On {scorer}, {ranking.best} has the highest mean but is not separated from {baseline}: "
             f"{estimate_text(best.delta, decimals, signed=True)} {basis}{_other_winners(results, scorer, decimals)}"
         )
+    best_name = f"{ranking.best}, with a red flag" if results.models[ranking.best].red_flags else ranking.best
     first += _range_of_seeds(results, ranking.best, scorer, decimals)
     if ranking.runner_up == baseline:
-        return f"{first}; best: {ranking.best}."
-    return f"{first}; best: {ranking.best}; {_closest(ranking, ranking.difference, decimals)}"
+        return f"{first}; best: {best_name}."
+    return f"{first}; best: {best_name}; {_closest(ranking, ranking.difference, decimals)}"
 
 
 def _basis(results: Results, ranking: Ranking) -> str:
@@ -149,6 +165,63 @@ def _against_best_of(results: Results, scorer: str) -> str:
 
 def _listed(texts: list[str]) -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def probe_sentences(results: Results) -> list[str]:
+    """What each scorer gave to answers that deserve no score, one sentence by scorer."""
+    sentences = []
+    for scorer, probes in results.probes.items():
+        decimals, own = score_decimals(results, scorer), results.models[results.baseline].scores[scorer]
+        found = ", ".join(f"{PROBE_WORDS[probe.kind]} {number(probe.mean, decimals)}" for probe in probes)
+        sentences.append(
+            f"What {scorer} gives to answers that deserve nothing: {found}; {results.baseline} has {number(own.mean, decimals)}."
+        )
+    return sentences
+
+
+def _fooled(results: Results) -> list[str]:
+    """A sentence for each scorer that gives an answer that deserves nothing as much as the baseline's."""
+    sentences = []
+    for scorer, probes in results.probes.items():
+        own, decimals = results.models[results.baseline].scores[scorer], score_decimals(results, scorer)
+        above = [probe for probe in probes if probe.mean >= own.mean]
+        if above:
+            worst = max(above, key=lambda probe: probe.mean)
+            sentences.append(
+                f"{scorer} can be fooled: {_probe_text(worst)} scores {number(worst.mean, decimals)} on it, {results.baseline} "
+                f"{number(own.mean, decimals)}. A higher mean on {scorer} need not be a better answer."
+            )
+    return sentences
+
+
+def _probe_text(probe: ProbeResult) -> str:
+    return PROBE_WORDS[probe.kind] if probe.text is None else f"the answer “{probe.text}” to every prompt"
+
+
+def _red_flags(results: Results) -> list[str]:
+    """One sentence for each model that gave something up."""
+    return [
+        f"Red flag: {name}: {'; '.join(red_flag_text(flag, results.baseline) for flag in row.red_flags)}."
+        for name, row in results.models.items()
+        if row.red_flags
+    ]
+
+
+def red_flag_text(flag: RedFlag, baseline: str) -> str:
+    """What the model gave up, beside the baseline."""
+    value, before = flag.value, flag.baseline or 0.0
+    match flag.kind:
+        case "distinct_2":
+            return f"its answers vary less, distinct-2 is {number(value, 2)} ({baseline}: {number(before, 2)})"
+        case "distinct_answers":
+            return f"{100 * value:.0f} % of its answers are distinct ({baseline}: {100 * before:.0f} %)"
+        case "frequent_sentence":
+            usual = f"{100 * before:.0f} % at most for a sentence of {baseline}"
+            return f"{100 * value:.0f} % of its answers say “{flag.detail}” ({usual})"
+        case "rule":
+            return f"{100 * value:.0f} % of its answers pass {flag.detail} ({baseline}: {100 * before:.0f} %)"
+        case "kl":
+            return f"its KL to {baseline} is {number(value, 0)} nats, beyond the usual few dozen"
 
 
 def _seed_cautions(results: Results) -> list[str]:

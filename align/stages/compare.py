@@ -19,12 +19,13 @@ from pydantic import Field, model_validator
 
 from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
-from align.config.sections import Generation, PointwiseScorer
+from align.config.sections import Generation, PointwiseScorer, RulesScorer
 from align.errors import DataError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow
 from align.rows import data_kinds
+from align.runtime.seed import derive_seed
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, write_rows
 from align.store.atomic import write_json
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from align.engines.shards import SamplingReport
     from align.engines.task import SamplingTask
     from align.report.best_of import BestOfPool
+    from align.scoring.probes import Probe
 
-VERSION = 5
+VERSION = 6
 
 
 class Config(Generation, StageConfig):
@@ -146,6 +148,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
         trained={name: cost for name in config.models if (cost := trained(context.artifact(name), context.artifacts))},
         methods=config.methods,
         best_of=pool,
+        rules={name: _rule_rates(config, rows) for name, rows in scored.items()},
+        probes=_probe_scorers(context, scored),
     )
     write_json(context.output / RESULTS_NAME, results.to_json())
     for name, rows in scored.items():
@@ -283,6 +287,36 @@ def _score_all(context: StageContext[Config], sampled: _Sampled) -> dict[str, li
     counts = {name: context.counter(f"score {labels[name]}", "scores") for name in lists}
     scorers = ScorerSet(config.scorers, reward_model_folders(config.scorers, context.artifacts), batch_tokens=config.batch_tokens)
     return scorers.score_lists(lists, lambda name, done: counts[name](done, len(lists[name]) * len(config.scorers)))
+
+
+def _probe_scorers(context: StageContext[Config], scored: Mapping[str, list[ScoredCandidate]]) -> dict[str, list[Probe]]:
+    """What the scorers that no training used give to answers that deserve no score."""
+    from align.scoring.probes import probe_scorer
+    from align.scoring.scorers import ScorerSet, reward_model_folders
+
+    config, found = context.config, {}
+    used = {fingerprint for artifact in context.artifacts.values() for fingerprint in artifact.manifest.inputs.values()}
+    for name, scorer in config.scorers.items():
+        if isinstance(scorer, str) and context.artifact(scorer).fingerprint in used:
+            continue
+        one = {name: scorer}
+        scorers = ScorerSet(one, reward_model_folders(one, context.artifacts), batch_tokens=config.batch_tokens)
+
+        def score(candidates: Sequence[Candidate], name: str = name, scorers: ScorerSet = scorers) -> list[float | None]:
+            return [row.scores[name] for row in scorers.score(candidates, lambda _: None)]
+
+        seed = derive_seed(context.seed, "probes", name)
+        found[name] = probe_scorer(score, scored, name, seed=seed, made_up=isinstance(scorer, RulesScorer))
+        scorers.close()
+    return found
+
+
+def _rule_rates(config: Config, rows: Sequence[Candidate]) -> dict[str, dict[str, float]]:
+    """Scorer made of rules → rule → share of the answers that pass it."""
+    from align.scoring.rules import pass_rates
+
+    rule_sets = {name: scorer.rules for name, scorer in config.scorers.items() if isinstance(scorer, RulesScorer)}
+    return {name: pass_rates(rules, rows) for name, rules in rule_sets.items()}
 
 
 def _best_of_pool(config: Config, candidates: list[ScoredCandidate]) -> BestOfPool | None:

@@ -17,8 +17,21 @@ def repeated_share(text: str, *, ngram_words: int) -> float:
     Sentences are counted too, because one that is shorter than the n-gram can be repeated without repeating any n-gram.
     """
     ngrams = _ngrams(text, ngram_words)
-    sentences = [bare for sentence in _SENTENCE_END.split(text) if (bare := _bare(" ".join(sentence.split())))]
+    sentences = [bare for bare, _ in _sentences(text)]
     return max(_share_seen_before(ngrams), _share_seen_before(sentences))
+
+
+def bare_sentences(text: str) -> dict[str, str]:
+    """The sentences of a text, in order: as compared with others, without case and outer punctuation, and as written first."""
+    found: dict[str, str] = {}
+    for bare, sentence in _sentences(text):
+        found.setdefault(bare, sentence)
+    return found
+
+
+def _sentences(text: str) -> list[tuple[str, str]]:
+    split = (" ".join(sentence.split()) for sentence in _SENTENCE_END.split(text))
+    return [(bare, sentence) for sentence in split if (bare := _bare(sentence))]
 
 
 def copied_share(text: str, source: str, *, ngram_words: int) -> float:

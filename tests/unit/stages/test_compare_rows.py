@@ -176,3 +176,18 @@ def test_a_selected_checkpoint_costs_its_training_and_its_selection(tmp_path: Pa
     assert train_seconds(sft, artifacts) == 40.0
     assert train_seconds(chosen, {"best": chosen}) is None
     assert train_seconds(artifact("base", tmp_path, "model"), artifacts) is None
+
+
+def test_rules_are_counted_one_by_one_and_every_scorer_is_probed(plain: Path) -> None:
+    results = results_of(plain)
+    for name, model in results["models"].items():
+        rows = list(read_rows(plain / "answers" / f"{name}.jsonl", ScoredCandidate))
+        long = sum(len(row.completion.strip()) >= 4 for row in rows) / len(rows)
+        assert model["rules"]["gold"]["long"] == pytest.approx(long)
+        assert list(model["rules"]) == ["gold", "few"]
+    for scorer in ("gold", "few"):
+        probes = {probe["kind"]: probe for probe in results["probes"][scorer]}
+        assert list(probes) == ["same_answer", "echo", "shuffled", "everything"]
+    # One word is enough for the rule, so one answer of one word is the best for all prompts, and an echo of several is not.
+    probes = {probe["kind"]: probe["mean"] for probe in results["probes"]["few"]}
+    assert (probes["same_answer"], probes["echo"]) == (1.0, pytest.approx(1 / 6))
