@@ -27,6 +27,7 @@ from align.config.other_tools import table as table_of_words
 from align.config.shape import members, reference_kinds
 from align.stage import StageType
 from align.stages.registry import STAGES
+from align.strict import field_docstrings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"(<!-- fields: (?P<name>[a-z_ ]+) -->\n).*?(<!-- /fields -->\n)", re.DOTALL)
@@ -97,8 +98,9 @@ def rows(model: type[BaseModel]) -> Iterator[str]:
 
     shared = {name for base in model.__mro__[1:] if is_shared(base) for name in base.__annotations__}
     order = sorted(model.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] in shared))
+    texts = field_docstrings(model)
     for name, info in order:
-        meaning = info.description or inspect.getdoc(model) or ""
+        meaning = texts.get(name) or inspect.getdoc(model) or ""
         yield f"| `{name}` | {cell(type_text(info))} | {default_text(info)} | {cell(meaning)} |"
 
 

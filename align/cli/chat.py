@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Annotated
@@ -47,6 +46,8 @@ def chat(
 
     With a pipe as input every line is a message, and stdout has only the answers.
     """
+    import secrets
+
     from rich.console import Console
 
     from align.export.source import open_source

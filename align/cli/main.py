@@ -67,6 +67,8 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `align.errors` for what each means."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Looking for them reads the metadata of every installed package, and align uses none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     _write_utf8()
     try:
         code = _invoke(arguments)

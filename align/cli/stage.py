@@ -91,9 +91,16 @@ def build_command(name: str, help_text: str, options: Options, call: Call) -> Co
 
 def field_options(config_type: type[StageConfig], *, leave_out: Collection[str] = ()) -> Options:
     """An option per field of a stage's configuration, required ones first."""
+    from align.strict import field_docstrings
+
     required_first = sorted(config_type.model_fields.items(), key=lambda item: not item[1].is_required())
     # The seed of the stages is the seed of the run, which has an option already.
-    return {field: _option(field, info) for field, info in required_first if field != "seed" and field not in leave_out}
+    texts = field_docstrings(config_type)
+    return {
+        field: _option(field, info, texts.get(field, ""))
+        for field, info in required_first
+        if field != "seed" and field not in leave_out
+    }
 
 
 def _function(options: Options, call: Call) -> Callable[..., None]:
@@ -112,7 +119,7 @@ def _function(options: Options, call: Call) -> Callable[..., None]:
     return command
 
 
-def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
+def _option(field: str, info: FieldInfo, text: str) -> tuple[Any, Any]:
     """Annotation and default of a field's option; `...` means required.
 
     Values are text and are parsed as in a recipe, so that a wrong one gives the same message.
@@ -123,7 +130,7 @@ def _option(field: str, info: FieldInfo) -> tuple[Any, Any]:
     alternatives = members(info.annotation)
     flag = f"--{field.replace('_', '-')}"
     repeated = any(is_list(alternative) or is_mapping(alternative) for alternative in alternatives)
-    help_text = _help(info, repeated=repeated)
+    help_text = _help(info, text, repeated=repeated)
     if alternatives == (bool,):
         option = typer.Option(f"{flag}/--no-{field.replace('_', '-')}", help=help_text, show_default=False)
         return Annotated[bool | None, option], None
@@ -153,13 +160,13 @@ def _repeated_metavar(alternatives: tuple[Any, ...]) -> str:
     return {(int,): "INTEGER", (float,): "NAME=NUMBER"}.get(entries, "NAME=PATH")
 
 
-def _help(info: FieldInfo, *, repeated: bool) -> str:
+def _help(info: FieldInfo, text: str, *, repeated: bool) -> str:
     """The docstring under the field, with its default as a recipe would write it."""
     default = info.default
     if isinstance(default, bool):
         default = "true" if default else "false"
     shown = "" if info.is_required() or default is None else f"  [default: {default}]"
-    return f"{info.description or ''}{' Repeatable.' if repeated else ''}{shown}"
+    return f"{text}{' Repeatable.' if repeated else ''}{shown}"
 
 
 def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, Any], command: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Literal
 
-import regex
 from pydantic import AfterValidator, Field, model_validator
 
 from align.config.base import StrictModel
@@ -13,6 +12,8 @@ from align.config.base import StrictModel
 
 def _compiles(pattern: str) -> str:
     """The pattern itself, if it is a regular expression; else an error that shows it."""
+    import regex  # takes longer to import than this module, and most rules have no pattern
+
     try:
         # In NFC, as it is compiled later to search texts in NFC.
         regex.compile(unicodedata.normalize("NFC", pattern))

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora, Peft, VirtualTokens
@@ -22,7 +22,7 @@ from align.models.files import ADAPTER_AGAIN, BASE_NAME, WEIGHTS_NAME
 from align.store.atomic import write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
 
-_PEFT: TypeAdapter[Lora | VirtualTokens] = TypeAdapter(Peft)
+_PEFT: TypeAdapter[Lora | VirtualTokens] = TypeAdapter(Peft, config=ConfigDict(defer_build=True))
 
 
 class BaseRecord(NamedTuple):

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.errors import Interrupted
-from align.runtime.events import Emit, Event, Metrics, Note, Progress, Sample, SampledText, Saving
+
+if TYPE_CHECKING:
+    # Imported late: recipes are read with this module, and the classes of all events take longer to make than it.
+    from align.runtime.events import Emit, Event, SampledText
 
 SHOWN_COMPLETIONS = 3
 """Completions of a `Sample`."""
@@ -77,25 +81,35 @@ class RunContext:
             per_unit: what one unit is made of, on average, such as 16 pairs: readers make a rate of it.
             numbers: shown beside it, such as the loss.
         """
+        from align.runtime.events import Progress
+
         event = Progress(stage=self.name, task=task, done=done, total=total, unit=unit, numbers=numbers, per_unit=per_unit or {})
         self.emit(event)
 
     def metrics(self, row: Mapping[str, float]) -> None:
         """Report a row of the stage's curves: numbers by name, `step` among them. See `Metrics` for a step that comes again."""
+        from align.runtime.events import Metrics
+
         values = {name: value for name, value in row.items() if name != "step"}
         self.emit(Metrics(stage=self.name, step=int(row["step"]), values=values))
 
     def note(self, text: str) -> None:
         """Report one line that the user should read."""
+        from align.runtime.events import Note
+
         self.emit(Note(stage=self.name, text=text))
 
     def sample(self, step: int, completions: Iterable[SampledText]) -> None:
         """Report the first few of the completions sampled at `step`."""
+        from align.runtime.events import Sample
+
         self.emit(Sample(stage=self.name, step=step, completions=tuple(islice(completions, SHOWN_COMPLETIONS))))
 
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Around the writing of what must not be cut short: a request to stop waits for its end, however long it takes."""
+        from align.runtime.events import Saving
+
         started = time.perf_counter()
         self.emit(Saving(stage=self.name))
         try:

@@ -16,7 +16,6 @@ from align.config.sections import Generation
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Candidate, Prompt
-from align.runtime.events import SampledText
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, ROWS_NAME, write_rows
 
@@ -38,6 +37,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.engines.holder import EngineHolder
     from align.engines.shards import sample
     from align.engines.task import prepare_task
+    from align.runtime.events import SampledText
 
     config = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)

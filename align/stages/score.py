@@ -20,7 +20,6 @@ from align.config.reference import RowsReference
 from align.config.sections import JudgeScorer, Scorer
 from align.errors import StageError
 from align.records import Candidate, ScoredCandidate
-from align.runtime.executor import executor_for
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
@@ -97,6 +96,8 @@ def _score_shards(
     context: StageContext[Config],
 ) -> int:
     """Score the shards that `folder` lacks. `count` gets the number of scores that are done, of which `finished` were before."""
+    from align.runtime.executor import executor_for
+
     missing = [(index, piece) for index, piece in shards if read_seal(shard_path(folder, index)) is None]
     finished += sum(len(piece) for _, piece in shards) * len(scorers.names)
     finished -= sum(len(piece) for _, piece in missing) * len(scorers.names)

@@ -42,7 +42,7 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 class FileEntry(BaseModel):
     """Size and hash of one file of an artifact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     size_bytes: int
     sha256: str
@@ -51,7 +51,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What an artifact is, what it was made from, by which versions, and the hash of each of its files."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     schema_version: int = MANIFEST_SCHEMA_VERSION
     kind: str
