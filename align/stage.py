@@ -6,7 +6,6 @@ imports another stage and finds its inputs through the context only, never by a 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,30 +67,3 @@ class StageContext(RunContext, Generic[ConfigT]):
     def artifact(self, reference: str) -> Artifact:
         """The artifact that a reference of the configuration names."""
         return self.artifacts[reference]
-
-
-@dataclass(frozen=True)
-class StageType:
-    """One entry of the registry."""
-
-    name: str
-    module: str
-    produces: str
-    """Kind of the artifact it makes."""
-    needs_trainers: bool = True
-    """Whether it uses torch, so that its process had better be forked from one that has the trainers imported."""
-
-    def load(self) -> Any:
-        return importlib.import_module(self.module)
-
-    @property
-    def version(self) -> int:
-        """Raised whenever the same configuration and inputs would give other bytes than before."""
-        return int(self.load().VERSION)
-
-    @property
-    def config_type(self) -> type[StageConfig]:
-        return self.load().Config  # type: ignore[no-any-return]
-
-    def run(self, context: StageContext[Any]) -> StageOutcome:
-        return self.load().run(context)  # type: ignore[no-any-return]

@@ -25,8 +25,7 @@ from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
 from align.config.other_tools import table as table_of_words
 from align.config.shape import members, reference_kinds
-from align.stage import StageType
-from align.stages.registry import STAGES
+from align.stages.registry import STAGES, StageType
 from align.strict import field_docstrings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, Copies, Rounds
+from align.config.entry import FILLED
+from align.config.form import NODE_NAME, SEED_LIMIT, Copies, Rounds
 from align.config.inputs import InputSpec
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
 from align.report.results import Results

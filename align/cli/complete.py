@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,7 +14,34 @@ from align.config.schema_files import RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHE
 from align.config.shipped import RECIPE_NAME, SHIPPED_RECIPES, recipe_file, recipes_in
 from align.errors import AlignError
 
+if TYPE_CHECKING:
+    # Typer vendors click and has no public name for these types.
+    from typer._click import Context
+    from typer._click.core import Parameter
+
+    from align.config.entry import Entry
+    from align.config.reference import FieldPath
+
 STAGE_PREFIX = "stage_"
+
+
+@contextmanager
+def words_as_they_are() -> Iterator[None]:
+    """Typer does not convert words inside this: it would import pydantic for that, which takes 0.1 s."""
+    # Typer has no public name for it.
+    from typer import _coercion, core
+
+    class Word(_coercion.RuntimeParam):
+        def _coerce_value(self, value: Any, param: Parameter, ctx: Context) -> Any:
+            return value
+
+    module: Any = core
+    build = module.build_runtime_param
+    module.build_runtime_param = lambda described: Word(described.parameter_info, described.annotation)
+    try:
+        yield
+    finally:
+        module.build_runtime_param = build
 
 
 def shipped_recipes(incomplete: str) -> list[str]:
@@ -44,26 +73,63 @@ def stages_of_recipe(context: typer.Context, incomplete: str) -> list[str]:
     # An option that still lacks its value ends the parsing before arguments get their names.
     recipe = context.params.get("recipe") or next(iter(context.args), None)
     try:
-        stages = read_document(recipe_file(recipe)).value["stages"] if recipe else {}
-        if any("rounds" in entry or "seeds" in entry for entry in stages.values()):
-            stages = _written_out(stages)
+        names = _stage_names(read_document(recipe_file(recipe)).value["stages"]) if recipe else []
     except (AlignError, OSError, AttributeError, KeyError, TypeError):
         return []
-    return [name for name in stages if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
-def _written_out(stages: dict[str, Any]) -> dict[str, Any]:
-    """The stages that `rounds` and `seeds` stand for; the imports take some tenths of a second."""
-    from align.config.expand import expand
+def _stage_names(stages: Mapping[str, Any]) -> list[str]:
+    """The stages that all entries stand for, `rounds` and `seeds` among them."""
+    from align.config.entry import spread_seeds
+
+    definitions = _definitions()
+    entries = {name: _entry(name, value, definitions) for name, value in stages.items()}
+    spread_seeds(entries)
+    return [name for entry in entries.values() for name in entry.stage_names()]
+
+
+def _entry(name: str, value: dict[str, Any], definitions: Mapping[str, Any]) -> Entry:
+    """An entry of `stages`. Which of its fields hold references, the schema says."""
+    from align.config.entry import MAX_COPIES, Entry, is_rounds, written_blocks
     from align.stages.registry import STAGES
 
-    return expand(stages, (), STAGES).stages
+    rounds = min(value["rounds"], MAX_COPIES) if is_rounds(value) else None
+    entry = Entry(name, value, "model" if rounds else "", [], None, rounds, own_seeds="seeds" in value)
+    if rounds:
+        entry.references.append((("model",), value["model"]))
+    for _, stage, fields in written_blocks(name, value):
+        if stage in STAGES:
+            entry.kind = STAGES[stage].produces
+            schemas = definitions[f"{STAGE_PREFIX}{stage}"]["properties"]
+            for key in fields.keys() & schemas.keys():
+                entry.references += _references(schemas[key], fields[key], (key,))
+    if not entry.is_comparison:
+        entry.seeds = list(dict.fromkeys(value.get("seeds") or ()))[:MAX_COPIES] or None
+    return entry
+
+
+def _references(schema: Mapping[str, Any], value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+    """The names in a field that are references, with their paths."""
+    for form in (schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        if isinstance(value, str) and "x-artifact-kinds" in form:
+            yield path, value
+        elif isinstance(value, list) and "items" in form:
+            for index, item in enumerate(value):
+                yield from _references(form["items"], item, (*path, index))
+        elif isinstance(value, dict) and isinstance(form.get("additionalProperties"), dict):
+            for key, item in value.items():
+                yield from _references(form["additionalProperties"], item, (*path, key))
+
+
+def _definitions() -> dict[str, Any]:
+    """The parts of the schema of recipes: the stages themselves would be slow to import."""
+    return json.loads((SHIPPED_SCHEMAS / RECIPE_SCHEMA).read_bytes())["$defs"]  # type: ignore[no-any-return]
 
 
 def stage_types(incomplete: str) -> list[tuple[str, str]]:
-    """Stage types with what they do, from the schema of recipes: the stages themselves would be slow to import."""
-    definitions = json.loads((SHIPPED_SCHEMAS / RECIPE_SCHEMA).read_bytes())["$defs"]
-    stages = {key.removeprefix(STAGE_PREFIX): value for key, value in definitions.items() if key.startswith(STAGE_PREFIX)}
+    """Stage types with what they do."""
+    stages = {key.removeprefix(STAGE_PREFIX): value for key, value in _definitions().items() if key.startswith(STAGE_PREFIX)}
     return [(name, str(value["description"]).splitlines()[0]) for name, value in stages.items() if name.startswith(incomplete)]
 
 

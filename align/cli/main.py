@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -19,12 +20,14 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from typer.main import get_command
 
-from align.cli import chat, data, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
+from align.cli import chat, complete, data, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
 from align.cli.usage import print_error, usage_error
 from align.errors import EXIT_BUG, EXIT_OK, AlignError, Interrupted
 
 EXIT_CLOSED_PIPE = 1
 DEBUG_VARIABLE = "ALIGN_DEBUG"
+COMPLETION_VARIABLE = "_ALIGN_COMPLETE"
+"""Set by the script that --install-completion gives to a shell, when Tab is pressed."""
 
 app = typer.Typer(
     name="align",
@@ -91,7 +94,8 @@ def _write_utf8() -> None:
 def _invoke(arguments: Sequence[str]) -> int:
     try:
         # `obj` brings the command line to the commands, which record it in results and cards.
-        code = get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments], standalone_mode=False)
+        with complete.words_as_they_are() if COMPLETION_VARIABLE in os.environ else nullcontext():
+            code = get_command(app).main(list(arguments), prog_name="align", obj=["align", *arguments], standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
     except NoArgsIsHelpError as nothing:
         nothing.show()

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.config.base import Problem
+from align.config.entry import FILLED, Entry, is_rounds, round_names, spread_seeds, written_blocks
 from align.config.explain import problems_of
-from align.config.form import FILLED, NODE_NAME, Copies, Rounds, is_rounds, written_blocks
+from align.config.form import NODE_NAME, Copies, Rounds
 from align.config.graph import StageTypeLike
 from align.config.names import Place, listing
 from align.config.reference import FieldPath
@@ -63,45 +64,7 @@ def expand(stages: Mapping[str, Any], inputs: Sequence[str], stage_types: Mappin
     return result
 
 
-@dataclass
-class _Entry:
-    """An entry of `stages` as it was written."""
-
-    name: str
-    fields: dict[str, Any]
-    """Without `seeds`."""
-    kind: str
-    """Kind of what it makes; empty where its stage type is unknown."""
-    references: list[tuple[FieldPath, str]]
-    seeds: list[int] | None
-    rounds: int | None
-    own_seeds: bool
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it stands for one stage. Names in it may still have to be replaced."""
-        return self.seeds is None and self.rounds is None
-
-    @property
-    def is_comparison(self) -> bool:
-        return self.kind == "comparison"
-
-    def copy_names(self) -> list[str]:
-        return [self.name] if self.seeds is None else [f"{self.name}-s{seed}" for seed in self.seeds]
-
-    def result_of(self, copy: str) -> str:
-        """The stage that makes the result of a copy."""
-        return copy if self.rounds is None else f"{copy}-{self.rounds}"
-
-    def results(self) -> dict[str, list[str]]:
-        """The results that the name stands for in a list, by method. Those of one method differ only in their seed."""
-        if self.rounds is None:
-            return {self.name: self.copy_names()}
-        rounds = range(1, self.rounds + 1)
-        return {f"{self.name}-{number}": [f"{copy}-{number}" for copy in self.copy_names()] for number in rounds}
-
-
-def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], result: Expansion) -> _Entry | None:
+def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], result: Expansion) -> Entry | None:
     """The entry, with harmless values in place of wrong ones; None if it is not a mapping."""
     if not isinstance(value, dict):
         return None
@@ -144,33 +107,18 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
         seeds = None
     # One round where the number is wrong, so that the blocks are still checked.
     rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
-    return _Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
+    return Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
 
 
-def _spread_seeds(entries: Mapping[str, _Entry | None], result: Expansion) -> None:
-    """A stage that needs a copied stage is copied with the same seeds, and so on; a comparison takes all copies instead."""
-    reported: set[FieldPath] = set()
-    open_names = list(entries)
-    while open_names:
-        entry = entries[open_names.pop(0)]
-        for path, name in entry.references if entry else ():
-            source = entries.get(name)
-            where = ("stages", entry.name, *path) if entry else ()
-            if entry is None or source is None or source.seeds is None or _in_list(path) or source is entry or where in reported:
-                continue
-            if entry.is_comparison:
-                reported.add(where)
-                copies = listing(source.result_of(copy) for copy in source.copy_names())
-                result.problems.append(Problem(where, f"'{name}' has a copy per seed; name one of {copies}"))
-            elif entry.seeds is None:
-                entry.seeds = source.seeds
-                # Entries that were looked at before may need this one.
-                open_names = list(entries)
-            elif entry.seeds != source.seeds:
-                reported.add(where)
-                seeds, others = (", ".join(map(str, item.seeds or ())) for item in (entry, source))
-                text = f"'{name}' has copies for the seeds {others}, but this stage for {seeds}; they must be the same"
-                result.problems.append(Problem(where, text))
+def _spread_seeds(entries: Mapping[str, Entry | None], result: Expansion) -> None:
+    for where, name, entry, source in spread_seeds(entries):
+        if entry.is_comparison:
+            copies = listing(source.result_of(copy) for copy in source.copy_names())
+            text = f"'{name}' has a copy per seed; name one of {copies}"
+        else:
+            seeds, others = (", ".join(map(str, item.seeds or ())) for item in (entry, source))
+            text = f"'{name}' has copies for the seeds {others}, but this stage for {seeds}; they must be the same"
+        result.problems.append(Problem(where, text))
 
 
 def _in_list(path: FieldPath) -> bool:
@@ -180,7 +128,7 @@ def _in_list(path: FieldPath) -> bool:
 class _Writer:
     """Puts plain stages into the expansion."""
 
-    def __init__(self, entries: Mapping[str, _Entry | None], taken: set[str], result: Expansion) -> None:
+    def __init__(self, entries: Mapping[str, Entry | None], taken: set[str], result: Expansion) -> None:
         self._entries = entries
         self._taken = taken
         self._result = result
@@ -196,7 +144,7 @@ class _Writer:
             self._add_methods(entry, fields)
         self._result.stages[name] = fields
 
-    def copies(self, entry: _Entry) -> None:
+    def copies(self, entry: Entry) -> None:
         """An entry that becomes several stages."""
         self._result.kinds[entry.name] = entry.kind
         for index, name in enumerate(entry.copy_names()):
@@ -211,15 +159,14 @@ class _Writer:
             elif self._claim(entry, name):
                 self._put(name, fields, ("stages", entry.name), {"seed": origin})
 
-    def _rounds(self, entry: _Entry, name: str, fields: dict[str, Any], seed_origin: FieldPath) -> None:
+    def _rounds(self, entry: Entry, name: str, fields: dict[str, Any], seed_origin: FieldPath) -> None:
         base: FieldPath = ("stages", entry.name)
         before = {"model": fields["model"]} if "model" in fields else {}
         start, count = before, entry.rounds or 1
         # Before the loop, since the problems of a block are the same in every round.
         blocks = {key: self._block(entry, key, fields, count) for key in FILLED}
         for number in range(1, count + 1):
-            stem = f"{name}-{number}"
-            names = {key: stem if key == "dpo" else f"{stem}-{key}" for key in FILLED}
+            names = round_names(name, number)
             links: dict[str, dict[str, Any]] = {
                 "generate": before,
                 "score": {"candidates": names["generate"]},
@@ -245,10 +192,9 @@ class _Writer:
                     inner["seed"], origins["seed"] = fields["seed"], seed_origin
                 self._result.block[names[key]] = key
                 self._put(names[key], {"stage": key, **inner, **links[key]}, (*base, key), origins)
-            # The DPO stage has the round's own name, so the next round starts from its model.
-            before = {"model": stem}
+            before = {"model": names["dpo"]}
 
-    def _block(self, entry: _Entry, key: str, fields: Mapping[str, Any], rounds: int) -> dict[str, Any] | None:
+    def _block(self, entry: Entry, key: str, fields: Mapping[str, Any], rounds: int) -> dict[str, Any] | None:
         """The fields of one of the four stages, without those that rounds fill in; None if the entry has no such mapping."""
         block, path = fields.get(key), ("stages", entry.name, key)
         if not isinstance(block, dict):
@@ -268,7 +214,7 @@ class _Writer:
         if problem not in self._result.problems:  # every copy of an entry has the same
             self._result.problems.append(problem)
 
-    def _claim(self, entry: _Entry, name: str) -> bool:
+    def _claim(self, entry: Entry, name: str) -> bool:
         """Whether a name is free and usable; it is taken then."""
         path = ("stages", entry.name)
         if not NODE_NAME.fullmatch(entry.name):
@@ -293,7 +239,7 @@ class _Writer:
         entry = self._entries.get(name)
         return entry is not None and not entry.is_plain
 
-    def _resolved(self, entry: _Entry, place: FieldPath, copy: int | None) -> dict[str, Any]:
+    def _resolved(self, entry: Entry, place: FieldPath, copy: int | None) -> dict[str, Any]:
         """The fields with real stages in place of the names that stand for several; `copy` is the index of a seed."""
         names: dict[FieldPath, list[str]] = {}
         for path, name in entry.references:
@@ -327,7 +273,7 @@ class _Writer:
                 grown.append(self._replaced(part, (*old, index), here, names, place, base) if nested else part)
         return grown
 
-    def _add_methods(self, entry: _Entry, fields: dict[str, Any]) -> None:
+    def _add_methods(self, entry: Entry, fields: dict[str, Any]) -> None:
         """Make copies of a model in `models` one method, shown as one row, unless the recipe groups them itself."""
         methods = fields.get("methods") or {}
         if not isinstance(methods, dict):

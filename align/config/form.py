@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from align.config.base import StrictModel
-from align.config.reference import FieldPath, ModelReference
+from align.config.entry import MAX_COPIES
+from align.config.reference import ModelReference
 
 SEED_LIMIT = 2**32
 """Seeds are below this, as NumPy wants them."""
 # Names become parts of paths and of file names, so they hold no separator, dot or space.
 NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-MAX_COPIES = 100
-"""Most rounds, and most seeds, of one entry."""
 
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
 
@@ -47,26 +45,3 @@ class Rounds(Copies):
     """Fields of the pairs stages."""
     dpo: dict[str, Any]
     """Fields of the dpo stages."""
-
-
-FILLED: Mapping[str, tuple[str, ...]] = {
-    "generate": ("stage", "model"),
-    "score": ("stage", "candidates"),
-    "pairs": ("stage", "scored"),
-    "dpo": ("stage", "model", "pairs", "reference"),
-}
-"""The stages of a round in their order, and the fields that the form fills in."""
-
-
-def is_rounds(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of `stages` is meant to be rounds."""
-    # Blocks without `rounds` count too, so that the message is about the missing key and not about `stage`.
-    return "stage" not in entry and ("rounds" in entry or any(isinstance(entry.get(key), dict) for key in FILLED))
-
-
-def written_blocks(name: str, entry: dict[str, Any]) -> Iterator[tuple[FieldPath, str, dict[str, Any]]]:
-    """The mappings of an entry that hold the fields of one stage: path, name of the stage type, mapping."""
-    if is_rounds(entry):
-        yield from ((("stages", name, key), key, entry[key]) for key in FILLED if isinstance(entry.get(key), dict))
-    elif isinstance(entry.get("stage"), str):
-        yield ("stages", name), entry["stage"], entry

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from align.config.form import written_blocks
+from align.config.entry import written_blocks
 from align.config.graph import StageTypeLike
 from align.config.inputs import DataInput, ModelInput, ModelKind
 from align.config.misplaced import SECTIONS, TOP_KEYS

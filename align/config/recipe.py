@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from align.config.base import Problem, StrictModel
 from align.config.checks import check_decontamination, check_input_path, check_stage
+from align.config.entry import FILLED, written_blocks
 from align.config.expand import Expansion, expand
 from align.config.explain import expected, problems_of, show_value
-from align.config.form import FILLED, NODE_NAME, SEED_LIMIT, written_blocks
+from align.config.form import NODE_NAME, SEED_LIMIT
 from align.config.graph import Draft, RecipeGraph, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
     AnyInput,

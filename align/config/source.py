@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -30,8 +30,10 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from align.config.reference import FieldPath
 from align.errors import RecipeError
+
+if TYPE_CHECKING:
+    from align.config.reference import FieldPath
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64

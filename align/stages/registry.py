@@ -1,8 +1,41 @@
-"""Every stage type, by the name that recipes use."""
+"""Every stage type, by the name that recipes use. A stage's module is imported when something of it is asked for."""
 
 from __future__ import annotations
 
-from align.stage import StageType
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.stage import StageConfig, StageContext, StageOutcome
+
+
+@dataclass(frozen=True)
+class StageType:
+    """One entry of the registry."""
+
+    name: str
+    module: str
+    produces: str
+    """Kind of the artifact it makes."""
+    needs_trainers: bool = True
+    """Whether it uses torch, so that its process had better be forked from one that has the trainers imported."""
+
+    def load(self) -> Any:
+        return importlib.import_module(self.module)
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the same configuration and inputs would give other bytes than before."""
+        return int(self.load().VERSION)
+
+    @property
+    def config_type(self) -> type[StageConfig]:
+        return self.load().Config  # type: ignore[no-any-return]
+
+    def run(self, context: StageContext[Any]) -> StageOutcome:
+        return self.load().run(context)  # type: ignore[no-any-return]
+
 
 STAGES: dict[str, StageType] = {
     stage.name: stage

@@ -69,7 +69,10 @@ def test_help_of_a_stage_loads_nothing_heavy() -> None:
 
 def test_completion_loads_nothing_heavy() -> None:
     words = "os.environ.update(_ALIGN_COMPLETE='complete_bash', COMP_WORDS='align run quickstart --only ', COMP_CWORD='4')"
-    assert heavy_modules_after(f"import os\n{words}\nfrom align.cli.main import main\nassert main([]) == 0") == []
+    code = f"import os\n{words}\nfrom align.cli.main import main\nassert main([]) == 0"
+    assert heavy_modules_after(code) == []
+    done = python("-c", f"{code}\nimport sys\nprint([n for n in ('rich', 'pydantic') if n in sys.modules])")
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *[["stage", name] for name in STAGES]], ids=" ".join)

@@ -10,19 +10,27 @@ from typing import Any
 
 import pytest
 
+from align.config.entry import MAX_COPIES
 from align.config.shipped import SHIPPED_RECIPES, recipes_in
+from align.pipeline.recipe import load_recipe
 from align.rows import data_kinds
 from align.stages.registry import STAGES
 
 PLAIN = "name: x\nstages: {sft: {stage: sft}, rm: {stage: reward_model}}\n"
 SEEDS = "name: x\nstages: {sft: {stage: sft, model: m, data: d, seeds: [1, 2]}, other: {stage: sft, model: m, data: d}}\n"
 
+OTHERS = {
+    "rounds": "stages: {m: {rounds: 2, model: b, generate: {}, score: {}, pairs: {}, dpo: {}}}\n",
+    "endless": "stages: {m: {rounds: .inf, model: b, dpo: {}}}\n",
+    "unknown": "stages: {sft: {stage: finetune, seeds: []}, other: {stage: sft, data: sft}}\n",
+}
+
 
 @pytest.fixture
 def complete(align: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The proposals of bash for a command line, whose last word is unfinished."""
     monkeypatch.chdir(tmp_path)
-    for name, text in (("mine", PLAIN), ("seeded", SEEDS), ("broken", "name: [")):
+    for name, text in (("mine", PLAIN), ("seeded", SEEDS), ("broken", "name: ["), *OTHERS.items()):
         Path(name).mkdir()
         Path(name, "recipe.yaml").write_text(text)
 
@@ -45,6 +53,8 @@ def complete(align: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         ("align plan mine --until r", ["rm"]),
         ("align run --from s", []),
         ("align run seeded --only ", ["sft-s1", "sft-s2", "other"]),
+        ("align run rounds --only m-2", ["m-2-generate", "m-2-score", "m-2-pairs", "m-2"]),
+        ("align run unknown --only ", ["sft", "other"]),
         ("align run broken --only ", []),
         ("align run nowhere --only ", []),
         ("align run mi", ["mine"]),
@@ -57,6 +67,15 @@ def complete(align: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 )
 def test_proposals(complete: Any, line: str, proposals: list[str]) -> None:
     assert complete(line) == proposals
+
+
+def test_a_wrong_number_of_rounds_is_no_endless_list(complete: Any) -> None:
+    assert len(complete("align run endless --only ")) == 4 * MAX_COPIES
+
+
+@pytest.mark.parametrize("name", recipes_in(SHIPPED_RECIPES))
+def test_the_stages_of_a_shipped_recipe_are_those_that_run(complete: Any, name: str) -> None:
+    assert sorted(complete(f"align run {name} --only ")) == sorted(load_recipe(name).stages)
 
 
 def test_all_stages_kinds_and_recipes_are_proposed(complete: Any) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 from align.config.base import Problem
 from align.config.checks import check_stage
 from align.config.graph import Draft, RecipeGraph
-from align.stage import StageConfig, StageType
+from align.stage import StageConfig
 from align.stages import dpo
+from align.stages.registry import StageType
 
 
 class Pickier(StageConfig):
