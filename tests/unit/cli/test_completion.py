@@ -81,7 +81,7 @@ def test_the_stages_of_a_shipped_recipe_are_those_that_run(complete: Any, name: 
 def test_all_stages_kinds_and_recipes_are_proposed(complete: Any) -> None:
     assert sorted(complete("align stage ")) == sorted(STAGES)
     assert complete("align data validate x --kind ") == list(data_kinds())
-    assert set(complete("align run ")) == {"mine", "seeded", "broken", *recipes_in(SHIPPED_RECIPES)}
+    assert set(complete("align run ")) == {"mine", "seeded", "broken", *OTHERS, *recipes_in(SHIPPED_RECIPES)}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
