@@ -157,7 +157,7 @@ class DataInput(StrictModel):
     decontaminate: list[str] = Field(default_factory=list)
     """Inputs of the kind prompts: rows that overlap one of their prompts are dropped and counted."""
     max_characters: int = Field(default=100_000, ge=1)
-    """A longer text in a row is invalid."""
+    """Most characters of a text; a row with a longer one cannot be used."""
 
     @field_validator("checks")
     @classmethod

@@ -38,7 +38,7 @@ class Judge(StrictModel):
     criteria: str = Field(default=DEFAULT_CRITERIA, min_length=1)
     """What makes a completion better, in plain words."""
     opponents: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
-    """Whom each completion is compared with: all others of its prompt (n(n-1)/2 comparisons), or its next k neighbours in a ring
+    """What each completion is compared with: all others of its prompt (n(n-1)/2 comparisons), or its next k neighbours in a ring
     (about n·k). A comparison costs two requests."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the judge."""
@@ -47,11 +47,11 @@ class Judge(StrictModel):
     timeout_seconds: ExecutionOnly[float] = Field(default=120.0, gt=0)
     """Time for one reply."""
     retries: ExecutionOnly[int] = Field(default=6, ge=0)
-    """How often a request is repeated when the endpoint is busy, fails or is silent."""
+    """How often a request is repeated if the endpoint is busy, fails or does not reply."""
     requests_per_minute: ExecutionOnly[float | None] = Field(default=None, gt=0)
-    """Most requests a minute. Default: no limit."""
+    """Largest number of requests per minute. Default: no limit."""
     max_concurrency: ExecutionOnly[int] = Field(default=8, ge=1, le=256)
-    """Requests under way at the same time."""
+    """Requests sent at the same time."""
     max_requests: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Budget: most requests that one run of the stage sends, repeated ones included. Default: no limit."""
 

@@ -29,7 +29,7 @@ class RuleBase(StrictModel):
     """What every rule has."""
 
     name: str = Field(min_length=1)
-    """How the rule is called in the scores; unique within its rule set."""
+    """Name of the rule in the scores; unique within its rule set."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the score, relative to the other rules' weights."""
     at_most: float | None = Field(default=None, ge=0, lt=1)

@@ -28,7 +28,7 @@ class PairRule(StrictModel):
     min_agreement: float | None = Field(default=None, ge=0, le=1)
     """With scorers: share of their weight that must strictly prefer the chosen completion. Default: 0."""
     policy: PairPolicy = "max_min"
-    """Which candidates make a pair; the page on pairs has the formulas."""
+    """Which candidates make a pair; see docs/pairs.md."""
     min_margin: float = Field(default=0.0, ge=0)
     """A pair whose scores are closer than this is dropped."""
     max_margin: float | None = Field(default=None, gt=0)

@@ -35,7 +35,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
     score_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of a scorer in the sum. Default: 1."""
     watch: dict[str, PointwiseScorer] = Field(default_factory=dict)
-    """Scorers that are logged and never optimised. They show reward hacking."""
+    """Scorers that are logged and never optimised, to detect reward hacking."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
     score_batch_tokens: int = Field(default=8192, ge=1)
