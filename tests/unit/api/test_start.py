@@ -62,6 +62,21 @@ def test_a_plan_has_a_row_per_stage_and_runs_nothing(project: Path, tmp_path: Pa
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+def test_quick_looks_at_no_row(project: Path, tmp_path: Path) -> None:
+    (project / "prompts.jsonl").write_text("")
+    out = tmp_path / "runs"
+    with pytest.raises(align.DataError, match="there is no row in it"):
+        align.plan(project, out)
+    assert len(align.plan(project, out, quick=True)) == 11
+    with pytest.raises(align.DataError, match="there is no row in it"):
+        align.run_recipe(project, out, progress=False)
+    assert not (out / "tiny").exists()
+    # A run reads all rows, so it fails all the same, but not before it has begun.
+    with pytest.raises(align.DataError, match="there is no row in it"):
+        align.run_recipe(project, out, progress=False, quick=True)
+    assert (out / "tiny").exists()
+
+
 def test_overrides_are_checked_as_the_recipe_is(project: Path) -> None:
     loaded = align.load_recipe(
         project, {"name": "한글".encode().hex(), "stages.sft.learning_rate": 1e-6, "stages.rs.max_tokens": 64}
