@@ -6,13 +6,14 @@ imports another stage and finds its inputs through the context only, never by a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from align.config.form import Seed
 from align.config.graph import GraphModel
+from align.config.row_need import RowNeed
 from align.runtime.context import RunContext
 from align.store.artifact import Artifact
 
@@ -24,9 +25,15 @@ class StageConfig(GraphModel):
     """
 
     labels_matter: ClassVar[bool] = False
+    carries: ClassVar[Mapping[str, str]] = {}
+    """Field of the rows that the stage makes → its own field that names the rows from which the value is taken over."""
 
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        """What it reads in the rows that it names, beyond what their kind requires; a plan looks for it first."""
+        yield from ()
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig, covariant=True)

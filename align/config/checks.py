@@ -160,6 +160,24 @@ def _origin(name: str, graph: RecipeGraph) -> str | None:
     return name
 
 
+def check_several_candidates(sampled: Any, graph: RecipeGraph, field: str, what: str) -> Iterator[Problem]:
+    """A problem where the stage that samples candidates gives one per prompt, or the same ones, to what compares them.
+
+    Args:
+        sampled: name of the stage, of any type.
+        field: where to report it.
+        what: what needs several candidates, as the beginning of a sentence.
+    """
+    draft = graph.drafts.get(sampled) if isinstance(sampled, str) else None
+    if draft is None:
+        return
+    if draft.fields.get("num_candidates") == 1:
+        yield Problem((field,), f"{what} needs two candidates of a prompt, but '{sampled}' samples one; raise its num_candidates")
+    elif draft.fields.get("temperature") == 0:
+        same = f"samples the same one each time (temperature: {draft.fields['temperature']})"
+        yield Problem((field,), f"{what} needs two different candidates of a prompt, but '{sampled}' {same}; raise it")
+
+
 def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
     """Problems of scorers that the stage named by `scored` does not have."""
     scored = fields.get("scored")

@@ -35,6 +35,11 @@ class RuleBase(StrictModel):
     at_most: float | None = Field(default=None, ge=0, lt=1)
     """Highest score of a completion that fails this rule, however well it does by the others. Default: no limit."""
 
+    @property
+    def row_field(self) -> str:
+        """The field of a prompt's row that it cannot do without, such as `reference` or `fields.category`; empty for none."""
+        return ""
+
 
 class MatchesRule(RuleBase):
     """1 if the completion contains any of the patterns, else 0."""
@@ -61,6 +66,10 @@ class ContainsReferenceRule(RuleBase):
 
     type: Literal["contains_reference"]
 
+    @property
+    def row_field(self) -> str:
+        return "reference"
+
 
 class MatchesFieldRule(RuleBase):
     """1 if the completion contains a pattern of those for the value of a column of the prompts file, else 0."""
@@ -73,6 +82,10 @@ class MatchesFieldRule(RuleBase):
     ignore_case: bool = True
     """Whether upper and lower case are the same."""
 
+    @property
+    def row_field(self) -> str:
+        return f"fields.{self.field}"
+
 
 class NamesNoOtherRule(RuleBase):
     """1 if the completion contains none of the words but those that are part of the prompt's `reference`, else 0."""
@@ -81,6 +94,10 @@ class NamesNoOtherRule(RuleBase):
     words: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     """What the prompts may be about: words or phrases, in any case. One counts as a whole word, in Korean also with particles;
     one that is a part of the reference does not."""
+
+    @property
+    def row_field(self) -> str:
+        return "reference"
 
 
 class EchoRule(RuleBase):
@@ -144,6 +161,10 @@ class NumericAnswerRule(RuleBase):
     """1 if the last number in the completion equals the last number in the prompt's `reference`, else 0."""
 
     type: Literal["numeric_answer"]
+
+    @property
+    def row_field(self) -> str:
+        return "reference"
 
 
 Rule = Annotated[

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import regex
 
+from align.config.reference import FieldPath
+from align.config.row_need import RowNeed
 from align.config.rules import (
     AvoidsRule,
     ContainsReferenceRule,
@@ -24,6 +27,7 @@ from align.config.rules import (
     RuleSet,
     WordPairsRule,
 )
+from align.config.sections import RulesScorer
 from align.data.quality.repetition import copied_share, repeated_share, word_pairs
 from align.errors import DataError, StageError
 from align.records import Candidate
@@ -118,32 +122,53 @@ def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
         case RepetitionRule():
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
         case NumericAnswerRule():
-            expected = last_number(_required_reference(rule, prompt))
-            if expected is None:
-                raise DataError(
-                    f"prompt {prompt.id!r}: `reference` is {prompt.reference!r}, which holds no number (rule {rule.name!r})"
-                )
-            return last_number(text) == expected
+            return last_number(text) == last_number(_required_reference(rule, prompt))
 
 
 def _required_reference(rule: Rule, prompt: RuledPrompt) -> str:
-    if prompt.reference is None or not prompt.reference.strip():
-        raise DataError(
-            f"prompt {prompt.id!r} has no `reference`, which the rule {rule.name!r} (type {rule.type}) needs",
-            hint="Give every prompt row a `reference`, or take the rule out of the rule set.",
-        )
-    return prompt.reference
+    _require(rule, prompt, "Give every prompt row a `reference`, or take the rule out of the rule set.")
+    return prompt.reference or ""
 
 
 def _patterns_of_value(rule: MatchesFieldRule, prompt: RuledPrompt) -> Sequence[str]:
-    value = prompt.fields.get(rule.field)
-    if value in rule.patterns:
-        return rule.patterns[value]
-    has = f"the value {value!r}, for which it has no patterns" if value is not None else "no such column"
-    raise DataError(
-        f"prompt {prompt.id!r}: the rule {rule.name!r} (type {rule.type}) reads the column {rule.field!r}; the prompt has {has}",
-        hint=f"The rule has patterns for: {', '.join(list(rule.patterns)[:6])}{', …' if len(rule.patterns) > 6 else ''}.",
-    )
+    values = f"{', '.join(list(rule.patterns)[:6])}{', …' if len(rule.patterns) > 6 else ''}"
+    _require(rule, prompt, f"The rule has patterns for: {values}.")
+    return rule.patterns[prompt.fields[rule.field]]
+
+
+def _require(rule: Rule, prompt: RuledPrompt, hint: str) -> None:
+    if lack := lack_of_prompt(rule, prompt):
+        raise DataError(f"prompt {prompt.id!r} has {lack}; the rule {rule.name!r} (type {rule.type}) needs one", hint=hint)
+
+
+def lack_of_prompt(rule: Rule, prompt: Any) -> str:
+    """What a prompt (anything with `reference` and `fields`) has in place of what a rule needs; empty if it has that."""
+    if isinstance(rule, MatchesFieldRule):
+        value = prompt.fields.get(rule.field)
+        if value is None:
+            return f"no such column: {rule.field!r}"
+        return "" if value in rule.patterns else f"{value!r} as {rule.field!r}, for which there is no pattern"
+    if not rule.row_field:
+        return ""
+    if prompt.reference is None or not prompt.reference.strip():
+        return "no `reference`"
+    is_enough = not isinstance(rule, NumericAnswerRule) or last_number(prompt.reference) is not None
+    return "" if is_enough else "no number in `reference`"
+
+
+def prompt_needs(rows: str, scorers: Mapping[FieldPath, Any]) -> Iterator[RowNeed]:
+    """What the rules among a stage's scorers read in its prompts.
+
+    Args:
+        rows: the stage's field that names the prompts, or what was made from them.
+        scorers: scorer by its path in the stage.
+    """
+    for path, scorer in scorers.items():
+        for rule in scorer.rules.rules if isinstance(scorer, RulesScorer) else ():
+            if rule.row_field:
+                reason = f"the rule {rule.name!r} (type {rule.type}) needs one"
+                instead = "correct the rule" if isinstance(rule, MatchesFieldRule) else "take the rule out"
+                yield RowNeed(rows, path, rule.row_field, partial(lack_of_prompt, rule), reason, instead)
 
 
 @lru_cache(maxsize=64)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from align.config.reference import FieldPath
+from align.config.row_need import RowNeed
 from align.errors import DataError, StageError
 from align.records import ScoredCandidate
 
@@ -131,6 +135,23 @@ def candidates_of(group: Group, scorers: Sequence[str]) -> PromptCandidates:
         for row in group
     )
     return whole.by_index()
+
+
+def score_needs(rows: str, scorers: Mapping[FieldPath, str]) -> Iterator[RowNeed]:
+    """What a selection reads in candidates, besides their texts.
+
+    Args:
+        rows: the stage's field that names them.
+        scorers: name of a scorer by its path in the stage.
+    """
+    for path, scorer in scorers.items():
+        lack, reason = partial(_lack_of_score, scorer), "candidates without one are left out"
+        yield RowNeed(rows, path, f"scores.{scorer}", lack, reason, "select by another scorer", leaves_out=True)
+
+
+def _lack_of_score(scorer: str, candidate: ScoredCandidate) -> str:
+    score = candidate.scores[scorer]
+    return "" if score is not None and math.isfinite(score) else f"no finite score by {scorer!r}"
 
 
 def two_prompts(prompt_id: str) -> StageError:

@@ -15,8 +15,10 @@ from align.config.base import ExecutionOnly, Problem
 from align.config.checks import check_scorers
 from align.config.graph import RecipeGraph
 from align.config.reference import RowsReference
+from align.config.row_need import RowNeed
 from align.records import ScoredCandidate
 from align.selection.best_of_n import BestRule, BestSelector
+from align.selection.candidate import score_needs
 from align.stage import StageConfig, StageContext, StageOutcome
 
 VERSION = 1
@@ -29,6 +31,9 @@ class Config(StageConfig, BestRule):
     """Scored candidates."""
     num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        yield from score_needs("scored", {("scorer",): self.scorer})
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
+from align.config.row_need import RowNeed
 from align.config.sections import Generation, PointwiseScorer, RulesScorer
 from align.errors import DataError
 from align.models.chat_format import load_format
@@ -69,6 +70,11 @@ class Config(Generation, StageConfig):
     """Extra rows: what the baseline scores when n completions are drawn and the best is kept, for each n given here."""
     best_of_scorer: str | None = None
     """The scorer that chooses in best of n; default: the first."""
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        from align.scoring.rules import prompt_needs
+
+        yield from prompt_needs("prompts", {("scorers", name): scorer for name, scorer in self.scorers.items()})
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:

@@ -8,8 +8,8 @@ In: a model, prompts. Out: candidates. Metrics: tokens, tokens per second, finis
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import Generation
@@ -24,6 +24,8 @@ VERSION = 5
 
 class Config(Generation, StageConfig):
     """Sample candidates from a model."""
+
+    carries: ClassVar[Mapping[str, str]] = {"reference": "prompts", "fields": "prompts"}
 
     model: ModelReference
     """Model to sample from."""

@@ -13,10 +13,12 @@ from typing import Any
 from pydantic import Field
 
 from align.config.base import ExecutionOnly, Problem
-from align.config.checks import check_scorers
+from align.config.checks import check_scorers, check_several_candidates
 from align.config.graph import RecipeGraph
-from align.config.reference import RowsReference
+from align.config.reference import FieldPath, RowsReference
+from align.config.row_need import RowNeed
 from align.records import ScoredCandidate
+from align.selection.candidate import score_needs
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -33,9 +35,17 @@ class Config(StageConfig, PairRule):
     num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Most processes that select at the same time. Default: one per core."""
 
+    def row_needs(self) -> Iterator[RowNeed]:
+        scorers: dict[FieldPath, str] = {("scorers", name): name for name in self.scorers or ()}
+        yield from score_needs("scored", scorers if self.scorer is None else {("scorer",): self.scorer})
+
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
         yield from check_scorers(fields, graph)
+        scored = fields.get("scored")
+        draft = graph.drafts.get(scored) if isinstance(scored, str) else None
+        if draft is not None:
+            yield from check_several_candidates(draft.fields.get("candidates"), graph, "scored", "a pair")
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

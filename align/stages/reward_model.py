@@ -7,13 +7,14 @@ the rule "the longer completion wins" on the same pairs, accuracy by length diff
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
+from align.config.row_need import RowNeed
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.training.needs import TrainingNeeds, pair_needs
@@ -41,6 +42,11 @@ class Config(LoraOnly, PairwiseConfig):
     center_coef: float = Field(default=0.01, ge=0)
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 
+    def row_needs(self) -> Iterator[RowNeed]:
+        if self.margin == "scores":
+            reason = "margin: scores is their difference"
+            yield RowNeed("data", ("margin",), "chosen_score", _lack_of_scores, reason, "write margin: none")
+
     def training_needs(self) -> TrainingNeeds:
         return pair_needs(self, self.model, self.data, self.peft, has_score_head=True)
 
@@ -60,6 +66,12 @@ class Config(LoraOnly, PairwiseConfig):
             "center": (chosen + rejected) ** 2,
         }
         return PairLosses(losses, metrics)
+
+
+def _lack_of_scores(pair: Preference) -> str:
+    if pair.chosen_score is None or pair.rejected_score is None:
+        return "no chosen_score or no rejected_score"
+    return "a chosen_score below its rejected_score" if pair.chosen_score < pair.rejected_score else ""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from align.config.base import ExecutionOnly
+from align.config.base import ExecutionOnly, Problem
+from align.config.checks import check_several_candidates
+from align.config.graph import RecipeGraph
 from align.config.reference import RowsReference
+from align.config.row_need import RowNeed
 from align.config.sections import JudgeScorer, Scorer
 from align.errors import StageError
 from align.records import Candidate, ScoredCandidate
@@ -44,6 +47,18 @@ class Config(StageConfig):
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
     num_workers: ExecutionOnly[int] = Field(default=1, ge=1)
     """Processes that share the shards, each with a reward model of its own; only 1 where a judge scores."""
+
+    @classmethod
+    def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+        scorers = fields.get("scorers")
+        for name, scorer in (scorers if isinstance(scorers, dict) else {}).items():
+            if isinstance(scorer, dict) and "judge" in scorer:
+                yield from check_several_candidates(fields.get("candidates"), graph, "candidates", f"the judge '{name}'")
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        from align.scoring.rules import prompt_needs
+
+        yield from prompt_needs("candidates", {("scorers", name): scorer for name, scorer in self.scorers.items()})
 
     @model_validator(mode="after")
     def _one_judge(self) -> Config:

@@ -27,6 +27,7 @@ from align.config.graph import RecipeGraph
 from align.config.inputs import ArtifactInput, ModelInput
 from align.config.names import listing
 from align.config.reference import ModelReference, RowsReference
+from align.config.row_need import RowNeed
 from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
 from align.errors import RecipeError, StageError
@@ -63,6 +64,11 @@ class Config(Generation, StageConfig):
     """Resamples of the paired bootstrap over prompts."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a scorer or a loss; numbers depend on it by rounding only (below 1e-5)."""
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        from align.scoring.rules import prompt_needs
+
+        yield from prompt_needs("prompts", {("scorer",): self.scorer})
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.inputs import DataInput, ModelInput
+from align.config.names import show_path
+from align.config.row_need import RowNeed
 from align.data.template import ChatFormat
 from align.errors import AlignError
 from align.models.chat_format import load_format
@@ -20,6 +22,7 @@ from align.pipeline.checks.cache import FindingCache
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.limits import Reading, Rows, check_fit, check_limits, check_rate
 from align.pipeline.checks.model import check_model
+from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
 from align.pipeline.checks.rows import Head, check_rows, is_local, keeps_all, read_head
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.inputs import ResolvedInput
@@ -63,8 +66,8 @@ class _PlanChecker:
         # Two stages of one form may say the same.
         yield from dict.fromkeys(found)
 
-    def _place(self, *path: str) -> str:
-        return f"{self._plan.recipe.where(path)}: {'.'.join(path)}"
+    def _place(self, *path: str | int) -> str:
+        return f"{self._plan.recipe.where(path)}: {show_path(path)}"
 
     def _of_rows(self, name: str, resolved: ResolvedInput) -> list[Finding]:
         spec, source = resolved.spec, resolved.source
@@ -142,6 +145,9 @@ class _PlanChecker:
             for name in dict.fromkeys(stage.inputs):
                 if name not in refused and isinstance(self._spec(name), DataInput):
                     found += self._of_reading(reading, name)
+        for need, name in needs_of(self._plan, stage):
+            if name not in refused:
+                found += self._of_need(stage.name, need, name)
         return found
 
     def _model_names(self, stage: PlannedStage) -> list[str]:
@@ -178,6 +184,31 @@ class _PlanChecker:
             # transformers' format; without weights nothing can be loaded with it.
             again = None if folder.is_configuration_alone else partial(load_format, folder)
             return check_fit(reading, where, rows, chat_format, again)
+
+        return self._cache.findings(key, look)
+
+    def _of_need(self, stage: str, need: RowNeed, name: str) -> list[Finding]:
+        """The first rows of an input, for what the stage reads beyond their kind."""
+        resolved, source = self._plan.inputs[name], self._plan.inputs[name].source
+        where = self._place("stages", stage, *need.reader)
+        said = [need.field, need.reason, need.alternative]
+        key = [resolved.fingerprint, where, *said, name, [file.shown for file in source.files] if source else []]
+
+        def look() -> list[Finding]:
+            head, spec, artifact = self._head(name), resolved.spec, resolved.artifact
+            if head is not None and source is not None and isinstance(spec, DataInput):
+                rows = Rows(spec.kind, head.records, source.shown, head.is_whole, keeps_all(source, spec))
+                there = dict.fromkeys(str(column) for row in head.raw for column in row)
+                used = {*spec.row_kind.fields, *spec.columns.values()}
+                # Where the field is there, it holds something else than the stage needs.
+                unused = [] if need.field in there else [column for column in there if column not in used]
+                return check_need(stage, where, need, rows, unused)
+            try:
+                # Rows of a hub's dataset that are in the store, candidates in files, and results of other runs.
+                return [] if artifact is None else check_need(stage, where, need, artifact_rows(artifact, need))
+            except AlignError as error:
+                of = "" if artifact is None or artifact.where(None) in error.message else f"{artifact.where(None)}: "
+                return [Finding(stage, f"{where}: {of}{error.message}", error.hint or "")]
 
         return self._cache.findings(key, look)
 

@@ -76,7 +76,7 @@ class ParquetReader:
         places = {name: self._score_place(name) for name in scorers}
         names = list(dict.fromkeys([*columns.values(), *(column for column, _ in places.values())]))
         groups = [group for group, (first, stop) in enumerate(self._group_bounds) if first < piece.stop and stop > piece.start]
-        row = self._group_bounds[groups[0]][0]
+        row = self._group_bounds[groups[0]][0] if groups else 0
         for arrays in self._batches(groups, names, CHUNK_ROWS):
             # A piece may end inside a row group, where its last prompt ends; the rest belongs to the next task.
             if row >= piece.stop:

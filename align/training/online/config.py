@@ -5,6 +5,7 @@ Recipes are read with it: importing it loads no torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from align.config.base import ExecutionOnly
 from align.config.online import OnlineTraining
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
+from align.config.row_need import RowNeed
 from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer
 from align.records import Prompt
 from align.stage import StageConfig
@@ -50,6 +52,12 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
         if twice := sorted(self.watch.keys() & self.scorers.keys()):
             raise ValueError(f"{twice[0]!r} is both in scorers and in watch; a scorer that is optimised is logged anyway")
         return self
+
+    def row_needs(self) -> Iterator[RowNeed]:
+        from align.scoring.rules import prompt_needs
+
+        scorers = {"scorers": self.scorers, "watch": self.watch}
+        yield from prompt_needs("prompts", {(key, name): scorer for key in scorers for name, scorer in scorers[key].items()})
 
     @classmethod
     def _why_no_virtual_tokens(cls) -> str:
