@@ -26,7 +26,7 @@ from align.records import Instruction, Message
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 from align.store.atomic import link_tree
-from align.training.needs import TrainingNeeds, sample_batch
+from align.training.needs import TrainingNeeds, sample_passes
 
 if TYPE_CHECKING:
     from align.training.sft import SftResult
@@ -52,10 +52,10 @@ class Config(FineTuning, AnyPeft, StageConfig):
     tokens, which take one sample a row."""
 
     def training_needs(self) -> TrainingNeeds:
-        batch = partial(sample_batch, self, max_tokens=self.max_tokens, packing=self.packing)
+        passes = partial(sample_passes, self, max_tokens=self.max_tokens, packing=self.packing)
         kept = self.num_epochs if self.keep_epochs == "all" else 0
         return TrainingNeeds(
-            self.model, self.data, self.precision, self.peft, batch, self, save_dtype=self.save_dtype, num_epochs_kept=kept
+            self.model, self.data, self.precision, self.peft, passes, self, save_dtype=self.save_dtype, num_epochs_kept=kept
         )
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from align.runtime.device import Device
 Precision = Literal["float32", "bfloat16"]
 SAMPLED_ROWS = 256
 """Rows whose lengths are known, at most: reading more would take longer than the rest of a plan."""
-Split = Literal["no", "sequences", "sides"]
 
 
 def training_precision(name: str, *, gpu_has_bfloat16: bool) -> Precision:
@@ -72,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest forward pass of a training."""
+    """A forward and backward pass of a training."""
 
     tokens: int
     """In the whole pass, padding included."""
@@ -84,9 +82,12 @@ class Batch:
     """Whether attention gets a mask of pairs of tokens, as short rows that hold several sequences do."""
     accumulates: bool
     """Whether gradients of an earlier pass are in memory during a pass."""
-    split: Split = "no"
-    """How attention is computed: for a whole row, for one sequence after the other, whose results are kept beside the row that
-    is made of them, or for the sides of pairs, each of which gets the prompt's queries, keys and values too."""
+    is_split: bool = False
+    """Whether attention is computed for one sequence after the other, whose results are kept beside the row made of them."""
+    copied_share: float = 0.0
+    """Of the tokens, those whose queries, keys and values are copied too: a prompt and the rejected side that continues it."""
+    has_moments: bool = True
+    """Whether the optimizer has stepped before: its moments come with the first step."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class TrainingNeeds:
     rows: str
     precision: str
     peft: Lora | VirtualTokens | None
-    batch: Callable[[Setting], Batch]
-    """The largest forward pass."""
+    passes: Callable[[Setting], Sequence[Batch]]
+    """Those that may need the most memory: a smaller pass may come when more is there besides."""
     memory: TrainingMemory
     """Optimizer and gradient checkpointing."""
     has_score_head: bool = False
@@ -143,7 +144,7 @@ class Trains(Protocol):
     def training_needs(self) -> TrainingNeeds: ...
 
 
-def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, packing: bool) -> Batch:
+def sample_passes(config: Optimization, setting: Setting, *, max_tokens: int, packing: bool) -> Sequence[Batch]:
     """Full rows where samples are packed, else rows as long as the longest sample."""
     limit = min(max_tokens, setting.context)
     micro, lengths = config.rows_per_pass, setting.lengths
@@ -157,42 +158,63 @@ def sample_batch(config: Optimization, setting: Setting, *, max_tokens: int, pac
     # Without packing, the padding of shorter rows counts as a sample of its own.
     row_tokens = row + setting.virtual_tokens
     is_shared, targets = is_packed or micro > 1, math.ceil(micro * row * share)
-    masked = is_shared and setting.masks(row_tokens)
-    split: Split = "sequences" if is_shared and setting.splits(row_tokens) else "no"
-    return Batch(micro * row_tokens, row_tokens, targets, masked, config.batch_size > config.rows_per_pass, split)
+    masked, split = is_shared and setting.masks(row_tokens), is_shared and setting.splits(row_tokens)
+    return [Batch(micro * row_tokens, row_tokens, targets, masked, config.batch_size > config.rows_per_pass, split)]
 
 
-def pair_batch(config: PairwiseOptimization, setting: Setting) -> Batch:
-    """The longest pairs together, since batches hold pairs of similar length.
+def pair_passes(config: PairwiseOptimization, setting: Setting) -> Sequence[Batch]:
+    """The passes over the longest pairs: batches hold pairs of similar length, sorted from the longest on.
+
+    Where all pairs are known, so is what else is in memory. The longest pass of an optimizer batch comes first, so it meets no
+    gradients; and if there are one or two batches and one epoch, the batch of the longest pairs comes before the first step.
+    """
+    limit = min(config.max_tokens, setting.context)
+    size, micro = config.batch_size, config.rows_per_pass
+    # Pairs that do not exist yet may be all completion.
+    fitting = [row for row in setting.lengths or () if row.longer_side <= limit] or [RowLength(0, (limit, limit))]
+    ordered = sorted(fitting, key=lambda row: -row.total)
+    if not 0 < len(setting.lengths or ()) < SAMPLED_ROWS:
+        return [_pair_batch(setting, ordered[:micro], micro, accumulates=size > micro)]
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    first_is_longest = len(batches) <= 2 and config.num_epochs == 1
+    return [
+        _pair_batch(setting, rows, len(rows), accumulates=start > 0, has_moments=number > 0 or not first_is_longest)
+        for number, batch in enumerate(batches[:2])
+        for start in range(0, len(batch), micro)
+        if (rows := batch[start : start + micro])
+    ]
+
+
+def _pair_batch(setting: Setting, rows: Sequence[RowLength], count: int, *, accumulates: bool, has_moments: bool = True) -> Batch:
+    """A pass over `count` pairs that are like `rows`, the longest first.
 
     A prompt counts once, unless virtual tokens stand in front of both sides.
     """
-    limit = min(config.max_tokens, setting.context)
-    micro = config.rows_per_pass
-    # Pairs that do not exist yet may be all completion.
-    fitting = [row for row in setting.lengths or () if row.longer_side <= limit] or [RowLength(0, (limit, limit))]
-    longest = heapq.nlargest(micro, fitting, key=lambda row: row.total)
-    targets = micro * sum(sum(row.completions) for row in longest) // len(longest)
+    longest, total = rows[0], sum(row.total for row in rows)
+    targets = count * sum(sum(row.completions) for row in rows) // len(rows)
     if setting.virtual_tokens:
-        row_tokens = setting.virtual_tokens + max(row.longer_side for row in longest)
-        tokens = 2 * micro * row_tokens
-    else:
-        row_tokens = max(PAIR_ROW_TOKENS[setting.device], longest[0].total)
-        pairs_per_row = max(1, row_tokens // max(longest[-1].total, 1))
-        tokens = math.ceil(micro / pairs_per_row) * row_tokens
-    split: Split = "sides" if setting.splits(row_tokens) else "no"
-    return Batch(tokens, row_tokens, targets, setting.masks(row_tokens), config.batch_size > micro, split)
+        row_tokens = setting.virtual_tokens + max(row.longer_side for row in rows)
+        return Batch(2 * count * row_tokens, row_tokens, targets, setting.masks(row_tokens), accumulates, has_moments=has_moments)
+    row_tokens = max(PAIR_ROW_TOKENS[setting.device], longest.total)
+    is_masked = setting.masks(row_tokens)
+    if is_masked:
+        pairs_per_row = max(1, row_tokens // max(rows[-1].total, 1))
+        tokens = math.ceil(count / pairs_per_row) * row_tokens
+    else:  # without a mask of pairs of tokens, padding is left out
+        tokens = total if count == len(rows) else count * longest.total
+    copied = sum(row.prompt + row.completions[-1] for row in rows) / total if setting.splits(row_tokens) else 0.0
+    return Batch(tokens, row_tokens, targets, is_masked, accumulates, copied > 0, copied, has_moments)
 
 
 def pair_needs(
     config: PairwiseOptimization, model: str, pairs: str, peft: Lora | VirtualTokens | None, *, has_score_head: bool = False
 ) -> TrainingNeeds:
     """What a method needs that trains `model` on `pairs`, without a reference."""
-    batch, saved = partial(pair_batch, config), config.save_dtype
-    return TrainingNeeds(model, pairs, config.precision, peft, batch, config, has_score_head, save_dtype=saved)
+    passes, saved = partial(pair_passes, config), config.save_dtype
+    return TrainingNeeds(model, pairs, config.precision, peft, passes, config, has_score_head, save_dtype=saved)
 
 
-def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:
+def episode_passes(config: OnlineTraining, setting: Setting) -> Sequence[Batch]:
     """As many rows of episodes as `micro_batch_tokens` lets into a pass; completions as long as they may become."""
     longest = max((row.prompt for row in setting.lengths or ()), default=config.max_prompt_tokens)
     episode = min(min(longest, config.max_prompt_tokens) + config.max_completion_tokens, setting.context)
@@ -202,5 +224,4 @@ def episode_batch(config: OnlineTraining, setting: Setting) -> Batch:
     in_a_pass = min(rows, max(1, config.micro_batch_tokens // row_tokens))
     width = min(episodes_per_row, config.mini_batch_size) * episode
     targets = min(in_a_pass * episodes_per_row, config.mini_batch_size) * config.max_completion_tokens
-    split: Split = "sequences" if setting.splits(width) else "no"
-    return Batch(in_a_pass * width, width, targets, setting.masks(width), rows > in_a_pass, split)
+    return [Batch(in_a_pass * width, width, targets, setting.masks(width), rows > in_a_pass, setting.splits(width))]

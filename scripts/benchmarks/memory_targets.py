@@ -27,7 +27,7 @@ from align.pipeline.estimate.shape import ModelShape, read_shape
 from align.stages import dpo, ppo, sft
 from align.store.atomic import write_json
 from align.testing.shapes import SHAPES
-from align.training.needs import Batch, RowLength
+from align.training.needs import SAMPLED_ROWS, Batch, RowLength
 
 RESULT = Path(__file__).with_suffix(".json")
 GIB = 1 << 30
@@ -92,7 +92,8 @@ def config_of(name: str) -> dict[str, Any]:
 def estimate(target: Target) -> Estimate:
     config = target.config.model_copy(update={"peft": target.peft})
     machine = Machine("cuda", "GPU", target.card_gib * GIB, target.card_gib * GIB, 10**15, has_bfloat16=True, device_line="")
-    return estimate_stage(config.training_needs(), target.peft, {"base": shape_of(target.shape)}, [target.rows], machine)
+    rows = [target.rows] * SAMPLED_ROWS  # more rows than are read, so that passes and batches are full
+    return estimate_stage(config.training_needs(), target.peft, {"base": shape_of(target.shape)}, rows, machine)
 
 
 def estimates() -> Iterator[dict[str, Any]]:

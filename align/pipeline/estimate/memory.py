@@ -163,10 +163,9 @@ class LoadedModel:
         grouped = 1 < shape.num_key_value_heads < shape.num_heads
         key = shape.query_size if batch.is_masked and grouped else shape.key_size
         attention = number * (2 * shape.query_size + 2 * key)
-        if batch.split != "no":
+        if batch.is_split:
             attention += number * shape.query_size
-        if batch.split == "sides":  # at most: a pair may be prompt and rejected alone
-            attention += number * (2 * shape.query_size + 2 * key)
+            attention += round(batch.copied_share * number * (2 * shape.query_size + 2 * key))
         # Gated: both branches, the activated one and the product. Otherwise the activation's input, output and its parts.
         kept = 4 if shape.is_gated else 5 if shape.activation in PYTHON_GELUS else 2
         feed_forward = number * shape.intermediate_size * (kept if learns_in_layers else kept - 1)
@@ -272,7 +271,7 @@ def estimate_stage(
     device, precision = machine.device, training_precision(needs.precision, gpu_has_bfloat16=machine.has_bfloat16)
     virtual_tokens = peft.num_virtual_tokens if isinstance(peft, VirtualTokens) else 0
     has_flash = device == "cuda" and machine.has_bfloat16 and precision == "bfloat16"
-    batch = needs.batch(Setting(lengths, shapes[needs.model].context, virtual_tokens, device, has_flash))
+    passes = needs.passes(Setting(lengths, shapes[needs.model].context, virtual_tokens, device, has_flash))
     # As `runtime.device.frozen_dtype` decides: scorers serve no training's precision.
     frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
     frozen: Precision = "float32" if precision == "float32" else frozen_scorer
@@ -291,8 +290,6 @@ def estimate_stage(
         "weights": sum(learner.weight_bytes for learner in learners),
         "gradients": WEIGHT_BYTES * learning,
         "optimizer": round(moments * learning),
-        # All graphs exist before the first backward pass.
-        "activations": sum(learner.backward_bytes(batch, device, precision) for learner in learners),
         "other_models": sum(other.weight_bytes for other in others) + (0 if sleeps else sampler),
         "process": PROCESS_BYTES[device],
     }
@@ -300,30 +297,44 @@ def estimate_stage(
     step = 0 if value else model.step_bytes(device, needs.memory.optimizer)
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen, device)
     sampling = sampler + sum(parts[name] for name in ("weights", "optimizer", "other_models")) if sleeps else 0
-    peak = peak_bytes(**parts, step=step, accumulates=batch.accumulates, other_phases=[*beside, sampling])
+
+    def with_pass(batch: Batch) -> Memory:
+        # All graphs exist before the first backward pass.
+        activations = sum(learner.backward_bytes(batch, device, precision) for learner in learners)
+        peak = peak_bytes(
+            **parts,
+            activations=activations,
+            step=step,
+            accumulates=batch.accumulates,
+            has_moments=batch.has_moments,
+            other_phases=[*beside, sampling],
+        )
+        return Memory(**parts, activations=activations, peak=peak)
+
+    memory = max((with_pass(batch) for batch in passes), key=lambda memory: memory.peak)
     # A checkpoint holds the trained parameters and their two moments, an artifact the trained parameters. The last epoch is the
     # result. An adapter is float32 always.
     stored = model.shape.stored_dtype if needs.save_dtype == "auto" else needs.save_dtype
     number = NUMBER_BYTES["bfloat16" if peft is None and stored == "bfloat16" else "float32"]
     kept = max(1, needs.num_epochs_kept) * number * model.trainable_parameters
     full = kept + round(CHECKPOINTS * (WEIGHT_BYTES + moments) * learning)
-    return Estimate(method_name(peft), model.trainable_parameters, Memory(**parts, peak=peak), full, kept)
+    return Estimate(method_name(peft), model.trainable_parameters, memory, full, kept)
 
 
 def peak_bytes(
     *, weights: int, gradients: int, optimizer: int, activations: int, other_models: int, process: int, step: int,
-    accumulates: bool, other_phases: Iterable[int] = (),
+    accumulates: bool, has_moments: bool = True, other_phases: Iterable[int] = (),
 ) -> int:  # fmt: skip
     """The largest of: a backward pass, an optimizer step, and phases beside training.
 
     Args:
         step: see `LoadedModel.step_bytes`.
-        accumulates: see `Batch`.
+        accumulates, has_moments: see `Batch`.
         other_phases: bytes at phases without this training's gradients, `process` not included.
     """
     during_training = weights + optimizer + other_models
     # Gradients are there during the whole backward pass only if an earlier pass left them; else they replace freed activations.
-    backward = during_training + activations + (gradients if accumulates else 0)
+    backward = during_training + activations + (gradients if accumulates else 0) - (0 if has_moments else optimizer)
     return process + max(backward, during_training + gradients + step, *other_phases)
 
 

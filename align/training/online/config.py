@@ -19,7 +19,7 @@ from align.config.row_need import RowNeed
 from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer
 from align.records import Prompt
 from align.stage import StageConfig
-from align.training.needs import Sampler, TrainingNeeds, episode_batch
+from align.training.needs import Sampler, TrainingNeeds, episode_passes
 
 
 class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
@@ -70,7 +70,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
             self.prompts,
             self.precision,
             self.peft,
-            partial(episode_batch, self),
+            partial(episode_passes, self),
             self,
             save_dtype=self.save_dtype,
             # The reference, and the policy from before an update that may be undone.

@@ -90,9 +90,10 @@ def test_activations_of_one_layer_and_token() -> None:
     assert model().activation_bytes(replace(batch, is_masked=True), "float32") == plain + 4 * 16
     # All layers share a mask, and each keeps the results of sequences on their own.
     assert model(num_layers=2).activation_bytes(replace(batch, is_masked=True), "float32") == 2 * plain - final + 4 * 16
-    assert model().activation_bytes(replace(batch, split="sequences"), "float32") == plain + 4 * 4
-    # Query, key, value and result of a prompt that a side continues.
-    assert model().activation_bytes(replace(batch, split="sides"), "float32") == plain + 4 * 4 + 4 * (4 + 4 + 2 + 2)
+    assert model().activation_bytes(replace(batch, is_split=True), "float32") == plain + 4 * 4
+    # Query, key, value and result of a prompt that a side continues, for half of the tokens.
+    copied = replace(batch, is_split=True, copied_share=0.5)
+    assert model().activation_bytes(copied, "float32") == plain + 4 * 4 + 4 * (4 + 4 + 2 + 2) // 2
     assert model().activation_bytes(replace(batch, tokens=3), "float32") == 3 * plain
     # Rank 2 for each of seven layers; the inputs are kept for the small matrices.
     assert model(Lora(method="lora", rank=2)).activation_bytes(batch, "float32") == plain + 4 * 2 * 7
@@ -149,10 +150,54 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
                 last_hidden_states(loaded, input_ids=ids, position_ids=positions)
             assert found is not None
             masked = packed and row_tokens <= DENSE_MASK_TOKENS["cpu"]
-            batch = Batch(rows * row_tokens, row_tokens, 0, masked, False, "sequences" if packed and not masked else "no")
+            batch = Batch(rows * row_tokens, row_tokens, 0, masked, False, packed and not masked)
             casts = 0 if precision == "float32" else 2 * found.linear_parameters
             counted = LoadedModel(found).activation_bytes(batch, precision) + casts  # type: ignore[arg-type]
             assert counted == pytest.approx(sum(kept.values()), rel=0.03)
+
+
+def test_what_torch_keeps_of_a_pass_over_pairs_is_what_is_counted(tmp_path: Any) -> None:
+    """Rows that are too long for a mask: no padding, and the prompt once more for the rejected side."""
+    import torch
+
+    from align.config.sections import PairwiseOptimization
+    from align.data.encoding import EncodedPreference
+    from align.models.load import load_causal_lm
+    from align.pipeline.estimate.shape import read_shape
+    from align.testing import tiny_causal_lm
+    from align.training.needs import RowLength, Setting, pair_passes
+    from align.training.pairwise.collator import PairCollator, TrainingPair
+    from align.training.pairwise.trainer import layout_of, prepare_model
+
+    size: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 6, "num_attention_heads": 4}
+    folder = tiny_causal_lm(tmp_path / "base", **size, head_dim=16, num_key_value_heads=2)
+    found = read_shape(ModelFolder(folder))
+    assert found is not None
+    lengths = [RowLength(120, (100, 180)), RowLength(90, (60, 120))]
+    ids = torch.arange(200).tolist()
+    pairs = [
+        TrainingPair(EncodedPreference(str(row), ids[: row.prompt], *(ids[:count] for count in row.completions)))
+        for row in lengths
+    ]
+    loaded = prepare_model(load_causal_lm(folder))
+    layout = layout_of(PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=128)(pairs))
+    own = {parameter.untyped_storage().data_ptr() for parameter in loaded.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Any] = []  # else an address would be used again
+
+    def remember(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        loaded(layout=layout)
+    (batch,) = pair_passes(PairwiseOptimization(batch_size=2), Setting(lengths, 4096, 0, "cpu"))
+    model = LoadedModel(found)
+    counted = model.activation_bytes(batch, "float32") + model.logits_bytes(batch.targets, "cpu")
+    assert counted == pytest.approx(sum(kept.values()), rel=0.05)
 
 
 def test_logits_are_there_a_chunk_at_a_time_and_not_with_a_score_head() -> None:
@@ -218,6 +263,9 @@ def test_the_peak_is_the_largest_phase() -> None:
     assert peak() == 1000 + 5 + 100 + 200 + 100 + 20  # the optimizer's step
     assert peak(activations=170) == 1000 + 5 + 100 + 200 + 170  # the backward pass, whose gradients come as it goes
     assert peak(accumulates=True) == 1000 + 5 + 100 + 200 + 100 + 70  # gradients of the pass before are there
+    # Before the first step there are no moments, but the step itself brings them.
+    assert peak(activations=900, has_moments=False) == 1000 + 5 + 100 + 900
+    assert peak(has_moments=False) == peak()
     assert peak(other_phases=[2000]) == 1000 + 2000
 
 
