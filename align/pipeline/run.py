@@ -239,7 +239,7 @@ class _Runner:
         return ""
 
     def _run_stage(self, launcher: Launcher, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
-        config = stage.node.config
+        config, ordered_at = stage.node.config, time.monotonic()
         assert isinstance(config, StageConfig)
         self._emit(
             StageStarted(
@@ -264,6 +264,7 @@ class _Runner:
             recipe=self._plan.recipe.resolved(),
             command=self._command,
             memory=self._choose_memory(stage, artifacts),
+            ordered_at=ordered_at,
         )
         job = Job(
             name=stage.name,

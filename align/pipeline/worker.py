@@ -60,6 +60,8 @@ class StageJob:
     recipe: Mapping[str, Any]
     command: list[str]
     memory: MemoryChoice
+    ordered_at: float
+    """When the runner came to it, by `time.monotonic`, which all processes of a machine share."""
 
 
 class _WorkSeconds:
@@ -96,8 +98,10 @@ def run_stage(job: StageJob, emit: Emit, stop: StopRequested) -> None:
     Raises:
         AlignError: see `align.errors`; a full disk and a lack of memory are among them. Anything else is a bug.
     """
+    # Before the lock: waiting for another run is not part of a start.
+    start_seconds = time.monotonic() - job.ordered_at
     try:
-        _run_under_lock(job, emit, stop)
+        _run_under_lock(job, emit, stop, start_seconds)
     except Exception as error:
         known = _as_align_error(error, job)
         if known is None or known is error:
@@ -105,7 +109,7 @@ def run_stage(job: StageJob, emit: Emit, stop: StopRequested) -> None:
         raise known from error
 
 
-def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
+def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested, start_seconds: float) -> None:
     def waiting(holder: str) -> None:
         emit(Waiting(stage=job.name, holder=holder))
 
@@ -120,11 +124,11 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested) -> None:
         if made_by_another is not None:
             emit(StageCached(stage=job.name, seconds=made_by_another.seconds, source="a run that went on beside this one"))
             return
-        manifest = _run_and_commit(job, emit, stop)
+        manifest = _run_and_commit(job, emit, stop, start_seconds)
     emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
 
 
-def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
+def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_seconds: float) -> Manifest:
     stage = STAGES[job.stage_type]
     job.entry.begin()
     seconds = _WorkSeconds(job.entry)
@@ -144,14 +148,15 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested) -> Manifest:
     )
     try:
         outcome = stage.run(context)
+        kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
+        with context.saving():
+            manifest = _manifest(job, kind, stage.version, outcome, start_seconds)
+            return job.entry.commit(manifest, seconds=seconds.stop)
     finally:
-        total_seconds = seconds.stop()
-    kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
-    with context.saving():
-        return job.entry.commit(_manifest(job, kind, stage.version, outcome, total_seconds))
+        seconds.stop()
 
 
-def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, seconds: float) -> Manifest:
+def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, start_seconds: float) -> Manifest:
     # Linux counts KiB, and of children only the largest; no number exists for several processes together.
     usage = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return Manifest(
@@ -168,7 +173,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sec
         rows_out=outcome.rows_out,
         dropped=outcome.dropped,
         metrics=outcome.metrics,
-        seconds=round(seconds, 3),
+        start_seconds=round(start_seconds, 3),
         peak_memory_bytes=peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
     )
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,7 +80,9 @@ class Manifest(BaseModel):
     """Dropped rows, by reason."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
-    """Wall time, over all interrupted attempts."""
+    """Wall time of the work, over all interrupted attempts, with the hashing and syncing of the result."""
+    start_seconds: float = 0.0
+    """Wall time before the work: the start of its process, and imports that it waits for. Of the last attempt; 0: not known."""
     peak_memory_bytes: int = 0
     """The most memory that the process that made it had: on a GPU what torch had allocated there, else its resident set."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
@@ -208,10 +210,13 @@ class Entry:
             else:
                 path.unlink()
 
-    def commit(self, manifest: Manifest) -> Manifest:
+    def commit(self, manifest: Manifest, *, seconds: Callable[[], float] | None = None) -> Manifest:
         """Hash every output, write the manifest last, then remove the work folder.
 
         The hashes are remembered in the store, so that no later plan or stage reads the files for them.
+
+        Args:
+            seconds: asked for the manifest's `seconds` when all files are hashed, which takes minutes for large models.
         """
         files, hashes = {}, self.known_hashes
         for path in sorted(self.path.rglob("*")):
@@ -222,7 +227,8 @@ class Entry:
         for child in self.path.iterdir():
             if child.is_dir() and child.name != WORK_NAME:
                 sync_tree(child)
-        manifest = manifest.model_copy(update={"files": files})
+        known = {} if seconds is None else {"seconds": round(seconds(), 3)}
+        manifest = manifest.model_copy(update={"files": files, **known})
         # A kill before this line leaves an unfinished entry, whose work folder is still there for the next run.
         write_json(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json()))
         hashes.save()

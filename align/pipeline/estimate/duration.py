@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class DurationEstimator:
     """Knows the finished results of a store. A similar stage is one of the same type that starts from the same models.
 
     Among several, the one whose configuration differs least counts, and of these the newest. Its time is scaled by rows, epochs,
-    candidates and episodes.
+    candidates and episodes. What a process takes to start comes on top, as it was lately.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -37,16 +38,17 @@ class DurationEstimator:
         if self._is_made(stage):
             return 0.0
         settings, models = semantic_config(config), self._models_below(stage.fingerprint)
+        finished = sorted(self._finished(), key=lambda item: -item[0].stat().st_mtime)
         similar = [
-            (_differences(settings, manifest.config), -path.stat().st_mtime, manifest)
-            for path, manifest in self._finished()
+            (_differences(settings, manifest.config), age, manifest)
+            for age, (_, manifest) in enumerate(finished)
             if manifest.stage == stage.stage_type and self._models_below(manifest.fingerprint) == models
         ]
         if not similar:
             return None
         _, _, nearest = min(similar, key=lambda item: item[:2])
         scale = self._scale(settings, stage.inputs, nearest)
-        return nearest.seconds * scale
+        return self._start_seconds(stage, [manifest for _, manifest in finished]) + nearest.seconds * scale
 
     def later_seconds(self, stage: PlannedStage) -> float | None:
         """About how long the stages after `stage` take together; None where one of them is not known."""
@@ -54,6 +56,15 @@ class DurationEstimator:
         parts = [self.seconds(later) for later in after if later.status == "run" and later.fingerprint != stage.fingerprint]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
+
+    def _start_seconds(self, stage: PlannedStage, newest: Iterable[Manifest]) -> float:
+        """Until the stage's work begins. The first stage of a run waits for the imports that the others are forked from."""
+        starts = [manifest.start_seconds for manifest in newest if manifest.start_seconds]
+        lately = starts[: len(self._plan.stages)]  # about those of one run
+        if not lately:
+            return 0.0
+        first = next((other for other in self._plan.stages if other.status == "run"), None)
+        return max(lately) if stage is first else statistics.median(lately)
 
     def _is_made(self, stage: PlannedStage) -> bool:
         """Whether the result is there, or an earlier stage of the plan makes it under another name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from align.pipeline.estimate.stage_time import StageTime, stage_times
 from align.pipeline.plan import Plan, make_plan
 from align.progress.display import ProgressDisplay
 from align.runtime.event_file import EVENTS_NAME, read_events
-from align.runtime.events import StageCached, StageStarted
+from align.runtime.events import StageCached, StageFinished, StageStarted
 from align.store.artifact import Manifest
 
 
@@ -31,27 +32,50 @@ def planned(recipe: Path, out: Path, *settings: str) -> Plan:
     return make_plan(load_recipe(recipe, settings), out)
 
 
+def manifest_of(out: Path, stage: str) -> Manifest:
+    return Manifest.model_validate_json((out / "tiny" / "stages" / stage / "manifest.json").read_bytes())
+
+
 def seconds_of(out: Path, stage: str) -> float:
-    return Manifest.model_validate_json((out / "tiny" / "stages" / stage / "manifest.json").read_bytes()).seconds
+    return manifest_of(out, stage).seconds
+
+
+def start_of(out: Path, stage: str) -> float:
+    return manifest_of(out, stage).start_seconds
 
 
 def test_time_is_scaled_by_epochs_and_rows(project: Path, out: Path, tmp_path: Path) -> None:
     recipe = project / "recipe.yaml"
     plan = planned(recipe, out, "stages.sft.num_epochs=6", "stages.sampled.num_candidates=9")
     estimator, stages = DurationEstimator(plan), {stage.name: stage for stage in plan.stages}
+    # The first stage of a run waits for the imports, as the first one did.
+    starts = sorted(start_of(out, name) for name in stages)
+    first, later = starts[-1], statistics.median(starts)
     # 6 epochs in place of 3; 9 candidates in place of 3.
-    assert estimator.seconds(stages["sft"]) == pytest.approx(2 * seconds_of(out, "sft"))
-    assert estimator.seconds(stages["sampled"]) == pytest.approx(3 * seconds_of(out, "sampled"))
+    assert estimator.seconds(stages["sft"]) == pytest.approx(first + 2 * seconds_of(out, "sft"))
+    assert estimator.seconds(stages["sampled"]) == pytest.approx(later + 3 * seconds_of(out, "sampled"))
     # DPO is as long as it was: nothing is known yet of its pairs.
-    assert estimator.seconds(stages["dpo"]) == pytest.approx(seconds_of(out, "dpo"))
+    assert estimator.seconds(stages["dpo"]) == pytest.approx(later + seconds_of(out, "dpo"))
     after = [name for name in stages if name != "sft"]
-    later = sum(estimator.seconds(stages[name]) or 0.0 for name in after)
-    assert estimator.later_seconds(stages["sft"]) == pytest.approx(later)
+    after_sft = sum(estimator.seconds(stages[name]) or 0.0 for name in after)
+    assert estimator.later_seconds(stages["sft"]) == pytest.approx(after_sft)
     assert estimator.later_seconds(stages["compare"]) == 0
     # A plan shows these times, and guesses none.
     times = {time.name: time for time in stage_times(plan, read_machine(tmp_path))}
     assert times["sft"] == StageTime("sft", estimator.seconds(stages["sft"]))
     assert not any(time.is_stated for time in times.values())
+
+
+def test_a_manifest_has_what_a_user_waited_for(out: Path) -> None:
+    """From the order to start a stage to its result."""
+    events = list(read_events(out / "tiny" / EVENTS_NAME))
+    started = {event.stage: event.time for event in events if isinstance(event, StageStarted)}
+    finished = {event.stage: event.time for event in events if isinstance(event, StageFinished)}
+    for stage, begin in started.items():
+        assert start_of(out, stage) > 0
+        waited = finished[stage] - begin
+        # What is left out: choosing the memory, removing the work folder, the events' way.
+        assert start_of(out, stage) + seconds_of(out, stage) == pytest.approx(waited, rel=0.05, abs=0.5)
 
 
 def test_nothing_is_known_without_a_similar_stage(project: Path, out: Path, tmp_path: Path) -> None:
