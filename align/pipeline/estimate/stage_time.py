@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from align.metric import left_text
 from align.pipeline.estimate.duration import DurationEstimator
+from align.pipeline.estimate.guess import SpeedGuess
 from align.pipeline.estimate.machine import Machine
-from align.pipeline.estimate.speed import SpeedGuess
+from align.pipeline.estimate.speed import stated_speed
 from align.pipeline.plan import Plan
 
 MOST_NAMES = 4
@@ -23,18 +24,24 @@ class StageTime:
     """None where nothing is known."""
     is_stated: bool = False
     """Whether the seconds are operations at a stated speed, not what a similar stage took."""
+    is_bound: bool = False
+    """Whether they count completions that are yet to be sampled as long as they may become."""
 
 
 def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
     """One for every stage that will run; a second name for another stage's result takes no time."""
-    earlier, guess = DurationEstimator(plan), SpeedGuess(plan, machine)
+    earlier, speed = DurationEstimator(plan), stated_speed(machine)
+    guesser = None if speed is None else SpeedGuess(plan, machine, speed)
     times = []
     for stage in plan.stages:
         if stage.status != "run":
             continue
         seconds = earlier.seconds(stage)
-        is_stated = seconds is None
-        times.append(StageTime(stage.name, guess.seconds(stage) if is_stated else seconds, is_stated))
+        guess = guesser.guess(stage) if guesser is not None and seconds is None else None
+        if guess is not None:
+            times.append(StageTime(stage.name, guess.seconds, is_stated=True, is_bound=guess.is_bound))
+        else:
+            times.append(StageTime(stage.name, seconds, is_stated=seconds is None))
     return tuple(times)
 
 
@@ -50,8 +57,11 @@ def time_sentence(times: Sequence[StageTime]) -> str | None:
     sentence = f"Time: {left_text(total)} in all"
     if unknown:
         sentence = f"Time: {left_text(total)}, and that of {_names(unknown)}, which is not known yet"
-    stated = [time.name for time in known if time.is_stated]
-    return f"{sentence}. {_names(stated)}: a guess, see docs/plan.md." if stated else f"{sentence}."
+    stated = [time for time in known if time.is_stated]
+    if not stated:
+        return f"{sentence}."
+    longest = ", with all completions at full length" if any(time.is_bound for time in stated) else ""
+    return f"{sentence}. {_names([time.name for time in stated])}: a guess{longest}, see docs/plan.md."
 
 
 def _names(names: Sequence[str]) -> str:

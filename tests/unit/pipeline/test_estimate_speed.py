@@ -1,23 +1,51 @@
-"""The first guess of a training's time, by its operations."""
+"""The first guess of a stage's time, by its operations and steps."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align import load_recipe
 from align.pipeline.estimate import lengths as lengths_module
-from align.pipeline.estimate import speed
+from align.pipeline.estimate.guess import SpeedGuess
 from align.pipeline.estimate.lengths import MeasuredRows, row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
-from align.pipeline.estimate.shape import read_shape
-from align.pipeline.estimate.speed import START_SECONDS, SpeedGuess, count_rows, peak_flops, stated_flops
-from align.pipeline.plan import make_plan
+from align.pipeline.estimate.planned_rows import RowsPlanner, count_rows, most_pairs
+from align.pipeline.estimate.shape import ModelShape, read_shape
+from align.pipeline.estimate.speed import (
+    FORKED_START_SECONDS,
+    START_SECONDS,
+    STEP_SECONDS,
+    Speed,
+    peak_flops,
+    stated_speed,
+)
+from align.pipeline.plan import Plan, make_plan
+from align.selection.pair_rule import PairRule
 from align.training.needs import SAMPLED_ROWS
 
+# One layer of Llama, 172 parameters; see test_estimate_shape.py.
+SHAPE = ModelShape(
+    hidden_size=4,
+    intermediate_size=6,
+    num_layers=1,
+    num_heads=2,
+    num_key_value_heads=1,
+    head_size=2,
+    vocabulary=10,
+    context=32,
+    is_gated=True,
+    activation="silu",
+    quantizable=True,
+    linear_layers=(),
+    backbone_parameters=172,
+    head_parameters=0,
+    largest_tensor=40,
+)
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, 1 << 40, has_bfloat16=True)
 
 
@@ -30,30 +58,101 @@ def test_the_peak_of_a_device_is_found_by_its_name(name: str, peak: float | None
     assert peak_flops(name) == peak
 
 
+SLOW = Speed(flops=1e6, bandwidth=1e6, cache_bytes=1e9, shares_memory=False, number_bytes=4)
+
+
 def test_nothing_is_stated_of_a_gpu_that_is_not_known_or_has_no_bfloat16() -> None:
-    assert stated_flops(H100) == pytest.approx(0.35 * 989e12)
-    assert stated_flops(replace(H100, name="Some accelerator")) is None
-    assert stated_flops(replace(H100, has_bfloat16=False)) is None
+    speed = stated_speed(H100)
+    assert speed is not None
+    assert (speed.flops, speed.bandwidth) == pytest.approx((0.35 * 989e12, 0.6 * 3350e9))
+    assert stated_speed(replace(H100, name="Some accelerator")) is None
+    assert stated_speed(replace(H100, has_bfloat16=False)) is None
 
 
-def test_a_training_takes_the_time_of_its_operations(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "stated_flops", lambda machine: 1e6)
-    plan = make_plan(load_recipe(project / "recipe.yaml", ("stages.sft.num_epochs=2",)), tmp_path / "runs")
-    guess = SpeedGuess(plan, read_machine(tmp_path))
-    stages = {stage.name: stage for stage in plan.stages}
+@pytest.fixture
+def plan(project: Path, tmp_path: Path) -> Plan:
+    return make_plan(load_recipe(project / "recipe.yaml", ("stages.sft.num_epochs=2",)), tmp_path / "runs")
+
+
+def base_of(plan: Plan) -> ModelShape:
     base = plan.inputs["base"].model
     assert base is not None
     shape = read_shape(base)
-    config = stages["sft"].node.config
-    lengths = row_lengths(plan.inputs[config.data], base.path)  # type: ignore[attr-defined]
     assert shape is not None
+    return shape
+
+
+def test_a_training_takes_the_time_of_its_operations(plan: Plan, project: Path, tmp_path: Path) -> None:
+    guesser, stages = SpeedGuess(plan, read_machine(tmp_path), SLOW), {stage.name: stage for stage in plan.stages}
+    shape = base_of(plan)
+    lengths = row_lengths(plan.inputs["instructions"], project / "base")
     assert lengths is not None
     tokens = sum(row.total for row in lengths)
+    guess = guesser.guess(stages["sft"])
+    assert guess is not None
     # Six operations a weight, token and epoch.
-    assert guess.seconds(stages["sft"]) == pytest.approx(START_SECONDS + 2 * 6 * tokens * shape.parameters / 1e6)
-    # The pairs are yet to be made, and the time of sampling does not follow from operations.
-    assert guess.seconds(stages["dpo"]) is None
-    assert guess.seconds(stages["sampled"]) is None
+    assert guess.seconds == pytest.approx(START_SECONDS + 2 * 6 * tokens * shape.parameters / 1e6)
+    assert not guess.is_bound
+
+
+def test_rows_that_are_yet_to_be_made_count_at_full_length(plan: Plan, project: Path, tmp_path: Path) -> None:
+    """12 prompts, 3 candidates each of 8 tokens at most; one pair and one best candidate of each prompt."""
+    base = plan.inputs["base"].model
+    assert base is not None
+    planner = RowsPlanner(plan, MeasuredRows(plan.store))
+    prompts, sampled, pairs, best = (planner.rows(name, base) for name in ("prompts", "sampled", "pairs", "best"))
+    assert prompts is not None
+    assert sampled is not None
+    assert pairs is not None
+    assert best is not None
+    assert (sampled.rows, sampled.prompt, sampled.completion, sampled.is_bound) == (36, prompts.prompt, 8, True)
+    assert (pairs.rows, pairs.completion, best.rows, best.completion) == (12, 16, 12, 8)
+    assert planner.rows("nothing", base) is None
+    shape, guesser = base_of(plan), SpeedGuess(plan, read_machine(tmp_path), SLOW)
+    found = {stage.name: guesser.guess(stage) for stage in plan.stages}
+    guesses = {name: guess for name, guess in found.items() if guess is not None}
+    assert guesses.keys() == found.keys()
+    # Six operations a weight and token in each of three epochs, and two for the reference.
+    dpo = FORKED_START_SECONDS + pairs.tokens * shape.parameters * (3 * 6 + 2) / 1e6
+    assert guesses["dpo"].seconds == pytest.approx(dpo)
+    assert guesses["dpo"].is_bound
+    scored = FORKED_START_SECONDS + 2 * sampled.tokens * shape.parameters / 1e6
+    assert guesses["scored"].seconds == pytest.approx(scored)
+    assert guesses["sampled"].seconds == pytest.approx(
+        FORKED_START_SECONDS + SLOW.sampling_seconds(shape, "transformers", prompts=12, prompt=prompts.prompt, each=3, new=8)
+    )
+    # Three models answer, against one.
+    assert guesses["compare"].seconds > guesses["sampled"].seconds
+    # Policy and value model learn twice from 24 episodes.
+    learned = 24 * (prompts.prompt + 8) * 2 * 6 * 2 * shape.parameters / 1e6
+    assert learned < guesses["ppo"].seconds < 3 * learned
+
+
+def test_a_step_of_sampling_is_bound_by_memory_or_by_operations(project: Path) -> None:
+    shape = replace(SHAPE, num_layers=2)
+    few = Speed(flops=1e12, bandwidth=1e3, cache_bytes=1e9, shares_memory=False, number_bytes=4)
+    # 172 weights of 4 bytes, and keys and values of 2 layers and 2 numbers for 10 tokens and half of 4 new ones.
+    read = 4 * (172 + 2 * 2 * 2 * (10 + 2)) / 1e3
+    assert few.sampling_seconds(shape, "vllm", prompts=1, prompt=10, each=1, new=4) == pytest.approx(
+        4 * (STEP_SECONDS["vllm"] + read), rel=1e-6
+    )
+    many = replace(few, flops=1e3, bandwidth=1e12)
+    computed = 2 * 172 * 64 / 1e3
+    # 65 completions are two batches with transformers.
+    seconds = many.sampling_seconds(shape, "transformers", prompts=65, prompt=0, each=1, new=1)
+    assert seconds == pytest.approx(2 * (STEP_SECONDS["transformers"] + computed))
+    # vLLM computes a prompt once, and takes no more completions at once than its cache holds.
+    once = replace(many, cache_bytes=2 * 4 * 2 * 2 * 2 * 11)
+    seconds = once.sampling_seconds(shape, "vllm", prompts=1, prompt=10, each=4, new=1)
+    assert seconds == pytest.approx(2 * (STEP_SECONDS["vllm"] + 2 * 172 * 2 / 1e3) + 2 * 172 * 10 / 1e3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [({}, 1), ({"policy": "best_vs_each"}, 3), ({"policy": "top_k_bottom_k"}, 4), ({"policy": "top_k_bottom_k", "k": 3}, 6)],
+)
+def test_the_most_pairs_of_four_candidates(settings: dict[str, Any], pairs: int) -> None:
+    assert most_pairs(PairRule(scorer="rm", **settings), 4) == pairs
 
 
 def test_rows_are_counted_by_the_size_of_the_file(project: Path, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ from align.pipeline.plan import make_plan
         ([StageTime("a", 60.0), StageTime("b", 40.0)], "Time: about 2 min in all."),
         ([StageTime("a", 60.0, True)], "Time: about 60 s in all. a: a guess, see docs/plan.md."),
         (
+            [StageTime("a", 60.0), StageTime("b", 60.0, True, True)],
+            "Time: about 2 min in all. b: a guess, with all completions at full length, see docs/plan.md.",
+        ),
+        (
             [StageTime("a", 7200.0), *(StageTime(name, None) for name in "bcdefg")],
             "Time: about 2 h 00 min, and that of b, c, d, e and 2 more, which is not known yet.",
         ),
@@ -30,9 +34,9 @@ def test_the_sentence_says_what_is_known(times: list[StageTime], sentence: str |
     assert time_sentence(times) == sentence
 
 
-def test_a_first_plan_knows_the_trainings_on_rows_that_are_there(project: Path, tmp_path: Path) -> None:
+def test_a_first_plan_guesses_all_stages(project: Path, tmp_path: Path) -> None:
     plan = make_plan(load_recipe(project / "recipe.yaml"), tmp_path / "runs")
     times = {time.name: time for time in stage_times(plan, read_machine(tmp_path))}
-    assert times["sft"].is_stated
-    assert times["sft"].seconds is not None
-    assert times["dpo"].seconds is None
+    assert all(time.is_stated and time.seconds is not None for time in times.values())
+    assert not times["sft"].is_bound
+    assert times["dpo"].is_bound
