@@ -13,13 +13,13 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
 from align.config.entry import FILLED
 from align.config.form import NODE_NAME, SEED_LIMIT, Copies, Rounds
-from align.config.inputs import InputSpec
+from align.config.inputs import AnyInput, ArtifactInput
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
 from align.report.results import Results
 from align.rows import ROW_KINDS, DataKind
@@ -87,13 +87,14 @@ def without_titles(value: Any) -> Any:
 
 def schema_of(annotation: Any, definitions: Schema) -> Schema:
     """The schema of a type, its definitions moved into `definitions`."""
-    schema = TypeAdapter(annotation).json_schema(ref_template=DEFINITIONS)
+    schema: Schema = without_titles(TypeAdapter(annotation).json_schema(ref_template=DEFINITIONS))
     definitions.update(schema.pop("$defs", {}))
     return schema
 
 
 def of_model(model: type[BaseModel]) -> Schema:
-    return model.model_json_schema(ref_template=DEFINITIONS)
+    schema: Schema = without_titles(model.model_json_schema(ref_template=DEFINITIONS))
+    return schema
 
 
 def named(pattern: str, entry: Schema, description: str) -> Schema:
@@ -108,31 +109,8 @@ def named(pattern: str, entry: Schema, description: str) -> Schema:
 
 def recipe_schema() -> Schema:
     definitions: Schema = {}
-    choices: list[Schema] = []
-    for name, stage_type in STAGES.items():
-        stage = schema_of(stage_type.config_type, definitions)
-        if name in FILLED:
-            definitions[f"rounds_{name}"] = _block_of_rounds(name, stage)
-        stage["properties"] = {
-            "stage": {"const": name, "description": stage["description"]},
-            **stage["properties"],
-            **of_model(Copies)["properties"],
-        }
-        stage["required"] = ["stage", *stage.get("required", [])]
-        definitions[f"stage_{name}"] = stage
-        # Of if-then an editor reports only what is wrong with the stage that is meant; of oneOf, what is wrong with all.
-        choices.append(
-            {"if": {"properties": {"stage": {"const": name}}, "required": ["stage"]}, "then": {"$ref": f"#/$defs/stage_{name}"}}
-        )
+    stages, inputs = _stage_entry(definitions), _input_entry(definitions)
     _allow_scorer_files(definitions)
-    definitions["rounds"] = _rounds_schema()
-    stage_entry = {
-        "type": "object",
-        "if": {"required": ["rounds"]},
-        "then": {"$ref": "#/$defs/rounds"},
-        "else": {"required": ["stage"], "properties": {"stage": {"enum": list(STAGES)}}, "allOf": choices},
-    }
-    input_entry = schema_of(InputSpec, definitions)
     for name, definition in definitions.items():
         _explain(name, definition)
     properties = {
@@ -148,14 +126,15 @@ def recipe_schema() -> Schema:
             "default": DEFAULT_SEED,
             "description": "Everything random follows from it.",
         },
-        "inputs": named(NODE_NAME.pattern, input_entry, "Models and data, by the name stages call them."),
+        "inputs": named(NODE_NAME.pattern, inputs, "Models and data, by the name stages call them."),
         "stages": {
-            **named(NODE_NAME.pattern, stage_entry, "Stages, by name; a field of a stage names an input or another stage."),
+            **named(NODE_NAME.pattern, stages, "Stages, by name; a field of a stage names an input or another stage."),
             "minProperties": 1,
         },
     }
     _explain("", {"properties": properties})
     return {
+        "title": "recipe",
         "description": "A recipe of align.",
         "type": "object",
         "properties": properties,
@@ -163,6 +142,68 @@ def recipe_schema() -> Schema:
         "additionalProperties": False,
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _stage_entry(definitions: Schema) -> Schema:
+    choices: list[Schema] = []
+    for name, stage_type in STAGES.items():
+        stage = schema_of(stage_type.config_type, definitions)
+        if name in FILLED:
+            definitions[f"rounds_{name}"] = _block_of_rounds(name, stage)
+        stage["properties"] = {
+            "stage": {"const": name, "description": stage["description"]},
+            **stage["properties"],
+            **of_model(Copies)["properties"],
+        }
+        stage["required"] = ["stage", *stage.get("required", [])]
+        definitions[f"stage_{name}"] = {**stage, "title": f"{name} stage"}
+        choices.append(_choice({"stage": {"const": name}}, f"stage_{name}"))
+    definitions["rounds"] = {**_rounds_schema(), "title": "rounds of stages"}
+    types = {"enum": list(STAGES), "description": "Type of the stage, which decides its other keys."}
+    return {
+        "title": "stage",
+        "type": "object",
+        "properties": {"stage": types, "rounds": {"description": definitions["rounds"]["properties"]["rounds"]["description"]}},
+        **_choice({"rounds": True}, "rounds"),
+        "else": {"required": ["stage"], "allOf": choices},
+    }
+
+
+def _input_entry(definitions: Schema) -> Schema:
+    """Another run's result has the key `artifact`, and is of any kind; of the other inputs, each kind is read by one model."""
+    by_kind: list[Schema] = []
+    kinds: list[str] = []
+    artifact: Schema = {}
+    for model in get_args(AnyInput):
+        name, schema = model.__name__, schema_of(model, definitions)
+        kind = schema["properties"]["kind"]
+        definitions[name] = {**schema, "title": f"{name.removesuffix('Input').lower()} input"}
+        if model is ArtifactInput:
+            artifact = schema["properties"]
+            continue
+        of_model_kinds = kind["enum"] if "enum" in kind else [kind["const"]]
+        by_kind.append(_choice({"kind": {"enum": of_model_kinds}}, name))
+        kinds += of_model_kinds
+    return {
+        "title": "input",
+        "type": "object",
+        "properties": {
+            "kind": {"description": "What the input is, which decides its other keys."},
+            "artifact": {"description": artifact["artifact"]["description"]},
+        },
+        **_choice({"artifact": True}, "ArtifactInput"),
+        "else": {"required": ["kind"], "properties": {"kind": {"enum": kinds}}, "allOf": by_kind},
+    }
+
+
+def _choice(properties: Schema, definition: str) -> Schema:
+    """An entry with these properties is what the definition says.
+
+    Of if-then an editor reports only what is wrong with the choice that is meant, and completes its keys; of oneOf and anyOf,
+    what is wrong with all. Without the type, the condition would hold for an entry that is still empty.
+    """
+    condition = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"if": condition, "then": {"$ref": f"#/$defs/{definition}"}}
 
 
 def _explain(name: str, definition: Schema) -> None:
@@ -263,7 +304,7 @@ def event_schema() -> Schema:
     definitions: Schema = {}
     choices: list[Schema] = []
     for kind in KINDS:
-        schema = adapter_of(kind).json_schema(ref_template=DEFINITIONS)
+        schema = without_titles(adapter_of(kind).json_schema(ref_template=DEFINITIONS))
         definitions.update(schema.pop("$defs", {}))
         head = {"version": {"const": EVENTS_VERSION}, "kind": {"const": kind}}
         # A writer always gives every field; what has a default in the code is for the convenience of the code.
@@ -285,7 +326,7 @@ def all_schemas() -> dict[str, Schema]:
     schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results), "events": event_schema()}
     for name, kind in ROW_KINDS.items():
         schemas[name] = user_row_schema(kind) if isinstance(kind, DataKind) else of_model(kind.record)
-    return {f"{name}.schema.json": {"$schema": DIALECT, **without_titles(schema)} for name, schema in schemas.items()}
+    return {f"{name}.schema.json": {"$schema": DIALECT, **schema} for name, schema in schemas.items()}
 
 
 def render(schema: Mapping[str, Any]) -> str:

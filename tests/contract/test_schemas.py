@@ -116,6 +116,44 @@ def test_wrong_stages_do_not(stage: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "fits"),
+    [
+        ({"kind": "model", "path": "m"}, True),
+        ({"kind": "reward_model", "hub_id": "a/b", "revision": "main"}, True),
+        ({"kind": "prompts", "path": "p.jsonl", "columns": {"prompt": "Q"}}, True),
+        ({"kind": "scored_candidates", "path": "c/*.jsonl"}, True),
+        ({"kind": "scored_candidates", "artifact": "runs/a/stages/s"}, True),
+        ({"kind": "comparison", "artifact": "runs/a/stages/compare"}, True),
+        ({"kind": "comparison", "path": "x"}, False),
+        ({"kind": "scored_candidates"}, False),
+        ({"kind": "model", "path": "m", "columns": {"prompt": "Q"}}, False),
+        ({"kind": "prompts", "path": "p", "artifact": "runs/a/stages/s"}, False),
+        ({"kind": "prompt", "path": "p"}, False),
+        ({"path": "p"}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_inputs(entry: Any, fits: bool) -> None:
+    assert validator("recipe").is_valid({**recipe(stage="dpo", model="m", pairs="p"), "inputs": {"m": entry}}) == fits
+
+
+@pytest.mark.parametrize(("part", "keys"), [("inputs", {"kind", "artifact"}), ("stages", {"stage", "rounds"})])
+def test_an_editor_can_complete_what_decides_the_other_keys_and_then_those(part: str, keys: set[str]) -> None:
+    """yaml-language-server offers the keys of an entry's own properties, and of the one `then` whose `if` holds."""
+    schema = validator("recipe").schema
+    entry = schema["properties"][part]["additionalProperties"]
+    assert set(entry["properties"]) == keys
+    assert not {"anyOf", "oneOf"} & {*entry, *entry["else"]}, "it would offer the keys of all choices at once"
+    choices = [entry, *entry["else"]["allOf"]]
+    # An entry that is still empty is null.
+    assert [choice for choice in choices if jsonschema.Draft202012Validator(choice["if"]).is_valid(None)] == []
+    reached = {choice["then"]["$ref"].removeprefix("#/$defs/") for choice in choices}
+    assert all(schema["$defs"][name]["properties"] and schema["$defs"][name]["title"] for name in reached)
+    assert len(reached) == len(choices) >= 4
+
+
+@pytest.mark.parametrize(
     ("kind", "row", "fits"),
     [
         ("instructions", {"prompt": "q", "completion": "a"}, True),
