@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from align.metric import metric_of
 from align.report.figure import GRID, INK, MUTED, Plot, Series, draw, evenly, model_color, model_variable
 from align.report.statistics import FloatArray
 
@@ -116,13 +117,13 @@ def _points_by_metric(curve: Curve) -> Points:
 
 
 def _curve_plot(stage: str, group: str, points: Points) -> Plot:
-    description = f"{', '.join(points)} of {stage} by optimizer step."
+    description = f"{stage}: {', '.join(metric_of(metric).words for metric in points)} by optimizer step."
     with draw(group, description, WIDTH_INCHES, HEIGHT_INCHES, salt=f"{stage} {group}") as plot:
         for metric, (steps, values) in points.items():
             color = 2 if metric.endswith("/rejected") else 1
             dashed = metric.startswith("eval_")
             _line(plot.axes[0], steps, values, color, dashed=dashed)
-            plot.legend += [] if list(points) == [group] else [Series(metric, model_variable(color), dashed)]
+            plot.legend += [] if list(points) == [group] else [Series(metric_of(metric).words, model_variable(color), dashed)]
         _finish_axes(plot.axes[0])
     return plot
 
@@ -192,7 +193,7 @@ def _checkpoint_plot(stage: str, points: Points, selected_epoch: float | None) -
         if "eval_loss" in points:
             plot.description += " Right axis, dashed: validation loss."
             plot.description += " The epoch with the lowest loss need not have the best score."
-            plot.legend.append(Series("eval_loss (right)", model_variable(2), dashed=True))
+            plot.legend.append(Series("validation loss (right)", model_variable(2), dashed=True))
             right = axes.twinx()
             _line(right, *points["eval_loss"], 2, dashed=True)
             _finish_axes(right)

@@ -151,14 +151,27 @@ def _to_svg(figure: Figure, plot: Plot) -> str:
     # Ids such as `figure_1` and `axes_1` would occur once per drawing, and nothing refers to them.
     svg = re.sub(r'\sid="[A-Za-z]+[A-Za-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)
     svg = svg.replace("'DejaVu Sans'", "var(--sans, sans-serif)").replace("xlink:href", "href")
+    svg = _compact(svg)
     # CSS variables change with light and dark mode; a colour in the SVG could not.
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     box = view_box.group(1) if view_box else ""
     head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(plot.description)}" style="stroke-linejoin: round">'
-    body = re.sub(r"\n\s*", "\n", svg[svg.index(">") + 1 :])
+    body = svg[svg.index(">") + 1 :]
     return head + re.sub(r"label(\d{3,})q", lambda match: html.escape(plot.texts[int(match[1])]), body)
+
+
+def _compact(svg: str) -> str:
+    """The same drawing in fewer bytes, for a page that has a hundred of them."""
+    svg = re.sub(r"\n\s*", "\n", svg)
+    # A hundredth of a point cannot be seen.
+    svg = re.sub(r' (?:d|x|y|transform)="[^"]+"', lambda attribute: re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]), svg)
+    # What draws nothing: the grounds of the figure and its axes, and ticks without a mark.
+    svg = re.sub(r'<path d="[^"]*" style="fill: none"/>\n|<g/>\n', "", svg)
+    # The points of one row look alike: their style is written once.
+    points = r'(?:<use [^>]*( style="[^"]*")/>\n)(?:<use [^>]*\1/>\n)+'
+    return re.sub(points, lambda run: f"<g{run[1]}>\n{run[0].replace(run[1], '')}</g>\n", svg)
 
 
 def evenly(indices: Any, count: int) -> Any:

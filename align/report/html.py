@@ -84,6 +84,7 @@ def write_report(
         flattened=view.flattened,
         metric_of=metric_of,
         metric_words=view.metric_words,
+        common_versions=_common_versions(stages),
         prompts=view.prompt_views(results, joined),
         primary_scorer=primary,
         groups=groups,
@@ -99,6 +100,12 @@ def write_report(
         generated=generated,
     )  # fmt: skip
     write_bytes(path, page.encode("utf-8", errors="replace"))  # a model may produce half of a surrogate pair
+
+
+def _common_versions(stages: Sequence[Artifact]) -> dict[str, str]:
+    """The versions that all stages that name some have in common: the page shows them once."""
+    named = [stage.manifest.versions for stage in stages if stage.manifest.versions]
+    return {name: text for name, text in named[0].items() if all(other.get(name) == text for other in named)} if named else {}
 
 
 def page_environment() -> Environment:

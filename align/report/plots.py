@@ -32,7 +32,7 @@ def score_scatters(results: Results, table: AnswerTable) -> list[Plot]:
 
 def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str) -> Plot:
     description = (
-        f"{y_scorer} against {x_scorer}. Small: the mean of one prompt. Large: the row's mean with 95 % intervals. "
+        f"{y_scorer} against {x_scorer}. Small: one prompt. Large: the mean of a model, with 95 % intervals. "
         "A model that moves right but down gains on one score at the other's cost."
     )
     styles, title = row_styles(results), f"{y_scorer} against {x_scorer}"

@@ -79,8 +79,8 @@ def test_a_single_scorer_has_no_scatter_and_odd_names_are_escaped(make_candidate
 def test_curves_group_what_belongs_together_and_leave_out_totals() -> None:
     plots = training_curves("dpo", CURVE)
     assert {plot.title: [series.label for series in plot.legend] for plot in plots} == {
-        "loss": ["loss", "eval_loss"],
-        "rewards": ["rewards/chosen", "rewards/rejected"],
+        "loss": ["loss", "validation loss"],
+        "rewards": ["reward of chosen", "reward of rejected"],
     }
     assert [series.dashed for series in plots[0].legend] == [False, True]
 
@@ -158,7 +158,7 @@ def test_the_choice_of_a_checkpoint_is_one_picture_with_the_chosen_epoch() -> No
     ]
     (plot,) = training_curves("best", curve, selected_epoch=3)
     ElementTree.fromstring(plot.svg)
-    assert [series.label for series in plot.legend] == ["score (left)", "eval_loss (right)", "selected: epoch 3"]
+    assert [series.label for series in plot.legend] == ["score (left)", "validation loss (right)", "selected: epoch 3"]
     assert "The line marks epoch 3" in plot.description
     assert _last_heights(plot)[1] > 0 > _last_heights(plot)[2]
     (unmarked,) = training_curves("best", curve)

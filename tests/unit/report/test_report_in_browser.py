@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import statistics
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from align.records import Message, ScoredCandidate
+from align.report.curves import training_curves
 from align.report.html import write_report
 from align.report.results import Results
 from align.report.view import score_text
@@ -50,7 +53,8 @@ def compared(make_results: Any, make_candidate: Any) -> tuple[Results, Rows]:
 @pytest.fixture(scope="module")
 def report(compared: tuple[Results, Rows], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("browser") / "report.html"
-    write_report(path, results=compared[0], answers=compared[1], curves={}, stages=[], recipe={}, primary_scorer="gold")
+    recipe = {"name": "browser", "note": "a line that is wider than the page " * 9}
+    write_report(path, results=compared[0], answers=compared[1], curves={}, stages=[], recipe=recipe, primary_scorer="gold")
     return path
 
 
@@ -216,6 +220,18 @@ def test_no_accessibility_violation(browser: Browser, report: Path, width: int, 
     page.close()
 
 
+def test_printed_it_is_light_has_no_controls_and_no_table_is_cut_off(browser: Browser, report: Path) -> None:
+    a4 = {"width": 718, "height": 1047}  # within margins of 1 cm
+    page = opened(browser, report, viewport=a4, color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("button:visible, input:visible, select:visible, nav:visible, summary:visible").count() == 0
+    assert page.locator("#v-list .prompt:visible").count() == 10
+    cut = "[...document.querySelectorAll('.card, .answers')].filter(element => element.scrollWidth > element.clientWidth + 1)"
+    assert page.evaluate(f"{cut}.map(element => element.getAttribute('aria-label'))") == []
+    page.close()
+
+
 def test_every_control_is_reached_with_the_keyboard(page: Page) -> None:
     page.focus("#v-search")
     reached = []
@@ -270,3 +286,54 @@ def test_two_thousand_prompts_and_six_models(
         page.close()
     print(f"{path.stat().st_size:,} bytes, interactive after {min(seconds):.2f} s")
     assert min(seconds) <= MAX_SECONDS
+
+
+KOREAN = "속상했겠다. 그 마음 충분히 이해해. 이럴 때는 잠깐 쉬었다가 차근차근 다시 해 보자. 네 잘못이 아니야."
+ENGLISH = "I can imagine how sad you feel. Please don't blame yourself. Try to keep a spare key at a friend's place."
+
+
+def test_a_page_as_large_as_the_quickstarts_opens_within_a_second(
+    browser: Browser, make_candidate: Any, make_results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """320 prompts in two languages, eight models, and a hundred drawings of their training."""
+    random = np.random.default_rng(0)
+    names = [f"model_{index}" for index in range(8)]
+    answers: Rows = {name: [] for name in names}
+    for number in range(320):
+        words = (KOREAN if number % 2 else ENGLISH).split()
+        prompt = f"{'오늘 카메라를 도서관에 놓고 와 버렸어.' if number % 2 else 'I left my wallet at the bus stop.'} ({number})"
+        for name in names:
+            text = " ".join(random.permutation(words))
+            scores = {"rm": float(random.normal()), "gold": float(random.integers(0, 11)) / 10}
+            row = make_candidate(f"held-out-{number:04d}", scores=scores, completion=text)
+            update = {"prompt": [Message(role="user", content=prompt)], "reference": f"topic {number % 16}"}
+            answers[name].append(row.model_copy(update=update))
+    log = [{"step": step, **{f"metric_{index}": random.normal() for index in range(12)}} for step in range(60)]
+    # Drawn once for all stages: a browser has as much to do, and the test less.
+    drawn = training_curves("stage", log)
+    monkeypatch.setattr("align.report.html.training_curves", lambda *_, **__: drawn)
+    path = tmp_path / "report.html"
+    results = make_results(answers, baseline=names[0], bootstrap_resamples=100)
+    write_report(path, results=results, answers=answers, curves=dict.fromkeys(names, log), stages=[], recipe={})
+    assert path.stat().st_size <= MAX_BYTES
+    loads = [seconds_of_a_load(browser, path) for _ in range(3)]
+    wall, interactive, busy = (statistics.median(seconds) for seconds in zip(*loads, strict=True))
+    print(f"{path.stat().st_size:,} bytes, loaded in {wall:.2f} s, interactive after {interactive:.2f} s, {busy:.2f} s of CPU")
+    assert busy <= MAX_SECONDS
+    # Beside other tests, the clock tells what they need, too.
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        assert max(wall, interactive) <= MAX_SECONDS
+
+
+def seconds_of_a_load(browser: Browser, path: Path) -> tuple[float, float, float]:
+    """Seconds until the page is loaded, until its table of completions answers, and those in which its thread computed."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(path.as_uri())
+    assert page.inner_text("#v-status").startswith("320 of 320 prompts")
+    metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd / 1000")
+    interactive = page.evaluate("performance.getEntriesByName('interactive')[0].startTime / 1000")
+    page.close()
+    return loaded, interactive, metrics["TaskDuration"]
