@@ -34,33 +34,15 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: stages.sft.num_epochs=2. Repeatable."),
 ]
-OnlyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--only",
-        metavar="STAGE",
-        help="Run this stage alone, without --from or --until.",
-        autocompletion=complete.stages_of_recipe,
-    ),
-]
-FromOption = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="STAGE",
-        help="Run this stage and the stages that depend on it.",
-        autocompletion=complete.stages_of_recipe,
-    ),
-]
-UntilOption = Annotated[
-    str | None,
-    typer.Option(
-        "--until",
-        metavar="STAGE",
-        help="Run this stage and the stages it depends on.",
-        autocompletion=complete.stages_of_recipe,
-    ),
-]
+
+
+def _stage_option(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="STAGE", help=text, autocompletion=complete.stages_of_recipe)
+
+
+OnlyOption = Annotated[str | None, _stage_option("--only", "Run this stage alone, without --from or --until.")]
+FromOption = Annotated[str | None, _stage_option("--from", "Run this stage and the stages that depend on it.")]
+UntilOption = Annotated[str | None, _stage_option("--until", "Run this stage and the stages it depends on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 ColumnsOption = Annotated[

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from ruamel.yaml import YAML
 
+from align import templates
 from align.config.base import execution_fields
 from align.config.judge import Judge
 from align.export.lineage import Step
@@ -22,18 +23,10 @@ _FENCE = re.compile(r"^ *(`{3,})", re.MULTILINE)
 
 def environment() -> Environment:
     """Templates beside this file. They write Markdown, so nothing is escaped by itself: see the filters."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    made = templates.environment(Path(__file__).parent, autoescape=False)
     made.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     made.filters["place"] = place
     made.filters["fenced"] = fenced
-    made.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
     return made
 
 

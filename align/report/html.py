@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from align import templates
 from align.metric import metric_of
 from align.report import cost, plots, table, view, wording
 from align.report.answers import align_answers
@@ -110,14 +111,7 @@ def _common_versions(stages: Sequence[Artifact]) -> dict[str, str]:
 
 def page_environment() -> Environment:
     """The Jinja environment of all pages: texts are escaped, and a missing name is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates.environment(Path(__file__).parent, autoescape=True)
     # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     environment.filters["typeset"] = _typeset
@@ -128,7 +122,6 @@ def page_environment() -> Environment:
     # Long names break at their underscores before they break anywhere else.
     environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     environment.globals["marker_path"] = marker_path
-    environment.filters["thousands"] = lambda count: "–" if count is None else f"{count:,}"
     return environment
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
+from align import templates
 from align.config.recipe import FILE_NAME
 from align.config.schema_files import add_schema
 from align.config.shipped import RECIPE_NAME
@@ -105,14 +106,7 @@ def _from_recipe(written: str, folder: Path) -> str:
 
 
 def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    made = templates.environment(Path(__file__).parent, autoescape=False)
     made.filters |= {"yaml": yaml_text, "comment": comment, "fields": _fields}
     made.globals |= {"goals": GOALS}
     return made
