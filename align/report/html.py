@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from align import templates
-from align.metric import metric_of
+from align.metric import duration_text, metric_of
 from align.report import cost, plots, table, view, wording
 from align.report.answers import align_answers
 from align.report.curves import training_curves
@@ -84,6 +84,7 @@ def write_report(
         stages=stages,
         flattened=view.flattened,
         metric_of=metric_of,
+        duration_text=duration_text,
         metric_words=view.metric_words,
         common_versions=_common_versions(stages),
         prompts=view.prompt_views(results, joined),

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from align.metric import duration_text
 from align.report.results import ModelResult, Results
 from align.report.wording import (
     BETTER,
@@ -25,7 +26,6 @@ from align.report.wording import (
     number,
     percent_text,
     score_decimals,
-    seconds_text,
 )
 
 NOTHING = "–"
@@ -197,7 +197,7 @@ def behaviour_columns(results: Results) -> list[Column]:
         "EOS": lambda model: f"{100 * model.eos_share:.0f} %",
         "distinct-2": lambda model: None if model.distinct_2 is None else number(model.distinct_2, 2),
         "retention\nppl": lambda model: None if model.retention_perplexity is None else number(model.retention_perplexity, 2),
-        "training": lambda model: None if model.train_seconds is None else seconds_text(model.train_seconds),
+        "training": lambda model: None if model.train_seconds is None else duration_text(model.train_seconds),
     }
     if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
         # With adapters among whole models, the reader needs the cost of each beside its scores.

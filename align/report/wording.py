@@ -70,15 +70,6 @@ def mark_of(delta: Estimate) -> str:
     return BETTER if delta.mean > 0 else WORSE
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration as text: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
-
-
 def conclusions(results: Results) -> list[str]:
     """Verdicts and cautions of the comparison, as sentences computed from its numbers."""
     return [*verdicts(results), *cautions(results), *probe_sentences(results)]

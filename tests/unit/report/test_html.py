@@ -139,7 +139,7 @@ def test_the_page_answers_the_question_and_says_where_it_comes_from(page_path: P
         "abc123",
         "trl 1.16.0",
         "데모",
-        "41.0 s",
+        "41 s",
         "&lt;/pre&gt;",
     ):
         assert fact in text
