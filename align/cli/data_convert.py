@@ -26,7 +26,7 @@ def convert(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the rows of a source as canonical rows: one shape per kind, an id for every row.
+    """Write the rows of a source in one shape. Each kind has its shape, and every row gets an id.
 
     Dropped rows are written beside the file, each with its reason. The source is never changed.
     """

@@ -44,7 +44,9 @@ def inspect(
     seed: Annotated[int, typer.Option("--seed", metavar="INTEGER", min=0, help="Seed of the drawn rows.")] = 17,
     json: JsonOption = False,
 ) -> None:
-    """Show what is in a data file: rows, lengths, how varied it is, what length alone explains, overlaps, and samples.
+    """Show what is in a data file.
+
+    Prints rows, lengths, how varied the texts are, what length alone explains, overlaps, and samples.
 
     Warnings come first, worst first. Nothing is changed. With --model: tokens, and samples with the tokens the loss is taken on.
     """

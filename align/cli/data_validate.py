@@ -61,7 +61,7 @@ def validate(
     ] = 20,
     json: JsonOption = False,
 ) -> None:
-    """Report every problem with the rows of a file, by line, and what to do about it. Nothing is changed.
+    """Report every problem with the rows of a file. Each comes with its line and what to do about it; nothing is changed.
 
     Ends with exit code 3 when a recipe would stop at these rows.
     """

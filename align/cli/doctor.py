@@ -114,12 +114,12 @@ def _gpu_check() -> Check:
 
 ModelArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[MODEL]", help="A stage's folder, runs/<recipe>/stages/<stage>, or a folder with a config.json."),
+    typer.Argument(metavar="MODEL", help="A stage's folder, runs/<recipe>/stages/<stage>, or a folder with a config.json."),
 ]
 
 
 def doctor(model: ModelArgument = None, chat: ChatOption = None, json: JsonOption = False) -> None:
-    """Check this machine; or, with MODEL, a model's template and tokenizer.
+    """Check this machine, or the files of a model.
 
     The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
 

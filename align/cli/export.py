@@ -34,7 +34,7 @@ def export(
     ] = True,
     json: JsonOption = False,
 ) -> None:
-    """Write a model as a Hugging Face folder: merged weights, tokenizer, template and a card made from the manifests.
+    """Write a model as a Hugging Face folder. It has merged weights, tokenizer, template and a card made from the manifests.
 
     The folder appears once it is complete and its answers match the model's. Reward models can be exported too.
     """

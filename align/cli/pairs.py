@@ -42,7 +42,10 @@ WORK_SUFFIX = ".work"
 
 
 def pairs() -> None:
-    """Make preference pairs from a model, prompts and scorers, or from scored candidates, with a card that records how."""
+    """Make preference pairs.
+
+    They come from a model, prompts and scorers, or from scored candidates. A card records how.
+    """
     raise AssertionError("PairsCommand runs what it builds")
 
 

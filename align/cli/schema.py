@@ -31,7 +31,7 @@ PathOption = Annotated[bool, typer.Option("--path", help="Print the path of the 
 
 
 def schema(name: NameArgument = None, write: WriteOption = None, path: PathOption = False) -> None:
-    """Print the JSON Schema of recipes, of rows, or of a file in a run's folder.
+    """Print the JSON Schema of recipes, rows or a run's files.
 
     After an upgrade, `align schema recipe --write FOLDER` brings the editor's copy beside a recipe up to date.
     """

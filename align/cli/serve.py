@@ -24,7 +24,7 @@ def serve(
     model: ModelArgument,
     port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
 ) -> None:
-    """Serve a model with vLLM behind an OpenAI-compatible API, on this machine only.
+    """Serve a model with vLLM as an OpenAI-compatible API. It listens on this machine only.
 
     Every start makes a new key and shows it once. A LoRA adapter is served with its base model. Ctrl-C stops the server.
     """

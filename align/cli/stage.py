@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from align.stage import StageConfig
 
+MAX_METAVAR = 40
+"""Of a longer one, the line would not fit a terminal."""
 MODEL_KINDS = ("model", "reward_model")
 OutFolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the result.")]
 ColumnsOption = Annotated[
@@ -140,7 +142,10 @@ def _option(field: str, info: FieldInfo, text: str) -> tuple[Any, Any]:
         metavar = "FILE" if not set(kinds_of(alternatives[0])) & {*MODEL_KINDS, "candidates", "scored_candidates"} else "FOLDER"
     else:
         words = {int: ("INTEGER",), float: ("NUMBER",), bool: ("true", "false")}
-        metavar = "|".join(str(word) for kind in alternatives for word in get_args(kind) or words.get(kind, ("TEXT",)))
+        choices = [str(word) for kind in alternatives for word in get_args(kind) or words.get(kind, ("TEXT",))]
+        metavar = "|".join(choices)
+        if len(metavar) > MAX_METAVAR:
+            metavar, help_text = field.upper(), f"{help_text} One of {', '.join(choices)}."
     option = typer.Option(flag, metavar=metavar, help=help_text, show_default=False)
     if info.is_required():
         return Annotated[list[str] if repeated else str, option], ...

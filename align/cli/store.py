@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from align.pipeline.inventory import StoreEntry
 
 app = typer.Typer(
-    help="See what results take on the disk, check them, and remove what no run needs.",
+    help="List, check and remove results on the disk.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(out: OutOption = Path("runs"), json: JsonOption = False) -> None:
-    """List every result in the store, the largest first, with the runs that need it."""
+    """List every result, the largest first, and the runs that need it."""
     from align.pipeline.estimate.table import size_text
     from align.pipeline.inventory import take_inventory
 
@@ -46,7 +46,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them. Without it, nothing is removed.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove the results that no run in the folder needs; first a list of them, then with --yes.
+    """Remove the results that no run needs. Without --yes, they are only listed.
 
     A run needs what its last plan names, finished or not. What a process works on is kept.
     """
@@ -73,7 +73,7 @@ def prune(
 
 @app.command("verify")
 def verify(out: OutOption = Path("runs"), json: JsonOption = False) -> None:
-    """Read every result again and compare it with the hashes in its manifest. Exit code 4 if one is damaged."""
+    """Compare every result with its hashes. Reads all files again; exit code 4 if one is damaged."""
     from align.pipeline import inventory
 
     result = inventory.verify(out, report=lambda name: print(f"reading {name}", file=sys.stderr))

@@ -1,4 +1,4 @@
-"""Keep the epoch of a fine-tuning whose completions score highest.
+"""Keep the epoch whose completions score highest.
 
 Every epoch's checkpoint answers the same validation prompts with the same seeds, a scorer scores the completions, and the epoch
 with the highest mean score is kept. InstructGPT chose so (Ouyang et al. 2022, §3.5): the loss on held-out data rose after the
@@ -48,7 +48,7 @@ VERSION = 4
 
 
 class Config(Generation, StageConfig):
-    """Keep the epoch of a fine-tuning whose completions score highest."""
+    """Keep the epoch whose completions score highest."""
 
     model: ModelReference
     """Model made by an sft stage, which keeps a checkpoint per epoch."""

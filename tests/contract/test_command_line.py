@@ -86,6 +86,16 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == text
 
 
+def test_help_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ([], *COMMANDS, *(["stage", name] for name in STAGES)):
+        assert main([*command, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if len(line) > 80 or (line.endswith("...") and "[ARGS]" not in line)] == []
+
+
 def test_the_examples_of_the_help_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     """Every KEY=VALUE, mapping and command that a help text shows."""
     from ruamel.yaml import YAML

@@ -32,7 +32,7 @@ BAR_CELLS = 20
 LABEL_CELLS = 42
 _LEVELS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_MARKS = {"bad": ("✗", "bold red"), "warn": ("!", "bold yellow"), "note": ("·", "cyan")}
+_MARKS = {"bad": ("✗", "bold red"), "warn": ("!", "bold magenta"), "note": ("·", "dim")}
 TRAINED_BEGINS, TRAINED_ENDS = "⟦", "⟧"
 
 
@@ -112,7 +112,7 @@ def _lengths(facts: Facts) -> RenderableType:
             # One axis for all texts of a unit: prompts and completions can be compared at a glance.
             same_unit = [other[unit] for other in groups.values() if unit in other]
             numbers = (f"{value:,}" for value in (lengths.percentile(50), lengths.percentile(95), lengths.maximum))
-            table.add_row("" if index else name, unit, *numbers, Text(_sparkline(lengths, same_unit), style="cyan"))
+            table.add_row("" if index else name, unit, *numbers, Text(_sparkline(lengths, same_unit)))
     return table
 
 
@@ -131,7 +131,7 @@ def _bars(bars: Sequence[Bar]) -> RenderableType:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for bar in bars:
-        table.add_row(one_line(bar.label, LABEL_CELLS), bar.tally, share_text(bar.share), Text(_block(bar.share), style="cyan"))
+        table.add_row(one_line(bar.label, LABEL_CELLS), bar.tally, share_text(bar.share), Text(_block(bar.share)))
     return table
 
 
@@ -178,7 +178,7 @@ def _overlaps(facts: Facts) -> RenderableType:
 
 
 def _sample(sample: SampleView) -> RenderableType:
-    lines = [Text(f"{visible(sample.place)}  {visible(sample.id)}", style="cyan")]
+    lines = [Text(f"{visible(sample.place)}  {visible(sample.id)}", style="bold")]
     if sample.refused:
         lines.append(Text(f"cannot be trained on: {one_line(sample.refused, 200)}", style="red"))
     for part in sample.parts:
