@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align.config.chat import ChatSettings
+from align.config.names import nearest
+from align.config.paths import advice_on_missing
 from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
 from align.errors import RecipeError
 from align.models.added_tokens import missing_tokens
@@ -32,9 +34,14 @@ def resolve_chat(settings: ChatSettings, folder: ModelFolder, *, locate: Callabl
 def _text_of(template: str, locate: Callable[[str], Path], where: str) -> str:
     shipped = shipped_templates()
     file = shipped.get(template) or locate(template)
+    names = ", ".join(sorted(shipped))
+    if not file.exists():
+        near = nearest(template, shipped)
+        meant = f"; did you mean '{near}'?" if near else advice_on_missing(template, locate("."))
+        raise RecipeError(f"{where}: there is no template or file {template!r}{meant}", hint=f"Name a file, or one of {names}.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"{where}: {template}: cannot be read as text ({error})", hint=f"Name a file, or one of {', '.join(sorted(shipped))}."
+            f"{where}: {template}: cannot be read as text ({error})", hint=f"Name a file, or one of {names}."
         ) from error

@@ -137,6 +137,24 @@ class TestModels:
         )
         assert plan("inputs.base.chat={template: plain}").code == 0
 
+    @pytest.mark.parametrize(
+        ("written", "meant"),
+        [
+            ("chatlm", "; did you mean 'chatml'?"),
+            ("llama-3", "; did you mean 'llama3'?"),
+            ("zephyr", ""),
+            ("base/chat_templat.jinja", "; did you mean 'base/chat_template.jinja'?"),
+        ],
+    )
+    def test_a_template_that_is_not_there(self, plan: Any, written: str, meant: str) -> None:
+        override = f"inputs.base.chat={{template: {written}}}"
+        answer = plan(override)
+        assert answer.code == 2
+        assert answer.err == (
+            f"error: --set {override}: there is no template or file {written!r}{meant}\n"
+            "→ Name a file, or one of chatml, gemma, llama3, plain, tulu.\n"
+        )
+
     def test_tokens_that_a_template_adds_are_said(self, project: Path, plan: Any) -> None:
         answer = plan("inputs.base.chat={template: gemma}")
         assert answer.code == 0
