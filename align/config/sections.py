@@ -17,7 +17,7 @@ EngineName = Literal["auto", "vllm", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SaveDtype = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
-DpoVariant = Literal["sigmoid", "hinge", "ipo"]
+DpoVariant = Literal["sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "apo_zero", "apo_down", "sppo_hard"]
 
 
 class RulesScorer(StrictModel):

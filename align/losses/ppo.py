@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-"""The log of the probability ratio is held within ± this, so that its exponential stays finite."""
+from align.losses.policy import PolicyLoss, check_masked, check_positive, clipped_policy_loss
 
 
 class Advantages(NamedTuple):
@@ -22,19 +21,6 @@ class Advantages(NamedTuple):
     """Generalized advantage estimate of every token; not whitened."""
     returns: Tensor
     """advantages + values: the targets of the value model."""
-
-
-class PolicyLoss(NamedTuple):
-    """[batch, seq] each, 0 outside the mask; `losses` carries the gradient, the others are detached."""
-
-    losses: Tensor
-    """Clipped surrogate, negated."""
-    ratio: Tensor
-    """Probability under the policy over that under the policy that sampled."""
-    clipped: Tensor
-    """1 where a clipped term or the dual clip's bound decided the loss, and so no gradient flows."""
-    approx_kl: Tensor
-    """ratio - 1 - log ratio ≥ 0, nats; its mean over tokens estimates KL(sampling policy ‖ policy)."""
 
 
 def kl_penalized_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
@@ -54,7 +40,7 @@ def kl_penalized_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor,
     Raises:
         ValueError: if the shapes do not fit.
     """
-    _check_shapes(mask, logps, reference_logps)
+    check_masked(mask, logps, reference_logps)
     if scores.shape != mask.shape[:1]:
         raise ValueError(f"scores must be [batch] of the mask {list(mask.shape)}, not {list(scores.shape)}")
     inside = mask.bool()
@@ -82,7 +68,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
     Raises:
         ValueError: if the shapes do not fit, or gamma or gae_lambda is outside [0, 1].
     """
-    _check_shapes(mask, rewards, values)
+    check_masked(mask, rewards, values)
     for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must be in [0, 1], not {number}")
@@ -121,7 +107,7 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
     Raises:
         ValueError: if the shapes differ.
     """
-    _check_shapes(mask, values)
+    check_masked(mask, values)
     inside = mask.bool()
     kept = torch.where(inside, values, 0.0)
     count = inside.sum().clamp(min=1)
@@ -153,30 +139,8 @@ def ppo_policy_loss(
     Raises:
         ValueError: if the shapes do not fit, cliprange is not positive or dual_clip is not above 1.
     """
-    _check_shapes(mask, logps, old_logps, advantages)
-    _check_cliprange("cliprange", cliprange)
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
-    inside = mask.bool()
-    # Masked before exp: an infinity there would make the gradient NaN, even if the loss were masked afterwards.
-    log_ratio = torch.where(inside, logps - old_logps.detach(), 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    advantages = torch.where(inside, advantages.detach(), 0.0)
-    ratio = torch.exp(log_ratio)
-    plain = -advantages * ratio
-    held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    losses, clipped = torch.maximum(plain, held), held > plain
-    if dual_clip is not None:
-        bound = -advantages * dual_clip
-        bounded = (advantages < 0) & (losses > bound)
-        losses, clipped = torch.where(bounded, bound, losses), clipped | bounded
-    ratios = ratio.detach()
-    return PolicyLoss(
-        losses=torch.where(inside, losses, 0.0),
-        ratio=torch.where(inside, ratios, 0.0),
-        clipped=(inside & clipped).to(ratios.dtype),
-        # expm1 keeps the digits that ratio - 1 loses when the policy has hardly moved
-        approx_kl=(torch.expm1(log_ratio) - log_ratio).detach(),
-    )
+    check_positive("cliprange", cliprange)
+    return clipped_policy_loss(logps, old_logps, advantages, mask, clip_low=cliprange, clip_high=cliprange, dual_clip=dual_clip)
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange_value: float) -> Tensor:
@@ -196,22 +160,11 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Te
     Raises:
         ValueError: if the shapes do not fit or cliprange_value is not positive.
     """
-    _check_shapes(mask, values, old_values, returns)
-    _check_cliprange("cliprange_value", cliprange_value)
+    check_masked(mask, values, old_values, returns)
+    check_positive("cliprange_value", cliprange_value)
     inside = mask.bool()
     values = torch.where(inside, values, 0.0)
     old_values = torch.where(inside, old_values.detach(), 0.0)
     returns = torch.where(inside, returns.detach(), 0.0)
     held = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     return 0.5 * torch.maximum((values - returns) ** 2, (held - returns) ** 2)
-
-
-def _check_shapes(mask: Tensor, *tensors: Tensor) -> None:
-    shapes = [list(tensor.shape) for tensor in (mask, *tensors)]
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"the mask and what it masks must have one shape, not {shapes}")
-
-
-def _check_cliprange(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be greater than 0, not {value}")

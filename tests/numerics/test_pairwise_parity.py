@@ -14,7 +14,7 @@ from align.config.sections import Optimization
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
-from align.stages import dpo, orpo, reward_model
+from align.stages import dpo, orpo, reward_model, simpo
 from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
@@ -78,7 +78,10 @@ DPO_METRICS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("variant", "beta"), [("sigmoid", 0.3), ("hinge", 0.3), ("ipo", 0.4)])
+@pytest.mark.parametrize(("variant", "beta"), [
+    ("sigmoid", 0.3), ("hinge", 0.3), ("ipo", 0.4), ("sigmoid_norm", 2.0), ("robust", 0.3), ("apo_zero", 2.0), ("apo_down", 0.3),
+    ("sppo_hard", 0.1),
+])  # fmt: skip
 def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) -> None:
     from trl import DPOConfig, DPOTrainer
 
@@ -101,6 +104,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         **training_arguments(CONFIG, context, num_rows=len(PAIRS)),
         max_length=None,
         beta=beta,
+        label_smoothing=0.1 if variant == "robust" else 0.0,
         loss_type=variant,
         precompute_ref_log_probs=True,
     )
@@ -155,17 +159,14 @@ def test_reward_model(project_template: Path, tmp_path: Path, center_coef: float
     compare(mine, curves_of(trainer, context), ("loss", "accuracy", "margin", "mean_reward"))
 
 
-def test_orpo(project_template: Path, tmp_path: Path) -> None:
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+NUMBERED = Dataset.from_list([{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in range(len(PAIRS))])
 
-    base = project_template / "base"
-    rows = [TrainingPair(pair) for pair in PAIRS]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(orpo, odds_ratio_weight=0.4), rows, with_prompts=True)
-    context = run_context(tmp_path / "trl")
 
-    class ReadyORPOTrainer(silent(ORPOTrainer)):  # type: ignore[misc]
+def of_numbered_pairs(trainer_type: Any) -> Any:
+    """TRL's ORPO or CPO trainer, on the tokens of the pair whose number the prompt is."""
+
+    class Ready(silent(trainer_type)):  # type: ignore[misc]
         def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
-            """The tokens of the pair whose number the prompt is."""
             pair = PAIRS[int(feature["prompt"])]
             batch = {"prompt_input_ids": pair.prompt_token_ids, "prompt_attention_mask": [1] * len(pair.prompt_token_ids)}
             for side, ids in (("chosen", pair.chosen_token_ids), ("rejected", pair.rejected_token_ids)):
@@ -174,11 +175,39 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
                 batch[f"{side}_labels"] = [-100] * len(pair.prompt_token_ids) + ids
             return batch
 
+    return Ready
+
+
+def test_simpo(project_template: Path, tmp_path: Path) -> None:
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    base = project_template / "base"
+    rows = [TrainingPair(pair) for pair in PAIRS]
+    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(simpo, beta=2.0, gamma=0.6), rows)
+    context = run_context(tmp_path / "trl")
     arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
-    trainer = ReadyORPOTrainer(
+    trainer = of_numbered_pairs(CPOTrainer)(
+        model=load_causal_lm(base),
+        args=CPOConfig(**arguments, max_length=64, loss_type="simpo", beta=2.0, simpo_gamma=0.6, cpo_alpha=0.0),
+        train_dataset=NUMBERED,
+        processing_class=ModelFolder(base).tokenizer,
+    )
+    compare(mine, curves_of(trainer, context), DPO_METRICS)
+
+
+def test_orpo(project_template: Path, tmp_path: Path) -> None:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    base = project_template / "base"
+    rows = [TrainingPair(pair) for pair in PAIRS]
+    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(orpo, odds_ratio_weight=0.4), rows, with_prompts=True)
+    context = run_context(tmp_path / "trl")
+
+    arguments = training_arguments(CONFIG, context, num_rows=len(PAIRS))
+    trainer = of_numbered_pairs(ORPOTrainer)(
         model=load_causal_lm(base),
         args=ORPOConfig(**arguments, max_length=64, beta=0.4),
-        train_dataset=Dataset.from_list([{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in range(len(PAIRS))]),
+        train_dataset=NUMBERED,
         processing_class=ModelFolder(base).tokenizer,
     )
     names = ("nll_loss", "log_odds_ratio", "log_odds_chosen", *DPO_METRICS)

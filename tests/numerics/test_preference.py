@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from align.losses import DpoVariant, dpo_loss, orpo_loss, reward_model_loss
+from align.losses import DpoVariant, dpo_loss, kto_loss, orpo_loss, reward_model_loss, simpo_loss
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -47,6 +47,28 @@ class TestDpoByHand:
         """(2 - 1 / (2 beta))²: the targets are 2, 1 and 5."""
         torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=beta, variant="ipo").losses, _t(expected))
 
+    def test_sigmoid_norm(self) -> None:
+        """The sigmoid itself; that the inputs are averages is the caller's part."""
+        torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=LN3 / 2, variant="sigmoid_norm").losses, _t(math.log(4 / 3)))
+
+    def test_robust(self) -> None:
+        """eps = 0.1: (0.9 ln(4/3) - 0.1 ln 4) / 0.8. Without smoothing DPO itself."""
+        robust = dpo_loss(*self.INPUTS, beta=LN3 / 2, label_smoothing=0.1, variant="robust").losses
+        torch.testing.assert_close(robust, _t((0.9 * math.log(4 / 3) - 0.1 * math.log(4)) / 0.8))
+        torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=LN3 / 2, variant="robust").losses, _t(math.log(4 / 3)))
+
+    def test_apo_zero(self) -> None:
+        """c = 1, r = -1, beta = ln 3: 1 - 3/4 + 1/4."""
+        torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=LN3, variant="apo_zero").losses, _t(0.5))
+
+    def test_apo_down(self) -> None:
+        """beta = ln 3: sigmoid(ln 3) + 1 - sigmoid(2 ln 3) = 3/4 + 1 - 9/10."""
+        torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=LN3, variant="apo_down").losses, _t(0.85))
+
+    def test_sppo_hard(self) -> None:
+        """beta = 0.25: targets 2 and -2, (1 - 2)² + (-1 + 2)²."""
+        torch.testing.assert_close(dpo_loss(*self.INPUTS, beta=0.25, variant="sppo_hard").losses, _t(2.0))
+
     def test_exchanging_any_two_inputs_shows(self) -> None:
         """A flipped sign or a confused role must not go unnoticed: all other orders that change h change the loss."""
         chosen, rejected, reference_chosen, reference_rejected = self.INPUTS
@@ -59,12 +81,13 @@ class TestDpoByHand:
             assert not torch.allclose(dpo_loss(*order, beta=0.5).losses, base)
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "hinge", "ipo"])
+@pytest.mark.parametrize("variant", get_args(DpoVariant))
 def test_at_step_zero_the_policy_is_the_reference(variant: DpoVariant) -> None:
-    """h = 0: ln 2, 1, and 1 / (4 beta²) = 25 for beta = 0.1; all rewards are 0."""
+    """h = 0: ln 2, 1, and 1 / (4 beta²) = 25 for beta = 0.1 (twice that for sppo_hard); all rewards are 0."""
     chosen, rejected = torch.tensor([-300.5, -1.0]), torch.tensor([-2.0, -77.25])
     losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, chosen, rejected, beta=0.1, variant=variant)
-    expected = {"sigmoid": LN2, "hinge": 1.0, "ipo": 25.0}[variant]
+    known = {"hinge": 1.0, "ipo": 25.0, "apo_zero": 1.0, "apo_down": 1.0, "sppo_hard": 50.0}
+    expected = known.get(variant, LN2)
     torch.testing.assert_close(losses, torch.full((2,), expected), rtol=1e-6, atol=1e-6)
     assert not chosen_rewards.any()
     assert not rejected_rewards.any()
@@ -73,15 +96,28 @@ def test_at_step_zero_the_policy_is_the_reference(variant: DpoVariant) -> None:
 def _numpy_dpo(pc: Any, pr: Any, rc: Any, rr: Any, *, beta: float, label_smoothing: float, variant: str) -> Any:
     """The formulas of TRL's DPOTrainer, written for numpy without a stable logarithm: an independent second opinion."""
     logits = (pc - pr) - (rc - rr)
-    if variant == "sigmoid":
+    if variant in ("sigmoid", "sigmoid_norm"):
         sigmoid = 1 / (1 + np.exp(-beta * logits))
         return -np.log(sigmoid) * (1 - label_smoothing) - np.log(1 - sigmoid) * label_smoothing
     if variant == "hinge":
         return np.maximum(1 - beta * logits, 0)
+    if variant == "robust":
+        sigmoid = 1 / (1 + np.exp(-beta * logits))
+        clean, flipped = -(1 - label_smoothing) * np.log(sigmoid), -label_smoothing * np.log(1 - sigmoid)
+        return (clean - flipped) / (1 - 2 * label_smoothing)
+    chosen, rejected = (1 / (1 + np.exp(-beta * ratio)) for ratio in (pc - rc, pr - rr))
+    if variant == "apo_zero":
+        return (1 - chosen) + rejected
+    if variant == "apo_down":
+        return chosen + 1 - 1 / (1 + np.exp(-beta * logits))
+    if variant == "sppo_hard":
+        return (pc - rc - 0.5 / beta) ** 2 + (pr - rr + 0.5 / beta) ** 2
     return (logits - 1 / (2 * beta)) ** 2
 
 
-@pytest.mark.parametrize(("variant", "label_smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.2), ("hinge", 0.0), ("ipo", 0.0)])
+@pytest.mark.parametrize(
+    ("variant", "label_smoothing"), [*((variant, 0.0) for variant in get_args(DpoVariant)), ("sigmoid", 0.2), ("robust", 0.2)]
+)
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.5])
 def test_parity_with_an_independent_implementation(variant: DpoVariant, beta: float, label_smoothing: float) -> None:
     inputs = np.random.default_rng(0).normal(-20, 5, size=(4, 64))
@@ -92,7 +128,7 @@ def test_parity_with_an_independent_implementation(variant: DpoVariant, beta: fl
     np.testing.assert_allclose(ours.rejected_rewards.numpy(), beta * (inputs[1] - inputs[3]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "hinge", "ipo"])
+@pytest.mark.parametrize("variant", get_args(DpoVariant))
 def test_dpo_gradient(variant: DpoVariant) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(5, dtype=torch.float64, generator=generator) for _ in range(4)]
@@ -244,3 +280,81 @@ class TestRewardModel:
     def test_a_negative_coefficient(self) -> None:
         with pytest.raises(ValueError, match="center_coef"):
             reward_model_loss(_t(0.0), _t(0.0), center_coef=-1)
+
+
+def test_robust_is_the_loss_of_right_labels_on_average() -> None:
+    """Chowdhury et al. 2024: with a share eps of flipped labels, the mean of the robust loss is DPO's on labels without flips."""
+    chosen, rejected, reference = _t(-3.0, -8.0), _t(-5.0, -6.5), _t(-4.0, -7.0)
+    right = dpo_loss(chosen, rejected, reference, reference, beta=0.7).losses
+    as_given, flipped = (
+        dpo_loss(*pair, reference, reference, beta=0.7, label_smoothing=0.2, variant="robust").losses
+        for pair in ((chosen, rejected), (rejected, chosen))
+    )
+    torch.testing.assert_close(0.8 * as_given + 0.2 * flipped, right)
+
+
+class TestSimpo:
+    def test_by_hand(self) -> None:
+        """Averages -1 and -2, beta 2, gamma 2 - ln 3: the logit is ln 3, the loss ln(4/3). Rewards -2 and -4."""
+        losses, chosen, rejected = simpo_loss(_t(-1.0), _t(-2.0), beta=2.0, gamma=2 - LN3)
+        torch.testing.assert_close(losses, _t(math.log(4 / 3)))
+        assert (chosen.item(), rejected.item()) == (-2.0, -4.0)
+
+    def test_parity_with_numpy(self) -> None:
+        chosen, rejected = np.random.default_rng(1).normal(-2, 1, size=(2, 64))
+        ours = simpo_loss(torch.from_numpy(chosen), torch.from_numpy(rejected), beta=2.5, gamma=1.4)
+        expected = -np.log(1 / (1 + np.exp(-(2.5 * (chosen - rejected) - 1.4))))
+        np.testing.assert_allclose(ours.losses.numpy(), expected, rtol=1e-9)
+
+    def test_gradient(self) -> None:
+        inputs = [torch.randn(5, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        assert torch.autograd.gradcheck(lambda c, r: simpo_loss(c, r, beta=2.0, gamma=0.5).losses, inputs)
+
+    @pytest.mark.parametrize("settings", [{"beta": 0.0, "gamma": 0.5}, {"beta": 2.0, "gamma": -0.1}])
+    def test_settings_out_of_range(self, settings: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            simpo_loss(_t(-1.0), _t(-2.0), **settings)
+
+
+class TestKto:
+    """Policy -10 and -14, reference -12 and -13: log ratios 2 and -1; KL 1."""
+
+    INPUTS = (_t(-10.0, -14.0), _t(-12.0, -13.0), torch.tensor([True, False]))
+
+    def test_by_hand(self) -> None:
+        """beta = ln 3: 1 - sigmoid(ln 3 (2 - 1)) = 1/4; 1 - sigmoid(ln 3 (1 + 1)) = 1/10. Rewards 2 ln 3 and -ln 3."""
+        losses, rewards = kto_loss(*self.INPUTS, 1.0, beta=LN3)
+        torch.testing.assert_close(losses, _t(0.25, 0.1))
+        torch.testing.assert_close(rewards, _t(2 * LN3, -LN3))
+
+    def test_weights(self) -> None:
+        losses = kto_loss(*self.INPUTS, 1.0, beta=LN3, desirable_weight=2.0, undesirable_weight=0.5).losses
+        torch.testing.assert_close(losses, _t(0.5, 0.05))
+
+    def test_the_labels_decide_the_direction(self) -> None:
+        exchanged = kto_loss(self.INPUTS[0], self.INPUTS[1], ~self.INPUTS[2], 1.0, beta=LN3).losses
+        torch.testing.assert_close(exchanged, _t(0.75, 0.9))
+
+    def test_no_gradient_flows_through_kl(self) -> None:
+        policy = self.INPUTS[0].clone().requires_grad_()
+        kl = (policy.sum() * 0 + 1.0).clamp(min=0)
+        kto_loss(policy, *self.INPUTS[1:], kl, beta=LN3).losses.sum().backward()
+        # -beta · s · (1 - s) of the desirable one with s = 3/4, and +beta · s · (1 - s) of the other with s = 9/10
+        torch.testing.assert_close(policy.grad, _t(-LN3 * 3 / 16, LN3 * 9 / 100))
+
+    def test_gradient(self) -> None:
+        policy = torch.randn(6, dtype=torch.float64).requires_grad_()
+        reference, desirable = torch.randn(6, dtype=torch.float64), torch.tensor([True, False] * 3)
+        assert torch.autograd.gradcheck(lambda p: kto_loss(p, reference, desirable, 0.3, beta=0.5).losses, [policy])
+
+    def test_bfloat16_is_widened(self) -> None:
+        policy, reference, desirable = self.INPUTS
+        losses = kto_loss(policy.bfloat16(), reference.bfloat16(), desirable, 1.0, beta=0.1).losses
+        assert losses.dtype == torch.float32
+
+    @pytest.mark.parametrize(
+        ("kl", "settings"), [(-0.1, {}), (math.nan, {}), (0.1, {"beta": 0.0}), (0.1, {"desirable_weight": 0.0})]
+    )
+    def test_settings_out_of_range(self, kl: float, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            kto_loss(*self.INPUTS, kl, **{"beta": 0.1, **settings})

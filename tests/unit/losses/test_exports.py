@@ -17,11 +17,17 @@ SIGNATURES = {
     "kl_penalized_rewards": "(scores, logps, reference_logps, mask, *, kl_coef)",
     "generalized_advantages": "(rewards, values, mask, *, gamma, gae_lambda)",
     "masked_whiten": "(values, mask, *, shift_mean)",
+    "simpo_loss": "(chosen_average_logps, rejected_average_logps, *, beta, gamma)",
+    "kto_loss": "(policy_logps, reference_logps, desirable, kl, *, beta, desirable_weight, undesirable_weight)",
+    "group_advantages": "(scores, *, group_size, scale, baseline, epsilon)",
+    "clipped_policy_loss": "(logps, old_logps, advantages, mask, *, clip_low, clip_high, level, dual_clip)",
+    "k3_kl": "(logps, reference_logps)",
     "ppo_policy_loss": "(logps, old_logps, advantages, mask, *, cliprange, dual_clip)",
     "ppo_value_loss": "(values, old_values, returns, mask, *, cliprange_value)",
 }
 FIELDS = {
     "PreferenceLoss": ("losses", "chosen_rewards", "rejected_rewards"),
+    "KtoLoss": ("losses", "rewards"),
     "OrpoLoss": ("losses", "odds_ratio_losses", "log_odds"),
     "Advantages": ("advantages", "returns"),
     "PolicyLoss": ("losses", "ratio", "clipped", "approx_kl"),
@@ -33,7 +39,7 @@ def test_signatures(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters.values()
     keyword_only = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     positional = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
-    assert f"({', '.join([*positional, '*', *keyword_only])})" == SIGNATURES[name]
+    assert f"({', '.join([*positional, *(['*'] if keyword_only else []), *keyword_only])})" == SIGNATURES[name]
 
 
 @pytest.mark.parametrize("name", FIELDS)
