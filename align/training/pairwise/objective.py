@@ -50,6 +50,11 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
     """Model to start from."""
 
     @property
+    def knows_loss_of_equal_models(self) -> bool:
+        """Whether the loss is the same for all pairs while policy and reference are the same model."""
+        return True
+
+    @property
     def counts_prompts(self) -> bool:
         """Whether the loss reads the log-probabilities of the prompts' tokens too."""
         return False

@@ -107,7 +107,7 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
     metrics: dict[str, Any] = {}
     if reference is not None:
         metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
-        if is_own_reference and not policy.changes_initial_policy:
+        if is_own_reference and not policy.changes_initial_policy and config.knows_loss_of_equal_models:
             _check_step_zero(first_loss, config, precision)
     save = lambda folder: save_trained(trainer.model, data.chat_format, folder, policy)  # noqa: E731
     history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER, per_epoch={"pairs": len(rows)})

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cpo_method
 import pytest
-import simpo_method
 import torch
 
 from align import load_recipe
@@ -18,9 +18,10 @@ from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
 from align.stage import StageOutcome
-from align.stages import dpo, orpo, reward_model
+from align.stages import dpo, orpo, reward_model, simpo
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
-from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm
+from align.testing import Recorder, input_artifact, pairwise_config, stage_context, tiny_causal_lm
+from align.training.pairwise.run import loss_of_equal_models
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +160,7 @@ def test_label_smoothing_belongs_to_sigmoid(project: Path) -> None:
     recipe = project / "recipe.yaml"
     text = recipe.read_text()
     recipe.write_text(text.replace("{stage: dpo, model: sft,", "{stage: dpo, model: sft, variant: ipo, label_smoothing: 0.1,"))
-    with pytest.raises(RecipeError, match=r"label_smoothing.*is defined for the variant sigmoid only, not for ipo"):
+    with pytest.raises(RecipeError, match=r"label_smoothing.*is defined for sigmoid and robust only, not for ipo"):
         load_recipe(recipe)
     recipe.write_text(
         text.replace("{stage: dpo, model: sft,", "{stage: dpo, model: sft, variant: sigmoid, label_smoothing: 0.1,")
@@ -168,8 +169,8 @@ def test_label_smoothing_belongs_to_sigmoid(project: Path) -> None:
 
 
 def test_a_new_pairwise_method_is_one_short_file(bench: Bench) -> None:
-    assert len(Path(simpo_method.__file__).read_text().splitlines()) <= 70
-    outcome = bench.run(simpo_method, gamma=0.3)
+    assert len(Path(cpo_method.__file__).read_text().splitlines()) <= 70
+    outcome = bench.run(cpo_method, beta=0.3)
     assert outcome.metrics["steps"] == 2
     curve = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "rewards/chosen", "rewards/margins", "logps/rejected"} <= curve[0].keys()
@@ -178,9 +179,34 @@ def test_a_new_pairwise_method_is_one_short_file(bench: Bench) -> None:
 
 
 def test_its_loss_is_that_of_the_paper() -> None:
-    # Averages: chosen -2 and -1.5, rejected -3 and -2.5. Twice the difference of 1, less gamma 0.5: 1.5.
+    # Differences -1 and -1, of which half; 2 and 1.5 nats per token of the chosen completions.
     outputs, counts = torch.tensor([-4.0, -6.0, -3.0, -5.0]), torch.tensor([2, 4, 1, 2])
-    config = simpo_method.Config(model="m", pairs="p")
+    config = cpo_method.Config(model="m", pairs="p", beta=0.5)
     result = config.pair_losses(outputs, {"token_counts": counts}, counts=None)  # type: ignore[arg-type]
-    assert result.losses.tolist() == pytest.approx([math.log(1 + math.exp(-1.5))] * 2)
-    assert result.metrics["rewards/margins"].tolist() == [2.0, 2.0]
+    pairs = math.log(1 + math.exp(0.5))
+    assert result.losses.tolist() == pytest.approx([pairs + 2.0, pairs + 1.5])
+    assert result.metrics["rewards/margins"].tolist() == [-0.5, -0.5]
+
+
+def test_simpo_is_trained_without_a_reference(bench: Bench) -> None:
+    outcome = bench.run(simpo, beta=2.0, gamma=0.5)
+    assert outcome.metrics["steps"] == 2
+    assert outcome.metrics["loss"] > 0
+
+
+@pytest.mark.parametrize("variant", ["sigmoid_norm", "robust", "apo_zero", "apo_down", "sppo_hard"])
+def test_every_variant_is_trained_with_its_published_settings(bench: Bench, variant: str) -> None:
+    outcome = bench.run(dpo, variant=variant)
+    beta, smoothing = {"sigmoid_norm": (5.0, 0.0), "robust": (0.1, 0.1), "sppo_hard": (0.001, 0.0)}.get(variant, (0.1, 0.0))
+    config: Any = pairwise_config(dpo, variant=variant)
+    assert (config.beta, config.label_smoothing) == (beta, smoothing)
+    assert pairwise_config(dpo, variant=variant, beta=0.3).model_dump()["beta"] == 0.3
+    assert outcome.metrics["loss_at_step_0"] == pytest.approx(loss_of_equal_models(config), rel=1e-3)
+
+
+def test_a_likelihood_beside_the_loss_is_trained_and_shown(bench: Bench) -> None:
+    plain, both = bench.run(dpo), bench.run(dpo, nll_weight=0.5)
+    assert plain.metrics["loss_at_step_0"] == pytest.approx(math.log(2), abs=1e-5)
+    assert both.metrics["loss_at_step_0"] > math.log(2) + 0.5
+    curve = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text().splitlines()]
+    assert curve[0]["nll_loss"] > 1

@@ -1,7 +1,8 @@
-"""Simple Preference Optimization, a method that exists only in the tests: what a new pairwise method has to bring.
+"""Simple Preference Optimization: DPO without a reference, on log-probabilities per token, with a margin.
 
 -log sigmoid(beta * (average chosen - average rejected) - gamma), Meng et al. 2024, eq. 6. No reference.
-In: a model, preferences. Out: a model. Metrics: those of every method that trains a language model on pairs.
+In: a model, preferences. Out: a model. Metrics: loss, rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins,
+logps/chosen, logps/rejected (per token).
 """
 
 from __future__ import annotations
@@ -20,27 +21,24 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def simpo_loss(chosen_average_logps: Tensor, rejected_average_logps: Tensor, *, beta: float, gamma: float) -> Tensor:
-    """[batch], not reduced; both inputs are [batch], nats per token."""
-    from torch.nn.functional import logsigmoid
-
-    return -logsigmoid(beta * (chosen_average_logps - rejected_average_logps) - gamma)
-
-
 class Config(PreferenceConfig):
     """SimPO on preferences."""
 
     method = "simpo"
 
     beta: float = Field(default=2.0, gt=0)
-    """Scale of the reward."""
-    gamma: float = Field(default=0.5, ge=0)
-    """Margin by which the chosen reward should be higher."""
+    """Scale of the reward. The paper takes 2 to 2.5."""
+    gamma: float = Field(default=1.0, ge=0)
+    """Margin by which the chosen reward should be higher. The paper takes 0.3 to 0.55 times beta."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate. The paper takes 3e-7 to 1e-6; above, the model may repeat words without end."""
 
     def pair_losses(self, outputs: Tensor, batch: Mapping[str, Tensor], counts: BatchCounts) -> PairLosses:
+        from align.losses import simpo_loss
+
         chosen, rejected = (outputs / batch["token_counts"]).chunk(2)
-        losses = simpo_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
-        return PairLosses(losses, preference_metrics(chosen, rejected, scale=self.beta))
+        loss = simpo_loss(chosen, rejected, beta=self.beta, gamma=self.gamma)
+        return PairLosses(loss.losses, preference_metrics(chosen, rejected, scale=self.beta))
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
