@@ -41,7 +41,7 @@ class Word:
 
     def value_for(self, word: str, value: object) -> str | None:
         """The value to write here for the value that was given with a word."""
-        return (self.values or {}).get(f"{word}={str(value).lower()}")
+        return (self.values or {}).get(f"{word.rpartition('.')[2]}={str(value).lower()}")
 
     def note_on(self, word: str, target: str | None) -> str:
         """The note, if it is about this word or this name."""
