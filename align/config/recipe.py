@@ -142,8 +142,10 @@ class _Parser:
 
     def parse(self, path: Path, overrides: Sequence[str]) -> Recipe:
         if not isinstance(self.document.value, dict):
+            got = show_value(self.document.value)
+            found = "the file is empty" if self.document.value is None else f"expected a mapping, got {got}"
             raise RecipeError(
-                f"{self.document.value_position(())}: expected a mapping, got {show_value(self.document.value)}",
+                f"{self.document.value_position(())}: {found}",
                 hint=f"A recipe has the keys {listing(TOP_KEYS)}.",
             )
         # Ranks order the problems: the file is 0, the files that it names are 1, 2, …, and options come last.
@@ -234,6 +236,9 @@ class _Parser:
         """The entries of `inputs` or `stages` that have a usable name and are mappings."""
         value = self.document.value.get(key)
         if value is None and key == "inputs":
+            text = "at least one input is needed, such as {base: {kind: model, path: …}}"
+            self.add(Problem((key,), text, at_key=True))
+            self.unreadable = True
             return {}
         if key not in self.document.value or value in (None, {}):
             self.add(Problem((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))
@@ -248,8 +253,16 @@ class _Parser:
                 text = "a name starts with a letter and has only letters, digits, '_' and '-', at most 64"
                 self.add(Problem((key, name), text, at_key=True))
             if not isinstance(entry, dict):
-                self.add(Problem((key, name), f"expected a mapping, got {show_value(entry)}"))
+                self.add(Problem((key, name), f"expected a mapping, got {show_value(entry)}{self._as_entry(key, entry)}"))
         return value
+
+    def _as_entry(self, section: str, entry: Any) -> str:
+        """How to write an entry of which only the path or the type is given."""
+        if not isinstance(entry, str):
+            return ""
+        if section == "inputs":
+            return f" (write {{kind: …, path: {entry}}})"
+        return f" (write {{stage: {entry}, …}})" if entry in self.stage_types else ""
 
     def input(self, name: str, value: Any) -> AnyInput | None:
         """The input, if it is valid. Its kind and the key `artifact` decide which class reads it."""

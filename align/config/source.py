@@ -6,8 +6,9 @@ documents in a file are refused: an untrusted recipe must not expand in memory, 
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ MAX_DIGITS = 300
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _OCTAL = re.compile(r"0o[0-7]+")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
+_NO_SPACE = re.compile(r"\s*([\w.-]+:)([^\s].*)")
+_LOOKALIKES = dict(zip("：，｛｝［］“”‘’＂＃", ':,{}[]""\'\'"#', strict=True))
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS: Mapping[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -154,9 +157,20 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
         before = content[: error.start]
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         raise RecipeError(
-            f"{label}:{line}:{column}: byte 0x{content[error.start]:02x} is not UTF-8", hint="Save the file as UTF-8."
+            f"{label}:{line}:{column}: {_encoding_problem(content, error.start)}", hint="Save the file as UTF-8."
         ) from None
     return parse_text(text, label=label, rank=rank)
+
+
+def _encoding_problem(content: bytes, start: int) -> str:
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "the file is UTF-16, not UTF-8"
+    problem = f"byte 0x{content[start]:02x} is not UTF-8"
+    try:
+        content.decode("cp949")
+    except UnicodeDecodeError:
+        return problem
+    return f"{problem}; the file may be CP949 (EUC-KR)"
 
 
 def parse_text(text: str, *, label: str, rank: int = 0, show_lines: bool = True) -> Document:
@@ -234,7 +248,9 @@ class _Reader:
         # The reader is recursive; without a bound, Python's own limit would end it.
         if len(path) > MAX_DEPTH:
             raise RecipeError(f"{position}: nested deeper than {MAX_DEPTH} levels")
-        self.document.values[path] = position
+        # A key without a value: the parser has the place of what follows.
+        is_absent = isinstance(event, ScalarEvent) and not event.value and not event.style
+        self.document.values[path] = self.document.keys.get(path, position) if is_absent else position
         if isinstance(event, ScalarEvent):
             return self.scalar(event)
         if isinstance(event, MappingStartEvent):
@@ -298,20 +314,51 @@ def _syntax_error(error: MarkedYAMLError, text: str, reader: _Reader) -> RecipeE
     """The parser's error in plain words, at the position where it stopped."""
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    lines = text.split("\n")
-    shown = lines[line - 1] if line <= len(lines) else ""
+    # The parser also counts rarer line breaks; beyond the last line there is nothing to show.
+    lines = [*text.split("\n"), *[""] * line]
+    shown = lines[line - 1]
     position = reader.position(line, column)
     # The parser only says that a character cannot start a token; a tab is a usual cause and cannot be seen.
     if "\t" in shown[: len(shown) - len(shown.lstrip())] or shown[column - 1 : column] == "\t":
         return RecipeError(f"{position}: a tab; YAML is indented with spaces", hint="Replace the tab by spaces.")
     problem = (error.problem or "this is not YAML").strip()
+    context, start = error.context or "", error.context_mark
+    if start is not None and context.startswith("while scanning a simple key"):
+        # The parser goes on to the next line before it misses the colon.
+        line, shown = start.line + 1, lines[start.line]
+        where = reader.position(line, start.column + 1)
+        if no_space := _NO_SPACE.match(shown):
+            return RecipeError(f"{where}: a space is missing behind '{no_space[1]}'", hint=f"Write {no_space[1]} {no_space[2]}")
+        return RecipeError(
+            f"{where}: expected 'key: value'", hint=_full_width(shown) or "Write a colon and a space behind the key."
+        )
+    at_end = "stream end" in problem
+    if start is not None and context.startswith("while parsing a flow") and (at_end or _leaves(lines, start.line, line - 1)):
+        sign = "[" if "sequence" in context else "{"
+        where = reader.position(start.line + 1, start.column + 1)
+        hint = f"Write {'}' if sign == '{' else ']'} where it ends."
+        return RecipeError(f"{where}: this {sign} is not closed", hint=_full_width(lines[start.line]) or hint)
     started = ""
     if error.context and error.context_mark and (error.context_mark.line, error.context_mark.column) != (line - 1, column - 1):
         started = f" ({error.context.strip()} that started at line {error.context_mark.line + 1})"
-    return RecipeError(f"{position}: {problem}{started}", hint=_advice(f"{error.context} {problem}"))
+    return RecipeError(f"{position}: {problem}{started}", hint=_full_width(shown) or _advice(f"{context} {problem}", shown))
 
 
-def _advice(problem: str) -> str:
+def _leaves(lines: Sequence[str], start: int, end: int) -> bool:
+    """Whether line `end` is outside of what began in line `start`, by its indentation."""
+    inside, outside = (len(lines[number]) - len(lines[number].lstrip()) for number in (start, end))
+    return end > start and outside <= inside
+
+
+def _full_width(line: str) -> str:
+    """What to do about punctuation of East Asian keyboards and of word processors, which YAML takes for text."""
+    found = {mark: plain for mark, plain in _LOOKALIKES.items() if mark in line.partition(" #")[0]}
+    return f"Write {' '.join(found.values())} in place of {' '.join(found)}" if found else ""
+
+
+def _advice(problem: str, line: str) -> str:
+    if "${" in line or "{{" in line:
+        return "Variables and templates are not expanded: write the value itself."
     if "mapping values are not allowed" in problem:
         return "Put quotes around a text that holds ': ', or check the indentation of this line and the one above."
     if "cannot start any token" in problem:

@@ -96,6 +96,10 @@ def test_what_has_no_position_is_where_its_surroundings_are() -> None:
         ("a: 1\n---\nb: 2", "x:2:1: a second document starts here ('---'); a file holds one"),
         ("5: a", "x:1:1: a key must be text, got '5'"),
         ("? [a]\n: b", "x:1:3: a key must be text, got a list or mapping"),
+        ("a: 1\nb:2\nc: 3", "x:2:1: a space is missing behind 'b:'"),
+        ("a: 1\nb： 2\nc: 3", "x:2:1: expected 'key: value'"),
+        ("a: {b: 1\nc: 3", "x:1:4: this { is not closed"),
+        ("a: [1, 2", "x:1:4: this [ is not closed"),
         ("a: \x01", "x:1:4: the character U+0001 is not allowed in YAML"),
     ],
 )
@@ -131,6 +135,20 @@ def test_not_utf8_says_which_byte(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes("이름: 가\n".encode() + "b: 값".encode("euc-kr"))
     with pytest.raises(RecipeError, match=r"^a.yaml:2:4: byte 0xb0 is not UTF-8"):
         read_document(tmp_path / "a.yaml", label="a.yaml")
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("cp949", "the file may be CP949"), ("utf-16", "the file is UTF-16")])
+def test_other_encodings_are_recognised(tmp_path: Path, encoding: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_bytes("# 이름\nname: a\n".encode(encoding))
+    with pytest.raises(RecipeError, match=said):
+        read_document(tmp_path / "a.yaml", label="a.yaml")
+
+
+@pytest.mark.parametrize(("text", "hint"), [("a: {b: 1， c: 2}", "Write , in place of ，"), ("a: {b: ${B}}", "Variables")])
+def test_advice_on_what_the_line_holds(text: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_text(text, label="x")
+    assert (caught.value.hint or "").startswith(hint)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
