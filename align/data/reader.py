@@ -18,7 +18,7 @@ from align.data.formats.columnar import read_arrow, read_parquet
 from align.data.formats.delimited import read_csv
 from align.data.formats.json_list import read_json
 from align.data.formats.lines import read_json_lines, read_text
-from align.data.formats.raw import UTF8_HINT, RawProblem, RawRow
+from align.data.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
 from align.errors import DataError
 
 __all__ = ["FORMATS", "RawProblem", "RawRow", "file_format", "read_raw", "unknown_format"]
@@ -69,6 +69,8 @@ def unknown_format(path: Path) -> DataError:
     """The error for a file whose ending names no format."""
     ending = file_format(path)
     hint = "Rename the file, or convert it to one of these."
+    if ending in (".xlsx", ".xls", ".ods"):
+        hint = "Save the sheet as CSV UTF-8."
     if ending == ".gz":
         hint = "Parquet and Arrow files are compressed inside: unpack it. Of other files, name the format before .gz."
     return DataError(
@@ -83,9 +85,9 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
     try:
         with _open(path) as stream:
             # peek, not read: the parser needs the first bytes too.
-            encoding = _foreign_encoding(stream.peek(4)[:4])  # type: ignore[attr-defined]
-            if encoding is not None:
-                yield 1, RawProblem("bad_encoding", f"the file is {encoding}; {UTF8_HINT}", ends_file=True, of_file=True)
+            foreign = _foreign_encoding(stream.peek(len(LFS_START))[: len(LFS_START)])  # type: ignore[attr-defined]
+            if foreign is not None:
+                yield 1, RawProblem("bad_encoding", f"the file {foreign}", ends_file=True, of_file=True)
                 return
             for line, row in parse(stream):
                 yield line, row
@@ -107,14 +109,16 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _foreign_encoding(start: bytes) -> str | None:
-    """The format that the first bytes belong to, if they are not UTF-8 text."""
+    """What the file is by its first bytes, if it is not the text of rows, and what to do."""
     # Without a byte order mark, ASCII text in big-endian UTF-16 has a zero in every other byte.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(start) >= 4 and start[0] == 0 == start[2] and start[1] and start[3]):
-        return "UTF-16"
+        return f"is UTF-16; {UTF8_HINT}"
     if start.startswith(b"\x1f\x8b"):
-        return "gzip-compressed, but its name does not end in .gz"
+        return "is gzip-compressed, but its name does not end in .gz"
     if start.startswith(b"PK\x03\x04"):
-        return "a zip archive or an office document"
+        return "is a zip archive or an office document; unpack it, or save the sheet as CSV UTF-8"
     if start.startswith(b"PAR1"):
-        return "a Parquet file: name it .parquet"
+        return "is a Parquet file: name it .parquet"
+    if start.startswith(LFS_START):
+        return LFS_HINT
     return None

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of
+from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, RawProblem, RawRow, characters_of, utf8_hint
 
 if TYPE_CHECKING:
     from _csv import Reader  # the csv module has no public name for it
@@ -45,16 +45,23 @@ def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
                 yield line, RawProblem(*problem, ends_file=True)
                 return
         elif any(UNDECODED.search(cell) for cell in cells):
-            yield line, RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {UTF8_HINT}")
+            yield line, RawProblem("bad_encoding", f"there are bytes that are not UTF-8; {_utf8_hint(cells)}")
         elif len(cells) != len(header):
             yield line, RawProblem("wrong_columns", f"has {len(cells)} cells, but the header has {len(header)}")
         else:
             yield line, dict(zip(header, cells, strict=True))
 
 
+def _utf8_hint(cells: list[str]) -> str:
+    return utf8_hint(" ".join(cells).encode("utf-8", "surrogateescape"))
+
+
 def _header_problem(header: list[str]) -> tuple[str, str] | None:
     """Reason and message, where no row could be read with this header."""
     if any(UNDECODED.search(name) for name in header):
-        return "bad_encoding", f"the header has bytes that are not UTF-8; {UTF8_HINT}"
+        return "bad_encoding", f"the header has bytes that are not UTF-8; {_utf8_hint(header)}"
+    if len(header) == 1 and (sign := next((sign for sign in (";", "\t", "|") if sign in header[0]), None)):
+        shown = "tabs: name the file .tsv" if sign == "\t" else f"{sign!r}: put commas between them"
+        return "wrong_columns", f"the header is one column, {header[0]!r}; its cells are separated by {shown}"
     twice = sorted({name for name in header if header.count(name) > 1})
     return ("wrong_columns", f"the header names {', '.join(map(repr, twice))} more than once") if twice else None

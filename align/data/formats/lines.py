@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
+from align.data.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, utf8_hint
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
@@ -28,7 +28,10 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             shown = raw[error.start : error.start + 4].hex(" ")
-            yield number, RawProblem("bad_encoding", f"byte {error.start + 1} of the line ({shown}) is not UTF-8; {UTF8_HINT}")
+            yield (
+                number,
+                RawProblem("bad_encoding", f"byte {error.start + 1} of the line ({shown}) is not UTF-8; {utf8_hint(raw)}"),
+            )
             continue
         if text.strip():
             yield number, text
@@ -58,10 +61,24 @@ def parse_object(text: str) -> dict[str, Any] | RawProblem:
     try:
         value = DECODER.decode(text)
     except json.JSONDecodeError as error:
-        return RawProblem("not_json", f"not JSON: {error.msg} at character {error.pos + 1}: {excerpt(text, error.pos)}")
+        return RawProblem(
+            "not_json", f"not JSON: {error.msg} at character {error.pos + 1}: {excerpt(text, error.pos)}{_cause(text)}"
+        )
     except (ValueError, RecursionError) as error:
         return RawProblem("not_json", f"not usable JSON: {reason_of(error)}")
     return require_object(value)
+
+
+def _cause(text: str) -> str:
+    """What a line usually is that begins or ends like this, with what to do; empty for any other."""
+    text = text.strip()
+    if text.startswith("["):
+        return "; a JSON array goes into a file that ends in .json"
+    if text.startswith("{'"):
+        return "; keys and texts need double quotes: write rows with a JSON library"
+    if text.startswith("<"):
+        return "; this is a web page or XML, so the download gave no data"
+    return "; rows stand on lines of their own, without commas" if text.endswith("},") else ""
 
 
 def reason_of(error: BaseException) -> str:

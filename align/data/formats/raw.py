@@ -14,6 +14,18 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 # this is looked for in the text before it is parsed.
 UNDECODED = re.compile("[\udc80-\udcff]")
 UTF8_HINT = "save the file as UTF-8"
+LFS_START = b"version https://git-lfs"
+LFS_HINT = "is a pointer of Git LFS and not the file itself; git lfs pull fetches that"
+_HANGUL = re.compile("[\uac00-\ud7a3]")
+
+
+def utf8_hint(content: bytes) -> str:
+    """What to do about bytes that are not UTF-8; Korean text is often CP949, by Excel and older Windows programs."""
+    try:
+        is_korean = _HANGUL.search(content.decode("cp949")) is not None
+    except UnicodeDecodeError:
+        is_korean = False
+    return f"{UTF8_HINT} (it looks like CP949: iconv -f cp949 -t utf-8)" if is_korean else UTF8_HINT
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +22,8 @@ HEAD_ROWS = 64
 MOST_FILES = 32
 """Files read of an input; a folder of thousands would take as long as the run's own reading."""
 SHOWN_PROBLEMS = 4
+OF_SHAPE = frozenset({"missing_field", "wrong_type", "ambiguous_shape", "bad_roles"})
+"""Reasons by which rows may be of another kind."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,29 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
     summary = head.summary
     if not summary.rows_in:
         return Finding(name, f"{source.shown}: there is no row in it", "Check the path; is the file empty?", action, "data")
-    others = [] if summary.rows_out or summary.cut_short else _other_kinds(spec, source.files[0], head)
+    is_other = not summary.rows_out and not summary.cut_short and bool(OF_SHAPE & summary.dropped.keys())
+    others = _other_kinds(spec, source.files[0], head) if is_other else []
     if others:
         columns = ", ".join(map(str, head.raw[0]))
         choices = "; or ".join(f"kind: {kind}" for kind in others)
         text = f"{where}: {source.shown}: this looks like {' or '.join(others)}: columns {columns}"
-        advice = f"Write {choices}; or name a file of {spec.row_kind.phrase}."
+        there = {str(column) for row in head.raw for column in row}
+        absent = ", ".join(f"{field}: …" for field in spec.row_kind.shapes[0].required if field not in there)
+        # Any row with a prompt fits prompts, whatever its other columns are called.
+        mapped = f"; or say which columns they are: columns: {{{absent}}}" if others == ["prompts"] and len(there) > 1 else ""
+        advice = f"Write {choices}{mapped}; or name a file of {spec.row_kind.phrase}."
         return Finding(name, text, advice, action, "data")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.dropped.most_common())
     lines = [problem.render() for problem in head.problems[:SHOWN_PROBLEMS]]
+    # Long ones take several lines of a terminal each.
+    while len(lines) > 1 and sum(len(textwrap.wrap(line, 80)) for line in lines) > SHOWN_PROBLEMS:
+        lines.pop()
     hidden = len(head.problems) - len(lines)
     headline = f"{source.shown}: {summary.dropped.total():,} of {head.count} rows cannot be used ({reasons})"
     advice = "Correct them, or write on_invalid: drop to go on without them."
     if summary.cut_short:
         advice = "The file cannot be read to its end: get it again, or correct it there."
-    elif not summary.rows_out:
+    elif not summary.rows_out and "missing_field" in summary.dropped:
         advice = (
             f"Map fields to the file's columns: columns: {{{_example(spec)}: …}}. docs/formats.md shows what rows may look like."
         )

@@ -113,6 +113,29 @@ def test_a_bad_file_is_named_by_reason_and_line(
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.jsonl", b"[\n" + GOOD + b"]", "a JSON array goes into a file that ends in .json"),
+        ("x.jsonl", GOOD.replace(b"}\n", b"},\n"), "rows stand on lines of their own, without commas"),
+        ("x.jsonl", GOOD.replace(b'"', b"'"), "keys and texts need double quotes"),
+        ("x.jsonl", b"<!DOCTYPE html>\n", "this is a web page or XML"),
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "is a pointer of Git LFS"),
+        ("x.jsonl", b"PK\x03\x04" + GOOD, "save the sheet as CSV UTF-8"),
+        ("x.jsonl", '{"prompt": "가나다"}\n'.encode("cp949"), "iconv -f cp949 -t utf-8"),
+        ("x.csv", "prompt,chosen,rejected\n가나,다라,마바\n".encode("cp949"), "iconv -f cp949 -t utf-8"),
+        ("x.csv", b"prompt;chosen;rejected\na;b;c\n", "its cells are separated by ';'"),
+        ("x.csv", b"prompt\tchosen\trejected\na\tb\tc\n", "tabs: name the file .tsv"),
+    ],
+)
+def test_files_of_another_sort_are_recognised(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = find_source(DataInput.model_validate({"kind": "preferences", "path": name}), lambda _: tmp_path / name)
+    problems: list[Any] = []
+    validate_source(source, RowRules(data_kinds()["preferences"]), on_problem=problems.append)
+    assert said in problems[0].message
+
+
 def test_there_are_forty() -> None:
     assert len(FILES) >= 40
 
