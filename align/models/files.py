@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.architecture import CONFIG_NAME
+from align.data.formats.raw import LFS_HINT, LFS_START
 from align.errors import EnvironmentProblem, RecipeError
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -62,7 +63,11 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
     _check_links(path)
     if not (path / CONFIG_NAME).exists():
         _refuse_gguf(path)
-        raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint="Give the folder that holds the model's config.json.")
+        if (path / ADAPTER_CONFIG_NAME).exists():
+            _refuse_bare_adapter(path)
+        inner = sorted((found.parent for found in path.glob(f"*/{CONFIG_NAME}")), key=lambda one: (len(one.name), one.name))
+        hint = f"Did you mean {inner[-1]}?" if inner else "Give the folder that holds the model's config.json."
+        raise RecipeError(f"{path}: there is no {CONFIG_NAME}", hint=hint)
     contents: dict[str, dict[str, Any]] = {}
     for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, CHAT_NAME):
         if not (path / name).exists():
@@ -105,6 +110,16 @@ def check_contents(path: Path) -> None:
         return
     for weights in weight_files(path):
         _check_safetensors(path, weights)
+
+
+def _refuse_bare_adapter(path: Path) -> None:
+    """Refuse an adapter as PEFT saves it: its base model is named and not there."""
+    base = read_json_object(path, ADAPTER_CONFIG_NAME).get("base_model_name_or_path") or "its base model"
+    raise RecipeError(
+        f"{path}: an adapter alone; the model is {base} with it",
+        hint="Merge them: AutoPeftModelForCausalLM.from_pretrained"
+        f'("{path}").merge_and_unload().save_pretrained("merged"), and save the tokenizer there too.',
+    )
 
 
 def _refuse_quantized(path: Path, config: dict[str, Any]) -> None:
@@ -299,6 +314,8 @@ def _check_safetensors(path: Path, name: str) -> None:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     # Before the header is read: a damaged length could ask for any amount of memory.
+    if length.to_bytes(8, "little") == LFS_START[:8]:
+        raise EnvironmentProblem(f"{file}: {LFS_HINT}", hint="git lfs pull")
     if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
     try:

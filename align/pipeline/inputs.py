@@ -76,10 +76,19 @@ def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) ->
             else:
                 resolved[name] = _resolve_data(recipe, name, spec, store)
         except AlignError as error:
-            failures.append(error)
+            failures.append(_with_place(error, recipe, name, spec))
     _raise_all(failures)
     store.hashes.save()
     return resolved
+
+
+def _with_place(error: AlignError, recipe: Recipe, name: str, spec: Any) -> AlignError:
+    """The error with the line of the recipe that names the file, folder or id, where it has none."""
+    key = next((key for key in ("path", "hub_id", "artifact", "dataset") if getattr(spec, key, None)), "kind")
+    where = recipe.where(("inputs", name, key))
+    if error.message.startswith(where.partition(":")[0]):
+        return error
+    return type(error)(f"{where}: inputs.{name}.{key}: {error.message}", hint=error.hint)
 
 
 def _raise_all(failures: list[AlignError]) -> None:

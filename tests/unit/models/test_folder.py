@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,29 @@ def test_unreadable_configuration(folder: Path, name: str, content: str) -> None
 def test_an_adapter_is_no_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/anything"}')
     with pytest.raises(RecipeError, match="adapter"):
+        ModelFolder(folder).check()
+
+
+def test_an_adapter_alone_names_its_base_and_how_to_merge(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/anything"}')
+    with pytest.raises(RecipeError, match="the model is owner/anything with it") as caught:
+        ModelFolder(folder).check()
+    assert "merge_and_unload" in (caught.value.hint or "")
+
+
+def test_the_last_checkpoint_of_a_trainer_s_folder_is_proposed(folder: Path, tmp_path: Path) -> None:
+    for step in (500, 1000):
+        (tmp_path / "trained" / f"checkpoint-{step}").mkdir(parents=True)
+        shutil.copy(folder / "config.json", tmp_path / "trained" / f"checkpoint-{step}")
+    with pytest.raises(RecipeError) as caught:
+        ModelFolder(tmp_path / "trained").check()
+    assert caught.value.hint == f"Did you mean {tmp_path}/trained/checkpoint-1000?"
+
+
+def test_a_pointer_of_git_lfs_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(EnvironmentProblem, match="git lfs pull"):
         ModelFolder(folder).check()
 
 

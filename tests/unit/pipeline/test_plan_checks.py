@@ -200,7 +200,9 @@ class TestModels:
         (project / "base" / "model.safetensors").rename(project / "base" / "model-00001-of-00002.safetensors")
         answer = plan()
         assert answer.code == 2
-        assert answer.err.startswith("error: base: holds model-00001-of-00002.safetensors without model.safetensors.index.json")
+        assert answer.err.startswith(
+            "error: recipe.yaml:4:37: inputs.base.path: base: holds model-00001-of-00002.safetensors without "
+        )
 
     def test_a_template_that_loses_system_messages_is_refused_where_rows_have_them(self, project: Path, plan: Any) -> None:
         file = project / "base" / "chat_template.jinja"
