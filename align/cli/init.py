@@ -101,11 +101,13 @@ def init(
 
 def _one_of(option: str, value: str, names: Sequence[str]) -> str:
     """The name that a user meant, whether written with `-` or `_`."""
-    from align.config.names import unknown
+    from align.config.names import stage_type_of, unknown_stage_type
 
     name = value.strip().lower().replace("-", "_")
     if name not in names:
-        raise RecipeError(f"{option} {value}: {unknown(name, list(names), what='name')}", hint=f"One of {', '.join(names)}.")
+        kind = stage_type_of(name, names)
+        text = f"did you mean '{kind}'?" if kind else unknown_stage_type(name, list(names)).partition("; ")[2]
+        raise RecipeError(f"{option} {value}: unknown name; {text}", hint=f"One of {', '.join(names)}.")
     return name
 
 

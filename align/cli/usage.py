@@ -40,7 +40,9 @@ def usage_error(error: UsageError, arguments: Sequence[str]) -> RecipeError:
         return RecipeError(f"{path}: {message[:1].lower()}{message[1:]}")
     hint = f"{path} --help shows what it takes."
     if message.startswith("Got unexpected extra argument"):
-        hint = _extra_meant(message.rpartition("(")[2].rstrip(")").split()[0], path) or hint
+        hint = _extra_meant(message.rpartition("(")[2].rstrip(")").split()[0], path, arguments) or hint
+    elif message.startswith("Missing option") and context is not None:
+        hint = _with_option(message.partition("'")[2].rstrip("'"), context, arguments) or hint
     elif message.startswith("Missing argument 'RECIPE'"):
         hint = f"For example: {path} quickstart; align recipes list shows the recipes that come with align."
     return RecipeError(f"{path}: {message[:1].lower()}{message[1:]}", hint=hint)
@@ -90,10 +92,12 @@ def _option_meant(option: str, context: Any, arguments: Sequence[str]) -> str:
     as_option = f"--{plain(bare).replace('_', '-')}" if len(bare) > 1 else option
     if as_option in known:
         return f"Did you mean {as_option}?"
+    if plain(bare) in _positional(context):
+        return f"Write it without an option: {context.command_path} {_value_after(option, arguments)}"
     for word in words_for("options", option) or words_for("options", as_option):
         if not word.commands or command in word.commands:
             return word.note.replace("$", command)
-    if command in RECIPE_COMMANDS and (text := _as_override(plain(bare), option, arguments)):
+    if command in RECIPE_COMMANDS and len(bare) > 1 and (text := _as_override(plain(bare), option, arguments)):
         return text
     if near := nearest(as_option, known, likeness=MISSPELT):
         return f"Did you mean {near}?"
@@ -148,12 +152,36 @@ def _value_after(option: str, arguments: Sequence[str]) -> str:
     return "…"
 
 
-def _extra_meant(extra: str, path: str) -> str:
+def _positional(context: Any) -> list[str]:
+    parameters = context.command.get_params(context)
+    return [parameter.name for parameter in parameters if parameter.param_type_name == "argument"]
+
+
+def _with_option(option: str, context: Any, arguments: Sequence[str]) -> str:
+    """`align export model --to out` for `align export model out`."""
+    path = context.command_path.split()
+    given = arguments[len(path) - 1 :]
+    if (
+        option not in ("--to", "--out")
+        or len(given) != len(_positional(context)) + 1
+        or any(argument.startswith("-") for argument in given)
+    ):
+        return ""
+    return f"Did you mean {' '.join((*path, *given[:-1], option, given[-1]))}?"
+
+
+def _extra_meant(extra: str, path: str, arguments: Sequence[str]) -> str:
     if path.rpartition(" ")[2] not in RECIPE_COMMANDS:
         return ""
+    *_, before, option = ("", "", *arguments[: arguments.index(extra)]) if extra in arguments else ("", "")
+    if before == "--set":
+        key = option
+        return f"KEY=VALUE has an equals sign: --set {key}={extra}"
+    if extra.lower() in ("true", "false") and option.startswith("--"):
+        return f"{option} takes no value."
     if "=" in extra:
         return f"Did you mean --set {extra.removeprefix('+')}?"
-    return f"One recipe at a time; a stage of it is --only {extra}."
+    return f"One recipe at a time; a stage of it is --only {extra if '.' not in extra else STAGE_PLACE}."
 
 
 def print_error(text: str) -> None:

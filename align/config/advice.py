@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, get_args
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin
 
 from align.config.other_tools import value_here
 from align.config.reference import is_reference
-from align.config.shape import Members, is_list, is_model
+from align.config.shape import Members, is_list, is_model, members
 from align.config.source import resolve_scalar
 
 YES_NO = dict.fromkeys(("yes", "on", "y", "true", "1"), "true") | dict.fromkeys(("no", "off", "n", "false", "0"), "false")
@@ -17,24 +18,27 @@ LEAVE_OUT = ("none", "nil", "null", "default", "auto", "inf", "-", "unlimited", 
 NUMBER = re.compile(r"(?P<digits>[-+]?[0-9.,]+(?:[eE][-+]?[0-9]+)?)(?P<unit>%|[a-zA-Z]*)")
 """A number with a unit or a comma, as people write it."""
 UNITS = {"%": 0.01, "k": 1000.0, "m": 1_000_000.0}
+BYTES = ("b", "kb", "mb", "gb", "tb", "kib", "mib", "gib")
+"""Units of what is counted in tokens or rows here."""
+MINUTES = {"m": 1.0, "min": 1.0, "h": 60.0, "s": 1 / 60}
 NUMBER_TYPES: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,)}
 
 
-def advice(alternatives: Members, value: Any) -> str:
-    """How to write what was probably meant, in parentheses, or nothing."""
-    text = _advice(alternatives, value)
+def advice(alternatives: Members, value: Any, key: str = "") -> str:
+    """How to write what was probably meant, in parentheses, or nothing; `key` is that of the value."""
+    text = _advice(alternatives, value, key)
     return f" ({text})" if text else ""
 
 
-def _advice(alternatives: Members, value: Any) -> str:
-    if isinstance(value, list):
-        is_name = any(alternative is str or is_reference(alternative) for alternative in alternatives)
-        return (
-            (f"write {value[0]}" if len(value) == 1 else "several sources are one input with a mixture")
-            if is_name and value
-            else ""
-        )
-    if isinstance(value, (dict, bool)) or value in (None, ""):
+def _advice(alternatives: Members, value: Any, key: str) -> str:
+    is_name = any(alternative is str or is_reference(alternative) for alternative in alternatives)
+    for alternative in alternatives:
+        origin: Any = get_origin(alternative)
+        if origin is dict:
+            return _advice_on_names(members(get_args(alternative)[1]), value)
+    if isinstance(value, (dict, list)):
+        return _advice_on_several(alternatives, value, key) if value else ""
+    if isinstance(value, bool) or value in (None, ""):
         return ""
     if any(is_list(alternative) for alternative in alternatives):
         return f"write [{value}]"
@@ -43,8 +47,7 @@ def _advice(alternatives: Members, value: Any) -> str:
             return f"write {value:.0f}"
         if bool in alternatives and str(value) in YES_NO:
             return f"write {YES_NO[str(value)]}"
-        takes_text = any(alternative is str or is_reference(alternative) for alternative in alternatives)
-        return "put quotes around it" if takes_text else ""
+        return "put quotes around it" if is_name else ""
     if bool in alternatives and value.lower() in YES_NO:
         return "remove the quotes" if value.lower() in ("true", "false") else f"write {YES_NO[value.lower()]}"
     if tagged := _tagged(alternatives, value):
@@ -52,7 +55,29 @@ def _advice(alternatives: Members, value: Any) -> str:
     types = [type_ for alternative in alternatives for type_ in NUMBER_TYPES.get(alternative, ())]
     if type(resolve_scalar(value)) in types:
         return "remove the quotes"
-    return _advice_on_number(value, types)
+    return _advice_on_number(value, types, UNITS | MINUTES if key.endswith("_minutes") else UNITS)
+
+
+def _advice_on_several(alternatives: Members, value: Sequence[Any] | Mapping[str, Any], key: str) -> str:
+    """For a list or mapping in place of one value."""
+    if isinstance(value, Mapping):
+        is_reference_wanted = any(map(is_reference, alternatives))
+        return "write its name, and the mapping under inputs: {NAME: {kind: …}}" if is_reference_wanted else ""
+    if key == "seed":
+        return f"write seeds: {value} for several"
+    if not any(alternative is str or is_reference(alternative) for alternative in alternatives):
+        return ""
+    return f"write {value[0]}" if len(value) == 1 else "several sources are one input with a mixture"
+
+
+def _advice_on_names(values: Members, value: Any) -> str:
+    """For a mapping of names, in place of which only the values are given."""
+    names = value if isinstance(value, list) else [value]
+    if names and all(isinstance(name, str) and name for name in names):
+        if any(map(is_reference, values)):
+            return f"write {{{', '.join(f'{name}: {name}' for name in names)}}}"
+        return "write {NAME: VALUE}" if str not in values else f"write {{NAME: {names[0]}}}"
+    return ""
 
 
 def _tagged(alternatives: Members, value: str) -> str | None:
@@ -65,14 +90,17 @@ def _tagged(alternatives: Members, value: str) -> str | None:
     return None
 
 
-def _advice_on_number(value: str, types: Sequence[type]) -> str:
+def _advice_on_number(value: str, types: Sequence[type], units: Mapping[str, float]) -> str:
     """For a text that people read as a number and YAML does not."""
     if not types or bool in types:
         return ""
     if value.strip().lower() in LEAVE_OUT:
         return "leave the key out for the default"
-    number = NUMBER.fullmatch(value.replace("\N{MINUS SIGN}", "-").replace(" ", "").replace("_", ""))
-    if number is None:
+    half_width = unicodedata.normalize("NFKC", value)
+    if half_width != value and type(resolve_scalar(half_width)) in types:
+        return f"write {half_width}: these are full-width characters"
+    number = NUMBER.fullmatch(half_width.rstrip(" ,;").replace("\N{MINUS SIGN}", "-").replace(" ", "").replace("_", ""))
+    if number is None or number["unit"].lower() in BYTES:
         return ""
     digits, unit = number["digits"], number["unit"].lower()
     whole, comma, after = digits.rpartition(",")
@@ -80,9 +108,9 @@ def _advice_on_number(value: str, types: Sequence[type]) -> str:
     is_count = float not in types or (len(after) == 3 and whole.strip("+-") not in ("", "0"))
     plain = digits.replace(",", "" if is_count else ".")
     try:
-        amount = float(plain) * UNITS.get(unit, 1.0)
+        amount = float(plain) * units.get(unit, 1.0)
     except ValueError:
         return ""
     rounded = f"{amount:.0f}" if amount.is_integer() else f"{amount:g}"
-    right = rounded if unit in UNITS else plain
+    right = rounded if unit in units else plain
     return f"write {right}{': a number has a point, not a comma' if comma and not is_count else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from align.config.advice import advice
 from align.config.base import Problem
-from align.config.names import NO_PLACE, Place, listing, nearest, unknown, unknown_key
+from align.config.names import NO_PLACE, Place, as_written, keys_inside, listing, nearest, unknown, unknown_key
 from align.config.other_tools import value_here
 from align.config.reference import FieldPath, is_reference, kinds_of
 from align.config.rules import RuleSet
@@ -78,7 +78,7 @@ def expected(alternatives: Members, value: Any, key: str = "") -> str:
     text = f"expected {describe(alternatives)}, got {shown}"
     choices = [str(choice) for alternative in alternatives for choice in get_args(alternative) if isinstance(choice, str)]
     near = (value_here(key, value) or nearest(value, choices)) if isinstance(value, str) and choices else None
-    return f"{text}; did you mean '{near}'?" if near in choices else f"{text}{advice(alternatives, value)}"
+    return f"{text}; did you mean '{near}'?" if near in choices else f"{text}{advice(alternatives, value, key)}"
 
 
 Branch = tuple[FieldPath, str]
@@ -155,7 +155,9 @@ def _translate(path: FieldPath, details: Any, top: Members, document: Any, place
         return Problem(path, f"this key is missing; expected {describe(alternatives)}", at_key=True, missing_key=True)
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
-        return Problem(path, f"must be {words} {_number(context[limit])}, got {value}")
+        return Problem(
+            path, f"must be {words} {_number(context[limit])}, got {value}{_on_limit(context[limit], path, value, top, document)}"
+        )
     if kind == "finite_number":
         return Problem(path, f"must be a finite number, got {value}")
     if kind in ("too_short", "string_too_short"):
@@ -175,9 +177,36 @@ def _translate(path: FieldPath, details: Any, top: Members, document: Any, place
     if kind in ("value_error", "assertion_error"):
         return Problem(path, str(context["error"]))
     if kind.endswith("_type") or kind in ("int_from_float", "is_instance_of", "literal_error"):
-        return Problem(path, expected(alternatives, value, str(path[-1]) if path else ""))
+        text = expected(alternatives, value, str(path[-1]) if path else "")
+        return Problem(path, f"{text}{_beside(path, value, top, document)}")
     # Any other error of pydantic: its own words, in align's form.
     return Problem(path, details["msg"].replace("Input should", "must").rstrip("."))
+
+
+def _on_limit(limit: float, path: FieldPath, value: Any, top: Members, document: Any) -> str:
+    """What to do about -1 and 0, by which people switch a limit off, and about a percentage."""
+    info = _fields_around(path, top, document).get(str(path[-1])) if path else None
+    if limit > 0 and value in (-1, 0) and info is not None and info.default is None:
+        return " (leave the key out for no limit)"
+    return f" (for {value:g} % write {value / 100:g})" if 1 < value < 100 and _is_share(info) else ""
+
+
+def _is_share(info: Any) -> bool:
+    """Whether a number lies between 0 and 1."""
+    return info is not None and any(1 in (getattr(limit, "le", None), getattr(limit, "lt", None)) for limit in info.metadata)
+
+
+def _beside(path: FieldPath, value: Any, top: Members, document: Any) -> str:
+    """For a mapping in place of a plain value, as other tools have: which of its keys are keys of the section around it."""
+    if not isinstance(value, dict) or not path:
+        return ""
+    found = keys_inside(value, [name for name in _fields_around(path, top, document) if name != path[-1]])
+    return f" (beside it: {as_written(found)})" if found else ""
+
+
+def _fields_around(path: FieldPath, top: Members, document: Any) -> Mapping[str, Any]:
+    model = fitting_model(*follow(top, document, path[:-1]))
+    return model.model_fields if model else {}
 
 
 def _missing_tag(path: FieldPath, tag: str, alternatives: Members, value: Any, place: Place) -> Problem:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+from align.config.advice import LEAVE_OUT
 from align.config.architecture import architecture_in
 from align.config.base import Problem, StrictModel
 from align.config.explain import kind_phrase
@@ -112,6 +113,8 @@ def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) 
     fitting = _fitting(wanted, stage, kinds)
     if (stem := Path(name).stem) in fitting:
         return f"no input or stage is called '{name}'; did you mean '{stem}'?"
+    if name.lower() in LEAVE_OUT:
+        return f"no input or stage is called '{name}'; leave the key out for the default"
     if Path(name).suffix in (".yaml", ".yml"):
         return f"no input or stage is called '{name}'; rules in a file are {{rules: {name}}}"
     if place := _as_place(name, kinds_of(wanted)[0]):

@@ -64,6 +64,9 @@ def _check_id(text: str | None, key: str) -> None:
         return
     if (hub_id := hub_id_in(text)) and hub_id != text:
         raise ValueError(f"{key} is the id alone: did you mean '{key}: {hub_id}'?")
+    owner, _, subset = text.rpartition("/")
+    if key == "dataset" and hub_id_in(owner) == owner and "." not in subset:
+        raise ValueError(f"dataset is owner/name: did you mean 'dataset: {owner}, subset: {subset}'?")
     if is_written_as_path(text):
         raise ValueError(f"{key} is an id on the hub, and '{text}' a path: did you mean 'path: {text}'?")
 

@@ -79,8 +79,15 @@ def _move(document: Document, path: FieldPath, target: FieldPath) -> None:
     elif there is None and (isinstance(value, dict) or target[0] not in SECTIONS):
         document.move(path, target)
     elif isinstance(there, dict) and isinstance(value, dict):
-        for name in [name for name in value if name not in there]:
+        for name in [name for name in value if name not in there and _fits(str(target[0]), value[name])]:
             document.move((*path, name), (*target, name))
+
+
+def _fits(section: str, entry: Any) -> bool:
+    """Whether a value looks like an entry of a section; that of another tool's section would bring problems of its own."""
+    return section not in SECTIONS or (
+        isinstance(entry, dict) and bool(SECTIONS[section] in entry or "rounds" in entry or _key_for(SECTIONS[section], entry))
+    )
 
 
 def _key_for(word: str, entry: Mapping[str, Any]) -> str | None:

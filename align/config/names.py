@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_origin
 
 from pydantic import BaseModel
 
@@ -35,6 +36,7 @@ MISSPELT = 0.75
 """Names at least this alike are one name, misspelt."""
 LITTLE = 0.4
 """Names less alike than this have nothing to do with each other."""
+NOTHING: Mapping[str, FieldPath] = MappingProxyType({})
 NOT_FAR = 0.6
 """Names at least this alike may be: better a guess than none."""
 
@@ -102,10 +104,16 @@ def unknown_stage_type(given: str, known: Sequence[str]) -> str:
     for word in words_for("stages", given):
         near = [name for name in word.here if name in known]
         if word.missing:
-            return f"unknown stage type; {word.note}"
+            return f"unknown stage type; {word.note.replace('$', given)}"
         if near:
             return f"unknown stage type; did you mean '{near[0]}'?{f' {word.note}' if word.note else ''}"
     return unknown(given, known, what="stage type")
+
+
+def stage_type_of(name: str, known: Iterable[str]) -> str | None:
+    """The type of stage that a name is, perhaps in another tool's words."""
+    words = [target for word in words_for("stages", name) if not word.missing for target in word.here]
+    return next((kind for kind in (name, *words) if kind in known), None)
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,10 @@ def unknown_key(
         words = words_for("keys", other)
     return (
         _same_style(given, known)
+        or _section_of_other_tool(given, section, known, inner, words, model)
         or _other_word(given, section, known, inner, words, place)
         or (Meant(f"unknown key; did you mean '{misspelt}'?", misspelt) if misspelt else None)
-        or _other_section(given, inner, words, place)
+        or _other_section(given, section, inner, words, place)
         or _no_such_key(given, known, inner, words, place)
     )
 
@@ -167,6 +176,56 @@ def unknown_key(
 def _same_style(given: str, known: Sequence[str]) -> Meant | None:
     same = next((name for name in known if plain(name) == plain(given)), None)
     return Meant(f"unknown key; did you mean '{same}'?", same) if same else None
+
+
+def _section_of_other_tool(
+    given: str,
+    section: Mapping[str, Any],
+    known: Sequence[str],
+    inner: Mapping[str, FieldPath],
+    words: Sequence[Word],
+    model: type[BaseModel] | None,
+) -> Meant | None:
+    """For a mapping, such as `adam: {lr: 5e-7}`: its keys that are keys of this section, under their names here."""
+    value = section.get(given)
+    own = [target for word in words for target in word.here if target in known or target in inner]
+    if not isinstance(value, dict) or model is None or any(_takes_mapping(model, target) for target in own):
+        return None
+    found = {target: inside for target, inside in keys_inside(value, known, inner).items() if target not in own}
+    return Meant(f"unknown key; did you mean '{next(iter(found))}'? Write {as_written(found)} in its place.") if found else None
+
+
+def as_written(values: Mapping[str, Any]) -> str:
+    """Keys and plain values as a recipe has them; those with a dot stand in a mapping."""
+    plain_values = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+    parts = [f"{key}: {value}" for key, value in plain_values.items() if "." not in key]
+    for outer in dict.fromkeys(key.partition(".")[0] for key in plain_values if "." in key):
+        inside = {key.partition(".")[2]: value for key, value in plain_values.items() if key.startswith(f"{outer}.")}
+        inside = ({"method": "lora"} if outer == "peft" else {}) | inside
+        parts.append(f"{outer}: {{{', '.join(f'{key}: {value}' for key, value in inside.items())}}}")
+    return ", ".join(parts)
+
+
+def keys_inside(value: Mapping[str, Any], known: Sequence[str], inner: Mapping[str, FieldPath] = NOTHING) -> dict[str, Any]:
+    """The plain values in a mapping, at any depth, by the keys here that they are for."""
+    found: dict[str, Any] = {}
+    for key, inside in value.items():
+        if isinstance(inside, dict):
+            found |= {target: given for target, given in keys_inside(inside, known, inner).items() if target not in found}
+        elif not isinstance(inside, list):
+            words = [(target, word) for word in words_for("keys", str(key)) if not word.missing for target in word.here]
+            if key in known or key in inner:
+                found.setdefault(str(key) if key in known else show_path(inner[key]), inside)
+            elif match := next(((to, word) for to, word in words if to in known or to.rpartition(".")[2] in inner), None):
+                target, word = match
+                found.setdefault(target, word.value_for(str(key), inside) or inside)
+    return found
+
+
+def _takes_mapping(model: type[BaseModel], key: str) -> bool:
+    info = model.model_fields.get(key)
+    origins: list[Any] = [get_origin(part) for part in members(info.annotation)] if info else []
+    return dict in origins or (info is not None and any(map(is_model, members(info.annotation))))
 
 
 def _other_word(
@@ -189,20 +248,24 @@ def _other_word(
     return None
 
 
-def _other_section(given: str, inner: Mapping[str, FieldPath], words: Sequence[Word], place: Place) -> Meant | None:
+def _other_section(
+    given: str, section: Mapping[str, Any], inner: Mapping[str, FieldPath], words: Sequence[Word], place: Place
+) -> Meant | None:
     """Where else the key, or its name here, is one: in a section inside, around, or elsewhere."""
     if path := inner.get(plain(given)):
         return Meant(f"unknown key; did you mean '{show_path((*place.path, *path))}'?")
-    targets = dict.fromkeys((plain(given), *(target for word in words if not word.missing for target in word.here)))
+    examples = {target: _example(given, section, target, word) for word in words if not word.missing for target in word.here}
+    targets = {plain(given): "", **examples}
     for target in targets:
         if place.outer is not None and target.partition(".")[0] in place.outer.model_fields:
             full = show_path((*place.path[:-1], target))
             return Meant(f"unknown key; did you mean '{full}'? It goes beside '{place.path[-1]}', not into it.")
     if any(word.missing for word in words):
         return None
-    for target in targets:
+    for target, example in targets.items():
         if having := [what for what, model in place.elsewhere().items() if target.partition(".")[0] in model.model_fields]:
-            return Meant(f"unknown key; '{target}' is a key of {listing(having)}")
+            there = f": {example}" if "." in target and example else ""
+            return Meant(f"unknown key; '{target}' is a key of {listing(having)}{there}")
     return None
 
 
@@ -252,7 +315,9 @@ def _example(given: str, section: Mapping[str, Any], target: str, word: Word) ->
     if word.times and (part := _value_of(word.times, section)) and isinstance(value, int):
         return f"{target}: {value * part}, micro_batch_size: {part}"
     if new_value is not None:
-        return f"peft: {{method: {new_value}}}" if target == "peft.method" else f"{target}: {new_value}"
+        key = target.rpartition(".")[2]
+        inside = f"method: {new_value}" if key == "method" else f"method: lora, {key}: {new_value}"
+        return f"peft: {{{inside}}}" if outer == "peft" != target else f"{target}: {new_value}"
     if "$" in word.write:
         return word.write.replace("$", str(value)) if type(value) in (str, int, float) else ""
     return word.write

@@ -12,7 +12,7 @@ from align.config.entry import written_blocks
 from align.config.graph import StageTypeLike
 from align.config.inputs import DataInput, ModelInput, ModelKind
 from align.config.misplaced import SECTIONS, TOP_KEYS
-from align.config.names import one_of, show_path, unknown
+from align.config.names import one_of, show_path, stage_type_of, unknown
 from align.config.other_tools import words_for
 from align.config.reference import FieldPath
 from align.config.shape import is_model, members
@@ -46,8 +46,7 @@ def apply_override(
     replacement = parse_text(value_text, label=label, rank=rank, show_lines=False)
     position = replacement.values[()]
     if parts[0] not in TOP_KEYS and (meant := paths_meant(document, parts, stage_types)):
-        proposals = one_of([f"'{show_path(path)}'" for path in meant])
-        return position, f"{key.strip()}: unknown key; did you mean {proposals}?"
+        return position, f"{key.strip()}: unknown key; did you mean {_proposals(meant)}?"
     path: FieldPath = ()
     for part in parts:
         here = document.get(path)
@@ -62,6 +61,8 @@ def apply_override(
         if len(path) < len(parts) and isinstance(here, dict) and part not in here:
             # A stage or input that does not exist is taken for a misspelt name.
             if len(path) == 2 and path[0] in SECTIONS:
+                if meant := paths_meant(document, parts, stage_types):
+                    return position, f"{show_path(path)}: unknown name; did you mean {_proposals(meant)}?"
                 return position, f"{show_path(path)}: {unknown(part, list(here), what='name')}"
             document.put(path, {}, position)
     document.put(path, replacement.value, position)
@@ -74,6 +75,7 @@ def paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[s
     wanted = [piece for part in parts for piece in COPY.sub(r"\g<name>.\g<block>", part).split(".")]
     if len(wanted) > 1 and any(section in word.here for word in words_for("keys", wanted[0]) for section in SECTIONS):
         wanted = wanted[1:]
+    kinds = [kind for part in wanted[:-1] if (kind := stage_type_of(part, stage_types))]
     keys = [wanted[-1], *(here for word in words_for("keys", wanted[-1]) for here in word.here)]
     known = list(_paths(document, stage_types))
     for key in keys:
@@ -81,7 +83,28 @@ def paths_meant(document: Document, parts: Sequence[str], stage_types: Mapping[s
         asked = [*wanted[:-1], *([] if section == wanted[-2:-1] else section), field]
         if found := [path for path in known if _holds(path, asked)]:
             return found[:MOST_PATHS]
+    # stages.dpo.beta for a stage of type dpo with another name, and actor.optim.lr of another tool.
+    for key in keys:
+        fitting = [
+            path for path in known if path[-1] == key.rpartition(".")[2] and (not kinds or _type_at(path, document) in kinds)
+        ]
+        if fitting and (kinds or wanted[0] not in (*SECTIONS, *_names(document))):
+            return fitting[:MOST_PATHS]
     return []
+
+
+def _type_at(path: FieldPath, document: Document) -> str | None:
+    entry = document.get(path[:2])
+    return entry.get("stage", path[2]) if isinstance(entry, dict) else None
+
+
+def _names(document: Document) -> list[str]:
+    sections = (document.value.get(section) for section in SECTIONS)
+    return [name for section in sections if isinstance(section, dict) for name in section]
+
+
+def _proposals(paths: Sequence[FieldPath]) -> str:
+    return one_of([f"'{show_path(path)}'" for path in paths])
 
 
 def _holds(path: FieldPath, parts: Sequence[str]) -> bool:

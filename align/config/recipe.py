@@ -236,9 +236,12 @@ class _Parser:
         """The entries of `inputs` or `stages` that have a usable name and are mappings."""
         value = self.document.value.get(key)
         if value is None and key == "inputs":
-            text = "at least one input is needed, such as {base: {kind: model, path: …}}"
-            self.add(Problem((key,), text, at_key=True))
-            self.unreadable = True
+            stages = self.document.value.get("stages")
+            if isinstance(stages, dict) and any(isinstance(entry, dict) for entry in stages.values()):
+                # In place of one problem for every name in the stages.
+                text = "at least one input is needed, such as {base: {kind: model, path: …}}"
+                self.add(Problem((key,), text, at_key=True))
+                self.unreadable = True
             return {}
         if key not in self.document.value or value in (None, {}):
             self.add(Problem((key,), "at least one stage is needed, such as {sft: {stage: sft, model: …, data: …}}", at_key=True))

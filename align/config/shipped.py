@@ -34,7 +34,8 @@ def recipe_file(written: str | Path) -> Path:
     shipped = by_name(path.as_posix(), recipes_in(SHIPPED_RECIPES))
     if path.is_dir():
         if not (path / RECIPE_NAME).is_file():
-            hint = "Give the recipe's file, or the folder that holds it."
+            files = [found for pattern in ("*.yaml", "*.yml") for found in sorted(path.glob(pattern))]
+            hint = f"Did you mean {files[0]}?" if files else "Give the recipe's file, or the folder that holds it."
             if shipped is not None:
                 hint = f"A folder comes before the recipe of that name that comes with align, which is {shipped}."
             raise RecipeError(f"{path}: this folder has no {RECIPE_NAME}", hint=hint)
@@ -52,9 +53,12 @@ _HINT = "Relative paths start where you are; `align recipes list` shows the reci
 def _meant(path: Path) -> str:
     """The recipe that was probably meant, as the end of a sentence, or nothing."""
     from align.config.names import nearest
+    from align.config.other_tools import table
 
     if near := _near_path(path):
         return f"; did you mean {near}?"
+    if any(path.as_posix() in word.here for word in table()["stages"]):
+        return f"; a stage of a recipe is --only {path}, one without a recipe align stage {path}"
     names = [*recipes_in(SHIPPED_RECIPES)]
     names += [name.rpartition("/")[2] for name in names]
     found = nearest(path.as_posix(), names) or nearest(path.name, names)

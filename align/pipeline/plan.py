@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from align.config.base import execution_paths
 from align.config.judge import iterate_judges
-from align.config.names import ALL_CHARACTERS, listing, nearest, show_path
+from align.config.names import ALL_CHARACTERS, MISSPELT, listing, nearest, show_path, stage_type_of
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
@@ -244,7 +244,11 @@ def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str |
 def _stage_meant(name: str, recipe: Recipe) -> str:
     # The name of rounds, or of a stage with several seeds, stands for all of its stages.
     copies = [stage for stage in recipe.stages if recipe.expansion.written(("stages", stage))[:2] == ("stages", name)]
-    near = copies[-1] if copies else nearest(name, recipe.stages)
+    # Or the type of a stage that has another name.
+    kind = stage_type_of(name, STAGES)
+    typed = [key for key, stage in recipe.stages.items() if stage.type == kind]
+    near = copies[-1] if copies else nearest(name, recipe.stages, likeness=MISSPELT) or next(iter(typed), None)
+    near = near or nearest(name, recipe.stages)
     return f"; did you mean '{near}'?" if near else ""
 
 

@@ -123,7 +123,11 @@ ONE_MISTAKE = [
         "recipe.yaml:3:9: inputs.base: hub_id and revision go together (revision: main, a tag or a commit)",
     ),
     ("kind: model", "kind: modle", "recipe.yaml:3:16: inputs.base.kind: 'modle': unknown kind; did you mean 'model'?"),
-    ("{kind: model, path: base}", "base", "recipe.yaml:3:9: inputs.base: expected a mapping, got the text 'base'"),
+    (
+        "{kind: model, path: base}",
+        "base",
+        "recipe.yaml:3:9: inputs.base: expected a mapping, got the text 'base' (write {kind: …, path: base})",
+    ),
     (
         "kind: model, path",
         "kind: model, artifact",
@@ -322,7 +326,7 @@ def test_an_artifact_of_another_kind(problems: Problems, folder: Path) -> None:
         ("name: x\n", "recipe.yaml:1:1: stages: at least one stage is needed"),
         ("name: x\nstages: {}\n", "recipe.yaml:2:1: stages: at least one stage is needed"),
         ("name: x\nstages: [a]\n", "recipe.yaml:2:9: stages: expected a mapping of names to stages, got a list"),
-        ("name: x\nstages: {a: }\n", "recipe.yaml:2:12: stages.a: expected a mapping, got nothing (null)"),
+        ("name: x\nstages: {a: }\n", "recipe.yaml:2:10: stages.a: expected a mapping, got nothing (null)"),
     ],
 )
 def test_documents_that_are_no_recipe(folder: Path, text: str, expected: str) -> None:
