@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,12 +52,14 @@ def _find(name: str, folder: Path | None) -> Path:
 
 
 def _summary(folder: Path) -> str:
-    """The first line of prose in the recipe's README."""
+    """The first sentence of the recipe's README."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.strip() for line in lines if line.strip() and not line.startswith(("#", "|", "`", "!", "<"))), "")
+    rest = itertools.dropwhile(lambda line: not line.strip() or line.startswith(("#", "|", "`", "!", "<")), lines)
+    paragraph = " ".join(line.strip() for line in itertools.takewhile(str.strip, rest))
+    return re.split(r"(?<=[.?]) ", paragraph, maxsplit=1)[0]
 
 
 @app.command("list")
@@ -67,9 +71,10 @@ def list_(folder: FolderOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(rows)
         return
-    width = max(len(row["name"]) for row in rows)
+    width, wraps = max(len(row["name"]) for row in rows), sys.stdout.isatty()
     for row in rows:
-        print(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+        line = f"{row['name']:<{width}}  {row['summary']}".rstrip()
+        print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent=" " * (width + 2)) if wraps else line)
 
 
 @app.command()

@@ -21,7 +21,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recipe = tmp_path / "shelf" / "first"
     (recipe / "data").mkdir(parents=True)
     (recipe / "recipe.yaml").write_text("name: first # 첫째\n", encoding="utf-8")
-    (recipe / "README.md").write_text("# First\n\nA recipe to begin with.\nMore.\n")
+    (recipe / "README.md").write_text("# First\n\nA recipe to\nbegin with. More.\n")
     (recipe / "data" / "rows.jsonl").write_text("")
     (tmp_path / "shelf" / "no_recipe").mkdir()
     return tmp_path / "shelf"
