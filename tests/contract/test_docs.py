@@ -191,6 +191,19 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert main(["plan", "mine"]) == 0
 
 
+def test_commands_for_troubles_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the FAQ. Plans have a test of their own; the tutorial's test has a store for those that need one."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").symlink_to(ROOT / "recipes")
+    Path("instructions.csv").write_text("Question,Answer\n" + "".join(f"What is {n}?,It is {n}.\n" for n in range(8)))
+    for arguments in [arguments[1:] for arguments in commands(ROOT / "docs" / "faq.md") if arguments[0] == "align"]:
+        if arguments[0] not in ("plan", "store"):
+            code = main(arguments)
+            output = capsys.readouterr()
+            assert code == 0 or (arguments == ["doctor"] and code == 4), (arguments, output.err)
+            assert output.out
+
+
 def test_every_recipe_has_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "list"]) == 0
     for line in capsys.readouterr().out.splitlines():

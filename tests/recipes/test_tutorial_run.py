@@ -14,6 +14,7 @@ from align.cli.main import main
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
+FAQ = PAGE.with_name("faq.md")
 FENCE = re.compile(r"^```(?P<language>[a-z]+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (?P<name>\w+\.py)\n")
 # Numbers, their signs and units, and marks that follow from them; they differ between machines.
@@ -72,3 +73,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
                     assert code == 0, (line, capsys.readouterr().err)
             output = capsys.readouterr()
             shown = output.out + output.err
+    store = [line for line in FAQ.read_text(encoding="utf-8").splitlines() if line.startswith("align store ")]
+    assert len(store) >= 4
+    for line in store:
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
