@@ -45,6 +45,7 @@ EXAMPLES: Mapping[str, Any] = {
     "subset": "main",
     "split": "train[:5000]",
     "revision": "main",
+    "max_rows": 5000,
     "artifact": "runs/quickstart/stages/sft",
     "columns": {"prompt": "Question", "completion": "Answer"},
     "checks": {"repeated_rows": "drop", "near_duplicate": "error"},

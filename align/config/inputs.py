@@ -97,9 +97,11 @@ class ModelInput(StrictModel):
 
 Subset = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
 """Left out of what is written where there is none: datasets without subsets have the fingerprint that they always had."""
+MaxRows = Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)]
+"""Likewise."""
 
 
-def _check_place(path: str | None, dataset: str | None, split: str | None, subset: str | None) -> None:
+def _check_place(path: str | None, dataset: str | None, split: str | None, subset: str | None, max_rows: int | None) -> None:
     """Refuse a place of rows that is not exactly a path, or a dataset with its split."""
     _check_id(dataset, "dataset")
     if (path is None) == (dataset is None):
@@ -108,6 +110,8 @@ def _check_place(path: str | None, dataset: str | None, split: str | None, subse
         raise ValueError("dataset and split go together (split: train)")
     if dataset is None and subset is not None:
         raise ValueError("subset goes with dataset")
+    if max_rows is not None and "[" in (split or ""):
+        raise ValueError(f"max_rows counts from the first row of a split: write split: {(split or '').partition('[')[0]}")
 
 
 class MixturePart(StrictModel):
@@ -125,12 +129,14 @@ class MixturePart(StrictModel):
     """Split of the hub dataset, or a part of it: train, train[:5000]."""
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
+    max_rows: MaxRows = None
+    """Read only the first rows, at most this many; of a hub dataset, the rest is not downloaded."""
     columns: dict[str, str] = Field(default_factory=dict)
     """align's field → column of this part, where the names differ."""
 
     @model_validator(mode="after")
     def _one_source(self) -> MixturePart:
-        _check_place(self.path, self.dataset, self.split, self.subset)
+        _check_place(self.path, self.dataset, self.split, self.subset, self.max_rows)
         return self
 
 
@@ -149,6 +155,8 @@ class DataInput(StrictModel):
     """Split of the hub dataset, or a part of it: train, train[:5000]."""
     revision: str | None = None
     """Branch, tag or commit of the hub dataset."""
+    max_rows: MaxRows = None
+    """Read only the first rows, at most this many; of a hub dataset, the rest is not downloaded."""
     mixture: dict[PartName, MixturePart] | None = Field(default=None, min_length=1)
     """Several sources by name, each with its weight; no row is taken twice."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -176,18 +184,9 @@ class DataInput(StrictModel):
     @model_validator(mode="after")
     def _one_source(self) -> DataInput:
         if self.mixture is None:
-            _check_place(self.path, self.dataset, self.split, self.subset)
-        elif (self.path, self.dataset, self.subset, self.split, self.revision, self.columns) != (
-            None,
-            None,
-            None,
-            None,
-            None,
-            {},
-        ):
-            raise ValueError(
-                "a mixture has path, dataset, subset, split, revision and columns in each of its parts, not beside them"
-            )
+            _check_place(self.path, self.dataset, self.split, self.subset, self.max_rows)
+        elif beside := [name for name in MixturePart.model_fields if getattr(self, name, None) not in (None, {})]:
+            raise ValueError(f"a mixture has {' and '.join(beside)} in each of its parts, not beside them")
         return self
 
 

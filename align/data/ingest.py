@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from align.config.inputs import DataInput
-from align.data.hub import fetch_dataset_rows
 from align.data.mixture import NOT_SAMPLED, mixed_places
 from align.data.quality.overlap import EvaluationIndex
-from align.data.source import HubRows, Source
-from align.data.validation.block import BLOCK_ROWS, Block
+from align.data.reader import RawRow
+from align.data.source import HubRows, Source, fetch_file
+from align.data.validation.block import blocks_of
 from align.data.validation.collection import Kept, collect_rows
 from align.data.validation.scan import rules_of
 from align.data.validation.summary import Problem, Summary
@@ -42,7 +41,7 @@ class Ingested:
     notes: list[str]
     """The findings as sentences."""
     source: str
-    """The file, or the hub id with its commit."""
+    """The file, or the hub id with its commit; of a mixture the parts, and those of the hub with their commits."""
 
 
 def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: EvaluationIndex | None = None) -> Ingested:
@@ -56,15 +55,13 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
     Raises:
         DataError: if a row has a problem with the action `error` (`on_invalid`, `checks`), if no row is usable, or if a file is
             damaged or cut short, since nobody could say how many rows are missing. Nothing is written.
-        EnvironmentProblem, RecipeError: see `fetch_dataset_rows`.
+        EnvironmentProblem, RecipeError: see `fetch_file`.
     """
-    blocks = None
-    # A dataset is fetched before it is validated, because the source's name has the commit, which the fetch finds out.
-    if spec.dataset is not None:
-        source, blocks = _fetched(source)
+    # Datasets are opened before they are validated, because the source's name has the commits, which are found out then.
+    source, opened = _opened(source)
     first = _FirstProblems()
     rules = rules_of(spec, evaluation)
-    with collect_rows(source, rules, folder=entry_folder, on_problem=first.add, blocks=blocks) as collection:
+    with collect_rows(source, rules, folder=entry_folder, on_problem=first.add, blocks=blocks_of(source, opened)) as collection:
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
@@ -79,13 +76,17 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
     )
 
 
-def _fetched(source: Source) -> tuple[Source, Iterator[Block]]:
-    """A hub dataset's source, named with the commit of its rows, and the rows."""
-    hub = source.files[0].origin
-    assert isinstance(hub, HubRows)  # `find_source` made it of a dataset
-    commit, rows = fetch_dataset_rows(hub.dataset, hub.split, hub.revision, hub.subset)
-    named = replace(source, shown=hub.shown(commit or hub.revision or "cached"))
-    return named, (Block(0, block) for block in iter(lambda: list(islice(rows, BLOCK_ROWS)), []))
+def _opened(source: Source) -> tuple[Source, dict[int, Iterator[RawRow]]]:
+    """The source, named with the commit of each dataset of the hub, and the rows of these by the number of the file."""
+    opened, names = dict[int, Iterator[RawRow]](), list[str]()
+    for number, file in enumerate(source.files):
+        if isinstance(file.origin, HubRows):
+            commit, opened[number] = fetch_file(file)
+            names.append(file.origin.shown(commit or file.origin.revision or "cached"))
+    if not names:
+        return source, opened
+    shown = f"{source.shown} ({', '.join(names)})" if source.weights else names[0]
+    return replace(source, shown=shown), opened
 
 
 def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> Counter[str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class SourceFile:
     """align's field → column of this file, where the names differ."""
     part: str | None = None
     """Name of the mixture's part that it belongs to; None outside mixtures."""
+    max_rows: int | None = None
+    """Most rows of it and of the files before it, of the same part, together; None: all."""
 
     @property
     def format(self) -> str:
@@ -82,33 +85,58 @@ def find_source(spec: DataInput, locate: Callable[[str], Path]) -> Source:
         return Source(tuple(files), "mixture of " + ", ".join(spec.mixture), weights)
     if spec.dataset is not None:
         hub = HubRows(spec.dataset, spec.split or "", spec.revision, spec.subset)
-        return Source((SourceFile(hub, spec.dataset, spec.columns),), spec.dataset)
+        return Source((SourceFile(hub, spec.dataset, spec.columns, max_rows=spec.max_rows),), spec.dataset)
     path = locate(spec.path or "")
-    return Source(tuple(_files(path, spec.row_kind, spec.columns)), str(path))
+    return Source(tuple(_files(path, spec.row_kind, spec, None)), str(path))
 
 
 def read_file(file: SourceFile) -> Iterator[RawRow]:
-    """Rows of one file of a source; see `read_raw`.
+    """Rows of one file of a source, at most its `max_rows`; see `read_raw`.
 
     Raises:
         DataError, EnvironmentProblem: see `read_raw` and `fetch_dataset_rows`.
     """
-    if isinstance(file.origin, HubRows):
-        hub = file.origin
-        return fetch_dataset_rows(hub.dataset, hub.split, hub.revision, hub.subset)[1]
-    return read_raw(file.origin)
+    return fetch_file(file)[1] if isinstance(file.origin, HubRows) else islice(read_raw(file.origin), file.max_rows)
+
+
+def fetch_file(file: SourceFile) -> tuple[str | None, Iterator[RawRow]]:
+    """The commit and the rows of a file that is on the hub; see `fetch_dataset_rows`."""
+    hub = file.origin
+    assert isinstance(hub, HubRows)
+    return fetch_dataset_rows(hub.dataset, hub.split, hub.revision, hub.subset, file.max_rows)
+
+
+def read_prefix(source: Source, most: int) -> Iterator[list[RawRow]]:
+    """The first rows of each file, in order. Behind a file of a limited part that goes on, its other files give none.
+
+    Args:
+        most: rows of a file.
+    Raises:
+        DataError, EnvironmentProblem: see `read_file`.
+    """
+    left = dict[str | None, int]()
+    for file in source.files:
+        limit = most if file.max_rows is None else min(most, left.get(file.part, file.max_rows))
+        rows = list(islice(read_file(file), limit)) if limit else []
+        if file.max_rows is not None:
+            # How many rows a longer file has is not known here, so nor is whether the limit leaves any to the next.
+            left[file.part] = 0 if len(rows) == most else left.get(file.part, file.max_rows) - len(rows)
+        yield rows
 
 
 def _files_of_part(spec: DataInput, name: str, part: MixturePart, locate: Callable[[str], Path]) -> list[SourceFile]:
     if part.dataset is not None and part.split is not None:
         hub = HubRows(part.dataset, part.split, part.revision, part.subset)
-        return [SourceFile(hub, hub.shown(part.revision or "newest"), part.columns, name)]
-    return _files(locate(part.path or ""), spec.row_kind, part.columns, name)
+        return [SourceFile(hub, hub.shown(part.revision or "newest"), part.columns, name, part.max_rows)]
+    return _files(locate(part.path or ""), spec.row_kind, part, name)
 
 
-def _files(path: Path, kind: DataKind[Any], columns: Mapping[str, str], part: str | None = None) -> list[SourceFile]:
+def _files(path: Path, kind: DataKind[Any], place: DataInput | MixturePart, part: str | None) -> list[SourceFile]:
     """The files that a path stands for."""
-    return [SourceFile(file, str(file), columns or _default_columns(kind, file), part) for file in find_files(path)]
+    return [
+        SourceFile(file, str(file), place.columns or _default_columns(kind, file), part, place.max_rows)
+        for file in find_files(path)
+    ]
 
 
 def _default_columns(kind: DataKind[Any], path: Path) -> Mapping[str, str]:

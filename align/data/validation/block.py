@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 
 from align.data.formats.lines import read_json_lines
 from align.data.formats.raw import MAX_LINE_BYTES, RawRow
@@ -46,15 +47,28 @@ class Block:
         return len(self.data) if isinstance(self.data, bytes) else 0
 
 
-def blocks_of(source: Source) -> Iterator[Block]:
-    """All rows of a source, file by file.
+def blocks_of(source: Source, opened: Mapping[int, Iterator[RawRow]] = MappingProxyType({})) -> Iterator[Block]:
+    """All rows of a source, file by file, as far as its parts are not limited.
 
+    Args:
+        opened: rows of files that are open already, by the file's number.
     Raises:
         DataError, EnvironmentProblem: see `read_file`.
     """
+    left = dict[str | None, int]()
     for number, file in enumerate(source.files):
-        path = _lines_path(file)
-        yield from _cut(path, number) if path is not None else _collected(file, number)
+        if file.max_rows is None and number not in opened and (path := _lines_path(file)) is not None:
+            yield from _cut(path, number)
+            continue
+        limit = None if file.max_rows is None else left.get(file.part, file.max_rows)
+        if limit == 0:
+            continue
+        rows = 0
+        for block in _collected(islice(opened.get(number) or read_file(file), limit), number):
+            rows = block.rows_before + len(block.data)
+            yield block
+        if limit is not None:
+            left[file.part] = limit - rows
 
 
 def scan_blocks(
@@ -177,8 +191,7 @@ def _numbered(data: bytes, lines_before: int) -> Iterator[RawRow]:
         yield line + shift, row
 
 
-def _collected(file: SourceFile, number: int) -> Iterator[Block]:
-    rows = read_file(file)
+def _collected(rows: Iterator[RawRow], number: int) -> Iterator[Block]:
     before = 0
     while block := list(islice(rows, BLOCK_ROWS)):
         yield Block(number, block, rows_before=before)

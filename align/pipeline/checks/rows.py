@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from align.config.inputs import DataInput
-from align.data.source import HubRows, Source, SourceFile, read_file
+from align.data.source import HubRows, Source, SourceFile, read_prefix
 from align.data.validation import Problem, Summary, collect_rows, rules_of
 from align.data.validation.block import Block
 from align.data.validation.kind import kinds_that_fit
@@ -61,13 +61,13 @@ def read_head(source: Source, spec: DataInput) -> Head:
     Raises:
         DataError, RecipeError: if a file cannot be read at all.
     """
-    files = source.files[:MOST_FILES]
-    blocks = [Block(number, list(itertools.islice(read_file(file), HEAD_ROWS))) for number, file in enumerate(files)]
+    heads = itertools.islice(read_prefix(source, HEAD_ROWS), MOST_FILES)
+    blocks = [Block(number, rows) for number, rows in enumerate(heads)]
     problems: list[Problem] = []
     with collect_rows(source, rules_of(spec), on_problem=problems.append, blocks=blocks) as collection:
         records = list(collection.records())
     raw = [row for _, row in blocks[0].data if isinstance(row, dict)]  # type: ignore[misc]  # a block of rows, not of bytes
-    is_whole = len(files) == len(source.files) and all(len(block.data) < HEAD_ROWS for block in blocks)
+    is_whole = len(blocks) == len(source.files) and all(len(block.data) < HEAD_ROWS for block in blocks)
     return Head(raw, records, collection.summary, problems, is_whole)
 
 

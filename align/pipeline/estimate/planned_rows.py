@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,14 +132,21 @@ def count_rows(data: ResolvedInput) -> int | None:
     spec, source = data.spec, data.source
     assert isinstance(spec, DataInput)  # only data inputs can be without an artifact
     assert source is not None  # every data input has one
-    counts = [_rows_in(file) for file in source.files]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    counts = Counter[str | None]()
+    for file in source.files:
+        count = _rows_in(file)
+        if count is None:
+            return None
+        count += counts[file.part]
+        counts[file.part] = count if file.max_rows is None else min(count, file.max_rows)
+    return counts.total()
 
 
 def _rows_in(file: SourceFile) -> int | None:
     path = file.origin
-    if not isinstance(path, Path) or path.suffix == ".gz" or file.format == ".arrow":
+    if not isinstance(path, Path):
+        return file.max_rows
+    if path.suffix == ".gz" or file.format == ".arrow":
         return None
     if file.format == ".parquet":
         import pyarrow.parquet

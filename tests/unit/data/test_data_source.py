@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.config.inputs import DataInput
-from align.data.source import HubRows, Source, find_source, read_file
+from align.data.source import HubRows, Source, find_source, read_file, read_prefix
+from align.data.validation.block import blocks_of
 from align.errors import AlignError, DataError, RecipeError
 
 
@@ -108,3 +109,37 @@ def test_parts_of_a_mixture(shards: Path) -> None:
 def test_mixtures_that_cannot_be_meant(more: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         DataInput.model_validate({"kind": "text", "mixture": {"a": {"path": "a.jsonl", "weight": 1.0}}, **more})
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    for name, rows in {"a.jsonl": range(3), "b.jsonl": range(3, 6), "c.jsonl": range(6, 9)}.items():
+        (tmp_path / name).write_text("".join(json.dumps({"text": str(row)}) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 4, 6, 99])
+def test_a_limit_is_of_all_files_together(numbers: Path, max_rows: int) -> None:
+    spec = DataInput(kind="text", path="*.jsonl", max_rows=max_rows)
+    source = find_source(spec, lambda written: numbers / written)
+    read = [row for block in blocks_of(source) for row in block.data]
+    assert [row["text"] for _, row in read] == [str(row) for row in range(min(max_rows, 9))]  # type: ignore[misc, index]
+
+
+def test_a_limit_is_of_one_part(numbers: Path) -> None:
+    parts = {"one": {"path": "[ab].jsonl", "weight": 1, "max_rows": 4}, "two": {"path": "c.jsonl", "weight": 1}}
+    source = find_source(DataInput.model_validate({"kind": "text", "mixture": parts}), lambda written: numbers / written)
+    assert [len(block.data) for block in blocks_of(source) if isinstance(block.data, list)] == [3, 1]
+    assert [len(rows) for rows in read_prefix(source, 9)] == [3, 1, 3]
+    # Whether the limit leaves any row of the second file is not known without reading the first to its end.
+    assert [len(rows) for rows in read_prefix(source, 2)] == [2, 0, 2]
+
+
+def test_where_a_limit_cannot_be_meant() -> None:
+    with pytest.raises(ValueError, match="max_rows counts from the first row of a split: write split: train"):
+        DataInput(kind="text", dataset="a/b", split="train[10:]", max_rows=5)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        DataInput(kind="text", path="a.jsonl", max_rows=0)
+    with pytest.raises(ValueError, match="a mixture has max_rows in each of its parts, not beside them"):
+        DataInput.model_validate({"kind": "text", "mixture": {"a": {"path": "a.jsonl", "weight": 1.0}}, "max_rows": 5})
+    assert "max_rows" not in DataInput(kind="text", path="a.jsonl").model_dump()

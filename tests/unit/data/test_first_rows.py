@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from local_hub import LocalHub
 
+from align.config.inputs import DataInput
 from align.data.formats.raw import RawProblem
 from align.data.hub import fetch_dataset_rows
+from align.data.ingest import ingest
 from align.data.kept_rows import keep_rows
+from align.data.source import find_source
 from align.errors import AlignError, DataError, EnvironmentProblem, RecipeError
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -228,3 +231,16 @@ class TestErrors:
         hub.datasets["owner/bad"] = (FIRST, {"train.jsonl": lines("a") + b"{bad\n"})
         with pytest.raises((DataError, EnvironmentProblem), match="dataset owner/bad: "):
             fetch("owner/bad", "train", max_rows=5)
+
+
+def test_the_manifest_names_the_commits(hub: LocalHub, tmp_path: Path) -> None:
+    hub.datasets["owner/more"] = (SECOND, {"train.jsonl": lines("m1", "m2", "m3")})
+    place = {"dataset": "owner/more", "split": "train", "max_rows": 2}
+    spec = DataInput.model_validate({"kind": "text", **place})
+    result = ingest(spec, find_source(spec, Path), tmp_path)
+    assert (result.source, result.rows_in) == (f"owner/more@{SECOND}:train", 2)
+    parts = {"hub": {**place, "weight": 1}, "file": {"path": str(tmp_path / "a.txt"), "weight": 1}}
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    spec = DataInput.model_validate({"kind": "text", "mixture": parts})
+    result = ingest(spec, find_source(spec, Path), tmp_path)
+    assert (result.source, result.rows_out) == (f"mixture of hub, file (owner/more@{SECOND}:train)", 4)

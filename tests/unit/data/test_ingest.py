@@ -110,3 +110,12 @@ def test_a_hub_dataset_without_a_hub(tmp_path: Path) -> None:
         ingest(spec, find_source(spec, Path), tmp_path)
     assert "owner/absent" in str(caught.value)
     assert "local file" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_only_the_first_rows_are_read(tmp_path: Path, name: str) -> None:
+    bad = '{"prompt": ""}\n' if name == "x.jsonl" else ",\n"
+    good = [json.dumps(GOOD) if name == "x.jsonl" else "a,b" for _ in range(3)]
+    text = "\n".join([*([] if name == "x.jsonl" else ["prompt,completion"]), *good]) + "\n" + bad
+    result = _ingest(tmp_path, text, name=name, max_rows=3)
+    assert (result.rows_in, result.rows_out) == (3, 3)

@@ -165,6 +165,8 @@ def test_rows_are_counted_by_the_size_of_the_file(project: Path, tmp_path: Path)
     path.write_text("".join(json.dumps({"text": f"행 {number:05d}"}, ensure_ascii=False) + "\n" for number in range(rows)))
     source = replace(data.source, files=(replace(data.source.files[0], origin=path),))
     assert count_rows(replace(data, source=source, artifact=None)) == pytest.approx(rows, rel=0.05)
+    limited = replace(source, files=(replace(source.files[0], max_rows=7), replace(source.files[0], max_rows=7)))
+    assert count_rows(replace(data, source=limited, artifact=None)) == 7
     packed = path.rename(tmp_path / "many.jsonl.gz")
     source = replace(data.source, files=(replace(data.source.files[0], origin=packed),))
     assert count_rows(replace(data, source=source, artifact=None)) is None
