@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from align.errors import AlignError, DataError, EnvironmentProblem, RecipeError,
 
 Action = Literal["refuse", "warn", "note"]
 Cause = Literal["recipe", "data", "machine"]
+MOST_DROPPED = 0.1
+"""Share of dropped rows above which a plan warns."""
 _ERRORS: dict[Cause, type[AlignError]] = {"recipe": RecipeError, "data": DataError, "machine": EnvironmentProblem}
 
 
@@ -37,6 +39,27 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def dropped_rows(
+    name: str, where: str, rows: int, reasons: Mapping[str, int], advice: str, *, is_whole: bool, source: str = ""
+) -> Finding:
+    """That a run would go on without some of the rows.
+
+    Args:
+        where: the file or the stage.
+        rows: rows looked at.
+        is_whole: whether there are no others.
+        source: the rows' file, where that is not `where`.
+        reasons: dropped rows, by `drop_reason`.
+        advice: for a share that is too large to be accepted without a look.
+    """
+    count = sum(reasons.values())
+    share = count / rows
+    counted = f"{count:,} of {'' if is_whole else 'the first '}{rows:,} rows"
+    listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+    text = f"{where}: {counted}{f' of {source}' if source else ''} would be dropped, {100 * share:.1f} % ({listed})"
+    return Finding(name, text, advice, "warn", "data") if share > MOST_DROPPED else Finding(name, text, action="note")
 
 
 def refuse(findings: Sequence[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from align.data.template import ChatFormat
 from align.engines.task import max_prompt_tokens_for
 from align.errors import AlignError
 from align.models.folder import NO_BOUND, ModelFolder
-from align.pipeline.checks.finding import Action, Finding
+from align.pipeline.checks.finding import Action, Finding, dropped_rows
 from align.records import place_of
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS
 
@@ -109,7 +110,9 @@ def check_fit(
     _, *lines = error.message.splitlines()
     drops = getattr(reading.config, "on_invalid", "error") == "drop"
     if drops and len(lines) < len(rows.records):
-        return []
+        reasons = dict(Counter(drop.drop_reason for drop in error.drops).most_common())
+        looked_at, advice = len(rows.records), "Raise the limit, or shorten the rows."
+        return [dropped_rows(reading.stage, where, looked_at, reasons, advice, is_whole=rows.is_whole, source=rows.source)]
     action: Action = "warn" if (drops and not rows.is_whole) or not rows.keeps_all else "refuse"
     count = f"{len(rows.records):,}" if rows.is_whole else f"the first {len(rows.records):,}"
     headline = f"{where}: {len(lines):,} of {count} rows of {rows.source} cannot be used"

@@ -15,7 +15,7 @@ from align.data.validation import Problem, Summary, collect_rows, rules_of
 from align.data.validation.block import Block
 from align.data.validation.kind import kinds_that_fit
 from align.errors import AlignError
-from align.pipeline.checks.finding import Action, Finding
+from align.pipeline.checks.finding import Action, Finding, dropped_rows
 
 HEAD_ROWS = 64
 """Rows read of each file."""
@@ -84,11 +84,19 @@ def check_rows(name: str, where: str, spec: DataInput, source: Source) -> list[F
     except AlignError as error:
         return [Finding(name, error.message, error.hint or "", cause="data")]
     if head.summary.usable:
-        return check_columns(name, where, source.files[0], head, "warn")
+        return [*check_columns(name, where, source.files[0], head, "warn"), *_dropped(name, source, head)]
     # Rows further down may be usable where unusable ones are dropped.
     action: Action = "refuse" if head.summary.errors or head.summary.cut_short or head.is_whole else "warn"
     found = check_columns(name, where, source.files[0], head, action)
     return found or [_unusable(name, where, spec, source, head, action)]
+
+
+def _dropped(name: str, source: Source, head: Head) -> list[Finding]:
+    reasons = dict(head.summary.dropped.most_common())
+    if not reasons:
+        return []
+    advice = "`align data validate` names each of them."
+    return [dropped_rows(name, source.shown, head.summary.rows_in, reasons, advice, is_whole=head.is_whole)]
 
 
 def check_columns(name: str, where: str, file: SourceFile, head: Head, action: Action) -> list[Finding]:

@@ -102,7 +102,36 @@ class TestRows:
         file = project / "instructions.jsonl"
         file.write_text('{"prompt": ""}\n{bad\n' + file.read_text(encoding="utf-8"), encoding="utf-8")
         assert plan().code == 3
-        assert plan("inputs.instructions.on_invalid=drop").code == 0
+        answer = plan("inputs.instructions.on_invalid=drop")
+        told = "instructions: instructions.jsonl: 2 of 26 rows would be dropped, 7.7 % (empty_prompt 1, not_json 1)"
+        assert (answer.code, told in " ".join(answer.out.split())) == (0, True)
+
+    @pytest.mark.parametrize(
+        ("bad", "rows", "told", "action"),
+        [
+            (6, 58, "6 of the first 64 rows would be dropped, 9.4 % (missing_field 6)", "note"),
+            (7, 58, "7 of the first 64 rows would be dropped, 10.9 % (missing_field 7)", "warn"),
+        ],
+    )
+    def test_the_share_that_would_be_dropped(self, project: Path, plan: Any, bad: int, rows: int, told: str, action: str) -> None:
+        row = json.dumps({"prompt": "a", "completion": "b"})
+        (project / "instructions.jsonl").write_text('{"prompt": "a"}\n' * bad + f"{row}\n" * rows)
+        answer = plan("inputs.instructions.on_invalid=drop", options=("--json",))
+        (finding,) = json.loads(answer.out)["findings"]
+        assert (finding["name"], finding["action"], finding["text"]) == ("instructions", action, f"instructions.jsonl: {told}")
+        assert finding["advice"] == ("" if action == "note" else "`align data validate` names each of them.")
+
+    def test_an_input_of_which_nothing_would_be_left_is_refused(self, project: Path, plan: Any) -> None:
+        (project / "instructions.jsonl").write_text('{"prompt": "", "completion": "b"}\n' * 9)
+        answer = plan("inputs.instructions.on_invalid=drop")
+        assert answer.code == 3
+        assert "instructions.jsonl: 9 of 9 rows cannot be used (empty_prompt 9)" in answer.err
+
+    def test_rows_behind_a_limit_do_not_count(self, project: Path, plan: Any) -> None:
+        file = project / "instructions.jsonl"
+        file.write_text(file.read_text(encoding="utf-8") + "{bad\n", encoding="utf-8")
+        assert plan().code == 3
+        assert plan("inputs.instructions.max_rows=24").code == 0
 
     def test_unusable_first_rows_of_a_longer_file_are_a_warning_where_rows_are_dropped(self, project: Path, plan: Any) -> None:
         file = project / "instructions.jsonl"

@@ -81,7 +81,12 @@ class TestLimits:
         ]
         assert lines[1].endswith("tokens; max_tokens is 128")
         assert hint.startswith("→ Shorten or remove these rows, raise the limit, or set on_invalid: drop")
-        assert plan("stages.sft.on_invalid=drop").code == 0
+        answer = plan("stages.sft.on_invalid=drop", options=("--json",))
+        (finding,) = json.loads(answer.out)["findings"]
+        assert (answer.code, finding["name"], finding["action"]) == (0, "sft", "note")
+        told = "stages.sft: 1 of 24 rows of instructions.jsonl would be dropped, 4.2 % (too_long 1)"
+        assert finding["text"] == f"recipe.yaml:11:12: {told}"
+        assert told in " ".join(plan("stages.sft.on_invalid=drop").out.split())
 
     def test_prompts_that_are_all_too_long(self, plan: Any) -> None:
         answer = plan("stages.sampled.max_prompt_tokens=4")
