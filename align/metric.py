@@ -115,6 +115,7 @@ METRICS: Mapping[str, Metric] = {
     "score_mean": Metric("mean score"),
     "score_spread": Metric("spread of scores"),
     "rewards/accuracies": _share("pairs ranked right", headline=True),
+    "held_out/rewards/accuracies": _share("held-out pairs ranked right", headline=True),
     "rewards/margins": Metric("reward margin", unit="nats", headline=True),
     "rewards": Metric("rewards", unit="nats"),
     "rewards/chosen": Metric("reward of chosen", unit="nats"),
@@ -185,7 +186,12 @@ METRICS: Mapping[str, Metric] = {
     "prompts_seen_in_training": Metric("prompts seen in training"),
 }
 
-PREFIXES = {"eval_": "validation ", "objective/scores/": "watched score ", "objective/parts/": "part of the score: "}
+PREFIXES = {
+    "eval_": "validation ",
+    "held_out/": "held-out ",
+    "objective/scores/": "watched score ",
+    "objective/parts/": "part of the score: ",
+}
 """Words for the start of a key; what follows is a metric or a name of the user's."""
 
 

@@ -219,9 +219,23 @@ class TrainingHistory:
     def write(self, path: Path) -> None:
         write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
-    def last(self, key: str) -> float | None:
-        values = [row[key] for row in self.rows if key in row]
-        return values[-1] if values else None
+    def of_last_epoch(self, key: str, *, rows: int, batch_size: int) -> float | None:
+        """Mean of a metric over the last epoch; None where it was never logged.
+
+        A logged value is a mean over the steps since the one before; it counts by the rows of those steps that lie in the epoch.
+        The value of the last step alone would be that of a few rows.
+
+        Args:
+            rows: rows of an epoch.
+            batch_size: rows of an optimizer step; the epoch's last step may have fewer.
+        """
+        before = self.steps - math.ceil(rows / batch_size)
+        total, weight, since = 0.0, 0, before
+        for row in self.rows:
+            if key in row and (step := int(row["step"])) > before:
+                seen = min((step - before) * batch_size, rows) - (since - before) * batch_size
+                total, weight, since = total + seen * row[key], weight + seen, step
+        return total / weight if weight else None
 
 
 def train(

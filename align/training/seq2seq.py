@@ -97,7 +97,7 @@ def train_seq2seq_sft(
     tokens, keeps_all = sum(map(_tokens, samples)), config.keep_epochs == "all"
     history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
     metrics = {
-        "train_loss": history.last("loss"),
+        "train_loss": history.of_last_epoch("loss", rows=len(samples), batch_size=config.batch_size),
         "steps": history.steps,
         "tokens": tokens,
         "row_fill": trainer.row_fill(),

@@ -82,7 +82,7 @@ def train_sft(
     history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
-        "train_loss": history.last("loss"),
+        "train_loss": history.of_last_epoch("loss", rows=len(built), batch_size=config.batch_size),
         "steps": history.steps,
         "packed_rows": len(rows),
         "tokens": tokens,

@@ -170,9 +170,10 @@ def run_ours(options: argparse.Namespace) -> None:
     kind = "instructions" if case == "sft" else "preferences"
     if case == "reward_model":
         from align.training.pairwise import held_out
+        from align.training.pairwise.split import Split
 
         # Every pair is trained on, as TRL does; the stage ends before it measures accuracy.
-        held_out.split_by_prompt = lambda records, encoded, **_: held_out.Split(list(encoded), list(encoded))
+        vars(held_out)["split_by_prompt"] = lambda records, encoded, **_: Split(list(encoded), list(encoded))
     with tempfile.TemporaryDirectory() as work:
         recipe = Path(work) / "recipe.yaml"
         recipe.write_text(f"""\
@@ -183,7 +184,7 @@ inputs:
 stages:
   it: {{stage: {case}, model: base, {rows}: rows, batch_size: {options.rows or ROWS[case]}, num_epochs: {options.steps + 1},
        lr_scheduler: constant, learning_rate: {LEARNING_RATE}, precision: {options.precision},
-       gradient_checkpointing: false}}
+       gradient_checkpointing: false{", held_out_share: 0" if case == "dpo" else ""}}}
 """)
         run_recipe(load_recipe(recipe), Path(work) / "runs", in_process=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,15 @@ from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
 from align.records import Preference
 from align.runtime.device import free_memory
-from align.runtime.seed import SEED_BITS, derive_seed
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import MODEL_FOLDER
 from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
+from align.training.pairwise.split import Split, split_by_prompt
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pairs to train on, and pairs kept for the accuracy; no prompt is on both sides."""
-
-    train: list[EncodedPreference]
-    held_out: list[EncodedPreference]
 
 
 def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, margins: bool) -> StageOutcome:
@@ -80,16 +71,6 @@ def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
             hint="Set margin: none, or give every pair both scores.",
         )
     return margins
-
-
-def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPreference], *, share: float, seed: int) -> Split:
-    """Keep about `share` of the prompts out. Which ones follows from the prompt's text and the seed, not from the order."""
-    prompts = {record.id: "\n".join(f"{message.role}: {message.content}" for message in record.prompt) for record in records}
-    split = Split([], [])
-    for row in encoded:
-        drawn = derive_seed(seed, "held_out", prompts[row.id]) / 2**SEED_BITS
-        (split.held_out if drawn < share else split.train).append(row)
-    return split
 
 
 def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:

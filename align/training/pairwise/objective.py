@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from pydantic import Field
+
 from align.config.peft import AnyPeft
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import PairwiseOptimization
@@ -44,10 +46,12 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
     method: ClassVar[str]
     """Stage type, as messages call it."""
     final_metrics: ClassVar[tuple[str, ...]] = ("loss",)
-    """Logged metrics whose last values go into the manifest."""
+    """Logged metrics whose means over the last epoch go into the manifest, and those over held-out pairs where there are some."""
 
     model: ModelReference
     """Model to start from."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the prompts whose pairs are not trained on but measured at the end; a hash of the prompt decides. 0: none."""
 
     @property
     def knows_loss_of_equal_models(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +27,12 @@ from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig
 from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
+from align.training.pairwise.split import split_by_prompt
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
 CHECKED_PAIRS = 16
+HELD_OUT = "held_out/"
+"""In front of the name of a metric over held-out pairs."""
 # How far the loss at step 0 may be from that of equal models, as a share of it where it is above 1: rounding of the two forward
 # passes, which are batched differently.
 STEP_ZERO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
@@ -57,7 +61,11 @@ def run_pairwise(context: StageContext[PairwiseConfig]) -> StageOutcome:
         Interrupted: if a stop was requested.
     """
     data = read_pairs(context)
-    return outcome_of(context, data, train_pairs(context, data, [TrainingPair(row) for row in data.encoded.rows]))
+    split = split_by_prompt(data.records, data.encoded.rows, share=context.config.held_out_share, seed=context.seed)
+    # Too few prompts for a share of them: all are trained on.
+    rows, held_out = (split.train, split.held_out) if split.train else (data.encoded.rows, [])
+    metrics = train_pairs(context, data, [TrainingPair(row) for row in rows], [TrainingPair(row) for row in held_out])
+    return outcome_of(context, data, {**metrics, "pairs_train": len(rows), "pairs_held_out": len(held_out)})
 
 
 def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
@@ -81,11 +89,18 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     return PairData(pairs, records, encoded, chat_format, policy, reference)
 
 
-def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Sequence[TrainingPair]) -> dict[str, Any]:
+def train_pairs(
+    context: StageContext[PairwiseConfig], data: PairData, rows: Sequence[TrainingPair], held_out: Sequence[TrainingPair] = ()
+) -> dict[str, Any]:
     """Train on `rows`, save the model and its curve into the stage's output, and return metrics for the manifest.
 
     A reward model gets a new head of a single score in place of the language model's.
+
+    Args:
+        held_out: pairs that the trained model is measured on.
     """
+    # References are computed for both in one go.
+    count, rows = len(rows), [*rows, *held_out]
     config, policy, pad_token_id, reference = context.config, data.policy, data.chat_format.pad_token_id, data.reference
     new_score_head = config.training_needs().has_score_head
     precision = resolve_precision(config.precision)
@@ -100,21 +115,25 @@ def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: Seq
     model = prepare_model(
         load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
     )
-    collator = choose_collator(model, rows, context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
+    collator = choose_collator(model, rows[:count], context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
         rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)
-    trainer = PairwiseTrainer(model, rows, config, collator, training_arguments(config, context, num_rows=len(rows)))
+    rows, held_out = rows[:count], rows[count:]
+    trainer = PairwiseTrainer(model, rows, config, collator, training_arguments(config, context, num_rows=count))
     metrics: dict[str, Any] = {}
     if reference is not None:
-        metrics["loss_at_step_0"] = first_loss = trainer.loss_of(rows[:CHECKED_PAIRS])
+        metrics["loss_at_step_0"] = first_loss = trainer.measure(rows[:CHECKED_PAIRS])["loss"]
         if is_own_reference and not policy.changes_initial_policy and config.knows_loss_of_equal_models:
             _check_step_zero(first_loss, config, precision)
     save = lambda folder: save_trained(trainer.model, data.chat_format, folder, policy)  # noqa: E731
-    history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER, per_epoch={"pairs": len(rows)})
+    history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER, per_epoch={"pairs": count})
     history.write(context.output / METRICS_NAME)
+    measured = trainer.measure(held_out) if held_out else {}
+    of_epoch = partial(history.of_last_epoch, rows=count, batch_size=config.batch_size)
     return {
         **metrics,
-        **{name: history.last(name) for name in config.final_metrics},
+        **{name: of_epoch(name) for name in config.final_metrics},
+        **{f"{HELD_OUT}{name}": measured[name] for name in config.final_metrics if name in measured},
         "steps": history.steps,
         "trained_parameters": count_trained(trainer.model),
         "precision": precision,

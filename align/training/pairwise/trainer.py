@@ -66,20 +66,23 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def loss_of(self, pairs: Sequence[TrainingPair]) -> float:
-        """Mean loss of some pairs under the weights as they are, in the arithmetic of training."""
+    def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
+        """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training."""
         self.model.eval()
-        device, before = next(self.model.parameters()).device, self.metrics_so_far
+        device = next(self.model.parameters()).device
+        sums: dict[str, list[float]] = {}
 
-        def sum_of(chosen: Sequence[int]) -> float:
+        def add(chosen: Sequence[int]) -> None:
             batch = self.data_collator([pairs[index] for index in sorted(chosen)])
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-                return float(self.compute_loss(self.model, inputs)) * len(chosen)
+                result = self._objective.pair_losses(self.model(layout=layout_of(inputs)), inputs, self._count([inputs], device))
+            for name, values in {"loss": result.losses, **result.metrics}.items():
+                sums.setdefault(name, []).append(float(values.sum()))
 
-        sums = [total for _, total in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, sum_of)]
-        self.metrics_so_far = before  # these passes are no training
-        return sum(sums) / len(pairs)
+        for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, add):
+            pass
+        return {name: sum(parts) / len(pairs) for name, parts in sums.items()}
 
 
 def prepare_model(model: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from align import load_recipe
+from align.data.encoding import EncodedPreference
 from align.errors import DataError, RecipeError
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
@@ -22,6 +23,7 @@ from align.stages import dpo, orpo, reward_model, simpo
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
 from align.testing import Recorder, input_artifact, pairwise_config, stage_context, tiny_causal_lm
 from align.training.pairwise.run import loss_of_equal_models
+from align.training.pairwise.split import split_by_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -210,3 +212,27 @@ def test_a_likelihood_beside_the_loss_is_trained_and_shown(bench: Bench) -> None
     assert both.metrics["loss_at_step_0"] > math.log(2) + 0.5
     curve = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text().splitlines()]
     assert curve[0]["nll_loss"] > 1
+
+
+def test_a_share_of_the_prompts_is_measured_and_not_trained_on(bench: Bench) -> None:
+    rows = [row(number) for number in range(40)]
+    outcome = bench.run(dpo, rows, held_out_share=0.25)
+    held_out = outcome.metrics["pairs_held_out"]
+    assert 4 <= held_out <= 16
+    assert outcome.metrics["pairs_train"] == 40 - held_out
+    assert outcome.metrics["steps"] == math.ceil((40 - held_out) / 4)
+    assert 0 <= outcome.metrics["held_out/rewards/accuracies"] <= 1
+    assert outcome.metrics["held_out/loss"] != outcome.metrics["loss"]
+    # Which prompts they are follows from the prompt, and a run on the other rows alone trains the same model; the reference is
+    # computed in other batches there, which moves the last digits.
+    encoded = [EncodedPreference(each.id, [1], [2], [3]) for each in rows]
+    kept = {pair.id for pair in split_by_prompt(rows, encoded, share=0.25, seed=1).train}
+    alone = bench.run(dpo, [each for each in rows if each.id in kept], held_out_share=0.0)
+    assert alone.metrics["pairs_held_out"] == 0
+    assert alone.metrics["loss"] == pytest.approx(outcome.metrics["loss"], rel=1e-5)
+    assert "held_out/loss" not in alone.metrics
+
+
+def test_of_too_few_prompts_all_are_trained_on(bench: Bench) -> None:
+    outcome = bench.run(dpo, [row(1)], held_out_share=0.99)
+    assert (outcome.metrics["pairs_train"], outcome.metrics["pairs_held_out"]) == (1, 0)

@@ -6,7 +6,8 @@ import random
 
 from align.data.encoding import EncodedPreference
 from align.records import Message, Preference
-from align.training.pairwise.held_out import Split, length_only_accuracy, split_by_prompt
+from align.training.pairwise.held_out import length_only_accuracy
+from align.training.pairwise.split import Split, split_by_prompt
 
 
 def pair(number: int, prompt: str) -> tuple[Preference, EncodedPreference]:

@@ -12,7 +12,7 @@ from align.errors import RecipeError
 from align.store.atomic import link_tree
 from align.testing import run_context
 from align.training.epoch import epoch_folder, keep_epoch
-from align.training.loop import training_arguments
+from align.training.loop import TrainingHistory, training_arguments
 
 
 def arguments(world_size: int, **settings: Any) -> dict[str, Any]:
@@ -51,3 +51,16 @@ def test_an_epoch_that_is_trained_again_leaves_what_was_linked_from_it(tmp_path:
     assert (epoch_folder(tmp_path / "work", 1) / "weights").read_text() == "second"
     assert (tmp_path / "model" / "weights").read_text() == "first"
     assert [path.name for path in (tmp_path / "work" / "epochs").iterdir()] == ["epoch-1"]
+
+
+def test_a_metric_of_the_last_epoch_is_its_mean_over_rows() -> None:
+    # Two epochs of 10 rows in steps of 4, 4 and 2; steps 2, 4, 5 and 6 are logged, 4 with what came since step 2.
+    rows = [{"step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (4, 3.0), (5, 2.0), (6, 1.0))]
+    history = TrainingHistory([*rows, {"step": 6, "train_runtime": 1.0}], steps=6)
+    assert history.of_last_epoch("loss", rows=10, batch_size=4) == pytest.approx((4 * 3 + 4 * 2 + 2 * 1) / 10)
+    assert history.of_last_epoch("margin", rows=10, batch_size=4) is None
+
+
+def test_of_a_single_short_epoch_all_steps_count() -> None:
+    history = TrainingHistory([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}], steps=2)
+    assert history.of_last_epoch("loss", rows=5, batch_size=4) == pytest.approx((4 * 3 + 1) / 5)
