@@ -13,7 +13,7 @@ from align.data.template_problems import TemplateProblem
 from align.data.turns import difference
 from align.records import Message
 from align.rows import DataKind
-from align.rows.conversation import FieldProblem
+from align.rows.problem import FieldProblem
 
 Normalization = Literal["none", "NFC"]
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.rows.comparison import best_of, is_first_preferred
-from align.rows.conversation import FieldProblem, PlainMessage, is_transcript, noted, parse_transcript, shown, split_completion
+from align.rows.conversation import PlainMessage, is_transcript, parse_transcript, split_completion
 from align.rows.fields import FINAL_ANSWER, LATER_TURNS, TRANSCRIPT, Columns, FieldTaker, Problems, Row, required
+from align.rows.problem import FieldProblem, noted, shown
 
 Fields = dict[str, Any]
 """The fields of a record in its own order, without id, line and file."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.rows.conversation import FieldProblem, shown
+from align.rows.problem import FieldProblem, shown
 
 _ENDINGS = {"12": ("1", "2"), "01": ("0", "1")}
 _TIES = ("tie", "tie (bothbad)")

@@ -6,10 +6,10 @@ A message is a plain dict of role and content, as in `rows.jsonl`: a pydantic ob
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from align.records import Message
+from align.rows.problem import FieldProblem, encoding_problem, shown
 from align.rows.text import is_blank
 
 ROLES: tuple[str, ...] = get_args(Message.model_fields["role"].annotation)
@@ -19,41 +19,12 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
-T = TypeVar("T")
 PlainMessage = dict[str, str]
 """role and content."""
 
 # A blank line and the speaker's name start a turn, so blank lines inside a turn do not cut it.
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class FieldProblem(ValueError):
-    """Why a value of a row cannot be used. `reason` is the row's `drop_reason`."""
-
-    def __init__(self, field: str, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.reason = reason
-        self.message = message
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: at most 60 characters."""
-    try:
-        text = repr(value)
-    except RecursionError:  # JSON may nest deeper than Python can write out
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "…" + text[-1]
-
-
-def noted(problems: list[FieldProblem], read: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
-    """The result of `read`; None where it raises a problem, which then is in the list."""
-    try:
-        return read(*arguments, **options)
-    except FieldProblem as problem:
-        problems.append(problem)
-        return None
 
 
 def text_problem(field: str, value: Any, empty_reason: str, max_characters: int) -> FieldProblem | None:
@@ -68,16 +39,6 @@ def text_problem(field: str, value: Any, empty_reason: str, max_characters: int)
     if len(value) > max_characters:
         return FieldProblem(field, "too_long", f"has {len(value):,} characters; max_characters is {max_characters:,}")
     return None if value.isascii() else encoding_problem(field, value)
-
-
-def encoding_problem(field: str, value: str) -> FieldProblem | None:
-    """Half a surrogate pair: JSON can write one, but UTF-8 cannot, and no tokenizer can read it."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        where = f"character {error.start + 1} (\\u{ord(value[error.start]):04x})"
-        return FieldProblem(field, "lone_surrogate", f"{where} is half a surrogate pair, which no UTF-8 text can hold")
-    return None
 
 
 def messages_of(field: str, value: Any) -> list[PlainMessage]:

@@ -8,18 +8,16 @@ from typing import Any
 
 from align.rows.comparison import number_of
 from align.rows.conversation import (
-    FieldProblem,
     PlainMessage,
     checked_prompt,
     extra_keys,
     is_transcript,
     messages_of,
-    noted,
     parse_transcript,
-    shown,
     split_completion,
     text_problem,
 )
+from align.rows.problem import FieldProblem, noted, shown
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]

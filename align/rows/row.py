@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from align.rows.build import Builder, Part
-from align.rows.conversation import FieldProblem, encoding_problem, shown
 from align.rows.fields import Columns, FieldTaker, Problems, Row
 from align.rows.kind import ORIGIN_COLUMNS, DataKind
+from align.rows.problem import FieldProblem, encoding_problem, shown
 from align.rows.shapes import Fit, Recogniser
 
 MAX_PLANS = 10_000

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from align.errors import RecipeError
 from align.rows.build import Build
-from align.rows.conversation import FieldProblem
+from align.rows.problem import FieldProblem
 
 Names = tuple[str, ...]
 

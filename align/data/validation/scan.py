@@ -25,8 +25,8 @@ from align.data.validation.summary import Problem, Tally, pointer_to
 from align.records import Message, is_list
 from align.rows import DataKind
 from align.rows.build import Fields
-from align.rows.conversation import FieldProblem, shown
 from align.rows.kind import OTHER_COLUMNS
+from align.rows.problem import FieldProblem, shown
 from align.rows.row import Reading, RowReader
 from align.rows.text import explain, oddities
 

@@ -10,7 +10,7 @@ from typing import Any
 from align.config.row_checks import ROW_CHECKS, STATISTICS, Action
 from align.records import is_list, place_of, place_word
 from align.rows import DataKind
-from align.rows.conversation import FieldProblem
+from align.rows.problem import FieldProblem
 from align.rows.row import Reading
 
 SHOWN_PLACES = 5

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from align.rows.conversation import shown
+from align.rows.problem import shown
 from align.selection.candidate import PromptCandidates, no_score
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
 

@@ -12,7 +12,7 @@ from align.data.plain import PlainFormat
 from align.data.template import ChatFormat
 from align.records import Instruction, Message, Preference, Prompt, Record, TextRow
 from align.rows import INSTRUCTIONS, PREFERENCES, DataKind, kind_of
-from align.rows.conversation import FieldProblem
+from align.rows.problem import FieldProblem
 from align.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 MakeTokenizer = Callable[..., Any]

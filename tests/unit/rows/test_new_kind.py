@@ -30,8 +30,8 @@ from align.report.dataset.tokens import TrainingView
 from align.report.dataset.view import sample_views
 from align.rows import ROW_KINDS, DataKind, register
 from align.rows.build import Builder, Part
-from align.rows.conversation import FieldProblem, shown
 from align.rows.fields import Columns, Problems, Row, required
+from align.rows.problem import FieldProblem, shown
 from align.rows.shapes import Shape
 from align.stage import StageConfig
 from align.store.artifact import Store

@@ -9,7 +9,7 @@ import pytest
 from align.errors import RecipeError
 from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT, data_kinds
 from align.rows import row as row_module
-from align.rows.conversation import FieldProblem
+from align.rows.problem import FieldProblem
 from align.rows.row import RowRead, RowReader
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
