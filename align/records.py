@@ -6,22 +6,66 @@ A row file is JSON Lines in UTF-8, one record a line, keys in the order of the f
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.strict import Strict
 
 FinishReason = Literal["stop", "length"]
 
 
-class Message(Strict):
-    """One turn of a conversation."""
+class FunctionCall(Strict):
+    """The function that a tool call names, and what it is given."""
 
-    role: Literal["system", "user", "assistant"]
-    """Who speaks."""
+    name: str = Field(min_length=1)
+    """The function."""
+    arguments: dict[str, Any]
+    """Its arguments by name, any JSON value each."""
+
+
+class ToolCall(Strict):
+    """A call of a function, in OpenAI's form."""
+
+    id: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What the result's `tool_call_id` repeats."""
+    type: Literal["function"] = "function"
+    """There are no others."""
+    function: FunctionCall
+    """The function and its arguments."""
+
+    def __str__(self) -> str:
+        return f"{self.function.name}({json.dumps(self.function.arguments, ensure_ascii=False)})"
+
+
+class Message(Strict):
+    """One turn of a conversation. Only role and content are written where the other fields have their defaults."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    """Who speaks; `tool`: the result of a tool call."""
     content: str
-    """What is said."""
+    """What is said; may be empty beside tool calls."""
+    tool_calls: list[ToolCall] = Field(default_factory=list, exclude_if=lambda value: not value)
+    """Functions that the assistant calls."""
+    tool_call_id: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The call whose result a tool's message is."""
+    name: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The function whose result a tool's message is."""
+    tools: list[dict[str, Any]] = Field(default_factory=list, exclude_if=lambda value: not value)
+    """Functions that may be called in the conversation, as JSON schemas in OpenAI's form; its first message has them."""
+    weight: Literal[0, 1] = Field(default=1, exclude_if=lambda value: value == 1)
+    """0: no loss is taken on this message of the assistant."""
+
+    @property
+    def text(self) -> str:
+        """What a person reads: the content, and each tool call on a line as `name({…})`."""
+        return "\n".join([*([self.content] if self.content or not self.tool_calls else []), *map(str, self.tool_calls)])
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether the message has tools, a tool call or a result."""
+        return bool(self.role == "tool" or self.tool_calls or self.tools)
 
 
 class Record(Strict):
@@ -39,14 +83,27 @@ class PromptRecord(Record):
     """A row about a prompt."""
 
     prompt: list[Message] = Field(min_length=1)
-    """The conversation up to the completion; the last message is not the assistant's."""
+    """The conversation up to the completion; the last message is the user's or a tool's."""
 
 
 class Instruction(PromptRecord):
     """A prompt and the completion to imitate."""
 
-    completion: str = Field(min_length=1)
-    """The assistant's answer."""
+    completion: str
+    """The assistant's answer; may be empty beside tool calls."""
+    tool_calls: list[ToolCall] = Field(default_factory=list, exclude_if=lambda value: not value)
+    """Functions that the answer calls."""
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Instruction:
+        if not self.completion and not self.tool_calls:
+            raise ValueError("expected a completion, tool calls or both")
+        return self
+
+    @property
+    def answer(self) -> Message:
+        """The completion as a message."""
+        return Message(role="assistant", content=self.completion, tool_calls=self.tool_calls)
 
 
 class Preference(PromptRecord):

@@ -287,9 +287,23 @@ def user_row_schema(kind: DataKind[Any]) -> Schema:
         **({"required": forms[0]} if len(forms) == 1 else {"anyOf": [{"required": form} for form in forms]}),
     }
     if "$defs" in schema:
-        message = schema["$defs"]["Message"]
-        rows["$defs"] = {"Message": {**message, "additionalProperties": True}}
+        properties["tools"] = {
+            "description": "Functions that the assistant may call, as JSON schemas in OpenAI's form; as a list or as JSON text.",
+            "anyOf": [{"type": "array", "items": {"type": "object"}}, {"type": "string"}, {"type": "null"}],
+        }
+        rows["$defs"] = {name: {**one, "additionalProperties": True} for name, one in schema["$defs"].items()}
+        _as_users_write(rows["$defs"])
     return rows
+
+
+def _as_users_write(definitions: Schema) -> None:
+    """Beside tool calls, a content may be null or absent, and arguments may be JSON text."""
+    message, function = definitions["Message"], definitions["FunctionCall"]["properties"]
+    message["properties"]["content"] = {**message["properties"]["content"], "type": ["string", "null"]}
+    message["required"] = ["role"]
+    calls = message["properties"]["tool_calls"]
+    message["properties"]["tool_calls"] = {**calls, "type": ["array", "null"]}
+    function["arguments"] = {"description": function["arguments"]["description"], "type": ["object", "string"]}
 
 
 def _forms(kind: DataKind[Any], properties: Schema) -> list[list[str]]:

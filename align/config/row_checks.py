@@ -83,6 +83,13 @@ _ALL = (
         "user and assistant take turns; the assistant is last",
     ),
     RowCheck(
+        "bad_tools",
+        "row",
+        "tools, tool calls or results that are not in OpenAI's form or do not fit together",
+        "see the message; where a column `tools` holds something else, map another: `columns: {tools: none}`",
+    ),
+    RowCheck("zero_weight", "row", "no message of the assistant with weight 1", "remove the row: nothing is trained on"),
+    RowCheck(
         "prompt_differs", "row", "the sides of a pair, or a prompt and its messages, begin differently", "pair them by prompt"
     ),
     RowCheck("identical", "row", "chosen equals rejected", "remove the pair"),
@@ -130,6 +137,13 @@ _ALL = (
     _finding("not_representable", "model", "the tokenizer cannot write the completion", "use another model or text", None),
     _finding("template_rewrites", "model", "the chat template changes the text", "trim the text, or fix the template", None),
     _finding("contains_thinking", "model", "reasoning that the chat template rewrites", "set `chat.thinking` of the model", None),
+    _finding(
+        "tools_not_shown",
+        "model",
+        "tools, tool calls or results that the chat template leaves out",
+        "set `chat.template` of the model, or leave the tools out",
+        None,
+    ),
     _finding("template_error", "model", "the chat template refuses the conversation", "see the message", None),
 )
 

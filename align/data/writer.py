@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from align.config.shape import members
-from align.errors import RecipeError
+from align.errors import DataError, RecipeError
 from align.records import Message
 from align.rows import RowKind
+from align.rows.kind import TOOL_CALLS
 from align.store.atomic import atomic_writer
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def write_canonical(path: Path, kind: RowKind[Any], rows: Iterable[Mapping[str, 
 
     Raises:
         RecipeError: see `require_writable_format`.
+        DataError: for a row with tools in Parquet.
         EnvironmentProblem: if the disk is full.
     """
     require_writable_format(path)
@@ -48,12 +51,31 @@ def require_writable_format(path: Path) -> None:
 
 def _write_json_lines(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
-    for row in rows:
-        record = {name: row[name] for name in kind.columns}
+    for row in map(partial(_user_form, kind), rows):
         # NaN is not JSON, and most readers refuse it.
-        stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n")
         count += 1
     return count
+
+
+def _user_form(kind: RowKind[Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as users' files have it: tools in a column of their own, a completion with tool calls as a list of one message."""
+    found = {name: row[name] for name in kind.columns}
+    if calls := row.get(TOOL_CALLS):
+        found["completion"] = [{"role": "assistant", "content": row["completion"], TOOL_CALLS: calls}]
+    first, *others = row.get("prompt") or [{}]
+    if "tools" in first:
+        tools = first["tools"]
+        found |= {"prompt": [{name: first[name] for name in first if name != "tools"}, *others], "tools": tools}
+    return found
+
+
+def _refuse_tools(row: Mapping[str, Any]) -> None:
+    if row.get(TOOL_CALLS) or any(len(message) > 2 for message in row.get("prompt") or ()):
+        raise DataError(
+            f"row {row['id']}: Parquet has no column for tools, tool calls and weights",
+            hint="Write the rows as .jsonl.",
+        )
 
 
 def _write_parquet(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping[str, Any]]) -> int:
@@ -66,6 +88,8 @@ def _write_parquet(stream: IO[bytes], kind: RowKind[Any], rows: Iterable[Mapping
     with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         remaining = iter(rows)
         while batch := list(islice(remaining, PARQUET_BATCH_ROWS)):
+            for row in batch:
+                _refuse_tools(row)
             columns = {name: [row[name] for row in batch] for name in schema.names}
             writer.write_batch(pyarrow.RecordBatch.from_pydict(columns, schema=schema))
             count += len(batch)

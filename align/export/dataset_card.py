@@ -131,7 +131,7 @@ def _judges(steps: Sequence[Step]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _sample(pair: Preference) -> dict[str, Any]:
     scored = pair.chosen_score is not None and pair.rejected_score is not None
-    turns = [(message.role, _shortened(message.content)) for message in pair.prompt]
+    turns = [(message.role, _shortened(message.text)) for message in pair.prompt]
     return {
         "id": pair.id,
         "margin": f"{(pair.chosen_score or 0) - (pair.rejected_score or 0):.3g}" if scored else "",

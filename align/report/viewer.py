@@ -78,7 +78,7 @@ def _prompt(table: AnswerTable, prompt_id: str) -> list[Any]:
     """[id, [[role, content] …], reference, [model][candidate] of [completion, tokens, cut, [score by scorer]]]."""
     candidates = {model: table.rows[model][prompt_id] for model in table.models}
     first = candidates[table.models[0]][0]
-    messages = [[message.role, message.content] for message in first.prompt]
+    messages = [[message.role, message.text] for message in first.prompt]
     answers = [[_answer(row, table.scorers) for row in rows] for rows in candidates.values()]
     return [prompt_id, messages, first.reference, answers]
 

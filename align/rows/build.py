@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.rows.comparison import best_of, is_first_preferred
-from align.rows.conversation import PlainMessage, is_transcript, parse_transcript, split_completion
-from align.rows.fields import FINAL_ANSWER, LATER_TURNS, TRANSCRIPT, Columns, FieldTaker, Problems, Row, required
+from align.rows.conversation import WEIGHT, PlainMessage, is_transcript, parse_transcript, split_completion
+from align.rows.fields import (
+    FINAL_ANSWER,
+    LATER_TURNS,
+    TRANSCRIPT,
+    WEIGHT_ZERO,
+    Columns,
+    Fields,
+    FieldTaker,
+    Problems,
+    Row,
+    required,
+)
 from align.rows.problem import FieldProblem, noted, shown
 
-Fields = dict[str, Any]
-"""The fields of a record in its own order, without id, line and file."""
 Part = tuple[str, Fields | FieldProblem]
 """The suffix of the record's id, and the record's fields, or the problem that leaves no record."""
 
@@ -43,9 +52,9 @@ class Builder:
             raise FieldProblem("turns", "wrong_type", f"must be a list of texts, but is {shown(turns)}")
         self.take.remarks[LATER_TURNS] += len(turns) > 1
         # The prompt's reader takes columns of a row, so the first turn is put into a row of its own.
-        system = {name: column for name, column in columns.items() if name == "system"}
-        first = {**{column: row[column] for column in system.values()}, "turn 1": turns[0]}
-        prompt = self.take.prompt(first, {**system, "prompt": "turn 1"}, problems)[0]
+        others = {name: column for name, column in columns.items() if name in ("system", "tools")}
+        first = {**{column: row[column] for column in others.values()}, "turn 1": turns[0]}
+        prompt = self.take.prompt(first, {**others, "prompt": "turn 1"}, problems)[0]
         reference = row.get(columns["reference"]) if "reference" in columns else None
         if isinstance(reference, list):
             reference = reference[0] if reference else None
@@ -59,16 +68,29 @@ class Builder:
             # A prompt must end with a user's message, so that a completion can follow it.
             messages.pop()
         prompt = self.take.checked("messages", messages, problems)
+        self.take.put_tools(prompt, row, columns, problems)
         return (("", {"prompt": prompt, "reference": self._reference(row, columns, problems)}),)
 
     def instruction(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        prompt = self.take.prompt(row, columns, problems)
-        return (("", {"prompt": prompt[0], "completion": self.take.completion("completion", row, columns, prompt, problems)}),)
+        prompt = self.take.prompt(row, columns, problems, weights=True)
+        return (("", {"prompt": prompt[0], **self.take.answer(row, columns, prompt, problems)}),)
 
     def conversation(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-        before, text = split_completion("messages", self.take.messages("messages", required("messages", row, columns)))
+        messages = self.take.messages("messages", required("messages", row, columns), weights=True)
+        before, message = split_completion("messages", self._up_to_loss(messages))
         prompt = self.take.checked("messages", before, problems)
-        return (("", {"prompt": prompt, "completion": self.take.text("messages", text, "empty_completion", problems)}),)
+        self.take.put_tools(prompt, row, columns, problems)
+        return (("", {"prompt": prompt, **self.take.answer_of("messages", message, problems)}),)
+
+    def _up_to_loss(self, messages: list[PlainMessage]) -> list[PlainMessage]:
+        """The messages up to the last one of the assistant that loss is taken on."""
+        if messages[-1].get(WEIGHT) != 0:
+            return messages
+        trained = [place for place, message in enumerate(messages) if message["role"] == "assistant" and WEIGHT not in message]
+        if not trained:
+            raise FieldProblem("messages", "zero_weight", "every message of the assistant has weight 0: nothing is trained on")
+        self.take.remarks[WEIGHT_ZERO] += 1
+        return messages[: trained[-1] + 1]
 
     def pair(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         return self._with_scores(self._pair_of(row, columns, problems), row, columns, problems)
@@ -133,18 +155,19 @@ class Builder:
         sides = noted(problems, lambda: [self._whole(field, row, columns) for field in ("chosen", "rejected")])
         if sides is None:
             return {}
-        (prompt, chosen), (other, rejected) = sides
+        (prompt, chosen_message), (other, rejected_message) = sides
         # One row is counted once, though both sides are transcripts.
         self.take.remarks[TRANSCRIPT] += is_transcript(row[columns["chosen"]])
         if prompt != other:
             problems.append(FieldProblem("rejected", "prompt_differs", "does not begin with the same messages as chosen"))
         self.take.checked("prompt", prompt, problems)
-        for field, text in (("chosen", chosen), ("rejected", rejected)):
-            self.take.text(field, text, "empty_completion", problems)
+        self.take.put_tools(prompt, row, columns, problems)
+        chosen = self.take.no_calls("chosen", chosen_message, problems)
+        rejected = self.take.no_calls("rejected", rejected_message, problems)
         _require_difference(chosen, rejected, problems)
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
-    def _whole(self, field: str, row: Row, columns: Columns) -> tuple[list[PlainMessage], str]:
+    def _whole(self, field: str, row: Row, columns: Columns) -> tuple[list[PlainMessage], PlainMessage]:
         value = required(field, row, columns)
         if is_transcript(value):
             return split_completion(field, parse_transcript(value))

@@ -18,16 +18,21 @@ from align.rows.conversation import (
     text_problem,
 )
 from align.rows.problem import FieldProblem, noted, shown
+from align.rows.tools import tools_of
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 """align's field → the column of the row that holds it."""
 Problems = list[FieldProblem]
-REMARKS = TRANSCRIPT, EMPTY_INPUT, LATER_TURNS, FINAL_ANSWER = (
+Fields = dict[str, Any]
+"""The fields of a record in its own order, without id, line and file."""
+NO_CALLS = "is a tool call; only the completion of an instruction may be one. Write what it says as text, or leave the row out"
+REMARKS = TRANSCRIPT, EMPTY_INPUT, LATER_TURNS, FINAL_ANSWER, WEIGHT_ZERO = (
     "rows are Human/Assistant transcripts; they were split into messages",
     "rows have an empty input: the instruction alone is their prompt",
     "prompts have further turns, left out: they cannot follow without an answer",
     "conversations end with an answer, which is no part of the prompt",
+    "conversations were cut behind their last message of weight 1: no loss is taken on what follows",
 )
 """What the user should know about how rows were read, in the order of the notes."""
 
@@ -86,19 +91,25 @@ class FieldTaker:
         # CSV has no null: an empty cell is no score.
         return None if value is None or value == "" else noted(problems, number_of, field, value)
 
-    def messages(self, field: str, value: Any) -> list[PlainMessage]:
-        """A list of messages; keys besides role and content are recorded.
+    def messages(self, field: str, value: Any, *, weights: bool = False) -> list[PlainMessage]:
+        """A list of messages; keys that are not read are recorded.
 
         Raises:
             FieldProblem: see `messages_of`.
         """
-        messages = messages_of(field, value)
-        for key in extra_keys(value):
+        messages = messages_of(field, value, weights=weights)
+        for key in extra_keys(value, weights=weights):
             self.extra_message_keys.add(f"{field}.{key}")
         return messages
 
-    def prompt(self, row: Row, columns: Columns, problems: Problems) -> tuple[list[PlainMessage] | None, bool]:
-        """The prompt in any of its forms, and whether it is a transcript that ends with `Assistant:`."""
+    def prompt(
+        self, row: Row, columns: Columns, problems: Problems, *, weights: bool = False
+    ) -> tuple[list[PlainMessage] | None, bool]:
+        """The prompt in any of its forms, and whether it is a transcript that ends with `Assistant:`.
+
+        Args:
+            weights: whether to read the `weight` of messages.
+        """
         messages: list[PlainMessage] | None
         if "instruction" in columns:
             messages, is_open = self._instruction(row, columns, problems), False
@@ -108,16 +119,22 @@ class FieldTaker:
             if type(value) is str and not is_transcript(value) and not text_problem("prompt", value, "empty_prompt", self._max):
                 messages, is_open = [{"role": "user", "content": value}], False
             else:
-                messages, is_open = noted(problems, self._other_prompt, row, columns) or (None, False)
+                messages, is_open = noted(problems, self._other_prompt, row, columns, weights) or (None, False)
         if "system" in columns and messages is not None:
             self._put_system(messages, row.get(columns["system"]), problems)
+        if "tools" in columns and messages is not None:
+            self.put_tools(messages, row, columns, problems)
         return messages, is_open
 
-    def _other_prompt(self, row: Row, columns: Columns) -> tuple[list[PlainMessage], bool]:
+    def _other_prompt(self, row: Row, columns: Columns, weights: bool) -> tuple[list[PlainMessage], bool]:
         """A prompt that is a list of messages, a transcript, or unusable: then a FieldProblem is raised."""
         value = required("prompt", row, columns)
         if not is_transcript(value):
-            messages = [{"role": "user", "content": value}] if isinstance(value, str) else self.messages("prompt", value)
+            messages = (
+                [{"role": "user", "content": value}]
+                if isinstance(value, str)
+                else self.messages("prompt", value, weights=weights)
+            )
             return checked_prompt("prompt", messages, max_characters=self._max), False
         self.remarks[TRANSCRIPT] += 1
         messages = parse_transcript(value)
@@ -156,6 +173,16 @@ class FieldTaker:
             problems.append(FieldProblem("system", "bad_roles", "the prompt begins with a system message already; leave one out"))
         messages.insert(0, {"role": "system", "content": self.text("system", value, "empty_prompt", problems)})
 
+    def put_tools(self, messages: list[PlainMessage], row: Row, columns: Columns, problems: Problems) -> None:
+        """Put the row's tools, if it has any, at its first message."""
+        value = row.get(columns["tools"]) if "tools" in columns else None
+        # CSV has no null: an empty cell is no list.
+        tools = noted(problems, tools_of, "tools", value) if value not in (None, "", []) else None
+        if tools and messages and "tools" in messages[0]:
+            problems.append(FieldProblem("tools", "bad_tools", "the first message has tools already; leave one of the lists out"))
+        elif tools and messages:
+            messages[0] = {**messages[0], "tools": tools}
+
     def checked(self, field: str, messages: list[PlainMessage], problems: Problems) -> list[PlainMessage]:
         """`messages`, after checking that a completion can follow them."""
         noted(problems, checked_prompt, field, messages, max_characters=self._max)
@@ -164,24 +191,62 @@ class FieldTaker:
     def completion(
         self, field: str, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems
     ) -> Any:
-        """The completion in a required field."""
+        """The text of the completion in a required field."""
         value = row.get(columns.get(field, field))
         if value is None:
             return noted(problems, required, field, row, columns)
         return self.completion_of(field, value, prompt, problems)
 
-    def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Any:
-        """A completion: a text, or messages that end with it and otherwise repeat the prompt or hold nothing else."""
-        messages, is_open = prompt
+    def answer(self, row: Row, columns: Columns, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Fields:
+        """`completion`, and `tool_calls` where it has any."""
+        value = row.get(columns.get("completion", "completion"))
         if type(value) is not list:
-            if is_open and type(value) is str:
+            return {"completion": self.completion("completion", row, columns, prompt, problems)}
+        message = self._last_of("completion", value, prompt, problems)
+        return {} if message is None else self.answer_of("completion", message, problems)
+
+    def answer_of(self, field: str, message: PlainMessage, problems: Problems) -> Fields:
+        """`completion`, and `tool_calls` where it has any, of an assistant's message."""
+        text, calls = message["content"], message.get("tool_calls")
+        if calls is None:
+            return {"completion": self.text(field, text, "empty_completion", problems)}
+        # The content beside calls may be empty; any other must be a usable text.
+        if text:
+            self.text(field, text, "empty_completion", problems)
+        self.text(field, str(calls), "empty_completion", problems)
+        return {"completion": text, "tool_calls": calls}
+
+    def no_calls(self, field: str, message: PlainMessage, problems: Problems) -> Any:
+        """The text of an assistant's message, after checking that it is a usable one without tool calls."""
+        if "tool_calls" in message:
+            problems.append(FieldProblem(field, "bad_tools", NO_CALLS))
+            return None
+        return self.text(field, message["content"], "empty_completion", problems)
+
+    def completion_of(self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems) -> Any:
+        """The text of a completion: a text, or messages that end with it."""
+        if type(value) is not list:
+            if prompt[1] and type(value) is str:
                 value = value.removeprefix(" ")  # the space after the prompt's last colon belongs to the format
             return self.text(field, value, "empty_completion", problems)
+        message = self._last_of(field, value, prompt, problems)
+        return None if message is None else self.no_calls(field, message, problems)
+
+    def _last_of(
+        self, field: str, value: Any, prompt: tuple[list[PlainMessage] | None, bool], problems: Problems
+    ) -> PlainMessage | None:
+        """The last of messages that end with the completion, and otherwise repeat the prompt or hold nothing else."""
+        messages = prompt[0]
         parts = noted(problems, lambda: split_completion(field, self.messages(field, value)))
         if parts is None:
             return None
-        before, text = parts
+        before, message = parts
         # None is a prompt with problems of its own, which are enough.
-        if before and messages is not None and before != messages:
+        if before and messages is not None and _without_tools(before) != _without_tools(messages):
             problems.append(FieldProblem(field, "prompt_differs", "the messages before its last are not the prompt"))
-        return self.text(field, text, "empty_completion", problems)
+        return message
+
+
+def _without_tools(messages: list[PlainMessage]) -> list[PlainMessage]:
+    """The messages without the row's tools, which only the prompt has."""
+    return [{name: value for name, value in message.items() if name != "tools"} for message in messages]

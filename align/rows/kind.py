@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from align.records import Message, Preference, PromptRecord, TextRow
+from align.records import Instruction, Message, Preference, PromptRecord, TextRow
 from align.rows.shapes import Shape
 from align.strict import Strict
 
@@ -22,6 +22,8 @@ ORIGIN_COLUMNS = frozenset({"line", "file"})
 """Fields that say where a row came from; they are not part of its content."""
 OTHER_COLUMNS = "fields"
 """The field for columns that no other field takes, in records that keep them."""
+TOOL_CALLS = "tool_calls"
+"""The field for the tool calls of an instruction's completion, which canonical files write as a message."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RowKind(Generic[RowT]):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of a canonical file: the record's fields without its origin and the file's other columns."""
-        return tuple(name for name in self.record.model_fields if name not in {*ORIGIN_COLUMNS, OTHER_COLUMNS})
+        return tuple(name for name in self.record.model_fields if name not in {*ORIGIN_COLUMNS, OTHER_COLUMNS, TOOL_CALLS})
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,16 @@ class DataKind(RowKind[RecordT]):
 
     def subject_text(self, record: RecordT) -> str:
         """The prompt's messages joined by line ends, or the text."""
-        return "\n".join(message.content for message in record.prompt) if isinstance(record, PromptRecord) else record.text
+        return "\n".join(message.text for message in record.prompt) if isinstance(record, PromptRecord) else record.text
 
     def completions_of(self, record: RecordT) -> dict[str, str]:
-        """The completions by field, in the order in which they are tokenized."""
+        """The texts of the completions by field, as a person reads them, in the order in which they are tokenized."""
+        return {field: answer if isinstance(answer, str) else answer.text for field, answer in self.answers_of(record).items()}
+
+    def answers_of(self, record: RecordT) -> dict[str, str | Message]:
+        """The completions by field; one with tool calls is a message."""
+        if isinstance(record, Instruction) and record.tool_calls:
+            return {"completion": record.answer}
         return {field: getattr(record, field) for field in self.completions}
 
     def texts(self, record: RecordT) -> dict[str, str]:
@@ -118,7 +126,7 @@ class DataKind(RowKind[RecordT]):
             return {"text": record.text}
         alone = len(record.prompt) == 1
         prompt = {
-            "prompt" if alone else f"prompt message {number}": message.content
+            "prompt" if alone else f"prompt message {number}": message.text
             for number, message in enumerate(record.prompt, start=1)
         }
         return prompt | self.completions_of(record)

@@ -18,6 +18,8 @@ from align.rows.kind import ORIGIN_COLUMNS, DataKind
 from align.rows.problem import FieldProblem, encoding_problem, shown
 from align.rows.shapes import Fit, Recogniser
 
+READ_PAST = "parallel_tool_calls"
+"""A column of OpenAI's files that says how its API samples; it is not reported as unused."""
 MAX_PLANS = 10_000
 """Column sets whose reading is cached."""
 
@@ -147,7 +149,7 @@ class RowReader:
             self._count(self._counted_earlier)
             self._plans.clear()
         # align's own files may have line and file; they are replaced, so they are not reported as unused.
-        used = {self._id_column, *ORIGIN_COLUMNS}
+        used = {self._id_column, *ORIGIN_COLUMNS, READ_PAST}
         fit: Fit | None = None
         try:
             fit = self._recogniser.find(names)

@@ -48,7 +48,7 @@ class Fit:
         return f"{self.shape.name} ({', '.join(self.columns.values())})"
 
 
-AUXILIARY = frozenset({"id", "system", "reference", "chosen_score", "rejected_score"})
+AUXILIARY = frozenset({"id", "system", "tools", "reference", "chosen_score", "rejected_score"})
 """Fields that do not decide a row's shape: where `columns` maps one, the other fields are still recognised."""
 
 

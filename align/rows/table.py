@@ -10,7 +10,8 @@ from align.rows.kind import DataKind, RowKind, register
 from align.rows.shapes import Names, Shape
 
 _QUESTION: Names = ("question", "q", "problem")
-_SYSTEM: dict[str, Names] = {"system": ("system_prompt",)}
+_TOOLS: dict[str, Names] = {"tools": ("tools", "functions")}
+_SYSTEM: dict[str, Names] = {"system": ("system_prompt",), **_TOOLS}
 _SCORES: dict[str, Names] = {
     "chosen_score": ("chosen_score", "score_chosen"),
     "rejected_score": ("rejected_score", "score_rejected"),
@@ -45,7 +46,7 @@ def _labelled() -> Iterator[Shape]:
         without = frozenset({"instruction"} if prompt is given[0] else ())
         for sides in (sides for stem in ("completion", "output", "response", "answer") for sides in _sides(stem)):
             yield Shape("a/b", Builder.labelled_pair, {**prompt, **sides, **label}, {**more, **_SYSTEM}, without)
-    yield from (Shape("a/b", Builder.labelled_conversations, {**sides, **label}) for sides in _sides("conversation"))
+    yield from (Shape("a/b", Builder.labelled_conversations, {**sides, **label}, _TOOLS) for sides in _sides("conversation"))
 
 
 def _sides(stem: str) -> list[dict[str, Names]]:
@@ -68,8 +69,8 @@ INSTRUCTIONS = register(
                 {"prompt": ("prompt",), "completion": ("completion", "response")},
                 _SYSTEM,
             ),
-            Shape("messages", Builder.conversation, {"messages": _MESSAGES}),
-            Shape("sharegpt", Builder.conversation, {"messages": _SHAREGPT}),
+            Shape("messages", Builder.conversation, {"messages": _MESSAGES}, _TOOLS),
+            Shape("sharegpt", Builder.conversation, {"messages": _SHAREGPT}, _TOOLS),
             Shape(
                 "alpaca",
                 Builder.instruction,
@@ -97,7 +98,7 @@ PREFERENCES = register(
                 for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
             ),
             # With a prompt column, the same columns are `chosen/rejected`; without one, the conversations hold the prompt.
-            Shape("conversations", Builder.pair_of_conversations, _PAIR, _SCORES, _PROMPT_COLUMNS),
+            Shape("conversations", Builder.pair_of_conversations, _PAIR, _SCORES | _TOOLS, _PROMPT_COLUMNS),
             *_ranked(),
             *_labelled(),
         ),
@@ -117,8 +118,8 @@ PROMPTS = register(
             Shape("turns", Builder.turns, {"turns": ("turns",)}, {"reference": ("reference",), **_SYSTEM}),
             Shape("question", Builder.prompt, {"prompt": _QUESTION}, {"reference": (*_REFERENCE, "a"), **_SYSTEM}),
             Shape("instruction", Builder.prompt, {"instruction": ("instruction",)}, {"input": ("input",)} | _MAYBE | _SYSTEM),
-            Shape("messages", Builder.open_conversation, {"messages": _MESSAGES}, _MAYBE),
-            Shape("sharegpt", Builder.open_conversation, {"messages": _SHAREGPT}, _MAYBE),
+            Shape("messages", Builder.open_conversation, {"messages": _MESSAGES}, _MAYBE | _TOOLS),
+            Shape("sharegpt", Builder.open_conversation, {"messages": _SHAREGPT}, _MAYBE | _TOOLS),
         ),
         completions=(),
         details=("reference",),

@@ -40,8 +40,8 @@ _VERDICT = re.compile(r"[*_`#> ]*verdict[*_` ]*:[*_` ]*(?P<verdict>a|b|tie)[*_`.
 def comparison_messages(prompt: Sequence[Message], a: str, b: str, *, criteria: str) -> ChatMessages:
     """The messages that ask which of two completions of a prompt is better; the same arguments give the same messages."""
     # Computed from the texts, not drawn, because equal questions must have equal messages: replies are cached by them.
-    code = _code([*(message.content for message in prompt), a, b])
-    turns = [_marked(message.role, message.content, code) for message in prompt]
+    code = _code([*(message.text for message in prompt), a, b])
+    turns = [_marked(message.role, message.text, code) for message in prompt]
     conversation = _marked("conversation", "\n".join(turns), code)
     question = "Which answer to the last message of the conversation is better?"
     return [

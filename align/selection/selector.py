@@ -61,7 +61,7 @@ def rule_of(rule_type: type[RuleT], settings: Mapping[str, Any]) -> RuleT:
 
 
 def messages_of(candidates: PromptCandidates) -> list[Message]:
-    """The prompt as messages; text is one user message. Fields other than role and content are left out.
+    """The prompt as messages; text is one user message. Fields of others than ours are left out.
 
     Raises:
         DataError: if it is neither text nor such messages.
@@ -70,19 +70,21 @@ def messages_of(candidates: PromptCandidates) -> list[Message]:
     if isinstance(prompt, str):
         return [Message(role="user", content=prompt)]
     try:
-        messages = [
-            message if isinstance(message, Message) else Message(role=message["role"], content=message["content"])
-            for message in prompt
-        ]
+        messages = [message if isinstance(message, Message) else _message(message) for message in prompt]
     except (TypeError, KeyError, ValueError):
         messages = []
     if not messages:
         raise DataError(
-            f"prompt {candidates.prompt_id!r}: expected messages with role (system, user, assistant) and content, "
+            f"prompt {candidates.prompt_id!r}: expected messages with role (system, user, assistant, tool) and content, "
             f"got {str(prompt)[:60]}",
             hint="Correct the row, or give the prompt as text.",
         )
     return messages
+
+
+def _message(fields: Mapping[str, Any]) -> Message:
+    names = {"role", "content", "tools", "tool_calls", *(("tool_call_id", "name") if fields["role"] == "tool" else ())}
+    return Message(**{name: value for name, value in fields.items() if name in names and value is not None})
 
 
 class SelectionTally:

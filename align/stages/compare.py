@@ -229,7 +229,7 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
 
 def _key(row: Any) -> str:
     # Content, not the id: the same prompt has different ids in different files.
-    return json.dumps([[message.role, message.content] for message in row.prompt], ensure_ascii=False)
+    return json.dumps([[message.role, message.text] for message in row.prompt], ensure_ascii=False)
 
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:

@@ -22,10 +22,10 @@ from align.data.source import SourceFile
 from align.data.validation.duplicates import Table, hash_text, table_of
 from align.data.validation.label import MAX_LABEL_COLUMNS, LabelColumn, other_columns
 from align.data.validation.summary import Problem, Tally, pointer_to
-from align.records import Message, is_list
+from align.records import Message, ToolCall, is_list
 from align.rows import DataKind
-from align.rows.build import Fields
-from align.rows.kind import OTHER_COLUMNS
+from align.rows.fields import Fields
+from align.rows.kind import OTHER_COLUMNS, TOOL_CALLS
 from align.rows.problem import FieldProblem, shown
 from align.rows.row import Reading, RowReader
 from align.rows.text import explain, oddities
@@ -210,11 +210,10 @@ class _Scanner:
         for label, value in fields.items():
             if type(value) is str:
                 # Nearly every English text passes this test; only the others get the slow one.
-                if not (value.isascii() and value.isprintable() and value[-1] != " "):
+                if not (value.isascii() and value.isprintable() and value[-1:] != " "):
                     self._check_text(label, value, names, problems)
             elif type(value) is list:
-                for message in value:
-                    text = message["content"]
+                for text in map(str, _calls(fields)) if label == TOOL_CALLS else map(_said, value):
                     if not (text.isascii() and text.isprintable() and text[-1] != " "):
                         self._check_text(label, text, names, problems)
         if self._rules.kind.is_pair:
@@ -340,21 +339,39 @@ def _key_text(fields: Mapping[str, Any]) -> str:
     prompt = fields.get("prompt")
     if prompt is None:
         return str(fields["text"])
-    if len(prompt) == 1:
-        return f"{prompt[0]['role']}:{prompt[0]['content']}"
-    return "\x00".join([f"{message['role']}:{message['content']}" for message in prompt])
+    return "\x00".join([f"{message['role']}:{message['content']}{_tools_key(message)}" for message in prompt])
+
+
+def _tools_key(message: Mapping[str, Any]) -> str:
+    """What a message has of tools: prompts with other tools, calls or results are other prompts."""
+    if len(message) == 2:
+        return ""
+    return json.dumps([message.get("tools"), message.get("tool_calls")], ensure_ascii=False)
+
+
+def _calls(fields: Mapping[str, Any]) -> list[ToolCall]:
+    """The tool calls of an instruction's completion."""
+    return [ToolCall(**call) for call in fields.get(TOOL_CALLS, ())]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message, with its tool calls."""
+    return str(message["content"]) if TOOL_CALLS not in message else Message(**message).text
 
 
 def _texts(kind: DataKind[Any], fields: Mapping[str, Any]) -> Iterator[str]:
     """Every message and completion."""
     for name in kind.sides:
         value = fields[name]
-        yield from [value] if isinstance(value, str) else (message["content"] for message in value)
+        yield from [value] if isinstance(value, str) else map(_said, value)
+    yield from map(str, _calls(fields))
 
 
 def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, int]:
     """Hashes of the prompt (or text) and of the other fields; 0 for an absent field."""
     values = [fields[name] for name in kind.contents]
+    if calls := fields.get(TOOL_CALLS):
+        values[0] = f"{values[0]}{calls}"
     # Padded with zeros, because a kind may have fewer than two such fields.
     first, second, *_ = (*(0 if value is None else hash_text(str(value)) for value in values), 0, 0)
     return hash_text(_key_text(fields)), first, second
@@ -363,5 +380,10 @@ def _hashes(kind: DataKind[Any], fields: Mapping[str, Any]) -> tuple[int, int, i
 def _record(kind: DataKind[Any], line: int, fields: Mapping[str, Any]) -> Any:
     """The record of fields that are already checked, so pydantic need not check them again."""
     prompt = fields.get("prompt")
-    messages = {} if prompt is None else {"prompt": [Message.model_construct(**message) for message in prompt]}
-    return kind.record.model_construct(id="", line=line, **{**fields, **messages})
+    messages = {} if prompt is None else {"prompt": list(map(_message, prompt))}
+    calls = {TOOL_CALLS: _calls(fields)} if TOOL_CALLS in fields else {}
+    return kind.record.model_construct(id="", line=line, **{**fields, **messages, **calls})
+
+
+def _message(fields: Mapping[str, Any]) -> Message:
+    return Message.model_construct(**fields) if TOOL_CALLS not in fields else Message(**fields)

@@ -104,7 +104,9 @@ def measured_lengths(kind: DataKind[Any], records: Sequence[Any], tokenizer_file
         return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     messages = [kind.messages(record) for record in records]
-    prompts = count(["\n".join(f"{message.role}{message.content}" for message in prompt) for prompt in messages])
+    prompts = count(
+        ["\n".join(f"{message.role}{message.text}{message.tools or ''}" for message in prompt) for prompt in messages]
+    )
     completions = [kind.completions_of(record).values() for record in records]
     # All texts in one call, which runs in parallel; the lengths are dealt out again below.
     lengths = iter(count([text for texts in completions for text in texts]))

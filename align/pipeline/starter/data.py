@@ -228,7 +228,7 @@ def _held_out(records: Iterable[PromptRecord]) -> tuple[Mapping[str, Any], ...]:
     smallest: dict[bytes, Mapping[str, Any]] = {}
     seen: set[bytes] = set()
     for record in records:
-        digest = hashlib.sha256("\0".join(message.content for message in record.prompt).encode()).digest()
+        digest = hashlib.sha256("\0".join(message.text for message in record.prompt).encode()).digest()
         seen.add(digest[:8])
         smallest[digest] = _prompt_row(record)
         if len(smallest) > 2 * MAX_HELD_OUT:  # not at every row
@@ -238,7 +238,7 @@ def _held_out(records: Iterable[PromptRecord]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _prompt_row(record: PromptRecord) -> Mapping[str, Any]:
-    alone = len(record.prompt) == 1 and record.prompt[0].role == "user"
+    alone = len(record.prompt) == 1 and record.prompt[0].role == "user" and not record.prompt[0].tools
     row: dict[str, Any] = {"prompt": record.prompt[0].content if alone else [message.model_dump() for message in record.prompt]}
     reference = record.reference if isinstance(record, Prompt) else None
     return row if reference is None else {**row, "reference": reference}

@@ -104,7 +104,7 @@ def _lengths(rows: FoundData, model: FoundModel) -> list[RowLength]:
         return measured_lengths(rows.kind, rows.sample, tokenizer)
     return [
         RowLength(
-            sum(_tokens(message.content) for message in rows.kind.messages(record)),
+            sum(_tokens(message.text) for message in rows.kind.messages(record)),
             tuple(_tokens(text) for text in rows.kind.completions_of(record).values()),
         )
         for record in rows.sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -183,9 +184,12 @@ def middle_left_out(pieces: Sequence[Piece], shown: int = PIECES_SHOWN) -> list[
 
 def _plain_parts(kind: DataKind[Any], record: Any) -> Iterable[TokenSequence]:
     for message in kind.messages(record):
-        yield _plain(message.role, message.content)
+        if message.tools:
+            yield _plain("tools", json.dumps(message.tools, ensure_ascii=False))
+        yield _plain(message.role, message.text)
+    completions = kind.completions_of(record)
     for name in kind.contents if kind.has_prompt else ("text",):
-        if (value := getattr(record, name)) is not None:
+        if (value := completions.get(name, getattr(record, name))) is not None:
             yield _plain(name, str(value))
 
 
