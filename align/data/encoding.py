@@ -18,8 +18,8 @@ from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
 
-View = tuple[Sequence[Message], Mapping[str, str]]
-"""A prompt and the completions, by field, that may follow it."""
+View = tuple[Sequence[Message], Mapping[str, str | Message]]
+"""A prompt and the completions, by field, that may follow it; one with tool calls is a message."""
 
 RecordT = TypeVar("RecordT", bound=PromptRecord)
 EncodedT = TypeVar("EncodedT")
@@ -91,8 +91,8 @@ def encode_instructions(
     """Token ids of instructions.
 
     Args:
-        every_turn: take the loss on every assistant message, not on the completion alone. Turns share a row where the later
-            prompt begins with the earlier one and its completion, token by token. Where the template shows earlier turns
+        every_turn: take the loss on every assistant message of weight 1, not on the completion alone. Turns share a row where the
+            later prompt begins with the earlier one and its completion, token by token. Where the template shows earlier turns
             otherwise (it removes their reasoning), each has a row of its own: every turn is trained on as it would be sampled.
         max_tokens: most tokens of prompt and completion together, the end-of-sequence token counted.
         max_side_tokens: most tokens of the prompt alone and of the completion alone; encoder and decoder each have this limit.
@@ -118,14 +118,15 @@ def encode_instructions(
 
 
 def _assistant_places(record: Instruction) -> list[int]:
-    """Places of the assistant's messages in the conversation with its completion."""
-    return [*(place for place, message in enumerate(record.prompt) if message.role == "assistant"), len(record.prompt)]
+    """Places of the assistant's messages that loss is taken on, in the conversation with its completion."""
+    earlier = (place for place, message in enumerate(record.prompt) if message.role == "assistant" and message.weight)
+    return [*earlier, len(record.prompt)]
 
 
 def _turns_of(record: Instruction) -> list[View]:
-    """Every assistant message with the messages before it."""
-    messages = [*record.prompt, Message(role="assistant", content=record.completion)]
-    return [(messages[:place], {"completion": messages[place].content}) for place in _assistant_places(record)]
+    """Every assistant message that loss is taken on, with the messages before it."""
+    messages = [*record.prompt, record.answer]
+    return [(messages[:place], {"completion": messages[place]}) for place in _assistant_places(record)]
 
 
 def _joined(
@@ -197,7 +198,7 @@ def _encode(
             TemplateProblem to refuse the record.
         views: what of a record is rendered; default: its prompt and all its completions.
     """
-    views_of = views or (lambda record: [(record.prompt, kind.completions_of(record))])
+    views_of = views or (lambda record: [(record.prompt, kind.answers_of(record))])
     rendered: dict[int, list[list[str]]] = {}
     refused: dict[int, tuple[str, str]] = {}
     # One limit around the loop; the limit inside each rendering then sets no timer.

@@ -57,7 +57,7 @@ class ModelChecks:
             # Plain texts have no conversation, so the template does not apply to them.
             for number, record in enumerate(records if kind.has_prompt else ()):
                 try:
-                    texts = self._format.texts_of(kind.messages(record), kind.completions_of(record))
+                    texts = self._format.texts_of(kind.messages(record), kind.answers_of(record))
                 except TemplateProblem as problem:
                     problems[number].append(FieldProblem(problem.field, problem.reason, str(problem)))
                     continue

@@ -11,6 +11,7 @@ from align.config.chat import ChatSettings
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
 from align.data.tokens import Tokenizer
+from align.data.tool_messages import ADVICE
 from align.data.turns import difference
 from align.records import Message
 
@@ -32,7 +33,7 @@ class PlainFormat(ChatFormat):
     # T5's tokenizers have NFKC built in: full-width forms and the like come back as their plain counterparts.
     unicode_form = "NFKC"
 
-    def completion_text(self, messages: Sequence[Message], completion: str) -> str:
+    def completion_text(self, messages: Sequence[Message], completion: str | Message) -> str:
         """The completion and the end-of-sequence token.
 
         Raises:
@@ -65,6 +66,8 @@ class PlainFormat(ChatFormat):
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The prompt's messages, followed by the completion where the last message is the assistant's."""
         prompt = messages if add_generation_prompt else messages[:-1]
+        if any(message.uses_tools for message in messages):
+            raise TemplateProblem("tools_not_shown", f"the model has no chat template, and plain text shows no tools{ADVICE}")
         contents = "\n".join(message.content for message in prompt)
         if self.end_token in contents:
             raise TemplateProblem("contains_eos", f"the prompt contains the end-of-sequence token {self.end_token!r}")

@@ -16,16 +16,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from align.config.chat import PINNED_DATE, ChatSettings
-from align.data.template_problems import Aspect, FormatError, TemplateProblem
+from align.data.template_problems import Aspect, FormatError, TemplateProblem, check_template
 from align.data.time_limit import TimeLimitExceeded, time_limit
 from align.data.tokens import BehindPrompt, Tokenizer, tokenize
-from align.data.turns import PROBE, added_tokens, choose_padding, difference, find_turns, leading_token
+from align.data.tool_messages import not_shown, render_with_tools, up_to_end
+from align.data.turns import PROBE, added_tokens, choose_padding, difference, find_turns, leading_token, with_system
 from align.records import Message
 
-MAX_TEMPLATE_BYTES = 64 * 1024
 RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
 """Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
@@ -64,7 +65,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.where = where
         self.settings = settings or ChatSettings()
-        self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}
+        self._prompt_texts: dict[tuple[tuple[str, str], ...], str] = {}  # by role and content, or the whole message with tools
         self._limited = False
         self.printed_dates: dict[str, str] = {}
         """Formats of `strftime` that the template asked for, with the date that it got."""
@@ -88,7 +89,7 @@ class ChatFormat:
         Raises:
             TemplateProblem: if the template refuses the conversation.
         """
-        key = tuple((message.role, message.content) for message in messages)
+        key = tuple((one.role, one.model_dump_json() if one.uses_tools else one.content) for one in messages)
         if key not in self._prompt_texts:
             if len(self._prompt_texts) >= MAX_CACHED_PROMPTS:
                 # Clearing all is simpler than tracking use, and costs one more rendering of each prompt that comes again.
@@ -100,12 +101,18 @@ class ChatFormat:
                 raise
         return self._prompt_texts[key]
 
-    def completion_text(self, messages: Sequence[Message], completion: str) -> str:
+    def completion_text(self, messages: Sequence[Message], completion: str | Message) -> str:
         """The text behind the prompt: the completion as the template shows it, and the token that ends it.
 
+        Args:
+            completion: its text, or a message with tool calls.
         Raises:
             TemplateProblem: if the template refuses the conversation, or changes the completion.
         """
+        if isinstance(completion, Message):
+            if completion.tool_calls:
+                return self._calls_text(messages, completion)
+            completion = completion.content
         self._refuse_end(completion)
         completion = self.without_thinking(completion)
         prompt = self.prompt_text(messages)
@@ -113,14 +120,7 @@ class ChatFormat:
             # The prompt opens a thinking block that the finished turn does not show: nothing is there to compare with.
             return completion + self.closing
         whole = self._render([*messages, Message(role="assistant", content=completion)], add_generation_prompt=False)
-        # Some templates change earlier turns once an answer follows. Sampling would then see another prompt than training.
-        if not whole.startswith(prompt):
-            self._refuse_thinking(completion)
-            raise TemplateProblem(
-                "template_rewrites",
-                f"the chat template shows the prompt otherwise once a completion follows: {difference(prompt, whole)}",
-            )
-        tail = whole[len(prompt) :]
+        tail = self._tail_of(prompt, whole, completion)
         shown = self._with_thinking(completion, tail) if self.settings.thinking == "keep" else self.lead + completion
         rest = tail.removeprefix(shown)
         # What the template writes after the end-of-sequence token is left out: the sampler stops at that token.
@@ -131,6 +131,30 @@ class ChatFormat:
             found = difference(shown + self.closing, tail)
             raise TemplateProblem("template_rewrites", f"the chat template does not show the completion as it is{cause}: {found}")
         return shown + self.closing
+
+    def _tail_of(self, prompt: str, whole: str, completion: str) -> str:
+        """What a conversation shows behind its prompt."""
+        # Some templates change earlier turns once an answer follows. Sampling would then see another prompt than training.
+        if not whole.startswith(prompt):
+            self._refuse_thinking(completion)
+            raise TemplateProblem(
+                "template_rewrites",
+                f"the chat template shows the prompt otherwise once a completion follows: {difference(prompt, whole)}",
+            )
+        return whole[len(prompt) :]
+
+    def _calls_text(self, messages: Sequence[Message], answer: Message) -> str:
+        """The text behind the prompt for a message with tool calls, whose form only the template knows."""
+        self._refuse_end(answer.text)
+        answer = answer.model_copy(update={"content": self.without_thinking(answer.content)})
+        whole = self._render([*messages, answer], add_generation_prompt=False)
+        tail = self._tail_of(self.prompt_text(messages), whole, answer.content)
+        if missing := not_shown(tail, [answer]):
+            raise TemplateProblem("tools_not_shown", f"the chat template leaves out {missing[0]!r} of the tool calls")
+        if not self.template_closes:
+            return tail.rstrip() + self.closing
+        stops = [token for token, number in added_tokens(self.tokenizer).items() if number in self.stop_token_ids]
+        return up_to_end(tail, {self.end_token, *stops}, self._after_closing)
 
     def without_thinking(self, completion: str) -> str:
         """The completion without its reasoning where the settings strip it: as it is trained on, and stands in later prompts."""
@@ -154,7 +178,7 @@ class ChatFormat:
             if str(end) in completion:
                 raise TemplateProblem("contains_eos", f"the completion contains the end-of-sequence token {end!r}")
 
-    def texts_of(self, messages: Sequence[Message], completions: Mapping[str, str]) -> list[str]:
+    def texts_of(self, messages: Sequence[Message], completions: Mapping[str, str | Message]) -> list[str]:
         """The prompt's text, then every completion's, as `prompt_text` and `completion_text` give them.
 
         Args:
@@ -255,13 +279,20 @@ class ChatFormat:
         if not self._limited:
             with self.time_limit(conversations=1):
                 return self._render(messages, add_generation_prompt=add_generation_prompt)
-        conversation = [{"role": message.role, "content": message.content} for message in self._with_system(messages)]
+        shown = with_system(messages, self.settings.system)
+        if any(message.uses_tools for message in messages):
+            return render_with_tools(shown, messages[0].tools, partial(self._apply, add_generation_prompt))
+        return self._apply(add_generation_prompt, [{"role": message.role, "content": message.content} for message in shown])
+
+    def _apply(self, add_generation_prompt: bool, conversation: list[dict[str, Any]], tools: Sequence[Any] = ()) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
                 conversation,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=self._strftime,
+                # Some templates ask whether there is a variable `tools` at all.
+                **({"tools": list(tools)} if tools else {}),
                 **self.settings.template_kwargs,
             )
         except Exception as error:
@@ -271,32 +302,7 @@ class ChatFormat:
         return str(text)
 
     def _check_template(self) -> None:
-        template = self.tokenizer.chat_template
-        if not template:
-            raise FormatError(
-                f"{self.where}: the tokenizer has no chat template",
-                hint="Give it one in the recipe: `chat: {template: chatml}`, which adds its tokens to the vocabulary, "
-                "`chat: {template: plain}`, which needs none, or a file; or take an instruction-tuned model.",
-            )
-        # A tokenizer may hold several templates by name; the limit is on all of them.
-        text = template if isinstance(template, str) else json.dumps(template)
-        if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
-            raise FormatError(
-                f"{self.where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
-                hint="Look at chat_template.jinja of that model.",
-            )
-
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages, with system messages where the settings want them."""
-        if self.settings.system == "template" or all(message.role != "system" for message in messages):
-            return messages
-        others = [message for message in messages if message.role != "system"]
-        if self.settings.system == "first_user":
-            said = "\n\n".join(message.content for message in messages if message.role == "system")
-            first = next((place for place, message in enumerate(others) if message.role == "user"), None)
-            if first is not None:
-                others[first] = Message(role="user", content=f"{said}\n\n{others[first].content}")
-        return others
+        check_template(self.tokenizer.chat_template, self.where)
 
     def _strftime(self, form: str) -> str:
         """Stands in for the template's `strftime_now`: the same tokens on every day."""

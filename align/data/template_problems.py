@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from align.errors import RecipeError
 
+MAX_TEMPLATE_BYTES = 64 * 1024
 Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
 
 
@@ -30,3 +32,24 @@ class TemplateProblem(ValueError):
         super().__init__(message)
         self.reason = reason
         self.field = ""
+
+
+def check_template(template: Any, where: str) -> None:
+    """Refuse a missing or huge template; several by name are one.
+
+    Raises:
+        FormatError: see there.
+    """
+    if not template:
+        raise FormatError(
+            f"{where}: the tokenizer has no chat template",
+            hint="Give it one in the recipe: `chat: {template: chatml}`, which adds its tokens to the vocabulary, "
+            "`chat: {template: plain}`, which needs none, or a file; or take an instruction-tuned model.",
+        )
+    # A tokenizer may hold several templates by name; the limit is on all of them.
+    text = template if isinstance(template, str) else json.dumps(template)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
+        raise FormatError(
+            f"{where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
+            hint="Look at chat_template.jinja of that model.",
+        )

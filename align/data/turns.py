@@ -74,6 +74,19 @@ def difference(expected: str, found: str) -> str:
     return f"expected {expected[start : index + 30]!r}, found {found[start : index + 30]!r}"
 
 
+def with_system(messages: Sequence[Message], setting: str) -> Sequence[Message]:
+    """The messages, with system messages where `chat.system` wants them."""
+    if setting == "template" or all(message.role != "system" for message in messages):
+        return messages
+    others = [message for message in messages if message.role != "system"]
+    if setting == "first_user":
+        said = "\n\n".join(message.content for message in messages if message.role == "system")
+        first = next((place for place, message in enumerate(others) if message.role == "user"), None)
+        if first is not None:
+            others[first] = Message(role="user", content=f"{said}\n\n{others[first].content}")
+    return others
+
+
 PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 """Tokens that may fill rows, the best first. Fillings are masked, and no loss is taken on them."""
 ZERO_BYTE = ("<0x00>", "\u0100")

@@ -95,20 +95,23 @@ class FileTokenizer:
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, str]],
+        conversation: Sequence[Mapping[str, Any]],
         *,
         tokenize: bool,
         add_generation_prompt: bool,
         chat_template: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         assert not tokenize
         template = chat_template or self.chat_template
-        compiled = _compiled(template["default"] if isinstance(template, dict) else template)
+        if isinstance(template, dict):
+            template = template["tool_use" if tools and "tool_use" in template else "default"]
+        compiled = _compiled(template)
         named = {**self.special_tokens_map, **variables}
         return str(
             compiled.render(
-                messages=conversation, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **named
+                messages=conversation, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **named
             )
         )
 

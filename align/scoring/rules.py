@@ -54,7 +54,7 @@ class RuledPrompt:
     @classmethod
     def of(cls, candidate: Candidate) -> RuledPrompt:
         """The prompt of a candidate."""
-        text = "\n".join(message.content for message in candidate.prompt)
+        text = "\n".join(message.text for message in candidate.prompt)
         return cls(candidate.prompt_id, candidate.reference, candidate.fields, text)
 
 

@@ -22,7 +22,7 @@ from align.data.template import ChatFormat
 from align.errors import RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.records import Instruction, Message
+from align.records import Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 from align.store.atomic import link_tree
@@ -171,8 +171,8 @@ def _completion_texts(
     def texts(number: int) -> list[str]:
         row = encoded.rows[number]
         record = by_id[row.id]
-        messages = [*record.prompt, Message(role="assistant", content=record.completion)]
+        messages = [*record.prompt, record.answer]
         places = row.turns or (len(record.prompt),)
-        return [chat_format.completion_text(messages[:place], messages[place].content) for place in places]
+        return [chat_format.completion_text(messages[:place], messages[place]) for place in places]
 
     return texts

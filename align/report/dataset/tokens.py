@@ -83,7 +83,7 @@ class TrainingView:
         """The rendered prompt and the rendered completions; of a text, itself."""
         if not kind.has_prompt:
             return [kind.subject_text(record)]
-        return self._format.texts_of(kind.messages(record), kind.completions_of(record))
+        return self._format.texts_of(kind.messages(record), kind.answers_of(record))
 
     def sequences(self, kind: DataKind[Any], record: Any) -> list[TokenSequence]:
         """Every sequence of tokens that a row becomes.

@@ -20,7 +20,7 @@ class Split:
 
 def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPreference], *, share: float, seed: int) -> Split:
     """Keep about `share` of the prompts out. Which ones follows from the prompt's text and the seed, not from the order."""
-    prompts = {record.id: "\n".join(f"{message.role}: {message.content}" for message in record.prompt) for record in records}
+    prompts = {record.id: "\n".join(f"{message.role}: {message.text}" for message in record.prompt) for record in records}
     split = Split([], [])
     for row in encoded:
         drawn = derive_seed(seed, "held_out", prompts[row.id]) / 2**SEED_BITS
