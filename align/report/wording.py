@@ -86,6 +86,7 @@ def cautions(results: Results) -> list[str]:
     sentences = [
         *_fooled(results),
         *_red_flags(results),
+        *_unchanged(results),
         *_disagreements(results),
         *_seed_cautions(results),
         *_never_chosen(results),
@@ -196,6 +197,16 @@ def _red_flags(results: Results) -> list[str]:
         for name, row in results.models.items()
         if row.red_flags
     ]
+
+
+def _unchanged(results: Results) -> list[str]:
+    """A sentence for each trained model whose answers all score as the baseline's do."""
+    sentences = []
+    for name in results.trained_rows:
+        deltas = [score.delta for score in results.models[name].scores.values()]
+        if all(delta is not None and delta.ci95 == (0.0, 0.0) for delta in deltas):
+            sentences.append(f"{name} scores as {results.baseline} does on every prompt: did its training change anything?")
+    return sentences
 
 
 def red_flag_text(flag: RedFlag, baseline: str) -> str:

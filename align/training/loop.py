@@ -69,7 +69,8 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "num_train_epochs": float(config.num_epochs),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler,
-        "warmup_steps": math.ceil(steps * config.warmup_ratio),
+        # The first step of a warm-up has the rate 0: with a single step nothing would be learnt.
+        "warmup_steps": min(math.ceil(steps * config.warmup_ratio), steps - 1),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "optim": trainer_name(config.optimizer),

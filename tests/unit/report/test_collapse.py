@@ -76,3 +76,10 @@ def test_rates_of_a_method_are_means_over_its_seeds(make_candidate: Make, make_r
     results = make_results(compared, rules=rates, methods={"dpo": ["dpo-1", "dpo-2"]})
     assert results.models["dpo"].rules["gold"]["kind"] == pytest.approx(0.3)
     assert [flag.value for flag in results.models["dpo"].red_flags] == [pytest.approx(0.3)]
+
+
+def test_a_model_whose_training_changed_nothing_is_named(make_candidate: Make, make_results: MakeResults) -> None:
+    compared = {"sft": answers(make_candidate, VARIED, 0.1), "orpo": answers(make_candidate, VARIED, 0.1)}
+    text = " ".join(conclusions(make_results(compared)))
+    assert "orpo scores as sft does on every prompt: did its training change anything?" in text
+    assert "sft scores as" not in text

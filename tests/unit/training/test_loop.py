@@ -64,3 +64,12 @@ def test_a_metric_of_the_last_epoch_is_its_mean_over_rows() -> None:
 def test_of_a_single_short_epoch_all_steps_count() -> None:
     history = TrainingHistory([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}], steps=2)
     assert history.of_last_epoch("loss", rows=5, batch_size=4) == pytest.approx((4 * 3 + 1) / 5)
+
+
+def test_a_training_of_one_step_learns(tmp_path: Path) -> None:
+    def warmup(num_rows: int) -> Any:
+        config = Optimization(batch_size=4, warmup_ratio=0.1)
+        return training_arguments(config, run_context(tmp_path), num_rows=num_rows)["warmup_steps"]
+
+    # A warm-up begins with the rate 0, so the only step of a training must not be a part of it.
+    assert (warmup(3), warmup(8), warmup(80)) == (0, 1, 2)
