@@ -119,6 +119,15 @@ class Preference(PromptRecord):
     """Score of the rejected completion, where a scorer made the pair."""
 
 
+class Labelled(PromptRecord):
+    """A prompt and one completion that is good or bad by itself."""
+
+    completion: str = Field(min_length=1)
+    """The completion."""
+    desirable: bool
+    """Whether the model should give such completions."""
+
+
 class Prompt(PromptRecord):
     """A conversation to be continued."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from align.rows.comparison import best_of, is_first_preferred
+from align.rows.comparison import best_of, is_desirable, is_first_preferred
 from align.rows.conversation import WEIGHT, PlainMessage, is_transcript, parse_transcript, split_completion
 from align.rows.fields import (
     FINAL_ANSWER,
@@ -104,6 +104,28 @@ class Builder:
     def labelled_conversations(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         return self._labelled(self._pair_of_conversations, row, columns, problems)
 
+    def rated(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+        prompt = self.take.prompt(row, columns, problems)
+        completion = self.take.completion("completion", row, columns, prompt, problems)
+        return self._with_verdict(prompt[0], completion, row, columns, problems)
+
+    def rated_conversation(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+        before, message = split_completion("messages", self.take.messages("messages", required("messages", row, columns)))
+        prompt = self.take.checked("messages", before, problems)
+        self.take.put_tools(prompt, row, columns, problems)
+        return self._with_verdict(prompt, self.take.no_calls("messages", message, problems), row, columns, problems)
+
+    def _with_verdict(self, prompt: Any, completion: Any, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+        verdict = noted(problems, lambda: is_desirable(required("desirable", row, columns)))
+        return (("", {"prompt": prompt, "completion": completion, "desirable": verdict}),)
+
+    def both_sides(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+        """A pair as two rows: a good completion and a bad one."""
+        return _sides(self._pair_of(row, columns, problems))
+
+    def both_conversations(self, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+        return _sides(self._pair_of_conversations(row, columns, problems))
+
     def _with_scores(self, pair: Fields, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
         pair["chosen_score"] = self.take.score("chosen_score", row, columns, problems)
         pair["rejected_score"] = self.take.score("rejected_score", row, columns, problems)
@@ -179,6 +201,12 @@ class Builder:
 Build = Callable[[Builder, Row, Columns, Problems], Sequence[Part]]
 """Makes the parts of a row. A field's problem goes to `problems`, and the other fields are still read; FieldProblem is raised
 where no field can be read. With a problem, the parts mean nothing."""
+
+
+def _sides(pair: Fields) -> Sequence[Part]:
+    """The fields of a pair that has problems mean nothing, and may be missing."""
+    sides = (("chosen", True), ("rejected", False))
+    return [(f"/{side}", {"prompt": pair.get("prompt"), "completion": pair.get(side), "desirable": good}) for side, good in sides]
 
 
 def _require_order(field: str, columns: Columns) -> None:

@@ -1,4 +1,4 @@
-"""Finds the better of several completions by a row's label, ranking, scores or ranks."""
+"""What a row says about its completions: the better by label, ranking, scores or ranks, or whether a single one is good."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from align.rows.problem import FieldProblem, shown
 
 _ENDINGS = {"12": ("1", "2"), "01": ("0", "1")}
 _TIES = ("tie", "tie (bothbad)")
+_VERDICTS = {
+    True: ("true", "1", "yes", "good", "desirable", "positive", "like", "thumbs_up", "thumbs up", "up", "👍"),
+    False: ("false", "0", "no", "bad", "undesirable", "negative", "dislike", "thumbs_down", "thumbs down", "down", "👎"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,23 @@ def is_first_preferred(label: Any, first: str, second: str) -> bool:
         "label",
         "wrong_type",
         f"must be {label_1.upper()} for {first!r} or {label_2.upper()} for {second!r}, or tie, but is {shown(label)}",
+    )
+
+
+def is_desirable(label: Any) -> bool:
+    """Whether a label calls a completion good.
+
+    Raises:
+        FieldProblem: wrong_type for a label that says neither.
+    """
+    # Parquet and pandas turn a column of whole numbers with a gap into floats.
+    value = int(label) if isinstance(label, float) and label.is_integer() else label
+    text = str(value).strip().lower() if isinstance(value, (str, int)) else None
+    for verdict, words in _VERDICTS.items():
+        if text in words:
+            return verdict
+    raise FieldProblem(
+        "desirable", "wrong_type", f"must be true or false (or 1 or 0, good or bad, 👍 or 👎), but is {shown(label)}"
     )
 
 

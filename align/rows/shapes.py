@@ -30,6 +30,8 @@ class Shape:
     optional: Mapping[str, Names] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     """Columns that must be absent: with them, the row has another shape."""
+    is_converted: bool = False
+    """Whether such rows are another kind's, and read as this kind only where it is asked for."""
 
     @property
     def fields(self) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.records import Candidate, Instruction, Preference, Prompt, ScoredCandidate, TextRow
+from align.records import Candidate, Instruction, Labelled, Preference, Prompt, ScoredCandidate, TextRow
 from align.rows.build import Builder
 from align.rows.kind import DataKind, RowKind, register
 from align.rows.shapes import Names, Shape
@@ -105,6 +105,40 @@ PREFERENCES = register(
         completions=("chosen", "rejected"),
         details=(),
         contradiction="conflicting_pairs",
+    )
+)
+# The three public forms: TRL's label, LLaMA-Factory's kto_tag, and thumbs of users.
+_VERDICT: dict[str, Names] = {"desirable": ("desirable", "label", "kto_tag", "thumbs", "thumbs_up", "feedback")}
+LABELLED = register(
+    DataKind(
+        "labelled",
+        Labelled,
+        "labelled completions",
+        shapes=(
+            Shape(
+                "prompt/completion",
+                Builder.rated,
+                {"prompt": ("prompt",), "completion": ("completion", "response"), **_VERDICT},
+                _SYSTEM,
+            ),
+            Shape("messages", Builder.rated_conversation, {"messages": _MESSAGES, **_VERDICT}, _TOOLS),
+            Shape("sharegpt", Builder.rated_conversation, {"messages": _SHAREGPT, **_VERDICT}, _TOOLS),
+            # No question and answer: there, a label of 0 or 1 is usually a topic.
+            Shape(
+                "alpaca",
+                Builder.rated,
+                {"instruction": ("instruction",), "completion": _ANSWERS, **_VERDICT},
+                {"input": ("input",), **_SYSTEM},
+            ),
+            *(
+                Shape("chosen/rejected", Builder.both_sides, {**prompt, **_PAIR}, more | _SYSTEM, is_converted=True)
+                for prompt, more in (_PROMPT, _INSTRUCTION, _ASKED)
+            ),
+            Shape("conversations", Builder.both_conversations, _PAIR, _TOOLS, _PROMPT_COLUMNS, is_converted=True),
+        ),
+        completions=("completion",),
+        details=("desirable",),
+        contradiction="conflicting_labels",
     )
 )
 _MAYBE: dict[str, Names] = {"reference": _REFERENCE}

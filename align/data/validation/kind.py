@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -48,9 +49,10 @@ def kinds_that_fit(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]
     """
     rows, fits = list(rows), dict[str, tuple[float, int]]()
     for name, kind in data_kinds().items():
+        own_shapes = tuple(shape for shape in kind.shapes if not shape.is_converted)
         if columns.keys() - set(kind.fields):
             continue
-        reader = RowReader(kind, columns, max_characters)
+        reader = RowReader(replace(kind, shapes=own_shapes), columns, max_characters)
         reads = [read for read in map(reader.read, rows) if read.parts]
         if reads:
             fits[name] = (-sum(len(read.unused) for read in reads) / len(reads), len(reads))

@@ -106,7 +106,7 @@ ONE_MISTAKE = [
         "kind: model, ",
         "",
         "recipe.yaml:3:3: inputs.base.kind: this key is missing; expected one of model, reward_model, instructions, "
-        "preferences, prompts, text, candidates, scored_candidates, comparison",
+        "preferences, labelled, prompts, text, candidates, scored_candidates, …",
     ),
     # inputs
     ("path: base", "path: bas", "recipe.yaml:3:29: inputs.base.path: there is no such folder: bas; did you mean 'base'?"),

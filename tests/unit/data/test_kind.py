@@ -29,6 +29,8 @@ def _source(folder: Path, rows: list[Any]) -> Source:
         ([{"prompt": "a", "completion": "b"}], "instructions"),
         ([{"prompt": "a", "source": "x"}, 7], "prompts"),
         ([{"text": "a"}], "text"),
+        ([{"prompt": "a", "completion": "b", "label": True}], "labelled"),
+        ([{"prompt": "a", "completion": "b", "label": "joy"}], "instructions"),
     ],
 )
 def test_the_kind_that_leaves_fewest_columns_unused(rows: list[Any], kind: str, tmp_path: Path) -> None:
@@ -39,6 +41,7 @@ def test_the_kind_that_leaves_fewest_columns_unused(rows: list[Any], kind: str, 
     ("rows", "told"),
     [
         ([{"question": "a", "answer": "b"}], "can be read as instructions or prompts; they have question, answer"),
+        ([{"q": "a", "a": "b", "label": 1}], "can be read as instructions or prompts"),  # such a label is usually a topic
         ([{"x": 1}], "fit no kind; they have x"),
         ([], "fit no kind; they have no column"),
     ],

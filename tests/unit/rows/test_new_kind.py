@@ -38,45 +38,45 @@ from align.store.artifact import Store
 from align.testing.tiny import tiny_tokenizer
 
 
-class Labelled(PromptRecord):
+class Tagged(PromptRecord):
     """A prompt and a completion that is good or bad by itself."""
 
     completion: str
     """The assistant's answer."""
-    label: bool
+    tag: bool
     """Whether it is good."""
 
 
-def labelled(builder: Builder, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
-    """Rows of prompt, completion and label."""
+def tagged(builder: Builder, row: Row, columns: Columns, problems: Problems) -> Sequence[Part]:
+    """Rows of prompt, completion and tag."""
     prompt = builder.take.prompt(row, columns, problems)
     completion = builder.take.completion("completion", row, columns, prompt, problems)
-    label = required("label", row, columns)
-    if not isinstance(label, bool):
-        problems.append(FieldProblem("label", "wrong_type", f"must be true or false, but is {shown(label)}"))
-    return (("", {"prompt": prompt[0], "completion": completion, "label": label}),)
+    tag = required("tag", row, columns)
+    if not isinstance(tag, bool):
+        problems.append(FieldProblem("tag", "wrong_type", f"must be true or false, but is {shown(tag)}"))
+    return (("", {"prompt": prompt[0], "completion": completion, "tag": tag}),)
 
 
-LABELLED = DataKind(
-    "labelled",
-    Labelled,
-    "labelled completions",
-    shapes=(Shape("labelled", labelled, {"prompt": ("prompt",), "completion": ("completion",), "label": ("label",)}),),
+TAGGED = DataKind(
+    "tagged",
+    Tagged,
+    "tagged completions",
+    shapes=(Shape("tagged", tagged, {"prompt": ("prompt",), "completion": ("completion",), "tag": ("tag",)}),),
     completions=("completion",),
-    details=("label",),
+    details=("tag",),
     contradiction="conflicting_labels",
 )
 GOOD, BAD = (
-    {"prompt": "Say hello.", "completion": "Hello!", "label": True},
-    {"prompt": "Sing.", "completion": "No.", "label": False},
+    {"prompt": "Say hello.", "completion": "Hello!", "tag": True},
+    {"prompt": "Sing.", "completion": "No.", "tag": False},
 )
 
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    register(LABELLED)
+    register(TAGGED)
     yield
-    del ROW_KINDS[LABELLED.name]
+    del ROW_KINDS[TAGGED.name]
 
 
 @pytest.fixture
@@ -96,22 +96,22 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, A
 
 
 def test_its_rows_are_read_into_the_store_and_out_of_it(file: Path, tmp_path: Path) -> None:
-    spec = DataInput(kind="labelled", path=str(file))
+    spec = DataInput(kind="tagged", path=str(file))
     folder = tmp_path / "entry"
     folder.mkdir()
     asked = DataInput(kind="prompts", path=str(_write(tmp_path / "asked.jsonl", [{"prompt": "Would you sing?"}])))
     index = evaluation_index([(find_source(asked, Path), asked)])
     assert ingest(spec, find_source(spec, Path), folder, evaluation=index).rows_out == 2
-    first = Labelled.model_validate_json((folder / "rows.jsonl").read_text().splitlines()[0])
-    assert (first.prompt[0].content, first.completion, first.label, first.line) == ("Say hello.", "Hello!", True, 1)
+    first = Tagged.model_validate_json((folder / "rows.jsonl").read_text().splitlines()[0])
+    assert (first.prompt[0].content, first.completion, first.tag, first.line) == ("Say hello.", "Hello!", True, 1)
 
 
 def test_its_kind_is_told_by_its_columns_and_its_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [GOOD, BAD, {**GOOD, "label": "yes"}, {"prompt": "Hi", "label": True}, BAD, {**GOOD, "label": False}]
+    rows = [GOOD, BAD, {**GOOD, "tag": "yes"}, {"prompt": "Hi", "tag": True}, BAD, {**GOOD, "tag": False}]
     found = _json(capsys, "data", "validate", _write(tmp_path / "x.jsonl", rows))
-    assert found["kind"] == "labelled"
+    assert found["kind"] == "tagged"
     assert [(one["line"], one["field"], one["reason"]) for one in found["problems"]] == [
-        (3, "label", "wrong_type"),
+        (3, "tag", "wrong_type"),
         (4, "completion", "missing_field"),
     ]
     checks = {one["name"]: one["count"] for one in found["checks"]}
@@ -119,18 +119,18 @@ def test_its_kind_is_told_by_its_columns_and_its_mistakes_are_named(tmp_path: Pa
 
 
 def test_its_contradictions_can_be_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = _write(tmp_path / "x.jsonl", [GOOD, BAD, {**GOOD, "label": False}])
-    found = _json(capsys, "data", "validate", rows, "--kind", "labelled", "--check", "conflicting_labels=error")
+    rows = _write(tmp_path / "x.jsonl", [GOOD, BAD, {**GOOD, "tag": False}])
+    found = _json(capsys, "data", "validate", rows, "--kind", "tagged", "--check", "conflicting_labels=error")
     assert [(one["line"], one["field"], one["reason"]) for one in found["problems"]] == [
-        (1, "label", "conflicting_labels"),
-        (3, "label", "conflicting_labels"),
+        (1, "tag", "conflicting_labels"),
+        (3, "tag", "conflicting_labels"),
     ]
 
 
 def test_it_is_seen_through_a_models_template(file: Path) -> None:
     chat_format = ChatFormat(tiny_tokenizer(["hello"]), where="tiny")
     training = TrainingView(chat_format, model="tiny", limit=1000)
-    facts = inspect_source(DataInput(kind="labelled", path=str(file)), training=training, samples=2, seed=1)
+    facts = inspect_source(DataInput(kind="tagged", path=str(file)), training=training, samples=2, seed=1)
     assert list(facts.characters) == ["prompt", "completion"]
     assert facts.tokens is not None and facts.tokens.rows.rows == 2
     views = sample_views(facts, training)
@@ -139,7 +139,7 @@ def test_it_is_seen_through_a_models_template(file: Path) -> None:
     assert [(part.name, part.pieces[0].text) for part in plain] == [
         ("user", "Say hello."),
         ("completion", "Hello!"),
-        ("label", "True"),
+        ("tag", "True"),
     ]
 
 
@@ -149,20 +149,20 @@ def test_a_models_checks_see_it(tmp_path: Path) -> None:
     from align.data.validation.summary import Problem
 
     source = find_source(
-        DataInput(kind="labelled", path=str(_write(tmp_path / "x.jsonl", [GOOD, {**BAD, "completion": "<|im_start|>"}]))), Path
+        DataInput(kind="tagged", path=str(_write(tmp_path / "x.jsonl", [GOOD, {**BAD, "completion": "<|im_start|>"}]))), Path
     )
     problems: list[Problem] = []
     checks = ModelChecks(ChatFormat(tiny_tokenizer(["hello"]), where="tiny"))
-    validate_source(source, RowRules(LABELLED), on_problem=problems.append, model_checks=checks)
+    validate_source(source, RowRules(TAGGED), on_problem=problems.append, model_checks=checks)
     assert [(problem.line, problem.field, problem.reason) for problem in problems] == [(2, "completion", "special_tokens")]
 
 
 def test_there_and_back_through_parquet(file: Path, tmp_path: Path) -> None:
     parquet, again = tmp_path / "rows.parquet", tmp_path / "again.jsonl"
     for source, target in ((file, parquet), (parquet, again)):
-        assert main(["data", "convert", str(source), "--kind", "labelled", "--to", str(target)]) == 0
+        assert main(["data", "convert", str(source), "--kind", "tagged", "--to", str(target)]) == 0
     rows = [json.loads(line) for line in again.read_text().splitlines()]
-    assert [(row["completion"], row["label"]) for row in rows] == [("Hello!", True), ("No.", False)]
+    assert [(row["completion"], row["tag"]) for row in rows] == [("Hello!", True), ("No.", False)]
 
 
 def test_its_rows_have_a_schema() -> None:
@@ -172,18 +172,18 @@ def test_its_rows_have_a_schema() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     schemas = script.all_schemas()
-    validator = jsonschema.Draft202012Validator(schemas["labelled.schema.json"])
+    validator = jsonschema.Draft202012Validator(schemas["tagged.schema.json"])
     assert validator.is_valid(GOOD)
     assert not validator.is_valid({"prompt": "Hi", "completion": "Hello"})
     recipe = jsonschema.Draft202012Validator(schemas["recipe.schema.json"])
     stages = {"s": {"stage": "sft", "model": "m", "data": "d"}}
-    for kind, is_valid in (("labelled", True), ("labels", False)):
+    for kind, is_valid in (("tagged", True), ("labels", False)):
         assert recipe.is_valid({"name": "x", "inputs": {"d": {"kind": kind, "path": "d.jsonl"}}, "stages": stages}) is is_valid
 
 
 @dataclass(frozen=True)
 class StageTypeStub:
-    """A stage that takes labelled rows."""
+    """A stage that takes tagged rows."""
 
     config_type: Any
     name: str = "kto"
@@ -191,9 +191,9 @@ class StageTypeStub:
 
 
 def _recipe(folder: Path, data: str) -> Recipe:
-    config = create_model("Config", __base__=StageConfig, data=(RowsReference[Labelled], ...))
+    config = create_model("Config", __base__=StageConfig, data=(RowsReference[Tagged], ...))
     (folder / "recipe.yaml").write_text(
-        "name: x\ninputs:\n  rows: {kind: labelled, path: rows.jsonl}\n  pairs: {kind: preferences, path: rows.jsonl}\n"
+        "name: x\ninputs:\n  rows: {kind: tagged, path: rows.jsonl}\n  pairs: {kind: preferences, path: rows.jsonl}\n"
         f"stages:\n  kto: {{stage: kto, data: {data}}}\n"
     )
     return parse_recipe(folder, stage_types={"kto": StageTypeStub(config)})
@@ -207,16 +207,16 @@ def test_a_stage_of_a_recipe_takes_it_by_reference(file: Path, tmp_path: Path) -
     tokenizer.save_pretrained(tmp_path / "model")
     lengths = row_lengths(resolved, tmp_path / "model")
     assert lengths is not None and [len(length.completions) for length in lengths] == [1, 1]
-    with pytest.raises(RecipeError, match="wants labelled completions, but 'pairs' holds preferences"):
+    with pytest.raises(RecipeError, match="wants tagged completions, but 'pairs' holds preferences"):
         _recipe(tmp_path, "pairs")
 
 
 def test_an_entry_that_does_not_fit_is_refused_at_once() -> None:
-    with pytest.raises(TypeError, match="there is a kind of rows with the name labelled"):
-        register(LABELLED)
+    with pytest.raises(TypeError, match="there is a kind of rows with the name tagged"):
+        register(TAGGED)
     with pytest.raises(TypeError, match="the record Instruction"):
-        register(DataKind("taken", Instruction, "x", LABELLED.shapes, ("completion",), (), None))
-    with pytest.raises(TypeError, match="kind labelled: .* Labelled .*'answer'"):
-        replace(LABELLED, completions=("answer",))
+        register(DataKind("taken", Instruction, "x", TAGGED.shapes, ("completion",), (), None))
+    with pytest.raises(TypeError, match="kind tagged: .* Tagged .*'answer'"):
+        replace(TAGGED, completions=("answer",))
     with pytest.raises(TypeError, match="contradiction"):
-        DataKind("short", Labelled, "x", LABELLED.shapes, ("completion",), ())  # type: ignore[call-arg]
+        DataKind("short", Tagged, "x", TAGGED.shapes, ("completion",), ())  # type: ignore[call-arg]

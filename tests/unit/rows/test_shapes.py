@@ -199,6 +199,53 @@ class TestPreferences:
         assert _problem("preferences", {"prompt": "Hi", **more}) == problem
 
 
+class TestLabelled:
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"prompt": "Hi", "completion": "Hello", "desirable": True},
+            {"Prompt": "Hi", "Response": "Hello", "Label": 1},
+            {"prompt": [USER], "completion": [ASSISTANT], "label": "True"},
+            {"messages": [USER, ASSISTANT], "thumbs": "👍"},
+            {"conversations": [HUMAN, GPT], "kto_tag": 1.0},
+            {"instruction": "Hi", "input": "", "output": "Hello", "feedback": " Good "},
+        ],
+    )
+    def test_shapes_of_the_same_row(self, row: dict[str, Any]) -> None:
+        assert _fields("labelled", row) == {"prompt": [USER], "completion": "Hello", "desirable": True}
+
+    @pytest.mark.parametrize("label", [False, 0, 0.0, "0", "FALSE", "bad", "thumbs_down", "👎"])
+    def test_what_a_bad_completion_is_called(self, label: Any) -> None:
+        assert _fields("labelled", {"prompt": "Hi", "completion": "Hello", "label": label})["desirable"] is False
+
+    @pytest.mark.parametrize("label", [2, -1, 0.5, "", "neutral", [True]])
+    def test_a_label_that_says_neither_is_a_problem(self, label: Any) -> None:
+        read = _read("labelled", {"prompt": "Hi", "completion": "Hello", "label": label})
+        assert [(problem.field, problem.reason) for problem in read.problems] == [("desirable", "wrong_type")]
+        assert "must be true or false" in read.problems[0].message
+
+    @pytest.mark.parametrize(
+        "row", [{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, {"chosen": [USER, ASSISTANT], "rejected": [USER, NO]}]
+    )
+    def test_a_pair_is_a_good_and_a_bad_completion(self, row: dict[str, Any]) -> None:
+        assert _read("labelled", row).parts == [
+            ("/chosen", {"prompt": [USER], "completion": "Hello", "desirable": True}),
+            ("/rejected", {"prompt": [USER], "completion": "No", "desirable": False}),
+        ]
+
+    @pytest.mark.parametrize(
+        ("row", "problem"),
+        [
+            ({"prompt": "Hi", "completion": "Hello"}, ("desirable", "missing_field")),
+            ({"prompt": "Hi", "completion": "", "label": 1}, ("completion", "empty_completion")),
+            ({"prompt": "Hi", "chosen": "No", "rejected": "No"}, ("chosen", "identical")),
+            ({"chosen": [USER, ASSISTANT], "rejected": "No"}, ("prompt", "missing_field")),
+        ],
+    )
+    def test_what_cannot_be_used(self, row: dict[str, Any], problem: tuple[str, str]) -> None:
+        assert _problem("labelled", row) == problem
+
+
 class TestPrompts:
     @pytest.mark.parametrize(
         "row",
