@@ -163,6 +163,7 @@ METRICS: Mapping[str, Metric] = {
     "objective/rlhf_reward": Metric("reward"),
     "objective/entropy": Metric("entropy", unit="nats"),
     "policy/approxkl_avg": Metric("KL of an update", unit="nats"),
+    "policy/approxkl_max": Metric("largest KL of an update", unit="nats"),
     "policy/grad_norm": Metric("gradient norm of the policy"),
     "value/grad_norm": Metric("gradient norm of the value model"),
     "updates": Metric("optimizer steps per rollout batch"),

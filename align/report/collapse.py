@@ -21,8 +21,6 @@ SENTENCE_SHARE = 0.15
 """Share of the answers with one and the same sentence that is a red flag, where it is also twice the baseline's."""
 RULE_FALL = 0.1
 """Fall of a rule's pass rate that is a red flag, where it is also a quarter of the baseline's."""
-MOST_KL = 50.0
-"""Nats per completion: beyond the few dozen up to which a divergence from the baseline is usual."""
 
 
 class FrequentSentence(StrictModel):
@@ -37,14 +35,14 @@ class FrequentSentence(StrictModel):
 class RedFlag(StrictModel):
     """One sign that a model gave something up."""
 
-    kind: Literal["distinct_2", "distinct_answers", "frequent_sentence", "rule", "kl"]
+    kind: Literal["distinct_2", "distinct_answers", "frequent_sentence", "rule", "kl", "update_kl"]
     """What was compared."""
     detail: str = ""
     """The sentence, or scorer and rule."""
     value: float
     """Of the model."""
     baseline: float | None
-    """Of the baseline; null for kl, which is measured against it."""
+    """Of the baseline; null for kl, which is measured against it, and for update_kl, which is of the training."""
 
 
 def distinct_share(completions: Iterable[str]) -> float | None:

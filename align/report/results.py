@@ -11,11 +11,12 @@ import numpy as np
 from pydantic import Field
 
 from align.config.base import StrictModel
+from align.config.healthy import MOST_KL, MOST_UPDATE_KL
 from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
-from align.report.collapse import MOST_KL, FrequentSentence, RedFlag, fell, rule_fell, said_too_often
+from align.report.collapse import FrequentSentence, RedFlag, fell, rule_fell, said_too_often
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, Interval, seeded_bootstrap
 from align.runtime.seed import derive_seed
@@ -231,6 +232,7 @@ def build_results(
     best_of: BestOfPool | None = None,
     rules: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
+    update_kl: Mapping[str, float] | None = None,
 ) -> Results:
     """Compute results.json from every model's scored candidates.
 
@@ -245,6 +247,7 @@ def build_results(
         best_of: the baseline's candidates that rows of best of n are taken from.
         rules: model → scorer made of rules → rule → share of the answers that pass it.
         probes: scorer → what it gave to answers that deserve no score.
+        update_kl: model → the largest KL of an update of its training, nats per token.
     Raises:
         DataError: if the models do not have the same prompts, candidates and scorers, a scorer has no prompt on which
             every row got a finite score, or methods or best of n do not fit the answers.
@@ -253,7 +256,9 @@ def build_results(
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = partial(seeded_bootstrap, seed=derive_seed(seed, "bootstrap"), resamples=bootstrap_resamples)
-    measured = Measured(kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {}, rules or {})
+    measured = Measured(
+        kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {}, rules or {}, update_kl or {}
+    )
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
@@ -329,6 +334,8 @@ def _red_flags(row: Row, baseline: Row) -> list[RedFlag]:
                 flags.append(RedFlag(kind="rule", detail=f"{scorer}: {rule}", value=rate, baseline=before))
     if row.kl is not None and (kl := float(row.kl.mean())) > MOST_KL:
         flags.append(RedFlag(kind="kl", value=kl, baseline=None))
+    if row.update_kl is not None and row.update_kl > MOST_UPDATE_KL:
+        flags.append(RedFlag(kind="update_kl", value=row.update_kl, baseline=None))
     return flags
 
 

@@ -43,6 +43,8 @@ class Measured(NamedTuple):
     trained: Mapping[str, Trained]
     rules: Mapping[str, Mapping[str, Mapping[str, float]]] = MappingProxyType({})
     """Model → scorer made of rules → rule → share of the answers that pass it."""
+    update_kl: Mapping[str, float] = MappingProxyType({})
+    """Model → the largest KL of an update of its training, nats per token, where its method has updates with a trust region."""
 
 
 class BestOfResult(StrictModel):
@@ -81,6 +83,8 @@ class Row:
     trained: Trained | None = None
     rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Scorer made of rules → rule → share of the answers that pass it; empty where not measured."""
+    update_kl: float | None = None
+    """The largest KL of an update of its training, nats per token."""
     seeds: dict[str, Row] = field(default_factory=dict)
     """Of a method: its models as rows of their own, by name."""
     best_of: BestOfResult | None = None
@@ -153,6 +157,7 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         train_seconds=measured.train_seconds.get(model),
         trained=measured.trained.get(model),
         rules=measured.rules.get(model, {}),
+        update_kl=measured.update_kl.get(model),
     )
 
 
@@ -186,6 +191,7 @@ def _method_row(seeds: dict[str, Row]) -> Row:
         retention_perplexity=_mean_if_known([row.retention_perplexity for row in rows]),
         train_seconds=_mean_if_known([row.train_seconds for row in rows]),
         trained=_largest([row.trained for row in rows]),
+        update_kl=max((row.update_kl for row in rows if row.update_kl is not None), default=None),
         rules={
             scorer: {rule: float(np.mean([row.rules[scorer][rule] for row in rows])) for rule in rates}
             for scorer, rates in rows[0].rules.items()

@@ -224,6 +224,8 @@ def red_flag_text(flag: RedFlag, baseline: str) -> str:
             return f"{100 * value:.0f} % of its answers pass {flag.detail} ({baseline}: {100 * before:.0f} %)"
         case "kl":
             return f"its KL to {baseline} is {number(value, 0)} nats, beyond the usual few dozen"
+        case "update_kl":
+            return f"an update of its training moved the policy by {number(value, 2)} nats per token (usual: up to 0.1)"
 
 
 def _seed_cautions(results: Results) -> list[str]:

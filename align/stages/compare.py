@@ -120,6 +120,8 @@ def _refuse_twice(what: str, names: Sequence[Any]) -> None:
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
+UPDATE_KL = "policy/approxkl_max"
+"""Metric of PPO's manifest."""
 ANSWERS_NAME = "answers"
 POOL_NAME = "best_of_candidates.jsonl"
 POOL_LABEL = "for best of n"
@@ -156,6 +158,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         best_of=pool,
         rules={name: _rule_rates(config, rows) for name, rows in scored.items()},
         probes=_probe_scorers(context, scored),
+        update_kl={name: kl for name in config.models if (kl := context.artifact(name).manifest.metrics.get(UPDATE_KL))},
     )
     write_json(context.output / RESULTS_NAME, results.to_json())
     for name, rows in scored.items():

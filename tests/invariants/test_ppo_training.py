@@ -369,3 +369,11 @@ def test_a_limit_below_the_noise_is_an_error(base: Path, tmp_path: Path) -> None
 def test_updates_end_early_when_the_policy_moved_far(base: Path, tmp_path: Path) -> None:
     rows = Training(base, tmp_path, update_kl_limit=1e-7, ppo_epochs=4).run(2).history.rows
     assert rows[0]["updates"] < 8
+
+
+def test_a_policy_that_moves_too_far_at_once_is_noted_once(base: Path, tmp_path: Path) -> None:
+    training = Training(base, tmp_path, learning_rate=3e-2, ppo_epochs=4)
+    result = training.run(2)
+    largest = max(row["policy/approxkl_avg"] for row in result.history.rows)
+    assert result.metrics["policy/approxkl_max"] == largest > 0.1
+    assert sum(note.startswith("policy/approxkl_avg is") for note in training.notes) == 1

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.config.healthy import MOST_KL, MOST_SAMPLER_GAP, MOST_UPDATE_KL
 from align.config.online import OnlineTraining
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
@@ -29,8 +30,26 @@ from align.training.online.rollout import RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
 
 MAX_KL_ERROR = 0.2
-SAMPLER_GAP_LIMIT = 0.1
-"""Nats per token, in the mean over a rollout batch; a larger gap between engine and trainer is reported."""
+NOTED = {
+    "rollout/sampler_gap": (
+        MOST_SAMPLER_GAP,
+        "nats per token",
+        "engine and trainer compute different models, and updates are weighted down for it. In bfloat16 it is a few hundredths; "
+        "set dtype and precision to float32 to see whether rounding is the cause",
+    ),
+    "policy/approxkl_avg": (
+        MOST_UPDATE_KL,
+        "nats per token",
+        "the policy moves far in one rollout batch, beyond what clipping is made for; lower learning_rate or ppo_epochs, or set "
+        "update_kl_limit",
+    ),
+    "objective/kl": (
+        MOST_KL,
+        "nats per completion",
+        "the policy has left what it knew, and its scores need not mean better completions; raise kl_coef, or set kl_limit",
+    ),
+}
+"""Metrics that are noted once when they are above a value: the value, the unit, and what that means."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ class OnlineTrainer:
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
         learning = [learner.model for learner in self._optimizers]
         models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)
-        self._engine_sleeps = self._gap_was_noted = False
+        self._engine_sleeps = False
+        self._noted: set[str] = set()
 
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
@@ -135,13 +155,7 @@ class OnlineTrainer:
                 rollout, self._models, self._config, self._advantage, kl_coef=kl_coef, score_bias=bias
             )
         self._check_stop()
-        if (gap := numbers["rollout/sampler_gap"]) > SAMPLER_GAP_LIMIT and not self._gap_was_noted:
-            self._gap_was_noted = True
-            self._context.note(
-                f"rollout/sampler_gap is {gap:.2g} nats per token in rollout batch {state.rollouts + 1}, above "
-                f"{SAMPLER_GAP_LIMIT}: engine and trainer compute different models, and updates are weighted down for it. In "
-                "bfloat16 it is a few hundredths; set dtype and precision to float32 to see whether rounding is the cause"
-            )
+        self._note_unusual(numbers)
         return LearningPhase(rollout.episodes, experience, numbers, rollout.nonfinite)
 
     def _learn(self, phase: LearningPhase) -> None:
@@ -154,6 +168,7 @@ class OnlineTrainer:
             self._learner.update(phase, rollout=state.rollouts, score_bias=state.score_bias, before_update=check)
         numbers.update(mean_numbers(phase.updates))
         numbers["updates"] = len(phase.updates)
+        self._note_unusual(numbers)
         # While only the value model learns the KL is about 0, and a coefficient that adapts would shrink for no reason.
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
@@ -164,6 +179,14 @@ class OnlineTrainer:
         )
         state.nonfinite += phase.nonfinite
         state.rollouts += 1
+
+    def _note_unusual(self, numbers: Mapping[str, float]) -> None:
+        """Say once of each metric that it is beyond its usual range."""
+        for name, (most, unit, meaning) in NOTED.items():
+            if numbers.get(name, 0.0) > most and name not in self._noted:
+                self._noted.add(name)
+                where = f"in rollout batch {self._state.rollouts + 1}, above {most:g}"
+                self._context.note(f"{name} is {numbers[name]:.2g} {unit} {where}: {meaning}")
 
     def _keep(self, numbers: dict[str, float]) -> None:
         """Log a rollout batch, report progress, and write a checkpoint when one is due."""
@@ -210,6 +233,7 @@ class OnlineTrainer:
             "stopped_by_kl_limit": stopped_by_kl,
             "scores_first": first["objective/scores"],
             **{name: last[name] for name in names if name in last},
+            "policy/approxkl_max": max(row.get("policy/approxkl_avg", 0.0) for row in state.rows),
             "kl_coef": state.kl_coef,
             "score_bias": state.score_bias,
             "nonfinite_scores": state.nonfinite,

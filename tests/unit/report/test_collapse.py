@@ -83,3 +83,11 @@ def test_a_model_whose_training_changed_nothing_is_named(make_candidate: Make, m
     text = " ".join(conclusions(make_results(compared)))
     assert "orpo scores as sft does on every prompt: did its training change anything?" in text
     assert "sft scores as" not in text
+
+
+def test_a_training_that_moved_too_far_at_once_is_a_flag(make_candidate: Make, make_results: MakeResults) -> None:
+    compared = {name: answers(make_candidate, VARIED, 0.1) for name in ("sft", "ppo", "careful")}
+    results = make_results(compared, update_kl={"ppo": 0.45, "careful": 0.09})
+    assert [flag.kind for flag in results.models["ppo"].red_flags] == ["update_kl"]
+    assert results.models["careful"].red_flags == []
+    assert "an update of its training moved the policy by 0.45 nats per token" in " ".join(conclusions(results))
