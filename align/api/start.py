@@ -107,12 +107,10 @@ def plan(
     Raises:
         RecipeError, DataError, EnvironmentProblem: as `run_recipe`.
     """
-    from align.pipeline.checks.finding import refuse
-    from align.pipeline.checks.plan import check_plan
-    from align.pipeline.plan import make_plan
+    from align.pipeline.checks.plan import checked_plan
 
-    planned = make_plan(_loaded(recipe, overrides), Path(out).expanduser(), only=only, start=start, until=until, sizes_only=True)
-    refuse([] if quick else check_plan(planned))
+    choice = {"only": only, "start": start, "until": until}
+    planned, _ = checked_plan(_loaded(recipe, overrides), Path(out).expanduser(), quick=quick, sizes_only=True, **choice)
     return Table.of(planned.to_json()["stages"])
 
 

@@ -83,18 +83,14 @@ def plan(
 
     loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
 
-    from align.pipeline.checks.finding import refuse
     from align.pipeline.checks.machine import check_disk
-    from align.pipeline.checks.plan import check_plan
+    from align.pipeline.checks.plan import checked_plan
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
     from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
-    from align.pipeline.plan import make_plan
 
-    planned = make_plan(loaded, out, only=only, start=from_, until=until, sizes_only=True)
-    findings = [] if quick else check_plan(planned)
-    refuse(findings)
+    planned, findings = checked_plan(loaded, out, quick=quick, only=only, start=from_, until=until, sizes_only=True)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
     times = stage_times(planned, estimate.machine)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))

@@ -21,6 +21,7 @@ from align.models.chat_settings import resolve_chat
 from align.models.files import is_configuration_alone
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
+from align.pipeline.checks.finding import Finding, found_by, refuse
 from align.records import is_list
 from align.runtime.events import Emit, Note, Quarantined, Waiting
 from align.selection.files.open import open_file
@@ -55,16 +56,16 @@ class ResolvedInput:
     """None for rows."""
 
 
-def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) -> dict[str, ResolvedInput]:
+def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) -> tuple[dict[str, ResolvedInput], list[Finding]]:
     """Find and fingerprint every input; reads model files and data files, writes nothing.
 
     Args:
         sizes_only: take a model's configuration without weights too, and fetch no weights from a hub.
-    Raises:
-        RecipeError, EnvironmentProblem: every unusable model folder, hub id or artifact, all at once.
+    Returns:
+        the inputs that can be used, and why each of the others cannot.
     """
     resolved: dict[str, ResolvedInput] = {}
-    failures: list[AlignError] = []
+    failures: list[Finding] = []
     for name, spec in recipe.inputs.items():
         try:
             if isinstance(spec, ModelInput):
@@ -76,26 +77,18 @@ def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) ->
             else:
                 resolved[name] = _resolve_data(recipe, name, spec, store)
         except AlignError as error:
-            failures.append(_with_place(error, recipe, name, spec))
-    _raise_all(failures)
+            failures.append(found_by(name, _with_place(error, recipe, name, spec)))
     store.hashes.save()
-    return resolved
+    return resolved, failures
 
 
 def _with_place(error: AlignError, recipe: Recipe, name: str, spec: Any) -> AlignError:
     """The error with the line of the recipe that names the file, folder or id, where it has none."""
     key = next((key for key in ("path", "hub_id", "artifact", "dataset") if getattr(spec, key, None)), "kind")
     where = recipe.where(("inputs", name, key))
-    if error.message.startswith(where.partition(":")[0]):
+    if error.message.startswith((where.partition(":")[0], "--")):  # a line of the file, or an option, is named already
         return error
     return type(error)(f"{where}: inputs.{name}.{key}: {error.message}", hint=error.hint)
-
-
-def _raise_all(failures: list[AlignError]) -> None:
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise type(failures[0])("\n".join(failure.message for failure in failures), hint=failures[0].hint)
 
 
 def _manifest(kind: str, digest: str, spec: Any, source: str, **more: Any) -> Manifest:
@@ -210,7 +203,7 @@ def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit)
         DataError: the unusable rows of all files, before expensive work starts.
     """
     artifacts: dict[str, Artifact] = {}
-    failures: list[AlignError] = []
+    failures: list[Finding] = []
     for name, resolved in inputs.items():
         if resolved.artifact is not None:
             artifacts[name] = resolved.artifact
@@ -218,8 +211,8 @@ def import_inputs(inputs: Mapping[str, ResolvedInput], store: Store, emit: Emit)
         try:
             artifacts[name] = _import(resolved, store, emit)
         except DataError as error:
-            failures.append(error)
-    _raise_all(failures)
+            failures.append(found_by(name, error))
+    refuse(failures)
     return artifacts
 
 

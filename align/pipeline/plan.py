@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
@@ -17,6 +17,7 @@ from align.config.names import ALL_CHARACTERS, MISSPELT, listing, nearest, show_
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_references
 from align.errors import RecipeError
+from align.pipeline.checks.finding import Finding, refuse
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
 from align.pipeline.owner import refuse_other_recipe
 from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_qlora
@@ -139,6 +140,7 @@ def make_plan(
     until: str | None = None,
     store: Path | None = None,
     sizes_only: bool = False,
+    look: Callable[[Plan], list[Finding]] | None = None,
 ) -> Plan:
     """Decide for every stage whether its result exists. Reads and hashes files; writes nothing but the cache of hashes.
 
@@ -149,8 +151,10 @@ def make_plan(
         until: run this stage and what it needs.
         store: folder of the artifacts; `out/.store` when not given.
         sizes_only: a model's configuration is enough; what comes of it can be estimated, and not run.
+        look: what to report beside inputs that cannot be used, from a plan without stages that has the other inputs.
     Raises:
-        RecipeError: if an input cannot be used, a named stage does not exist, something needed is neither there nor chosen, a
+        RecipeError, DataError, EnvironmentProblem: if inputs cannot be used; all of them at once.
+        RecipeError: if a named stage does not exist, something needed is neither there nor chosen, a
             judge may not be asked, or the folder belongs to another recipe of the same name.
         EnvironmentProblem: if a stage to run needs bitsandbytes, and that is missing or cannot use the GPU.
     """
@@ -159,9 +163,13 @@ def make_plan(
     refuse_other_recipe(recipe, run_folder)
     # Before the inputs, since it needs no file.
     chosen = _chosen(recipe, only=only, start=start, until=until)
-    resolved = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
-    known = {name: value.fingerprint for name, value in resolved.items()}
+    resolved, failures = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
     plan = Plan(recipe, artifact_store, run_folder, resolved)
+    if failures:
+        names = list(recipe.inputs)
+        others = [] if look is None else look(plan)
+        refuse(sorted([*failures, *others], key=lambda finding: names.index(finding.name)))
+    known = {name: value.fingerprint for name, value in resolved.items()}
     running: set[str] = set()
     for name, node in recipe.stages.items():
         inputs = {reference: known[reference] for _, reference in node.references}

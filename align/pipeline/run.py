@@ -16,9 +16,9 @@ from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
-from align.pipeline.checks.finding import Finding, refuse
+from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.machine import check_disk, check_memory
-from align.pipeline.checks.plan import check_plan
+from align.pipeline.checks.plan import checked_plan
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader, estimate_plan
@@ -101,16 +101,14 @@ def run_recipe(
         sinks: take every event, in this thread; `events.jsonl` in the run's folder does too.
         command: what the user typed, written into the comparison.
         in_process: run the stages in this process, where a debugger or a profiler sees them; what they print goes to stderr.
-        quick: start without looking into rows and models first; see `check_plan`.
+        quick: start without looking into rows and models first; see `checked_plan`.
     Raises:
         AlignError: see `align.errors` for what each kind means.
         StageBug: if a stage failed for a reason that is ours; in this process the error itself.
     """
     signals = StopSignals()
     with signals.active():
-        plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
-        findings = [] if quick else check_plan(plan)
-        refuse(findings)
+        plan, findings = checked_plan(recipe, out, quick=quick, only=only, start=start, until=until, store=store)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         waited: list[Waiting] = []
 

@@ -41,6 +41,12 @@ class Finding:
         return asdict(self)
 
 
+def found_by(name: str, error: AlignError) -> Finding:
+    """An error about an input, as a finding that refuses the run."""
+    causes: list[Cause] = [cause for cause, kind in _ERRORS.items() if isinstance(error, kind)]
+    return Finding(name, error.message, error.hint or "", cause=causes[0])
+
+
 def dropped_rows(
     name: str, where: str, rows: int, reasons: Mapping[str, int], advice: str, *, is_whole: bool, source: str = ""
 ) -> Finding:

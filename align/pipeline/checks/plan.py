@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from align.config.inputs import DataInput, ModelInput
 from align.config.names import show_path
+from align.config.recipe import Recipe
 from align.config.row_need import RowNeed
 from align.data.template import ChatFormat
 from align.errors import AlignError
@@ -19,14 +20,14 @@ from align.models.file_tokenizer import read_format
 from align.models.files import ADDITIONAL_TEMPLATES_NAME, TOKENIZER_NAME, weight_files
 from align.models.folder import ModelFolder
 from align.pipeline.checks.cache import FindingCache
-from align.pipeline.checks.finding import Finding
+from align.pipeline.checks.finding import Finding, refuse
 from align.pipeline.checks.limits import Reading, Rows, check_fit, check_limits, check_rate
 from align.pipeline.checks.model import check_model
 from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
 from align.pipeline.checks.rows import Head, check_rows, is_local, keeps_all, read_head
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.inputs import ResolvedInput
-from align.pipeline.plan import Plan, PlannedStage
+from align.pipeline.plan import Plan, PlannedStage, make_plan
 
 MODEL_FIELDS = ("model", "models")
 """Fields of a stage that name the models whose prompts it renders."""
@@ -34,9 +35,29 @@ SMALL_FILES = (".json", ".jinja", ".model", ".txt")
 """Endings of the files that decide a chat format."""
 
 
+def checked_plan(recipe: Recipe, out: Path, *, quick: bool = False, **choice: Any) -> tuple[Plan, list[Finding]]:
+    """A plan that nothing stands in the way of, and what is worth knowing before it runs.
+
+    Args:
+        quick: do not look into rows and models.
+        choice: see `make_plan`.
+    Raises:
+        RecipeError, DataError, EnvironmentProblem: everything that stands in the way, all at once; and see `make_plan`.
+    """
+    plan = make_plan(recipe, out, look=None if quick else check_inputs, **choice)
+    findings = [] if quick else check_plan(plan)
+    refuse(findings)
+    return plan, findings
+
+
 def check_plan(plan: Plan) -> list[Finding]:
     """What stands in the way of the stages to run, and what is worth knowing before."""
     return list(_PlanChecker(plan).findings())
+
+
+def check_inputs(plan: Plan) -> list[Finding]:
+    """What stands in the way in the inputs alone, of whose stages nothing is known."""
+    return list(_PlanChecker(plan).of_inputs(list(plan.inputs)))
 
 
 class _PlanChecker:
@@ -54,10 +75,7 @@ class _PlanChecker:
         """All findings: of rows, of models, then of stages."""
         found: list[Finding] = []
         if self._to_run:
-            for name, resolved in self._plan.inputs.items():
-                found += self._of_rows(name, resolved)
-            for name in self._models():
-                found += self._of_model(name, self._plan.inputs[name])
+            found += self.of_inputs(self._named())
             refused = {finding.name for finding in found if finding.action == "refuse"}
             for stage in self._to_run:
                 found += self._of_stage(stage, refused)
@@ -65,6 +83,14 @@ class _PlanChecker:
         self._cache.save()
         # Two stages of one form may say the same.
         yield from dict.fromkeys(found)
+
+    def of_inputs(self, models: Sequence[str]) -> Iterator[Finding]:
+        """Findings of all rows, then of these models."""
+        for name, resolved in self._plan.inputs.items():
+            yield from self._of_rows(name, resolved)
+        for name in models:
+            if isinstance(self._spec(name), ModelInput):
+                yield from self._of_model(name, self._plan.inputs[name])
 
     def _place(self, *path: str | int) -> str:
         return f"{self._plan.recipe.where(path)}: {show_path(path)}"
@@ -78,10 +104,10 @@ class _PlanChecker:
         key = [resolved.fingerprint, where, source.shown, [file.shown for file in source.files]]
         return self._cache.findings(key, lambda: check_rows(name, where, spec, source))
 
-    def _models(self) -> list[str]:
-        """Model inputs that a stage to run names, or whose model it trains further."""
+    def _named(self) -> list[str]:
+        """Inputs and stages that a stage to run names."""
         named = [name for stage in self._to_run for name in stage.inputs]
-        return [name for name in dict.fromkeys(named) if isinstance(self._spec(name), ModelInput)]
+        return list(dict.fromkeys(named))
 
     def _spec(self, name: str) -> Any:
         resolved = self._plan.inputs.get(name)

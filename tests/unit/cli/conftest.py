@@ -55,12 +55,12 @@ class FakePipeline:
         folder = out / recipe.name
         return SimpleNamespace(folder=folder, results=self.results, stages=stages, to_json=lambda: {"folder": str(folder)})
 
-    def make_plan(self, recipe: Recipe, out: Path, **options: Any) -> Any:
+    def checked_plan(self, recipe: Recipe, out: Path, **options: Any) -> Any:
         self.recipe, self.out, self.options = recipe, out, options
         stage = SimpleNamespace(
             name="sft", stage_type="sft", fingerprint="f", status="run", reason="beta: 0.1 → 0.3", seconds=None
         )
-        return SimpleNamespace(stages=[stage], inputs={}, to_json=lambda: {"stages": [{"name": "sft"}]})
+        return SimpleNamespace(stages=[stage], inputs={}, to_json=lambda: {"stages": [{"name": "sft"}]}), []
 
 
 @pytest.fixture
@@ -83,12 +83,11 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     machine = Machine("cpu", "memory", 8 << 30, 4 << 30, 9 << 30, False)
     monkeypatch.setattr(estimate, "estimate_plan", lambda plan: estimate.PlanEstimate(machine, fake.estimates))
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
-    monkeypatch.setattr(checks, "check_plan", lambda plan: [])
+    monkeypatch.setattr(checks, "checked_plan", fake.checked_plan)
     monkeypatch.setattr(stage_time, "stage_times", lambda plan, machine: fake.times)
-    for name, function in (("run", fake.run_recipe), ("plan", fake.make_plan)):
-        module = ModuleType(f"align.pipeline.{name}")
-        setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module = ModuleType("align.pipeline.run")
+    module.run_recipe = fake.run_recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     return fake
 
 

@@ -130,7 +130,8 @@ def test_names_given_twice_are_refused(align: Any, pipeline: Any, folder: Path) 
 
 def test_help_has_every_field_with_its_docstring_and_default(align: Any) -> None:
     text = " ".join(align("stage", "dpo", "--help").out.split())
-    assert "--beta NUMBER Strength of the pull towards the reference. [default: 0.1]" in text
+    default = "Default of sigmoid_norm: 5, of sppo_hard: 0.001. [default: 0.1]"
+    assert f"--beta NUMBER Strength of the pull towards the reference. {default}" in text
     assert "--model FOLDER Model to start from. [required]" in text
     assert "--pairs FILE" in text
     assert "--on-invalid error|drop" in text

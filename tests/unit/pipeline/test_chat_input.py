@@ -13,6 +13,7 @@ from align.errors import AlignError, RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.pipeline.inputs import resolve_inputs
+from align.pipeline.plan import make_plan
 from align.records import Message
 from align.store.artifact import Store
 from align.testing import Recorder, tiny_project
@@ -110,19 +111,19 @@ def test_settings_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     for chat in (*settings, "{template: chatml, add_tokens: []}"):
         (tmp_path / "recipe.yaml").write_text(original)
         recipe = with_chat(tmp_path / "recipe.yaml", chat) if chat else tmp_path / "recipe.yaml"
-        seen.add(resolve_inputs(load_recipe(recipe), Store(tmp_path / "store"))["base"].fingerprint)
+        seen.add(resolve_inputs(load_recipe(recipe), Store(tmp_path / "store"))[0]["base"].fingerprint)
     assert len(seen) == 7
     # It is the template's text that counts, not its name.
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}<|im_end|>\n")
     (tmp_path / "recipe.yaml").write_text(original)
     recipe = with_chat(tmp_path / "recipe.yaml", "{template: mine.jinja}")
-    assert resolve_inputs(load_recipe(recipe), Store(tmp_path / "store"))["base"].fingerprint not in seen
+    assert resolve_inputs(load_recipe(recipe), Store(tmp_path / "store"))[0]["base"].fingerprint not in seen
 
 
 @pytest.mark.parametrize(
     ("chat", "told"),
     [
-        ("{template: nowhere.jinja}", "recipe.yaml:4:.*nowhere.jinja: cannot be read"),
+        ("{template: nowhere.jinja}", "recipe.yaml:4:.*there is no template or file .nowhere.jinja"),
         ("{date: tomorrow}", "expected a day such as 2026-11-26, got 'tomorrow'"),
         ("{template_kwargs: {a b: 1}}", "'a b' cannot be the name of a variable"),
         ("{thinking: sometimes}", "thinking.*refuse"),
@@ -132,4 +133,4 @@ def test_settings_are_part_of_the_fingerprint(tmp_path: Path) -> None:
 def test_wrong_settings_are_named_where_they_are(tmp_path: Path, chat: str, told: str) -> None:
     recipe = with_chat(tiny_project(tmp_path), chat)
     with pytest.raises(RecipeError, match=told):
-        resolve_inputs(load_recipe(recipe), Store(tmp_path / "store"))
+        make_plan(load_recipe(recipe), tmp_path / "out")

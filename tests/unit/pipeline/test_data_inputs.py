@@ -35,12 +35,12 @@ def _recipe(folder: Path, **spec: Any) -> Recipe:
 
 
 def _digest(folder: Path, **spec: Any) -> str:
-    return resolve_inputs(_recipe(folder, **spec), Store(folder / "store"))["rows"].fingerprint
+    return resolve_inputs(_recipe(folder, **spec), Store(folder / "store"))[0]["rows"].fingerprint
 
 
 def _imported(folder: Path, **spec: Any) -> Artifact:
     store = Store(folder / "store")
-    return import_inputs(resolve_inputs(_recipe(folder, **spec), store), store, lambda event: None)["rows"]
+    return import_inputs(resolve_inputs(_recipe(folder, **spec), store)[0], store, lambda event: None)["rows"]
 
 
 def test_rows_know_their_file_and_line(tmp_path: Path, shards: Path) -> None:

@@ -137,6 +137,20 @@ class TestAPlanWithFindings:
         ]
         assert not (project / "runs" / "tiny").exists()
 
+    def test_inputs_that_cannot_be_read_are_reported_with_the_rows_of_the_others(self, project: Path, plan: Any) -> None:
+        weights = project / "base" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-64])
+        (project / "instructions.jsonl").write_text("")
+        settings = ["inputs.other={kind: model, path: base, chat: {date: 2026-01-01}}"]
+        for command in ("plan", "run"):
+            answer = plan(*settings, command=command)
+            first, *lines = answer.err.splitlines()
+            assert (answer.code, first) == (3, "error: 3 things stand in the way:")
+            assert len(lines) == 3
+            assert ["its header" in lines[0], "there is no row" in lines[1], "inputs.other" in lines[2]] == [True] * 3
+            assert all(" → " in line for line in lines)
+        assert plan(*settings, options=("--quick",)).err.startswith("error: 2 things stand in the way:")
+
     def test_quick_skips_them(self, project: Path, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (project / "base" / "chat_template.jinja").unlink()
         assert plan(options=("--quick",)).code == 0

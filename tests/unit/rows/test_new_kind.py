@@ -202,7 +202,7 @@ def _recipe(folder: Path, data: str) -> Recipe:
 def test_a_stage_of_a_recipe_takes_it_by_reference(file: Path, tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, "rows")
     assert recipe.stages["kto"].references == ((("data",), "rows"),)
-    resolved = resolve_inputs(recipe, Store(tmp_path / "store"))["rows"]
+    resolved = resolve_inputs(recipe, Store(tmp_path / "store"))[0]["rows"]
     tokenizer = tiny_tokenizer(["hello"])
     tokenizer.save_pretrained(tmp_path / "model")
     lengths = row_lengths(resolved, tmp_path / "model")

@@ -150,7 +150,7 @@ def test_a_recipe_reads_files_where_they_lie(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     store = Store(tmp_path / "store")
-    resolved = resolve_inputs(recipe, store)["rows"]
+    resolved = resolve_inputs(recipe, store)[0]["rows"]
     assert resolved.artifact is not None
     assert resolved.artifact.row_paths == paths
     config = recipe.stages["pairs"].config
@@ -159,7 +159,7 @@ def test_a_recipe_reads_files_where_they_lie(tmp_path: Path) -> None:
     assert (outcome.rows_in, outcome.rows_out, outcome.metrics["disagreement_share"]) == (2, 2, 0.0)
     assert [json.loads(line)["id"] for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()] == ["p0", "p1"]
     written(paths[1], ROWS)
-    assert resolve_inputs(recipe, store)["rows"].fingerprint != resolved.fingerprint
+    assert resolve_inputs(recipe, store)[0]["rows"].fingerprint != resolved.fingerprint
 
 
 def test_options_of_a_command_line(tmp_path: Path) -> None:
