@@ -49,6 +49,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "rule length": rules.LengthRule,
     "rule repetition": rules.RepetitionRule,
     "rule numeric_answer": rules.NumericAnswerRule,
+    "rule choice_answer": rules.ChoiceAnswerRule,
+    "rule expression": rules.ExpressionRule,
 }
 WORD_TABLES = {"other tools keys": "keys", "other tools stages": "stages"}
 BOUNDS = {

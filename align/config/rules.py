@@ -157,14 +157,61 @@ class RepetitionRule(RuleBase):
     """Largest share allowed, of n-grams seen earlier in the completion and of sentences seen earlier in it."""
 
 
-class NumericAnswerRule(RuleBase):
-    """1 if the last number in the completion equals the last number in the prompt's `reference`, else 0."""
+class AnswerRule(RuleBase):
+    """What the rules have that read one answer in the completion."""
+
+    pattern: Pattern | None = None
+    """Regular expression of where the answer stands: its last match, or the first group of that. Default: see the rule."""
+
+
+class NumericAnswerRule(AnswerRule):
+    """1 if the number that the completion ends with equals the last number in the prompt's `reference`, else 0."""
 
     type: Literal["numeric_answer"]
+    tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Largest difference allowed between the two numbers."""
 
     @property
     def row_field(self) -> str:
         return "reference"
+
+
+class ChoiceAnswerRule(AnswerRule):
+    """1 if the completion chooses the option that the prompt's `reference` names, and no other, else 0."""
+
+    type: Literal["choice_answer"]
+    choices: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
+    """Labels of the options: capital letters or numbers, such as A to E, "1" to "5" or ① to ⑤."""
+
+    @property
+    def row_field(self) -> str:
+        return "reference"
+
+    @model_validator(mode="after")
+    def _labels_can_be_told_apart(self) -> ChoiceAnswerRule:
+        labels = [unicodedata.normalize("NFKC", label) for label in self.choices]
+        for label in labels:
+            if not (label.isascii() and label.isalnum() and label == label.upper()):
+                raise ValueError(f"choices: {label!r} is not a label: capital letters or digits only, without brackets")
+        if len(set(labels)) < len(labels):
+            raise ValueError("choices: two labels are the same (① counts as 1)")
+        return self
+
+
+class ExpressionRule(AnswerRule):
+    """1 if the completion ends with an arithmetic expression of the prompt's numbers that equals its target, else 0."""
+
+    type: Literal["expression"]
+    numbers: str = Field(min_length=1)
+    """The column with the numbers that the expression may use, such as `3 5 7`."""
+    target: str | None = Field(default=None, min_length=1)
+    """The column with the value to reach. Default: the prompt's `reference`."""
+    use: Literal["exactly_once", "at_most_once"] = "exactly_once"
+    """How often the expression has each of the numbers."""
+
+    @property
+    def row_field(self) -> str:
+        return f"fields.{self.numbers}"
 
 
 Rule = Annotated[
@@ -177,7 +224,9 @@ Rule = Annotated[
     | WordPairsRule
     | LengthRule
     | RepetitionRule
-    | NumericAnswerRule,
+    | NumericAnswerRule
+    | ChoiceAnswerRule
+    | ExpressionRule,
     Field(discriminator="type"),
 ]
 

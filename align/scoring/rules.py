@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,9 +16,12 @@ import regex
 from align.config.reference import FieldPath
 from align.config.row_need import RowNeed
 from align.config.rules import (
+    AnswerRule,
     AvoidsRule,
+    ChoiceAnswerRule,
     ContainsReferenceRule,
     EchoRule,
+    ExpressionRule,
     LengthRule,
     MatchesFieldRule,
     MatchesRule,
@@ -24,6 +29,7 @@ from align.config.rules import (
     NumericAnswerRule,
     RepetitionRule,
     Rule,
+    RuleBase,
     RuleSet,
     WordPairsRule,
 )
@@ -31,12 +37,12 @@ from align.config.sections import RulesScorer
 from align.data.quality.repetition import copied_share, repeated_share, word_pairs
 from align.errors import DataError, StageError
 from align.records import Candidate
+from align.scoring.choice import choice_of
+from align.scoring.expression import reaches, whole_numbers
+from align.scoring.numbers import last_number, only_number
 
 PATTERN_TIMEOUT_S = 5.0
 """Seconds one search may take. Replies are short: only a pattern that backtracks without end comes near it."""
-
-# A sign counts only where no digit or letter stands before it: "5-3" ends in 3, "= -3" in -3.
-_NUMBER = regex.compile(r"(?:(?<![\w.])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,35 @@ def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
             )
         case RepetitionRule():
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
+        case NumericAnswerRule() | ChoiceAnswerRule() | ExpressionRule():
+            return _answers(rule, text, prompt)
+
+
+def _answers(rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule, text: str, prompt: RuledPrompt) -> bool:
+    """Whether the answer in the NFC completion `text` is the right one."""
+    _require(rule, prompt, "Give every prompt row one, or take the rule out of the rule set.")
+    answer = text if rule.pattern is None else _last_match(rule, rule.pattern, text, prompt.id)
+    if answer is None:
+        return False
+    match rule:
         case NumericAnswerRule():
-            return last_number(text) == last_number(_required_reference(rule, prompt))
+            # Where a pattern says what the answer is, a second number in it is a second answer.
+            number, right = (last_number if rule.pattern is None else only_number)(answer), last_number(prompt.reference or "")
+            # Through Decimal, since a float of 0.1 is not a tenth.
+            tolerance = Fraction(Decimal(str(rule.tolerance)))
+            return number is not None and right is not None and abs(number - right) <= tolerance
+        case ChoiceAnswerRule():
+            choice = choice_of(answer, rule.choices)
+            return choice is not None and choice == choice_of(prompt.reference or "", rule.choices)
+        case ExpressionRule():
+            target = last_number(_target(rule, prompt) or "")
+            numbers = whole_numbers(prompt.fields[rule.numbers])
+            return target is not None and numbers is not None and reaches(answer, numbers, target, rule.use)
+
+
+def _target(rule: ExpressionRule, prompt: Any) -> str | None:
+    target: str | None = prompt.reference if rule.target is None else prompt.fields.get(rule.target)
+    return target
 
 
 def _required_reference(rule: Rule, prompt: RuledPrompt) -> str:
@@ -148,12 +181,27 @@ def lack_of_prompt(rule: Rule, prompt: Any) -> str:
         if value is None:
             return f"no such column: {rule.field!r}"
         return "" if value in rule.patterns else f"{value!r} as {rule.field!r}, for which there is no pattern"
+    if isinstance(rule, ExpressionRule):
+        return _lack_of_problem(rule, prompt)
     if not rule.row_field:
         return ""
     if prompt.reference is None or not prompt.reference.strip():
         return "no `reference`"
-    is_enough = not isinstance(rule, NumericAnswerRule) or last_number(prompt.reference) is not None
-    return "" if is_enough else "no number in `reference`"
+    if isinstance(rule, NumericAnswerRule) and last_number(prompt.reference) is None:
+        return "no number in `reference`"
+    if isinstance(rule, ChoiceAnswerRule) and choice_of(prompt.reference, rule.choices) is None:
+        return f"none of {', '.join(rule.choices)} in `reference`"
+    return ""
+
+
+def _lack_of_problem(rule: ExpressionRule, prompt: Any) -> str:
+    numbers, target = prompt.fields.get(rule.numbers), _target(rule, prompt)
+    if numbers is None:
+        return f"no such column: {rule.numbers!r}"
+    if whole_numbers(numbers) is None:
+        return f"{numbers[:40]!r} as {rule.numbers!r}, which are no whole numbers such as '3 5 7'"
+    place = "`reference`" if rule.target is None else f"column {rule.target!r}"
+    return f"no number in {place}" if last_number(target or "") is None else ""
 
 
 def prompt_needs(rows: str, scorers: Mapping[FieldPath, Any]) -> Iterator[RowNeed]:
@@ -167,7 +215,7 @@ def prompt_needs(rows: str, scorers: Mapping[FieldPath, Any]) -> Iterator[RowNee
         for rule in scorer.rules.rules if isinstance(scorer, RulesScorer) else ():
             if rule.row_field:
                 reason = f"the rule {rule.name!r} (type {rule.type}) needs one"
-                instead = "correct the rule" if isinstance(rule, MatchesFieldRule) else "take the rule out"
+                instead = "correct the rule" if rule.row_field.startswith("fields.") else "take the rule out"
                 yield RowNeed(rows, path, rule.row_field, partial(lack_of_prompt, rule), reason, instead)
 
 
@@ -192,16 +240,30 @@ def _compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
 
 def _finds_any(rule: Rule, patterns: Sequence[str], ignore_case: bool, text: str, prompt_id: str) -> bool:
     for pattern in patterns:
-        try:
+        with _limit_of_time(rule, pattern, text, prompt_id):
             if _compiled(pattern, ignore_case).search(text, timeout=PATTERN_TIMEOUT_S):
                 return True
-        except TimeoutError:
-            raise StageError(
-                f"rule {rule.name!r}: the pattern {pattern!r} took more than {PATTERN_TIMEOUT_S:g} s"
-                f" on a completion of prompt {prompt_id!r} ({len(text)} characters)",
-                hint="Write the pattern without nested repetition such as (a+)+.",
-            ) from None
     return False
+
+
+def _last_match(rule: AnswerRule, pattern: str, text: str, prompt_id: str) -> str | None:
+    """What the pattern's first group found last, or the whole of it; None if nothing matches."""
+    with _limit_of_time(rule, pattern, text, prompt_id):
+        found = list(_compiled(pattern, True).finditer(text, timeout=PATTERN_TIMEOUT_S))
+        last: str | None = found[-1][1 if found[-1].re.groups else 0] if found else None
+    return last
+
+
+@contextmanager
+def _limit_of_time(rule: RuleBase, pattern: str, text: str, prompt_id: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise StageError(
+            f"rule {rule.name!r}: the pattern {pattern!r} took more than {PATTERN_TIMEOUT_S:g} s"
+            f" on a completion of prompt {prompt_id!r} ({len(text)} characters)",
+            hint="Write the pattern without nested repetition such as (a+)+.",
+        ) from None
 
 
 def _folded(text: str) -> str:
@@ -211,10 +273,3 @@ def _folded(text: str) -> str:
 
 def _within(count: int, least: int | None, most: int | None) -> bool:
     return (least is None or count >= least) and (most is None or count <= most)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number written in `text` ("1,234.50" is 1234.5), or None."""
-    numbers = _NUMBER.findall(text)
-    # Decimal, since 0.1 and 0.10 are equal and no digit is lost, as it would be in a float.
-    return Decimal(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None

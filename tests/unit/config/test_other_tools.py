@@ -68,7 +68,16 @@ def test_every_value_here_is_one_of_its_field() -> None:
         "template": {"chatml", "gemma", "llama3", "plain", "tulu"},
     }
     choices["reference"] = {"first", "previous"}
-    choices["type"] = {"matches", "avoids", "contains_reference", "length", "repetition", "numeric_answer"}
+    choices["type"] = {
+        "matches",
+        "avoids",
+        "contains_reference",
+        "length",
+        "repetition",
+        "numeric_answer",
+        "choice_answer",
+        "expression",
+    }
     for section in SECTIONS:
         for name, info in section.model_fields.items():
             arguments = {str(value) for alternative in members(info.annotation) for value in get_args(alternative)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from pydantic import ValidationError
 from align.config.rules import RuleSet
 from align.errors import DataError, StageError
 from align.scoring import rules as scoring
-from align.scoring.rules import RuledPrompt, last_number, repeated_share, score_with_rules  # type: ignore[attr-defined]
+from align.scoring.numbers import last_number
+from align.scoring.rules import RuledPrompt, repeated_share, score_with_rules  # type: ignore[attr-defined]
 
 
 def rule_set(*rules: dict[str, Any]) -> RuleSet:
@@ -148,8 +148,8 @@ def test_numeric_answer(completion: str, reference: str, expected: float) -> Non
 
 @given(st.integers(min_value=-(10**9), max_value=10**9))
 def test_any_integer_is_read_back(number: int) -> None:
-    assert last_number(f"we get {number:,}.") == Decimal(number)
-    assert last_number(f"답: {number}원") == Decimal(number)
+    assert last_number(f"we get {number:,}.") == number
+    assert last_number(f"답: {number}원") == number
 
 
 @given(st.text())
