@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -99,6 +100,7 @@ def copy(
     except OSError as error:
         raise EnvironmentProblem(f"{place}: cannot be written ({error.strerror or error})") from error
     print(place / RECIPE_NAME)
+    print(f"Next: align plan {shlex.quote(str(place))}", file=sys.stderr)
 
 
 def _copy(source: Path, place: Path) -> None:

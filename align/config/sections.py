@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from align.config.base import ExecutionOnly, Problem, StrictModel
 from align.config.judge import Judge
+from align.config.names import MISSPELT, nearest
 from align.config.reference import RewardModelReference
 from align.config.rules import RuleSet
 
@@ -25,6 +26,16 @@ class RulesScorer(StrictModel):
 
     rules: RuleSet
     """A list of rules, or the path of a YAML file (relative to the recipe) that holds one under `rules:`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_scorer(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not any(nearest(str(key), ("rules", "judge"), likeness=MISSPELT) for key in value):
+            raise ValueError(
+                "a scorer is the name of a reward model (of a reward_model stage, or of an input of kind reward_model), "
+                "or {rules: …}; in a score stage also {judge: …}"
+            )
+        return value
 
     @field_validator("rules", mode="before")
     @classmethod

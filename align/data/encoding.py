@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from align.config.row_checks import ROW_CHECKS
 from align.config.sections import OnInvalid
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
@@ -177,6 +178,22 @@ def encode_prompts(
     return _encode(PROMPTS, records, chat_format, build, on_invalid, where)
 
 
+def _advice(reasons: Sequence[str], *, any_left: bool) -> str:
+    """What to do about refused rows.
+
+    Args:
+        reasons: the most frequent one first.
+        any_left: whether some rows can be used.
+    """
+    if "too_long" in reasons:
+        some = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
+        return some if any_left else "No row is left; raise the limit or fix the data."
+    advice = ROW_CHECKS[reasons[0]].advice
+    if any_left:
+        return f"{advice[0].upper()}{advice[1:]}; or set on_invalid: drop to go on without these rows."
+    return f"No row is left; {advice}."
+
+
 def _require_length(tokens: int, limit: int, what: str, option: str) -> None:
     if tokens > limit:
         raise TemplateProblem("too_long", f"{what}: {tokens:,} tokens; {option} is {limit:,}")
@@ -226,8 +243,7 @@ def _encode(
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.dropped().items())
         lines = [f"{where(None)}: {len(drops):,} of {len(records):,} rows cannot be used ({reasons})"]
         lines += [f"{where(records[number].line)}: {records[number].id}: {refused[number][1]}" for number in sorted(refused)]
-        hint = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
-        error = RowsRefused("\n".join(lines), hint=hint if rows else "No row is left; raise the limit or fix the data.")
+        error = RowsRefused("\n".join(lines), hint=_advice(list(result.dropped()), any_left=bool(rows)))
         error.drops = drops
         raise error
     if not rows:

@@ -98,6 +98,9 @@ def closing_lines(summary: Summary) -> list[str]:
         lines.append("near duplicates were not searched for: --near-duplicates does it, in memory and minutes")
     if summary.cut_short:
         lines.append("a file cannot be read to its end: rows may be missing")
+    elif summary.dropped and all(ROW_CHECKS[catalogue_name(name)].found == "model" for name in summary.dropped):
+        if not summary.rows_out:
+            lines.append("no row can be used with this model; the rows fit their kind")
     elif not summary.rows_out:
         lines.append("no row can be used: does --kind fit the file? --columns maps fields to its columns")
     return [visible(line) for line in lines]

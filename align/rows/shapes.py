@@ -54,6 +54,11 @@ AUXILIARY = frozenset({"id", "system", "tools", "reference", "chosen_score", "re
 """Fields that do not decide a row's shape: where `columns` maps one, the other fields are still recognised."""
 
 
+def as_mapping(columns: Mapping[str, str]) -> str:
+    """As a recipe has it."""
+    return f"{{{', '.join(f'{field}: {column}' for field, column in columns.items())}}}"
+
+
 class Recogniser:
     """Finds the shape of rows by their columns.
 
@@ -70,6 +75,12 @@ class Recogniser:
         mapped = columns.keys() - AUXILIARY
         shapes = [shape for shape in known if mapped <= shape.fields]
         if not shapes:
+            turned = {column: field for field, column in columns.items()}
+            if any(turned.keys() - AUXILIARY <= shape.fields for shape in known):
+                raise RecipeError(
+                    f"columns: {as_mapping(columns)} is the wrong way round; the field comes first, then the file's column",
+                    hint=f"Write {as_mapping(turned)}.",
+                )
             raise RecipeError(
                 f"columns: no row of {kind} has {', '.join(sorted(mapped))} together",
                 hint="Map the fields of one shape, such as {prompt: Q, completion: A}; docs/formats.md lists them.",

@@ -117,8 +117,9 @@ class _PlanChecker:
         folder = resolved.model
         assert folder is not None  # every model input has one
         where = self._place("inputs", name)
-        key = [self._content(folder), where, str(folder.path)]
-        found = self._cache.findings(key, lambda: check_model(name, where, folder))
+        scores = resolved.spec.kind == "reward_model"
+        key = [self._content(folder), where, str(folder.path), scores]
+        found = self._cache.findings(key, lambda: check_model(name, where, folder, scores=scores))
         return [self._for_these_rows(finding) for finding in found]
 
     def _for_these_rows(self, finding: Finding) -> Finding:

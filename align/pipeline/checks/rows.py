@@ -14,7 +14,7 @@ from align.data.source import HubRows, Source, SourceFile, read_prefix
 from align.data.validation import Problem, Summary, collect_rows, rules_of
 from align.data.validation.block import Block
 from align.data.validation.kind import kinds_that_fit
-from align.errors import AlignError
+from align.errors import AlignError, RecipeError
 from align.pipeline.checks.finding import Action, Finding, dropped_rows
 
 HEAD_ROWS = 64
@@ -81,6 +81,8 @@ def check_rows(name: str, where: str, spec: DataInput, source: Source) -> list[F
         return [Finding(name, "its rows are not checked before they are downloaded", action="note")]
     try:
         head = read_head(source, spec)
+    except RecipeError as error:  # `columns`; a file that is not there was found before
+        return [Finding(name, f"{where}.{error.message}", error.hint or "")]
     except AlignError as error:
         return [Finding(name, error.message, error.hint or "", cause="data")]
     if head.summary.usable:

@@ -109,10 +109,16 @@ def test_a_copy_is_called_like_its_folder_and_has_a_schema_beside_it(
     answer = align("recipes", "copy", "first", folder, "--folder", str(shelf))
     assert answer.code == 0
     assert said in answer.err
-    assert bool(answer.err) == bool(said)
+    assert ("The recipe is called" in answer.err) == bool(said)
     line, text = Path(folder, "recipe.yaml").read_text(encoding="utf-8").splitlines()
     assert text == f"name: {name} # 첫째"
     assert Path(folder, line.partition("$schema=")[2]).read_bytes() == (SHIPPED_SCHEMAS / "recipe.schema.json").read_bytes()
+
+
+def test_a_copy_says_what_to_do_next(align: Any, shelf: Path) -> None:
+    answer = align("recipes", "copy", "first", "my runs", "--folder", str(shelf))
+    assert answer.out == "my runs/recipe.yaml\n"
+    assert answer.err.endswith("Next: align plan 'my runs'\n")
 
 
 def test_a_copy_to_a_place_that_cannot_be_written(align: Any, shelf: Path) -> None:

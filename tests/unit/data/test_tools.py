@@ -18,6 +18,7 @@ from align.data.template_problems import TemplateProblem
 from align.data.validation.block import Block
 from align.data.validation.collection import collect_rows
 from align.data.validation.scan import RowRules
+from align.errors import DataError
 from align.records import Drop, Instruction, Message, Record
 from align.rows import data_kinds
 from align.testing.tiny import tiny_tokenizer
@@ -227,6 +228,18 @@ def test_a_template_that_leaves_something_out_refuses_the_row(text: str, reason:
         chat_format(text).texts_of(row.prompt, {"completion": row.completion})
     assert caught.value.reason == reason
     assert told in str(caught.value)
+
+
+def test_the_advice_fits_the_reason() -> None:
+    rows = [record({"messages": [ASK, CALLS, RESULT, ANSWER], "tools": [TOOL]})]
+    plain = record({"messages": [ASK, ANSWER]})
+    for records, told in [
+        (rows, "No row is left; set `chat.template` of the model, or leave the tools out."),
+        ([*rows, plain], "Set `chat.template` of the model, or leave the tools out; or set on_invalid: drop to go on"),
+    ]:
+        with pytest.raises(DataError) as caught:
+            encode_instructions(records, chat_format(template(tools="")), max_tokens=999, on_invalid="error", where=str)
+        assert str(caught.value.hint).startswith(told)
 
 
 def test_a_call_that_ends_with_a_token_at_which_the_model_goes_on_is_refused() -> None:

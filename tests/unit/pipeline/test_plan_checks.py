@@ -92,6 +92,17 @@ class TestRows:
             "inputs.instructions.columns.prompt: no row of instructions.jsonl has the column 'Promt'\n→ Did you mean 'prompt'?\n"
         )
 
+    @pytest.mark.parametrize(
+        ("written", "right"),
+        [("{answer: completion}", "{completion: answer}"), ("{Q: prompt, A: completion}", "{prompt: Q, completion: A}")],
+    )
+    def test_columns_the_wrong_way_round(self, plan: Any, written: str, right: str) -> None:
+        assert plan(f"inputs.instructions.columns={written}")[::2] == (
+            2,
+            f"error: recipe.yaml:5:17: inputs.instructions.columns: {written} is the wrong way round; "
+            f"the field comes first, then the file's column\n→ Write {right}.\n",
+        )
+
     def test_an_optional_column_that_no_row_has_is_a_warning(self, plan: Any) -> None:
         answer = plan("inputs.prompts.columns={reference: topic}", options=("--json",))
         (finding,) = json.loads(answer.out)["findings"]
@@ -183,6 +194,11 @@ class TestModels:
             f"error: --set {override}: there is no template or file {written!r}{meant}\n"
             "→ Name a file, or one of chatml, gemma, llama3, plain, tulu.\n"
         )
+
+    def test_a_language_model_as_a_reward_model(self, project: Path, plan: Any) -> None:
+        answer = plan("inputs.judge={kind: reward_model, path: base}", "stages.ppo.scorers={rm: judge}")
+        assert (answer.code, answer.err.count("\n")) == (2, 2)
+        assert "inputs.judge: base: a language model, which gives no scores; expected a reward model" in answer.err
 
     def test_tokens_that_a_template_adds_are_said(self, project: Path, plan: Any) -> None:
         answer = plan("inputs.base.chat={template: gemma}")
