@@ -51,6 +51,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "rule numeric_answer": rules.NumericAnswerRule,
     "rule choice_answer": rules.ChoiceAnswerRule,
     "rule expression": rules.ExpressionRule,
+    "rule json": rules.JsonRule,
+    "rule language": rules.LanguageRule,
 }
 WORD_TABLES = {"other tools keys": "keys", "other tools stages": "stages"}
 BOUNDS = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from align.config.base import StrictModel
+from align.config.reference import iterate_parts
 
 
 def _compiles(pattern: str) -> str:
@@ -214,6 +215,65 @@ class ExpressionRule(AnswerRule):
         return f"fields.{self.numbers}"
 
 
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef", "patternProperties")
+"""Keys of a JSON Schema that could fetch something, or let a check go on without end."""
+
+
+def _is_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema itself, if it is one and its checks have an end; else an error that shows where."""
+    from jsonschema import Draft202012Validator, SchemaError  # as `_compiles`
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"not a JSON Schema: {'.'.join(map(str, error.absolute_path)) or 'schema'}: {error.message}") from None
+    for path, part in iterate_parts(schema):
+        for key in _REFERENCES if isinstance(part, dict) else ():
+            if key in part:
+                raise ValueError(f"{'.'.join(map(str, (*path, key)))} is not supported: write what it stands for in its place")
+        if isinstance(part, dict) and isinstance(part.get("pattern"), str):
+            _compiles(part["pattern"])  # by the package that will search with it
+    return schema
+
+
+class JsonRule(RuleBase):
+    """1 if the completion, or the one fenced block in it, is JSON that fits a JSON Schema, else 0."""
+
+    type: Literal["json"]
+    json_schema: Annotated[dict[str, Any], AfterValidator(_is_json_schema)] = Field(default_factory=dict)
+    """The schema, in draft 2020-12, without `$ref` and `patternProperties`. Default: any JSON fits."""
+
+
+def _is_script(name: str) -> str:
+    import regex
+
+    try:
+        regex.compile(rf"\p{{Script={name}}}")
+    except regex.error:
+        raise ValueError(f"{name!r} is not the name of a script in Unicode, such as hangul, latin, han, cyrillic") from None
+    return name
+
+
+class LanguageRule(RuleBase):
+    """1 if the share of the completion's letters that belong to a script lies inside the bounds (ends included), else 0."""
+
+    type: Literal["language"]
+    script: Annotated[str, Field(pattern="^[A-Za-z_]+$"), AfterValidator(_is_script)]
+    """Name of a script in Unicode: hangul, latin, han, cyrillic and so on."""
+    min_share: float | None = Field(default=None, ge=0, le=1)
+    """Smallest share of the letters. A completion without letters has the share 0."""
+    max_share: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of the letters."""
+
+    @model_validator(mode="after")
+    def _bounds_make_a_window(self) -> LanguageRule:
+        if self.min_share is None and self.max_share is None:
+            raise ValueError("a language rule needs min_share, max_share, or both")
+        if self.min_share is not None and self.max_share is not None and self.min_share > self.max_share:
+            raise ValueError(f"min_share ({self.min_share}) is greater than max_share ({self.max_share}): nothing could pass")
+        return self
+
+
 Rule = Annotated[
     MatchesRule
     | AvoidsRule
@@ -226,7 +286,9 @@ Rule = Annotated[
     | RepetitionRule
     | NumericAnswerRule
     | ChoiceAnswerRule
-    | ExpressionRule,
+    | ExpressionRule
+    | JsonRule
+    | LanguageRule,
     Field(discriminator="type"),
 ]
 

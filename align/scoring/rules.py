@@ -22,6 +22,8 @@ from align.config.rules import (
     ContainsReferenceRule,
     EchoRule,
     ExpressionRule,
+    JsonRule,
+    LanguageRule,
     LengthRule,
     MatchesFieldRule,
     MatchesRule,
@@ -39,6 +41,7 @@ from align.errors import DataError, StageError
 from align.records import Candidate
 from align.scoring.choice import choice_of
 from align.scoring.expression import reaches, whole_numbers
+from align.scoring.json_text import fits_schema
 from align.scoring.numbers import last_number, only_number
 
 PATTERN_TIMEOUT_S = 5.0
@@ -121,12 +124,12 @@ def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
         case WordPairsRule():
             pairs, known = word_pairs(text), _known_pairs(rule.texts)
             return bool(pairs) and sum(pair in known for pair in pairs) >= rule.min_known_share * len(pairs)
-        case LengthRule():
-            return _within(len(text.strip()), rule.min_characters, rule.max_characters) and _within(
-                len(text.split()), rule.min_words, rule.max_words
-            )
+        case LengthRule() | LanguageRule():
+            return _is_within_bounds(rule, text)
         case RepetitionRule():
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
+        case JsonRule():
+            return fits_schema(text, rule.json_schema)
         case NumericAnswerRule() | ChoiceAnswerRule() | ExpressionRule():
             return _answers(rule, text, prompt)
 
@@ -271,5 +274,18 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-def _within(count: int, least: int | None, most: int | None) -> bool:
+def _is_within_bounds(rule: LengthRule | LanguageRule, text: str) -> bool:
+    if isinstance(rule, LanguageRule):
+        return _within(_share_of_letters(rule.script, text), rule.min_share, rule.max_share)
+    return _within(len(text.strip()), rule.min_characters, rule.max_characters) and _within(
+        len(text.split()), rule.min_words, rule.max_words
+    )
+
+
+def _share_of_letters(script: str, text: str) -> float:
+    letters = len(_compiled(r"\p{L}", False).findall(text))
+    return len(_compiled(rf"(?=\p{{L}})\p{{Script={script}}}", False).findall(text)) / max(1, letters)
+
+
+def _within(count: float, least: float | None, most: float | None) -> bool:
     return (least is None or count >= least) and (most is None or count <= most)
