@@ -10,11 +10,11 @@ from public_shapes import SHAPES
 from reduced import RECIPES
 
 from align.models.folder import ModelFolder
+from align.models.shape import read_shape
 from align.pipeline import inputs
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
-from align.pipeline.estimate.shape import read_shape
 from align.pipeline.plan import Plan, make_plan
 from align.pipeline.recipe import load_recipe
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from align.models.shape import ModelShape
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.memory import Estimate, Peft, estimate_stage
-from align.pipeline.estimate.shape import ModelShape
 from align.runtime.context import MemoryChoice
 from align.training.needs import RowLength
 

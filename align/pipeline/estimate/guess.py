@@ -12,16 +12,14 @@ from align.config.sections import JudgeScorer
 from align.engines.open import resolve_engine
 from align.errors import EnvironmentProblem
 from align.models.folder import ModelFolder
+from align.models.shape import BACKWARD, FORWARD, ModelShape, read_shape
 from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.estimate.planned_rows import PlannedRows, RowsPlanner
-from align.pipeline.estimate.shape import ModelShape, read_shape
 from align.pipeline.estimate.speed import (
-    BACKWARD,
     ENGINE_START_SECONDS,
     FORKED_START_SECONDS,
-    FORWARD,
     START_SECONDS,
     Speed,
 )

@@ -16,9 +16,9 @@ from align.config.sections import OptimizerName
 from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
+from align.models.shape import PYTHON_GELUS, LinearLayer, ModelShape
 from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, logits_chunk_tokens
 from align.pipeline.estimate.machine import Machine
-from align.pipeline.estimate.shape import PYTHON_GELUS, LinearLayer, ModelShape
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.device import Device
 from align.training.checkpoint import KEEP

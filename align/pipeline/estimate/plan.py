@@ -9,11 +9,11 @@ from typing import Any
 
 from align.config.peft import Lora
 from align.models.folder import ModelFolder
+from align.models.shape import read_shape
 from align.pipeline.estimate.fit import fit_stage
 from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import Estimate, Peft, method_name
-from align.pipeline.estimate.shape import read_shape
 from align.pipeline.plan import Plan, PlannedStage
 from align.store.artifact import Artifact, Manifest
 from align.training.needs import RowLength, Trains

@@ -7,8 +7,8 @@ from functools import cache
 
 from align.config.learning_rates import usual_rates
 from align.config.peft import VirtualTokens
+from align.models.shape import read_shape
 from align.pipeline.estimate.plan import starting_folder
-from align.pipeline.estimate.shape import read_shape
 from align.pipeline.estimate.table import count_text
 from align.pipeline.plan import Plan
 from align.training.needs import Trains

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB, GPU_MEMORY_SHARE, MAX_NUM_SEQS
+from align.models.shape import FORWARD, ModelShape
 from align.models.sizes import ENGINE_ROWS
 from align.pipeline.estimate.machine import Machine
-from align.pipeline.estimate.shape import ModelShape
 
 PEAKS = {
     "B200": (2250e12, 8000e9),
@@ -40,8 +40,6 @@ CPU_CORE_FLOPS = 50e9
 (scripts/benchmarks/real_shape.json)."""
 CPU_BANDWIDTH = 20e9
 """Bytes per second from a computer's memory: about two channels of DDR4; stated, not measured."""
-FORWARD, BACKWARD = 2, 4
-"""Operations per weight and token (Kaplan et al. 2020, table 1); half of the backward ones are for gradients of weights."""
 START_SECONDS = 15.0
 """Of a stage in a new process: its imports, the model and its data."""
 FORKED_START_SECONDS = 1.0

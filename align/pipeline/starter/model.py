@@ -13,7 +13,7 @@ from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import TOKENIZER_CONFIG_NAME, read_json_object
 from align.models.folder import ModelFolder
 from align.models.hub import fetch_model
-from align.pipeline.estimate.shape import ModelShape, read_shape
+from align.models.shape import ModelShape, read_shape
 from align.pipeline.estimate.table import count_text
 from align.store.artifact import MODEL_FOLDER
 

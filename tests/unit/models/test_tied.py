@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import (
 
 from align.models.facts import read_facts
 from align.models.folder import ModelFolder
+from align.models.shape import read_shape
 from align.models.tied import TIED_BY_DEFAULT
-from align.pipeline.estimate.shape import read_shape
 from align.testing.tiny import tiny_causal_lm
 
 NEED_ARGUMENTS = {"encoder-decoder", "musicgen", "musicgen_melody"}

@@ -9,12 +9,12 @@ import pytest
 
 from align.config.peft import Lora, VirtualTokens
 from align.models.folder import ModelFolder
+from align.models.shape import ModelShape, shape_of
 from align.models.sizes import DENSE_MASK_TOKENS
 from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
-from align.pipeline.estimate.shape import ModelShape, shape_of
 from align.training.needs import Batch
 
-# One layer of Llama: width 4, two heads of 2 with one key, feed-forward 6, 10 tokens; see test_estimate_shape.py.
+# One layer of Llama: width 4, two heads of 2 with one key, feed-forward 6, 10 tokens; see test_model_shape.py.
 SHAPE = ModelShape(
     hidden_size=4,
     intermediate_size=6,
@@ -114,7 +114,7 @@ def test_what_torch_keeps_for_the_backward_pass_is_what_is_counted(tmp_path: Any
 
     from align.models.head import last_hidden_states
     from align.models.load import load_causal_lm
-    from align.pipeline.estimate.shape import read_shape
+    from align.models.shape import read_shape
     from align.testing import tiny_causal_lm
 
     size: dict[str, Any] = {
@@ -163,7 +163,7 @@ def test_what_torch_keeps_of_a_pass_over_pairs_is_what_is_counted(tmp_path: Any)
     from align.config.sections import PairwiseOptimization
     from align.data.encoding import EncodedPreference
     from align.models.load import load_causal_lm
-    from align.pipeline.estimate.shape import read_shape
+    from align.models.shape import read_shape
     from align.testing import tiny_causal_lm
     from align.training.needs import RowLength, Setting, pair_passes
     from align.training.pairwise.collator import PairCollator, TrainingPair
@@ -285,7 +285,7 @@ def test_trainable_parameters_are_those_that_peft_counts(tmp_path: Any, architec
     peft = pytest.importorskip("peft")
     import transformers
 
-    from align.pipeline.estimate.shape import read_shape
+    from align.models.shape import read_shape
 
     if architecture == "llama":
         config: Any = transformers.LlamaConfig(

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from align import load_recipe
+from align.models.shape import ModelShape, read_shape
 from align.pipeline.estimate import lengths as lengths_module
 from align.pipeline.estimate.guess import SpeedGuess
 from align.pipeline.estimate.lengths import MeasuredRows, row_lengths
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.planned_rows import RowsPlanner, count_rows, most_pairs
-from align.pipeline.estimate.shape import ModelShape, read_shape
 from align.pipeline.estimate.speed import (
     FORKED_START_SECONDS,
     START_SECONDS,
@@ -28,7 +28,7 @@ from align.pipeline.plan import Plan, make_plan
 from align.selection.pair_rule import PairRule
 from align.training.needs import SAMPLED_ROWS
 
-# One layer of Llama, 172 parameters; see test_estimate_shape.py.
+# One layer of Llama, 172 parameters; see test_model_shape.py.
 SHAPE = ModelShape(
     hidden_size=4,
     intermediate_size=6,

@@ -10,9 +10,9 @@ import pytest
 
 from align.cli.main import main
 from align.config.learning_rates import METHODS, usual_rates
+from align.models.shape import read_shape
 from align.pipeline.estimate import rates
 from align.pipeline.estimate.rates import unusual_rates
-from align.pipeline.estimate.shape import read_shape
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
 from align.stages.registry import STAGES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.models.folder import ModelFolder
-from align.pipeline.estimate.shape import LinearLayer, ModelShape, read_shape, shape_of
+from align.models.shape import LinearLayer, ModelShape, read_shape, shape_of
 from align.testing import tiny_causal_lm
 
 # Width 4, two heads of 2, feed-forward 6, one layer, 10 tokens. Llama's tensors, the head tied to the embedding.

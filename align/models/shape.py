@@ -10,6 +10,8 @@ from typing import Any
 from align.errors import AlignError
 from align.models.folder import ModelFolder
 
+FORWARD, BACKWARD = 2, 4
+"""Operations per weight and token (Kaplan et al. 2020, table 1); half of the backward ones are for gradients of weights."""
 EMBEDDINGS = ("embed", "wte", "wpe", "relative_attention_bias")
 """Parts of the names of embeddings, of tokens and of positions."""
 HEADS = ("lm_head", "embed_out", "score")
