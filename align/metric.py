@@ -87,6 +87,7 @@ METRICS: Mapping[str, Metric] = {
     "epoch": Metric("epoch"),
     "steps": Metric("steps"),
     "tokens": Metric("tokens"),
+    "trained_tokens": Metric("tokens trained on"),
     "packed_rows": Metric("packed rows"),
     "row_fill": _share("row filled"),
     "trained_parameters": Metric("trained parameters"),
@@ -126,7 +127,9 @@ METRICS: Mapping[str, Metric] = {
     "log_odds_ratio": Metric("log odds ratio"),
     "log_odds_chosen": Metric("log odds of chosen"),
     # Sampling, scoring, selecting.
+    "prompt_tokens": Metric("prompt tokens"),
     "new_tokens": Metric("sampled tokens"),
+    "scored_completions": Metric("scored completions"),
     "engine_seconds": Metric("sampling took", write=duration_text),
     "completion_tokens_mean": Metric("tokens per completion", headline=True),
     "completion_tokens_p50": Metric("median tokens"),

@@ -36,6 +36,8 @@ class SamplingReport:
     engine_version: str
     new_tokens: int
     engine_seconds: float
+    prompt_tokens: int
+    """Of the prompts, each counted once."""
 
 
 @dataclass
@@ -141,7 +143,8 @@ def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
         )
     # More than one, if sampling was resumed with another engine or version.
     names = sorted(engines)
-    return SamplingReport(candidates, "+".join(name for name, _ in names), "+".join(v for _, v in names), tokens, seconds)
+    engine, version = "+".join(name for name, _ in names), "+".join(v for _, v in names)
+    return SamplingReport(candidates, engine, version, tokens, seconds, prompt_tokens=sum(map(len, task.prompt_token_ids)))
 
 
 def _check_stop(stop_requested: Callable[[], int | None]) -> None:

@@ -61,6 +61,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     return StageOutcome(
         metrics={
             **describe(report.candidates),
+            "prompt_tokens": report.prompt_tokens,
             "new_tokens": report.new_tokens,
             "engine_seconds": round(report.engine_seconds, 3),
             "tokens_per_second": round(report.new_tokens / max(report.engine_seconds, 1e-9), 1),

@@ -125,7 +125,13 @@ def run(context: StageContext[Config]) -> StageOutcome:
     write_rows(context.output / DROPS_NAME, drops)
     link_tree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
     return StageOutcome(
-        metrics={**choice, "new_tokens": sampled.new_tokens, "engine_seconds": round(sampled.engine_seconds, 3)},
+        metrics={
+            **choice,
+            "prompt_tokens": sampled.prompt_tokens,
+            "new_tokens": sampled.new_tokens,
+            "engine_seconds": round(sampled.engine_seconds, 3),
+            "scored_completions": sum(map(len, scored.values())),
+        },
         rows_in=len(prompts),
         rows_out=len(prompts) - len(sampled.drops) - len(scores.drops),
         dropped=dict(Counter(drop.drop_reason for drop in drops)),
@@ -160,6 +166,8 @@ class _Sampled:
     """Prompts that do not fit, by id."""
     engine: str = ""
     engine_version: str = ""
+    prompt_tokens: int = 0
+    """Every prompt once for every epoch."""
     new_tokens: int = 0
     engine_seconds: float = 0.0
 
@@ -186,6 +194,7 @@ def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder
         result.answers[epoch] = report.candidates
         result.drops.update((drop.id, drop) for drop in drops)
         result.engine, result.engine_version = report.engine, report.engine_version
+        result.prompt_tokens += report.prompt_tokens
         result.new_tokens += report.new_tokens
         result.engine_seconds += report.engine_seconds
     # Scoring loads models too, and needs the memory.

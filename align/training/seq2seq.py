@@ -100,6 +100,7 @@ def train_seq2seq_sft(
         "train_loss": history.of_last_epoch("loss", rows=len(samples), batch_size=config.batch_size),
         "steps": history.steps,
         "tokens": tokens,
+        "trained_tokens": tokens * config.num_epochs,
         "row_fill": trainer.row_fill(),
         "trained_parameters": count_trained(trainer.model),
         "precision": resolve_precision(config.precision),

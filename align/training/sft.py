@@ -86,6 +86,7 @@ def train_sft(
         "steps": history.steps,
         "packed_rows": len(rows),
         "tokens": tokens,
+        "trained_tokens": tokens * config.num_epochs,
         "row_fill": tokens / room,
         "trained_parameters": count_trained(model),
         "precision": resolve_precision(config.precision),

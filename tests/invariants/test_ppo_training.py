@@ -126,6 +126,14 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+def assert_tokens_count_once(result: OnlineResult, training: Training) -> None:
+    """Also those of a rollout batch that was sampled again after a stop."""
+    metrics, config = result.metrics, training.config
+    sampled = sum(row["rollout/completion_tokens"] for row in result.history.rows) * config.rollout_batch_size
+    assert metrics["new_tokens"] == pytest.approx(sampled)
+    assert metrics["trained_tokens"] == config.ppo_epochs * metrics["tokens"] > metrics["new_tokens"]
+
+
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -150,6 +158,7 @@ def test_resume_is_bit_identical(base: Path, tmp_path: Path, undisturbed: Any, p
     assert training.notes == [f"resuming after rollout batch {stopped_after}"]
     assert_same(training.weights(), weights)
     assert result.history.rows == rows
+    assert_tokens_count_once(result, training)
 
 
 @pytest.mark.parametrize(("updates", "rollouts", "rest"), [(3, 0, 3), (6, 1, 2)])
@@ -173,6 +182,7 @@ def test_a_stop_between_two_updates_is_bit_identical_too(
     assert len(made) == 16
     assert_same(training.weights(), undisturbed[0])
     assert result.history.rows == undisturbed[1]
+    assert_tokens_count_once(result, training)
 
 
 def test_a_damaged_checkpoint_is_named_and_not_used(base: Path, tmp_path: Path, undisturbed: Any, precision: str) -> None:

@@ -118,6 +118,8 @@ class LearningPhase:
     """Of the rollout batch, under TRL's names."""
     nonfinite: int
     """Completions left out because a score was not finite."""
+    new_tokens: int = 0
+    """Sampled tokens, with those of the completions that were left out."""
     updates: list[dict[str, float]] = field(default_factory=list)
     """Numbers of every update that was made."""
 

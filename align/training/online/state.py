@@ -41,6 +41,12 @@ class TrainerState:
     """Mean score of the reference's completions, 0 where scores are not centred."""
     nonfinite: int = 0
     """Completions that were left out."""
+    new_tokens: int = 0
+    """Sampled in the rollout batches that were learned from."""
+    tokens: int = 0
+    """Prompts and completions that were learned from, one pass over them."""
+    trained_tokens: int = 0
+    """The same over all passes that were made."""
     rows: list[dict[str, float]] = field(default_factory=list)
     """What was logged: one dict per rollout batch."""
     seconds: dict[str, float] = field(default_factory=dict)

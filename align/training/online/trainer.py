@@ -24,7 +24,7 @@ from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.online.advantage import Advantage
 from align.training.online.experience import make_experience, mean_numbers
-from align.training.online.learner import LearningPhase, Optimizers, PolicyLearner
+from align.training.online.learner import LearningPhase, Optimizers, PolicyLearner, num_mini_batches
 from align.training.online.models import Models, trainable
 from align.training.online.rollout import RolloutSampler
 from align.training.online.state import TrainerState, load_state, save_state
@@ -117,6 +117,8 @@ class OnlineTrainer:
             if self._config.kl_limit is not None and not stopped_by_kl:
                 phase = self._roll_out()  # the KL after the last update is not known yet
                 stopped_by_kl = self._exceeds_kl_limit(phase.numbers)
+            if self._config.kl_limit is not None:
+                self._state.new_tokens += phase.new_tokens  # the last batch only measured the KL
         finally:
             self._engine.close()
         if stopped_by_kl:
@@ -156,7 +158,8 @@ class OnlineTrainer:
             )
         self._check_stop()
         self._note_unusual(numbers)
-        return LearningPhase(rollout.episodes, experience, numbers, rollout.nonfinite)
+        new_tokens = sum(len(episode.completion.token_ids) for episode in sampled)
+        return LearningPhase(rollout.episodes, experience, numbers, rollout.nonfinite, new_tokens)
 
     def _learn(self, phase: LearningPhase) -> None:
         """Update the models; the numbers of the updates join those of the rollout batch."""
@@ -177,6 +180,11 @@ class OnlineTrainer:
             horizon=config.kl_horizon,
             episodes=len(phase.episodes),
         )
+        # Counted here, not where it was sampled, so that a batch that a resumed training samples again counts once.
+        tokens, per_pass = sum(map(len, phase.episodes)), num_mini_batches(len(phase.episodes), config.mini_batch_size)
+        state.new_tokens += phase.new_tokens
+        state.tokens += tokens
+        state.trained_tokens += round(tokens * len(phase.updates) / per_pass)
         state.nonfinite += phase.nonfinite
         state.rollouts += 1
 
@@ -230,6 +238,9 @@ class OnlineTrainer:
         return {
             "rollouts": state.rollouts,
             "episodes": episodes,
+            "new_tokens": state.new_tokens,
+            "tokens": state.tokens,
+            "trained_tokens": state.trained_tokens,
             "stopped_by_kl_limit": stopped_by_kl,
             "scores_first": first["objective/scores"],
             **{name: last[name] for name in names if name in last},

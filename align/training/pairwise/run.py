@@ -100,7 +100,7 @@ def train_pairs(
         held_out: pairs that the trained model is measured on.
     """
     # References are computed for both in one go.
-    count, rows = len(rows), [*rows, *held_out]
+    count, tokens, rows = len(rows), sum(map(len, rows)), [*rows, *held_out]
     config, policy, pad_token_id, reference = context.config, data.policy, data.chat_format.pad_token_id, data.reference
     new_score_head = config.training_needs().has_score_head
     precision = resolve_precision(config.precision)
@@ -135,6 +135,8 @@ def train_pairs(
         **{name: of_epoch(name) for name in config.final_metrics},
         **{f"{HELD_OUT}{name}": measured[name] for name in config.final_metrics if name in measured},
         "steps": history.steps,
+        "tokens": tokens,
+        "trained_tokens": tokens * config.num_epochs,
         "trained_parameters": count_trained(trainer.model),
         "precision": precision,
         "micro_batch_size": trainer.pass_size.size,

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from align import load_recipe
-from align.data.encoding import EncodedPreference
+from align.data.encoding import EncodedPreference, encode_preferences
 from align.errors import DataError, RecipeError
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.records import Message, Preference
@@ -22,6 +23,7 @@ from align.stage import StageOutcome
 from align.stages import dpo, orpo, reward_model, simpo
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
 from align.testing import Recorder, input_artifact, pairwise_config, stage_context, tiny_causal_lm
+from align.training.pairwise.collator import shared_length
 from align.training.pairwise.run import loss_of_equal_models
 from align.training.pairwise.split import split_by_prompt
 
@@ -114,6 +116,9 @@ def test_orpo_trains_with_one_model_and_no_reference(bench: Bench, monkeypatch: 
     assert list((bench.folder / "store").glob("reference_logps-*")) == []
     assert outcome.metrics["batch_form"] == "shared_prompt"
     assert outcome.metrics["steps"] == 6
+    chat_format = load_format(ModelFolder(bench.artifacts["base"].path))
+    pairs = encode_preferences(ROWS, chat_format, max_tokens=128, on_invalid="error", where=str).rows
+    assert outcome.metrics["trained_tokens"] == 3 * outcome.metrics["tokens"] == 3 * sum(map(shared_length, pairs))
     assert outcome.metrics["loss"] == pytest.approx(
         outcome.metrics["nll_loss"] - 0.1 * outcome.metrics["log_odds_ratio"], rel=1e-4
     )

@@ -68,6 +68,8 @@ def test_what_it_leaves(folder: Path) -> None:
     assert 0 <= metrics["sync_share"] < 1
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows] == [8, 16]
+    assert metrics["new_tokens"] == pytest.approx(sum(8 * row["rollout/completion_tokens"] for row in rows))
+    assert metrics["trained_tokens"] == metrics["tokens"] > metrics["new_tokens"]  # with the prompts, once
     assert rows[0]["objective/kl"] == 0 and rows[1]["objective/kl_coef"] != rows[0]["objective/kl_coef"]
     assert all({"objective/scores/short", "val/explained_var", "policy/clipfrac_avg"} <= row.keys() for row in rows)
 

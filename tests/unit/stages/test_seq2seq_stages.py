@@ -96,6 +96,7 @@ def test_sft_learns_and_keeps_every_epoch(finished: Path) -> None:
     assert metrics["architecture"] == "encoder_decoder"
     assert 0.5 < metrics["row_fill"] <= 1
     assert "packed_rows" not in metrics
+    assert metrics["trained_tokens"] == 2 * metrics["tokens"] > 0
     assert sorted(path.name for path in (stage / "epochs").iterdir()) == ["epoch-1", "epoch-2"]
     last = (stage / "epochs" / "epoch-2" / "model.safetensors").read_bytes()
     assert last == (stage / "model" / "model.safetensors").read_bytes()
@@ -108,6 +109,7 @@ def test_generate_takes_transformers_and_says_so(finished: Path) -> None:
     assert "transformers" in manifest["versions"]
     assert "vllm" not in manifest["versions"]
     assert manifest["config"]["engine"] == "auto"
+    assert manifest["metrics"]["prompt_tokens"] > 0
 
 
 def test_a_comparison_of_both_kinds(finished: Path, recorder: Recorder) -> None:
