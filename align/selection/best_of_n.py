@@ -69,11 +69,10 @@ class BestSelector:
         """The kept completions of one prompt, best first, or the drop of a prompt that gives none."""
         kept = self._best(candidates)
         positions = [] if isinstance(kept, Drop) else kept
-        kept_texts = {candidates.texts[position] for position in positions}
-        for text, score in zip(candidates.texts, candidates.scores[0], strict=True):
+        for position, score in enumerate(candidates.scores[0]):
             if score is not None and math.isfinite(score):
                 tally.values["all"].append(score)
-                if text in kept_texts:
+                if position in positions:
                     tally.values["kept"].append(score)
         if isinstance(kept, Drop):
             return [], [kept]
@@ -103,5 +102,5 @@ class BestSelector:
         return good[: rule.keep]
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
-        """Mean score of the kept completions, wherever their texts occur, and of all candidates with a score."""
+        """Mean score of the kept completions, one for every row, and of all candidates with a score."""
         return {"score_mean_kept": totals.mean("kept"), "score_mean_all": totals.mean("all")}

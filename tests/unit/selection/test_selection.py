@@ -9,6 +9,9 @@ import pytest
 from align.errors import StageError
 from align.records import FinishReason
 from align.selection import Group, PairPolicy, best_of_n, build_pairs, group_candidates
+from align.selection.best_of_n import BestRule, BestSelector
+from align.selection.candidate import candidates_of
+from align.selection.selector import SelectionTally, Totals
 from align.testing import scored_candidate
 
 Shown = tuple[str, float | None] | tuple[str, float | None, FinishReason]
@@ -49,6 +52,13 @@ class TestBestOfN:
         (row,), drops = best_of_n([_group(("a", 1), ("b", 3), ("c", 2))], scorer="rm")
         assert (row.id, row.completion, row.prompt[0].content, row.line) == ("p", "b", "x", None)
         assert drops == []
+
+    def test_a_completion_that_occurs_twice_counts_once_among_the_kept(self) -> None:
+        selector, tally = BestSelector(BestRule(scorer="rm")), SelectionTally()
+        for group in (_group(("a", 3), ("a", 3), ("b", 1), ("c", None)), _group(("d", 1), ("e", 0))):
+            selector.select(candidates_of(group, ["rm"]), tally)
+        # The rows are a and d: their mean is 2, not the 7/3 of a, a and d. All candidates with a score have 8/5.
+        assert selector.metrics(Totals([tally.facts()])) == {"score_mean_kept": 2.0, "score_mean_all": 1.6}
 
     def test_equal_scores_go_by_candidate_index(self) -> None:
         assert best_of_n([_group(("a", 1), ("b", 3), ("c", 3))], scorer="rm")[0][0].completion == "b"
