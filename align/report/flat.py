@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from align.report.cost import Cost
 from align.report.results import Estimate, ModelResult, Results
 
 
@@ -35,6 +36,7 @@ def _numbers(model: ModelResult, scorers: list[str]) -> dict[str, Any]:
         "train_seconds": model.train_seconds,
         "trained_parameters": model.trained_parameters,
         "train_memory_bytes": model.train_memory_bytes,
+        **{f"cost_{name}": getattr(model.cost, name, None) for name in Cost.model_fields},
     }
 
 

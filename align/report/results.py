@@ -17,6 +17,7 @@ from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
 from align.report.collapse import FrequentSentence, RedFlag, fell, rule_fell, said_too_often
+from align.report.cost import Cost
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, Interval, seeded_bootstrap
 from align.runtime.seed import derive_seed
@@ -95,6 +96,8 @@ class ModelResult(StrictModel):
     """Parameters that its training stage changed: all, or an adapter's; null where it was not trained here."""
     train_memory_bytes: int | None = None
     """Largest resident set of its training stage's process; null where it was not trained here."""
+    cost: Cost | None = None
+    """What its whole path needed; null where it was not made here."""
     kl_bound: float | None = None
     """Of best of n, ln n - (n - 1)/n: at most this is its KL to the baseline, in nats, which is not estimated; else null."""
     best_of: BestOfResult | None = None
@@ -228,6 +231,7 @@ def build_results(
     retention_perplexity: Mapping[str, float | None] | None = None,
     train_seconds: Mapping[str, float | None] | None = None,
     trained: Mapping[str, Trained] | None = None,
+    costs: Mapping[str, Cost] | None = None,
     methods: Mapping[str, Sequence[str]] | None = None,
     best_of: BestOfPool | None = None,
     rules: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
@@ -243,6 +247,7 @@ def build_results(
         retention_perplexity: model → perplexity on the retention text.
         train_seconds: model → wall time of its training stage.
         trained: model → how much of it was trained, and in how much memory.
+        costs: model → what its whole path needed.
         methods: method → its models, which differ in the training seed and become one row.
         best_of: the baseline's candidates that rows of best of n are taken from.
         rules: model → scorer made of rules → rule → share of the answers that pass it.
@@ -256,9 +261,8 @@ def build_results(
     if baseline not in table.models:
         raise DataError(f"the baseline {baseline!r} is not among the compared models: {', '.join(table.models)}")
     bootstrap = partial(seeded_bootstrap, seed=derive_seed(seed, "bootstrap"), resamples=bootstrap_resamples)
-    measured = Measured(
-        kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}, trained or {}, rules or {}, update_kl or {}
-    )
+    kl, perplexity, seconds = kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}
+    measured = Measured(kl, perplexity, seconds, trained or {}, rules or {}, update_kl or {}, costs or {})
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
@@ -308,6 +312,7 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         train_seconds=row.train_seconds,
         trained_parameters=row.trained and row.trained.parameters,
         train_memory_bytes=row.trained and row.trained.memory_bytes,
+        cost=row.cost,
         kl_bound=None if best_of is None else best_of_kl_bound(best_of.n),
         best_of=best_of,
         replicates={name: _row_result(one, baseline, usable, bootstrap) for name, one in row.seeds.items()} or None,

@@ -19,6 +19,7 @@ from align.errors import DataError
 from align.report.answers import AnswerTable, align_answers
 from align.report.best_of import BestOfPool, best_of_probabilities, expectation
 from align.report.collapse import FrequentSentence, distinct_share, frequent_sentence
+from align.report.cost import Cost, answer_cost, mean_cost
 from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
 
 TOKEN_PERCENTILES = (50, 95)
@@ -45,6 +46,7 @@ class Measured(NamedTuple):
     """Model → scorer made of rules → rule → share of the answers that pass it."""
     update_kl: Mapping[str, float] = MappingProxyType({})
     """Model → the largest KL of an update of its training, nats per token, where its method has updates with a trust region."""
+    costs: Mapping[str, Cost] = MappingProxyType({})
 
 
 class BestOfResult(StrictModel):
@@ -81,6 +83,7 @@ class Row:
     retention_perplexity: float | None
     train_seconds: float | None
     trained: Trained | None = None
+    cost: Cost | None = None
     rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Scorer made of rules → rule → share of the answers that pass it; empty where not measured."""
     update_kl: float | None = None
@@ -156,6 +159,7 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         retention_perplexity=measured.retention_perplexity.get(model),
         train_seconds=measured.train_seconds.get(model),
         trained=measured.trained.get(model),
+        cost=measured.costs.get(model),
         rules=measured.rules.get(model, {}),
         update_kl=measured.update_kl.get(model),
     )
@@ -192,6 +196,7 @@ def _method_row(seeds: dict[str, Row]) -> Row:
         train_seconds=_mean_if_known([row.train_seconds for row in rows]),
         trained=_largest([row.trained for row in rows]),
         update_kl=max((row.update_kl for row in rows if row.update_kl is not None), default=None),
+        cost=mean_cost([row.cost for row in rows]),
         rules={
             scorer: {rule: float(np.mean([row.rules[scorer][rule] for row in rows])) for rule in rates}
             for scorer, rates in rows[0].rules.items()
@@ -255,6 +260,7 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             frequent=None,
             retention_perplexity=None,
             train_seconds=None,
+            cost=answer_cost(n, float(tokens.mean())),
             best_of=BestOfResult(n=n, num_candidates=drawn.num_candidates, scorer=pool.scorer, never_chosen=never_chosen),
         )
     return rows

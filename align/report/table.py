@@ -24,6 +24,7 @@ from align.report.wording import (
     estimate_text,
     mark_of,
     number,
+    path_legend,
     percent_text,
     score_decimals,
 )
@@ -68,7 +69,7 @@ class ComparisonTable:
         stacked = [_stacked_scorer_column(results, scorer) for scorer in results.scorers]
         by_scorer = [_scorer_columns(results, scorer) for scorer in results.scorers]
         many = len(results.models) > MANY_ROWS and all(self._fits(columns, console, options) for columns in by_scorer)
-        for columns in ([*side_by_side, *behaviour], *([] if many else [[*stacked, *behaviour]])):
+        for columns in ([*side_by_side, *behaviour], *([] if many else [[*stacked, *_stacked_cost(behaviour)]])):
             if self._fits(columns, console, options):
                 yield self._table(columns)
                 break
@@ -87,6 +88,8 @@ class ComparisonTable:
         yield Text(MARKS_LEGEND, style="dim")
         if any(row.red_flags for row in results.models.values()):
             yield Text(RED_FLAG_LEGEND, style="dim")
+        if legend := path_legend(results):
+            yield Text(legend, style="dim")
 
     def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
         # Measured without a limit, because Rich would fold cells to make any table fit.
@@ -189,6 +192,32 @@ def memory_text(memory_bytes: int | None) -> str | None:
     return None if memory_bytes is None else f"{memory_bytes / 2**30:.2f} GiB"
 
 
+def _stacked_cost(columns: Sequence[Column]) -> list[Column]:
+    """The columns with the operations of a path below its time, as scorers are stacked: a table of several lines has the room."""
+    by_header = {column.header: column for column in columns}
+    flops, path = by_header.pop("FLOPs", None), by_header.get("path")
+    if flops is not None and path is not None:
+        cells = [Text("\n").join(pair) for pair in zip(path.cells, flops.cells, strict=True)]
+        by_header["path"] = Column("path\nFLOPs", cells)
+        return list(by_header.values())
+    return list(columns)
+
+
+def path_text(model: ModelResult) -> str | None:
+    """Time to make a model, or the completions that best of n needs for an answer; None where neither is known."""
+    cost = model.cost
+    if cost is None or cost.per_answer:
+        return None if cost is None else f"{cost.scored_completions:.0f}/answer"
+    return None if cost.seconds is None else duration_text(cost.seconds)
+
+
+def flops_text(flops: float | None) -> str | None:
+    """Floating-point operations in two digits: 3.1e14."""
+    if not flops:
+        return None if flops is None else "0"
+    return f"{flops:.1e}".replace("e+", "e")
+
+
 def behaviour_columns(results: Results) -> list[Column]:
     """What the models do, besides their scores. A column that no model has a number for is left out."""
     cells: dict[str, Callable[[ModelResult], str | None]] = {
@@ -197,7 +226,8 @@ def behaviour_columns(results: Results) -> list[Column]:
         "EOS": lambda model: f"{100 * model.eos_share:.0f} %",
         "distinct-2": lambda model: None if model.distinct_2 is None else number(model.distinct_2, 2),
         "retention\nppl": lambda model: None if model.retention_perplexity is None else number(model.retention_perplexity, 2),
-        "training": lambda model: None if model.train_seconds is None else duration_text(model.train_seconds),
+        "path": path_text,
+        "FLOPs": lambda model: None if model.cost is None else flops_text(model.cost.flops),
     }
     if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
         # With adapters among whole models, the reader needs the cost of each beside its scores.

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from align.records import ScoredCandidate
 from align.report.answers import AnswerTable
+from align.report.cost import Cost
 from align.report.fields import Group, PromptFields
 from align.report.figure import evenly
 from align.report.results import Estimate, ModelResult, Results
@@ -106,7 +107,7 @@ def results_cells(results: Results) -> list[list[Cell]]:
     for scorer in results.scorers:
         header += _interval_names(f"{scorer} mean") + _interval_names(f"{scorer} difference") + _interval_names(f"{scorer} wins")
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
-    header += ["retention perplexity", "training seconds"]
+    header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
     rows: list[list[Cell]] = [[*header]]
     for name in results.models_baseline_first:
         model = results.models[name]
@@ -128,7 +129,8 @@ def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> l
         wins = None if model.win_rate is None else model.win_rate[scorer]
         cells += _interval(model.scores[scorer]) + _interval(model.scores[scorer].delta) + _interval(wins)
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
-    return [*cells, model.distinct_2, model.retention_perplexity, model.train_seconds]
+    cells += [model.distinct_2, model.retention_perplexity, model.train_seconds]
+    return [*cells, *(None if model.cost is None else getattr(model.cost, name) for name in Cost.model_fields)]
 
 
 def group_cells(groups: Mapping[str, Sequence[Group]]) -> list[list[Cell]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from align.metric import duration_text
 from align.report.collapse import RedFlag
 from align.report.results import Estimate, ProbeResult, Ranking, Results
 
@@ -18,6 +19,9 @@ PROBE_WORDS = {
 }
 RED_FLAG = "!"
 RED_FLAG_LEGEND = f"{RED_FLAG} red flag: see above what it gave up."
+PATH_LEGEND = (
+    "path: time of all stages that the row was made from and the baseline was not; of the baseline, of all that it was made from."
+)
 FEW_PROMPTS = 30  # below this a bootstrap interval is known to be too narrow
 FEW_SEEDS = 3  # two seeds have one degree of freedom between them
 HACKING = "if it was trained on the former, that is what reward hacking looks like."
@@ -33,6 +37,23 @@ def decimals_of(estimates: Iterable[Estimate]) -> int:
     # An interval of width zero, as a single prompt has, would need endless decimals.
     narrowest = min((half for half in halves if half > 0), default=1.0)
     return min(MAX_DECIMALS, max(MIN_DECIMALS, math.ceil(-math.log10(narrowest))))
+
+
+def path_legend(results: Results) -> str:
+    """What the column `path` says, and how much of it several rows share; empty where no row has a path."""
+    costs = {name: results.models[name].cost for name in results.models_baseline_first}
+    paths = {name: cost for name, cost in costs.items() if cost is not None and cost.seconds is not None}
+    if not paths:
+        return ""
+    shared = [f"{name} {duration_text(cost.shared_seconds)}" for name, cost in paths.items() if cost.shared_seconds]
+    sentences = [PATH_LEGEND]
+    if shared:
+        sentences.append(f"Shared with other models, and paid once: {', '.join(shared)}.")
+    if results.best_of_rows:
+        sentences.append("n/answer: best of n samples and scores n completions for every answer.")
+    if any(cost.flops for cost in paths.values()):
+        sentences.append("FLOPs are estimated.")
+    return " ".join(sentences)
 
 
 def score_decimals(results: Results, scorer: str) -> int:

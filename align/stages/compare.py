@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from align.report.best_of import BestOfPool
     from align.scoring.probes import Probe
 
-VERSION = 6
+VERSION = 7
 
 
 class Config(Generation, StageConfig):
@@ -130,6 +130,7 @@ POOL_LABEL = "for best of n"
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
+    from align.report.cost import model_costs, stage_costs
     from align.report.html import write_report
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
@@ -154,6 +155,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         retention_perplexity=likelihoods.perplexity,
         train_seconds={name: train_seconds(context.artifact(name), context.artifacts) for name in config.models},
         trained={name: cost for name in config.models if (cost := trained(context.artifact(name), context.artifacts))},
+        costs=model_costs(stage_costs(list(context.artifacts.values()), config.models), config.models, config.baseline),
         methods=config.methods,
         best_of=pool,
         rules={name: _rule_rates(config, rows) for name, rows in scored.items()},

@@ -54,6 +54,11 @@ def test_results_and_report_are_published(finished_run: Path) -> None:
     assert results.models["dpo"].retention_perplexity > 1  # type: ignore[operator]
     assert results.models["dpo"].train_seconds > 0  # type: ignore[operator]
     assert results.models["rs"].kl_to_baseline is not None
+    for row in results.models.values():
+        assert row.cost is not None
+        # Every stage recorded its part, and the files of every model show its parameters.
+        assert None not in row.cost.model_dump().values()
+        assert row.cost.flops > 6e4 * row.cost.trained_tokens > 0  # type: ignore[operator]
     page = (finished_run / "report.html").read_text()
     assert "열쇠를 잃어버렸어" in page
 

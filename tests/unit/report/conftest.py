@@ -12,6 +12,7 @@ import pytest
 
 from align.records import Message, ScoredCandidate
 from align.report.best_of import BestOfPool
+from align.report.cost import Cost
 from align.report.results import Results, build_results
 from align.testing import scored_candidate
 
@@ -65,6 +66,20 @@ def demo_answers(prompts: int = 60, num_candidates: int = 1, seed: int = 0) -> d
     return answers
 
 
+def demo_cost(seconds: float, *, shared_seconds: float = 0.0) -> Cost:
+    """A path with every number; the operations follow from its time."""
+    return Cost(
+        seconds=seconds,
+        own_seconds=seconds - shared_seconds,
+        shared_seconds=shared_seconds,
+        sampled_tokens=1200,
+        trained_tokens=34000,
+        scored_completions=96,
+        flops=3e12 * seconds,
+        memory_bytes=2**30,
+    )
+
+
 def demo_results(answers: dict[str, list[ScoredCandidate]], resamples: int = 500) -> Results:
     """results.json of the demo, with every optional number present."""
     random = np.random.default_rng(1)
@@ -85,6 +100,12 @@ def demo_results(answers: dict[str, list[ScoredCandidate]], resamples: int = 500
         },
         retention_perplexity={name: 12.0 + 3 * shift for name, shift in SHIFTS.items()},
         train_seconds={"sft": 41.2, "rs-거절표집": 65.0, "dpo": 184.4, "ppo_long_name": 7300.0},
+        costs={
+            "sft": demo_cost(41.2),
+            "rs-거절표집": demo_cost(65.0, shared_seconds=25.0),
+            "dpo": demo_cost(184.4, shared_seconds=25.0),
+            "ppo_long_name": demo_cost(7300.0),
+        },
     )
 
 
@@ -128,6 +149,7 @@ def many_results(prompts: int = 60, resamples: int = 500) -> tuple[Results, dict
             if name != "sft"
         },
         train_seconds={name: 40.0 + 100 * shift for name, shift in MANY_SHIFTS.items()},
+        costs={name: demo_cost(40.0 + 100 * shift) for name, shift in MANY_SHIFTS.items()},
         methods={"dpo": ["dpo_seed1", "dpo_seed2", "dpo_seed3"]},
         best_of=BestOfPool([1, 4, 16], "rm", pool),
     )

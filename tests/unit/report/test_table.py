@@ -42,9 +42,12 @@ def of_scores(make: Make, make_results: MakeResults, **gold: Sequence[float | No
 def test_every_number_is_shown_at_every_width(results: Results, width: int) -> None:
     text = printed(results, width)
     assert max(cell_len(line) for line in text.splitlines()) <= width
-    for header in ("rm", "gold", "KL", "tokens", "EOS", "distinct-2", "retention", "training"):
+    for header in ("rm", "gold", "KL", "tokens", "EOS", "distinct-2", "retention", "path", "FLOPs"):
         assert header in text
-    assert "2 h 02 min" in text
+    assert "2 h 02 min" in text and "2.2e16" in text
+    sentences = " ".join(text.split())
+    assert "path: time of all stages that the row was made from and the baseline was not;" in sentences
+    assert "Shared with other models, and paid once: rs-거절표집 25 s, dpo 25 s." in sentences
     assert "\x1b" not in text
 
 
