@@ -43,6 +43,8 @@ _FULL = {
     "orpo": UsualRates(1e-6, 2e-5, 8e-6),
     # Meng et al. 2024 3e-7 to 1e-6 for 7 to 9 billion parameters.
     "simpo": UsualRates(5e-8, 5e-6, 6e-7),
+    # Ethayarajh et al. 2024 5e-7 to 5e-6 for 1 to 30 billion parameters; TRL's default 1e-6.
+    "kto": UsualRates(5e-8, 1e-5, 1e-6),
     # Tülu 3 8B 3e-7; OLMo-2-1B 5e-7; DAPO 1e-6; NeMo-RL's 1B models 5e-6; align's default 1e-5.
     "ppo": UsualRates(1e-7, 1e-5, 1e-6),
 }
@@ -55,6 +57,7 @@ _LORA = {
     "dpo": UsualRates(5e-7, 1e-4, 5e-6),
     "orpo": UsualRates(1e-5, 2e-4, 5e-5),
     "simpo": UsualRates(5e-7, 5e-5, 6e-6),
+    "kto": UsualRates(5e-7, 1e-4, 5e-6),
     "ppo": UsualRates(1e-6, 1e-4, 1e-5),
 }
 METHODS = tuple(_FULL)

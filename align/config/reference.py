@@ -41,7 +41,7 @@ class RewardModelReference(Reference):
 
 
 class RowsReference(Reference, Generic[RowT]):
-    """The name of rows of one record: `RowsReference[Preference]`."""
+    """The name of rows: `RowsReference[Preference]`, or of one of several records, `RowsReference[Labelled | Preference]`."""
 
 
 _MODEL_KINDS: Mapping[Any, str] = {ModelReference: "model", RewardModelReference: "reward_model"}
@@ -62,7 +62,7 @@ def kinds_of(annotation: Any) -> tuple[str, ...]:
     """
     if annotation in _MODEL_KINDS:
         return (_MODEL_KINDS[annotation],)
-    return tuple(kind_of(record).name for record in get_args(annotation))
+    return tuple(kind_of(record).name for one in get_args(annotation) for record in get_args(one) or (one,))
 
 
 def iterate_parts(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:

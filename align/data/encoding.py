@@ -13,8 +13,8 @@ from align.config.sections import OnInvalid
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
 from align.errors import DataError
-from align.records import Drop, Instruction, Message, Preference, Prompt, PromptRecord
-from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
+from align.records import Drop, Instruction, Labelled, Message, Preference, Prompt, PromptRecord
+from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
 
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
@@ -164,6 +164,19 @@ def encode_preferences(
         yield EncodedPreference(record.id, prompt_token_ids, chosen_token_ids, rejected_token_ids)
 
     return _encode(PREFERENCES, records, chat_format, build, on_invalid, where)
+
+
+def encode_labelled(
+    records: Sequence[Labelled], chat_format: ChatFormat, *, max_tokens: int, on_invalid: OnInvalid, where: Where
+) -> Encoded[EncodedInstruction]:
+    """Token ids of labelled completions; as `encode_instructions`."""
+
+    def build(record: Labelled, tokens: list[list[int]]) -> Iterator[EncodedInstruction]:
+        prompt_token_ids, completion_token_ids = tokens
+        _require_length(len(prompt_token_ids) + len(completion_token_ids), max_tokens, "prompt and completion", "max_tokens")
+        yield EncodedInstruction(record.id, prompt_token_ids, completion_token_ids)
+
+    return _encode(LABELLED, records, chat_format, build, on_invalid, where)
 
 
 def encode_prompts(

@@ -49,6 +49,7 @@ STAGES: dict[str, StageType] = {
         StageType("pairs", "align.stages.pairs", produces="preferences", needs_trainers=False),
         StageType("dpo", "align.stages.dpo", produces="model"),
         StageType("orpo", "align.stages.orpo", produces="model"),
+        StageType("kto", "align.stages.kto", produces="model"),
         StageType("simpo", "align.stages.simpo", produces="model"),
         StageType("ppo", "align.stages.ppo", produces="model"),
         StageType("compare", "align.stages.compare", produces="comparison"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
@@ -212,6 +212,22 @@ def pair_needs(
     """What a method needs that trains `model` on `pairs`, without a reference."""
     passes, saved = partial(pair_passes, config), config.save_dtype
     return TrainingNeeds(model, pairs, config.precision, peft, passes, config, has_score_head, save_dtype=saved)
+
+
+def labelled_needs(config: PairwiseOptimization, model: str, rows: str, peft: Lora | VirtualTokens | None) -> TrainingNeeds:
+    """As `pair_needs`, of a method that puts beside each completion one of another prompt."""
+
+    def passes(setting: Setting) -> Sequence[Batch]:
+        lengths = setting.lengths
+        if lengths is not None:
+            single = [RowLength(row.prompt, (one,)) for row in lengths for one in row.completions]
+            others = [*single[1:], *single[:1]]
+            lengths = [
+                RowLength(row.prompt, (*row.completions, *other.completions)) for row, other in zip(single, others, strict=True)
+            ]
+        return pair_passes(config, replace(setting, lengths=lengths))
+
+    return replace(pair_needs(config, model, rows, peft), passes=passes)
 
 
 def episode_passes(config: OnlineTraining, setting: Setting) -> Sequence[Batch]:

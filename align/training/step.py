@@ -33,7 +33,8 @@ class Sums:
 
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Their sums, scalars."""
-    rows: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Number of values in each sum: a metric may be one of some rows only."""
 
 
 class StepTrainer(Trainer):
@@ -84,21 +85,21 @@ class StepTrainer(Trainer):
         return self.pass_size.retry(step, used=lambda: min(self.pass_size.size, len(inputs.rows)))
 
     def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
-        """Remember metrics of some rows, [rows] each, for the next line of the log; called by `compute_loss`."""
+        """Remember metrics, one value per row that has the metric, for the next line of the log; called by `compute_loss`."""
         before = self.metrics_so_far
         sums = {name: before.metrics.get(name, 0.0) + values.sum() for name, values in metrics.items()}
-        self.metrics_so_far = Sums(sums, before.rows + len(next(iter(metrics.values()))))
+        self.metrics_so_far = Sums(sums, {name: before.counts.get(name, 0) + len(values) for name, values in metrics.items()})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the metrics over all rows since the last line."""
         sums = self.metrics_so_far
-        if "loss" in logs and sums.rows:
-            seen = torch.tensor(sums.rows, dtype=torch.float32, device=self.args.device)
-            totals = torch.stack([*(value.float() for value in sums.metrics.values()), seen])
+        if "loss" in logs and sums.metrics:
+            counts = torch.tensor(list(sums.counts.values()), dtype=torch.float32, device=self.args.device)
+            totals = torch.stack([torch.stack([value.float() for value in sums.metrics.values()]), counts])
             if self.args.world_size > 1:
                 totals = self.accelerator.reduce(totals, reduction="sum")
-            *values, rows = totals.tolist()
-            logs = {**logs, **{name: value / rows for name, value in zip(sums.metrics, values, strict=True)}}
+            means = {name: value / count for name, value, count in zip(sums.metrics, *totals.tolist(), strict=True) if count}
+            logs = {**logs, **means}
             self.metrics_so_far = Sums()
         super().log(logs, *args, **kwargs)
 

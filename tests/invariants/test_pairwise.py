@@ -14,7 +14,7 @@ from align.config.sections import Optimization
 from align.errors import Interrupted, StageError
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
-from align.stages import dpo, orpo, reward_model
+from align.stages import dpo, kto, orpo, reward_model
 from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import TrainingHistory, train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
@@ -33,6 +33,12 @@ OBJECTIVES = {
 REFERENCE = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
 # 22 pairs, so that the last of the batches of 6 is short.
 PAIRS = [TrainingPair(pair, REFERENCE) for pair in random_pairs(22, seed=2, prompt_tokens=14, completion_tokens=9)]
+KTO = pairwise_config(kto, beta=0.05, desirable_weight=6.0, undesirable_weight=4.0)
+# A reference so far away that the KL is above 0, where it is cut off.
+LABELLED = [
+    TrainingPair(pair.tokens, {**REFERENCE, "reference_rejected_logps": -40.0 - number % 5, "desirable": float(number % 3 == 0)})
+    for number, pair in enumerate(PAIRS)
+]
 
 
 def build(
@@ -63,7 +69,8 @@ def build(
     if reverse:  # the pairs of a micro-batch stand in another order
         forwards = collator
         collator = lambda pairs: forwards(list(reversed(pairs)))  # type: ignore[assignment] # noqa: E731
-    return PairwiseTrainer(model, PAIRS, OBJECTIVES[kind], collator, arguments), context
+    objective, pairs = (KTO, LABELLED) if kind == "kto" else (OBJECTIVES[kind], PAIRS)
+    return PairwiseTrainer(model, pairs, objective, collator, arguments), context
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,20 @@ def test_weights_do_not_depend_on_how_a_batch_is_handled(
             for name in sorted(row.keys() - {"epoch"}):  # which transformers counts in micro-batches
                 expected_value = pytest.approx(row[name], rel=tolerance.metrics, abs=tolerance.metrics)
                 assert other_row[name] == expected_value, (change, name)
+
+
+def test_the_kl_of_kto_is_that_of_the_whole_batch(project_template: Path, tmp_path: Path) -> None:
+    base = project_template / "base"
+    expected, curve = trained(base, tmp_path / "whole", "kto")
+    assert all(row["kl"] > 1 for row in curve.rows if "kl" in row)
+    changes: list[dict[str, Any]] = [{"micro": 1}, {"form": "padded", "micro": 2}]
+    for number, change in enumerate(changes):
+        found, other = trained(base, tmp_path / str(number), "kto", **change)
+        assert (found - expected).abs().max() <= TOLERANCES["float32"].largest(expected, expected), change
+        for row, other_row in zip(curve.rows, other.rows, strict=True):
+            assert row.keys() == other_row.keys()
+            for name in row.keys() - {"epoch"}:
+                assert other_row[name] == pytest.approx(row[name], rel=2e-5, abs=2e-5), (change, name)
 
 
 def test_a_mean_over_micro_batches_would_be_noticed(project_template: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from align.config.sections import Optimization
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.runtime.context import RunContext
-from align.stages import dpo, orpo, reward_model, simpo
+from align.stages import dpo, kto, orpo, reward_model, simpo
 from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.pairwise.collator import PairCollator, TrainingPair
@@ -212,3 +214,64 @@ def test_orpo(project_template: Path, tmp_path: Path) -> None:
     )
     names = ("nll_loss", "log_odds_ratio", "log_odds_chosen", *DPO_METRICS)
     compare(mine, curves_of(trainer, context), names)
+
+
+def test_kto(project_template: Path, tmp_path: Path) -> None:
+    """On the completions of other prompts that TRL takes: those of the row before, in turn within a batch."""
+    from trl import KTOConfig, KTOTrainer
+
+    base = project_template / "base"
+    # So far away that the KL is above 0, where it is cut off.
+    pairs = [
+        replace(pair, rejected_token_ids=PAIRS[i - 1 if i % BATCH else i + BATCH - 1].chosen_token_ids)
+        for i, pair in enumerate(PAIRS)
+    ]
+    reference = [(logps, -6.5 * len(pair.rejected_token_ids)) for (logps, _), pair in zip(REFERENCE, pairs, strict=True)]
+    rows = [
+        TrainingPair(pair, {"reference_chosen_logps": own, "reference_rejected_logps": other, "desirable": float(i % 3 != 1)})
+        for i, (pair, (own, other)) in enumerate(zip(pairs, reference, strict=True))
+    ]
+    weights = {"desirable_weight": 1.0, "undesirable_weight": 1.5}
+    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(kto, beta=0.3, **weights), rows)
+
+    class ReadyKTOTrainer(silent(KTOTrainer)):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    context = run_context(tmp_path / "trl")
+    config = KTOConfig(
+        **training_arguments(CONFIG, context, num_rows=len(PAIRS)),
+        max_length=None,
+        beta=0.3,
+        **weights,
+        train_sampling_strategy="sequential",
+        precompute_ref_log_probs=True,
+    )
+    dataset = [
+        {
+            "prompt_ids": pair.prompt_token_ids,
+            "completion_ids": pair.chosen_token_ids,
+            "KL_completion_ids": pair.rejected_token_ids,
+            "label": i % 3 != 1,
+            "ref_logps": own,
+            "ref_KL_logps": other,
+        }
+        for i, (pair, (own, other)) in enumerate(zip(pairs, reference, strict=True))
+    ]
+    trainer = ReadyKTOTrainer(
+        model=load_causal_lm(base),
+        args=config,
+        train_dataset=Dataset.from_list(dataset),
+        processing_class=ModelFolder(base).tokenizer,
+    )
+    theirs = curves_of(trainer, context)
+    names = {"chosen": "desirable", "rejected": "undesirable"}
+    for row in theirs:
+        for name, side in itertools.product(("rewards", "logps"), names):
+            if f"{name}/{side}" in row:
+                row[f"{name}/{names[side]}"] = row[f"{name}/{side}"]
+    assert min(row["kl"] for row in mine) > 0
+    compare(mine, theirs, ("loss", "kl", "rewards/desirable", "rewards/undesirable", "logps/desirable", "logps/undesirable"))

@@ -32,11 +32,11 @@ def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, ma
         margins: train with the margin chosen_score - rejected_score of every pair.
     """
     data = read_pairs(context)
-    split = split_by_prompt(data.records, data.encoded.rows, share=share, seed=context.seed)
+    split = split_by_prompt(data.rows.records, data.rows.encoded.rows, share=share, seed=context.seed)
     where = data.artifact.where
     if not split.train or not split.held_out:
         raise DataError(
-            f"{where(None)}: {len(data.encoded.rows)} pairs leave {len(split.train)} to train on and "
+            f"{where(None)}: {len(data.rows.encoded.rows)} pairs leave {len(split.train)} to train on and "
             f"{len(split.held_out)} to measure accuracy on; both are needed",
             hint="Give more pairs with different prompts, or change held_out_share.",
         )
@@ -44,7 +44,7 @@ def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, ma
     if margins:
         trained = {row.id for row in split.train}
         # Only of pairs that are trained on: dropped and held-out pairs need no scores.
-        margin_of = _margins([record for record in data.records if record.id in trained], where)
+        margin_of = _margins([record for record in data.rows.records if record.id in trained], where)
         rows = [TrainingPair(row, {"margin": margin_of[row.id]}) for row in split.train]
     metrics = train_pairs(context, data, rows)
     # The trained model and its optimizer are gone before the reward model is loaded, as every scorer later loads it.

@@ -21,6 +21,10 @@ from align.training.needs import TrainingNeeds, pair_needs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from align.data.template import ChatFormat
+    from align.store.artifact import Artifact
+    from align.training.pairwise.rows import PairRows
+
 
 class BatchCounts(NamedTuple):
     """What the optimizer batch holds, over all its micro-batches and processes; losses are means over it."""
@@ -29,6 +33,8 @@ class BatchCounts(NamedTuple):
     """Scalar."""
     likelihood_tokens: Tensor
     """Scalar: tokens of the fine-tuning loss of ORPO."""
+    shared_sum: Tensor | None = None
+    """Scalar: `PairwiseConfig.shared_value` summed over the batch; None where the method has none, or the micro-batch is all."""
 
 
 class PairLosses(NamedTuple):
@@ -37,7 +43,7 @@ class PairLosses(NamedTuple):
     losses: Tensor
     """[pairs]; their sum over the optimizer batch, divided by its number of pairs, is the loss. Carries the gradient."""
     metrics: dict[str, Tensor]
-    """[pairs] each, detached; logged as means over pairs, under TRL's names."""
+    """[pairs] each, or of the pairs that have the metric; detached. Logged as means under TRL's names."""
 
 
 class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
@@ -47,6 +53,9 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
     """Stage type, as messages call it."""
     final_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     """Logged metrics whose means over the last epoch go into the manifest, and those over held-out pairs where there are some."""
+
+    has_shared_value: ClassVar[bool] = False
+    """Whether the loss of a pair depends on all pairs of its optimizer batch, by the mean of `shared_value`."""
 
     model: ModelReference
     """Model to start from."""
@@ -62,6 +71,16 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
     def counts_prompts(self) -> bool:
         """Whether the loss reads the log-probabilities of the prompts' tokens too."""
         return False
+
+    def shared_value(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """[pairs], without gradient: what of a pair the others' losses depend on."""
+        raise NotImplementedError
+
+    def read(self, artifact: Artifact, chat_format: ChatFormat, *, max_tokens: int, seed: int) -> PairRows:
+        """The rows in tokens, none longer than `max_tokens`."""
+        from align.training.pairwise.rows import read_preferences
+
+        return read_preferences(artifact, chat_format, max_tokens=max_tokens, on_invalid=self.on_invalid)
 
     def training_needs(self) -> TrainingNeeds:
         """It names the pairs, the reference if the method has one, and says whether a score head is trained."""

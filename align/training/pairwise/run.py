@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from align.data.encoding import Encoded, EncodedPreference, encode_preferences
 from align.data.template import ChatFormat
 from align.errors import StageError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.models.load import check_vocabulary
 from align.models.trainable import Task, TrainableModel, count_trained, load_trainable, save_trained
-from align.records import Preference
 from align.runtime.device import frozen_dtype
 from align.runtime.seed import derive_seed
 from align.stage import StageContext, StageOutcome
@@ -27,6 +25,7 @@ from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig
 from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
+from align.training.pairwise.rows import PairRows
 from align.training.pairwise.split import split_by_prompt
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 
@@ -43,8 +42,7 @@ class PairData:
     """The pairs of a stage as its model reads them."""
 
     artifact: Artifact
-    records: Sequence[Preference]
-    encoded: Encoded[EncodedPreference]
+    rows: PairRows
     chat_format: ChatFormat
     policy: TrainableModel
     """The model that is trained."""
@@ -61,10 +59,12 @@ def run_pairwise(context: StageContext[PairwiseConfig]) -> StageOutcome:
         Interrupted: if a stop was requested.
     """
     data = read_pairs(context)
-    split = split_by_prompt(data.records, data.encoded.rows, share=context.config.held_out_share, seed=context.seed)
+    read = data.rows
+    split = split_by_prompt(read.records, read.encoded.rows, share=context.config.held_out_share, seed=context.seed)
     # Too few prompts for a share of them: all are trained on.
-    rows, held_out = (split.train, split.held_out) if split.train else (data.encoded.rows, [])
-    metrics = train_pairs(context, data, [TrainingPair(row) for row in rows], [TrainingPair(row) for row in held_out])
+    rows, held_out = (split.train, split.held_out) if split.train else (read.encoded.rows, [])
+    pairs = [TrainingPair(row, read.columns.get(row.id, {})) for row in (*rows, *held_out)]
+    metrics = train_pairs(context, data, pairs[: len(rows)], pairs[len(rows) :])
     return outcome_of(context, data, {**metrics, "pairs_train": len(rows), "pairs_held_out": len(held_out)})
 
 
@@ -84,9 +84,8 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     if reference is not None:
         check_vocabulary(source, folder, reference, reference_folder)
         limit = min(limit, reference_folder.context_tokens)
-    records = pairs.rows(Preference)
-    encoded = encode_preferences(records, chat_format, max_tokens=limit, on_invalid=config.on_invalid, where=pairs.where)
-    return PairData(pairs, records, encoded, chat_format, policy, reference)
+    rows = config.read(pairs, chat_format, max_tokens=limit, seed=context.seed)
+    return PairData(pairs, rows, chat_format, policy, reference)
 
 
 def train_pairs(
@@ -159,11 +158,12 @@ def loss_of_equal_models(config: PairwiseConfig) -> float:
     """The loss of any pair while policy and reference are the same; see `ReferenceConfig`."""
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     batch = {"reference_chosen_logps": zero, "reference_rejected_logps": zero, "token_counts": torch.cat([one, one])}
-    return float(config.pair_losses(torch.cat([zero, zero]), batch, BatchCounts(one, one)).losses)
+    batch["desirable"] = one
+    return float(config.pair_losses(torch.cat([zero, zero]), batch, BatchCounts(one[0], one[0])).losses)
 
 
 def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:
     """Record the dropped pairs, and count them."""
-    encoded = data.encoded
+    encoded = data.rows.encoded
     write_rows(context.output / DROPS_NAME, encoded.drops)
-    return StageOutcome(metrics=metrics, rows_in=len(data.records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+    return StageOutcome(metrics=metrics, rows_in=len(data.rows.records), rows_out=len(encoded.rows), dropped=encoded.dropped())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.data.encoding import EncodedPreference
-from align.records import Preference
+from align.records import PromptRecord
 from align.runtime.seed import SEED_BITS, derive_seed
 
 
@@ -18,7 +18,7 @@ class Split:
     held_out: list[EncodedPreference]
 
 
-def split_by_prompt(records: Sequence[Preference], encoded: Sequence[EncodedPreference], *, share: float, seed: int) -> Split:
+def split_by_prompt(records: Sequence[PromptRecord], encoded: Sequence[EncodedPreference], *, share: float, seed: int) -> Split:
     """Keep about `share` of the prompts out. Which ones follows from the prompt's text and the seed, not from the order."""
     prompts = {record.id: "\n".join(f"{message.role}: {message.text}" for message in record.prompt) for record in records}
     split = Split([], [])

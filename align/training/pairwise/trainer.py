@@ -44,7 +44,21 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> BatchCounts | None:
         # Called once per optimizer batch, before its first micro-batch; transformers' own version counts labels.
-        return self._count(batch_samples, device) if batch_samples else None
+        if not batch_samples:
+            return None
+        counts = self._count(batch_samples, device)
+        if not self._objective.has_shared_value or (len(batch_samples) == 1 and self.args.world_size == 1):
+            return counts
+        total = torch.stack([self._shared_sum(self.model_wrapped, batch) for batch in batch_samples]).sum()
+        return counts._replace(shared_sum=self.accelerator.reduce(total, reduction="sum"))
+
+    @torch.no_grad()
+    def _shared_sum(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        with self._arithmetic(self.args.device):
+            return self._objective.shared_value(model(layout=layout_of(inputs)), inputs).sum()
+
+    def _arithmetic(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
 
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
         pairs = sum(len(batch["last_index"]) // 2 for batch in batches)
@@ -70,19 +84,32 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        sums: dict[str, list[float]] = {}
+        found: dict[str, tuple[list[float], list[int]]] = {}
+        shared: list[float] = []
+
+        def inputs_of(chosen: Sequence[int]) -> dict[str, Tensor]:
+            batch = self.data_collator([pairs[index] for index in sorted(chosen)])
+            return {name: tensor.to(device) for name, tensor in batch.items()}
+
+        def share(chosen: Sequence[int]) -> None:
+            shared.append(float(self._shared_sum(self.model, inputs_of(chosen))))
 
         def add(chosen: Sequence[int]) -> None:
-            batch = self.data_collator([pairs[index] for index in sorted(chosen)])
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-                result = self._objective.pair_losses(self.model(layout=layout_of(inputs)), inputs, self._count([inputs], device))
+            inputs = inputs_of(chosen)
+            counts = self._count([inputs], device)
+            if shared:  # all pairs are one batch to it
+                counts = counts._replace(shared_sum=counts.pairs * (sum(shared) / len(pairs)))
+            with self._arithmetic(device):
+                result = self._objective.pair_losses(self.model(layout=layout_of(inputs)), inputs, counts)
             for name, values in {"loss": result.losses, **result.metrics}.items():
-                sums.setdefault(name, []).append(float(values.sum()))
+                sums, numbers = found.setdefault(name, ([], []))
+                sums.append(float(values.sum()))
+                numbers.append(len(values))
 
-        for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, add):
-            pass
-        return {name: sum(parts) / len(pairs) for name, parts in sums.items()}
+        for visit in (share, add) if self._objective.has_shared_value else (add,):
+            for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, visit):
+                pass
+        return {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}
 
 
 def prepare_model(model: Any) -> Any:

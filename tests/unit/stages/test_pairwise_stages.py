@@ -18,12 +18,13 @@ from align.errors import DataError, RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
-from align.records import Message, Preference
+from align.records import Labelled, Message, Preference
 from align.stage import StageOutcome
-from align.stages import dpo, orpo, reward_model, simpo
+from align.stages import dpo, kto, orpo, reward_model, simpo
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
 from align.testing import Recorder, input_artifact, pairwise_config, stage_context, tiny_causal_lm
 from align.training.pairwise.collator import shared_length
+from align.training.pairwise.rows import sides_of
 from align.training.pairwise.run import loss_of_equal_models
 from align.training.pairwise.split import split_by_prompt
 
@@ -51,11 +52,12 @@ class Bench(Recorder):
     def add(self, name: str, path: Path, kind: str, *, fingerprint: str) -> None:
         self.artifacts[name] = input_artifact(name, path, kind, fingerprint=fingerprint)
 
-    def run(self, stage: Any, rows: Sequence[Preference] = ROWS, **fields: Any) -> StageOutcome:
+    def run(self, stage: Any, rows: Sequence[Preference] | Sequence[Labelled] = ROWS, **fields: Any) -> StageOutcome:
         data = self.folder / f"data-{len(self.artifacts)}-{len(list(self.folder.iterdir()))}"
         write_rows(data / ROWS_NAME, list(rows))
-        self.add("rows", data, "preferences", fingerprint=data.name)
-        reads = {"data" if stage is reward_model else "pairs": "rows"}
+        kind = "labelled" if isinstance(rows[0], Labelled) else "preferences"
+        self.add("rows", data, kind, fingerprint=data.name)
+        reads = {"data" if "data" in stage.Config.model_fields else "pairs": "rows"}
         self.output = self.folder / "store" / data.name
         config = stage.Config.model_validate({"model": "base", **reads, **FAST, **fields})
         return stage.run(stage_context(config, self.output, self.artifacts, emit=self.handle))  # type: ignore[no-any-return]
@@ -241,3 +243,30 @@ def test_a_share_of_the_prompts_is_measured_and_not_trained_on(bench: Bench) -> 
 def test_of_too_few_prompts_all_are_trained_on(bench: Bench) -> None:
     outcome = bench.run(dpo, [row(1)], held_out_share=0.99)
     assert (outcome.metrics["pairs_train"], outcome.metrics["pairs_held_out"]) == (1, 0)
+
+
+def test_kto_learns_from_completions_that_are_good_or_bad(bench: Bench) -> None:
+    rows = [side for number, pair in enumerate(ROWS) for side in sides_of(pair)[number % 3 > 0 :]]
+    outcome = bench.run(kto, rows, num_epochs=3, held_out_share=0.5)
+    metrics = outcome.metrics
+    assert metrics["loss_at_step_0"] == pytest.approx(0.5, abs=1e-4)
+    assert metrics["rewards/desirable"] > metrics["rewards/undesirable"]
+    assert {"kl", "held_out/kl", "held_out/rewards/desirable"} <= metrics.keys()
+    assert (metrics["pairs_train"] + metrics["pairs_held_out"], outcome.rows_in) == (len(rows), len(rows))
+    bench.run(kto, rows, num_epochs=3, beta=0.5, undesirable_weight=2.0)
+    assert bench.reused() == 0  # another split is trained on in another order
+    bench.run(kto, rows, num_epochs=3, held_out_share=0.5, beta=0.5, undesirable_weight=2.0)
+    assert bench.reused() == 1
+
+
+def test_kto_takes_both_sides_of_preferences(bench: Bench) -> None:
+    pairs, rows = bench.run(kto), bench.run(kto, [side for pair in ROWS for side in sides_of(pair)])
+    assert pairs.metrics == rows.metrics
+    assert pairs.rows_in == 2 * len(ROWS)
+
+
+def test_kto_refuses_what_gives_no_kl(bench: Bench) -> None:
+    with pytest.raises(DataError, match="all rows have the same prompt"):
+        bench.run(kto, sides_of(ROWS[0]))
+    (problem,) = kto.Config.check_fields({"batch_size": 1})
+    assert "must be 2 or more" in problem.text
