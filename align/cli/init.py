@@ -35,7 +35,9 @@ def init(
     goal: Annotated[
         str | None,
         typer.Option(
-            "--goal", metavar="GOAL", help="sft, dpo, orpo, reward_model, pairs, rejection_sampling or compare (several methods)."
+            "--goal",
+            metavar="GOAL",
+            help="sft, dpo, orpo, kto, reward_model, pairs, rejection_sampling or compare (several methods).",
         ),
     ] = None,
     method: Annotated[

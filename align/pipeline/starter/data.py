@@ -21,7 +21,7 @@ from align.data.validation.summary import Problem
 from align.errors import DataError, RecipeError
 from align.pipeline.starter.model import HUB_ID
 from align.records import Prompt, PromptRecord
-from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXT, DataKind
+from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, TEXT, DataKind
 from align.rows.row import RowReader
 from align.rows.shapes import Fit, Recogniser
 
@@ -31,7 +31,7 @@ MAX_HELD_OUT = 200
 HELD_OUT_SHARE = 0.1
 PROMPT_FIELDS = ("prompt", "instruction", "input", "turns", "system")
 NUMBER_AT_END = re.compile(r"\d\W*$")
-NOUNS = {PREFERENCES.name: "preference pairs"}
+NOUNS = {PREFERENCES.name: "preference pairs", LABELLED.name: "answers marked good or bad"}
 """Rows of a kind as messages here call them, where the kind's own phrase does not say enough."""
 USUAL_NAMES: Mapping[str, frozenset[str]] = {
     "prompt": frozenset(
@@ -154,7 +154,7 @@ def _kind_of(
     path: str, location: Path, columns: Mapping[str, str], rows: list[dict[str, Any]]
 ) -> tuple[DataKind[Any], Mapping[str, str]]:
     """What the rows are, and the mapping that it takes to read them."""
-    every = (PREFERENCES, INSTRUCTIONS, PROMPTS)
+    every = (PREFERENCES, LABELLED, INSTRUCTIONS, PROMPTS)
     guess: DataKind[Any] | None = None
     try:
         guess = guess_kind(_source(TEXT, path, location, columns))
@@ -162,7 +162,7 @@ def _kind_of(
         failure = error
     # Prompts alone may be half of what is there: the answers stand in columns whose names no shape knows.
     if not columns and guess in (None, PROMPTS):
-        for kind in every if guess is None else every[:2]:
+        for kind in every if guess is None else every[:3]:
             usual = _usual_columns(kind, rows)
             if usual and _reads(kind, usual, rows) and not (guess and _answers_are_references(usual, rows)):
                 return kind, usual

@@ -10,13 +10,14 @@ from align.config.architecture import encoder_decoder_refusal
 from align.errors import RecipeError
 from align.pipeline.starter.data import NOUNS, FoundData
 from align.pipeline.starter.model import REVISION, TEMPLATE, FoundModel
-from align.rows import INSTRUCTIONS, PREFERENCES, PROMPTS, DataKind
+from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
 
 COMPARE = "compare"
 GOALS: Mapping[str, str] = {
     "sft": "fine-tune on answers to imitate",
     "dpo": "train on preference pairs with DPO",
     "orpo": "train on preference pairs with ORPO: needs no sft before",
+    "kto": "train on single answers that are marked good or bad",
     "reward_model": "train a reward model on preference pairs",
     "pairs": "sample answers, score them, build preference pairs",
     "rejection_sampling": "sample answers, keep the best, fine-tune on them",
@@ -69,7 +70,7 @@ class Layout:
 def usual_goal(data: Sequence[FoundData]) -> str:
     """The goal that a user with such rows usually has."""
     kinds = {found.kind.name for found in data}
-    usual = {PREFERENCES.name: "dpo", INSTRUCTIONS.name: "sft"}
+    usual = {PREFERENCES.name: "dpo", LABELLED.name: "kto", INSTRUCTIONS.name: "sft"}
     return next((goal for kind, goal in usual.items() if kind in kinds), "rejection_sampling")
 
 
@@ -153,7 +154,7 @@ class _Builder:
         return any(found.kind is kind for found in self.wanted.data)
 
     def _choose_held_out(self) -> FoundData:
-        order = (PROMPTS, PREFERENCES, INSTRUCTIONS)
+        order = (PROMPTS, PREFERENCES, LABELLED, INSTRUCTIONS)
         found = next((found for kind in order for found in self.wanted.data if found.kind is kind), None)
         if found is None or not found.held_out:
             raise RecipeError(
@@ -194,6 +195,11 @@ class _Builder:
         start = self.sft() if self._has(INSTRUCTIONS) else "base"
         fields = {"stage": "orpo", "model": start, "pairs": pairs, "odds_ratio_weight": 0.1}
         return self._add("orpo", Part(comment, fields, rows=found))
+
+    def kto(self) -> str:
+        name, found = self._rows(LABELLED)
+        comment = "KTO: good answers become likelier, bad ones less likely. beta: how near it stays to its start."
+        return self._add("kto", Part(comment, {"stage": "kto", "model": self._start(), "data": name, "beta": 0.1}, rows=found))
 
     def _pairs(self) -> tuple[str, FoundData | None]:
         return (self.pairs(), None) if not self._has(PREFERENCES) and self._can_score else self._rows(PREFERENCES)

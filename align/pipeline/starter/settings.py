@@ -30,7 +30,7 @@ CPU = "cpu"
 GPU_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", re.IGNORECASE)
 USED_SHARE = 0.9
 """Of the memory: an estimate is no measurement."""
-TOY_RATES = {"sft": 1e-3, "reward_model": 5e-4, "dpo": 2e-4, "orpo": 5e-4}
+TOY_RATES = {"sft": 1e-3, "reward_model": 5e-4, "dpo": 2e-4, "orpo": 5e-4, "kto": 2e-4}
 """Those of recipes/quickstart; nothing is published for models this small."""
 MAX_TOKENS = 4096
 MIN_TOKENS = 64

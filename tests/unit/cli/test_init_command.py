@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("sharegpt.json").write_text(json.dumps(share))
     Path("alpaca.json").write_text(json.dumps([{"instruction": p, "input": "", "output": c} for p, c, _ in TURNS]))
     Path("pairs.txt").write_text("A text.\n")
+    marked = ({"prompt": p, "completion": text, "label": good} for p, c, r in TURNS for text, good in ((c, True), (r, False)))
+    write_jsonl(Path("marked.jsonl"), itertools.islice(marked, NUMBER))
     write_jsonl(Path("sums.jsonl"), ({"question": f"What is {i} + 1?", "answer": f"It is {i + 1}"} for i in range(NUMBER)))
     return tmp_path
 
@@ -74,6 +77,7 @@ CASES = [
     *((goal, data) for goal in ("dpo", "orpo", "reward_model") for data in ("pairs.jsonl", "pairs.csv", "talks.parquet")),
     *((goal, data) for goal in ("pairs", "rejection_sampling", "compare") for data in ("pairs.csv", "talks.parquet")),
     *((goal, "sums.jsonl --kind prompts") for goal in ("pairs", "rejection_sampling", "dpo", "compare")),
+    ("kto", "marked.jsonl"),
     ("dpo", "pairs.jsonl alpaca.json"),
     ("compare", "pairs.csv openai.jsonl"),
 ]
