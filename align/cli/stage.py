@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from align.cli import complete
 from align.cli.options import ChatOption, JsonOption
+from align.written import advise_options
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -186,6 +187,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
         # What was not given stays out of the recipe, so that the stage's own default holds.
         if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
-    recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
-    # A single stage keeps its store in its own folder; only runs of recipes share one.
-    run_and_print(recipe, out.parent, store=out / ".store", command=command, json=given["json"])
+    with advise_options():
+        recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
+        # A single stage keeps its store in its own folder; only runs of recipes share one.
+        run_and_print(recipe, out.parent, store=out / ".store", command=command, json=given["json"])

@@ -177,6 +177,10 @@ class StageRequest:
         if unused:
             kinds = {spec["kind"] for spec in self._document.value["inputs"].values()}
             fields = sorted({field for kind in kinds for field in _fields(kind)})
+            field, _, column = unused[0].partition("=")
+            if column in fields:
+                hint = f"The field comes first, then the file's column: --columns {column}={field}"
+                raise RecipeError(f"--columns {unused[0]}: this is the wrong way round", hint=hint)
             raise RecipeError(f"--columns {unused[0]}: no data file here has that field; fields: {', '.join(fields) or 'none'}")
         self._set_chat()
         # A stage and its data inputs have an on_invalid each; the one option sets them all.

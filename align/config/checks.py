@@ -35,7 +35,9 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
         yield Problem((*path, field), f"there is no such folder: {place}{advice_on_missing(written, folder, hub=hub)}")
     elif not place.is_dir():
         holder = f"; did you mean '{Path(written).parent}'?" if (place.parent / CONFIG_NAME).is_file() else ""
-        yield Problem((*path, field), f"{place} is a file; {kind_phrase(spec.kind)} is read from a folder{holder}")
+        what = kind_phrase(spec.kind)
+        verb = "is" if what.startswith(("a ", "an ")) else "are"
+        yield Problem((*path, field), f"{place} is a file; {what} {verb} read from a folder{holder}")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
     elif spec.kind == "reward_model" and (architecture := architecture_in(place)):

@@ -19,6 +19,7 @@ from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.training.needs import TrainingNeeds, pair_needs
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig
+from align.written import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class Config(LoraOnly, PairwiseConfig):
     def row_needs(self) -> Iterator[RowNeed]:
         if self.margin == "scores":
             reason = "margin: scores is their difference"
-            yield RowNeed("data", ("margin",), "chosen_score", _lack_of_scores, reason, "write margin: none")
+            yield RowNeed("data", ("margin",), "chosen_score", _lack_of_scores, reason, f"write {setting('margin', 'none')}")
 
     def training_needs(self) -> TrainingNeeds:
         return pair_needs(self, self.model, self.data, self.peft, has_score_head=True)

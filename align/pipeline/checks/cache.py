@@ -10,7 +10,7 @@ from align.pipeline.checks.finding import Finding
 from align.store.content_cache import ContentCache
 
 CHECKS_NAME = "checks.json"
-CHECKS_VERSION = 3
+CHECKS_VERSION = 4
 """Raised whenever the same files may give other findings than before."""
 
 

@@ -20,6 +20,7 @@ from align.rows.kind import OTHER_COLUMNS
 from align.selection.files.open import open_file
 from align.selection.files.reader import SCORE_PREFIX, FileRange, files_of
 from align.store.artifact import ROWS_NAME, Artifact, read_rows
+from align.written import mapped_columns
 
 
 def needs_of(plan: Plan, stage: PlannedStage) -> Iterator[tuple[RowNeed, str]]:
@@ -64,7 +65,7 @@ def _advice(need: RowNeed, unused: Sequence[str]) -> str:
         return f"Fill it in these rows, or {need.alternative}."
     there = unused[0] if len(unused) == 1 else "…"
     named = "" if len(unused) == 1 else f" (unused: {listing(unused)})"
-    return f"If a column holds it, name it at the input, columns: {{{need.field}: {there}}}{named}; or {need.alternative}."
+    return f"If a column holds it, name it at the input, {mapped_columns({need.field: there})}{named}; or {need.alternative}."
 
 
 def artifact_rows(artifact: Artifact, need: RowNeed) -> Rows:

@@ -16,6 +16,7 @@ from align.data.validation.block import Block
 from align.data.validation.kind import kinds_that_fit
 from align.errors import AlignError, RecipeError
 from align.pipeline.checks.finding import Action, Finding, dropped_rows
+from align.written import for_options, mapped_columns, setting
 
 HEAD_ROWS = 64
 """Rows read of each file."""
@@ -125,14 +126,17 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
     is_other = not summary.rows_out and not summary.cut_short and bool(OF_SHAPE & summary.dropped.keys())
     others = _other_kinds(spec, source.files[0], head) if is_other else []
     if others:
-        columns = ", ".join(map(str, head.raw[0]))
+        names = ", ".join(map(str, head.raw[0]))
         choices = "; or ".join(f"kind: {kind}" for kind in others)
-        text = f"{where}: {source.shown}: this looks like {' or '.join(others)}: columns {columns}"
+        text = f"{where}: {source.shown}: this looks like {' or '.join(others)}: columns {names}"
         there = {str(column) for row in head.raw for column in row}
-        absent = ", ".join(f"{field}: …" for field in spec.row_kind.shapes[0].required if field not in there)
+        absent = {field: "…" for field in spec.row_kind.shapes[0].required if field not in there}
         # Any row with a prompt fits prompts, whatever its other columns are called.
-        mapped = f"; or say which columns they are: columns: {{{absent}}}" if others == ["prompts"] and len(there) > 1 else ""
-        advice = f"Write {choices}{mapped}; or name a file of {spec.row_kind.phrase}."
+        mapped = f"say which columns they are: {mapped_columns(absent)}" if others == ["prompts"] and len(there) > 1 else ""
+        # The kind of an option's file is that of the option.
+        kind = "" if for_options() else f"write {choices}"
+        advice = f"{'; or '.join(filter(None, (kind, mapped, f'name a file of {spec.row_kind.phrase}')))}."
+        advice = advice[0].upper() + advice[1:]
         return Finding(name, text, advice, action, "data")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.dropped.most_common())
     lines = [problem.render() for problem in head.problems[:SHOWN_PROBLEMS]]
@@ -141,13 +145,12 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
         lines.pop()
     hidden = len(head.problems) - len(lines)
     headline = f"{source.shown}: {summary.dropped.total():,} of {head.count} rows cannot be used ({reasons})"
-    advice = "Correct them, or write on_invalid: drop to go on without them."
+    advice = f"Correct them, or write {setting('on_invalid', 'drop')} to go on without them."
     if summary.cut_short:
         advice = "The file cannot be read to its end: get it again, or correct it there."
     elif not summary.rows_out and "missing_field" in summary.dropped:
-        advice = (
-            f"Map fields to the file's columns: columns: {{{_example(spec)}: …}}. docs/formats.md shows what rows may look like."
-        )
+        mapping = mapped_columns({_example(spec): "…"})
+        advice = f"Map fields to the file's columns: {mapping}. docs/formats.md shows what rows may look like."
     return Finding(name, "\n".join([headline, *lines, *([f"… and {hidden:,} more"] if hidden else [])]), advice, action, "data")
 
 

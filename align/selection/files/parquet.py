@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from align.errors import DataError, StageError
 from align.selection.candidate import PromptCandidates, two_prompts
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
+from align.written import mapped_columns
 
 READ_BYTES = 1 << 20
 """Column chunks are read in pieces of this size: a row group of any size fits in memory."""
@@ -103,7 +104,7 @@ class ParquetReader:
         if column not in self._schema.names:
             raise DataError(
                 f"{self._file.path}: no column '{column}' for {field}; it has {', '.join(self._schema.names)}",
-                hint=f"Say which column it is: columns: {{{field}: …}}",
+                hint=f"Say which column it is: {mapped_columns({field: '…'})}",
             )
         return column
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from align.cli.main import main
 from align.errors import MAX_ERROR_LINES, RecipeError
 from align.pipeline import inputs
 from align.pipeline.checks import cache as cache_module
@@ -158,6 +159,28 @@ class TestAPlanWithFindings:
         assert run_recipe(load_recipe(project), project / "runs", quick=True)  # type: ignore[truthy-bool]
         with pytest.raises(RecipeError, match="no chat template"):
             run_recipe(load_recipe(project), project / "runs")
+
+
+class TestAdviceForOptions:
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ("sft --model base --data preferences.jsonl", "→ Name a file of instructions.\n"),
+            ("sft --model base --data bad.jsonl", "or write --on-invalid drop to go on"),
+            ("reward_model --model base --data preferences.jsonl --margin scores", "or write --margin none.\n"),
+            ("pairs --scored rows.jsonl --scorer rm --k 3", "goes with --policy top_k_bottom_k only"),
+            ("sft --model base --data instructions.jsonl --columns answer=completion", "column: --columns completion=answer\n"),
+            ("score --candidates prompts.jsonl --scorers rm=base", "candidates are read from a folder"),
+        ],
+    )
+    def test_it_names_the_option(
+        self, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: str, told: str
+    ) -> None:
+        monkeypatch.chdir(project)
+        (project / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{bad\n')
+        (project / "rows.jsonl").write_text('{"prompt_id": "a", "prompt": "x", "completion": "b", "scores.rm": 1}\n')
+        assert main(["stage", *options.split(), "--out", "made"]) in (2, 3)
+        assert told in capsys.readouterr().err
 
 
 class TestTheCache:
