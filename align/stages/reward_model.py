@@ -1,8 +1,7 @@
 """Reward model: a scalar score that ranks completions as a judge did.
 
-Bradley–Terry: -log sigmoid(score(chosen) - score(rejected)) (Ouyang et al. 2022, eq. 1), initialised from a fine-tuned model
-with a new score head. In: a model, preferences. Out: a reward model. Metrics: held-out accuracy with its interval, accuracy of
-the rule "the longer completion wins" on the same pairs, accuracy by length difference.
+Bradley–Terry: -log sigmoid(score(chosen) - score(rejected)), Ouyang et al. 2022, eq. 1, on a model with a new score head.
+In: a model, preferences. Out: a reward model. Metrics: accuracy on held-out pairs, by length too, and that of length alone.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.config.peft import LoraOnly
-from align.config.reference import ModelReference, RowsReference
+from align.config.reference import RowsReference
 from align.config.row_need import RowNeed
 from align.records import Preference
 from align.stage import StageContext, StageOutcome
 from align.training.needs import TrainingNeeds, pair_needs
+from align.training.pairwise.margin import margin_need
 from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseConfig
-from align.written import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +30,6 @@ class Config(LoraOnly, PairwiseConfig):
     """Bradley–Terry reward model on preferences."""
 
     method = "reward_model"
-
-    model: ModelReference
-    """Model to start from; usually the SFT model."""
     data: RowsReference[Preference]
     """Pairs of a chosen and a rejected completion."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
@@ -44,9 +40,7 @@ class Config(LoraOnly, PairwiseConfig):
     """Weight of (score(chosen) + score(rejected))², which keeps scores near zero (Eisenstein et al. 2023)."""
 
     def row_needs(self) -> Iterator[RowNeed]:
-        if self.margin == "scores":
-            reason = "margin: scores is their difference"
-            yield RowNeed("data", ("margin",), "chosen_score", _lack_of_scores, reason, f"write {setting('margin', 'none')}")
+        yield from [margin_need()] if self.margin == "scores" else []
 
     def training_needs(self) -> TrainingNeeds:
         return pair_needs(self, self.model, self.data, self.peft, has_score_head=True)
@@ -67,12 +61,6 @@ class Config(LoraOnly, PairwiseConfig):
             "center": (chosen + rejected) ** 2,
         }
         return PairLosses(losses, metrics)
-
-
-def _lack_of_scores(pair: Preference) -> str:
-    if pair.chosen_score is None or pair.rejected_score is None:
-        return "no chosen_score or no rejected_score"
-    return "a chosen_score below its rejected_score" if pair.chosen_score < pair.rejected_score else ""
 
 
 def run(context: StageContext[Config]) -> StageOutcome:

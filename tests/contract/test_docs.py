@@ -25,7 +25,7 @@ from align.config.sections import Scorer
 from align.config.source import parse_text
 from align.pipeline import inputs
 from align.stages.registry import STAGES
-from align.testing.tiny import tiny_causal_lm
+from align.testing.tiny import tiny_causal_lm, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/README.md"), *ROOT.glob("data_schemas/*.md")])
@@ -133,7 +133,9 @@ RUNNABLE = [a for a in align_commands() if a[0] in ("run", "plan") and (ROOT / a
 @pytest.fixture(scope="module")
 def any_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # With the context of a public model: the recipes' limits are checked against it.
-    return tiny_causal_lm(tmp_path_factory.mktemp("hub") / "model", max_position_embeddings=8192)
+    folder = tmp_path_factory.mktemp("hub")
+    tiny_reward_model(folder / "reward_model", max_position_embeddings=8192)
+    return tiny_causal_lm(folder / "model", max_position_embeddings=8192)
 
 
 @pytest.mark.parametrize("arguments", RUNNABLE, ids=" ".join)
@@ -141,7 +143,8 @@ def test_runs_can_be_planned(
     arguments: list[str], any_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # In place of the hub; tests/recipes runs those recipes.
-    monkeypatch.setattr(inputs, "fetch_model", lambda *_, **__: (any_model, "0" * 40))
+    scores = any_model.with_name("reward_model")
+    monkeypatch.setattr(inputs, "fetch_model", lambda name, *_, **__: (scores if "Reward" in name else any_model, "0" * 40))
     monkeypatch.chdir(ROOT)
     assert "--out" not in arguments
     code = main(["plan", *arguments[1:], "--out", str(tmp_path)])
