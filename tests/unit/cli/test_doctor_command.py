@@ -100,7 +100,7 @@ def test_settings_of_a_base_model_can_be_tried_before_a_run(align: Any, tmp_path
     (vocabulary,) = [check for check in report["checks"] if check["name"] == "vocabulary"]
     assert (report["ok"], vocabulary["found"].endswith("; a run adds <|x|>, with a row for each")) == (True, True)
     for wrong, said in (
-        ("{template: none.jinja}", "none.jinja: cannot be read"),
+        ("{template: none.jinja}", "there is no template or file 'none.jinja'"),
         ("{colour: 1}", "--chat {colour: 1}: colour: unknown key"),
         ("5", "--chat 5: expected a mapping"),
     ):
