@@ -144,12 +144,13 @@ def test_nothing_unpickled_or_secret_is_left(finished_run: Path) -> None:
     assert not [path for path in files if "work" in path.parts]
 
 
-def test_bad_rows_stop_the_run_before_any_stage(project: Path, tmp_path: Path) -> None:
+def test_bad_rows_stop_the_run_before_any_stage(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)  # with long paths a message has room for fewer rows
     with (project / "preferences.jsonl").open("a") as stream:
         stream.write('{"prompt": "a", "chosen": "b", "rejected": "b"}\nnot json\n')
     recorder = Recorder()
     with pytest.raises(DataError) as caught:
-        run_recipe(load_recipe(project / "recipe.yaml"), tmp_path / "runs", sinks=[recorder])
+        run_recipe(load_recipe(Path("recipe.yaml")), tmp_path / "runs", sinks=[recorder])
     assert "preferences.jsonl:25: " in str(caught.value)
     assert "preferences.jsonl:26: " in str(caught.value)
     assert recorder.of(StageStarted) == []
