@@ -6,6 +6,7 @@ columns and splits are those of the data sets' pages.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ DATASETS: dict[str, tuple[str | None, tuple[str, ...], Callable[[str, int], dict
 
 
 def twin_rows(
-    dataset: str, split: str, revision: str | None = None, subset: str | None = None
+    dataset: str, split: str, revision: str | None = None, subset: str | None = None, max_rows: int | None = None
 ) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
     """What `fetch_dataset_rows` gives: rows with other texts for every split and part of one."""
     wanted, splits, row = DATASETS[dataset]
@@ -208,4 +209,4 @@ def twin_rows(
     name = re.fullmatch(r"(\w+)(\[\d*%?:\d*%?\])?", split)
     assert name is not None and name[1] in splits, f"{dataset}: has {splits}, not {split}"
     rows = (row(f"{TEXTS[number % len(TEXTS)]} {dataset} {split} {number}", number) for number in range(ROWS))
-    return COMMIT, enumerate(rows, start=1)
+    return COMMIT, itertools.islice(enumerate(rows, start=1), max_rows)

@@ -67,7 +67,6 @@ def no_network(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return (folder if folder.exists() else TWINS[hub_id].write(folder)), COMMIT
 
     monkeypatch.setattr(inputs, "fetch_model", fetch_model)
-    monkeypatch.setattr("align.data.ingest.fetch_dataset_rows", twin_rows)
     monkeypatch.setattr("align.data.source.fetch_dataset_rows", twin_rows)
 
 
