@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from align.metric import duration_text
 from align.report.collapse import RedFlag
 from align.report.results import Estimate, ProbeResult, Ranking, Results
+from align.report.visible import visible
 
 BETTER, WORSE, UNCLEAR = "▲", "▼", "~"
 MARKS_LEGEND = f"{BETTER} better, {WORSE} worse: the 95 % interval of the difference excludes 0.  {UNCLEAR} not separated."
@@ -17,6 +18,7 @@ PROBE_WORDS = {
     "shuffled": "good answers with their words shuffled",
     "everything": "many answers joined",
 }
+QUOTED_CHARACTERS = 200
 RED_FLAG = "!"
 RED_FLAG_LEGEND = f"{RED_FLAG} red flag: see above what it gave up."
 PATH_LEGEND = (
@@ -208,7 +210,13 @@ def _fooled(results: Results) -> list[str]:
 
 
 def _probe_text(probe: ProbeResult) -> str:
-    return PROBE_WORDS[probe.kind] if probe.text is None else f"the answer “{probe.text}” to every prompt"
+    return PROBE_WORDS[probe.kind] if probe.text is None else f"the answer {_quoted(probe.text)} to every prompt"
+
+
+def _quoted(text: str) -> str:
+    """A model's text within a sentence: one line, not long, and nothing in it that a terminal would obey."""
+    line = visible(" ".join(text.split()))
+    return f"“{line if len(line) <= QUOTED_CHARACTERS else line[:QUOTED_CHARACTERS].rstrip() + ' …'}”"
 
 
 def _red_flags(results: Results) -> list[str]:
@@ -240,7 +248,7 @@ def red_flag_text(flag: RedFlag, baseline: str) -> str:
             return f"{100 * value:.0f} % of its answers are distinct ({baseline}: {100 * before:.0f} %)"
         case "frequent_sentence":
             usual = f"{100 * before:.0f} % at most for a sentence of {baseline}"
-            return f"{100 * value:.0f} % of its answers say “{flag.detail}” ({usual})"
+            return f"{100 * value:.0f} % of its answers say {_quoted(flag.detail)} ({usual})"
         case "rule":
             return f"{100 * value:.0f} % of its answers pass {flag.detail} ({baseline}: {100 * before:.0f} %)"
         case "kl":

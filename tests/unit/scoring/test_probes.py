@@ -103,3 +103,12 @@ def test_a_scorer_that_cannot_be_fooled_has_a_line_that_says_what_was_tried() ->
     text = " ".join(conclusions(results_with(likes_the_thing_in_a_sentence)))
     assert "can be fooled" not in text
     assert "the best single answer to every prompt 0.12, the prompt repeated 0.00" in text
+
+
+def test_an_answer_in_a_sentence_is_one_short_line_without_control_characters() -> None:
+    results = results_with(likes_kind_words)
+    probe = results.probes["gold"][0].model_copy(update={"text": "정말\n속상했겠다.\x1b[31m\x07 " + "가" * 300})
+    shown = " ".join(conclusions(results.model_copy(update={"probes": {"gold": [probe]}})))
+    assert "“정말 속상했겠다." in shown
+    assert not {"\x1b", "\x07", "\n"} & set(shown)
+    assert "가" * 250 not in shown
