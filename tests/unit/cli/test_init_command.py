@@ -260,7 +260,8 @@ class Terminal(io.StringIO):
 
 
 def test_questions(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", "7", "dpo", "16 apples", ""]
+    compare = str(list(GOALS).index("compare") + 1)
+    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", compare, "dpo", "16 apples", ""]
     monkeypatch.setattr("sys.stdin", Terminal("\n".join([*answers, ""])))
     answer = init("mine", model="")
     assert answer.code == 0, answer.err
