@@ -33,10 +33,19 @@ class DpoLoss(StrictModel):
     nll_weight: float = Field(default=0.0, ge=0)
     """Weight of the negative log-likelihood of the chosen completions beside the loss: a mean over the batch's tokens (RPO)."""
 
+    ld_alpha: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the log-probabilities of tokens beyond the length of the pair's shorter completion, in policy and reference
+    (LD-DPO). 1: they count in full; 0: not at all. 0.5 is usual."""
+
     @property
     def averages_per_token(self) -> bool:
         """Whether the loss compares log-probabilities per token, or long completions would decide."""
         return self.variant in AVERAGED
+
+    @property
+    def tail_weight(self) -> float:
+        """See `PairwiseConfig`."""
+        return self.ld_alpha
 
     @property
     def knows_loss_of_equal_models(self) -> bool:
@@ -55,3 +64,6 @@ class DpoLoss(StrictModel):
         variant, smoothing = fields.get("variant", cls.model_fields["variant"].default), fields.get("label_smoothing")
         if variant not in SMOOTHED and isinstance(smoothing, float) and smoothing > 0:
             yield Problem(("label_smoothing",), f"is defined for sigmoid and robust only, not for {variant}; leave it out")
+        likelihood, alpha = fields.get("nll_weight"), fields.get("ld_alpha")
+        if isinstance(likelihood, int | float) and likelihood > 0 and isinstance(alpha, int | float) and alpha < 1:
+            yield Problem(("ld_alpha",), "cannot be used with nll_weight, which needs the whole chosen completion; leave one out")

@@ -86,6 +86,22 @@ def dpo_loss(
     return PreferenceLoss(losses, beta * chosen_log_ratios.detach(), beta * rejected_log_ratios.detach())
 
 
+def tail_weights(token_counts: Tensor, ld_alpha: float) -> Tensor:
+    """Weight of every token's log-probability in a length-desensitized loss (LD-DPO; Liu et al. 2024, arXiv 2409.06411).
+
+    Args:
+        token_counts: [2 * batch], tokens of the chosen completions, then of the rejected ones.
+        ld_alpha: weight of the tokens beyond the length of the shorter completion of the pair, in [0, 1].
+    Returns:
+        [tokens], float32, in the order of `token_counts`: 1 up to the length of the shorter completion, `ld_alpha` beyond.
+    """
+    counts = token_counts.view(2, -1)
+    starts = (token_counts.cumsum(0) - token_counts).repeat_interleave(token_counts)
+    places = torch.arange(len(starts), device=starts.device) - starts
+    shorter = counts.amin(0).repeat(2).repeat_interleave(token_counts)
+    return torch.where(places < shorter, 1.0, ld_alpha)
+
+
 def _losses(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float, variant: DpoVariant) -> Tensor:
     """[batch], of the log ratios of both completions."""
     margins = chosen - rejected

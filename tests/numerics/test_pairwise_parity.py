@@ -49,10 +49,11 @@ def curves_of(trainer: Any, context: RunContext) -> list[dict[str, float]]:
 
 
 def ours(folder: Path, model: Any, objective: Any, pairs: list[TrainingPair], **layout: Any) -> list[dict[str, float]]:
+    model = prepare_model(model, tail_weight=objective.tail_weight)
     context = run_context(folder)
     collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40, **layout)
     arguments = training_arguments(CONFIG, context, num_rows=len(pairs))
-    return curves_of(PairwiseTrainer(prepare_model(model), pairs, objective, collator, arguments), context)
+    return curves_of(PairwiseTrainer(model, pairs, objective, collator, arguments), context)
 
 
 def silent(trainer_type: Any) -> Any:
@@ -80,11 +81,11 @@ DPO_METRICS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("variant", "beta"), [
-    ("sigmoid", 0.3), ("hinge", 0.3), ("ipo", 0.4), ("sigmoid_norm", 2.0), ("robust", 0.3), ("apo_zero", 2.0), ("apo_down", 0.3),
-    ("sppo_hard", 0.1),
+@pytest.mark.parametrize(("variant", "beta", "ld_alpha"), [
+    ("sigmoid", 0.3, 1.0), ("hinge", 0.3, 1.0), ("ipo", 0.4, 1.0), ("sigmoid_norm", 2.0, 0.4), ("robust", 0.3, 1.0),
+    ("apo_zero", 2.0, 1.0), ("apo_down", 0.3, 1.0), ("sppo_hard", 0.1, 1.0), ("sigmoid", 0.3, 0.4),
 ])  # fmt: skip
-def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) -> None:
+def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float, ld_alpha: float) -> None:
     from trl import DPOConfig, DPOTrainer
 
     base = project_template / "base"
@@ -92,7 +93,8 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
         TrainingPair(pair, {"reference_chosen_logps": chosen, "reference_rejected_logps": rejected})
         for pair, (chosen, rejected) in zip(PAIRS, REFERENCE, strict=True)
     ]
-    mine = ours(tmp_path / "ours", load_causal_lm(base), pairwise_config(dpo, beta=beta, variant=variant), rows)
+    config = pairwise_config(dpo, beta=beta, variant=variant, ld_alpha=ld_alpha)
+    mine = ours(tmp_path / "ours", load_causal_lm(base), config, rows)
 
     class ReadyDPOTrainer(silent(DPOTrainer)):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,12 +104,13 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
             return dataset
 
     context = run_context(tmp_path / "trl")
-    config = DPOConfig(
+    arguments = DPOConfig(
         **training_arguments(CONFIG, context, num_rows=len(PAIRS)),
         max_length=None,
         beta=beta,
         label_smoothing=0.1 if variant == "robust" else 0.0,
         loss_type=variant,
+        ld_alpha=ld_alpha,
         precompute_ref_log_probs=True,
     )
     dataset = [
@@ -122,7 +125,7 @@ def test_dpo(project_template: Path, tmp_path: Path, variant: Any, beta: float) 
     ]
     trainer = ReadyDPOTrainer(
         model=load_causal_lm(base),
-        args=config,
+        args=arguments,
         train_dataset=Dataset.from_list(dataset),
         processing_class=ModelFolder(base).tokenizer,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from align.losses import DpoVariant, dpo_loss, kto_loss, orpo_loss, reward_model_loss, simpo_loss
+from align.losses.dpo import tail_weights
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -91,6 +92,13 @@ def test_at_step_zero_the_policy_is_the_reference(variant: DpoVariant) -> None:
     torch.testing.assert_close(losses, torch.full((2,), expected), rtol=1e-6, atol=1e-6)
     assert not chosen_rewards.any()
     assert not rejected_rewards.any()
+
+
+def test_tokens_beyond_the_shorter_completion_count_less() -> None:
+    """Chosen 2 and 3 tokens, rejected 4 and 1: the third and fourth of the first rejected one, the second and third of the second
+    chosen one."""
+    weights = tail_weights(torch.tensor([2, 3, 4, 1]), 0.25)
+    assert weights.tolist() == [1, 1, 1, 0.25, 0.25, 1, 1, 0.25, 0.25, 1]
 
 
 def _numpy_dpo(pc: Any, pr: Any, rc: Any, rr: Any, *, beta: float, label_smoothing: float, variant: str) -> Any:

@@ -72,6 +72,11 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         """Whether the loss reads the log-probabilities of the prompts' tokens too."""
         return False
 
+    @property
+    def tail_weight(self) -> float:
+        """Weight of the tokens beyond the length of the pair's shorter completion, in all log-probabilities."""
+        return 1.0
+
     def shared_value(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[pairs], without gradient: what of a pair the others' losses depend on."""
         raise NotImplementedError

@@ -34,7 +34,8 @@ def reference_of_another_model(
     """The rows with the log-probabilities of a model that is not the policy. Its memory is freed before the policy is loaded."""
 
     def load() -> tuple[Any, PairCollator]:
-        model = prepare_model(load_causal_lm(reference.model_path, dtype=frozen_dtype(precision)))
+        loaded = load_causal_lm(reference.model_path, dtype=frozen_dtype(precision))
+        model = prepare_model(loaded, tail_weight=context.config.tail_weight)
         return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 
     found = _add_reference(context, reference, rows, load, precision=precision, weights=frozen_dtype(precision))
@@ -79,7 +80,8 @@ def _add_reference(
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
     hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
-    key = reference_key(reference, pairs, hashes, precision=precision, weights=weights)
+    arithmetic = {"precision": precision, "weights": weights, "tail_weight": context.config.tail_weight}
+    key = reference_key(reference, pairs, hashes, **arithmetic)
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
     return [replace(row, extra_columns={**row.extra_columns, **found[row.tokens.id].columns()}) for row in rows]
 

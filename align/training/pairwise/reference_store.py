@@ -30,7 +30,7 @@ class ReferenceLogps(BaseModel):
     id: str
     """`id` of the pair."""
     chosen_logps: float
-    """Nats, summed over the chosen completion."""
+    """Nats, summed over the chosen completion, with the method's weights."""
     rejected_logps: float
     """Nats, summed over the rejected completion."""
 
@@ -40,7 +40,13 @@ class ReferenceLogps(BaseModel):
 
 
 def reference_key(
-    artifact: Artifact, pairs: Sequence[EncodedPreference], hashes: FileHashes, *, precision: str, weights: str = "float32"
+    artifact: Artifact,
+    pairs: Sequence[EncodedPreference],
+    hashes: FileHashes,
+    *,
+    precision: str,
+    weights: str = "float32",
+    tail_weight: float = 1.0,
 ) -> str:
     """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
 
@@ -51,11 +57,14 @@ def reference_key(
         hashes: of files that are not in the artifact's manifest.
         precision: float32 or bfloat16.
         weights: what the model's weights were converted to when it was loaded: float32, bfloat16 or nf4.
+        tail_weight: of the tokens beyond the length of the pair's shorter completion.
     """
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
     arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device_name(), "weights": weights}
+    if tail_weight != 1:  # not named where it is 1, so that what the store has stays valid
+        arithmetic["tail_weight"] = tail_weight
     return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
 
 

@@ -111,9 +111,8 @@ def train_pairs(
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
     frozen = frozen_dtype(precision)
-    model = prepare_model(
-        load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
-    )
+    model = load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
+    model = prepare_model(model, tail_weight=config.tail_weight)
     collator = choose_collator(model, rows[:count], context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
         rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)

@@ -6,12 +6,14 @@ The pass gives a log-probability for every sequence of a batch, or a score for e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.losses.dpo import tail_weights
 from align.models.dropout import set_dropout
 from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.models.logits import in_float32
@@ -112,11 +114,11 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         return {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}
 
 
-def prepare_model(model: Any) -> Any:
+def prepare_model(model: Any, *, tail_weight: float = 1.0) -> Any:
     """The model in eval mode on the device of training, where `model(layout=…)` returns what `pair_outputs` says."""
     # Dropout would make the policy differ from a reference that is itself, and the loss at step 0 from that of equal models.
     set_dropout(model, 0.0)
-    extend_forward(model, "layout", pair_outputs)
+    extend_forward(model, "layout", partial(pair_outputs, tail_weight=tail_weight))
     return model.eval().to(device_name())
 
 
@@ -126,12 +128,13 @@ def layout_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -
     return {name: tensor.to(device) for name, tensor in batch.items() if not tensor.is_floating_point()}
 
 
-def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
+def pair_outputs(model: Any, layout: Mapping[str, Tensor], *, tail_weight: float = 1.0) -> Tensor:
     """Summed log-probability of every sequence (language model) or score of every side (reward model).
 
     Args:
         model: a causal language model, or a sequence classifier with one label.
-        layout: tensors of `PairCollator`.
+        layout: tensors of `PairCollator`; without prompts as targets if there is a tail weight.
+        tail_weight: of the tokens beyond the length of the pair's shorter completion; see `tail_weights`.
     Returns:
         Language model: [sequences], float32, nats. Reward model: [2 * pairs], float32. Both carry the gradient.
     """
@@ -144,4 +147,6 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor]) -> Tensor:
     if (score_head := getattr(model, "score", None)) is not None:
         return in_float32(score_head, hidden.index_select(0, layout["last_index"]))[:, 0]
     logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"])
+    if tail_weight != 1:
+        logps = logps * tail_weights(layout["token_counts"], tail_weight)
     return logps.new_zeros(len(layout["token_counts"])).index_add(0, layout["sequence_index"], logps)

@@ -40,7 +40,7 @@ ONE_MISTAKE = [
         "recipe.yaml:8:47: stages.dpo.zzz: unknown key; valid: stage, seeds, seed, peft, optimizer, gradient_checkpointing, "
         "save_dtype, learning_rate, lr_scheduler, warmup_ratio, weight_decay, max_grad_norm, num_epochs, batch_size, "
         "micro_batch_size, precision, checkpoint_minutes, checkpoint_steps, max_tokens, on_invalid, model, held_out_share, "
-        "pairs, reference, variant, beta, label_smoothing, nll_weight",
+        "pairs, reference, variant, beta, label_smoothing, nll_weight, ld_alpha",
     ),
     ("name: small", "name: small\nsed: 3", "recipe.yaml:2:1: sed: unknown key; did you mean 'seed'?"),
     # wrong types

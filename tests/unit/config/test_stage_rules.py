@@ -32,6 +32,7 @@ class PickierStage(StageType):
 def test_a_mixed_config_keeps_all_rules() -> None:
     fields = {"variant": "ipo", "label_smoothing": 0.1, "batch_size": 4, "micro_batch_size": 3}
     assert [problem.path for problem in dpo.Config.check_fields(fields)] == [("micro_batch_size",), ("label_smoothing",)]
+    assert [problem.path for problem in dpo.Config.check_fields({"nll_weight": 1, "ld_alpha": 0.5})] == [("ld_alpha",)]
     assert list(dpo.Config.check_fields({"batch_size": True, "micro_batch_size": "3"})) == []
 
 

@@ -221,6 +221,15 @@ def test_a_likelihood_beside_the_loss_is_trained_and_shown(bench: Bench) -> None
     assert curve[0]["nll_loss"] > 1
 
 
+def test_tokens_beyond_the_shorter_completion_can_be_left_out_of_policy_and_reference(bench: Bench) -> None:
+    logps = []
+    for alpha in (1.0, 0.0):
+        assert bench.run(dpo, ld_alpha=alpha).metrics["loss_at_step_0"] == pytest.approx(math.log(2), abs=1e-5)
+        logps.append(json.loads((bench.output / "metrics.jsonl").read_text().splitlines()[0]))
+    assert logps[1]["logps/chosen"] > logps[0]["logps/chosen"] + 5
+    assert logps[1]["logps/rejected"] == pytest.approx(logps[0]["logps/rejected"], rel=1e-5)
+
+
 def test_a_share_of_the_prompts_is_measured_and_not_trained_on(bench: Bench) -> None:
     rows = [row(number) for number in range(40)]
     outcome = bench.run(dpo, rows, held_out_share=0.25)

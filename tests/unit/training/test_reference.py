@@ -154,6 +154,7 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("not weights")
     assert key(artifact_of(model)) == first
     assert key(artifact_of(model), precision="bfloat16") != first
+    assert reference_key(artifact_of(model), PAIRS, hashes, precision="float32", tail_weight=0.5) != first
     changes: list[dict[str, Any]] = [{"id": "x"}]
     changes += [{"prompt_token_ids": [5, 7]}, {"chosen_token_ids": [7, 2]}, {"rejected_token_ids": [7, 2]}]
     for change in changes:
