@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from align.config.base import ExecutionOnly, StrictModel
 from align.config.sections import SavedWeights, TrainingMemory
+
+RatioLevel = Literal["token", "sequence"]
+LossAggregation = Literal["tokens", "sequences", "constant"]
 
 
 class Rollouts(StrictModel):
@@ -40,8 +44,6 @@ class Rewards(StrictModel):
     """Subtracted from the score of a completion that was cut at the token limit."""
     missing_eos_score: float | None = None
     """Score of a completion that was cut, in place of its own and of the penalty."""
-    center_scores: bool = True
-    """Subtract the mean score of the reference's completions, measured on the first rollout batch."""
 
 
 class OnlineOptimization(SavedWeights, TrainingMemory):
@@ -79,8 +81,29 @@ class OnlineOptimization(SavedWeights, TrainingMemory):
     """Also write a checkpoint after this many rollout batches. Default: by time only."""
 
 
+@dataclass(frozen=True)
+class Surrogate:
+    """How the clipped losses of tokens are computed, and how they add up to that of a mini-batch."""
+
+    clip_low: float
+    clip_high: float
+    level: RatioLevel = "token"
+    aggregation: LossAggregation = "tokens"
+    """tokens: mean over all completion tokens. sequences: mean over completions of the mean over their tokens. constant: sum over
+    all completion tokens, divided by completions times max_completion_tokens."""
+
+
 class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
     """What decides the numbers of every online method, beyond models, prompts, scorers and advantages."""
+
+    @property
+    def surrogate(self) -> Surrogate:
+        return Surrogate(self.cliprange, self.cliprange)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL to the reference is measured."""
+        return True
 
     @property
     def value_settings(self) -> ValueOptimization | None:
@@ -91,6 +114,8 @@ class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
 class ValueOptimization(StrictModel):
     """How a value model starts and learns, for methods that have one."""
 
+    center_scores: bool = True
+    """Subtract the mean score of the reference's completions, measured on the first rollout batch."""
     value_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the value model. Default: learning_rate."""
     cliprange_value: float = Field(default=0.2, gt=0)

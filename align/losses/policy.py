@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from align.config.online import RatioLevel
+
 MAX_LOG_RATIO = 20.0
 """The log of the probability ratio is held within ± this, so that its exponential stays finite."""
 
-RatioLevel = Literal["token", "sequence"]
 AdvantageScale = Literal["std", "none"]
 AdvantageBaseline = Literal["mean", "leave_one_out"]
 

@@ -262,7 +262,7 @@ def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torc
     training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
     models, sampler = training.parts(num_rollouts=1)
     engine = TransformersEngine(ModelFolder(base), dtype="float32", max_model_tokens=128)
-    rollout = sampler.score(sampler.sample(0, engine))
+    rollout = sampler.rollout(sampler.score(sampler.sample(0, engine)))
     # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
     config = training.config
     experience, _ = make_experience(rollout, models, config, config, kl_coef=0.05, score_bias=0.1)

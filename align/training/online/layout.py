@@ -33,7 +33,8 @@ class PackedEpisodes:
 
     `input_ids` and `position_ids` are [rows, seq]. `sources` are places in the flattened rows: of the state from which each
     completion token was drawn; `targets` are those tokens; `tokens` are their places among all completion tokens of the
-    rollout batch. The three are [completion tokens].
+    rollout batch. The three are [completion tokens], one completion after the other; `offsets` says where each begins, and has
+    one more number, their count, at the end.
     """
 
     input_ids: Tensor
@@ -41,9 +42,16 @@ class PackedEpisodes:
     sources: Tensor
     targets: Tensor
     tokens: Tensor
+    offsets: list[int]
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """[completion tokens] number of tokens in the completion of each."""
+        counts = torch.tensor(self.offsets, device=device).diff()
+        return counts.repeat_interleave(counts)
 
     def to(self, device: torch.device) -> PackedEpisodes:
-        return PackedEpisodes(*(tensor.to(device) for tensor in vars(self).values()))
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "offsets"}
+        return PackedEpisodes(**moved, offsets=self.offsets)
 
 
 def completion_offsets(episodes: Sequence[Episode]) -> list[int]:
@@ -105,7 +113,14 @@ def _packed(
         input_ids.append(ids + [pad_token_id] * padding)
         # Position 0 each: every padding token is a sequence of its own that no real token sees.
         position_ids.append(positions + [0] * padding)
-    return PackedEpisodes(*(torch.tensor(values) for values in (input_ids, position_ids, sources, targets, tokens)))
+    return PackedEpisodes(
+        torch.tensor(input_ids),
+        torch.tensor(position_ids),
+        torch.tensor(sources),
+        torch.tensor(targets),
+        torch.tensor(tokens),
+        completion_offsets([episodes[number] for row in rows for number in row]),
+    )
 
 
 def to_rows(flat: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,11 @@ from transformers import get_scheduler
 
 from align.config.online import OnlineOptimization, OnlineTraining
 from align.errors import StageError
-from align.losses.ppo import ppo_policy_loss, ppo_value_loss
+from align.losses.policy import PolicyLoss, clipped_policy_loss
+from align.losses.ppo import ppo_value_loss
 from align.runtime.seed import derive_seed
 from align.training.online.experience import Experience
-from align.training.online.layout import Episode, PackedEpisodes
+from align.training.online.layout import Episode, PackedEpisodes, to_rows
 from align.training.online.models import ForwardSettings, Models, policy_logps, token_values, trainable
 from align.training.optimizer import make_optimizer
 
@@ -143,8 +144,7 @@ class PolicyLearner:
     ) -> None:
         """Learn from one rollout batch, from where `phase` stands; the numbers of every update join it, under TRL's names.
 
-        Losses are summed over the completion tokens of a mini-batch and divided by their number, whatever forward passes it is
-        cut into.
+        What losses are divided by is counted over the whole mini-batch, whatever forward passes it is cut into.
 
         Args:
             rollout: number of the rollout batch.
@@ -176,22 +176,23 @@ class PolicyLearner:
         for learner in self.optimizers:  # passes that memory was not enough for may have left some
             learner.optimizer.zero_grad(set_to_none=True)
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
+        completions = sum(len(batch.offsets) - 1 for batch in passes)
+        aggregation = config.surrogate.aggregation
+        divisor = {"tokens": count, "sequences": completions, "constant": completions * config.max_completion_tokens}[aggregation]
         sums: dict[str, Tensor] = {}
         for batch in passes:
             old = experience.at(batch.tokens)
             value_losses, value_numbers = self._value_losses(batch, old, score_bias)
             with torch.set_grad_enabled(learn_policy):
                 logps = policy_logps(self.optimizers.policy.model, batch, self.settings)
-            mask = torch.ones_like(logps, dtype=torch.bool)[None]
-            policy = ppo_policy_loss(
-                logps[None], old.logps[None], old.advantages[None], mask, cliprange=config.cliprange, dual_clip=config.dual_clip
-            )
+            policy = self._policy_loss(batch, old, logps)
             policy_losses = policy.losses * old.importance
             if value_losses is not None and config.value_settings is not None:
                 # Divided by the tokens of the mini-batch, not of the pass, so that the size of a pass changes no gradient.
                 (config.value_settings.vf_coef * value_losses.sum() / count).backward()
             if learn_policy:
-                (policy_losses.sum() / count).backward()
+                weighted = policy_losses / batch.lengths(logps.device) if aggregation == "sequences" else policy_losses
+                (weighted.sum() / divisor).backward()
             numbers = {
                 "loss/policy_avg": policy_losses.detach(),
                 "policy/clipfrac_avg": policy.clipped,
@@ -202,6 +203,22 @@ class PolicyLearner:
             for name, values_of_pass in numbers.items():
                 sums[name] = sums.get(name, torch.zeros((), device=logps.device)) + values_of_pass.sum()
         return {name: float(value) / count for name, value in sums.items()}
+
+    def _policy_loss(self, batch: PackedEpisodes, old: Experience, logps: Tensor) -> PolicyLoss:
+        """[completion tokens] of each; in rows of one completion each while the loss is computed, as it may have one ratio."""
+        surrogate = self.config.surrogate
+        rows, mask = to_rows(logps, batch.offsets)
+        loss = clipped_policy_loss(
+            rows,
+            to_rows(old.logps, batch.offsets)[0],
+            to_rows(old.advantages, batch.offsets)[0],
+            mask,
+            clip_low=surrogate.clip_low,
+            clip_high=surrogate.clip_high,
+            level=surrogate.level,
+            dual_clip=self.config.dual_clip,
+        )
+        return PolicyLoss(*(part[mask] for part in loss))
 
     def _value_losses(self, batch: PackedEpisodes, old: Experience, score_bias: float) -> tuple[Tensor | None, dict[str, Tensor]]:
         """[1, completion tokens] losses of the value model, and what is logged of them; None without a value model."""

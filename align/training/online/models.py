@@ -69,7 +69,8 @@ class Models:
 
     policy: Any
     reference: Any
-    """None where an adapter is trained: the reference is then the policy with the adapter that it started with."""
+    """None where an adapter is trained, as the reference is then the policy with the adapter that it started with; and where the
+    method needs none."""
     value: Any
     """A reward model architecture: a backbone and a head of one number. None for methods that need no values."""
     settings: ForwardSettings
@@ -80,7 +81,7 @@ class Models:
 
     def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
         """What an engine needs of the policy, by the names in its folder. An adapter is merged tensor by tensor."""
-        if self.reference is None:
+        if self.initial_adapter:
             return merged_weights(self.policy)
         return ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
 
@@ -118,7 +119,9 @@ class ValueStart:
     """Whether the head becomes zeros, so that all values start at 0."""
 
 
-def load_models(policy: TrainableModel, value: ValueStart | None, settings: ForwardSettings, *, seed: int) -> Models:
+def load_models(
+    policy: TrainableModel, value: ValueStart | None, settings: ForwardSettings, *, seed: int, with_reference: bool = True
+) -> Models:
     """Policy and reference from `policy`, and a value model where `value` says what it starts from.
 
     With an adapter, policy and reference share one copy of the base model, and the value model has another.
@@ -144,8 +147,10 @@ def load_models(policy: TrainableModel, value: ValueStart | None, settings: Forw
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
         differs = policy.is_quantized or frozen != "float32"
         return Models(trained, None, value_model, settings, differ_from_folder=differs, initial_adapter=initial)
-    reference: Any = load_causal_lm(policy.folder, dtype=frozen)
-    reference.to(settings.device).eval().requires_grad_(False)
+    reference: Any = None
+    if with_reference:
+        reference = load_causal_lm(policy.folder, dtype=frozen)
+        reference.to(settings.device).eval().requires_grad_(False)
     return Models(trained, reference, value_model, settings, differ_from_folder=False)
 
 

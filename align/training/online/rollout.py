@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,8 @@ class Rollout:
     """[completion tokens], nats, as the engine computed them."""
     scores: Tensor
     """[episodes], weighted sums of the scorers' raw scores."""
+    all_scores: Tensor
+    """The finite ones of all completions that were sampled, whether or not they are learned from."""
     ended: Tensor
     """[episodes], True where the completion ended by itself."""
     groups: Tensor
@@ -54,6 +56,16 @@ class SampledEpisode:
     prompt_token_ids: list[int]
     completion: SampledCompletion
     candidate: Candidate
+
+
+@dataclass(frozen=True)
+class ScoredEpisode:
+    """One completion with its scores."""
+
+    sampled: SampledEpisode
+    candidate: ScoredCandidate
+    score: float
+    """Weighted sum of the scores that are optimised; NaN where one is missing."""
 
 
 class RolloutSampler:
@@ -115,13 +127,23 @@ class RolloutSampler:
             with_logps=True,
         )
 
-    def drawn(self, number: int) -> list[tuple[int, Prompt, EncodedPrompt]]:
-        """The prompts of rollout batch `number` (from 0), each with the number of its draw: a new shuffle for every pass."""
-        size, count = self._config.rollout_batch_size // self._group_size, len(self._prompts)
+    @property
+    def groups_per_batch(self) -> int:
+        return self._config.rollout_batch_size // self._group_size
+
+    def drawn(self, number: int, *, after: int = 0, groups: int | None = None) -> list[tuple[int, Prompt, EncodedPrompt]]:
+        """The prompts of rollout batch `number` (from 0), each with the number of its draw: a new shuffle for every pass.
+
+        Args:
+            after: prompts that were drawn beyond those of whole rollout batches.
+            groups: prompts to draw; default: those of a whole rollout batch.
+        """
+        size, count = self.groups_per_batch, len(self._prompts)
+        first = number * size + after
         # A rollout batch may reach over the end of a pass, into the next shuffle.
         orders: dict[int, list[int]] = {}
         drawn = []
-        for draw in range(number * size, (number + 1) * size):
+        for draw in range(first, first + (size if groups is None else groups)):
             pass_number = draw // count
             if pass_number not in orders:
                 generator = torch.Generator().manual_seed(derive_seed(self._seed, "prompts", pass_number))
@@ -129,9 +151,9 @@ class RolloutSampler:
             drawn.append((draw, *self._prompts[orders[pass_number][draw % count]]))
         return drawn
 
-    def sample(self, number: int, engine: TextEngine) -> list[SampledEpisode]:
-        """The completions of rollout batch `number`; those of one prompt follow each other."""
-        drawn, settings = self.drawn(number), self.settings
+    def sample(self, number: int, engine: TextEngine, *, after: int = 0, groups: int | None = None) -> list[SampledEpisode]:
+        """The completions of rollout batch `number`, see `drawn`; those of one prompt follow each other."""
+        drawn, settings = self.drawn(number, after=after, groups=groups), self.settings
         # By draw, not by prompt: a prompt that is drawn again gets other completions.
         requests = [GenerationRequest(row.prompt_token_ids, derive_seed(self._seed, "sample", draw)) for draw, _, row in drawn]
         outputs = engine.generate(requests, settings)
@@ -144,34 +166,44 @@ class RolloutSampler:
                 episodes.append(SampledEpisode(draw, row.prompt_token_ids, completion, candidate))
         return episodes
 
-    def score(self, sampled: Sequence[SampledEpisode]) -> Rollout:
+    def score(self, sampled: Sequence[SampledEpisode]) -> list[ScoredEpisode]:
+        """The same episodes with their scores."""
+        scored = self._scorers.score([episode.candidate for episode in sampled], lambda done: None)
+        return [
+            ScoredEpisode(episode, candidate, self._weighted(candidate))
+            for episode, candidate in zip(sampled, scored, strict=True)
+        ]
+
+    def rollout(self, scored: Sequence[ScoredEpisode], *, skipped: Collection[int] = ()) -> Rollout:
         """The episodes whose scores are all finite, with those scores.
 
+        Args:
+            skipped: groups that are not learned from.
         Raises:
-            StageError: if not one is left.
+            StageError: if no score is finite.
         """
-        scored = self._scorers.score([episode.candidate for episode in sampled], lambda done: None)
-        sums = [self._weighted(candidate) for candidate in scored]
-        kept = [index for index, value in enumerate(sums) if math.isfinite(value)]
-        if not kept:
+        finite = [row for row in scored if math.isfinite(row.score)]
+        if not finite:
             raise StageError(
-                f"None of {len(sampled)} completions got a finite score from {', '.join(self._score_weights)}",
+                f"None of {len(scored)} completions got a finite score from {', '.join(self._score_weights)}",
                 hint="Look at the reward model: do its scores on held-out pairs make sense?",
             )
-        means = {name: _finite_mean([candidate.scores[name] for candidate in scored]) for name in self._scorers.names}
-        logps = [logp for index in kept for logp in sampled[index].completion.logps or []]
+        means = {name: _finite_mean([row.candidate.scores[name] for row in scored]) for name in self._scorers.names}
+        kept = [row for row in finite if row.sampled.group not in skipped]
+        sampled = [row.sampled for row in kept]
         return Rollout(
-            episodes=[Episode(sampled[index].prompt_token_ids, sampled[index].completion.token_ids) for index in kept],
-            sampler_logps=torch.tensor(logps),
-            scores=torch.tensor([sums[index] for index in kept]),
-            ended=torch.tensor([sampled[index].completion.finish_reason == "stop" for index in kept]),
-            groups=torch.tensor([sampled[index].group for index in kept]),
+            episodes=[Episode(episode.prompt_token_ids, episode.completion.token_ids) for episode in sampled],
+            sampler_logps=torch.tensor([logp for episode in sampled for logp in episode.completion.logps or []]),
+            scores=torch.tensor([row.score for row in kept]),
+            all_scores=torch.tensor([row.score for row in finite]),
+            ended=torch.tensor([episode.completion.finish_reason == "stop" for episode in sampled]),
+            groups=torch.tensor([episode.group for episode in sampled]),
             watched={name: means[name] for name in means if name not in self._score_weights},
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
-            nonfinite=len(sampled) - len(kept),
+            nonfinite=len(scored) - len(finite),
             texts=[
-                SampledText(prompt_id=candidate.prompt_id, completion=candidate.completion, score=value)
-                for candidate, value in zip(scored, sums, strict=True)
+                SampledText(prompt_id=row.candidate.prompt_id, completion=row.candidate.completion, score=row.score)
+                for row in scored
             ],
         )
 

@@ -56,7 +56,8 @@ def run_online(
         chat_format.pad_token_id,
     )
     require_for_optimizer(config.optimizer, context.name)
-    models = load_models(start, None if value_model is None else value_model.start(start), settings, seed=context.seed)
+    value_start = None if value_model is None else value_model.start(start)
+    models = load_models(start, value_start, settings, seed=context.seed, with_reference=config.needs_reference)
     scorers = {**config.scorers, **config.watch}
     # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {record.id: record for record in records}

@@ -146,10 +146,11 @@ class OnlineTrainer:
             self._let_engine_sleep()
         self._check_stop()
         with self._timed("score"):
-            rollout = self._sampler.score(sampled)
+            rollout = self._sampler.rollout(self._sampler.score(sampled))
         self._context.sample(state.rollouts, rollout.texts)
         # Set once, while the policy is still the reference: a bias that follows the policy would cancel its progress.
-        if state.rollouts == 0 and self._config.center_scores:
+        value_config = self._config.value_settings
+        if state.rollouts == 0 and value_config is not None and value_config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
             kl_coef, bias = state.kl_coef, state.score_bias

@@ -221,7 +221,7 @@ def test_a_group_is_the_completions_of_one_prompt() -> None:
     assert set.union(*(prompts_of[group] for group in range(5))) == {f"p{n}" for n in range(5)}  # every pass draws each once
     assert len({episode.candidate.seed for episode in episodes}) == len(episodes) == 24
     assert len({(e.candidate.prompt_id, e.candidate.candidate_index) for e in episodes}) == 24
-    assert rows.score(batches[1]).groups.tolist() == [2, 2, 2, 3, 3, 3]
+    assert rows.rollout(rows.score(batches[1])).groups.tolist() == [2, 2, 2, 3, 3, 3]
 
 
 def test_a_rollout_batch_is_made_of_whole_groups() -> None:
@@ -240,7 +240,7 @@ def test_scores_are_weighted_sums_and_what_is_not_finite_is_left_out_and_counted
 
     rows = sampler(4, scorers=Holes(), score_weights={"rm": 0.5})
     sampled = rows.sample(0, EchoEngine())  # type: ignore[arg-type]
-    rollout = rows.score(sampled)
+    rollout = rows.rollout(rows.score(sampled))
     assert rollout.scores.tolist() == [0.5, 1.5, 2.0]
     assert rollout.nonfinite == 1
     assert rollout.groups.tolist() == [0, 2, 3]
@@ -249,7 +249,7 @@ def test_scores_are_weighted_sums_and_what_is_not_finite_is_left_out_and_counted
     assert (rollout.watched, rollout.parts) == ({}, {})  # the only scorer is the score
     rows = sampler(2, scorers=Holes(), score_weights={"rm": 0.5})
     with pytest.raises(StageError, match="None of 1 completions got a finite score from rm"):
-        rows.score([SampledEpisode(0, [3], SampledCompletion([2], "stop", [-1.0]), NOT_SCORED)])
+        rows.rollout(rows.score([SampledEpisode(0, [3], SampledCompletion([2], "stop", [-1.0]), NOT_SCORED)]))
 
 
 def test_a_value_model_with_another_head_is_refused(tmp_path: Path) -> None:
