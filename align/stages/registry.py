@@ -47,6 +47,7 @@ STAGES: dict[str, StageType] = {
         StageType("score", "align.stages.score", produces="scored_candidates"),
         StageType("best_of_n", "align.stages.best_of_n", produces="instructions", needs_trainers=False),
         StageType("pairs", "align.stages.pairs", produces="preferences", needs_trainers=False),
+        StageType("label", "align.stages.label", produces="labelled", needs_trainers=False),
         StageType("dpo", "align.stages.dpo", produces="model"),
         StageType("orpo", "align.stages.orpo", produces="model"),
         StageType("kto", "align.stages.kto", produces="model"),

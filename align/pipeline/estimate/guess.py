@@ -64,7 +64,7 @@ class SpeedGuess:
                 work = self._sampling(config, [config.model] * epochs, [config.scorer])
             case "score":
                 work = self._scoring(config)
-            case "best_of_n" | "pairs":
+            case "best_of_n" | "pairs" | "label":
                 work = Guess(0.0, is_bound=False)
             case _ if isinstance(config, OnlineTraining):
                 work = self._online(config)

@@ -18,6 +18,7 @@ from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.inputs import ResolvedInput
 from align.pipeline.plan import Plan
 from align.selection.best_of_n import BestRule
+from align.selection.label import LabelRule
 from align.selection.pair_rule import PairRule
 from align.selection.policy import K
 from align.store.artifact import Artifact
@@ -79,7 +80,7 @@ class RowsPlanner:
             return PlannedRows(prompts.rows * each, prompts.prompt, config.max_completion_tokens, each, is_bound=True)
         if stage.stage_type == "score":
             return self.rows(config.candidates, folder)
-        if isinstance(config, BestRule | PairRule):
+        if isinstance(config, BestRule | LabelRule | PairRule):
             scored = self.rows(config.scored, folder)  # type: ignore[union-attr]
             return None if scored is None else _selected(config, scored)
         return None
@@ -106,10 +107,12 @@ class RowsPlanner:
         return PlannedRows(rows, prompt, sum(sum(row.completions) for row in lengths) / len(lengths))
 
 
-def _selected(rule: BestRule | PairRule, scored: PlannedRows) -> PlannedRows:
-    """What best of n, or the building of pairs, makes of candidates at most."""
+def _selected(rule: BestRule | LabelRule | PairRule, scored: PlannedRows) -> PlannedRows:
+    """What best of n, labelling, or the building of pairs makes of candidates at most."""
     if isinstance(rule, PairRule):
         kept, completions = most_pairs(rule, scored.each), 2
+    elif isinstance(rule, LabelRule):
+        kept, completions = scored.each if rule.threshold is not None else min(2, scored.each), 1
     else:
         kept, completions = min(rule.keep, scored.each), 1
     rows = scored.rows / scored.each * kept

@@ -8,9 +8,10 @@ import pytest
 
 from align.errors import StageError
 from align.records import FinishReason
-from align.selection import Group, PairPolicy, best_of_n, build_pairs, group_candidates
+from align.selection import Group, PairPolicy, best_of_n, build_pairs, group_candidates, label_candidates
 from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.candidate import candidates_of
+from align.selection.label import LabelRule, LabelSelector
 from align.selection.selector import SelectionTally, Totals
 from align.testing import scored_candidate
 
@@ -95,6 +96,49 @@ class TestBestOfN:
     def test_keep_must_be_positive(self) -> None:
         with pytest.raises(ValueError, match="keep must be at least 1"):
             best_of_n([], scorer="rm", keep=0)
+
+
+class TestLabels:
+    def test_without_a_threshold_the_best_is_good_and_the_first_of_the_worst_bad(self) -> None:
+        rows, drops = label_candidates([_group(("a", 1), ("b", 3), ("c", 1), ("d", 2))], scorer="rm")
+        assert [(row.id, row.completion, row.desirable) for row in rows] == [("p/1", "b", True), ("p/0", "a", False)]
+        assert drops == []
+
+    def test_with_a_threshold_every_different_text_has_a_label_and_the_threshold_itself_is_good(self) -> None:
+        rows, _ = label_candidates(
+            [_group(("a", 1), ("b", 2), ("b", 1.5), ("c", None), ("d", 5, "length"))], scorer="rm", threshold=2
+        )
+        assert [(row.id, row.completion, row.desirable) for row in rows] == [("p/0", "a", False), ("p/1", "b", True)]
+        alone, _ = label_candidates([_group(("a", 1))], scorer="rm", threshold=2)
+        assert [row.desirable for row in alone] == [False]
+
+    @pytest.mark.parametrize(
+        ("group", "reason"),
+        [
+            (_group(("a", 1), ("b", 1)), "tie"),
+            (_group(("a", 3), ("a", 1)), "identical"),
+            (_group(("a", 3), ("b", 4, "length")), "truncated"),
+            (_group(("a", None), ("b", 1)), "nonfinite_score"),
+        ],
+    )
+    def test_drops(self, group: Group, reason: str) -> None:
+        rows, drops = label_candidates([group], scorer="rm")
+        assert (rows, [(drop.id, drop.drop_reason) for drop in drops]) == ([], [("p", reason)])
+
+    def test_metrics(self) -> None:
+        selector, tally = LabelSelector(LabelRule(scorer="rm", threshold=2)), SelectionTally()
+        selector.select(candidates_of(_group(("aa", 3), ("bbbb", 5), ("c", 1)), ["rm"]), tally)
+        metrics = selector.metrics(Totals([tally.facts()]))
+        assert metrics.pop("desirable_share") == pytest.approx(2 / 3)
+        assert metrics == {
+            "score_mean_desirable": 4.0,
+            "score_mean_undesirable": 1.0,
+            "characters_mean_desirable": 3.0,
+            "characters_mean_undesirable": 1.0,
+        }
+        only_bad = SelectionTally()
+        selector.select(candidates_of(_group(("c", 1)), ["rm"]), only_bad)
+        assert selector.metrics(Totals([only_bad.facts()]))["score_mean_desirable"] is None
 
 
 class TestPairs:
