@@ -22,6 +22,7 @@ from align.report.wording import (
     WORSE,
     conclusions,
     estimate_text,
+    interval_scope,
     mark_of,
     number,
     path_legend,
@@ -85,6 +86,8 @@ class ComparisonTable:
         yield Text("")
         for sentence in conclusions(results):
             yield Text(sentence)
+        if len(results.models) > 1:
+            yield Text(interval_scope(results))
         yield Text(MARKS_LEGEND, style="dim")
         if any(row.red_flags for row in results.models.values()):
             yield Text(RED_FLAG_LEGEND, style="dim")

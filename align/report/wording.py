@@ -93,6 +93,19 @@ def mark_of(delta: Estimate) -> str:
     return BETTER if delta.mean > 0 else WORSE
 
 
+def interval_scope(results: Results) -> str:
+    """What the intervals cover: prompts alone, or for the methods with several seeds their training too."""
+    seeds = results.several_seeds
+    if not seeds:
+        return "Intervals cover the choice of prompts only, not training: another training seed would give other models."
+    counts = _listed([f"{count} seeds of {name}" for name, count in seeds.items()])
+    others = "" if len(seeds) == len(results.trained_rows) - 1 else "; those of the other rows cover prompts only"
+    return (
+        f"Intervals cover prompts and training ({counts}{others}). "
+        f"{results.baseline} is one training; what another would give, they do not cover."
+    )
+
+
 def conclusions(results: Results) -> list[str]:
     """Verdicts and cautions of the comparison, as sentences computed from its numbers."""
     return [*verdicts(results), *cautions(results), *probe_sentences(results)]

@@ -196,6 +196,17 @@ def test_sentences_warn_of_few_seeds_and_of_models_with_one(make_candidate: Make
     assert sentences[2] == "rs was trained with one seed: the interval does not say what another seed would give."
 
 
+def test_the_table_says_what_its_intervals_cover(make_candidate: Make, make_results: MakeResults) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    scores = {"sft": wave} | {f"dpo_{n}": [score + 1 + 0.1 * n for score in wave] for n in range(3)}
+    alone = of_scores(make_candidate, make_results, **scores)
+    assert "Intervals cover the choice of prompts only, not training:" in printed(alone, 200)
+    methods = of_seeds(make_candidate, make_results, {"dpo": ["dpo_0", "dpo_1", "dpo_2"]}, **scores)
+    assert "Intervals cover prompts and training (3 seeds of dpo). sft is one training;" in printed(methods, 200)
+    mixed = of_seeds(make_candidate, make_results, {"dpo": ["dpo_0", "dpo_1"]}, **scores)
+    assert "(2 seeds of dpo; those of the other rows cover prompts only)" in printed(mixed, 200)
+
+
 def test_methods_with_few_seeds_are_named_in_one_sentence(make_candidate: Make, make_results: MakeResults) -> None:
     wave = [float(number % 5) for number in range(40)]
     up = {name: [score + shift for score in wave] for name, shift in (("a1", 0.9), ("a2", 1.2), ("b1", 0.5), ("b2", 0.6))}
