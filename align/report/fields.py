@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from align.data.quality.language import UNKNOWN, language_of
 from align.records import Message, ScoredCandidate
 from align.report.answers import AnswerTable
-from align.report.results import Bootstrap, Estimate, Results
+from align.report.estimate import Bootstrap, Difference
+from align.report.results import Results
 from align.report.rows import Measured, Row, make_rows
 from align.report.statistics import BoolArray, seeded_bootstrap
 from align.runtime.seed import derive_seed
@@ -34,7 +35,7 @@ class GroupScore:
     """One row on the prompts of one value, by one scorer."""
 
     mean: float
-    delta: Estimate | None
+    delta: Difference | None
     """Paired difference to the baseline; None for the baseline itself."""
 
 
@@ -125,4 +126,4 @@ def _score(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: B
     own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
     # Seeds are averaged first, as in the ranking.
     mean = float(own.mean(axis=0).mean())
-    return GroupScore(mean, None if row is baseline else Estimate.of(bootstrap(own, against)))
+    return GroupScore(mean, None if row is baseline else Difference.between(own, against, bootstrap=bootstrap))

@@ -5,27 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from align.report.cost import Cost
-from align.report.results import Estimate, ModelResult, Results
+from align.report.estimate import Estimate
+from align.report.results import Results
 
 
 def flat_rows(results: Results) -> list[dict[str, Any]]:
     """One row per model, the baseline first.
 
     A mean is in the column of its name, the ends of its 95 % interval in `<name>_low` and `<name>_high`. A scorer's columns are
-    `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline). Null where a number was
+    `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline); `<scorer>_delta_p` is the
+    p-value of no difference, and `<scorer>_delta_p_holm` the same after Holm's correction for all rows. Null where a number was
     not measured; the units are those of `ModelResult`.
     """
     return [
-        {"model": name, "baseline": name == results.baseline, **_numbers(results.models[name], results.scorers)}
-        for name in results.models_baseline_first
+        {"model": name, "baseline": name == results.baseline, **_numbers(results, name)} for name in results.models_baseline_first
     ]
 
 
-def _numbers(model: ModelResult, scorers: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for scorer in scorers:
+def _numbers(results: Results, name: str) -> dict[str, Any]:
+    model, row = results.models[name], dict[str, Any]()
+    for scorer in results.scorers:
         score = model.scores[scorer]
         row |= _interval(scorer, score) | _interval(f"{scorer}_delta", score.delta)
+        p = None if score.delta is None else score.delta.p
+        row |= {f"{scorer}_delta_p": p, f"{scorer}_delta_p_holm": results.ranking[scorer].p_to_baseline.get(name, p)}
         row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
     return row | {
         **_interval("kl_to_baseline", model.kl_to_baseline),

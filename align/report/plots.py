@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report.answers import AnswerTable
+from align.report.estimate import Estimate
 from align.report.figure import INK, PANEL, Plot, Series, draw, evenly
-from align.report.results import Estimate, Results
+from align.report.results import Results
 from align.report.statistics import FloatArray, prompt_means
 from align.report.style import RowStyle, row_styles
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,39 +18,19 @@ from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
 from align.report.collapse import FrequentSentence, RedFlag, fell, rule_fell, said_too_often
 from align.report.cost import Cost
+from align.report.estimate import Bootstrap, Difference, Estimate, corrected
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
-from align.report.statistics import BoolArray, Interval, seeded_bootstrap
+from align.report.statistics import BoolArray, seeded_bootstrap
 from align.runtime.seed import derive_seed
 from align.scoring.probes import Probe, ProbeKind
 
 Answers = Mapping[str, Sequence[ScoredCandidate]]
-Bootstrap = Callable[..., Interval]
-"""`seeded_bootstrap` with one seed and size, so that all statistics of a comparison see the same resamples."""
-
-
-class Estimate(StrictModel):
-    """A mean over prompts (of a method: over its seeds and prompts) and how sure we are of it."""
-
-    mean: float
-    """Mean over prompts, candidates of a prompt averaged first."""
-    ci95: tuple[float, float]
-    """Ends of the 95 % bootstrap interval over prompts, of a method with several seeds over seeds and prompts."""
-
-    @classmethod
-    def of(cls, interval: Interval, **fields: Any) -> Self:
-        """`fields` are those that a subclass adds."""
-        return cls(mean=interval.mean, ci95=(interval.low, interval.high), **fields)
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.ci95[0] > 0 or self.ci95[1] < 0
 
 
 class ScoreResult(Estimate):
     """One scorer's view of one model: its mean score."""
 
-    delta: Estimate | None
+    delta: Difference | None
     """Paired difference to the baseline, model minus baseline; null for the baseline itself."""
     nonfinite: int = Field(ge=0)
     """Prompts on which this model got no finite score. They are left out of this scorer's numbers for every model."""
@@ -120,12 +100,16 @@ class Ranking(StrictModel):
     """The model with the highest mean."""
     runner_up: str | None
     """The model with the second highest mean; null when there is one model only."""
-    difference: Estimate | None
+    difference: Difference | None
     """Paired difference, best minus runner-up."""
     separated: bool
-    """Whether the interval of that difference excludes zero."""
-    against_best_of: dict[str, Estimate] = Field(default_factory=dict)
+    """Whether the interval of that difference excludes zero, and its p-value in `p_to_best` is below 0.05."""
+    against_best_of: dict[str, Difference] = Field(default_factory=dict)
     """Paired difference, best minus each row of best of n; empty without such rows."""
+    p_to_baseline: dict[str, float] = Field(default_factory=dict)
+    """By row: p-value of its difference to the baseline after Holm's correction for all rows; empty for a single difference."""
+    p_to_best: dict[str, float] = Field(default_factory=dict)
+    """By row: p-value of best minus this row, after Holm's correction for all other models, for best of n for its rows."""
 
 
 class ProbeResult(Estimate):
@@ -148,7 +132,10 @@ class EngineResult(StrictModel):
 
 
 class Results(StrictModel):
-    """A comparison of models on the same prompts with the same scorers. Intervals are paired bootstraps over prompts."""
+    """A comparison of models on the same prompts with the same scorers.
+
+    Intervals are paired bootstraps over prompts; those of methods with several seeds are over seeds and prompts.
+    """
 
     schema_version: Literal[1] = 1
     """Version of this format."""
@@ -266,6 +253,8 @@ def build_results(
     rows = make_rows(table, baseline, measured, methods or {}, best_of)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
     usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
+    models = {name: _row_result(row, rows[baseline], usable, bootstrap) for name, row in rows.items()}
+    deltas = {scorer: {name: model.scores[scorer].delta for name, model in models.items()} for scorer in usable}
     return Results(
         recipe=recipe,
         command=list(command),
@@ -275,8 +264,8 @@ def build_results(
         num_candidates=table.num_candidates,
         bootstrap_resamples=bootstrap_resamples,
         engine=EngineResult(name=engine_name, version=engine_version),
-        models={name: _row_result(row, rows[baseline], usable, bootstrap) for name, row in rows.items()},
-        ranking={scorer: _ranking(rows, scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        models=models,
+        ranking={scorer: _ranking(rows, deltas[scorer], scorer, usable[scorer], bootstrap) for scorer in table.scorers},
         probes={
             scorer: [result for probe in found if (result := _probe_result(probe, bootstrap)) is not None]
             for scorer, found in (probes or {}).items()
@@ -348,7 +337,7 @@ def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, boots
     own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
     return ScoreResult.of(
         bootstrap(own),
-        delta=None if row is baseline else Estimate.of(bootstrap(own, against)),
+        delta=None if row is baseline else Difference.between(own, against, bootstrap=bootstrap),
         nonfinite=int((~np.isfinite(row.scores[scorer])).any(axis=0).sum()),
     )
 
@@ -359,20 +348,24 @@ def _tokens(row: Row, bootstrap: Bootstrap) -> TokenResult:
     return TokenResult.of(bootstrap(row.tokens[:, known]), p50=row.token_percentiles[0], p95=row.token_percentiles[1])
 
 
-def _ranking(rows: Mapping[str, Row], scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> Ranking:
+def _ranking(
+    rows: Mapping[str, Row], deltas: Mapping[str, Difference | None], scorer: str, usable: BoolArray, bootstrap: Bootstrap
+) -> Ranking:
     values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
     # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
     order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
-    runner_up = order[1] if len(order) > 1 else None
-    difference = None if runner_up is None else Estimate.of(bootstrap(values[order[0]], values[runner_up]))
+    best, runner_up = order[0], order[1] if len(order) > 1 else None
+    to_best = {name: Difference.between(values[best], values[name], bootstrap=bootstrap) for name in rows if name != best}
+    of_models = corrected({name: to_best[name].p for name in order[1:]})
+    against_best_of = {name: to_best[name] for name, row in rows.items() if row.best_of}
     return Ranking(
         order=order,
         prompts=int(usable.sum()),
-        best=order[0],
+        best=best,
         runner_up=runner_up,
-        difference=difference,
-        separated=difference is not None and difference.excludes_zero,
-        against_best_of={
-            name: Estimate.of(bootstrap(values[order[0]], values[name])) for name, row in rows.items() if row.best_of
-        },
+        difference=None if runner_up is None else to_best[runner_up],
+        separated=runner_up is not None and to_best[runner_up].is_separated(of_models.get(runner_up)),
+        against_best_of=against_best_of,
+        p_to_baseline=corrected({name: delta.p for name, delta in deltas.items() if delta is not None}),
+        p_to_best=of_models | corrected({name: difference.p for name, difference in against_best_of.items()}),
     )

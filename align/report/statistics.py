@@ -7,7 +7,7 @@ candidates of the same prompt resemble each other: counting each as evidence of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,9 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+    p: float
+    """Two-sided bootstrap p-value of a true mean of 0: the interval of confidence 1 - p ends at 0 (Efron and Tibshirani 1993,
+    section 15.4). Never below 2 / (resamples + 1), which is all that so many resamples can show."""
 
 
 def paired_bootstrap(values: FloatArray, *, seed: int, resamples: int) -> Interval:
@@ -50,11 +53,12 @@ def paired_bootstrap(values: FloatArray, *, seed: int, resamples: int) -> Interv
     mean = float(values.mean())
     # Equal up to rounding: BCa divides by the spread and would return NaN here.
     if np.ptp(values) <= 1e-12 * np.abs(values).max(initial=0.0):
-        return Interval(mean, mean, mean)
-    interval = _bootstrap_interval(values, "BCa", seed, resamples)
-    if not all(map(math.isfinite, interval)):  # all resampled means lie on one side: no bias correction exists
-        interval = _bootstrap_interval(values, "percentile", seed, resamples)
-    return Interval(mean, *interval)
+        return Interval(mean, mean, mean, _least_p(resamples) if mean else 1.0)
+    low, high, draws = _bootstrap_interval(values, "BCa", seed, resamples)
+    if not math.isfinite(low + high):  # all resampled means lie on one side: no bias correction exists
+        low, high, draws = _bootstrap_interval(values, "percentile", seed, resamples)
+        return Interval(mean, low, high, _two_sided(_share_beyond_zero(draws, mean), resamples))
+    return Interval(mean, low, high, _bca_p(values, mean, draws))
 
 
 def seeded_bootstrap(*sides: FloatArray, seed: int, resamples: int) -> Interval:
@@ -88,13 +92,80 @@ def seeded_bootstrap(*sides: FloatArray, seed: int, resamples: int) -> Interval:
     values = _finite_vector(means[0] - means[1] if len(sides) == 2 else means[0])
     random = np.random.default_rng(seed)
     # Prompts first, then each side's seeds: the order of draws from one generator fixes the interval for a given seed.
-    draws = _resampled_means(values, random, resamples)
+    of_prompts = _resampled_means(values, random, resamples)
     # Each side's seeds are drawn apart, because seeds of two methods are not pairs; the prompts above are drawn once for both.
-    for sign, side in zip((1.0, -1.0), sides, strict=False):
-        draws = draws + sign * _seed_deviations(side.mean(axis=1), random, resamples)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(end) for end in np.quantile(draws, [tail, 1 - tail]))
-    return Interval(float(values.mean()), low, high)
+    of_seeds = [_seed_deviations(side.mean(axis=1), random, resamples) for side in sides]
+    counts = [len(side) for side in sides]
+
+    def draws(confidence: float) -> FloatArray:
+        total = of_prompts
+        for sign, count, deviations in zip((1.0, -1.0), counts, of_seeds, strict=False):
+            total = total + sign * (_stretch(count, confidence) * deviations)
+        return total
+
+    tail, mean = (1 - CONFIDENCE) / 2, float(values.mean())
+    low, high = (float(end) for end in np.quantile(draws(CONFIDENCE), [tail, 1 - tail]))
+    return Interval(mean, low, high, _stretched_p(draws, mean, resamples))
+
+
+def _least_p(resamples: int) -> float:
+    return 2 / (resamples + 1)
+
+
+def _share_beyond_zero(draws: FloatArray, mean: float) -> float:
+    """Share of the draws that are not on the mean's side of zero, counting one more, so that it is never zero."""
+    beyond = np.count_nonzero(draws <= 0) if mean > 0 else np.count_nonzero(draws >= 0)
+    return (int(beyond) + 1) / (len(draws) + 1)
+
+
+def _two_sided(one_sided: float, resamples: int) -> float:
+    return min(1.0, max(2 * one_sided, _least_p(resamples)))
+
+
+def _bca_p(values: FloatArray, mean: float, draws: FloatArray) -> float:
+    """The p-value of the BCa interval: where its formula for an end gives zero, solved for the confidence (Efron 1987)."""
+    from scipy.stats import norm
+
+    if not mean:
+        return 1.0
+    # Towards positive means, so that only the lower end matters.
+    sign = math.copysign(1.0, mean)
+    draws, deviations = sign * draws, sign * (values - mean)
+    below = (np.count_nonzero(draws < sign * mean) + np.count_nonzero(draws <= sign * mean)) / (2 * len(draws))
+    bias = float(norm.ppf(below))
+    # The jackknife's skewness, which for a mean is that of the values.
+    acceleration = float((deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5))
+    shifted = float(norm.ppf(_share_beyond_zero(draws, 1.0))) - bias
+    # Where the correction is larger than what it corrects, the end of the interval cannot be zero at any confidence.
+    scale = 1 + acceleration * shifted
+    return _two_sided(float(norm.cdf(shifted / scale - bias)) if scale > 0 else 0.0, len(draws))
+
+
+def _stretched_p(draws: Callable[[float], FloatArray], mean: float, resamples: int) -> float:
+    """The p-value of an interval whose draws depend on the confidence: found by bisection."""
+    low, high = _least_p(resamples), 1.0
+    for _ in range(20):
+        p = math.sqrt(low * high)  # p-values matter by their ratio
+        includes_zero = _share_beyond_zero(draws(1 - p), mean) > p / 2
+        low, high = (p, high) if includes_zero else (low, p)
+    return high if mean else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values after Holm's correction: the smallest is multiplied by their number, the next by one less, and so on.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure". If each is compared with 0.05, the chance that any of
+    the true differences of zero is called a difference is at most 0.05, however the comparisons depend on each other.
+
+    Returns:
+        by the same names; none is above 1, or below one that was smaller before.
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
 
 
 def _resampled_means(values: FloatArray, random: np.random.Generator, resamples: int) -> FloatArray:
@@ -109,20 +180,27 @@ def _resampled_means(values: FloatArray, random: np.random.Generator, resamples:
 
 
 def _seed_deviations(means: FloatArray, random: np.random.Generator, resamples: int) -> FloatArray:
-    """[resamples] deviations of resampled seeds from their mean, stretched for few seeds; zeros for a single one."""
+    """[resamples] deviations of resampled seeds from their mean; zeros for a single one."""
     count = len(means)
     if count == 1:
         return np.zeros(resamples)
-    # Imported late: scipy.stats takes a second, which showing finished results must not cost.
-    from scipy.stats import norm, t
-
-    quantile = (1 + CONFIDENCE) / 2
-    stretch = math.sqrt(count / (count - 1)) * float(t.ppf(quantile, count - 1) / norm.ppf(quantile))
     deviations: FloatArray = means[random.integers(count, size=(resamples, count))].mean(axis=1) - means.mean()
-    return stretch * deviations
+    return deviations
 
 
-def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: int) -> tuple[float, float]:
+def _stretch(count: int, confidence: float) -> float:
+    """By how much the deviations of resampled seeds are stretched, because few of them vary too little."""
+    if count == 1:
+        return 1.0
+    # Imported late: scipy.stats takes a second, which showing finished results must not cost.
+    from scipy.special import ndtri, stdtrit
+
+    quantile = (1 + confidence) / 2
+    return math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, quantile) / ndtri(quantile))
+
+
+def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: int) -> tuple[float, float, FloatArray]:
+    """Both ends, and the resampled means."""
     from scipy.stats import bootstrap  # a second of import, which showing results must not cost
 
     result = bootstrap(
@@ -136,7 +214,7 @@ def _bootstrap_interval(values: FloatArray, method: str, seed: int, resamples: i
         method=method,
         rng=np.random.default_rng(seed),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high), result.bootstrap_distribution
 
 
 def _finite_vector(values: FloatArray) -> FloatArray:

@@ -16,17 +16,17 @@ from align.metric import duration_text
 from align.report.results import ModelResult, Results
 from align.report.wording import (
     BETTER,
-    MARKS_LEGEND,
     RED_FLAG,
     RED_FLAG_LEGEND,
     WORSE,
     conclusions,
     estimate_text,
     interval_scope,
-    mark_of,
+    marks_legend,
     number,
     path_legend,
     percent_text,
+    row_mark,
     score_decimals,
 )
 
@@ -88,7 +88,7 @@ class ComparisonTable:
             yield Text(sentence)
         if len(results.models) > 1:
             yield Text(interval_scope(results))
-        yield Text(MARKS_LEGEND, style="dim")
+        yield Text(marks_legend(results), style="dim")
         if any(row.red_flags for row in results.models.values()):
             yield Text(RED_FLAG_LEGEND, style="dim")
         if legend := path_legend(results):
@@ -164,7 +164,7 @@ def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text,
     score = model.scores[scorer]
     delta = Text(NOTHING, style="dim")
     if score.delta is not None:
-        mark = mark_of(score.delta)
+        mark = row_mark(results, name, scorer)
         delta = Text(f"{estimate_text(score.delta, decimals, signed=True)} {mark}", style=STYLES.get(mark, ""))
     wins = Text(NOTHING, style="dim") if model.win_rate is None else Text(percent_text(model.win_rate[scorer]))
     return Text(estimate_text(score, decimals)), delta, wins

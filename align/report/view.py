@@ -12,8 +12,9 @@ import numpy as np
 from align.metric import metric_of
 from align.records import ScoredCandidate
 from align.report.answers import AnswerTable
+from align.report.estimate import Estimate
 from align.report.figure import evenly
-from align.report.results import Estimate, Results
+from align.report.results import Results
 from align.report.wording import number
 
 PROMPTS_SHOWN = 24

@@ -14,9 +14,10 @@ from markupsafe import Markup
 from align.records import ScoredCandidate
 from align.report.answers import AnswerTable
 from align.report.cost import Cost
+from align.report.estimate import Estimate
 from align.report.fields import Group, PromptFields
 from align.report.figure import evenly
-from align.report.results import Estimate, ModelResult, Results
+from align.report.results import ModelResult, Results
 from align.report.style import row_styles
 
 MAX_BYTES = 3_600_000
@@ -105,7 +106,8 @@ def results_cells(results: Results) -> list[list[Cell]]:
     """The comparison as rows of a spreadsheet, with a header; numbers are unrounded, as in results.json."""
     header = ["model", "kind"]
     for scorer in results.scorers:
-        header += _interval_names(f"{scorer} mean") + _interval_names(f"{scorer} difference") + _interval_names(f"{scorer} wins")
+        header += [*_interval_names(f"{scorer} mean"), *_interval_names(f"{scorer} difference")]
+        header += [f"{scorer} p", f"{scorer} p, Holm", *_interval_names(f"{scorer} wins")]
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
     header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
     rows: list[list[Cell]] = [[*header]]
@@ -127,7 +129,11 @@ def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> l
     cells: list[Cell] = [name, kind]
     for scorer in results.scorers:
         wins = None if model.win_rate is None else model.win_rate[scorer]
-        cells += _interval(model.scores[scorer]) + _interval(model.scores[scorer].delta) + _interval(wins)
+        delta = model.scores[scorer].delta
+        p = None if delta is None else delta.p
+        # A seed by itself is not among the comparisons that are corrected.
+        corrected = results.ranking[scorer].p_to_baseline.get(name, p if name in results.models else None)
+        cells += [*_interval(model.scores[scorer]), *_interval(delta), p, corrected, *_interval(wins)]
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
     cells += [model.distinct_2, model.retention_perplexity, model.train_seconds]
     return [*cells, *(None if model.cost is None else getattr(model.cost, name) for name in Cost.model_fields)]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from align.metric import duration_text
 from align.report.collapse import RedFlag
-from align.report.results import Estimate, ProbeResult, Ranking, Results
+from align.report.estimate import Difference, Estimate
+from align.report.results import ProbeResult, Ranking, Results
 from align.report.visible import visible
 
 BETTER, WORSE, UNCLEAR = "▲", "▼", "~"
@@ -86,11 +87,37 @@ def percent_text(estimate: Estimate) -> str:
     return f"{100 * estimate.mean:.0f} % [{100 * estimate.ci95[0]:.0f}, {100 * estimate.ci95[1]:.0f}]"
 
 
-def mark_of(delta: Estimate) -> str:
-    """Whether a difference to the baseline is separated from zero, and in which direction."""
-    if not delta.excludes_zero:
+def mark_of(delta: Difference, corrected_p: float | None = None) -> str:
+    """Whether a difference to the baseline is separated from zero, and in which direction.
+
+    Args:
+        corrected_p: its p-value, corrected for the other comparisons that are marked with it; None where it stands alone.
+    """
+    if not delta.is_separated(corrected_p):
         return UNCLEAR
     return BETTER if delta.mean > 0 else WORSE
+
+
+def row_mark(results: Results, name: str, scorer: str) -> str:
+    """The mark of a row's difference to the baseline, corrected for the other rows; empty for the baseline."""
+    delta = results.models[name].scores[scorer].delta
+    return "" if delta is None else mark_of(delta, results.ranking[scorer].p_to_baseline.get(name))
+
+
+def p_text(p: float) -> str:
+    """A p-value in two digits: 0.032, < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def marks_legend(results: Results) -> str:
+    """What the marks mean, and for how many comparisons they are corrected."""
+    compared = max(len(ranking.p_to_baseline) for ranking in results.ranking.values())
+    if not compared:
+        return MARKS_LEGEND
+    return (
+        f"{BETTER} better, {WORSE} worse: 95 % interval without 0, and p < 0.05 after Holm's correction "
+        f"for {compared} comparisons.  {UNCLEAR} not separated."
+    )
 
 
 def interval_scope(results: Results) -> str:
@@ -124,6 +151,7 @@ def cautions(results: Results) -> list[str]:
         *_red_flags(results),
         *_unchanged(results),
         *_disagreements(results),
+        *_chance_findings(results),
         *_seed_cautions(results),
         *_never_chosen(results),
     ]
@@ -142,7 +170,7 @@ def _verdict(results: Results, scorer: str) -> str:
     # Only the baseline has no difference to itself: it is the best.
     if best.delta is None:
         return f"On {scorer}, no model beats {baseline} {basis}; {_closest(ranking, ranking.difference, decimals)}"
-    if best.delta.excludes_zero:
+    if row_mark(results, ranking.best, scorer) != UNCLEAR:
         first = f"On {scorer}, {ranking.best} beats {baseline} by {estimate_text(best.delta, decimals)} {basis}"
     else:
         first = (
@@ -182,7 +210,7 @@ def _against_best_of(results: Results, scorer: str) -> str:
         best_of = results.models[name].best_of
         assert best_of is not None
         chooser = best_of.scorer
-        groups[mark_of(difference)].append(str(best_of.n))
+        groups[mark_of(difference, ranking.p_to_best.get(name))].append(str(best_of.n))
     words = {BETTER: "beats", UNCLEAR: "is not separated from", WORSE: "is beaten by"}
     clauses = [f"{words[mark]} n = {_listed(sizes)}" for mark, sizes in groups.items() if sizes]
     return (
@@ -239,6 +267,24 @@ def _red_flags(results: Results) -> list[str]:
         for name, row in results.models.items()
         if row.red_flags
     ]
+
+
+def _chance_findings(results: Results) -> list[str]:
+    """A sentence for each scorer by which intervals exclude zero that Holm's correction does not call separated."""
+    sentences = []
+    for scorer in results.scorers:
+        corrected = results.ranking[scorer].p_to_baseline
+        deltas = {name: results.models[name].scores[scorer].delta for name in corrected}
+        found = [
+            name for name, delta in deltas.items() if delta and delta.excludes_zero and not delta.is_separated(corrected[name])
+        ]
+        if found:
+            named = _listed([f"{name} (p = {p_text(corrected[name])})" for name in found])
+            sentences.append(
+                f"On {scorer}, the interval of {named} excludes 0, but one of {len(corrected)} comparisons may do so by chance: "
+                "not separated after Holm's correction."
+            )
+    return sentences
 
 
 def _unchanged(results: Results) -> list[str]:
@@ -306,7 +352,7 @@ def _other_winners(results: Results, scorer: str, decimals: int) -> str:
     clauses = []
     for name in results.ranking[scorer].order[1:]:
         delta = results.models[name].scores[scorer].delta
-        if delta is not None and delta.excludes_zero and delta.mean > 0:
+        if delta is not None and row_mark(results, name, scorer) == BETTER:
             clauses.append(f"; {name} beats it by {estimate_text(delta, decimals)}")
     return "".join(clauses)
 
@@ -316,7 +362,7 @@ def _disagreements(results: Results) -> list[str]:
     # Of best of n the largest n, where choosing by one scorer goes furthest.
     for name in [*results.trained_rows, *results.best_of_rows[-1:]]:
         model = results.models[name]
-        marks = {scorer: mark_of(score.delta) for scorer, score in model.scores.items() if score.delta is not None}
+        marks = {scorer: row_mark(results, name, scorer) for scorer in results.scorers}
         up = [scorer for scorer, mark in marks.items() if mark == BETTER]
         down = [scorer for scorer, mark in marks.items() if mark == WORSE]
         if up and down:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from align.report.best_of import BestOfPool
     from align.scoring.probes import Probe
 
-VERSION = 7
+VERSION = 8
 
 
 class Config(Generation, StageConfig):

@@ -12,6 +12,8 @@ from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.best_of import BestOfPool
 from align.report.results import Results
+from align.report.statistics import holm
+from align.report.wording import conclusions, row_mark
 
 Make = Callable[..., ScoredCandidate]
 MakeResults = Callable[..., Results]
@@ -288,8 +290,40 @@ def test_results_of_an_earlier_version_without_the_new_fields_are_read(results: 
         for name in ("kl_bound", "best_of", "replicates"):
             del model[name]
     for ranking in value["ranking"].values():
-        del ranking["against_best_of"]
-    assert Results.from_json(value) == results
+        del ranking["against_best_of"], ranking["p_to_baseline"], ranking["p_to_best"]
+    read = Results.from_json(value)
+    assert read.models == results.models
+    # Their marks are those of the intervals.
+    assert read.ranking["rm"].p_to_baseline == {}
+
+
+def test_several_comparisons_are_corrected_each_in_its_family(many: tuple[Results, object]) -> None:
+    results, _ = many
+    ranking = results.ranking["gold"]
+    deltas = {name: row.scores["gold"].delta for name, row in results.models.items() if name != "sft"}
+    raw = {name: delta.p for name, delta in deltas.items() if delta is not None and delta.p is not None}
+    assert ranking.p_to_baseline == holm(raw)
+    assert set(ranking.p_to_best) == set(results.models) - {ranking.best}
+
+
+def test_a_difference_that_one_of_many_shows_by_chance_is_not_called_separated(
+    make_candidate: Make, make_results: MakeResults
+) -> None:
+    wave = [float(number % 5) for number in range(40)]
+    # Better on 27 of 40 prompts, worse on 13: p is near 0.02. Five others differ from the baseline by nothing in the mean.
+    unsure = [score + (0.5 if number < 27 else -0.5) + 0.02 * (number * 7 % 5 - 2) for number, score in enumerate(wave)]
+    others = {f"m{n}": [score + (0.1 * n if number % 2 else -0.1 * n) for number, score in enumerate(wave)] for n in range(1, 6)}
+    answers = {"sft": wave, "m0": unsure, **others}
+    results = make_results(seeds_of(make_candidate, **answers))
+    delta = results.models["m0"].scores["gold"].delta
+    assert delta is not None
+    assert delta.excludes_zero
+    assert results.ranking["gold"].p_to_baseline["m0"] > 0.05
+    assert row_mark(results, "m0", "gold") == "~"
+    alone = make_results(seeds_of(make_candidate, sft=answers["sft"], m0=answers["m0"]))
+    assert row_mark(alone, "m0", "gold") == "▲"
+    told = [sentence for sentence in conclusions(results) if "by chance" in sentence]
+    assert told[0].startswith("On gold, the interval of m0 (p = 0.")
 
 
 def test_every_field_of_the_schema_is_described() -> None:

@@ -11,6 +11,7 @@ from scipy.stats import bootstrap
 
 from align.report.statistics import (
     distinct_n,
+    holm,
     paired_bootstrap,
     prompt_means,
     seeded_bootstrap,
@@ -185,3 +186,59 @@ def test_seeds_with_other_prompts_or_no_values_are_refused() -> None:
         seeded_bootstrap(np.ones(3), seed=0, resamples=100)
     with pytest.raises(ValueError, match="not finite"):
         seeded_bootstrap(np.array([[1.0, NAN], [1.0, 2.0]]), seed=0, resamples=100)
+
+
+@pytest.mark.parametrize(("shift", "skewed"), [(0.25, False), (0.2, True), (-0.25, True), (0.1, False)])
+def test_the_interval_of_confidence_1_minus_p_ends_at_zero(shift: float, skewed: bool) -> None:
+    random = np.random.default_rng(9)
+    values = shift + (random.exponential(size=60) - 1.0 if skewed else random.normal(size=60))
+    p = paired_bootstrap(values, seed=5, resamples=4000).p
+    theirs = bootstrap(
+        (values,), np.mean, n_resamples=4000, method="BCa", confidence_level=1 - p, rng=np.random.default_rng(5)
+    ).confidence_interval
+    nearest = theirs.low if values.mean() > 0 else theirs.high
+    assert nearest == pytest.approx(0.0, abs=0.002)
+
+
+def test_p_agrees_with_students_and_with_the_sign_flip_test() -> None:
+    from scipy.stats import permutation_test, ttest_1samp
+
+    values = np.random.default_rng(4).normal(0.25, 1.0, size=80)
+    p = paired_bootstrap(values, seed=0, resamples=20_000).p
+    flips = permutation_test(
+        (values, np.zeros(80)), lambda a, b: np.mean(a - b), permutation_type="samples", rng=np.random.default_rng(0)
+    )
+    assert p == pytest.approx(ttest_1samp(values, 0.0).pvalue, rel=0.25)
+    assert p == pytest.approx(flips.pvalue, rel=0.25)
+
+
+def test_p_of_no_difference_is_uniform_enough() -> None:
+    # 400 studies of 50 prompts without a difference: 5 % have p < 0.05, with a standard error of 1.1 points.
+    random = np.random.default_rng(12)
+    found = sum(paired_bootstrap(random.normal(size=50), seed=study, resamples=500).p < 0.05 for study in range(400))
+    assert 10 <= found <= 32
+
+
+def test_p_of_equal_values_and_its_smallest() -> None:
+    assert paired_bootstrap(np.zeros(9), seed=0, resamples=199).p == 1.0
+    assert paired_bootstrap(np.ones(9), seed=0, resamples=199).p == pytest.approx(0.01)
+    assert paired_bootstrap(np.random.default_rng(0).normal(9, 1, size=50), seed=0, resamples=199).p == pytest.approx(0.01)
+
+
+def test_p_over_seeds_is_below_5_percent_where_the_interval_excludes_zero() -> None:
+    random = np.random.default_rng(6)
+    for shift in (0.2, 0.5, 0.8, 1.1):
+        model = shift + np.array([[-0.2], [0.0], [0.2]]) + random.normal(0, 0.3, size=(3, 40))
+        interval = seeded_bootstrap(model, seed=1, resamples=2000)
+        assert (interval.p < 0.05) == (interval.low > 0), shift
+    # Three seeds 0.2 apart: Student's t with two degrees of freedom, p of 0.5 / (0.2 / sqrt(3)).
+    exact = seeded_bootstrap(np.array([[0.3], [0.5], [0.7]]) + np.zeros((3, 9)), seed=1, resamples=20_000)
+    assert exact.p == pytest.approx(0.0494, rel=0.5)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 are 0.04, 0.06, 0.06, 0.04; none may be below one before it.
+    assert holm({"b": 0.02, "a": 0.01, "d": 0.04, "c": 0.03}) == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
+    # statsmodels.stats.multitest.multipletests([0.001, 0.6, 0.015, 0.2], method="holm"): 0.004, 0.6, 0.045, 0.4.
+    assert holm({"w": 0.001, "x": 0.6, "y": 0.015, "z": 0.2}) == pytest.approx({"w": 0.004, "x": 0.6, "y": 0.045, "z": 0.4})
+    assert holm({"only": 0.03}) == {"only": 0.03}
