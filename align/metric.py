@@ -161,6 +161,8 @@ METRICS: Mapping[str, Metric] = {
     "epoch_of_lowest_loss": Metric("epoch of the lowest loss", headline=True),
     "prompts": Metric("prompts"),
     "epochs": Metric("epochs"),
+    "selected": Metric("chosen"),
+    "models": Metric("models"),
     # PPO.
     "score": Metric("score"),
     "kl": Metric("KL", unit="nats"),

@@ -67,6 +67,7 @@ EXAMPLES: Mapping[str, Any] = {
     "rounds_pairs.scorers": {"rm": 1.0, "gold": 0.5},
     "stage_pairs.scorers": {"rm": 1.0, "gold": 0.5},
     "models": ["sft", "dpo"],
+    "stage_select_model.models": {"dpo": "dpo", "orpo": "orpo"},
     "baseline": "sft",
     "methods": {"dpo": ["dpo-s1", "dpo-s2"]},
     "best_of": [4, 16],

@@ -88,6 +88,10 @@ class StageRequest:
                 elif entry_type in (int, float):
                     name, number = self._split(text, f"{flag} {text}", expected="NAME=NUMBER")
                     self._put((*path, name), parse_text(number, label=flag, show_lines=False).value, f"{flag} {text}")
+                elif is_reference(entry_type):
+                    name, place = self._split(text, f"{flag} {text}")
+                    added = self._add_input(name, place, kinds_of(entry_type), f"{flag} {text}")
+                    self._put((*path, name), added, f"{flag} {text}")
                 else:
                     self._set_scorer(path, text, f"{flag} {text}")
         elif isinstance(given, list):

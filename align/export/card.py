@@ -120,7 +120,7 @@ def _line_of_training(steps: Sequence[Step]) -> list[Step]:
 def _model_input(step: Step, by_fingerprint: Mapping[str, Step]) -> Step | None:
     assert step.manifest is not None
     name = step.manifest.config.get("model")
-    return by_fingerprint.get(step.manifest.inputs.get(str(name), ""))
+    return by_fingerprint.get(step.manifest.chosen_input or step.manifest.inputs.get(str(name), ""))
 
 
 def _parent(steps: Sequence[Step]) -> Step | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ class Interval(NamedTuple):
     p: float
     """Two-sided bootstrap p-value of a true mean of 0: the interval of confidence 1 - p ends at 0 (Efron and Tibshirani 1993,
     section 15.4). Never below 2 / (resamples + 1), which is all that so many resamples can show."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As manifests have it."""
+        return {"mean": self.mean, "ci95": [self.low, self.high]}
 
 
 def paired_bootstrap(values: FloatArray, *, seed: int, resamples: int) -> Interval:

@@ -26,7 +26,7 @@ def train_seconds(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> floa
     training = _training_manifest(artifact, artifacts)
     if training is None:
         return None
-    # A selected checkpoint has cost both its training and the sampling and scoring that chose it.
+    # A selected checkpoint or model has cost both its training and the sampling and scoring that chose it.
     return training.seconds if training is artifact.manifest else artifact.manifest.seconds + training.seconds
 
 
@@ -40,8 +40,11 @@ def trained(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Trained | 
 
 
 def _training_manifest(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Manifest | None:
-    """The manifest of the stage that trained a model. A selected checkpoint was trained by one of the stage's inputs."""
+    """The manifest of the stage that trained a model. A selected checkpoint or model was trained by one of the stage's inputs."""
     manifest = artifact.manifest
+    if (chosen := manifest.chosen_input) is not None:
+        source = next((made for made in artifacts.values() if made.fingerprint == chosen), None)
+        return None if source is None else _training_manifest(source, artifacts)
     if manifest.stage == SELECTION_STAGE:
         inputs = set(manifest.inputs.values())
         makers = (made.manifest for made in artifacts.values() if made.fingerprint in inputs)

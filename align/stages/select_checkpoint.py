@@ -15,11 +15,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
 
 from align.config.base import Problem
 from align.config.checks import manifest_of
@@ -27,48 +24,31 @@ from align.config.graph import RecipeGraph
 from align.config.inputs import ArtifactInput, ModelInput
 from align.config.names import listing
 from align.config.reference import ModelReference, RowsReference
-from align.config.row_need import RowNeed
-from align.config.sections import Generation, PointwiseScorer
 from align.data.encoding import encode_instructions
+from align.engines.scored import ANSWERS_NAME, SCORE_NAME, ChoiceConfig, answer_and_score, scores_by_prompt
 from align.errors import RecipeError, StageError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
-from align.records import Candidate, Drop, Instruction, Prompt, ScoredCandidate
+from align.records import Drop, Instruction, Prompt
 from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
-from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, read_rows, write_rows
+from align.stage import StageContext, StageOutcome
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, write_rows
 from align.store.atomic import link_tree, write_bytes, write_json
-from align.store.shard import read_seal, shard_path, write_shard
 
 if TYPE_CHECKING:
-    from align.report.statistics import FloatArray, Interval
+    from align.report.statistics import FloatArray
 
 VERSION = 4
 
 
-class Config(Generation, StageConfig):
+class Config(ChoiceConfig):
     """Keep the epoch whose completions score highest."""
 
     model: ModelReference
     """Model made by an sft stage, which keeps a checkpoint per epoch."""
-    prompts: RowsReference[Prompt]
-    """Validation prompts: neither those of training nor those of the comparison."""
-    scorer: PointwiseScorer
-    """What scores the completions: the name of a reward model stage, or {rules: …}."""
     data: RowsReference[Instruction] | None = None
     """Held-out instructions on which the loss of every epoch is shown beside its score."""
-    num_candidates: int = Field(default=1, ge=1)
-    """Completions per prompt and epoch; scores are averaged per prompt."""
-    bootstrap_resamples: int = Field(default=10_000, ge=100)
-    """Resamples of the paired bootstrap over prompts."""
-    batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens per forward pass of a scorer or a loss; numbers depend on it by rounding only (below 1e-5)."""
-
-    def row_needs(self) -> Iterator[RowNeed]:
-        from align.scoring.rules import prompt_needs
-
-        yield from prompt_needs("prompts", {("scorer",): self.scorer})
 
     @classmethod
     def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
@@ -91,8 +71,7 @@ class Config(Generation, StageConfig):
             yield Problem(("model",), f"'{model}' keeps no checkpoint per epoch (keep_epochs: none); set keep_epochs: all there")
 
 
-SCORE_NAME, LOSS_NAME = "score", "eval_loss"
-ANSWERS_NAME = "answers"
+LOSS_NAME = "eval_loss"
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -104,10 +83,10 @@ def run(context: StageContext[Config]) -> StageOutcome:
     if len(folders) == 1:
         context.note("there is one epoch only, and it is kept")
     prompts = context.artifact(config.prompts).rows(Prompt)
-    sampled = _sample_all(context, folders, prompts)
-    scored = _score_all(context, sampled.answers)
+    answers = answer_and_score(context, {f"epoch {epoch}": folder for epoch, folder in folders.items()}, prompts, context.work)
+    scored = dict(zip(folders, answers.rows.values(), strict=True))
     # Epochs must be compared on the same prompts, so a prompt that one epoch has no score for is left out everywhere.
-    scores = scored_everywhere({epoch: _score_by_prompt(rows) for epoch, rows in scored.items()})
+    scores = scored_everywhere({epoch: scores_by_prompt(rows) for epoch, rows in scored.items()})
     losses, loss_drops = _losses(context, folders)
     if not next(iter(scores.scores.values())):
         raise StageError(
@@ -119,23 +98,23 @@ def run(context: StageContext[Config]) -> StageOutcome:
     for row in rows:
         context.metrics(row)
     write_bytes(context.output / METRICS_NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    for epoch, answers in scored.items():
-        write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", answers)
-    drops = [*sampled.drops.values(), *scores.drops, *loss_drops]
+    for epoch, of_epoch in scored.items():
+        write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", of_epoch)
+    drops = [*answers.drops.values(), *scores.drops, *loss_drops]
     write_rows(context.output / DROPS_NAME, drops)
     link_tree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
     return StageOutcome(
         metrics={
             **choice,
-            "prompt_tokens": sampled.prompt_tokens,
-            "new_tokens": sampled.new_tokens,
-            "engine_seconds": round(sampled.engine_seconds, 3),
+            "prompt_tokens": answers.prompt_tokens,
+            "new_tokens": answers.new_tokens,
+            "engine_seconds": round(answers.engine_seconds, 3),
             "scored_completions": sum(map(len, scored.values())),
         },
         rows_in=len(prompts),
-        rows_out=len(prompts) - len(sampled.drops) - len(scores.drops),
+        rows_out=len(prompts) - len(answers.drops) - len(scores.drops),
         dropped=dict(Counter(drop.drop_reason for drop in drops)),
-        versions={sampled.engine: sampled.engine_version},
+        versions={answers.engine: answers.engine_version},
     )
 
 
@@ -155,78 +134,6 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
             hint="Name an sft stage, or give the whole folder of one as an input with artifact:.",
         )
     return {number: ModelFolder(artifact.path / EPOCHS_NAME / f"epoch-{number}") for number in numbers}
-
-
-@dataclass
-class _Sampled:
-    """Every epoch's answers, and what they were sampled with."""
-
-    answers: dict[int, list[Candidate]] = field(default_factory=dict)
-    drops: dict[str, Drop] = field(default_factory=dict)
-    """Prompts that do not fit, by id."""
-    engine: str = ""
-    engine_version: str = ""
-    prompt_tokens: int = 0
-    """Every prompt once for every epoch."""
-    new_tokens: int = 0
-    engine_seconds: float = 0.0
-
-
-def _sample_all(context: StageContext[Config], folders: Mapping[int, ModelFolder], prompts: list[Prompt]) -> _Sampled:
-    """Every epoch on the same prompts with the same seeds; one engine, whose weights are exchanged."""
-    from align.engines.holder import EngineHolder
-    from align.engines.shards import sample
-    from align.engines.task import prepare_task
-
-    config = context.config
-    where = context.artifact(config.prompts).where
-    result, holder = _Sampled(), EngineHolder(config)
-    for epoch, folder in folders.items():
-        chat_format = load_format(folder)
-        task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
-        report = sample(
-            task,
-            context.work / ANSWERS_NAME / f"epoch-{epoch}",
-            holder=holder,
-            stop_requested=context.stop_requested,
-            report=context.counter(f"answers of epoch {epoch}", "shards", task.per_shard),
-        )
-        result.answers[epoch] = report.candidates
-        result.drops.update((drop.id, drop) for drop in drops)
-        result.engine, result.engine_version = report.engine, report.engine_version
-        result.prompt_tokens += report.prompt_tokens
-        result.new_tokens += report.new_tokens
-        result.engine_seconds += report.engine_seconds
-    # Scoring loads models too, and needs the memory.
-    holder.close()
-    return result
-
-
-def _score_all(context: StageContext[Config], answers: Mapping[int, list[Candidate]]) -> dict[int, list[ScoredCandidate]]:
-    """Scores of every epoch's answers; what was scored before an interruption is kept."""
-    from align.scoring.scorers import ScorerSet, reward_model_folders
-
-    config = context.config
-    scorers = {SCORE_NAME: config.scorer}
-    scorer_set = ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.batch_tokens)
-    scored = {}
-    for epoch, candidates in answers.items():
-        shard, count = shard_path(context.work / "scores", epoch), context.counter(f"score epoch {epoch}", "scores")
-        if read_seal(shard) is None:
-            total = len(candidates)
-            write_shard(shard, scorer_set.score(candidates, lambda done, count=count, total=total: count(done, total)))  # type: ignore[misc]
-        scored[epoch] = list(read_rows(shard, ScoredCandidate))
-    scorer_set.close()
-    return scored
-
-
-def _score_by_prompt(rows: list[ScoredCandidate]) -> dict[str, float | None]:
-    """Mean over the finite scores of a prompt's completions; None where there is none."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        score = row.scores[SCORE_NAME]
-        found.setdefault(row.prompt_id, []).extend([] if score is None else [score])
-    return {prompt_id: sum(values) / len(values) if values else None for prompt_id, values in found.items()}
 
 
 def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -> tuple[dict[int, float | None], list[Drop]]:
@@ -270,7 +177,7 @@ def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, flo
     vectors = {epoch: np.array(list(of_epoch.values())) for epoch, of_epoch in scores.items()}
 
     def interval(values: FloatArray) -> dict[str, Any]:
-        return _shown(paired_bootstrap(values, seed=seed, resamples=resamples))
+        return paired_bootstrap(values, seed=seed, resamples=resamples).to_json()
 
     by_score = highest_score_epoch({epoch: float(vector.mean()) for epoch, vector in vectors.items()})
     by_loss = lowest_loss_epoch(losses)
@@ -283,10 +190,6 @@ def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, flo
         choice["epoch_of_lowest_loss"] = by_loss
         choice["score_over_lowest_loss"] = None if by_loss is None else interval(vectors[by_score] - vectors[by_loss])
     return choice
-
-
-def _shown(interval: Interval) -> dict[str, Any]:
-    return {"mean": interval.mean, "ci95": [interval.low, interval.high]}
 
 
 def _curve(choice: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -88,6 +88,12 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     """Every file, by its path inside the artifact."""
 
+    @property
+    def chosen_input(self) -> str | None:
+        """Fingerprint of the model that a choice among models kept; None for anything else."""
+        models, chosen = self.config.get("models"), self.metrics.get("selected")
+        return self.inputs[models[chosen]] if isinstance(models, dict) and chosen in models else None
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -62,6 +62,8 @@ class SpeedGuess:
                 maker: Any = self._stages[config.model].node.config if config.model in self._stages else None
                 epochs = getattr(maker, "num_epochs", 1)
                 work = self._sampling(config, [config.model] * epochs, [config.scorer])
+            case "select_model":
+                work = self._sampling(config, list(config.models.values()), [config.scorer])
             case "score":
                 work = self._scoring(config)
             case "best_of_n" | "pairs" | "label":

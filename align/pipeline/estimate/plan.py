@@ -91,7 +91,9 @@ def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
     stages = {stage.name: stage for stage in plan.stages}
     # A stage's model has the shape of the model it started from, so its input is enough, also before the stage has run.
     while name in stages:
-        name = str(getattr(stages[name].node.config, "model", ""))
+        config: Any = stages[name].node.config
+        # Of models to choose from, the first stands for all.
+        name = next(iter(config.models.values())) if stages[name].stage_type == "select_model" else getattr(config, "model", "")
     resolved = plan.inputs.get(name)
     return None if resolved is None else resolved.model
 
