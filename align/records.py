@@ -134,7 +134,8 @@ class Prompt(PromptRecord):
     reference: str | None = None
     """What a rule compares the completion with: a topic, a number, an answer."""
     fields: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """The file's other columns with short values, such as a category: a comparison reports results by them."""
+    """The file's other columns with short values, such as a category: a comparison reports results by them. Lists and mappings
+    are JSON."""
 
 
 class TextRow(Record):

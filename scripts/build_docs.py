@@ -51,6 +51,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "rule numeric_answer": rules.NumericAnswerRule,
     "rule choice_answer": rules.ChoiceAnswerRule,
     "rule expression": rules.ExpressionRule,
+    "rule instructions": rules.InstructionsRule,
     "rule json": rules.JsonRule,
     "rule language": rules.LanguageRule,
 }

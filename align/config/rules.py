@@ -215,6 +215,22 @@ class ExpressionRule(AnswerRule):
         return f"fields.{self.numbers}"
 
 
+class InstructionsRule(RuleBase):
+    """1 if the completion follows every instruction that the prompt's row lists as IFEval does, else 0."""
+
+    type: Literal["instructions"]
+    ids: str = Field(default="instruction_id_list", min_length=1)
+    """The column with the list of instructions, such as `["punctuation:no_comma"]`."""
+    arguments: str = Field(default="kwargs", min_length=1)
+    """The column with their arguments: a list with a mapping for each instruction."""
+    loose: bool = False
+    """Also accept it without its first or last line, or both, and without asterisks (IFEval's loose accuracy)."""
+
+    @property
+    def row_field(self) -> str:
+        return f"fields.{self.ids}"
+
+
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef", "patternProperties")
 """Keys of a JSON Schema that could fetch something, or let a check go on without end."""
 
@@ -287,6 +303,7 @@ Rule = Annotated[
     | NumericAnswerRule
     | ChoiceAnswerRule
     | ExpressionRule
+    | InstructionsRule
     | JsonRule
     | LanguageRule,
     Field(discriminator="type"),

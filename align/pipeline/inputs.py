@@ -32,7 +32,7 @@ from align.store.fingerprint import fingerprint
 from align.store.lock import hold
 
 # Raised whenever the same file would give other rows than before.
-INGEST_VERSION = 3
+INGEST_VERSION = 4
 TOKENS_VERSION = 1
 """Raised whenever the same tokens would get other rows than before."""
 # Files of a model folder that nothing reads.

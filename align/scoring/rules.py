@@ -22,6 +22,7 @@ from align.config.rules import (
     ContainsReferenceRule,
     EchoRule,
     ExpressionRule,
+    InstructionsRule,
     JsonRule,
     LanguageRule,
     LengthRule,
@@ -41,6 +42,7 @@ from align.errors import DataError, StageError
 from align.records import Candidate
 from align.scoring.choice import choice_of
 from align.scoring.expression import reaches, whole_numbers
+from align.scoring.instructions import Instruction, follows_all, read_instructions
 from align.scoring.json_text import fits_schema
 from align.scoring.numbers import last_number, only_number
 
@@ -128,10 +130,17 @@ def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
             return _is_within_bounds(rule, text)
         case RepetitionRule():
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
-        case JsonRule():
-            return fits_schema(text, rule.json_schema)
+        case JsonRule() | InstructionsRule():
+            return _has_form(rule, text, prompt)
         case NumericAnswerRule() | ChoiceAnswerRule() | ExpressionRule():
             return _answers(rule, text, prompt)
+
+
+def _has_form(rule: JsonRule | InstructionsRule, text: str, prompt: RuledPrompt) -> bool:
+    if isinstance(rule, JsonRule):
+        return fits_schema(text, rule.json_schema)
+    _require(rule, prompt, "Correct the row, or take the prompt out of the file.")
+    return follows_all(text, _instructions(rule, prompt), loose=rule.loose)
 
 
 def _answers(rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule, text: str, prompt: RuledPrompt) -> bool:
@@ -154,6 +163,10 @@ def _answers(rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule, text: 
             target = last_number(_target(rule, prompt) or "")
             numbers = whole_numbers(prompt.fields[rule.numbers])
             return target is not None and numbers is not None and reaches(answer, numbers, target, rule.use)
+
+
+def _instructions(rule: InstructionsRule, prompt: Any) -> list[Instruction]:
+    return read_instructions(prompt.fields[rule.ids], prompt.fields.get(rule.arguments, ""))
 
 
 def _target(rule: ExpressionRule, prompt: Any) -> str | None:
@@ -186,6 +199,8 @@ def lack_of_prompt(rule: Rule, prompt: Any) -> str:
         return "" if value in rule.patterns else f"{value!r} as {rule.field!r}, for which there is no pattern"
     if isinstance(rule, ExpressionRule):
         return _lack_of_problem(rule, prompt)
+    if isinstance(rule, InstructionsRule):
+        return _lack_of_instructions(rule, prompt)
     if not rule.row_field:
         return ""
     if prompt.reference is None or not prompt.reference.strip():
@@ -207,6 +222,16 @@ def _lack_of_problem(rule: ExpressionRule, prompt: Any) -> str:
     return f"no number in {place}" if last_number(target or "") is None else ""
 
 
+def _lack_of_instructions(rule: InstructionsRule, prompt: Any) -> str:
+    if prompt.fields.get(rule.ids) is None:
+        return f"no such column: {rule.ids!r}"
+    try:
+        _instructions(rule, prompt)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def prompt_needs(rows: str, scorers: Mapping[FieldPath, Any]) -> Iterator[RowNeed]:
     """What the rules among a stage's scorers read in its prompts.
 
@@ -219,6 +244,7 @@ def prompt_needs(rows: str, scorers: Mapping[FieldPath, Any]) -> Iterator[RowNee
             if rule.row_field:
                 reason = f"the rule {rule.name!r} (type {rule.type}) needs one"
                 instead = "correct the rule" if rule.row_field.startswith("fields.") else "take the rule out"
+                instead = "leave these prompts out" if isinstance(rule, InstructionsRule) else instead
                 yield RowNeed(rows, path, rule.row_field, partial(lack_of_prompt, rule), reason, instead)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ MAX_LABEL_COLUMNS = 100
 MAX_OTHER_COLUMNS = 20
 MAX_OTHER_CHARACTERS = 100
 """A longer text is no value to group results by."""
+MAX_JSON_CHARACTERS = 2_000
+"""Of a list or mapping, which only rules read."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LABEL_TYPE = np.dtype([("key", "u8"), ("value", "u8"), ("seq", "u8"), ("line", "u4")])
 
@@ -48,11 +51,28 @@ class LabelColumn:
 
 
 def other_columns(row: Mapping[str, Any], unused: Sequence[str]) -> dict[str, str]:
-    """The columns that no field took, where they hold a short text or a number: what results can be grouped by."""
+    """The columns that no field took, where they are short: texts and numbers, and lists and mappings as JSON."""
     found: dict[str, str] = {}
     for name in unused[:MAX_OTHER_COLUMNS]:
-        text = str(row[name]) if isinstance(row[name], (str, int, float)) else ""
+        value, most = row[name], MAX_OTHER_CHARACTERS
+        if isinstance(value, list | dict):
+            value, most = _json_text(value), MAX_JSON_CHARACTERS
+        text = str(value) if isinstance(value, (str, int, float)) else ""
         # A row with half of a surrogate pair could not be written; nobody groups by it.
-        if 0 < len(text) <= MAX_OTHER_CHARACTERS and not _SURROGATE.search(f"{name}{text}"):
+        if 0 < len(text) <= most and not _SURROGATE.search(f"{name}{text}"):
             found[str(name)] = text
     return found
+
+
+def _json_text(value: Any) -> str:
+    """Without entries of mappings that are null, which a table has for each key of any row; empty for what JSON cannot hold."""
+    try:
+        return json.dumps(_without_nulls(value), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value

@@ -46,9 +46,11 @@ def test_rows_are_written_with_their_line(tmp_path: Path) -> None:
 
 def test_other_columns_of_prompts_are_kept_without_moving_an_id(tmp_path: Path) -> None:
     others = {"category": "글쓰기", "level": 3, "tags": ["a"], "essay": "x" * 101, "half": "\ud83d", "none": None}
+    others |= {"args": [{"n": 2, "of_another_row": None}, {}], "long": ["x" * 2_000]}
     result = _ingest(tmp_path, [{"prompt": "a", **others}, {"prompt": "b"}], kind="prompts")
     rows = list(read_rows(tmp_path / "entry" / "rows.jsonl", Prompt))
-    assert [row.fields for row in rows] == [{"category": "글쓰기", "level": "3"}, {}]
+    kept = {"category": "글쓰기", "level": "3", "tags": '["a"]', "args": '[{"n": 2}, {}]'}
+    assert [row.fields for row in rows] == [kept, {}]
     lines = (tmp_path / "entry" / "rows.jsonl").read_text().splitlines()
     assert "fields" not in lines[1], "rows without such columns are written as before"
     assert rows[1].model_dump_json() == lines[1]
