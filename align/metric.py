@@ -163,7 +163,7 @@ METRICS: Mapping[str, Metric] = {
     "epochs": Metric("epochs"),
     "selected": Metric("chosen"),
     "models": Metric("models"),
-    # PPO.
+    # Online training.
     "score": Metric("score"),
     "kl": Metric("KL", unit="nats"),
     "rollouts": Metric("rollout batches"),
@@ -185,6 +185,13 @@ METRICS: Mapping[str, Metric] = {
     "loss/policy_avg": Metric("policy loss"),
     "loss/value_avg": Metric("value loss"),
     "val/clipfrac_avg": _share("clipped values"),
+    "loss/kl_avg": Metric("KL in the loss", unit="nats per token"),
+    "zero_variance_groups": _share("prompts whose completions all score the same", headline=True),
+    "rollout/truncated_masked": _share("cut completions left out"),
+    "rollout/importance_masked": _share("tokens left out for the gap between engine and trainer"),
+    "replaced_groups": Metric("prompts replaced by others"),
+    "truncated_completions": Metric("cut completions left out"),
+    "scored_tokens": Metric("tokens sampled and scored, with prompts"),
     "val/ratio": Metric("probability ratio to the sampling policy"),
     "val/explained_var": _share("variance that the value model explains"),
     "rollout/completion_tokens": Metric("tokens per completion"),

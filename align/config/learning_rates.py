@@ -47,6 +47,10 @@ _FULL = {
     "kto": UsualRates(5e-8, 1e-5, 1e-6),
     # Tülu 3 8B 3e-7; OLMo-2-1B 5e-7; DAPO 1e-6; NeMo-RL's 1B models 5e-6; align's default 1e-5.
     "ppo": UsualRates(1e-7, 1e-5, 1e-6),
+    # OLMo-2-1B 5e-7; OLMo-3-7B, Qwen3-4B and DAPO 1e-6; prime-rl's Qwen3-0.6B 3e-6; NeMo-RL's 1B models 5e-6.
+    "grpo": UsualRates(1e-7, 1e-5, 1e-6),
+    # Ahmadian et al. 2024 and TRL's default 1e-6.
+    "rloo": UsualRates(1e-7, 1e-5, 1e-6),
 }
 # SmolLM2-135M and 360M 1e-3.
 _SMALL_SFT = UsualRates(1e-5, 1e-3, 1e-4)
@@ -59,6 +63,8 @@ _LORA = {
     "simpo": UsualRates(5e-7, 5e-5, 6e-6),
     "kto": UsualRates(5e-7, 1e-4, 5e-6),
     "ppo": UsualRates(1e-6, 1e-4, 1e-5),
+    "grpo": UsualRates(1e-6, 1e-4, 1e-5),
+    "rloo": UsualRates(1e-6, 1e-4, 1e-5),
 }
 METHODS = tuple(_FULL)
 

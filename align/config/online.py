@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from align.config.base import ExecutionOnly, StrictModel
+from align.config.base import ExecutionOnly, Problem, StrictModel
 from align.config.sections import SavedWeights, TrainingMemory
 
 RatioLevel = Literal["token", "sequence"]
@@ -91,6 +92,8 @@ class Surrogate:
     aggregation: LossAggregation = "tokens"
     """tokens: mean over all completion tokens. sequences: mean over completions of the mean over their tokens. constant: sum over
     all completion tokens, divided by completions times max_completion_tokens."""
+    kl_in_loss: bool = False
+    """Whether the KL penalty is a term of the loss and not of the reward."""
 
 
 class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
@@ -110,6 +113,11 @@ class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
         """How the value model learns; None for methods that have none."""
         return self if isinstance(self, ValueOptimization) else None
 
+    @property
+    def group_settings(self) -> GroupTraining | None:
+        """What is special in training on groups; None for methods that have a value model."""
+        return self if isinstance(self, GroupTraining) else None
+
 
 class ValueOptimization(StrictModel):
     """How a value model starts and learns, for methods that have one."""
@@ -126,3 +134,67 @@ class ValueOptimization(StrictModel):
     """First rollout batches that train the value model only."""
     value_head: Literal["reward_model", "zero"] = "reward_model"
     """Head that the value model starts with: the reward model's, or zeros."""
+
+
+class GroupTraining(OnlineTraining):
+    """Settings of methods that compare the completions of one prompt with each other, and so need no value model.
+
+    Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO), Liu et al. 2025 (Dr. GRPO), Zheng et al. 2025 (GSPO), Ahmadian et al. 2024
+    (RLOO).
+    """
+
+    group_size: int = Field(default=8, ge=2)
+    """Completions per prompt; rollout_batch_size must be a multiple."""
+    refill_limit: int = Field(default=0, ge=0)
+    """How often new prompts may replace groups whose scores are all equal, which teach nothing (DAPO). 0: such groups stay."""
+    truncated: Literal["mask", "score"] = "mask"
+    """What is done with completions that were cut at max_completion_tokens. mask: they count in the mean of their group, but
+    nothing is learned from them. score: they are like any other, with missing_eos_penalty."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score of a completion that was cut at the token limit."""
+    loss_aggregation: LossAggregation = "tokens"
+    """What counts alike in an optimizer step. tokens: every token (DAPO). sequences: every completion, whatever its length (GRPO,
+    GSPO). constant: every token, divided by a number that does not depend on lengths (Dr. GRPO)."""
+    ratio_level: RatioLevel = "token"
+    """Whether each token has a probability ratio of its own, or a completion has one (GSPO, with cliprange 3e-4 or so)."""
+    cliprange_high: float = Field(default=0.28, gt=0)
+    """How far the ratio may rise before its gradient stops; cliprange says how far it may fall."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL penalty is: a term of the loss of every token (estimator k3), or part of a completion's reward (k1)."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty; if it adapts, the first value. 0: no reference is loaded, unless there is a kl_limit."""
+    importance: Literal["sequence_mask", "token_truncate"] = "sequence_mask"
+    """Weights for the gap between the sampler's and the trainer's probabilities. sequence_mask: one for a completion, 0 above
+    importance_limit. token_truncate: one for each token, at most importance_limit."""
+    importance_limit: float = Field(default=3.0, ge=1)
+    """Largest of those weights."""
+    ppo_epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout batch."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of the policy."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay over all updates; linear and cosine end at zero."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW epsilon. adafactor has none."""
+
+    @property
+    def surrogate(self) -> Surrogate:
+        in_loss = self.kl_in == "loss"
+        return Surrogate(self.cliprange, self.cliprange_high, self.ratio_level, self.loss_aggregation, kl_in_loss=in_loss)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0 or self.kl_limit is not None
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().check_fields(fields)
+        values = {name: fields.get(name, info.default) for name, info in cls.model_fields.items()}
+        batch, group = values["rollout_batch_size"], values["group_size"]
+        if isinstance(batch, int) and isinstance(group, int) and batch > 0 and group > 0 and batch % group:
+            key = "rollout_batch_size" if "rollout_batch_size" in fields else "group_size"
+            text = f"rollout_batch_size must be a multiple of group_size ({group}), not {batch}"
+            yield Problem((key,), f"{text}; the next one is {-(-batch // group) * group}")
+        if values["kl_target"] is not None and values["kl_coef"] == 0:
+            text = "it adapts kl_coef, which is 0 and would stay 0; set kl_coef to a first value, such as 0.01"
+            yield Problem(("kl_target",), text)

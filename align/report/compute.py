@@ -51,16 +51,17 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
     config, metrics = manifest.config, manifest.metrics
     if "rollout_batch_size" in config:
         scorers = _models({**config["scorers"], **config["watch"]})
-        value_model, seen, learned = (
-            config["value_model"] or next(iter(scorers), config["model"]),
-            metrics["tokens"],
-            _trained(manifest),
-        )
-        # The policy samples and is read as it was; the reference is another pass. All of them see every token once.
-        yield config["model"], 3 * FORWARD * seen + learned
-        yield value_model, FORWARD * seen + learned
+        seen, learned = metrics["tokens"], _trained(manifest)
+        on_groups = "group_size" in config
+        # Methods on groups may sample more than they learn from.
+        sampled = metrics["scored_tokens"] if on_groups else seen
+        has_reference = not on_groups or config["kl_coef"] > 0 or config["kl_limit"] is not None
+        # The policy samples and is read as it was; the reference is another pass. Each sees a token once.
+        yield config["model"], FORWARD * (sampled + (1 + has_reference) * seen) + learned
+        if not on_groups:
+            yield config["value_model"] or next(iter(scorers), config["model"]), FORWARD * seen + learned
         for scorer in scorers:
-            yield scorer, FORWARD * seen
+            yield scorer, FORWARD * sampled
     elif "learning_rate" in config:
         yield config["model"], _trained(manifest)
         if "reference" in config:

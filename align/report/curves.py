@@ -36,6 +36,7 @@ CURVES_FIRST = (
     "objective/non_score_reward",
     "objective/rlhf_reward",
     "objective/entropy",
+    "zero_variance_groups",
     "policy/approxkl_avg",
     "policy/clipfrac_avg",
     "loss/policy_avg",

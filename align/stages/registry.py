@@ -53,6 +53,8 @@ STAGES: dict[str, StageType] = {
         StageType("kto", "align.stages.kto", produces="model"),
         StageType("simpo", "align.stages.simpo", produces="model"),
         StageType("ppo", "align.stages.ppo", produces="model"),
+        StageType("grpo", "align.stages.grpo", produces="model"),
+        StageType("rloo", "align.stages.rloo", produces="model"),
         StageType("select_model", "align.stages.select_model", produces="model"),
         StageType("compare", "align.stages.compare", produces="comparison"),
     )

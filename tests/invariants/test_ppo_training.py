@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import online_workshop
 import pytest
 import torch
+from online_workshop import SMALL, TEXTS, assert_same, assert_tokens_count_once, gradients
 
 from align.config.online import OnlineTraining, ValueOptimization
-from align.config.rules import RuleSet
-from align.config.sections import RulesScorer
-from align.data.encoding import encode_prompts
-from align.data.template import ChatFormat
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
-from align.models.folder import ModelFolder
-from align.models.trainable import TrainableModel
-from align.records import Message, Prompt
-from align.runtime.events import Progress, Saving
-from align.scoring.scorers import ScorerSet
-from align.testing import Recorder, run_context, tiny_causal_lm
+from align.runtime.events import Saving
+from align.testing import tiny_causal_lm
 from align.training.online import experience as experience_module
 from align.training.online import learner as learner_module
 from align.training.online.advantage import Gae
-from align.training.online.experience import make_experience
-from align.training.online.learner import Optimizers, PolicyLearner
-from align.training.online.models import ForwardSettings, Models, ValueStart, load_models, policy_logps
-from align.training.online.rollout import RolloutSampler
-from align.training.online.trainer import OnlineResult, OnlineTrainer
-from align.training.pass_size import PassSize
+from align.training.online.learner import PolicyLearner
+from align.training.online.models import policy_logps
 
 pytestmark = pytest.mark.slow
-
-CPU = torch.device("cpu")
-TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
-# Rewards short completions: about half of a random model's are, so that there is something to learn from at once.
-RULES = {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}
-SMALL: dict[str, Any] = {
-    "rollout_batch_size": 16,
-    "mini_batch_size": 8,
-    "ppo_epochs": 2,
-    "max_completion_tokens": 6,
-    "learning_rate": 3e-3,
-    "value_learning_rate": 1e-2,
-    "lr_scheduler": "constant",
-    "missing_eos_penalty": 0.0,
-    "checkpoint_steps": 1,
-}
 
 
 class Ppo(OnlineTraining, Gae, ValueOptimization):
@@ -62,55 +34,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal_lm(tmp_path_factory.mktemp("ppo") / "base", texts=TEXTS, seed=2)
 
 
-class Training(Recorder):
+class Training(online_workshop.Training):
     """A PPO training that can be stopped and started again."""
 
     def __init__(self, base: Path, work: Path, *, precision: str = "float32", **changes: Any) -> None:
-        self.base, self.work, self.precision = base, work, precision
-        self.config = Ppo(**{**SMALL, **changes})
-        super().__init__()
-        self.models: Models | None = None
-        self.pass_size = PassSize(self.config.micro_batch_tokens, "tokens")
-        self.engine = TransformersEngine
-
-    def parts(self, num_rollouts: int) -> tuple[Models, RolloutSampler]:
-        tokenizer = ModelFolder(self.base).tokenizer
-        chat_format = ChatFormat(tokenizer, where="base")
-        prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
-        encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=96, on_invalid="error", where=lambda line: "prompts")
-        start = TrainableModel(ModelFolder(self.base), None, self.base.parent, "ppo")
-        value = ValueStart(start, is_reward_model=False, zero_head=True)
-        config = self.config.model_copy(update={"num_episodes": num_rollouts * self.config.rollout_batch_size})
-        settings = ForwardSettings(CPU, self.precision, config.temperature, self.pass_size, chat_format.pad_token_id)
-        models = load_models(start, value, settings, seed=0)
-        scorer = RulesScorer(rules=RuleSet.model_validate(RULES))
-        sampler = RolloutSampler(
-            prompts,
-            encoded.rows,
-            config,
-            scorers=ScorerSet({"short": scorer}, {}, batch_tokens=100),
-            score_weights={"short": 1.0},
-            chat_format=chat_format,
-            seed=11,
-        )
-        return models, sampler
-
-    def run(self, num_rollouts: int, stop: Callable[[int], int | None] = lambda done: None) -> OnlineResult:
-        models, sampler = self.parts(num_rollouts)
-        self.models = models
-        self.events.clear()
-
-        def stop_requested() -> int | None:
-            return stop(max((int(event.done) for event in self.of(Progress)), default=0))
-
-        context = run_context(self.work, seed=11, emit=self.handle, stop_requested=stop_requested)
-        engine = self.engine(ModelFolder(self.base), dtype="float32", max_model_tokens=128)
-        return OnlineTrainer(models, sampler, engine, context, self.config, self.config).train()
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        assert self.models is not None
-        pairs = [("policy", self.models.policy), ("value", self.models.value)]
-        return {f"{which}.{name}": p.detach().clone() for which, model in pairs for name, p in model.named_parameters()}
+        super().__init__(base, work, Ppo(**{**SMALL, "value_learning_rate": 1e-2, **changes}), precision=precision)
 
 
 def test_checkpoints_by_time_but_none_after_the_last_batch(base: Path, tmp_path: Path) -> None:
@@ -119,19 +47,6 @@ def test_checkpoints_by_time_but_none_after_the_last_batch(base: Path, tmp_path:
         training.run(3)
         assert sorted(path.name for path in training.work.glob("checkpoints/*")) == expected
         assert [event.seconds is None for event in training.of(Saving)] == [True, False] * len(expected)
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-def assert_tokens_count_once(result: OnlineResult, training: Training) -> None:
-    """Also those of a rollout batch that was sampled again after a stop."""
-    metrics, config = result.metrics, training.config
-    sampled = sum(row["rollout/completion_tokens"] for row in result.history.rows) * config.rollout_batch_size
-    assert metrics["new_tokens"] == pytest.approx(sampled)
-    assert metrics["trained_tokens"] == config.ppo_epochs * metrics["tokens"] > metrics["new_tokens"]
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -257,27 +172,10 @@ def test_the_engine_sleeps_while_the_policy_learns(
     assert_same(training.weights(), undisturbed[0])
 
 
-def gradients(base: Path, work: Path, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
-    """Gradients of one mini-batch of 16 episodes, not yet applied."""
-    training = Training(base, work, micro_batch_tokens=micro_batch_tokens, mini_batch_size=16)
-    models, sampler = training.parts(num_rollouts=1)
-    engine = TransformersEngine(ModelFolder(base), dtype="float32", max_model_tokens=128)
-    rollout = sampler.rollout(sampler.score(sampler.sample(0, engine)))
-    # Old log-probabilities that differ, so that ratios, clipping and importance weights all matter.
-    config = training.config
-    experience, _ = make_experience(rollout, models, config, config, kl_coef=0.05, score_bias=0.1)
-    noise = torch.randn(len(experience.logps), generator=torch.Generator().manual_seed(0))
-    experience = replace(experience, logps=experience.logps + 0.2 * noise, importance=experience.importance + 0.1 * noise)
-    learner = PolicyLearner(Optimizers.of(models, config, num_rollouts=1), models.settings, config, 0)
-    learner._accumulate(experience, 0.1, True, models.settings.passes(rollout.episodes, range(16)))
-    pairs = [("policy", models.policy), ("value", models.value)]
-    return {f"{which}.{name}": p.grad for which, model in pairs for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("micro_batch_tokens", [1, 60, 150])
 def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path: Path, micro_batch_tokens: int) -> None:
-    whole = gradients(base, tmp_path / "whole", 100_000)
-    cut = gradients(base, tmp_path / "cut", micro_batch_tokens)
+    whole = gradients(Training(base, tmp_path / "whole", micro_batch_tokens=100_000, mini_batch_size=16))
+    cut = gradients(Training(base, tmp_path / "cut", micro_batch_tokens=micro_batch_tokens, mini_batch_size=16))
     assert whole.keys() == cut.keys()
     largest = max(float(grad.abs().max()) for grad in whole.values())
     assert largest > 1e-4

@@ -136,7 +136,10 @@ class SpeedGuess:
         return Guess(seconds, any(rows.is_bound for rows, _ in known))
 
     def _online(self, config: Any) -> Guess | None:
-        """Sampling, scores, log-probabilities of policy, reference and values, then the epochs of policy and value model."""
+        """Sampling, scores, log-probabilities of policy, reference and values where there are any, then the epochs.
+
+        Prompts that replace others (`refill_limit`) are not foreseen.
+        """
         needs: TrainingNeeds = config.training_needs()
         found, value = self._rows_of(needs.rows, needs.model), None
         if needs.value_model is not None and (value := self._model(needs.value_model)) is None:
@@ -145,15 +148,21 @@ class SpeedGuess:
             return None
         rows, shape = found
         engine, batch = _engine(config.engine), config.rollout_batch_size
-        episodes = -(-(config.num_episodes or rows.rows) // batch) * batch
+        episodes = -(-(config.num_episodes or rows.rows * config.group_size) // batch) * batch
         tokens = episodes * (rows.prompt + config.max_completion_tokens)
         scoring = self._scorers_seconds(needs.scorers, tokens)
         if scoring is None:
             return None
         learning = shape.parameters + (0 if value is None else value[1].parameters)
-        passes = FORWARD * (learning + shape.parameters) + config.ppo_epochs * _operations(needs) * learning
+        read = learning + (shape.parameters if config.needs_reference else 0)
+        passes = FORWARD * read + config.ppo_epochs * _operations(needs) * learning
         sampled = self._speed.sampling_seconds(
-            shape, engine, prompts=batch, prompt=rows.prompt, each=1, new=config.max_completion_tokens
+            shape,
+            engine,
+            prompts=batch // config.group_size,
+            prompt=rows.prompt,
+            each=config.group_size,
+            new=config.max_completion_tokens,
         )
         seconds = scoring + tokens * passes / self._speed.flops + episodes / batch * sampled
         return Guess(ENGINE_START_SECONDS.get((engine, self._device), 0.0) + seconds, is_bound=True)

@@ -7,7 +7,7 @@ loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from align.config.base import StrictModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+EPSILON = 1e-4
+"""Keeps a batch of equal rewards at 0, as `group_advantages` does for a group."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,33 @@ class Gae(StrictModel):
             rewards = masked_whiten(rewards, mask, shift_mean=False)
         estimate = generalized_advantages(rewards, batch.values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda)
         return Estimate(masked_whiten(estimate.advantages, mask), estimate.returns)
+
+
+class GroupAdvantage(StrictModel):
+    """How much better a completion's reward is than those of the other completions of its prompt; the same for all its tokens."""
+
+    advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is subtracted: the mean of the group, or of the other completions of the group (RLOO)."""
+    advantage_scale: Literal["std", "batch", "none"] = "std"
+    """What it is divided by: std is the standard deviation of the group (GRPO), batch that of the rewards of the whole rollout
+    batch, none nothing (Dr. GRPO)."""
+
+    def estimate(self, batch: RewardedBatch) -> Estimate:
+        import torch
+
+        from align.losses.policy import group_advantages
+
+        rewards = batch.rewards.sum(-1)
+        # A group lacks the completions without a finite score; one that is left alone has nothing to be compared with.
+        sizes = batch.groups.unique_consecutive(return_counts=True)[1].tolist()
+        scale: Literal["std", "none"] = "std" if self.advantage_scale == "std" else "none"
+        parts = [
+            group_advantages(group, group_size=len(group), scale=scale, baseline=self.advantage_baseline)
+            if len(group) > 1
+            else torch.zeros_like(group)
+            for group in rewards.split(sizes)
+        ]
+        advantages = torch.cat(parts)
+        if self.advantage_scale == "batch" and len(rewards) > 1:
+            advantages = advantages / (rewards.std() + EPSILON)
+        return Estimate(advantages[:, None] * batch.mask, returns=None)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from align.config.base import ExecutionOnly
-from align.config.online import OnlineTraining
+from align.config.online import GroupTraining, OnlineTraining
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
 from align.config.row_need import RowNeed
@@ -20,6 +20,7 @@ from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer
 from align.records import Prompt
 from align.stage import StageConfig
 from align.training.needs import Sampler, TrainingNeeds, episode_passes
+from align.training.online.advantage import GroupAdvantage
 
 
 class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
@@ -29,7 +30,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
     """Stage type, as messages call it."""
 
     model: ModelReference
-    """Model to start from; a frozen copy of it is the reference."""
+    """Model to start from; where a KL is measured, a frozen copy of it is the reference."""
     prompts: RowsReference[Prompt]
     """Prompts to sample completions for."""
     scorers: dict[str, PointwiseScorer] = Field(min_length=1)
@@ -74,9 +75,13 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
             self,
             save_dtype=self.save_dtype,
             # The reference, and the policy from before an update that may be undone.
-            frozen_copies=1 if self.kl_limit is None else 2,
+            frozen_copies=int(self.needs_reference) + int(self.kl_limit is not None),
             scorers=tuple(scorer for scorer in (*self.scorers.values(), *self.watch.values()) if isinstance(scorer, str)),
             sampler=Sampler(
                 self, self.engine_memory_share, self.max_prompt_tokens + self.max_completion_tokens, self.rollout_batch_size
             ),
         )
+
+
+class GroupConfig(GroupAdvantage, GroupTraining, OnlineConfig):
+    """The Config of a method that compares the completions of a prompt; a stage sets its defaults."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from align.config.online import OnlineTraining, Rewards
 from align.losses.ppo import kl_penalized_rewards
 from align.training.online.advantage import Advantage, RewardedBatch
-from align.training.online.layout import PackedEpisodes, completion_offsets, to_rows
+from align.training.online.layout import Episode, PackedEpisodes, completion_offsets, to_rows
 from align.training.online.models import Models, policy_logps, policy_logps_and_entropy, token_values
 from align.training.online.rollout import Rollout
 
@@ -30,6 +30,8 @@ class Experience:
     """Of the value model before the updates; None where there is no value model."""
     returns: Tensor | None
     """Targets of the value model; None where there is no value model."""
+    reference_logps: Tensor | None = None
+    """Nats, of the reference; None where the KL is no term of the loss."""
 
     def at(self, tokens: Tensor) -> Experience:
         """The same for some tokens."""
@@ -55,22 +57,26 @@ def make_experience(
     """
     episodes, settings = rollout.episodes, models.settings
     offsets = completion_offsets(episodes)
-    logps, entropy, reference_logps = (torch.zeros(offsets[-1], device=settings.device) for _ in range(3))
+    logps, entropy = (torch.zeros(offsets[-1], device=settings.device) for _ in range(2))
+    reference_logps = torch.zeros_like(logps) if config.needs_reference else None
     values = None if models.value is None else torch.zeros_like(logps)
 
     def fill_in(passes: list[PackedEpisodes]) -> None:
         for batch in passes:
             logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
-            with models.as_reference() as reference:
-                reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
+            if reference_logps is not None:
+                with models.as_reference() as reference:
+                    reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
             if values is not None:
                 values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
 
     settings.run_passes(episodes, range(len(episodes)), fill_in)
     scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(settings.device)
     logps_rows, mask = to_rows(logps, offsets)
-    reference_rows, _ = to_rows(reference_logps, offsets)
-    rewards = kl_penalized_rewards(scores, logps_rows, reference_rows, mask, kl_coef=kl_coef)
+    # Without a reference there is no difference to one.
+    reference_rows = logps_rows if reference_logps is None else to_rows(reference_logps, offsets)[0]
+    in_loss = config.surrogate.kl_in_loss
+    rewards = kl_penalized_rewards(scores, logps_rows, reference_rows, mask, kl_coef=0.0 if in_loss else kl_coef)
     values_rows = None if values is None else to_rows(values, offsets)[0]
     estimate = advantage.estimate(RewardedBatch(scores, rewards, mask, rollout.groups.to(settings.device), values_rows))
     returns = None if estimate.returns is None else estimate.returns[mask]
@@ -79,19 +85,20 @@ def make_experience(
     experience = Experience(
         logps=logps,
         advantages=estimate.advantages[mask],
-        # Clamped twice: the exponential must be finite before it is truncated.
-        importance=torch.exp(sampler_gap.clamp(-20, 20)).clamp(max=config.importance_limit),
+        importance=importance_weights(sampler_gap, offsets, config),
         values=values,
         returns=returns,
+        reference_logps=reference_logps if in_loss and kl_coef > 0 else None,
     )
     kl = ((logps_rows - reference_rows) * mask).sum(-1)
     penalty = kl_coef * kl
-    numbers: dict[str, Tensor | float] = {
-        "objective/kl": kl.mean(),
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": entropy.mean(),
-        "objective/non_score_reward": -penalty.mean(),
-        "objective/rlhf_reward": (scores - penalty).mean(),
+    numbers: dict[str, Tensor | float] = {}
+    if reference_logps is not None:
+        numbers |= {"objective/kl": kl.mean(), "objective/kl_coef": kl_coef}
+    numbers["objective/entropy"] = entropy.mean()
+    if reference_logps is not None and not in_loss:
+        numbers |= {"objective/non_score_reward": -penalty.mean(), "objective/rlhf_reward": (scores - penalty).mean()}
+    numbers |= {
         "objective/scores": rollout.all_scores.mean(),
         "objective/scores_std": rollout.all_scores.std(correction=0),
         "rollout/completion_tokens": float(len(logps)) / len(episodes),
@@ -99,11 +106,38 @@ def make_experience(
         "rollout/sampler_gap": sampler_gap.abs().mean(),
         "rollout/sampler_gap_max": sampler_gap.abs().max(),
     }
+    if config.group_settings is not None:
+        numbers["rollout/importance_masked"] = (experience.importance == 0).float().mean()
     if values is not None and returns is not None:
         numbers["val/explained_var"] = explained_variance(values, returns)
     numbers |= {f"objective/scores/{name}": value for name, value in rollout.watched.items() if math.isfinite(value)}
     numbers |= {f"objective/parts/{name}": value for name, value in rollout.parts.items() if math.isfinite(value)}
     return experience, {name: float(value) for name, value in numbers.items()}
+
+
+def importance_weights(sampler_gap: Tensor, offsets: Sequence[int], config: OnlineTraining) -> Tensor:
+    """[completion tokens] weights of tokens that the sampler drew with other probabilities than the trainer computes.
+
+    Args:
+        sampler_gap: [completion tokens], nats, the trainer's log-probability less the sampler's.
+        offsets: where each completion begins, and their number at the end.
+    """
+    groups, limit = config.group_settings, config.importance_limit
+    if groups is None or groups.importance == "token_truncate":
+        # Clamped twice: the exponential must be finite before it is truncated.
+        return torch.exp(sampler_gap.clamp(-20, 20)).clamp(max=limit)
+    rows, mask = to_rows(sampler_gap, offsets)
+    weights = torch.exp(rows.sum(-1).clamp(-20, 20))
+    return torch.where(weights > limit, 0.0, weights)[:, None].expand(mask.shape)[mask]
+
+
+def without_cut_ones(rollout: Rollout, experience: Experience) -> tuple[list[Episode], Experience]:
+    """The episodes that ended by themselves, and their experience."""
+    offsets = completion_offsets(rollout.episodes)
+    kept = [index for index, ended in enumerate(rollout.ended.tolist()) if ended]
+    tokens = [token for index in kept for token in range(offsets[index], offsets[index + 1])]
+    places = torch.tensor(tokens, dtype=torch.long, device=experience.logps.device)
+    return [rollout.episodes[index] for index in kept], experience.at(places)
 
 
 def shaped_scores(scores: Tensor, ended: Tensor, config: Rewards, bias: float) -> Tensor:

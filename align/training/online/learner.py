@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from align.config.online import OnlineOptimization, OnlineTraining
 from align.errors import StageError
-from align.losses.policy import PolicyLoss, clipped_policy_loss
+from align.losses.policy import PolicyLoss, clipped_policy_loss, k3_kl
 from align.losses.ppo import ppo_value_loss
 from align.runtime.seed import derive_seed
 from align.training.online.experience import Experience
@@ -121,6 +121,14 @@ class LearningPhase:
     """Completions left out because a score was not finite."""
     new_tokens: int = 0
     """Sampled tokens, with those of the completions that were left out."""
+    scored: int = 0
+    """Completions that were scored, those among them that were left out."""
+    scored_tokens: int = 0
+    """Of those completions and their prompts."""
+    refilled: int = 0
+    """Prompts that were drawn in place of others."""
+    truncated: int = 0
+    """Completions left out because they were cut."""
     updates: list[dict[str, float]] = field(default_factory=list)
     """Numbers of every update that was made."""
 
@@ -140,7 +148,13 @@ class PolicyLearner:
         return value_config is None or rollout >= value_config.critic_warmup_batches
 
     def update(
-        self, phase: LearningPhase, *, rollout: int, score_bias: float, before_update: Callable[[], None] = lambda: None
+        self,
+        phase: LearningPhase,
+        *,
+        rollout: int,
+        score_bias: float,
+        kl_coef: float,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
         """Learn from one rollout batch, from where `phase` stands; the numbers of every update join it, under TRL's names.
 
@@ -149,12 +163,15 @@ class PolicyLearner:
         Args:
             rollout: number of the rollout batch.
             score_bias: subtracted from every value, as it was from the scores.
+            kl_coef: weight of the KL penalty, where that is a term of the loss.
             before_update: called before every update; what it raises leaves models and phase as they are.
         Raises:
             StageError: if a gradient is not finite; the weights are then those of the update before.
         """
         config, learn_policy = self.config, self.learns_policy(rollout)
         episodes, size = phase.episodes, config.mini_batch_size
+        if not episodes:  # all were cut
+            return
         batches = (
             chosen
             for epoch in range(config.ppo_epochs)
@@ -162,7 +179,7 @@ class PolicyLearner:
         )
         for chosen in itertools.islice(batches, len(phase.updates), None):
             before_update()
-            accumulate = partial(self._accumulate, phase.experience, score_bias, learn_policy)
+            accumulate = partial(self._accumulate, phase.experience, score_bias, learn_policy, kl_coef=kl_coef)
             row = self.settings.run_passes(episodes, chosen, accumulate)
             phase.updates.append(row | self._apply(learn_policy))
             # The KL was measured before this step, which stays; only the remaining updates are skipped.
@@ -170,7 +187,13 @@ class PolicyLearner:
                 return
 
     def _accumulate(
-        self, experience: Experience, score_bias: float, learn_policy: bool, passes: Sequence[PackedEpisodes]
+        self,
+        experience: Experience,
+        score_bias: float,
+        learn_policy: bool,
+        passes: Sequence[PackedEpisodes],
+        *,
+        kl_coef: float = 0.0,
     ) -> dict[str, float]:
         """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
         for learner in self.optimizers:  # passes that memory was not enough for may have left some
@@ -186,7 +209,10 @@ class PolicyLearner:
             with torch.set_grad_enabled(learn_policy):
                 logps = policy_logps(self.optimizers.policy.model, batch, self.settings)
             policy = self._policy_loss(batch, old, logps)
-            policy_losses = policy.losses * old.importance
+            policy_losses, kl_numbers = policy.losses * old.importance, {}
+            if old.reference_logps is not None:
+                kl = k3_kl(logps, old.reference_logps)
+                policy_losses, kl_numbers = policy_losses + kl_coef * kl, {"loss/kl_avg": kl.detach()}
             if value_losses is not None and config.value_settings is not None:
                 # Divided by the tokens of the mini-batch, not of the pass, so that the size of a pass changes no gradient.
                 (config.value_settings.vf_coef * value_losses.sum() / count).backward()
@@ -198,6 +224,7 @@ class PolicyLearner:
                 "policy/clipfrac_avg": policy.clipped,
                 "policy/approxkl_avg": policy.approx_kl,
                 "val/ratio": policy.ratio,
+                **kl_numbers,
                 **value_numbers,
             }
             for name, values_of_pass in numbers.items():

@@ -207,6 +207,14 @@ class RolloutSampler:
             ],
         )
 
+    def equal_groups(self, scored: Sequence[ScoredEpisode]) -> set[int]:
+        """Groups whose finite scores are all equal, so that no completion is better than another."""
+        scores: dict[int, set[float]] = {row.sampled.group: set() for row in scored}
+        for row in scored:
+            if math.isfinite(row.score):
+                scores[row.sampled.group].add(row.score)
+        return {group for group, values in scores.items() if len(values) < 2}
+
     def _weighted(self, candidate: ScoredCandidate) -> float:
         """NaN where a score is missing."""
         # NaN survives the sum, so one missing score drops the completion.

@@ -47,6 +47,14 @@ class TrainerState:
     """Prompts and completions that were learned from, one pass over them."""
     trained_tokens: int = 0
     """The same over all passes that were made."""
+    scored: int = 0
+    """Completions that were scored, those among them that were not learned from."""
+    scored_tokens: int = 0
+    """Of those completions and their prompts."""
+    refilled: int = 0
+    """Prompts that were drawn in place of others whose scores were all equal."""
+    truncated: int = 0
+    """Completions that were left out because they were cut."""
     rows: list[dict[str, float]] = field(default_factory=list)
     """What was logged: one dict per rollout batch."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config.healthy import MOST_KL, MOST_SAMPLER_GAP, MOST_UPDATE_KL
 from align.config.online import OnlineTraining
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
@@ -23,33 +22,14 @@ from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.online.advantage import Advantage
-from align.training.online.experience import make_experience, mean_numbers
+from align.training.online.experience import make_experience, mean_numbers, without_cut_ones
 from align.training.online.learner import LearningPhase, Optimizers, PolicyLearner, num_mini_batches
 from align.training.online.models import Models, trainable
-from align.training.online.rollout import RolloutSampler
+from align.training.online.noted import unusual
+from align.training.online.rollout import RolloutSampler, ScoredEpisode
 from align.training.online.state import TrainerState, load_state, save_state
 
 MAX_KL_ERROR = 0.2
-NOTED = {
-    "rollout/sampler_gap": (
-        MOST_SAMPLER_GAP,
-        "nats per token",
-        "engine and trainer compute different models, and updates are weighted down for it. In bfloat16 it is a few hundredths; "
-        "set dtype and precision to float32 to see whether rounding is the cause",
-    ),
-    "policy/approxkl_avg": (
-        MOST_UPDATE_KL,
-        "nats per token",
-        "the policy moves far in one rollout batch, beyond what clipping is made for; lower learning_rate or ppo_epochs, or set "
-        "update_kl_limit",
-    ),
-    "objective/kl": (
-        MOST_KL,
-        "nats per completion",
-        "the policy has left what it knew, and its scores need not mean better completions; raise kl_coef, or set kl_limit",
-    ),
-}
-"""Metrics that are noted once when they are above a value: the value, the unit, and what that means."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +109,13 @@ class OnlineTrainer:
         self._engine.sleep()
         self._engine_sleeps = True
 
-    def _roll_out(self) -> LearningPhase:
-        """Sample and score with the policy as it is, and compute what its updates need. Changes nothing but the score bias."""
+    def _sample_and_score(self, *, drawn: int, groups: int) -> list[ScoredEpisode]:
+        """Completions of the policy as it is.
+
+        Args:
+            drawn: prompts that were drawn for this rollout batch before.
+            groups: prompts to draw.
+        """
         state = self._state
         self._check_stop()
         # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange. After its sleep
@@ -142,11 +127,28 @@ class OnlineTrainer:
                     self._engine_sleeps = False
                 self._engine.update_weights(self._models.policy_weights())
         with self._timed("rollout"):
-            sampled = self._sampler.sample(state.rollouts, self._engine)
+            sampled = self._sampler.sample(state.rollouts, self._engine, after=state.refilled + drawn, groups=groups)
             self._let_engine_sleep()
         self._check_stop()
         with self._timed("score"):
-            rollout = self._sampler.rollout(self._sampler.score(sampled))
+            return self._sampler.score(sampled)
+
+    def _roll_out(self) -> LearningPhase:
+        """Sample and score, and compute what the updates need. Changes nothing but the score bias."""
+        state, settings, size = self._state, self._config.group_settings, self._sampler.groups_per_batch
+        scored: list[ScoredEpisode] = []
+        equal: set[int] = set()
+        drawn, refills = 0, 0 if settings is None else settings.refill_limit
+        for _ in range(1 + refills):
+            missing = size - (drawn - len(equal))
+            scored += self._sample_and_score(drawn=drawn, groups=missing)
+            drawn += missing
+            equal = set() if settings is None else self._sampler.equal_groups(scored)
+            if not equal:
+                break
+        # Where no group teaches anything, equal ones do no harm.
+        skipped = equal if refills and len(equal) < drawn else set()
+        rollout = self._sampler.rollout(scored, skipped=skipped)
         self._context.sample(state.rollouts, rollout.texts)
         # Set once, while the policy is still the reference: a bias that follows the policy would cancel its progress.
         value_config = self._config.value_settings
@@ -158,9 +160,26 @@ class OnlineTrainer:
                 rollout, self._models, self._config, self._advantage, kl_coef=kl_coef, score_bias=bias
             )
         self._check_stop()
+        episodes = rollout.episodes
+        if settings is not None:
+            numbers["zero_variance_groups"] = len(equal) / drawn
+            if settings.truncated == "mask":
+                episodes, experience = without_cut_ones(rollout, experience)
+                numbers["rollout/truncated_masked"] = 1 - len(episodes) / len(rollout.episodes)
         self._note_unusual(numbers)
+        sampled = [row.sampled for row in scored]
         new_tokens = sum(len(episode.completion.token_ids) for episode in sampled)
-        return LearningPhase(rollout.episodes, experience, numbers, rollout.nonfinite, new_tokens)
+        return LearningPhase(
+            episodes,
+            experience,
+            numbers,
+            rollout.nonfinite,
+            new_tokens,
+            scored=len(scored),
+            scored_tokens=new_tokens + sum(len(episode.prompt_token_ids) for episode in sampled),
+            refilled=drawn - size,
+            truncated=len(rollout.episodes) - len(episodes),
+        )
 
     def _learn(self, phase: LearningPhase) -> None:
         """Update the models; the numbers of the updates join those of the rollout batch."""
@@ -169,14 +188,20 @@ class OnlineTrainer:
             self._policy_before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
         with self._timed("train"):
             check = lambda: self._check_stop(phase)  # noqa: E731
-            self._learner.update(phase, rollout=state.rollouts, score_bias=state.score_bias, before_update=check)
+            self._learner.update(
+                phase,
+                rollout=state.rollouts,
+                score_bias=state.score_bias,
+                kl_coef=state.kl_coef,
+                before_update=check,
+            )
         numbers.update(mean_numbers(phase.updates))
         numbers["updates"] = len(phase.updates)
         self._note_unusual(numbers)
         # While only the value model learns the KL is about 0, and a coefficient that adapts would shrink for no reason.
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
-            numbers["objective/kl"],
+            numbers.get("objective/kl", 0.0),
             target=config.kl_target if self._learner.learns_policy(state.rollouts) else None,
             horizon=config.kl_horizon,
             episodes=len(phase.episodes),
@@ -187,22 +212,27 @@ class OnlineTrainer:
         state.tokens += tokens
         state.trained_tokens += round(tokens * len(phase.updates) / per_pass)
         state.nonfinite += phase.nonfinite
+        state.scored += phase.scored
+        state.scored_tokens += phase.scored_tokens
+        state.refilled += phase.refilled
+        state.truncated += phase.truncated
         state.rollouts += 1
 
     def _note_unusual(self, numbers: Mapping[str, float]) -> None:
         """Say once of each metric that it is beyond its usual range."""
-        for name, (most, unit, meaning) in NOTED.items():
-            if numbers.get(name, 0.0) > most and name not in self._noted:
+        for name, note in unusual(numbers, self._state.rollouts + 1).items():
+            if name not in self._noted:
                 self._noted.add(name)
-                where = f"in rollout batch {self._state.rollouts + 1}, above {most:g}"
-                self._context.note(f"{name} is {numbers[name]:.2g} {unit} {where}: {meaning}")
+                self._context.note(note)
 
     def _keep(self, numbers: dict[str, float]) -> None:
         """Log a rollout batch, report progress, and write a checkpoint when one is due."""
         state = self._state
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
         self._context.metrics(state.rows[-1])
-        shown = {"score": numbers["objective/scores"], "kl": numbers["objective/kl"]}
+        shown = {"score": numbers["objective/scores"]}
+        if "objective/kl" in numbers:
+            shown["kl"] = numbers["objective/kl"]
         per_batch = {"episodes": float(self._config.rollout_batch_size)}
         self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", per_batch, **shown)
         steps = self._config.checkpoint_steps
@@ -234,7 +264,10 @@ class OnlineTrainer:
         state = self._state
         work = sum(state.seconds.get(kind, 0.0) for kind in ("rollout", "score", "experience", "train", "sync"))
         episodes = state.rollouts * self._config.rollout_batch_size
-        names = ("objective/scores", "objective/kl", "val/explained_var", "policy/clipfrac_avg", "rollout/sampler_gap")
+        names = (
+            *("objective/scores", "objective/kl", "val/explained_var", "policy/clipfrac_avg", "rollout/sampler_gap"),
+            *("zero_variance_groups", "rollout/truncated_masked"),
+        )
         first, last = state.rows[0], state.rows[-1]
         return {
             "rollouts": state.rollouts,
@@ -249,6 +282,7 @@ class OnlineTrainer:
             "kl_coef": state.kl_coef,
             "score_bias": state.score_bias,
             "nonfinite_scores": state.nonfinite,
+            **self._group_metrics(),
             "trained_parameters": count_trained(self._models.policy),
             "precision": self._models.settings.precision,
             "micro_batch_tokens": self._models.settings.pass_size.size,
@@ -256,6 +290,18 @@ class OnlineTrainer:
             "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
             "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
             "episodes_per_second": round(episodes / work, 2),
+        }
+
+    def _group_metrics(self) -> dict[str, Any]:
+        """What a method on groups sampled beyond what it learned from; empty for other methods."""
+        state = self._state
+        if self._config.group_settings is None:
+            return {}
+        return {
+            "scored_completions": state.scored,
+            "scored_tokens": state.scored_tokens,
+            "replaced_groups": state.refilled,
+            "truncated_completions": state.truncated,
         }
 
     @contextlib.contextmanager

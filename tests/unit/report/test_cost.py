@@ -96,6 +96,18 @@ def test_operations_follow_from_parameters_and_tokens() -> None:
     }
 
 
+@pytest.mark.parametrize(("kl_coef", "references"), [(0.0, 0), (0.1, 1)])
+def test_a_method_on_groups_may_sample_more_than_it_learns_from(kl_coef: float, references: int) -> None:
+    config = {**TRAINING, "model": "sft", **ONLINE, "group_size": 4, "kl_coef": kl_coef, "kl_limit": None}
+    del config["value_model"]
+    counts = {"scored_completions": 1024, "scored_tokens": 1300, "new_tokens": 1200, "tokens": 1000, "trained_tokens": 1000}
+    trained = made("grpo", "g", "s", "w", stage="grpo", seconds=70.0, config=config, episodes=768, **counts, **TRAINED)
+    (cost,) = [cost for cost in stage_costs([*ARTIFACTS, trained], ["grpo"], parameters) if cost.names == ["grpo"]]
+    # Sampling; the policy as it was, the reference; the score; six for every trained token.
+    assert cost.flops == 2 * 10 * 1300 + (1 + references) * 2 * 10 * 1000 + 2 * 7 * 1300 + 6 * 10 * 1000
+    assert (cost.sampled_tokens, cost.scored_completions) == (1200, 1024)
+
+
 def test_a_model_costs_its_path_since_the_baseline() -> None:
     models = model_costs(COSTS, MODELS, "sft")
     assert {name: (cost.seconds, cost.own_seconds, cost.alone_seconds, cost.shared_seconds) for name, cost in models.items()} == {
