@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from align.config.base import StrictModel
-from align.report.statistics import CONFIDENCE, Interval, holm
+from align.report.statistics import CONFIDENCE, FloatArray, Interval, holm, standardized_difference
 
 Bootstrap = Callable[..., Interval]
 """`seeded_bootstrap` with one seed and size, so that all statistics of a comparison see the same resamples."""
@@ -40,11 +40,15 @@ class Difference(Estimate):
     """Two-sided bootstrap p-value of no difference, by the same resamples as the interval; not corrected for the number of
     comparisons."""
 
+    standardized: float | None = None
+    """Mean over the standard deviation of the prompts' differences, seeds averaged (Cohen's d_z); null where all are equal."""
+
     @classmethod
-    def between(cls, *sides: Any, bootstrap: Bootstrap) -> Difference:
-        """First minus second; each side is [seeds, prompts]."""
-        interval = bootstrap(*sides)
-        return cls.of(interval, p=interval.p)
+    def between(cls, first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Difference:
+        """First minus second; each is [seeds, prompts], the prompts in the same order."""
+        interval = bootstrap(first, second)
+        effect = standardized_difference(first.mean(axis=0) - second.mean(axis=0))
+        return cls.of(interval, p=interval.p, standardized=effect)
 
     def is_separated(self, corrected_p: float | None = None) -> bool:
         """Whether the interval excludes zero, and so does the p-value that was corrected for other comparisons, if given."""

@@ -126,4 +126,4 @@ def _score(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: B
     own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
     # Seeds are averaged first, as in the ranking.
     mean = float(own.mean(axis=0).mean())
-    return GroupScore(mean, None if row is baseline else Difference.between(own, against, bootstrap=bootstrap))
+    return GroupScore(mean, None if row is baseline else Difference.between(own, against, bootstrap))

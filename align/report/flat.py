@@ -14,7 +14,8 @@ def flat_rows(results: Results) -> list[dict[str, Any]]:
 
     A mean is in the column of its name, the ends of its 95 % interval in `<name>_low` and `<name>_high`. A scorer's columns are
     `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline); `<scorer>_delta_p` is the
-    p-value of no difference, and `<scorer>_delta_p_holm` the same after Holm's correction for all rows. Null where a number was
+    p-value of no difference, `<scorer>_delta_p_holm` the same after Holm's correction for all rows, and
+    `<scorer>_delta_standardized` the difference over its standard deviation. Null where a number was
     not measured; the units are those of `ModelResult`.
     """
     return [
@@ -27,8 +28,9 @@ def _numbers(results: Results, name: str) -> dict[str, Any]:
     for scorer in results.scorers:
         score = model.scores[scorer]
         row |= _interval(scorer, score) | _interval(f"{scorer}_delta", score.delta)
-        p = None if score.delta is None else score.delta.p
+        p, effect = (None, None) if score.delta is None else (score.delta.p, score.delta.standardized)
         row |= {f"{scorer}_delta_p": p, f"{scorer}_delta_p_holm": results.ranking[scorer].p_to_baseline.get(name, p)}
+        row |= {f"{scorer}_delta_standardized": effect}
         row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
     return row | {
         **_interval("kl_to_baseline", model.kl_to_baseline),

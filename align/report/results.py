@@ -337,7 +337,7 @@ def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, boots
     own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
     return ScoreResult.of(
         bootstrap(own),
-        delta=None if row is baseline else Difference.between(own, against, bootstrap=bootstrap),
+        delta=None if row is baseline else Difference.between(own, against, bootstrap),
         nonfinite=int((~np.isfinite(row.scores[scorer])).any(axis=0).sum()),
     )
 
@@ -355,7 +355,7 @@ def _ranking(
     # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
     order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
     best, runner_up = order[0], order[1] if len(order) > 1 else None
-    to_best = {name: Difference.between(values[best], values[name], bootstrap=bootstrap) for name in rows if name != best}
+    to_best = {name: Difference.between(values[best], values[name], bootstrap) for name in rows if name != best}
     of_models = corrected({name: to_best[name].p for name in order[1:]})
     against_best_of = {name: to_best[name] for name, row in rows.items() if row.best_of}
     return Ranking(

@@ -230,6 +230,22 @@ def _finite_vector(values: FloatArray) -> FloatArray:
     return values
 
 
+def standardized_difference(values: FloatArray) -> float | None:
+    """Mean of paired differences over their standard deviation (n - 1): Cohen's d_z (Cohen 1988; Lakens 2013).
+
+    It says how large a difference is beside how much it varies from prompt to prompt, whatever the unit of the score.
+
+    Args:
+        values: [prompts], finite.
+    Returns:
+        None for a single prompt, or where all differences are equal, up to rounding.
+    """
+    values = _finite_vector(values)
+    if np.ptp(values) <= 1e-12 * np.abs(values).max(initial=0.0):
+        return None
+    return float(values.mean() / values.std(ddof=1))
+
+
 def prompt_means(scores: FloatArray) -> FloatArray:
     """Mean score of each prompt over its finite candidates.
 

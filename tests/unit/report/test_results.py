@@ -38,6 +38,8 @@ def test_means_and_differences_by_hand(make_candidate: Make, make_results: MakeR
     assert dpo.delta is not None
     assert dpo.delta.mean == 1.0
     assert dpo.delta.ci95[0] <= 1.0 <= dpo.delta.ci95[1]
+    # Differences 1, 2, 0: mean 1, standard deviation 1.
+    assert dpo.delta.standardized == pytest.approx(1.0)
     # won, won, tie
     assert results.models["dpo"].win_rate is not None
     assert results.models["dpo"].win_rate["gold"].mean == pytest.approx(2.5 / 3)

@@ -15,6 +15,7 @@ from align.report.statistics import (
     paired_bootstrap,
     prompt_means,
     seeded_bootstrap,
+    standardized_difference,
     win_rate,
 )
 
@@ -242,3 +243,11 @@ def test_holm_by_hand() -> None:
     # statsmodels.stats.multitest.multipletests([0.001, 0.6, 0.015, 0.2], method="holm"): 0.004, 0.6, 0.045, 0.4.
     assert holm({"w": 0.001, "x": 0.6, "y": 0.015, "z": 0.2}) == pytest.approx({"w": 0.004, "x": 0.6, "y": 0.045, "z": 0.4})
     assert holm({"only": 0.03}) == {"only": 0.03}
+
+
+def test_the_standardized_difference_by_hand() -> None:
+    # Mean 2, deviations -1, 0, 1, so that the standard deviation with n - 1 is 1.
+    assert standardized_difference(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
+    assert standardized_difference(np.array([-1.0, -2.0, -3.0])) == pytest.approx(-2.0)
+    assert standardized_difference(np.array([0.5, 0.5, 0.5])) is None
+    assert standardized_difference(np.array([0.5])) is None
