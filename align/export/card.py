@@ -16,6 +16,7 @@ from align.export.markdown import environment, settings_text, yaml_text
 from align.export.source import ModelSource
 from align.report import wording
 from align.report.results import ModelResult
+from align.report.verdict import verdicts
 from align.report.wording import estimate_text
 from align.store.artifact import INPUT_STAGE
 
@@ -54,6 +55,7 @@ def render_card(
         data=[step for step in steps if step.stage == INPUT_STAGE and step.kind != "model"],
         comparisons=comparisons,
         wording=wording,
+        verdicts=verdicts,
         sampling_text=_sampling_text,
         behaviour_rows=_behaviour_rows,
         metrics=_numbers(steps[-1].manifest.metrics) if steps and steps[-1].manifest else {},

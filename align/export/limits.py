@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from align.export.lineage import Comparison, Step
 from align.export.source import ModelSource
-from align.report.wording import cautions
+from align.report.caution import cautions
 
 FEW_PROMPTS = 1000
 """With fewer prompts, intervals are so wide that a difference that matters in use may not be separated."""

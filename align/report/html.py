@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from align import templates
 from align.metric import duration_text, metric_of
-from align.report import cost, plots, table, view, wording
+from align.report import caution, cost, plots, table, verdict, view, wording
 from align.report.answers import align_answers
 from align.report.curves import training_curves
 from align.report.fields import MIN_PROMPTS, breakdown, prompt_fields
@@ -75,6 +75,8 @@ def write_report(
     page = environment.get_template(TEMPLATE_NAME).render(
         results=results,
         wording=wording,
+        verdict=verdict,
+        caution=caution,
         table=table,
         scales={scorer: view.scales(results, scorer) for scorer in results.scorers},
         styles=row_styles(results),

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from align.metric import duration_text
 from align.report.results import ModelResult, Results
+from align.report.verdict import conclusions
 from align.report.wording import (
     BETTER,
     RED_FLAG,
     RED_FLAG_LEGEND,
     WORSE,
-    conclusions,
     estimate_text,
     interval_scope,
     marks_legend,

@@ -9,7 +9,7 @@ import pytest
 from align.records import ScoredCandidate
 from align.report.collapse import distinct_share, frequent_sentence
 from align.report.results import Results
-from align.report.wording import conclusions
+from align.report.verdict import conclusions
 
 Make = Callable[..., ScoredCandidate]
 MakeResults = Callable[..., Results]

@@ -13,7 +13,8 @@ from align.records import ScoredCandidate
 from align.report.best_of import BestOfPool
 from align.report.results import Results
 from align.report.statistics import holm
-from align.report.wording import conclusions, row_mark
+from align.report.verdict import conclusions
+from align.report.wording import row_mark
 
 Make = Callable[..., ScoredCandidate]
 MakeResults = Callable[..., Results]

@@ -15,7 +15,8 @@ from align.report.best_of import BestOfPool
 from align.report.results import Results
 from align.report.rows import BestOfResult
 from align.report.table import render_table
-from align.report.wording import conclusions, number
+from align.report.verdict import conclusions
+from align.report.wording import number
 
 Make = Callable[..., ScoredCandidate]
 MakeResults = Callable[..., Results]

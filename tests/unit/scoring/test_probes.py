@@ -9,7 +9,7 @@ import pytest
 
 from align.records import Candidate, ScoredCandidate
 from align.report.results import Results, build_results
-from align.report.wording import conclusions
+from align.report.verdict import conclusions
 from align.scoring.probes import Probe, probe_scorer
 from align.testing import scored_candidate
 

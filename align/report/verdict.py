@@ -1,0 +1,105 @@
+"""Which model is best, by how much, and how sure that is, in sentences computed from the results."""
+
+from __future__ import annotations
+
+from align.report.caution import cautions, probe_sentences
+from align.report.estimate import Estimate
+from align.report.results import Ranking, Results
+from align.report.wording import (
+    BETTER,
+    UNCLEAR,
+    WORSE,
+    decimals_of,
+    estimate_text,
+    listed,
+    mark_of,
+    number,
+    row_mark,
+    score_decimals,
+)
+
+
+def conclusions(results: Results) -> list[str]:
+    """Verdicts and cautions of the comparison, as sentences computed from its numbers."""
+    return [*verdicts(results), *cautions(results), *probe_sentences(results)]
+
+
+def verdicts(results: Results) -> list[str]:
+    """Which model beats which and by how much: one sentence per scorer, and one more with best of n."""
+    against = [_against_best_of(results, scorer) for scorer in results.scorers if results.ranking[scorer].against_best_of]
+    return [*(_verdict(results, scorer) for scorer in results.scorers), *against]
+
+
+def _verdict(results: Results, scorer: str) -> str:
+    ranking, baseline = results.ranking[scorer], results.baseline
+    decimals = score_decimals(results, scorer)
+    basis = _basis(results, ranking)
+    best = results.models[ranking.best].scores[scorer]
+    if ranking.difference is None:
+        return f"On {scorer}, {baseline} scores {estimate_text(best, decimals)} {basis}; no other model was compared."
+    # Only the baseline has no difference to itself: it is the best.
+    if best.delta is None:
+        return f"On {scorer}, no model beats {baseline} {basis}; {_closest(ranking, ranking.difference, decimals)}"
+    if row_mark(results, ranking.best, scorer) != UNCLEAR:
+        first = f"On {scorer}, {ranking.best} beats {baseline} by {estimate_text(best.delta, decimals)} {basis}"
+    else:
+        first = (
+            f"On {scorer}, {ranking.best} has the highest mean but is not separated from {baseline}: "
+            f"{estimate_text(best.delta, decimals, signed=True)} {basis}{_other_winners(results, scorer, decimals)}"
+        )
+    best_name = f"{ranking.best}, with a red flag" if results.models[ranking.best].red_flags else ranking.best
+    first += _range_of_seeds(results, ranking.best, scorer, decimals)
+    if ranking.runner_up == baseline:
+        return f"{first}; best: {best_name}."
+    return f"{first}; best: {best_name}; {_closest(ranking, ranking.difference, decimals)}"
+
+
+def _basis(results: Results, ranking: Ranking) -> str:
+    """The evidence behind a verdict, in parentheses."""
+    prompts = str(ranking.prompts) if ranking.prompts == results.prompts else f"{ranking.prompts} of {results.prompts}"
+    named = [name for name in (ranking.best, ranking.runner_up) if name in results.several_seeds]
+    if not named:
+        return f"({prompts} prompts, 95 % paired bootstrap)"
+    seeds = ", ".join(f"{results.several_seeds[name]} seeds of {name}" for name in named)
+    return f"({prompts} prompts, {seeds}, 95 % two-level bootstrap)"
+
+
+def _range_of_seeds(results: Results, name: str, scorer: str, decimals: int) -> str:
+    if name not in results.several_seeds:
+        return ""
+    deltas = [one.scores[scorer].delta for one in (results.models[name].replicates or {}).values()]
+    means = [delta.mean for delta in deltas if delta is not None]
+    return f"; its seeds range from {number(min(means), decimals, signed=True)} to {number(max(means), decimals, signed=True)}"
+
+
+def _against_best_of(results: Results, scorer: str) -> str:
+    """Whether training beats drawing more completions from the baseline."""
+    ranking, chooser = results.ranking[scorer], ""
+    groups: dict[str, list[str]] = {BETTER: [], UNCLEAR: [], WORSE: []}
+    for name, difference in ranking.against_best_of.items():
+        best_of = results.models[name].best_of
+        assert best_of is not None
+        chooser = best_of.scorer
+        groups[mark_of(difference, ranking.p_to_best.get(name))].append(str(best_of.n))
+    words = {BETTER: "beats", UNCLEAR: "is not separated from", WORSE: "is beaten by"}
+    clauses = [f"{words[mark]} n = {listed(sizes)}" for mark, sizes in groups.items() if sizes]
+    return (
+        f"Against drawing n completions from {results.baseline} and keeping the best by {chooser}: "
+        f"on {scorer}, {ranking.best} {listed(clauses)}."
+    )
+
+
+def _closest(ranking: Ranking, difference: Estimate, decimals: int) -> str:
+    verdict = "separated" if ranking.separated else "not separated"
+    decimals = max(decimals, decimals_of([difference]))  # close models differ by less than the scores' decimals show
+    return f"{ranking.best} and {ranking.runner_up} differ by {estimate_text(difference, decimals)}: {verdict}."
+
+
+def _other_winners(results: Results, scorer: str, decimals: int) -> str:
+    # A model with a lower mean can still beat the baseline more surely than the one with the highest.
+    clauses = []
+    for name in results.ranking[scorer].order[1:]:
+        delta = results.models[name].scores[scorer].delta
+        if delta is not None and row_mark(results, name, scorer) == BETTER:
+            clauses.append(f"; {name} beats it by {estimate_text(delta, decimals)}")
+    return "".join(clauses)
