@@ -22,6 +22,7 @@ ONE_SEED = "the interval does not say what another seed would give."
 def cautions(results: Results) -> list[str]:
     """Reasons to doubt the verdicts; often none."""
     sentences = [
+        *_decided_by_what_was_optimised(results),
         *_fooled(results),
         *_red_flags(results),
         *_unchanged(results),
@@ -45,6 +46,24 @@ def probe_sentences(results: Results) -> list[str]:
             f"What {scorer} gives to answers that deserve nothing: {found}; {results.baseline} has {number(own.mean, decimals)}."
         )
     return sentences
+
+
+def _decided_by_what_was_optimised(results: Results) -> list[str]:
+    """A sentence if the deciding score is one that the models learned to raise, or close to one."""
+    decider = results.decider
+    optimised = [name for name in results.optimised.get(decider, []) if name in results.trained_rows and name != results.baseline]
+    if optimised:
+        were = "was" if len(optimised) == 1 else "were"
+        return [
+            f"{decider} decides here, but {listed(optimised)} {were} trained or selected with it: this score can rise without "
+            "better completions. Add a scorer that no training used, and name it in deciding_scorer."
+        ]
+    if twin := results.same_rows.get(decider):
+        return [
+            f"{decider} decides here, but learned from the same rows as {twin}, which training used: the two may share their "
+            "mistakes. Train them on different parts of the rows."
+        ]
+    return []
 
 
 def _fooled(results: Results) -> list[str]:

@@ -72,7 +72,7 @@ def stage_costs(artifacts: Sequence[Artifact], models: Sequence[str], parameters
     for artifact in artifacts:
         if artifact.manifest.stage != INPUT_STAGE:
             names.setdefault(artifact.fingerprint, []).append(artifact.name)
-    needs = {model: _needed(model, artifacts, by_fingerprint) for model in models}
+    needs = {model: made_from(model, artifacts, by_fingerprint) for model in models}
     return [
         StageCost(
             fingerprint,
@@ -155,7 +155,7 @@ def _peak(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _needed(model: str, artifacts: Sequence[Artifact], by_fingerprint: Mapping[str, Artifact]) -> set[str]:
+def made_from(model: str, artifacts: Sequence[Artifact], by_fingerprint: Mapping[str, Artifact]) -> set[str]:
     """Fingerprints of what a model was made from, its own among them."""
     needed: set[str] = set()
     ahead = [artifact.fingerprint for artifact in artifacts if artifact.name == model]

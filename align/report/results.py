@@ -11,14 +11,15 @@ import numpy as np
 from pydantic import Field
 
 from align.config.base import StrictModel
-from align.config.healthy import MOST_KL, MOST_UPDATE_KL
 from align.errors import DataError
 from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
-from align.report.collapse import FrequentSentence, RedFlag, fell, rule_fell, said_too_often
+from align.report.collapse import FrequentSentence, RedFlag
 from align.report.cost import Cost
 from align.report.estimate import Bootstrap, Difference, Estimate, corrected
+from align.report.flags import red_flags
+from align.report.optimised import ScorerUse
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, seeded_bootstrap
 from align.runtime.seed import derive_seed
@@ -159,6 +160,12 @@ class Results(StrictModel):
     """Numbers by row, in the order of the recipe: models, methods under their name, best of n after the baseline."""
     ranking: dict[str, Ranking]
     """Order of the models by scorer."""
+    deciding_scorer: str | None = None
+    """The scorer that decides which model is best; null in results of earlier versions, where the last one does."""
+    optimised: dict[str, list[str]] = Field(default_factory=dict)
+    """By scorer: rows that were trained or selected with it. A scorer that none was is absent."""
+    same_rows: dict[str, str] = Field(default_factory=dict)
+    """By reward model that no row was trained or selected with: one that was, and that learned from the same rows."""
     probes: dict[str, list[ProbeResult]] = Field(default_factory=dict)
     """By scorer that no training used: what it gives to answers that deserve no score."""
 
@@ -166,6 +173,11 @@ class Results(StrictModel):
     def scorers(self) -> list[str]:
         """Names of the scorers, in order."""
         return list(self.ranking)
+
+    @property
+    def decider(self) -> str:
+        """The scorer that decides which model is best."""
+        return self.deciding_scorer or self.scorers[-1]
 
     @property
     def models_baseline_first(self) -> list[str]:
@@ -224,6 +236,8 @@ def build_results(
     rules: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
     update_kl: Mapping[str, float] | None = None,
+    deciding_scorer: str | None = None,
+    use: ScorerUse | None = None,
 ) -> Results:
     """Compute results.json from every model's scored candidates.
 
@@ -240,6 +254,8 @@ def build_results(
         rules: model → scorer made of rules → rule → share of the answers that pass it.
         probes: scorer → what it gave to answers that deserve no score.
         update_kl: model → the largest KL of an update of its training, nats per token.
+        deciding_scorer: the scorer that decides which model is best; the last one when not given.
+        use: which scorers the models were trained or selected with.
     Raises:
         DataError: if the models do not have the same prompts, candidates and scorers, a scorer has no prompt on which
             every row got a finite score, or methods or best of n do not fit the answers.
@@ -266,6 +282,9 @@ def build_results(
         engine=EngineResult(name=engine_name, version=engine_version),
         models=models,
         ranking={scorer: _ranking(rows, deltas[scorer], scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        deciding_scorer=deciding_scorer or table.scorers[-1],
+        optimised=_optimised_rows(rows, use or ScorerUse({}, {})),
+        same_rows=use.same_rows if use else {},
         probes={
             scorer: [result for probe in found if (result := _probe_result(probe, bootstrap)) is not None]
             for scorer, found in (probes or {}).items()
@@ -296,7 +315,7 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         distinct_answers=row.distinct_answers,
         frequent_sentence=row.frequent,
         rules={scorer: dict(rates) for scorer, rates in row.rules.items()},
-        red_flags=[] if row is baseline or best_of is not None else _red_flags(row, baseline),
+        red_flags=[] if row is baseline or best_of is not None else red_flags(row, baseline),
         retention_perplexity=row.retention_perplexity,
         train_seconds=row.train_seconds,
         trained_parameters=row.trained and row.trained.parameters,
@@ -308,29 +327,20 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
     )
 
 
+def _optimised_rows(rows: Mapping[str, Row], use: ScorerUse) -> dict[str, list[str]]:
+    """By scorer: the rows of the models that optimised it, and those of best of n, which choose by it."""
+    found: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        members = set(row.seeds or [name])
+        scorers = [scorer for scorer, models in use.optimised.items() if members & set(models)]
+        for scorer in [row.best_of.scorer] if row.best_of else scorers:
+            found.setdefault(scorer, []).append(name)
+    return found
+
+
 def _probe_result(probe: Probe, bootstrap: Bootstrap) -> ProbeResult | None:
     finite = [value for value in probe.scores if value is not None]
     return ProbeResult.of(bootstrap(np.array([finite])), kind=probe.kind, text=probe.text) if finite else None
-
-
-def _red_flags(row: Row, baseline: Row) -> list[RedFlag]:
-    flags = []
-    if fell(row.distinct_2, baseline.distinct_2):
-        flags.append(RedFlag(kind="distinct_2", value=row.distinct_2 or 0.0, baseline=baseline.distinct_2))
-    if fell(row.distinct_answers, baseline.distinct_answers):
-        flags.append(RedFlag(kind="distinct_answers", value=row.distinct_answers or 0.0, baseline=baseline.distinct_answers))
-    if row.frequent is not None and said_too_often(row.frequent, baseline.frequent):
-        before = baseline.frequent.share if baseline.frequent else None
-        flags.append(RedFlag(kind="frequent_sentence", detail=row.frequent.text, value=row.frequent.share, baseline=before))
-    for scorer, rates in row.rules.items():
-        for rule, rate in rates.items():
-            if rule_fell(rate, before := baseline.rules[scorer][rule]):
-                flags.append(RedFlag(kind="rule", detail=f"{scorer}: {rule}", value=rate, baseline=before))
-    if row.kl is not None and (kl := float(row.kl.mean())) > MOST_KL:
-        flags.append(RedFlag(kind="kl", value=kl, baseline=None))
-    if row.update_kl is not None and row.update_kl > MOST_UPDATE_KL:
-        flags.append(RedFlag(kind="update_kl", value=row.update_kl, baseline=None))
-    return flags
 
 
 def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> ScoreResult:

@@ -27,7 +27,9 @@ def conclusions(results: Results) -> list[str]:
 def verdicts(results: Results) -> list[str]:
     """Which model beats which and by how much: one sentence per scorer, and one more with best of n."""
     against = [_against_best_of(results, scorer) for scorer in results.scorers if results.ranking[scorer].against_best_of]
-    return [*(_verdict(results, scorer) for scorer in results.scorers), *against]
+    # The deciding score first: it is the answer, and the others explain it.
+    ordered = sorted(results.scorers, key=lambda scorer: scorer != results.decider)
+    return [*(_verdict(results, scorer) for scorer in ordered), *against]
 
 
 def _verdict(results: Results, scorer: str) -> str:

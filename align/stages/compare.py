@@ -70,6 +70,8 @@ class Config(Generation, StageConfig):
     """Extra rows: what the baseline scores when n completions are drawn and the best is kept, for each n given here."""
     best_of_scorer: str | None = None
     """The scorer that chooses in best of n; default: the first."""
+    deciding_scorer: str | None = None
+    """The scorer that decides which model is best; name one that no training or selection used. Default: the last."""
 
     def row_needs(self) -> Iterator[RowNeed]:
         from align.scoring.rules import prompt_needs
@@ -102,8 +104,9 @@ class Config(Generation, StageConfig):
         _refuse_twice("rows", [*(model for model in models if model not in members), *methods])
         if self.best_of_scorer is not None and self.best_of is None:
             raise ValueError("best_of_scorer chooses among the candidates of best_of, which is not given")
-        if self.best_of_scorer is not None and self.best_of_scorer not in self.scorers:
-            raise ValueError(f"best_of_scorer '{self.best_of_scorer}' is not in scorers: {', '.join(self.scorers)}")
+        for key in ("best_of_scorer", "deciding_scorer"):
+            if (name := getattr(self, key)) is not None and name not in self.scorers:
+                raise ValueError(f"{key} '{name}' is not in scorers: {', '.join(self.scorers)}")
         return self
 
     @property
@@ -132,6 +135,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
     from align.report.cost import model_costs, stage_costs
     from align.report.html import write_report
+    from align.report.optimised import scorer_use
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
 
@@ -160,6 +164,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
         best_of=pool,
         rules={name: _rule_rates(config, rows) for name, rows in scored.items()},
         probes=_probe_scorers(context, scored),
+        deciding_scorer=config.deciding_scorer,
+        use=scorer_use(config.model_dump(mode="json")["scorers"], config.models, config.baseline, context.artifacts),
         update_kl={name: kl for name in config.models if (kl := context.artifact(name).manifest.metrics.get(UPDATE_KL))},
     )
     write_json(context.output / RESULTS_NAME, results.to_json())
@@ -176,7 +182,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         stages=list(context.artifacts.values()),
         recipe=context.recipe,
         columns={prompt.id: prompt.fields for prompt in prompts},
-        primary_scorer=list(config.scorers)[-1],
+        primary_scorer=results.decider,
     )
     return StageOutcome(
         metrics={"prompts_seen_in_training": seen, "new_tokens": sampled.new_tokens, "engine_seconds": sampled.engine_seconds},
