@@ -99,6 +99,9 @@ Subset = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
 """Left out of what is written where there is none: datasets without subsets have the fingerprint that they always had."""
 MaxRows = Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)]
 """Likewise."""
+Position = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[list[Position] | None, Field(min_length=2, max_length=2, exclude_if=lambda value: value is None)]
+"""Likewise."""
 
 
 def _check_place(path: str | None, dataset: str | None, split: str | None, subset: str | None, max_rows: int | None) -> None:
@@ -157,6 +160,9 @@ class DataInput(StrictModel):
     """Branch, tag or commit of the hub dataset."""
     max_rows: MaxRows = None
     """Read only the first rows, at most this many; of a hub dataset, the rest is not downloaded."""
+    share: Share = None
+    """Take only a share of the prompts: [0, 0.5] and [0.5, 1] are halves that have no prompt in common. A hash of the prompt (of
+    kind text, of the text) decides, not the order of the rows."""
     mixture: dict[PartName, MixturePart] | None = Field(default=None, min_length=1)
     """Several sources by name, each with its weight; no row is taken twice."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -174,6 +180,13 @@ class DataInput(StrictModel):
     @classmethod
     def _known_checks(cls, value: dict[str, Action]) -> dict[str, Action]:
         check_actions(value, with_model=False)
+        return value
+
+    @field_validator("share")
+    @classmethod
+    def _not_empty(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"{value} is empty: the first number must be below the second, as in [0, 0.5], which is a half")
         return value
 
     @property

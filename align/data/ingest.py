@@ -12,6 +12,7 @@ from align.config.inputs import DataInput
 from align.data.mixture import NOT_SAMPLED, mixed_places
 from align.data.quality.overlap import EvaluationIndex
 from align.data.reader import RawRow
+from align.data.share import OUTSIDE_SHARE, in_share
 from align.data.source import HubRows, Source, fetch_file
 from align.data.validation.block import blocks_of
 from align.data.validation.collection import Kept, collect_rows
@@ -66,7 +67,7 @@ def ingest(spec: DataInput, source: Source, entry_folder: Path, *, evaluation: E
         summary = collection.summary
         if not summary.usable:
             raise invalid_rows(summary, first.problems)
-        dropped = _write(collection, source, entry_folder)
+        dropped = _write(_of_share(collection, spec) if spec.share else collection, source, entry_folder)
     return Ingested(
         rows_in=summary.rows_in,
         rows_out=summary.rows_in - dropped.total(),
@@ -113,9 +114,18 @@ def _write(rows: Iterable[Kept | Drop], source: Source, entry_folder: Path) -> C
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common())
             raise DataError(
                 f"{source.shown}: no row is left ({reasons})",
-                hint="Do all rows overlap the evaluation prompts, or has a part of the mixture no row?",
+                hint="Do all rows overlap the evaluation prompts, is the share too small, or has a part of the mixture no row?",
             )
     return dropped
+
+
+def _of_share(rows: Iterable[Kept | Drop], spec: DataInput) -> Iterator[Kept | Drop]:
+    """The rows, with those outside of the input's share as drops."""
+    for row in rows:
+        if isinstance(row, Kept) and not in_share(spec, spec.row_kind.record.model_validate_json(row.line)):
+            yield Drop(id=row.id, drop_reason=OUTSIDE_SHARE, detail=f"share {spec.share}")
+        else:
+            yield row
 
 
 def _mixed(rows: Iterable[Kept | Drop], source: Source) -> Iterator[Kept | Drop]:

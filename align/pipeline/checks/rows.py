@@ -47,8 +47,8 @@ class Head:
 
 
 def keeps_all(source: Source, spec: DataInput) -> bool:
-    """Whether every usable row reaches the stages; a mixture, and comparisons of rows, leave some out."""
-    return not (source.weights or spec.decontaminate or any(action == "drop" for action in spec.checks.values()))
+    """Whether every usable row reaches the stages; a mixture, a share, and comparisons of rows, leave some out."""
+    return not (source.weights or spec.share or spec.decontaminate or any(action == "drop" for action in spec.checks.values()))
 
 
 def is_local(source: Source) -> bool:

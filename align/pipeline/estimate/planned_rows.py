@@ -142,7 +142,8 @@ def count_rows(data: ResolvedInput) -> int | None:
             return None
         count += counts[file.part]
         counts[file.part] = count if file.max_rows is None else min(count, file.max_rows)
-    return counts.total()
+    low, high = spec.share or (0.0, 1.0)
+    return round(counts.total() * (high - low))
 
 
 def _rows_in(file: SourceFile) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from align.config.inputs import DataInput
 from align.data.ingest import Ingested, ingest
@@ -121,3 +122,25 @@ def test_only_the_first_rows_are_read(tmp_path: Path, name: str) -> None:
     text = "\n".join([*([] if name == "x.jsonl" else ["prompt,completion"]), *good]) + "\n" + bad
     result = _ingest(tmp_path, text, name=name, max_rows=3)
     assert (result.rows_in, result.rows_out) == (3, 3)
+
+
+def test_shares_have_no_prompt_in_common_and_are_the_whole(tmp_path: Path) -> None:
+    rows = [{"prompt": f"질문 {number % 100}", "chosen": f"good {number}", "rejected": "bad"} for number in range(200)]
+    prompts: list[set[str]] = []
+    for name, order, share in (("a", rows, [0, 0.5]), ("b", rows[::-1], [0.5, 1])):
+        (tmp_path / name).mkdir()
+        result = _ingest(tmp_path / name, order, kind="preferences", share=share)
+        written = [json.loads(line) for line in (tmp_path / name / "entry" / "rows.jsonl").read_text().splitlines()]
+        assert result.rows_out == len(written)
+        assert result.dropped == {"outside_share": 200 - len(written)}
+        prompts.append({row["prompt"][0]["content"] for row in written})
+        assert len(written) == 2 * len(prompts[-1]), "both rows of a prompt stay together"
+    assert prompts[0].isdisjoint(prompts[1])
+    assert len(prompts[0] | prompts[1]) == 100
+    assert 35 <= len(prompts[0]) <= 65
+
+
+@pytest.mark.parametrize("share", [[0.5, 0.5], [0.6, 0.2], [0, 1.5], [0.5]])
+def test_an_empty_share_is_refused(share: list[float]) -> None:
+    with pytest.raises(ValidationError, match="is empty|less than or equal to 1|at least 2 items"):
+        DataInput(kind="prompts", path="x.jsonl", share=share)
