@@ -37,6 +37,10 @@ class Cost(StrictModel):
     """Estimated floating-point operations; null where not known, and for best of n."""
     memory_bytes: int | None = Field(default=None, ge=0)
     """Highest peak of memory among the stages; null where not known."""
+    total_seconds: float | None = Field(default=None, ge=0)
+    """Wall time of everything that the model was made from, also what the baseline was made from; null for best of n."""
+    total_flops: float | None = Field(default=None, ge=0)
+    """Estimated floating-point operations of the same; null where not known, and for best of n."""
 
     @property
     def alone_seconds(self) -> float:
@@ -94,10 +98,10 @@ def stage_costs(artifacts: Sequence[Artifact], models: Sequence[str], parameters
 
 def model_costs(costs: Sequence[StageCost], models: Sequence[str], baseline: str) -> dict[str, Cost]:
     """Costs by model; a model that was not made here is absent."""
-    paths = {model: [cost for cost in costs if model in cost.models] for model in models}
+    whole = {model: [cost for cost in costs if model in cost.models] for model in models}
     # What is left of nothing is everything: a model that the baseline was made from counts as the baseline does.
-    paths = {model: [cost for cost in path if baseline not in cost.models] or path for model, path in paths.items()}
-    return {model: _cost_of(model, path, paths) for model, path in paths.items() if path}
+    paths = {model: [cost for cost in path if baseline not in cost.models] or path for model, path in whole.items()}
+    return {model: _cost_of(model, path, paths, whole[model]) for model, path in paths.items() if path}
 
 
 def mean_cost(costs: Sequence[Cost | None]) -> Cost | None:
@@ -116,7 +120,7 @@ def answer_cost(n: int, tokens: float) -> Cost:
     return Cost(per_answer=True, seconds=None, sampled_tokens=n * tokens, trained_tokens=0, scored_completions=n)
 
 
-def _cost_of(model: str, path: Sequence[StageCost], paths: Mapping[str, Sequence[StageCost]]) -> Cost:
+def _cost_of(model: str, path: Sequence[StageCost], paths: Mapping[str, Sequence[StageCost]], whole: Sequence[StageCost]) -> Cost:
     others = {cost.fingerprint for name, other in paths.items() if name != model for cost in other}
     earlier = [cost for cost in path if model not in cost.names]
     return Cost(
@@ -127,6 +131,8 @@ def _cost_of(model: str, path: Sequence[StageCost], paths: Mapping[str, Sequence
         trained_tokens=_sum(cost.trained_tokens for cost in path),
         scored_completions=_sum(cost.scored_completions for cost in path),
         flops=_sum(cost.flops for cost in path),
+        total_seconds=round(sum(cost.seconds for cost in whole), 3),
+        total_flops=_sum(cost.flops for cost in whole),
         memory_bytes=_peak(cost.memory_bytes for cost in path),
     )
 

@@ -62,6 +62,7 @@ def write_report(
     primary = primary_scorer or results.scorers[0]
     drawings = [
         *plots.score_scatters(results, joined),
+        *plots.cost_frontiers(results),
         *plots.frontiers(results),
         *plots.score_histograms(results, joined),
         plots.length_histogram(results, joined),

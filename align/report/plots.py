@@ -12,13 +12,15 @@ from matplotlib.ticker import MaxNLocator
 
 from align.report.answers import AnswerTable
 from align.report.estimate import Estimate
-from align.report.figure import INK, PANEL, Plot, Series, draw, evenly
+from align.report.figure import INK, MUTED, PANEL, Plot, Series, draw, evenly
 from align.report.results import Results
 from align.report.statistics import FloatArray, prompt_means
 from align.report.style import RowStyle, row_styles
 
 MAX_POINTS_PER_ROW = 250
 HISTOGRAM_BINS = 32
+LOG_AXIS_RATIO = 20
+"""Costs that differ by more are on a logarithmic axis."""
 WIDTH_INCHES = 4.3  # small, so that the text stays readable when a phone shrinks the drawing
 
 
@@ -130,6 +132,54 @@ def _frontier(results: Results, scorer: str) -> Plot:
         axes.set_xlabel(f"KL to {plot.label(results.baseline)} (nats, square-root axis)")
         axes.set_ylabel(plot.label(scorer))
     return plot
+
+
+def cost_frontiers(results: Results) -> list[Plot]:
+    """Score against what a model cost, one drawing per scorer; none where the cost of fewer than two rows is known.
+
+    The cost is of everything that a model was made from, so that a stage that several need counts for each. It is in estimated
+    operations if those of all rows are known, else in seconds.
+    """
+    costs = {name: cost for name, row in results.models.items() if (cost := row.cost) is not None and not cost.per_answer}
+    flops = {name: cost.total_flops for name, cost in costs.items() if cost.total_flops}
+    seconds = {name: cost.total_seconds for name, cost in costs.items() if cost.total_seconds}
+    in_flops = bool(flops) and len(flops) == len(seconds)
+    known = flops if in_flops else seconds
+    return [_cost_frontier(results, scorer, known, in_flops=in_flops) for scorer in results.scorers] if len(known) > 1 else []
+
+
+def _cost_frontier(results: Results, scorer: str, costs: Mapping[str, float], *, in_flops: bool) -> Plot:
+    unit = "estimated floating-point operations" if in_flops else "seconds"
+    description = (
+        f"{scorer} against the cost of everything that a model was made from, in {unit}, with 95 % intervals. "
+        "The line joins the models that no cheaper one equals: higher at the same cost is better."
+    )
+    if results.best_of_rows:
+        description += " Best of n is left out: it pays for every answer."
+    styles = row_styles(results)
+    with draw(f"Cost and {scorer}", description, WIDTH_INCHES, 3.0, salt=f"cost {scorer}") as plot:
+        (axes,), plot.legend = plot.axes, [entry for entry in row_legend(results) if not entry.hollow]
+        means = {name: results.models[name].scores[scorer].mean for name in costs}
+        for name, cost in costs.items():
+            _mean_point(axes, cost, means[name], styles[name], None, _ends(results.models[name].scores[scorer]))
+        best = frontier_of(costs, means)
+        xs, ys = [costs[name] for name in best], [means[name] for name in best]
+        # Steps: between two models, what one gets for the money is the cheaper one.
+        axes.step(xs, ys, where="post", color=MUTED, linewidth=1.1, linestyle="--", zorder=2)
+        if max(costs.values()) > LOG_AXIS_RATIO * min(costs.values()):
+            axes.set_xscale("log")
+        axes.set_xlabel("cost (FLOPs, estimated)" if in_flops else "cost (seconds)")
+        axes.set_ylabel(plot.label(scorer))
+    return plot
+
+
+def frontier_of(costs: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:
+    """The names that score higher than everything that costs as much or less, the cheapest first."""
+    best: list[str] = []
+    for name in sorted(costs, key=lambda name: (costs[name], -scores[name])):
+        if not best or scores[name] > scores[best[-1]]:
+            best.append(name)
+    return best
 
 
 def _root(kl: float) -> float:

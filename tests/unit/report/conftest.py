@@ -77,6 +77,8 @@ def demo_cost(seconds: float, *, shared_seconds: float = 0.0) -> Cost:
         scored_completions=96,
         flops=3e12 * seconds,
         memory_bytes=2**30,
+        total_seconds=seconds + 60,
+        total_flops=3e12 * (seconds + 60),
     )
 
 

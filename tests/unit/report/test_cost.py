@@ -124,6 +124,9 @@ def test_a_model_costs_its_path_since_the_baseline() -> None:
     }
     assert models["rs"].flops == 40_000 + 14_000 + 11_200 + 3_000
     assert models["ppo"].memory_bytes == 7000
+    # With what the baseline was made from.
+    assert {name: cost.total_seconds for name, cost in models.items()} == {"sft": 40, "rs": 108, "dpo-1": 110, "ppo": 140}
+    assert models["rs"].total_flops == (models["rs"].flops or 0) + (models["sft"].flops or 0)
 
 
 def test_a_model_that_the_baseline_was_made_from_costs_what_the_baseline_does() -> None:

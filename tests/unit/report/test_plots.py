@@ -12,7 +12,7 @@ from align.records import ScoredCandidate
 from align.report.answers import align_answers
 from align.report.curves import training_curves
 from align.report.figure import MARKERS, Plot, marker_path, model_variable
-from align.report.plots import frontiers, length_histogram, score_histograms, score_scatters
+from align.report.plots import cost_frontiers, frontier_of, frontiers, length_histogram, score_histograms, score_scatters
 from align.report.results import Results
 from align.report.style import row_styles
 
@@ -209,3 +209,27 @@ def test_markers_become_closed_outlines_within_their_box() -> None:
         assert path.startswith("M")
         assert path.endswith("Z")
         assert all(abs(float(number)) <= 0.75 for number in re.findall(r"-?\d+\.\d+", path)), marker
+
+
+def test_the_frontier_of_cost_are_the_models_that_no_cheaper_one_equals() -> None:
+    costs = {"sft": 1.0, "rs": 2.0, "dpo": 2.0, "orpo": 3.0, "ppo": 9.0, "worse": 1.0}
+    scores = {"sft": 0.1, "rs": 0.3, "dpo": 0.5, "orpo": 0.4, "ppo": 0.6, "worse": 0.0}
+    assert frontier_of(costs, scores) == ["sft", "dpo", "ppo"]
+    assert frontier_of({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 1.0}) == ["a"], "an equal score for more is not better"
+
+
+def test_quality_at_equal_cost_has_a_point_per_model(results: Results, many: tuple[Results, object]) -> None:
+    rm, gold = cost_frontiers(results)
+    assert (rm.title, gold.title) == ("Cost and rm", "Cost and gold")
+    assert "in estimated floating-point operations" in rm.description
+    ElementTree.fromstring(rm.svg)
+    for index in range(len(results.models)):
+        assert f"var({model_variable(index)})" in rm.svg
+    models = {
+        name: row.model_copy(update={"cost": row.cost and row.cost.model_copy(update={"total_flops": None})})
+        for name, row in results.models.items()
+    }
+    assert "in seconds" in cost_frontiers(results.model_copy(update={"models": models}))[0].description
+    assert "Best of n is left out" in cost_frontiers(many[0])[0].description
+    nothing = {name: row.model_copy(update={"cost": None}) for name, row in results.models.items()}
+    assert cost_frontiers(results.model_copy(update={"models": nothing})) == []
