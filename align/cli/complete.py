@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from align.config.schema_files import RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS
-from align.config.shipped import RECIPE_NAME, SHIPPED_RECIPES, recipe_file, recipes_in
+from align.config.shipped import RECIPE_NAME, SHIPPED_DOCS, SHIPPED_RECIPES, recipe_file, recipes_in
 from align.errors import AlignError
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ def words_as_they_are() -> Iterator[None]:
 def shipped_recipes(incomplete: str) -> list[str]:
     """Names of the recipes that come with align."""
     return [name for name in recipes_in(SHIPPED_RECIPES) if name.startswith(incomplete)]
+
+
+def docs_pages(incomplete: str) -> list[str]:
+    """Names of the pages of the documentation."""
+    return sorted(path.stem for path in SHIPPED_DOCS.glob("*.md") if path.stem.startswith(incomplete))
 
 
 def recipes(incomplete: str) -> list[str]:

@@ -137,7 +137,7 @@ def _actions(pairs: list[str], *, with_model: bool) -> dict[str, Action]:
     try:
         check_actions(actions, with_model=with_model)
     except ValueError as error:
-        raise RecipeError(f"--check: {error}", hint="docs/data.md lists the checks.") from error
+        raise RecipeError(f"--check: {error}", hint="`align docs data` lists the checks.") from error
     return actions
 
 

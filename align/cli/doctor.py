@@ -124,7 +124,7 @@ def doctor(model: ModelArgument = None, chat: ChatOption = None, json: JsonOptio
     The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
 
     A model: whether it can be trained, sampled and served as it is. Its weights are not read and none of its code runs. Exit
-    code 2 when there is a problem, 4 when a file is damaged. See docs/doctor.md.
+    code 2 when there is a problem, 4 when a file is damaged. See `align docs doctor`.
     """
     if model is not None:
         _check_model(model, chat, json)

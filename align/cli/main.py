@@ -20,7 +20,7 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from typer.main import get_command
 
-from align.cli import chat, complete, data, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
+from align.cli import chat, complete, data, docs, doctor, export, init, pairs, recipes, run, schema, serve, stage, store
 from align.cli.usage import print_error, usage_error
 from align.errors import EXIT_BUG, EXIT_OK, AlignError, Interrupted
 
@@ -48,6 +48,7 @@ app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
+app.command("docs")(docs.docs)
 
 
 def _show_version(wanted: bool) -> None:

@@ -82,7 +82,9 @@ def with_chat(folder: ModelFolder, chat: str | None) -> ModelFolder:
         settings = ChatSettings.model_validate(value)
     except ValidationError as error:
         found = [f"{show_path(problem.path)}: {problem.text}" for problem in problems_of(error, ChatSettings, value)]
-        raise RecipeError(f"{label}: {'; '.join(found).removeprefix(': ')}", hint="See docs/chat.md for the settings.") from error
+        raise RecipeError(
+            f"{label}: {'; '.join(found).removeprefix(': ')}", hint="See `align docs chat` for the settings."
+        ) from error
     locate = lambda written: Path(written).expanduser()  # noqa: E731
     return replace(folder, chat=resolve_chat(settings, folder, locate=locate, where=label))
 

@@ -38,7 +38,7 @@ def put_right(document: Document, elsewhere: Callable[[], Mapping[str, type[Base
     if "stages" not in top and sum(any(words_for("keys", key)) for key in strangers) >= FOREIGN:
         raise RecipeError(
             f"{document.key_position((strangers[0],))}: '{strangers[0]}' and {len(strangers) - 1} more keys are of another tool",
-            hint="A recipe has the keys name, inputs and stages; docs/from-other-tools.md has the key here for each.",
+            hint="A recipe has the keys name, inputs and stages; `align docs from-other-tools` has the key here for each.",
         )
     for key in strangers:
         path = _path_of_top(key, top[key])

@@ -8,6 +8,7 @@ from align.errors import RecipeError
 
 RECIPE_NAME = "recipe.yaml"
 SHIPPED_RECIPES = Path(__file__).parents[1] / "recipes"
+SHIPPED_DOCS = Path(__file__).parents[1] / "docs"
 """In a checkout it is a link to the folder beside the package; a wheel has the files themselves."""
 
 

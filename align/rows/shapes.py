@@ -83,7 +83,7 @@ class Recogniser:
                 )
             raise RecipeError(
                 f"columns: no row of {kind} has {', '.join(sorted(mapped))} together",
-                hint="Map the fields of one shape, such as {prompt: Q, completion: A}; docs/formats.md lists them.",
+                hint="Map the fields of one shape, such as {prompt: Q, completion: A}; `align docs formats` lists them.",
             )
         self._mapped = columns
         self._shapes = _unique(_with_columns(shape, columns, only_mapped=bool(mapped)) for shape in shapes)

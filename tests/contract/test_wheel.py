@@ -14,7 +14,7 @@ import pytest
 from align_llm import find_clash
 
 ROOT = Path(__file__).resolve().parents[2]
-LINKED = ("recipes", "data_schemas")
+LINKED = ("recipes", "data_schemas", "docs")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
 
@@ -42,8 +42,9 @@ def files_in(folder: Path) -> set[str]:
 
 def test_it_holds_every_file_of_the_package_and_each_once(installed: Path) -> None:
     for name in LINKED:
-        assert files_in(installed / "align" / name) == files_in(ROOT / name)
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "align").rglob("*.py")}
+        pages = {file for file in files_in(ROOT / name) if name != "docs" or file.endswith(".md")}
+        assert files_in(installed / "align" / name) == pages
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "align").rglob("*.py")} - {"align/docs/conf.py"}
     assert modules <= files_in(installed)
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"align", "align_llm.py"}
 
@@ -58,6 +59,7 @@ def align(installed: Path, folder: Path, *arguments: str) -> subprocess.Complete
 def test_a_recipe_is_planned_by_its_name(installed: Path, tmp_path: Path) -> None:
     assert align(installed, tmp_path, "schema", "recipe", "--path").stdout.startswith(str(installed))
     assert "\nquickstart " in align(installed, tmp_path, "recipes", "list").stdout
+    assert align(installed, tmp_path, "docs", "dpo").stdout == (ROOT / "docs" / "dpo.md").read_text(encoding="utf-8")
     planned = align(installed, tmp_path, "plan", "quickstart")
     assert "reward_model" in planned.stdout, planned.stderr
 

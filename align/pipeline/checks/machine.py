@@ -26,7 +26,7 @@ def _memory(stage: StageEstimate, machine: Machine) -> tuple[str, str] | None:
         # The largest that fits gives up least.
         best = max(smaller, key=lambda other: other.trainable_parameters)
         return text, f"peft: {{method: {best.method}}} needs about {size_text(best.memory.peak)}"
-    return text, "Lower max_tokens and micro_batch_size, or take a smaller model: docs/memory.md"
+    return text, "Lower max_tokens and micro_batch_size, or take a smaller model: `align docs memory`"
 
 
 def check_disk(recipe: str, estimate: PlanEstimate, to_run: Iterable[str]) -> list[Finding]:
@@ -38,5 +38,5 @@ def check_disk(recipe: str, estimate: PlanEstimate, to_run: Iterable[str]) -> li
     if needed <= estimate.machine.free_disk_bytes:
         return []
     text = f"the run writes about {size_text(needed)} to the disk, where {size_text(estimate.machine.free_disk_bytes)} are free"
-    advice = "Free some space (`align store prune`), or write keep_epochs: none at sft stages; docs/store.md"
+    advice = "Free some space (`align store prune`), or write keep_epochs: none at sft stages; `align docs store`"
     return [Finding(recipe, text, advice, action="warn", cause="machine")]

@@ -150,7 +150,7 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
         advice = "The file cannot be read to its end: get it again, or correct it there."
     elif not summary.rows_out and "missing_field" in summary.dropped:
         mapping = mapped_columns({_example(spec): "…"})
-        advice = f"Map fields to the file's columns: {mapping}. docs/formats.md shows what rows may look like."
+        advice = f"Map fields to the file's columns: {mapping}. `align docs formats` shows what rows may look like."
     return Finding(name, "\n".join([headline, *lines, *([f"… and {hidden:,} more"] if hidden else [])]), advice, action, "data")
 
 

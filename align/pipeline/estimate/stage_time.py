@@ -61,7 +61,7 @@ def time_sentence(times: Sequence[StageTime]) -> str | None:
     if not stated:
         return f"{sentence}."
     longest = ", with all completions at full length" if any(time.is_bound for time in stated) else ""
-    return f"{sentence}. {_names([time.name for time in stated])}: a guess{longest}, see docs/plan.md."
+    return f"{sentence}. {_names([time.name for time in stated])}: a guess{longest}, see `align docs plan`."
 
 
 def _names(names: Sequence[str]) -> str:

@@ -81,7 +81,7 @@ def _verdict(estimate: Estimate, machine: Machine) -> str:
 def _machine_text(machine: Machine) -> str:
     place = "memory" if machine.device == "cpu" else f"the memory of {machine.name}"
     free = f"{size_text(machine.free_bytes)} of {size_text(machine.total_bytes)} of {place}"
-    text = f"Free here: {free}, {size_text(machine.free_disk_bytes)} of disk. Estimates; see docs/memory.md."
+    text = f"Free here: {free}, {size_text(machine.free_disk_bytes)} of disk. Estimates; see `align docs memory`."
     return text if machine.device_line is None else f"{text}\nGPU: {machine.device_line}."
 
 

@@ -118,7 +118,7 @@ def look_at_data(
         raise RecipeError(
             f"--data {path}: there is no such file or folder",
             hint="Is it a dataset of the hub? init reads files only: give one, and write dataset: and split: into the recipe\n"
-            "in its place. docs/formats.md shows how.",
+            "in its place. `align docs formats` shows how.",
         )
     rows = first_rows(path, location)
     if kind is None:
@@ -184,9 +184,8 @@ def _answers_are_references(usual: Mapping[str, str], rows: list[dict[str, Any]]
 def _hint(rows: list[dict[str, Any]]) -> str:
     names = [str(name) for name in (rows[0] if rows else ())]
     example = f"--columns prompt={names[0]}" if names else "--columns prompt=question"
-    return (
-        f"Say which column is what: {example}, and likewise completion, or chosen and rejected.\ndocs/formats.md has the shapes."
-    )
+    advice = f"Say which column is what: {example}, and likewise completion, or chosen and rejected."
+    return f"{advice}\n`align docs formats` has the shapes."
 
 
 def _usual_columns(kind: DataKind[Any], rows: list[dict[str, Any]]) -> dict[str, str]:

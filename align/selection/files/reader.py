@@ -31,7 +31,9 @@ class RowFile:
 
     def wrong(self, row: int, problem: str) -> DataError:
         """The error of one row, by its number among the file's rows (its line in JSON Lines), from 1."""
-        return DataError(f"{self.path}:{row}: {problem}", hint="Correct the row, or remove it; docs/pairs.md lists the columns.")
+        return DataError(
+            f"{self.path}:{row}: {problem}", hint="Correct the row, or remove it; `align docs pairs` lists the columns."
+        )
 
 
 def files_of(artifact: Artifact) -> list[RowFile]:

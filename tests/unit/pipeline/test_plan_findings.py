@@ -108,7 +108,7 @@ class TestRoom:
         assert (first.name, first.action) == ("sft", "warn")
         assert first.text.startswith("needs about 6")
         assert first.text.endswith("of memory; 1.0 MiB are free on GPU X")
-        assert "docs/memory.md" in first.advice
+        assert "align docs memory" in first.advice
         (disk,) = check_disk("tiny", estimate, [stage.name for stage in made.stages])
         assert disk.sentence.startswith("the run writes about ")
         assert "1.0 KiB are free. Free some space (`align store prune`)" in disk.sentence

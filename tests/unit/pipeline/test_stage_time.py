@@ -19,10 +19,10 @@ from align.pipeline.plan import make_plan
         ([StageTime("again", 0.0)], None),
         ([StageTime("a", None)], "Time: not known yet. Later plans go by what similar stages took."),
         ([StageTime("a", 60.0), StageTime("b", 40.0)], "Time: about 2 min in all."),
-        ([StageTime("a", 60.0, True)], "Time: about 60 s in all. a: a guess, see docs/plan.md."),
+        ([StageTime("a", 60.0, True)], "Time: about 60 s in all. a: a guess, see `align docs plan`."),
         (
             [StageTime("a", 60.0), StageTime("b", 60.0, True, True)],
-            "Time: about 2 min in all. b: a guess, with all completions at full length, see docs/plan.md.",
+            "Time: about 2 min in all. b: a guess, with all completions at full length, see `align docs plan`.",
         ),
         (
             [StageTime("a", 7200.0), *(StageTime(name, None) for name in "bcdefg")],
