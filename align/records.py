@@ -138,6 +138,11 @@ class Prompt(PromptRecord):
     are JSON."""
 
 
+def prompt_key(row: Any) -> str:
+    """The content of a row's prompt. An id would not do: the same prompt has different ids in different files."""
+    return json.dumps([[message.role, message.text] for message in row.prompt], ensure_ascii=False)
+
+
 class TextRow(Record):
     """A piece of plain text, used to measure forgetting."""
 

@@ -20,7 +20,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from align.config import chat, inputs, judge, peft, rules
+from align.config import chat, form, inputs, judge, peft, rules
 from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
 from align.config.other_tools import table as table_of_words
@@ -36,6 +36,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "chat": chat.ChatSettings,
     "input data": inputs.DataInput,
     "input artifact": inputs.ArtifactInput,
+    "sweep": form.Sweep,
     "judge": judge.Judge,
     "peft lora": peft.Lora,
     "peft virtual_tokens": peft.VirtualTokens,

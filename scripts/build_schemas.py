@@ -18,9 +18,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, TypeAdapter
 
 from align.config.entry import FILLED
-from align.config.form import NODE_NAME, SEED_LIMIT, Copies, Rounds
+from align.config.form import NODE_NAME, SEED_LIMIT, Copies, Rounds, Sweep
 from align.config.inputs import AnyInput, ArtifactInput
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
+from align.config.sweep import CHOICE_STAGE, FILLED_BY_SWEEP
 from align.report.results import Results
 from align.rows import ROW_KINDS, DataKind
 from align.runtime.events import EVENTS_VERSION, KINDS, adapter_of
@@ -61,6 +62,9 @@ EXAMPLES: Mapping[str, Any] = {
     "seeds": [1, 2, 3],
     "rounds": 2,
     "seed": 17,
+    "fields": {"dpo.beta": [0.05, 0.1, 0.3], "dpo.learning_rate": {"log_uniform": [1e-6, 1e-4]}},
+    "trials": 6,
+    "first_prompts": 50,
     "top_k": 50,
     "checkpoint_steps": 500,
     "scorers": {"rm": "reward_model", "gold": {"rules": "gold_rules.yaml"}},
@@ -112,6 +116,7 @@ def named(pattern: str, entry: Schema, description: str) -> Schema:
 def recipe_schema() -> Schema:
     definitions: Schema = {}
     stages, inputs = _stage_entry(definitions), _input_entry(definitions)
+    definitions["sweep"] = _sweep_schema(definitions)
     _allow_scorer_files(definitions)
     for name, definition in definitions.items():
         _explain(name, definition)
@@ -133,6 +138,7 @@ def recipe_schema() -> Schema:
             **named(NODE_NAME.pattern, stages, "Stages, by name; a field of a stage names an input or another stage."),
             "minProperties": 1,
         },
+        "sweep": named(NODE_NAME.pattern, {"$ref": "#/$defs/sweep"}, "Trials of a stage with other settings, by its name."),
     }
     _explain("", {"properties": properties})
     return {
@@ -238,6 +244,14 @@ def _rounds_schema() -> Schema:
         description = schema["properties"][name]["description"]
         schema["properties"][name] = {"$ref": f"#/$defs/rounds_{name}", "description": description}
     return schema
+
+
+def _sweep_schema(definitions: Schema) -> Schema:
+    """The fields of a sweep, and those of the stage that chooses, without what the sweep fills in."""
+    own, choice = of_model(Sweep), definitions[f"stage_{CHOICE_STAGE}"]
+    more = {key: value for key, value in choice["properties"].items() if key not in (*FILLED_BY_SWEEP, *Copies.model_fields)}
+    required = [key for key in choice["required"] if key in more]
+    return {**own, "properties": {**own["properties"], **more}, "required": [*own["required"], *required], "title": "sweep"}
 
 
 def _allow_scorer_files(definitions: Schema) -> None:

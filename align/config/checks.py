@@ -13,7 +13,7 @@ from align.config.base import Problem
 from align.config.explain import kind_phrase
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
-from align.config.names import unknown
+from align.config.names import listing, unknown
 from align.config.paths import advice_on_missing
 from align.config.reference import FieldPath, kinds_of
 
@@ -192,3 +192,41 @@ def check_scorers(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Pro
         # Without valid scorers to compare with, the stage that lacks them has the problem.
         if isinstance(scorer, str) and isinstance(known, dict) and known and scorer not in known:
             yield Problem(field, f"'{scorer}': {unknown(scorer, list(known), what='scorer')} (of the stage '{scored}')")
+
+
+def check_choice(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+    """Problems of a choice among models by what a comparison holds out: its prompts, or its independent scorer."""
+    prompts, scorer = fields.get("prompts"), fields.get("scorer")
+    comparisons = {name: draft for name, draft in graph.drafts.items() if draft.stage_type.produces == "comparison"}
+    for name, draft in comparisons.items():
+        held_out, judges = draft.fields.get("prompts"), draft.fields.get("scorers")
+        if isinstance(prompts, str) and isinstance(held_out, str) and _place_of(prompts, graph) == _place_of(held_out, graph):
+            same = f"'{prompts}' are" if prompts == held_out else f"'{prompts}' is the same file as '{held_out}',"
+            text = f"{same} the held-out prompts of '{name}'; choose on other prompts, or the winner's numbers there mean nothing"
+            yield Problem(("prompts",), text)
+        if not isinstance(judges, dict) or len(judges) < 2 or scorer not in judges.values():
+            continue
+        if not any(_uses(scorer, other.fields) for other in graph.drafts.values() if not _only_judges(other)):
+            label = next(key for key, judge in judges.items() if judge == scorer)
+            others = listing(repr(key) for key in judges if key != label)
+            text = f"this is the scorer '{label}' of '{name}', which no other stage uses: a choice by it leaves the comparison"
+            yield Problem(("scorer",), f"{text} no independent judge; choose by {others}, or another scorer")
+
+
+def _only_judges(draft: Draft) -> bool:
+    """Whether a stage scores finished models only."""
+    return draft.stage_type.produces == "comparison" or draft.stage_type.name.startswith("select_")
+
+
+def _place_of(name: str, graph: RecipeGraph) -> Any:
+    """Where the rows of an input are; its name where that is not known."""
+    spec = graph.inputs.get(name)
+    if not isinstance(spec, DataInput) or spec.mixture is not None:
+        return name
+    return (graph.folder / Path(spec.path).expanduser()).resolve() if spec.path else (spec.dataset, spec.subset, spec.split)
+
+
+def _uses(scorer: Any, value: Any) -> bool:
+    """Whether a scorer is somewhere in a stage's fields."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(value == scorer) or any(_uses(scorer, part) for part in inside)

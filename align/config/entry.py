@@ -40,6 +40,15 @@ def round_names(copy: str, number: int) -> dict[str, str]:
     return {key: stem if key == "dpo" else f"{stem}-{key}" for key in FILLED}
 
 
+def written_path(origins: Mapping[FieldPath, FieldPath], path: FieldPath) -> FieldPath:
+    """The place of what became the value at `path`, by the places of the parts that have moved."""
+    # The longest known path wins: a part may come from another place than the stage around it.
+    for length in range(len(path), 1, -1):
+        if origin := origins.get(path[:length]):
+            return (*origin, *path[length:])
+    return path
+
+
 @dataclass
 class Entry:
     """An entry of `stages` as it was written."""

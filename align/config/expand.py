@@ -13,13 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.config.base import Problem
-from align.config.entry import FILLED, Entry, is_rounds, round_names, spread_seeds, written_blocks
+from align.config.entry import FILLED, Entry, is_rounds, round_names, spread_seeds, written_blocks, written_path
 from align.config.explain import problems_of
 from align.config.form import NODE_NAME, Copies, Rounds
 from align.config.graph import StageTypeLike
 from align.config.names import Place, listing
 from align.config.reference import FieldPath
 from align.config.shape import references_in
+from align.config.trials import Sweeps
 
 
 @dataclass
@@ -34,14 +35,12 @@ class Expansion:
     problems: list[Problem] = field(default_factory=list)
     """Problems of the forms themselves, by their paths in the file."""
     origins: dict[FieldPath, FieldPath] = field(default_factory=dict)
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    """What was written out before."""
 
     def written(self, path: FieldPath) -> FieldPath:
         """The path in the file of what became the value at `path` of the plain stages."""
-        # The longest known path wins: a part may come from another place than the stage around it.
-        for length in range(len(path), 1, -1):
-            if origin := self.origins.get(path[:length]):
-                return (*origin, *path[length:])
-        return path
+        return self.sweeps.written(written_path(self.origins, path))
 
 
 def expand(stages: Mapping[str, Any], inputs: Sequence[str], stage_types: Mapping[str, StageTypeLike]) -> Expansion:
@@ -91,23 +90,33 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
     # Without the repeated ones, which would make two stages of one name.
     seeds = list(dict.fromkeys(given_seeds)) or None
     fields = {key: item for key, item in value.items() if key != "seeds"}
-    references: list[tuple[FieldPath, str]] = []
-    if form:
-        kind = "model"
-        references += [(("model",), value["model"])] if isinstance(value.get("model"), str) else []
-    else:
-        stage_type = stage_types.get(value["stage"]) if isinstance(value.get("stage"), str) else None
-        kind = stage_type.produces if stage_type else ""
-    for block, stage, inner in written_blocks(name, value):
-        if stage in stage_types:
-            found = references_in(stage_types[stage].config_type, inner)
-            references += [((*block[2:], *inner_path), reference) for inner_path, _, reference in found]
+    references, kind = references_of(value, stage_types), kind_of_entry(value, stage_types)
     if kind == "comparison" and seeds:
         result.problems.append(Problem((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
         seeds = None
     # One round where the number is wrong, so that the blocks are still checked.
     rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
     return Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
+
+
+def kind_of_entry(entry: Mapping[str, Any], stage_types: Mapping[str, StageTypeLike]) -> str:
+    """Kind of what an entry of `stages` makes; empty where its stage type is unknown."""
+    if is_rounds(entry):
+        return "model"
+    stage_type = stage_types.get(entry["stage"]) if isinstance(entry.get("stage"), str) else None
+    return stage_type.produces if stage_type else ""
+
+
+def references_of(entry: dict[str, Any], stage_types: Mapping[str, StageTypeLike]) -> list[tuple[FieldPath, str]]:
+    """Every name in an entry of `stages`, with its path from there."""
+    found: list[tuple[FieldPath, str]] = []
+    if is_rounds(entry) and isinstance(entry.get("model"), str):
+        found.append((("model",), entry["model"]))
+    for block, stage, inner in written_blocks("", entry):
+        if stage in stage_types:
+            names = references_in(stage_types[stage].config_type, inner)
+            found += [((*block[2:], *path), reference) for path, _, reference in names]
+    return found
 
 
 def _spread_seeds(entries: Mapping[str, Entry | None], result: Expansion) -> None:

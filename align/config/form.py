@@ -10,6 +10,7 @@ from pydantic import Field
 from align.config.base import StrictModel
 from align.config.entry import MAX_COPIES
 from align.config.reference import ModelReference
+from align.config.trials import MAX_TRIALS
 
 SEED_LIMIT = 2**32
 """Seeds are below this, as NumPy wants them."""
@@ -45,3 +46,13 @@ class Rounds(Copies):
     """Fields of the pairs stages."""
     dpo: dict[str, Any]
     """Fields of the dpo stages."""
+
+
+class Sweep(StrictModel):
+    """Trials of a stage with other settings, of which the best by validation prompts takes the stage's name."""
+
+    fields: dict[str, Any] = Field(min_length=1)
+    """STAGE.FIELD → a list of values, or {uniform: [LOW, HIGH]} or {log_uniform: [LOW, HIGH]}. Fields of the stage, and of the
+    stages that it needs."""
+    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS)
+    """Draw this many trials at random. Default: every combination of the values."""

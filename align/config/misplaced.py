@@ -17,7 +17,7 @@ from align.config.reference import FieldPath
 from align.config.source import Document
 from align.errors import RecipeError
 
-TOP_KEYS = ("name", "seed", "inputs", "stages")
+TOP_KEYS = ("name", "seed", "inputs", "stages", "sweep")
 SECTIONS: Mapping[str, str] = {"inputs": "kind", "stages": "stage"}
 """Keys at the top whose entries are named by the recipe, and the key that says what an entry is."""
 FOREIGN = 3

@@ -54,6 +54,10 @@ def apply_override(
         if here is None and path:
             here = {}
             document.put(path, here, position)
+        # A key with dots, as the fields of a sweep have.
+        if isinstance(here, dict) and path and (rest := ".".join(parts[len(path) :])) in here:
+            path = (*path, rest)
+            break
         step = _step(here, part)
         if step is None:
             return position, f"{show_path(path)}: {_no_such_part(here, part)}"

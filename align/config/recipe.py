@@ -18,7 +18,7 @@ from align.config.checks import check_decontamination, check_input_path, check_s
 from align.config.entry import FILLED, written_blocks
 from align.config.expand import Expansion, expand
 from align.config.explain import expected, problems_of, show_value
-from align.config.form import NODE_NAME, SEED_LIMIT
+from align.config.form import NODE_NAME, SEED_LIMIT, Sweep
 from align.config.graph import Draft, RecipeGraph, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
     AnyInput,
@@ -40,6 +40,8 @@ from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
 from align.config.shipped import recipe_file
 from align.config.source import Document, Position, read_document
+from align.config.sweep import CHOICE_STAGE, FILLED_BY_SWEEP, spread_sweeps
+from align.config.sweep import SECTION as SWEEP
 from align.errors import RecipeError, several
 
 DEFAULT_SEED = 17
@@ -160,11 +162,7 @@ class _Parser:
         inputs = {key: spec for key, value in written_inputs.items() if (spec := self.input(key, value))}
         for problem in check_decontamination(inputs, list(written_inputs)):
             self.add(problem)
-        # Before forms are written out, so that each file is read once and not once for every copy of a stage.
-        self.read_rule_files(written_stages)
-        self.expansion = expand(written_stages, list(written_inputs), self.stage_types)
-        for problem in self.expansion.problems:
-            self.add(problem, written=True)
+        self.write_out(written_stages, list(written_inputs), seed)
         drafts = {key: draft for key, value in self.expansion.stages.items() if (draft := self.draft(key, value))}
         graph = RecipeGraph(drafts, inputs, self.folder)
         # Before the types are checked: a validator of the whole stage says the same, and is then left out.
@@ -231,6 +229,25 @@ class _Parser:
         elif not 0 <= seed < SEED_LIMIT:
             self.add(Problem(("seed",), f"must be from 0 to {SEED_LIMIT - 1}, got {seed}"))
         return str(name), seed if isinstance(seed, int) else DEFAULT_SEED
+
+    def write_out(self, written_stages: Mapping[str, Any], inputs: Sequence[str], seed: int) -> None:
+        """Write out sweeps, then rounds and seeds."""
+        sweeps = self.document.value.get(SWEEP) or {}
+        if not isinstance(sweeps, dict):
+            self.add(Problem((SWEEP,), f"expected a mapping of stages to sweeps, got {show_value(sweeps)}"))
+            sweeps = {}
+        # Before forms are written out, so that each file is read once and not once for every copy of a stage.
+        self.read_rule_files(written_stages)
+        for name, form in sweeps.items():
+            if isinstance(form, dict):
+                self.read_files_of(self.stage_types[CHOICE_STAGE].config_type, form, (SWEEP, name))
+        swept = spread_sweeps(sweeps, written_stages, inputs, self.stage_types, seed=seed)
+        self.expansion = expand(swept.stages, inputs, self.stage_types)
+        self.expansion.sweeps = swept
+        for problem in swept.problems:
+            self.add(problem, written=True)
+        for problem in self.expansion.problems:
+            self.add(problem._replace(path=swept.written(problem.path)), written=True)
 
     def section(self, key: str) -> dict[str, Any]:
         """The entries of `inputs` or `stages` that have a usable name and are mappings."""
@@ -344,12 +361,16 @@ class _Parser:
         If checks have found problems, those of a validator of the whole stage are left out: they are the same, less precise.
         """
         block = self.expansion.block.get(name)
+        extra: Sequence[str] = () if block else ("stage", "seeds")
+        hidden: Sequence[str] = FILLED[block] if block else ()
+        if self.expansion.written(("stages", name))[0] == SWEEP:
+            extra, hidden = list(Sweep.model_fields), FILLED_BY_SWEEP
         return self.validated(
             draft.stage_type.config_type,
             draft.fields,
             ("stages", name),
-            extra_keys=() if block else ("stage", "seeds"),
-            hidden_keys=FILLED[block] if block else (),
+            extra_keys=extra,
+            hidden_keys=hidden,
             as_a_whole=not checked,
         )
 

@@ -67,7 +67,9 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
         if "reference" in config:
             yield config["reference"] or config["model"], FORWARD * metrics["tokens"]
     elif "num_candidates" in config:
-        yield config["model"], FORWARD * (metrics["prompt_tokens"] + metrics["new_tokens"])
+        # A choice among models counts the tokens of all, which are of one size unless people mix them.
+        sampled = config["model"] if "model" in config else next(iter(config["models"].values()))
+        yield sampled, FORWARD * (metrics["prompt_tokens"] + metrics["new_tokens"])
         if isinstance(reward_model := config.get("scorer"), str):
             yield reward_model, FORWARD * _candidate_tokens(manifest)
     elif "candidates" in config and (scorers := _models(config["scorers"])):

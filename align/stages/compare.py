@@ -8,7 +8,6 @@ completion length, share of completions that end by themselves, distinct-2, perp
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from align.config.sections import Generation, PointwiseScorer, RulesScorer
 from align.errors import DataError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow
+from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow, prompt_key
 from align.rows import data_kinds
 from align.runtime.seed import derive_seed
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -227,20 +226,15 @@ class _Likelihoods:
 
 def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> int:
     """How many held-out prompts occur in the data that the models were made from; the user gets a note if there are any."""
-    held_out = {_key(prompt) for prompt in prompts}
+    held_out = {prompt_key(prompt) for prompt in prompts}
     seen: set[str] = set()
     for name, artifact in context.artifacts.items():
         kind = data_kinds().get(artifact.kind)
         if kind is not None and kind.has_prompt and name != context.config.prompts:
-            seen |= held_out & {_key(row) for row in artifact.rows(kind.record)}
+            seen |= held_out & {prompt_key(row) for row in artifact.rows(kind.record)}
     if seen:
         context.note(f"{len(seen)} of {len(held_out)} held-out prompts occur in the training data; scores may flatter")
     return len(seen)
-
-
-def _key(row: Any) -> str:
-    # Content, not the id: the same prompt has different ids in different files.
-    return json.dumps([[message.role, message.text] for message in row.prompt], ensure_ascii=False)
 
 
 def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:

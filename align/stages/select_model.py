@@ -1,8 +1,8 @@
 """Keep the model whose completions score highest.
 
 Every model answers the same validation prompts with the same seeds, a scorer scores the completions, and the model with the
-highest mean score is kept. With `first_prompts`, models leave by successive halving (Jamieson and Talwalkar 2016), whose rungs
-are numbers of prompts.
+highest mean score is kept. `sweep:` of a recipe ends in this stage: the models are its trials. With `first_prompts`, models leave
+by successive halving (Jamieson and Talwalkar 2016), whose rungs are numbers of prompts.
 In: models, prompts, a scorer. Out: one of the models.
 Metrics: the model that was kept, and of every model its mean score and its difference to the kept one, with 95 % intervals.
 """
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from align.config.base import Problem
+from align.config.checks import check_choice
+from align.config.graph import RecipeGraph
 from align.config.reference import ModelReference
 from align.engines.scored import ANSWERS_NAME, SCORE_NAME, ChoiceConfig, ScoredAnswers, answer_and_score, scores_by_prompt
 from align.errors import StageError
@@ -38,7 +40,7 @@ class Config(ChoiceConfig):
     """Keep the model whose completions score highest."""
 
     models: dict[str, ModelReference] = Field(min_length=1)
-    """Models to choose from, by what results call them."""
+    """Models to choose from, by what results call them. In a sweep these are the trials, by their settings."""
     first_prompts: int | None = Field(default=None, ge=2)
     """Successive halving: all models answer this many prompts, the better half twice as many, and so on; the last two answer
     all. Default: every model answers all prompts."""
@@ -51,6 +53,10 @@ class Config(ChoiceConfig):
         for index, (key, model) in enumerate(named):
             if isinstance(model, str) and model in [other for _, other in named[:index]]:
                 yield Problem(("models", key), f"'{model}' is here twice")
+
+    @classmethod
+    def check_graph(cls, fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Problem]:
+        yield from check_choice(fields, graph)
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
@@ -90,6 +96,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         write_rows(context.output / ANSWERS_NAME / f"{number}.jsonl", rows[label])
     write_rows(context.output / DROPS_NAME, list(drops.values()))
     link_tree(folders[selected].path, context.output / MODEL_FOLDER)
+    context.note(f"of {len(folders)} models, {selected} scores highest: {means[selected]:.4g} on {len(scores[selected])} prompts")
     return StageOutcome(
         metrics={
             "selected": selected,

@@ -23,6 +23,7 @@ from align.config.inputs import InputSpec
 from align.config.row_checks import ROW_CHECKS, STATISTICS
 from align.config.sections import Scorer
 from align.config.source import parse_text
+from align.config.sweep import spread_sweeps
 from align.pipeline import inputs
 from align.stages.registry import STAGES
 from align.testing.tiny import tiny_causal_lm, tiny_reward_model
@@ -237,7 +238,10 @@ def test_recipe_snippets_are_valid(page: Path) -> None:
     for number, text in enumerate(blocks(page, "yaml"), start=1):
         value = parse_text(text, label=f"{page.name}, yaml block {number}").value
         written = value.get("stages") or {}
-        for stage in expand(written, list(value.get("inputs") or {}), STAGES).stages.values():
+        inputs = list(value.get("inputs") or {})
+        swept = spread_sweeps(value.get("sweep") or {}, written, inputs, STAGES, seed=17)
+        assert swept.problems == []
+        for stage in expand(swept.stages, inputs, STAGES).stages.values():
             fields = {key: field for key, field in stage.items() if key != "stage"}
             STAGES[stage["stage"]].config_type.model_validate(_with_rules(fields))
         for spec in (value.get("inputs") or {}).values():

@@ -21,6 +21,7 @@ from align.models.files import ADDITIONAL_TEMPLATES_NAME, TOKENIZER_NAME, weight
 from align.models.folder import ModelFolder
 from align.pipeline.checks.cache import FindingCache
 from align.pipeline.checks.finding import Finding, refuse
+from align.pipeline.checks.held_out import check_held_out, choices_and_comparisons
 from align.pipeline.checks.limits import Reading, Rows, check_fit, check_limits, check_rate
 from align.pipeline.checks.model import check_model
 from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
@@ -175,6 +176,9 @@ class _PlanChecker:
         for need, name in needs_of(self._plan, stage):
             if name not in refused:
                 found += self._of_need(stage.name, need, name)
+        for own, held, comparison in choices_and_comparisons(self._plan, stage):
+            if own not in refused and held not in refused:
+                found += self._of_held_out(stage.name, own, held, comparison)
         return found
 
     def _model_names(self, stage: PlannedStage) -> list[str]:
@@ -213,6 +217,14 @@ class _PlanChecker:
             return check_fit(reading, where, rows, chat_format, again)
 
         return self._cache.findings(key, look)
+
+    def _of_held_out(self, stage: str, own: str, held: str, comparison: str) -> list[Finding]:
+        """The prompts of a choice against those of a comparison."""
+        recipe, inputs = self._plan.recipe, self._plan.inputs
+        path = ("stages", stage, "prompts")
+        where = f"{recipe.where(path)}: {show_path(recipe.expansion.written(path))}"
+        key = [where, own, held, comparison, inputs[own].fingerprint, inputs[held].fingerprint, inputs[own].artifact is None]
+        return self._cache.findings(key, lambda: check_held_out(stage, where, inputs[own], inputs[held], comparison))
 
     def _of_need(self, stage: str, need: RowNeed, name: str) -> list[Finding]:
         """The first rows of an input, for what the stage reads beyond their kind."""
