@@ -14,6 +14,7 @@ PROBE_WORDS = {
     "everything": "many answers joined",
 }
 QUOTED_CHARACTERS = 200
+LENGTH_GAIN = 0.1  # share of wins; AlpacaEval warns of a difference of 10 points, too
 FEW_SEEDS = 3  # two seeds have one degree of freedom between them
 HACKING = "if it was trained on the former, that is what reward hacking looks like."
 ONE_SEED = "the interval does not say what another seed would give."
@@ -23,6 +24,7 @@ def cautions(results: Results) -> list[str]:
     """Reasons to doubt the verdicts; often none."""
     sentences = [
         *_decided_by_what_was_optimised(results),
+        *_won_by_length(results),
         *_fooled(results),
         *_red_flags(results),
         *_unchanged(results),
@@ -64,6 +66,20 @@ def _decided_by_what_was_optimised(results: Results) -> list[str]:
             "mistakes. Train them on different parts of the rows."
         ]
     return []
+
+
+def _won_by_length(results: Results) -> list[str]:
+    """A sentence for each row that wins much less often where both completions are equally long."""
+    sentences = []
+    for name, row in results.models.items():
+        for scorer, equal in (row.win_rate_at_equal_length or {}).items():
+            wins = row.win_rate[scorer].mean if row.win_rate else 0.5
+            if equal is not None and wins > 0.5 and wins - equal.mean >= LENGTH_GAIN:
+                sentences.append(
+                    f"{name} wins {100 * wins:.0f} % on {scorer}, but {100 * equal.mean:.0f} % at equal length: "
+                    "a part of its wins comes from the length of its completions."
+                )
+    return sentences
 
 
 def _fooled(results: Results) -> list[str]:

@@ -32,6 +32,7 @@ def _numbers(results: Results, name: str) -> dict[str, Any]:
         row |= {f"{scorer}_delta_p": p, f"{scorer}_delta_p_holm": results.ranking[scorer].p_to_baseline.get(name, p)}
         row |= {f"{scorer}_delta_standardized": effect}
         row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
+        row |= _interval(f"{scorer}_win_rate_at_equal_length", (model.win_rate_at_equal_length or {}).get(scorer))
     return row | {
         **_interval("kl_to_baseline", model.kl_to_baseline),
         **_interval("completion_tokens", model.completion_tokens),

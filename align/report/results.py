@@ -19,6 +19,7 @@ from align.report.collapse import FrequentSentence, RedFlag
 from align.report.cost import Cost
 from align.report.estimate import Bootstrap, Difference, Estimate, corrected
 from align.report.flags import red_flags
+from align.report.length_control import win_rate_at_equal_length
 from align.report.optimised import ScorerUse
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, seeded_bootstrap
@@ -53,6 +54,9 @@ class ModelResult(StrictModel):
     """Score by scorer."""
     win_rate: dict[str, Estimate] | None
     """By scorer: share of candidate pairs this model wins against the baseline, a tie being half; null for the baseline."""
+    win_rate_at_equal_length: dict[str, Estimate | None] | None = None
+    """By scorer: the win rate that is left where both completions are equally long; null for the baseline, and where nearly all
+    completions are longer than the baseline's, or nearly all shorter."""
     kl_to_baseline: Estimate | None
     """KL divergence from the baseline per completion, in nats, estimated on this model's completions; null where not measured."""
     completion_tokens: TokenResult
@@ -308,6 +312,9 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
     return ModelResult(
         scores={scorer: _score_result(row, baseline, scorer, usable[scorer], bootstrap) for scorer in usable},
         win_rate=None if wins is None else {scorer: Estimate.of(bootstrap(wins[scorer][:, usable[scorer]])) for scorer in usable},
+        win_rate_at_equal_length=None
+        if row.pairs is None
+        else {scorer: win_rate_at_equal_length(row.pairs, scorer, usable[scorer], bootstrap) for scorer in usable},
         kl_to_baseline=None if row.kl is None else Estimate.of(bootstrap(row.kl)),
         completion_tokens=_tokens(row, bootstrap),
         eos_share=row.eos_share,

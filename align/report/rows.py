@@ -63,6 +63,18 @@ class BestOfResult(StrictModel):
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Every pair of a completion and one of the baseline's for the same prompt. Arrays are [seeds, prompts, pairs]."""
+
+    outcomes: dict[str, FloatArray]
+    """By scorer: 1 won, 0.5 a tie, 0 lost, NaN where a score is missing."""
+    lengths: FloatArray
+    """Characters of the completion minus those of the baseline's."""
+    weights: FloatArray | None = None
+    """How likely each completion is the row's; None where all are alike."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One row: a model and best of n have one seed, a method has one or more. Arrays are [seeds, prompts]."""
 
@@ -70,6 +82,8 @@ class Row:
     """By scorer, candidates averaged; NaN where there is no score."""
     wins: dict[str, FloatArray] | None
     """By scorer: share of pairs won against the baseline; None for the baseline itself."""
+    pairs: Pairs | None
+    """What `wins` are the means of; None for the baseline itself."""
     kl: FloatArray | None
     """Nats per completion; None where not measured."""
     tokens: FloatArray
@@ -145,10 +159,14 @@ def _method_of(table: AnswerTable, baseline: str, methods: Mapping[str, Sequence
 def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured) -> Row:
     candidates = [row for group in table.rows[model].values() for row in group]
     wins = {scorer: win_rate(table.scores[model][scorer], table.scores[baseline][scorer])[None] for scorer in table.scorers}
+    outcomes = {scorer: pair_outcomes(table.scores[model][scorer], table.scores[baseline][scorer]) for scorer in table.scorers}
+    lengths = _longer(_characters(table, model), _characters(table, baseline))
+    pairs = Pairs({scorer: _flat(values) for scorer, values in outcomes.items()}, _flat(lengths))
     p50, p95 = (float(value) for value in np.percentile(table.tokens[model], TOKEN_PERCENTILES))
     return Row(
         scores={scorer: prompt_means(table.scores[model][scorer])[None] for scorer in table.scorers},
         wins=None if model == baseline else wins,
+        pairs=None if model == baseline else pairs,
         kl=None if model == baseline else _kl(table, model, measured.kl_to_baseline),
         tokens=table.tokens[model].mean(axis=1)[None],
         token_percentiles=(p50, p95),
@@ -165,6 +183,23 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
     )
 
 
+def _characters(table: AnswerTable, model: str) -> FloatArray:
+    """[prompts, candidates]: characters, which do not depend on a tokenizer as tokens do."""
+    return np.array(
+        [[len(row.completion) for row in table.rows[model][prompt_id]] for prompt_id in table.prompt_ids], dtype=float
+    )
+
+
+def _longer(lengths: FloatArray, baseline: FloatArray) -> FloatArray:
+    """[prompts, candidates of the row, candidates of the baseline]: by how much the first is longer."""
+    return lengths[:, :, None] - baseline[:, None, :]
+
+
+def _flat(values: FloatArray) -> FloatArray:
+    """[1, prompts, pairs] of [prompts, candidates, candidates]."""
+    return values.reshape(1, len(values), -1)
+
+
 def _kl(table: AnswerTable, model: str, kl: Mapping[str, Mapping[str, float]]) -> FloatArray | None:
     if model not in kl:
         return None
@@ -179,10 +214,15 @@ def _method_row(seeds: dict[str, Row]) -> Row:
     rows = list(seeds.values())
     kls = [row.kl for row in rows if row.kl is not None]
     wins = [row.wins for row in rows if row.wins is not None]
+    pairs = [row.pairs for row in rows if row.pairs is not None]
     percentiles = np.mean([row.token_percentiles for row in rows], axis=0)
     return Row(
         scores={scorer: np.concatenate([row.scores[scorer] for row in rows]) for scorer in rows[0].scores},
         wins={scorer: np.concatenate([of_seed[scorer] for of_seed in wins]) for scorer in rows[0].scores},
+        pairs=Pairs(
+            {scorer: np.concatenate([of_seed.outcomes[scorer] for of_seed in pairs]) for scorer in rows[0].scores},
+            np.concatenate([of_seed.lengths for of_seed in pairs]),
+        ),
         # All seeds or none: a mean over some of them would not belong to the method.
         kl=np.concatenate(kls) if len(kls) == len(rows) else None,
         tokens=np.concatenate([row.tokens for row in rows]),
@@ -243,6 +283,8 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
     rates = {
         scorer: prompt_means(values.reshape(-1, values.shape[-1])).reshape(tokens.shape) for scorer, values in outcomes.items()
     }
+    characters = _characters(drawn, baseline)[order]
+    lengths = _longer(characters, _characters(table, baseline))
     never_chosen = int(np.isnan(scores[pool.scorer]).sum())
     rows = {}
     for n in sorted(set(pool.sizes)):
@@ -250,6 +292,11 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
         rows[best_of_name(baseline, n)] = Row(
             scores={scorer: expectation(values, chances)[None] for scorer, values in scores.items()},
             wins={scorer: expectation(values, chances)[None] for scorer, values in rates.items()},
+            pairs=Pairs(
+                {scorer: _flat(values) for scorer, values in outcomes.items()},
+                _flat(lengths),
+                _flat(np.broadcast_to(chances[:, :, None], lengths.shape)),
+            ),
             kl=None,
             tokens=expectation(tokens, chances)[None],
             token_percentiles=_weighted_percentiles(tokens, chances),

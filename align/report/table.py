@@ -33,6 +33,7 @@ from align.report.wording import (
 NOTHING = "–"
 MODEL_MAX_WIDTH = 28
 MANY_ROWS = 6
+LENGTH_LEGEND = "LC: share of wins at equal length (length-controlled)."
 STYLES = {BETTER: "bold green", WORSE: "bold red"}
 
 
@@ -91,6 +92,8 @@ class ComparisonTable:
         yield Text(marks_legend(results), style="dim")
         if any(row.red_flags for row in results.models.values()):
             yield Text(RED_FLAG_LEGEND, style="dim")
+        if any(length_matters(results, scorer) for scorer in results.scorers):
+            yield Text(LENGTH_LEGEND, style="dim")
         if legend := path_legend(results):
             yield Text(legend, style="dim")
 
@@ -145,16 +148,33 @@ def _scorer_columns(results: Results, scorer: str) -> list[Column]:
     if len(results.models) == 1:
         return [Column(scorer, [cells[0] for cells in lines])]
     headers = (scorer, f"Δ {scorer}", f"{scorer} wins")
-    return [Column(header, [cells[index] for cells in lines]) for index, header in enumerate(headers)]
+    columns = [Column(header, [cells[index] for cells in lines]) for index, header in enumerate(headers)]
+    if not length_matters(results, scorer):
+        return columns
+    equal = [_equal_length_text(results, name, scorer) for name in results.models_baseline_first]
+    return [*columns, Column("LC", [Text(text or NOTHING) for text in equal])]
 
 
 def _stacked_scorer_column(results: Results, scorer: str) -> Column:
-    lines = [_scorer_lines(results, name, scorer) for name in results.models_baseline_first]
     cells = []
-    for score, delta, wins in lines:
-        is_baseline = delta.plain == NOTHING
-        cells.append(score if is_baseline else Text("\n").join([score, delta, Text.assemble("wins ", wins)]))
+    for name in results.models_baseline_first:
+        score, delta, wins = _scorer_lines(results, name, scorer)
+        lines = [score] if delta.plain == NOTHING else [score, delta, Text.assemble("wins ", wins)]
+        if length_matters(results, scorer) and (equal := _equal_length_text(results, name, scorer)):
+            lines.append(Text(f"LC {equal}"))
+        cells.append(Text("\n").join(lines))
     return Column(scorer, cells)
+
+
+def length_matters(results: Results, scorer: str) -> bool:
+    """Whether the win rate of a row is another one at equal length, by a point at least: only then has the terminal both."""
+    rows = [(row.win_rate, (row.win_rate_at_equal_length or {}).get(scorer)) for row in results.models.values()]
+    return any(wins and equal and abs(wins[scorer].mean - equal.mean) >= 0.01 for wins, equal in rows)
+
+
+def _equal_length_text(results: Results, name: str, scorer: str) -> str | None:
+    equal = (results.models[name].win_rate_at_equal_length or {}).get(scorer)
+    return None if equal is None else f"{100 * equal.mean:.0f} %"
 
 
 def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text, Text]:

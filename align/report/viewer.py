@@ -108,6 +108,7 @@ def results_cells(results: Results) -> list[list[Cell]]:
     for scorer in results.scorers:
         header += [*_interval_names(f"{scorer} mean"), *_interval_names(f"{scorer} difference")]
         header += [f"{scorer} p", f"{scorer} p, Holm", f"{scorer} d_z", *_interval_names(f"{scorer} wins")]
+        header += _interval_names(f"{scorer} wins at equal length")
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
     header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
     rows: list[list[Cell]] = [[*header]]
@@ -134,6 +135,7 @@ def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> l
         # A seed by itself is not among the comparisons that are corrected.
         corrected = results.ranking[scorer].p_to_baseline.get(name, p if name in results.models else None)
         cells += [*_interval(model.scores[scorer]), *_interval(delta), p, corrected, effect, *_interval(wins)]
+        cells += _interval((model.win_rate_at_equal_length or {}).get(scorer))
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
     cells += [model.distinct_2, model.retention_perplexity, model.train_seconds]
     return [*cells, *(None if model.cost is None else getattr(model.cost, name) for name in Cost.model_fields)]

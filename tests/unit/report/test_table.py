@@ -246,3 +246,24 @@ def test_best_of_n_that_overrates_is_not_called_trained(many: tuple[Results, obj
     )
     sentences = conclusions(results.model_copy(update={"models": {**results.models, "ppo_long_name": row}}))
     assert "ppo_long_name rises on rm and falls on gold: choosing by a scorer finds what that scorer overrates." in sentences
+
+
+def test_a_win_rate_that_is_length_alone_is_named(make_candidate: Make, make_results: MakeResults) -> None:
+    words = {"sft": [4 for _ in range(80)], "long": [2 + 7 * number % 13 for number in range(80)]}
+    answers = {
+        name: [make_candidate(f"p{n}", scores={"rm": float(count)}, completion="a " * count) for n, count in enumerate(counts)]
+        for name, counts in words.items()
+    }
+    results = make_results(answers)
+    model = results.models["long"]
+    equal = (model.win_rate_at_equal_length or {})["rm"]
+    assert model.win_rate is not None
+    assert equal is not None
+    assert model.win_rate["rm"].mean > 0.65
+    assert equal.mean < model.win_rate["rm"].mean - 0.1
+    assert any(sentence.startswith("long wins ") and "at equal length" in sentence for sentence in conclusions(results))
+    for width in (60, 80, 100, 140):
+        text = printed(results, width)
+        assert "LC: share of wins at equal length" in text
+        assert f"{100 * equal.mean:.0f} %" in text
+        assert max(cell_len(line) for line in text.splitlines()) <= width
