@@ -145,6 +145,7 @@ METRICS: Mapping[str, Metric] = {
     "min": Metric("lowest"),
     "max": Metric("highest"),
     "nonfinite": Metric("not finite"),
+    "disagreement": Metric("disagreement of the members"),
     "score_mean_kept": Metric("mean score of kept", headline=True),
     "score_mean_all": Metric("of all", headline=True),
     "desirable_share": _share("good completions", headline=True),

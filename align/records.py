@@ -180,6 +180,8 @@ class ScoredCandidate(Candidate):
 
     scores: dict[str, float | None]
     """Score by scorer; null where the scorer gave no finite number."""
+    disagreement: dict[str, float | None] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Standard deviation of the members' scores, by scorer; of scorers that are ensembles."""
 
 
 class Drop(Strict):

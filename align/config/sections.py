@@ -30,10 +30,11 @@ class RulesScorer(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _another_scorer(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not any(nearest(str(key), ("rules", "judge"), likeness=MISSPELT) for key in value):
+        known = ("rules", "ensemble", "judge")
+        if isinstance(value, dict) and not any(nearest(str(key), known, likeness=MISSPELT) for key in value):
             raise ValueError(
                 "a scorer is the name of a reward model (of a reward_model stage, or of an input of kind reward_model), "
-                "or {rules: …}; in a score stage also {judge: …}"
+                "{rules: …} or {ensemble: […]}; in a score stage also {judge: …}"
             )
         return value
 
@@ -42,6 +43,30 @@ class RulesScorer(StrictModel):
     def _bare_list(cls, value: Any) -> Any:
         # A recipe gives the list itself; a file has it under `rules:`.
         return {"rules": value} if isinstance(value, list) else value
+
+
+class EnsembleScorer(StrictModel):
+    """A scorer made of several reward models."""
+
+    ensemble: list[RewardModelReference] = Field(min_length=2)
+    """The reward models, such as the copies of one stage with several seeds. All of them are in memory at the same time."""
+    combine: Literal["mean", "min", "mean_minus_std"] = "mean"
+    """Their mean, the least of their scores, or the mean minus `std_weight` standard deviations."""
+    std_weight: float | None = Field(default=None, gt=0)
+    """With mean_minus_std. Default: 1."""
+
+    @property
+    def deviation_weight(self) -> float:
+        """How many standard deviations are subtracted from the mean."""
+        return (1.0 if self.std_weight is None else self.std_weight) if self.combine == "mean_minus_std" else 0.0
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> EnsembleScorer:
+        if len(set(self.ensemble)) < len(self.ensemble):
+            raise ValueError(f"ensemble must name different reward models, not {', '.join(self.ensemble)}")
+        if self.std_weight is not None and self.combine != "mean_minus_std":
+            raise ValueError(f"std_weight goes with combine mean_minus_std only, not with {self.combine}")
+        return self
 
 
 class JudgeScorer(StrictModel):
@@ -59,6 +84,8 @@ def _scorer_tag(value: Any) -> str:
     """The scorer that a value is meant for. Tags are in braces, because errors name them in paths and no key has braces."""
     if _is_judge(value):
         return "{judge}"
+    if isinstance(value, EnsembleScorer) or (isinstance(value, dict) and "ensemble" in value):
+        return "{ensemble}"
     return "{rules}" if isinstance(value, RulesScorer | dict) else "{name}"
 
 
@@ -74,12 +101,26 @@ def _refuse_judge(value: Any) -> Any:
 Scorer = Annotated[
     Annotated[RewardModelReference, Tag("{name}")]
     | Annotated[RulesScorer, Tag("{rules}")]
+    | Annotated[EnsembleScorer, Tag("{ensemble}")]
     | Annotated[JudgeScorer, Tag("{judge}")],
     Discriminator(_scorer_tag),
 ]
 """What gives candidates their scores."""
-PointwiseScorer = Annotated[RewardModelReference | RulesScorer, BeforeValidator(_refuse_judge)]
+PointwiseScorer = Annotated[
+    Annotated[RewardModelReference, Tag("{name}")]
+    | Annotated[RulesScorer, Tag("{rules}")]
+    | Annotated[EnsembleScorer, Tag("{ensemble}")],
+    Discriminator(_scorer_tag),
+    BeforeValidator(_refuse_judge),
+]
 """A scorer that scores a completion whatever the other candidates are."""
+
+
+def reward_models_of(scorer: Any) -> list[RewardModelReference]:
+    """The reward models that a scorer needs."""
+    if isinstance(scorer, EnsembleScorer):
+        return scorer.ensemble
+    return [scorer] if isinstance(scorer, str) else []  # type: ignore[list-item]
 
 
 class SavedWeights(StrictModel):

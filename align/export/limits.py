@@ -40,7 +40,7 @@ def _of_comparison(comparison: Comparison, steps: Sequence[Step]) -> Iterator[st
     for scorer in results.scorers:
         if not comparison.is_trained_scorer(scorer):
             yield f"`{scorer}` is a set of rules about the text's surface; a completion can satisfy them without being good."
-        elif comparison.scorer_fingerprint(scorer) in made_from:
+        elif comparison.scorer_fingerprints(scorer) & made_from:
             yield (
                 f"`{scorer}` is a reward model, a proxy, and this model was trained or selected with it: its score says how "
                 "well it was optimised rather than how good the completions are."

@@ -78,12 +78,16 @@ class Comparison:
         return self.results.models[self.results.baseline]
 
     def is_trained_scorer(self, scorer: str) -> bool:
-        """Whether the scorer is a reward model rather than a set of rules."""
-        return isinstance(self.manifest.config["scorers"][scorer], str)
+        """Whether the scorer is a reward model, or an ensemble of them, rather than a set of rules."""
+        return bool(self._reward_models(scorer))
 
-    def scorer_fingerprint(self, scorer: str) -> str | None:
-        """Fingerprint of a scorer that is a reward model."""
-        return self.manifest.inputs.get(self.manifest.config["scorers"][scorer]) if self.is_trained_scorer(scorer) else None
+    def scorer_fingerprints(self, scorer: str) -> set[str]:
+        """Fingerprints of the reward models that a scorer is made of."""
+        return {self.manifest.inputs[name] for name in self._reward_models(scorer) if name in self.manifest.inputs}
+
+    def _reward_models(self, scorer: str) -> list[str]:
+        config = self.manifest.config["scorers"][scorer]
+        return [config] if isinstance(config, str) else config.get("ensemble", [])
 
 
 def trace(artifact: Artifact) -> list[Step]:

@@ -70,8 +70,8 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
         # A choice among models counts the tokens of all, which are of one size unless people mix them.
         sampled = config["model"] if "model" in config else next(iter(config["models"].values()))
         yield sampled, FORWARD * (metrics["prompt_tokens"] + metrics["new_tokens"])
-        if isinstance(reward_model := config.get("scorer"), str):
-            yield reward_model, FORWARD * _candidate_tokens(manifest)
+        for scorer in _models({"": config.get("scorer")}):
+            yield scorer, FORWARD * _candidate_tokens(manifest)
     elif "candidates" in config and (scorers := _models(config["scorers"])):
         sampler = inputs[config["candidates"]]
         for scorer in scorers:
@@ -79,8 +79,9 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
 
 
 def _models(scorers: Mapping[str, Any]) -> list[str]:
-    """Names of the scorers that are reward models."""
-    return [scorer for scorer in scorers.values() if isinstance(scorer, str)]
+    """Names of the reward models among the scorers, and of those in ensembles."""
+    members = (scorer.get("ensemble", ()) if isinstance(scorer, dict) else [scorer] for scorer in scorers.values())
+    return [name for names in members for name in names if isinstance(name, str)]
 
 
 def _trained(manifest: Manifest) -> float:

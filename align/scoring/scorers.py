@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from align.config.sections import JudgeScorer, RulesScorer, Scorer
+from align.config.sections import EnsembleScorer, JudgeScorer, RulesScorer, Scorer, reward_models_of
 from align.models.folder import ModelFolder
 from align.records import Candidate, ScoredCandidate
+from align.scoring.ensemble import combine_members
 from align.scoring.judge import PairwiseJudge
 from align.scoring.rules import RuledPrompt, score_with_rules
 from align.store.artifact import Artifact
@@ -21,9 +22,18 @@ if TYPE_CHECKING:
     from align.scoring.reward_model import RewardModelScorer
 
 
+class Column(NamedTuple):
+    """What one scorer gave to some candidates, in their order."""
+
+    scores: list[float | None]
+    """None where a score is not finite."""
+    disagreement: list[float | None] | None = None
+    """Of an ensemble: standard deviation of its members' scores."""
+
+
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, ModelFolder]:
-    """Model folder by reference, for the scorers that are reward models."""
-    references = (scorer for scorer in scorers.values() if not isinstance(scorer, RulesScorer | JudgeScorer))
+    """Model folder by reference, for the scorers that are or have reward models."""
+    references = (reference for scorer in scorers.values() for reference in reward_models_of(scorer))
     return {reference: ModelFolder.of(artifacts[reference]) for reference in references}
 
 
@@ -42,7 +52,7 @@ class ScorerSet:
 
         Args:
             scorers: scorer by name.
-            reward_model_folders: folder by reference, for the scorers that are reward models.
+            reward_model_folders: see the function of this name.
             store_root: where replies of judges are kept; needed where there is a judge.
         """
         self.names = list(scorers)
@@ -65,10 +75,11 @@ class ScorerSet:
         return bool(self._judges)
 
     def one_model_each(self) -> list[ScorerSet]:
-        """The same scorers in sets that need one reward model at most; what needs none is in the first."""
-        models = list(self._folders)
-        place = {name: models.index(scorer) if isinstance(scorer, str) else 0 for name, scorer in self._scorers.items()}
-        return [self._only([name for name in self.names if place[name] == at]) for at in range(max(1, len(models)))]
+        """The same scorers in sets that need one reward model, or one ensemble, at most; what needs none is in the first."""
+        models = {name: tuple(reward_models_of(scorer)) for name, scorer in self._scorers.items()}
+        different = list(dict.fromkeys(filter(None, models.values())))
+        place = {name: different.index(models[name]) if models[name] else 0 for name in self.names}
+        return [self._only([name for name in self.names if place[name] == at]) for at in range(max(1, len(different)))]
 
     def _only(self, names: list[str]) -> ScorerSet:
         part = copy(self)
@@ -89,7 +100,7 @@ class ScorerSet:
 
         `report` is called with the number of scores done; there will be one per candidate and scorer.
         """
-        columns: dict[str, list[float | None]] = {}
+        columns: dict[str, Column] = {}
         for name in self.names:
             columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates)))
         return with_scores(candidates, columns)
@@ -101,7 +112,7 @@ class ScorerSet:
 
         `report` is called with the key of a list and the number of scores done in it.
         """
-        columns: dict[str, dict[str, list[float | None]]] = {key: {} for key in lists}
+        columns: dict[str, dict[str, Column]] = {key: {} for key in lists}
         for number, name in enumerate(self.names):
             for key, candidates in lists.items():
                 columns[key][name] = self._column(name, candidates, _shifted(partial(report, key), number * len(candidates)))
@@ -113,8 +124,9 @@ class ScorerSet:
         while self._loaded:
             self._loaded.popitem()[1].close()
 
-    def _column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[float | None]:
+    def _column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None]) -> Column:
         scorer = self._scorers[name]
+        disagreement = None
         if isinstance(scorer, RulesScorer):
             values: list[float | None] = [
                 score_with_rules(scorer.rules, RuledPrompt.of(candidate), candidate.completion).score for candidate in candidates
@@ -122,10 +134,17 @@ class ScorerSet:
             report(len(candidates))
         elif isinstance(scorer, JudgeScorer):
             values = self._judges[name].score_candidates(candidates, report=report)
+        elif isinstance(scorer, EnsembleScorer):
+            part = lambda done: report(done // len(scorer.ensemble))  # noqa: E731
+            members = [
+                self._reward_model(member).score_candidates(candidates, report=_shifted(part, number * len(candidates)))
+                for number, member in enumerate(scorer.ensemble)
+            ]
+            values, disagreement = combine_members(scorer, members)
         else:
             values = self._reward_model(scorer).score_candidates(candidates, report=report)
         # A broken reward model may give NaN, which cannot be ranked. JSON holds neither NaN nor infinities.
-        return [value if value is not None and math.isfinite(value) else None for value in values]
+        return Column([value if value is not None and math.isfinite(value) else None for value in values], disagreement)
 
     def _reward_model(self, reference: str) -> RewardModelScorer:
         # This imports torch, which a set of rules alone does not need.
@@ -136,13 +155,14 @@ class ScorerSet:
         return self._loaded[reference]
 
 
-def with_scores(candidates: Sequence[Candidate], columns: Mapping[str, Sequence[float | None]]) -> list[ScoredCandidate]:
+def with_scores(candidates: Sequence[Candidate], columns: Mapping[str, Column]) -> list[ScoredCandidate]:
     """The candidates with the scores of each column, which are in their order."""
     scored = []
     for index, candidate in enumerate(candidates):
-        scores = {name: column[index] for name, column in columns.items()}
+        scores = {name: column.scores[index] for name, column in columns.items()}
+        disagreement = {name: column.disagreement[index] for name, column in columns.items() if column.disagreement is not None}
         # The fields were checked when the candidates were read; another validation would only cost time.
-        scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores))
+        scored.append(ScoredCandidate.model_construct(**dict(candidate), scores=scores, disagreement=disagreement))
     return scored
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from align.config.base import Problem
 from align.config.reference import ModelReference, RowsReference
 from align.config.row_need import RowNeed
-from align.config.sections import Generation, PointwiseScorer, RulesScorer
+from align.config.sections import Generation, PointwiseScorer, RulesScorer, reward_models_of
 from align.errors import DataError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
@@ -53,7 +53,7 @@ class Config(Generation, StageConfig):
     prompts: RowsReference[Prompt]
     """Held-out prompts; none may occur in the training data."""
     scorers: dict[str, PointwiseScorer] = Field(min_length=1)
-    """Scorer by name: the name of a reward model stage, or {rules: …}."""
+    """Scorer by name: the name of a reward model stage, {rules: …}, or {ensemble: […]}."""
     retention: RowsReference[TextRow] | None = None
     """Plain text on which forgetting is measured as perplexity."""
     num_candidates: int = Field(default=1, ge=1)
@@ -308,7 +308,7 @@ def _probe_scorers(context: StageContext[Config], scored: Mapping[str, list[Scor
     config, found = context.config, {}
     used = {fingerprint for artifact in context.artifacts.values() for fingerprint in artifact.manifest.inputs.values()}
     for name, scorer in config.scorers.items():
-        if isinstance(scorer, str) and context.artifact(scorer).fingerprint in used:
+        if any(context.artifact(model).fingerprint in used for model in reward_models_of(scorer)):
             continue
         one = {name: scorer}
         scorers = ScorerSet(one, reward_model_folders(one, context.artifacts), batch_tokens=config.batch_tokens)

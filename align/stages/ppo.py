@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from align.config.online import ValueOptimization
 from align.config.reference import RewardModelReference
-from align.config.sections import RulesScorer
+from align.config.sections import reward_models_of
 from align.stage import StageContext, StageOutcome
 from align.training.needs import TrainingNeeds
 from align.training.online.advantage import Gae
@@ -32,7 +32,7 @@ class Config(Gae, ValueOptimization, OnlineConfig):
 
     def value_source(self) -> RewardModelReference | None:
         """The reward model that the value model starts from; None for the policy."""
-        reward_models = [scorer for scorer in self.scorers.values() if not isinstance(scorer, RulesScorer)]
+        reward_models = [name for scorer in self.scorers.values() for name in reward_models_of(scorer)]
         return self.value_model or next(iter(reward_models), None)
 
     def training_needs(self) -> TrainingNeeds:

@@ -1,8 +1,8 @@
 """Score candidates with any set of scorers: reward models, declarative rules, judges.
 
 In: candidates, scorers. Out: the same candidates, each with one raw number per scorer. A score that is not finite is written
-as null and counted, never replaced. Metrics: mean, spread and share of non-finite scores by scorer; of a judge also its
-comparisons, how many were consistent, its position bias, and what it cost.
+as null and counted, never replaced. Metrics: mean, spread and share of non-finite scores by scorer; of an ensemble how much its
+members disagree; of a judge its comparisons, how many were consistent, its position bias, and what it cost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from align.store.shard import read_seal, shard_path, write_shard
 
 if TYPE_CHECKING:
     from align.scoring.judge import JudgeTally
-    from align.scoring.scorers import ScorerSet
+    from align.scoring.scorers import Column, ScorerSet
 
 VERSION = 3
 SHARD_ROWS = 4096
@@ -42,7 +42,7 @@ class Config(StageConfig):
     candidates: RowsReference[Candidate]
     """Candidates to score."""
     scorers: dict[str, Scorer] = Field(min_length=1)
-    """Scorer by name: the name of a reward model stage, {rules: …}, or {judge: …}."""
+    """Scorer by name: the name of a reward model stage, {rules: …}, {ensemble: […]} or {judge: …}."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens per forward pass of a reward model; scores depend on it by rounding only (below 1e-5)."""
     num_workers: ExecutionOnly[int] = Field(default=1, ge=1)
@@ -91,7 +91,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     tallies = {name: JudgeTally() for name in scorers.pop_counts()}
     scored: list[ScoredCandidate] = []
     for index, piece in shards:
-        columns: dict[str, list[float | None]] = {}
+        columns: dict[str, Column] = {}
         for folder in parts:
             columns |= _read_shard(shard_path(folder, index), piece, tallies)
         scored.extend(with_scores(piece, {name: columns[name] for name in scorers.names}))
@@ -131,8 +131,10 @@ def _score_shards(
     return finished
 
 
-def _read_shard(path: Path, candidates: Sequence[Candidate], tallies: Mapping[str, JudgeTally]) -> dict[str, list[float | None]]:
+def _read_shard(path: Path, candidates: Sequence[Candidate], tallies: Mapping[str, JudgeTally]) -> dict[str, Column]:
     """Scores by scorer, in the order of the candidates; what its judges counted is added to the tallies."""
+    from align.scoring.scorers import Column
+
     # Read back from disk: an earlier run or another process may have scored the shard.
     seal = read_seal(path)
     rows = list(read_rows(path, ScoredCandidate)) if seal else []
@@ -140,7 +142,13 @@ def _read_shard(path: Path, candidates: Sequence[Candidate], tallies: Mapping[st
         raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
     for name, counts in seal["judged"].items():
         tallies[name].add(counts)
-    return {name: [row.scores[name] for row in rows] for name in rows[0].scores}
+    return {
+        name: Column(
+            [row.scores[name] for row in rows],
+            [row.disagreement[name] for row in rows] if name in rows[0].disagreement else None,
+        )
+        for name in rows[0].scores
+    }
 
 
 def _key(candidate: Candidate) -> tuple[str, int]:
@@ -195,14 +203,19 @@ def pieces(candidates: Sequence[Candidate], *, whole_prompts: bool) -> Iterator[
 
 
 def describe_scores(scored: Sequence[ScoredCandidate], scorer: str) -> dict[str, float | int | None]:
-    """Mean, spread (standard deviation), bounds, and the number of candidates without a finite score."""
+    """Mean, spread (standard deviation), bounds, and the number of candidates without a finite score.
+
+    Of an ensemble also `disagreement`, the mean of its members' standard deviations.
+    """
     values = [value for value in (candidate.scores[scorer] for candidate in scored) if value is not None]
     if not values:
         return {"mean": None, "spread": None, "min": None, "max": None, "nonfinite": len(scored)}
+    deviations = [value for row in scored if (value := row.disagreement.get(scorer)) is not None]
     return {
         "mean": statistics.fmean(values),
         "spread": statistics.pstdev(values),
         "min": min(values),
         "max": max(values),
         "nonfinite": len(scored) - len(values),
+        **({"disagreement": statistics.fmean(deviations)} if deviations else {}),
     }

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from align.config.online import OnlineTraining
-from align.config.sections import JudgeScorer
+from align.config.sections import JudgeScorer, reward_models_of
 from align.engines.open import resolve_engine
 from align.errors import EnvironmentProblem
 from align.models.folder import ModelFolder
@@ -125,7 +125,7 @@ class SpeedGuess:
         return Guess(seconds, is_bound=True)
 
     def _scoring(self, config: Any) -> Guess | None:
-        models = [scorer for scorer in config.scorers.values() if isinstance(scorer, str)]
+        models = [name for scorer in config.scorers.values() for name in reward_models_of(scorer)]
         if any(isinstance(scorer, JudgeScorer) for scorer in config.scorers.values()):
             return None
         found = [self._rows_of(config.candidates, model) for model in models]
@@ -169,7 +169,7 @@ class SpeedGuess:
 
     def _scorers_seconds(self, scorers: Sequence[Any], tokens: float) -> float | None:
         """Of the reward models among the scorers; rules take no time."""
-        models = [self._model(scorer) for scorer in scorers if isinstance(scorer, str)]
+        models = [self._model(name) for scorer in scorers for name in reward_models_of(scorer)]
         if None in models:
             return None
         return sum(self._speed.forward_seconds(found[1].parameters, tokens) for found in models if found is not None)

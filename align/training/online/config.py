@@ -16,7 +16,7 @@ from align.config.online import GroupTraining, OnlineTraining
 from align.config.peft import LoraOnly
 from align.config.reference import ModelReference, RowsReference
 from align.config.row_need import RowNeed
-from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer
+from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer, reward_models_of
 from align.records import Prompt
 from align.stage import StageConfig
 from align.training.needs import Sampler, TrainingNeeds, episode_passes
@@ -34,7 +34,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
     prompts: RowsReference[Prompt]
     """Prompts to sample completions for."""
     scorers: dict[str, PointwiseScorer] = Field(min_length=1)
-    """Scorer by name: the name of a reward model stage, or {rules: …}; their weighted sum is optimised."""
+    """Scorer by name: the name of a reward model stage, {rules: …}, or {ensemble: […]}; their weighted sum is optimised."""
     score_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of a scorer in the sum. Default: 1."""
     watch: dict[str, PointwiseScorer] = Field(default_factory=dict)
@@ -76,7 +76,7 @@ class OnlineConfig(OnlineTraining, EngineChoice, LoraOnly, StageConfig):
             save_dtype=self.save_dtype,
             # The reference, and the policy from before an update that may be undone.
             frozen_copies=int(self.needs_reference) + int(self.kl_limit is not None),
-            scorers=tuple(scorer for scorer in (*self.scorers.values(), *self.watch.values()) if isinstance(scorer, str)),
+            scorers=tuple(name for each in (*self.scorers.values(), *self.watch.values()) for name in reward_models_of(each)),
             sampler=Sampler(
                 self, self.engine_memory_share, self.max_prompt_tokens + self.max_completion_tokens, self.rollout_batch_size
             ),

@@ -198,7 +198,13 @@ class RolloutSampler:
             all_scores=torch.tensor([row.score for row in finite]),
             ended=torch.tensor([episode.completion.finish_reason == "stop" for episode in sampled]),
             groups=torch.tensor([episode.group for episode in sampled]),
-            watched={name: means[name] for name in means if name not in self._score_weights},
+            watched={
+                **{name: means[name] for name in means if name not in self._score_weights},
+                **{
+                    f"{name}/disagreement": _finite_mean([row.candidate.disagreement[name] for row in scored])
+                    for name in scored[0].candidate.disagreement
+                },
+            },
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(scored) - len(finite),
             texts=[
