@@ -53,6 +53,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "rule numeric_answer": rules.NumericAnswerRule,
     "rule choice_answer": rules.ChoiceAnswerRule,
     "rule expression": rules.ExpressionRule,
+    "rule math_answer": rules.MathAnswerRule,
     "rule instructions": rules.InstructionsRule,
     "rule json": rules.JsonRule,
     "rule language": rules.LanguageRule,

@@ -215,6 +215,18 @@ class ExpressionRule(AnswerRule):
         return f"fields.{self.numbers}"
 
 
+class MathAnswerRule(AnswerRule):
+    """1 if the completion's answer is mathematically that in the prompt's `reference`, by math-verify, else 0."""
+
+    type: Literal["math_answer"]
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """An answer that takes longer to compare is wrong."""
+
+    @property
+    def row_field(self) -> str:
+        return "reference"
+
+
 class InstructionsRule(RuleBase):
     """1 if the completion follows every instruction that the prompt's row lists as IFEval does, else 0."""
 
@@ -304,6 +316,7 @@ Rule = Annotated[
     | ChoiceAnswerRule
     | ExpressionRule
     | InstructionsRule
+    | MathAnswerRule
     | JsonRule
     | LanguageRule,
     Field(discriminator="type"),

@@ -15,12 +15,14 @@ from align.config.base import execution_paths
 from align.config.judge import iterate_judges
 from align.config.names import ALL_CHARACTERS, MISSPELT, listing, nearest, show_path, stage_type_of
 from align.config.recipe import Recipe, StageNode
-from align.config.reference import FieldPath, iterate_references
+from align.config.reference import FieldPath, iterate_parts, iterate_references
+from align.config.rules import MathAnswerRule
 from align.errors import RecipeError
 from align.pipeline.checks.finding import Finding, refuse
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
 from align.pipeline.owner import refuse_other_recipe
 from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_qlora
+from align.scoring.math_answer import require_math_verify
 from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Entry, Manifest, Store
@@ -198,7 +200,7 @@ def make_plan(
     artifact_store.hashes.save()
     _check_complete(plan)
     _check_judges(plan)
-    _check_bitsandbytes(plan)
+    _check_packages(plan)
     return plan
 
 
@@ -296,7 +298,7 @@ def _check_judges(plan: Plan) -> None:
                 raise RecipeError(f"{plan.recipe.where(place)}: {show_path(place)}: {problem}", hint=hint)
 
 
-def _check_bitsandbytes(plan: Plan) -> None:
+def _check_packages(plan: Plan) -> None:
     """Hours before a stage would find out."""
     for stage in plan.stages:
         config = stage.node.config
@@ -305,3 +307,5 @@ def _check_bitsandbytes(plan: Plan) -> None:
             require_for_optimizer(needs.memory.optimizer, stage.name)
             if needs.peft is not None and needs.peft.method == "qlora":
                 require_for_qlora(stage.name)
+        if stage.status == "run" and any(isinstance(part, MathAnswerRule) for _, part in iterate_parts(config)):
+            require_math_verify(f"{stage.name}: a rule of the type math_answer")

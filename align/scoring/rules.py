@@ -28,6 +28,7 @@ from align.config.rules import (
     LengthRule,
     MatchesFieldRule,
     MatchesRule,
+    MathAnswerRule,
     NamesNoOtherRule,
     NumericAnswerRule,
     RepetitionRule,
@@ -44,6 +45,7 @@ from align.scoring.choice import choice_of
 from align.scoring.expression import reaches, whole_numbers
 from align.scoring.instructions import Instruction, follows_all, read_instructions
 from align.scoring.json_text import fits_schema
+from align.scoring.math_answer import equal_answers
 from align.scoring.numbers import last_number, only_number
 
 PATTERN_TIMEOUT_S = 5.0
@@ -132,7 +134,7 @@ def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:
             return repeated_share(text, ngram_words=rule.ngram_words) <= rule.max_repeated_share
         case JsonRule() | InstructionsRule():
             return _has_form(rule, text, prompt)
-        case NumericAnswerRule() | ChoiceAnswerRule() | ExpressionRule():
+        case NumericAnswerRule() | ChoiceAnswerRule() | ExpressionRule() | MathAnswerRule():
             return _answers(rule, text, prompt)
 
 
@@ -143,7 +145,9 @@ def _has_form(rule: JsonRule | InstructionsRule, text: str, prompt: RuledPrompt)
     return follows_all(text, _instructions(rule, prompt), loose=rule.loose)
 
 
-def _answers(rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule, text: str, prompt: RuledPrompt) -> bool:
+def _answers(
+    rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule | MathAnswerRule, text: str, prompt: RuledPrompt
+) -> bool:
     """Whether the answer in the NFC completion `text` is the right one."""
     _require(rule, prompt, "Give every prompt row one, or take the rule out of the rule set.")
     answer = text if rule.pattern is None else _last_match(rule, rule.pattern, text, prompt.id)
@@ -163,6 +167,19 @@ def _answers(rule: NumericAnswerRule | ChoiceAnswerRule | ExpressionRule, text: 
             target = last_number(_target(rule, prompt) or "")
             numbers = whole_numbers(prompt.fields[rule.numbers])
             return target is not None and numbers is not None and reaches(answer, numbers, target, rule.use)
+        case MathAnswerRule():
+            return _equals(rule, prompt.reference or "", answer, prompt)
+
+
+def _equals(rule: MathAnswerRule, reference: str, answer: str, prompt: RuledPrompt) -> bool:
+    verdict = equal_answers(reference, answer, timeout_seconds=rule.timeout_seconds)
+    if verdict is None:
+        raise DataError(
+            f"prompt {prompt.id!r}: no mathematical answer can be read in the reference {reference[:60]!r}; "
+            f"the rule {rule.name!r} (type {rule.type}) needs one",
+            hint="Correct the row, or take the prompt out of the file.",
+        )
+    return verdict
 
 
 def _instructions(rule: InstructionsRule, prompt: Any) -> list[Instruction]:
