@@ -1,4 +1,4 @@
-"""Checks instructions such as "no commas": those of IFEval (Zhou et al. 2023) that need no language model.
+"""Checks instructions such as "no commas": those of IFEval (Zhou et al. 2023) that need no download.
 
 A check looks at the text alone. Where the published code and its own words differ, the words count: a keyword is not a regular
 expression, any character can be counted as a letter, and blank lines do not move the number of a paragraph.
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import regex
 
+from align.data.quality.language import LANGUAGES, UNKNOWN, language_of
+
 MAX_CHARACTERS = 50_000
 """Longest completion that is read."""
 LEFT_OUT = {
-    "language:response_language": "it needs a model that guesses languages",
     "length_constraints:number_sentences": "it needs a model that finds sentences",
     "change_case:capital_word_frequency": "it needs a model that finds sentences",
 }
@@ -77,9 +78,10 @@ def _arguments(kind: str, given: Any) -> Arguments:
         value = (given or {}).get(name)
         if wanted is int and isinstance(value, float) and value.is_integer():
             value = int(value)  # a table with empty cells has floats
-        is_right = value in _RELATIONS if wanted is _RELATIONS else type(value) is wanted and value not in ("", [])
+        is_right = value in wanted if isinstance(wanted, tuple) else type(value) is wanted and value not in ("", [])
         if not is_right or (isinstance(value, list) and not all(isinstance(word, str) and word for word in value)):
-            text = {int: "a whole number", str: "a text", list: "a list of texts"}.get(wanted, " or ".join(_RELATIONS))
+            words = {int: "a whole number", str: "a text", list: "a list of texts", LANGUAGES: "one of " + " ".join(LANGUAGES)}
+            text = words.get(wanted, " or ".join(_RELATIONS))
             raise ValueError(f"{str(value)[:60]!r} as {name!r} of {kind!r}, where {text} is expected")
         found[name] = _plain(value)
     return found
@@ -206,8 +208,10 @@ def _ends_with(text: str, arguments: Arguments) -> bool:
 
 
 def _is_english(text: str) -> bool:
-    """Whether most letters are Latin: enough to tell English from a language without upper and lower case."""
-    return 2 * len(regex.findall(r"\p{Latin}", text)) > len(regex.findall(r"\p{L}", text))
+    """Whether it is English, or too short to say and mostly in Latin letters."""
+    found = language_of(text.lower())
+    is_latin = 2 * len(regex.findall(r"\p{Latin}", text)) > len(regex.findall(r"\p{L}", text))
+    return found == "en" or (found == UNKNOWN and is_latin)
 
 
 class Check(NamedTuple):
@@ -216,7 +220,7 @@ class Check(NamedTuple):
     follows: Callable[[str, Arguments], bool]
     """Whether a text that is not empty follows it."""
     arguments: Mapping[str, Any]
-    """Type of each argument it needs; `_RELATIONS` for at least or less than."""
+    """Type of each argument it needs, or a tuple of its values."""
 
 
 CHECKS: Mapping[str, Check] = {
@@ -224,6 +228,7 @@ CHECKS: Mapping[str, Check] = {
     "keywords:forbidden_words": Check(_has_no_forbidden_word, {"forbidden_words": list}),
     "keywords:frequency": Check(_has_keyword_often, {"keyword": str, "relation": _RELATIONS, "frequency": int}),
     "keywords:letter_frequency": Check(_has_letter_often, {"letter": str, "let_relation": _RELATIONS, "let_frequency": int}),
+    "language:response_language": Check(lambda text, given: language_of(text) == given["language"], {"language": LANGUAGES}),
     "length_constraints:number_words": Check(_has_words, {"relation": _RELATIONS, "num_words": int}),
     "length_constraints:number_paragraphs": Check(_has_paragraphs, {"num_paragraphs": int}),
     "length_constraints:nth_paragraph_first_word": Check(

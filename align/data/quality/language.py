@@ -31,6 +31,8 @@ _LANGUAGES_OF_SCRIPT = {
         "Devanagari": "hi mr ne",
     }.items()
 }
+LANGUAGES = tuple(sorted({*_LANGUAGE_OF_SCRIPT.values(), "ja", "zh"}.union(*_LANGUAGES_OF_SCRIPT.values())))
+"""Every language that can be found."""
 _LETTERS_PER_SIGN = {"Hangul": 2.5, "Han": 3.0, "Hiragana": 1.5, "Katakana": 1.5}
 """About how many Latin letters a sign stands for, so that a Korean sentence with English terms in it stays Korean."""
 _KANA_SHARE = 0.1

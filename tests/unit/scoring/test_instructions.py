@@ -19,6 +19,7 @@ PLACES, POSTSCRIPT = "detectable_content:number_placeholders", "detectable_conte
 BULLETS, CHOSEN = "detectable_format:number_bullet_lists", "detectable_format:constrained_response"
 STARS, SECTIONS = "detectable_format:number_highlighted_sections", "detectable_format:multiple_sections"
 JSON, TITLE = "detectable_format:json_format", "detectable_format:title"
+LANGUAGE = "language:response_language"
 TWO, REPEAT = "combination:two_responses", "combination:repeat_prompt"
 END, QUOTED = "startend:end_checker", "startend:quotation"
 UPPER, LOWER, COMMA = "change_case:english_capital", "change_case:english_lowercase", "punctuation:no_comma"
@@ -70,6 +71,14 @@ CASES: list[Case] = [  # instruction, arguments, a completion that follows it, o
     (UPPER, {}, "CAFÉ", "안녕하세요 A"),
     (LOWER, {}, "all right, 3 times!", "all Right"),
     (LOWER, {}, "it's ok", "좋아 ok"),
+    (UPPER, {}, "THE WEATHER IS NICE AND WE WALK.", "DAS WETTER IST SCHÖN UND WIR GEHEN HEUTE SPAZIEREN."),
+    (LANGUAGE, {"language": "ko"}, "OK, 오늘은 정말 힘들었겠구나.", "Today was hard. 네."),
+    (
+        LANGUAGE,
+        {"language": "de"},
+        "Das Wetter ist heute schön, und wir gehen spazieren.",
+        "The weather is nice today, so we go out.",
+    ),
     (COMMA, {}, "No such thing; see.", "Yes, one."),
     (COMMA, {}, "쉼표가 없다.", "봄，여름"),
 ]
@@ -112,7 +121,8 @@ def test_loose_accuracy_forgives_a_first_line_a_last_line_and_asterisks() -> Non
 @pytest.mark.parametrize(
     ("ids", "arguments", "problem"),
     [
-        (["language:response_language"], [{"language": "kn"}], "not checked here: it needs a model that guesses languages"),
+        (["length_constraints:number_sentences"], [{}], "not checked here: it needs a model that finds sentences"),
+        (["language:response_language"], [{"language": "tlh"}], "'tlh' as 'language' .*, where one of af am ar"),
         (["keywords:all"], [{}], "the unknown instruction 'keywords:all'; known: change_case:english_capital,"),
         ([COMMA, JSON], [{}], "2 instructions, but arguments for 1"),
         ([], [], "no instruction"),
