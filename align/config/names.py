@@ -145,6 +145,20 @@ class Meant(NamedTuple):
     """The key of the same section that was meant."""
 
 
+class _Unknown(NamedTuple):
+    """An unknown key, and what it may stand for."""
+
+    given: str
+    section: Mapping[str, Any]
+    """The mapping that has it."""
+    known: Sequence[str]
+    """Keys that the section can have."""
+    inner: Mapping[str, FieldPath]
+    """Keys of the sections inside it."""
+    words: Sequence[Word]
+    """What the key is in other tools."""
+
+
 def unknown_key(
     given: str, section: Mapping[str, Any], known: Sequence[str], place: Place, model: type[BaseModel] | None
 ) -> Meant:
@@ -163,10 +177,11 @@ def unknown_key(
     if not words and not misspelt and (other := nearest(given, all_words("keys"), likeness=0.85)):
         # A misspelt word of another tool.
         words = words_for("keys", other)
+    key = _Unknown(given, section, known, inner, words)
     return (
         _same_style(given, known)
-        or _section_of_other_tool(given, section, known, inner, words, model)
-        or _other_word(given, section, known, inner, words, place)
+        or _section_of_other_tool(key, model)
+        or _other_word(key, place)
         or (Meant(f"unknown key; did you mean '{misspelt}'?", misspelt) if misspelt else None)
         or _other_section(given, section, inner, words, place)
         or _no_such_key(given, known, inner, words, place)
@@ -178,20 +193,13 @@ def _same_style(given: str, known: Sequence[str]) -> Meant | None:
     return Meant(f"unknown key; did you mean '{same}'?", same) if same else None
 
 
-def _section_of_other_tool(
-    given: str,
-    section: Mapping[str, Any],
-    known: Sequence[str],
-    inner: Mapping[str, FieldPath],
-    words: Sequence[Word],
-    model: type[BaseModel] | None,
-) -> Meant | None:
+def _section_of_other_tool(key: _Unknown, model: type[BaseModel] | None) -> Meant | None:
     """For a mapping, such as `adam: {lr: 5e-7}`: its keys that are keys of this section, under their names here."""
-    value = section.get(given)
-    own = [target for word in words for target in word.here if target in known or target in inner]
+    value = key.section.get(key.given)
+    own = [target for word in key.words for target in word.here if target in key.known or target in key.inner]
     if not isinstance(value, dict) or model is None or any(_takes_mapping(model, target) for target in own):
         return None
-    found = {target: inside for target, inside in keys_inside(value, known, inner).items() if target not in own}
+    found = {target: inside for target, inside in keys_inside(value, key.known, key.inner).items() if target not in own}
     return Meant(f"unknown key; did you mean '{next(iter(found))}'? Write {as_written(found)} in its place.") if found else None
 
 
@@ -228,23 +236,16 @@ def _takes_mapping(model: type[BaseModel], key: str) -> bool:
     return dict in origins or (info is not None and any(map(is_model, members(info.annotation))))
 
 
-def _other_word(
-    given: str,
-    section: Mapping[str, Any],
-    known: Sequence[str],
-    inner: Mapping[str, FieldPath],
-    words: Sequence[Word],
-    place: Place,
-) -> Meant | None:
+def _other_word(key: _Unknown, place: Place) -> Meant | None:
     """What another tool's word is in this section or in one inside it."""
-    for word in words:
-        for target in _in_order_for(word.here, section.get(given)):
+    for word in key.words:
+        for target in _in_order_for(word.here, key.section.get(key.given)):
             if place.path:
                 target = target.removeprefix(f"{place.path[-1]}.")
-            if target in known:
-                return _say(given, section, target, word, None)
-            if path := inner.get(target.rpartition(".")[2]):
-                return _say(given, section, target, word, (*place.path, *path))
+            if target in key.known:
+                return _say(key.given, key.section, target, word, None)
+            if path := key.inner.get(target.rpartition(".")[2]):
+                return _say(key.given, key.section, target, word, (*place.path, *path))
     return None
 
 

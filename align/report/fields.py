@@ -75,7 +75,7 @@ def prompt_fields(table: AnswerTable, columns: Mapping[str, Mapping[str, str]]) 
 
 
 def _language(prompt: Sequence[Message]) -> str:
-    code = language_of(prompt[-1].content)
+    code = language_of(prompt[-1].text)
     return "unknown" if code == UNKNOWN else code
 
 

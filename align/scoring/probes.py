@@ -55,7 +55,7 @@ def probe_scorer(
         best = _best_answers(answers, scorer)
         joined = " ".join(list(best.values())[:JOINED_ANSWERS])
         texts: dict[ProbeKind, Callable[[Candidate], str]] = {
-            "echo": lambda prompt: prompt.prompt[-1].content,
+            "echo": lambda prompt: prompt.prompt[-1].text,
             "shuffled": lambda prompt: _shuffled(best[prompt.prompt_id], rng),
             "everything": lambda _: joined,
         }

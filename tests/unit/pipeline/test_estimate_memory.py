@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from one_layer import SHAPE
 
 from align.config.peft import Lora, VirtualTokens
 from align.models.folder import ModelFolder
@@ -14,24 +15,6 @@ from align.models.sizes import DENSE_MASK_TOKENS
 from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
 from align.training.needs import Batch
 
-# One layer of Llama: width 4, two heads of 2 with one key, feed-forward 6, 10 tokens; see test_model_shape.py.
-SHAPE = ModelShape(
-    hidden_size=4,
-    intermediate_size=6,
-    num_layers=1,
-    num_heads=2,
-    num_key_value_heads=1,
-    head_size=2,
-    vocabulary=10,
-    context=32,
-    is_gated=True,
-    activation="silu",
-    quantizable=True,
-    linear_layers=(),
-    backbone_parameters=172,
-    head_parameters=0,
-    largest_tensor=40,
-)
 LAYERS = {"q": (4, 4), "k": (2, 4), "v": (2, 4), "o": (4, 4), "gate": (6, 4), "up": (6, 4), "down": (4, 6)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_layer import SHAPE
 
 from align import load_recipe
 from align.models.shape import ModelShape, read_shape
@@ -28,24 +29,6 @@ from align.pipeline.plan import Plan, make_plan
 from align.selection.pair_rule import PairRule
 from align.training.needs import SAMPLED_ROWS
 
-# One layer of Llama, 172 parameters; see test_model_shape.py.
-SHAPE = ModelShape(
-    hidden_size=4,
-    intermediate_size=6,
-    num_layers=1,
-    num_heads=2,
-    num_key_value_heads=1,
-    head_size=2,
-    vocabulary=10,
-    context=32,
-    is_gated=True,
-    activation="silu",
-    quantizable=True,
-    linear_layers=(),
-    backbone_parameters=172,
-    head_parameters=0,
-    largest_tensor=40,
-)
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, 1 << 40, has_bfloat16=True)
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import statistics
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,19 +261,28 @@ def test_every_control_is_reached_with_the_keyboard(page: Page) -> None:
     assert shown(page)[0] == "p-10"
 
 
+def many_answers(models: int, prompts: int, answer: Callable[[np.random.Generator, int], ScoredCandidate]) -> Rows:
+    """Answers of several models to the same prompts; `answer` makes one of them, given the number of its prompt."""
+    random = np.random.default_rng(0)
+    answers: Rows = {f"model_{index}": [] for index in range(models)}
+    for number in range(prompts):
+        for rows in answers.values():
+            rows.append(answer(random, number))
+    return answers
+
+
 def test_two_thousand_prompts_and_six_models(
     browser: Browser, make_candidate: Any, make_results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Size and time of the whole page. The drawings grow with neither, so they are those of few points."""
-    random = np.random.default_rng(0)
-    names = [f"model_{index}" for index in range(6)]
-    answers: Rows = {name: [] for name in names}
-    for number in range(2000):
-        for name in names:
-            text = " ".join(f"단어{word}" for word in random.integers(0, 500, size=12))
-            scores = {"rm": float(random.normal()), "gold": float(random.random())}
-            answers[name].append(make_candidate(f"prompt-{number:04d}", scores=scores, completion=text))
-    results = make_results(answers, baseline=names[0], bootstrap_resamples=100)
+
+    def answer(random: np.random.Generator, number: int) -> ScoredCandidate:
+        text = " ".join(f"단어{word}" for word in random.integers(0, 500, size=12))
+        scores = {"rm": float(random.normal()), "gold": float(random.random())}
+        return make_candidate(f"prompt-{number:04d}", scores=scores, completion=text)  # type: ignore[no-any-return]
+
+    answers = many_answers(6, 2000, answer)
+    results = make_results(answers, baseline="model_0", bootstrap_resamples=100)
     path = tmp_path / "report.html"
     write_report(path, results=results, answers=answers, curves={}, stages=[], recipe={})
     assert path.stat().st_size <= MAX_BYTES
@@ -296,25 +305,24 @@ def test_a_page_as_large_as_the_quickstarts_opens_within_a_second(
     browser: Browser, make_candidate: Any, make_results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """320 prompts in two languages, eight models, and a hundred drawings of their training."""
-    random = np.random.default_rng(0)
-    names = [f"model_{index}" for index in range(8)]
-    answers: Rows = {name: [] for name in names}
-    for number in range(320):
-        words = (KOREAN if number % 2 else ENGLISH).split()
+
+    def answer(random: np.random.Generator, number: int) -> ScoredCandidate:
         prompt = f"{'오늘 카메라를 도서관에 놓고 와 버렸어.' if number % 2 else 'I left my wallet at the bus stop.'} ({number})"
-        for name in names:
-            text = " ".join(random.permutation(words))
-            scores = {"rm": float(random.normal()), "gold": float(random.integers(0, 11)) / 10}
-            row = make_candidate(f"held-out-{number:04d}", scores=scores, completion=text)
-            update = {"prompt": [Message(role="user", content=prompt)], "reference": f"topic {number % 16}"}
-            answers[name].append(row.model_copy(update=update))
+        text = " ".join(random.permutation((KOREAN if number % 2 else ENGLISH).split()))
+        scores = {"rm": float(random.normal()), "gold": float(random.integers(0, 11)) / 10}
+        row = make_candidate(f"held-out-{number:04d}", scores=scores, completion=text)
+        update = {"prompt": [Message(role="user", content=prompt)], "reference": f"topic {number % 16}"}
+        return row.model_copy(update=update)  # type: ignore[no-any-return]
+
+    answers = many_answers(8, 320, answer)
+    random = np.random.default_rng(1)
     log = [{"step": step, **{f"metric_{index}": random.normal() for index in range(12)}} for step in range(60)]
     # Drawn once for all stages: a browser has as much to do, and the test less.
     drawn = training_curves("stage", log)
     monkeypatch.setattr("align.report.html.training_curves", lambda *_, **__: drawn)
     path = tmp_path / "report.html"
-    results = make_results(answers, baseline=names[0], bootstrap_resamples=100)
-    write_report(path, results=results, answers=answers, curves=dict.fromkeys(names, log), stages=[], recipe={})
+    results = make_results(answers, baseline="model_0", bootstrap_resamples=100)
+    write_report(path, results=results, answers=answers, curves=dict.fromkeys(answers, log), stages=[], recipe={})
     assert path.stat().st_size <= MAX_BYTES
     loads = [seconds_of_a_load(browser, path) for _ in range(3)]
     wall, interactive, busy = (statistics.median(seconds) for seconds in zip(*loads, strict=True))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from align.records import Candidate, ScoredCandidate
+from align.records import Candidate, FunctionCall, Message, ScoredCandidate, ToolCall
 from align.report.results import Results, build_results
 from align.report.verdict import conclusions
 from align.scoring.probes import Probe, probe_scorer
@@ -50,6 +50,20 @@ def test_the_best_single_answer_is_found_and_shown() -> None:
     probe = probed(likes_kind_words)["same_answer"]
     assert probe.text == KIND
     assert probe.scores == [1.0] * len(PROMPTS)
+
+
+def test_a_prompt_that_ends_with_a_call_is_repeated_as_a_person_reads_it() -> None:
+    call = ToolCall(function=FunctionCall(name="weather", arguments={"city": "서울"}))
+    (row,) = answers("sft")[:1]
+    called = row.model_copy(update={"prompt": [*row.prompt, Message(role="assistant", content="", tool_calls=[call])]})
+    seen: list[str] = []
+
+    def score(candidates: Sequence[Candidate]) -> list[float | None]:
+        seen.extend(candidate.completion for candidate in candidates)
+        return [0.0 for _ in candidates]
+
+    probe_scorer(score, {"sft": [called]}, "gold", seed=3, made_up=True)
+    assert 'weather({"city": "서울"})' in seen
 
 
 def test_a_scorer_that_reads_the_prompt_is_not_fooled() -> None:
