@@ -4,7 +4,7 @@ weight * sigmoid(-beta * (log-ratio - kl)) for a good completion, the other sign
 log-ratio is policy - reference; kl is its mean over completions that belong to other prompts, at least 0, for the whole
 optimizer batch. No gradient flows through it.
 In: a model, labelled rows or preferences. Out: a model. Metrics: loss, kl, rewards/desirable, rewards/undesirable,
-logps/desirable, logps/undesirable.
+rewards/margins, logps/desirable, logps/undesirable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Config(LabelledConfig):
     """KTO on labelled completions."""
 
     method = "kto"
-    final_metrics = ("loss", "kl", "rewards/desirable", "rewards/undesirable")
+    final_metrics = ("loss", "kl", "rewards/desirable", "rewards/undesirable", "rewards/margins")
 
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull towards the reference."""
@@ -37,11 +37,16 @@ class Config(LabelledConfig):
     undesirable_weight: float = Field(default=1.0, gt=0)
     """Weight of bad completions."""
     learning_rate: float = Field(default=5e-6, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate. The paper takes 5e-7 to 5e-6."""
 
     @property
     def knows_loss_of_equal_models(self) -> bool:
         return self.desirable_weight == self.undesirable_weight
+
+    def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        # A row has one label, so no row has a margin; a batch may have rows of one label only.
+        sides = [means[name] for name in ("rewards/desirable", "rewards/undesirable") if name in means]
+        return {"rewards/margins": sides[0] - sides[1]} if len(sides) == 2 else {}
 
     def shared_value(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         return outputs.detach().chunk(2)[1] - batch["reference_rejected_logps"]

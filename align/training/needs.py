@@ -129,6 +129,8 @@ class TrainingNeeds:
     """Copies of the model that stay in memory; an adapter needs none, since it is switched off instead."""
     scorers: tuple[str, ...] = ()
     """Reward models that stay in memory."""
+    is_labelled: bool = False
+    """Whether each completion of a row is read by itself, beside one of another row."""
     sampler: Sampler | None = None
 
     @property
@@ -227,7 +229,7 @@ def labelled_needs(config: PairwiseOptimization, model: str, rows: str, peft: Lo
             ]
         return pair_passes(config, replace(setting, lengths=lengths))
 
-    return replace(pair_needs(config, model, rows, peft), passes=passes)
+    return replace(pair_needs(config, model, rows, peft), passes=passes, is_labelled=True)
 
 
 def episode_passes(config: OnlineTraining, setting: Setting) -> Sequence[Batch]:

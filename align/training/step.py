@@ -99,9 +99,13 @@ class StepTrainer(Trainer):
             if self.args.world_size > 1:
                 totals = self.accelerator.reduce(totals, reduction="sum")
             means = {name: value / count for name, value, count in zip(sums.metrics, *totals.tolist(), strict=True) if count}
-            logs = {**logs, **means}
+            logs = {**logs, **means, **self.derived_metrics(means)}
             self.metrics_so_far = Sums()
         super().log(logs, *args, **kwargs)
+
+    def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Further metrics that follow from the means."""
+        return {}
 
     def _accumulate(self, model: Any, rows: Sequence[Any]) -> Tensor:
         size = self.pass_size.size

@@ -277,4 +277,5 @@ def test_kto(project_template: Path, tmp_path: Path) -> None:
             if f"{name}/{side}" in row:
                 row[f"{name}/{names[side]}"] = row[f"{name}/{side}"]
     assert min(row["kl"] for row in mine) > 0
-    compare(mine, theirs, ("loss", "kl", "rewards/desirable", "rewards/undesirable", "logps/desirable", "logps/undesirable"))
+    names_of_both = ("loss", "kl", "rewards/desirable", "rewards/undesirable", "rewards/margins", "logps/desirable")
+    compare(mine, theirs, (*names_of_both, "logps/undesirable"))

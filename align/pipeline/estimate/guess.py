@@ -97,7 +97,10 @@ class SpeedGuess:
             return None
         rows, shape = found
         operations = config.num_epochs * _operations(needs) + (0 if needs.reference is None else FORWARD)
-        return Guess(rows.tokens * shape.parameters * operations / self._speed.flops, rows.is_bound)
+        tokens = rows.tokens
+        if needs.is_labelled:  # each completion with the prompt, beside one that is as long
+            tokens = rows.rows * (rows.sides * rows.prompt + 2 * rows.completion)
+        return Guess(tokens * shape.parameters * operations / self._speed.flops, rows.is_bound)
 
     def _comparison(self, config: Any) -> Guess | None:
         scorers = list(config.scorers.values())

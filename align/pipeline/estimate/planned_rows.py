@@ -36,6 +36,8 @@ class PlannedRows:
     """Tokens of all completions of a row together, on average."""
     each: int = 1
     """Rows of one prompt."""
+    sides: int = 1
+    """Completions of a row: 2 of a pair."""
     is_bound: bool = False
     """Whether they are yet to be made: all completions as long as they may become, and no row dropped."""
 
@@ -104,7 +106,8 @@ class RowsPlanner:
         if rows is None:
             return None
         prompt = sum(row.prompt for row in lengths) / len(lengths)
-        return PlannedRows(rows, prompt, sum(sum(row.completions) for row in lengths) / len(lengths))
+        completion, sides = sum(sum(row.completions) for row in lengths) / len(lengths), len(lengths[0].completions)
+        return PlannedRows(rows, prompt, completion, sides=sides)
 
 
 def _selected(rule: BestRule | LabelRule | PairRule, scored: PlannedRows) -> PlannedRows:
@@ -116,7 +119,7 @@ def _selected(rule: BestRule | LabelRule | PairRule, scored: PlannedRows) -> Pla
     else:
         kept, completions = min(rule.keep, scored.each), 1
     rows = scored.rows / scored.each * kept
-    return PlannedRows(rows, scored.prompt, completions * scored.completion, kept, is_bound=True)
+    return PlannedRows(rows, scored.prompt, completions * scored.completion, kept, completions, is_bound=True)
 
 
 def most_pairs(rule: PairRule, candidates: int) -> int:

@@ -77,6 +77,10 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         """Weight of the tokens beyond the length of the pair's shorter completion, in all log-probabilities."""
         return 1.0
 
+    def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Metrics that are no means over pairs, from the means of those of `pair_losses`."""
+        return {}
+
     def shared_value(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[pairs], without gradient: what of a pair the others' losses depend on."""
         raise NotImplementedError

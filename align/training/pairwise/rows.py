@@ -25,6 +25,8 @@ class PairRows:
     encoded: Encoded[EncodedPreference]
     columns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Numbers that the loss needs, by the id of the pair."""
+    note: str = ""
+    """What the user should know about how they were read."""
 
 
 def read_preferences(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: int, on_invalid: OnInvalid) -> PairRows:
@@ -42,8 +44,10 @@ def read_labelled(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: in
     Raises:
         DataError: if all rows have the same prompt.
     """
+    note = ""
     if artifact.kind == "preferences":
         records = [side for pair in artifact.rows(Preference) for side in sides_of(pair)]
+        note = f"both sides of {len(records) // 2:,} pairs are used: {len(records):,} completions, half of them good"
     else:
         records = artifact.rows(Labelled)
     encoded = encode_labelled(records, chat_format, max_tokens=max_tokens, on_invalid=on_invalid, where=artifact.where)
@@ -54,7 +58,7 @@ def read_labelled(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: in
         )
     rows = beside_others(encoded.rows, max_tokens=max_tokens, seed=seed)
     columns = {record.id: {"desirable": float(record.desirable)} for record in records}
-    return PairRows(records, Encoded(rows, encoded.drops), columns)
+    return PairRows(records, Encoded(rows, encoded.drops), columns, note)
 
 
 def sides_of(pair: Preference) -> list[Labelled]:

@@ -85,6 +85,8 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
         check_vocabulary(source, folder, reference, reference_folder)
         limit = min(limit, reference_folder.context_tokens)
     rows = config.read(pairs, chat_format, max_tokens=limit, seed=context.seed)
+    if rows.note:
+        context.note(rows.note)
     return PairData(pairs, rows, chat_format, policy, reference)
 
 

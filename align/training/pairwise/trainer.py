@@ -81,6 +81,9 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         loss = result.losses.sum() / counts.pairs * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
+    def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        return self._objective.derived_metrics(means)
+
     @torch.no_grad()
     def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
         """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training."""
@@ -111,7 +114,8 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         for visit in (share, add) if self._objective.has_shared_value else (add,):
             for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, visit):
                 pass
-        return {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}
+        means = {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}
+        return {**means, **self.derived_metrics(means)}
 
 
 def prepare_model(model: Any, *, tail_weight: float = 1.0) -> Any:

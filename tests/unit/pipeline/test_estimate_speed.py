@@ -111,6 +111,19 @@ def test_rows_that_are_yet_to_be_made_count_at_full_length(plan: Plan, project: 
     assert learned < guesses["ppo"].seconds < 3 * learned
 
 
+def test_each_side_of_a_pair_is_a_row_of_kto_beside_another_completion(project: Path, tmp_path: Path) -> None:
+    """A pair of completions gives two rows of the prompt and two completions each."""
+    stage = "stages.kto={stage: kto, model: base, data: comparisons, max_tokens: 128}"
+    plan = make_plan(load_recipe(project / "recipe.yaml", overrides=[stage]), tmp_path / "runs")
+    lengths = row_lengths(plan.inputs["comparisons"], project / "base")
+    assert lengths is not None
+    tokens = sum(2 * row.prompt + 2 * sum(row.completions) for row in lengths)
+    guess = SpeedGuess(plan, read_machine(tmp_path), SLOW).guess(next(one for one in plan.stages if one.name == "kto"))
+    assert guess is not None
+    expected = FORKED_START_SECONDS + tokens * base_of(plan).parameters * (6 + 2) / 1e6
+    assert guess.seconds == pytest.approx(expected)
+
+
 def test_a_step_of_sampling_is_bound_by_memory_or_by_operations(project: Path) -> None:
     shape = replace(SHAPE, num_layers=2)
     few = Speed(flops=1e12, bandwidth=1e3, cache_bytes=1e9, shares_memory=False, number_bytes=4)

@@ -260,6 +260,9 @@ def test_kto_learns_from_completions_that_are_good_or_bad(bench: Bench) -> None:
     metrics = outcome.metrics
     assert metrics["loss_at_step_0"] == pytest.approx(0.5, abs=1e-4)
     assert metrics["rewards/desirable"] > metrics["rewards/undesirable"]
+    assert metrics["rewards/margins"] > 0
+    sides = (metrics[f"held_out/rewards/{side}"] for side in ("desirable", "undesirable"))
+    assert metrics["held_out/rewards/margins"] == pytest.approx(next(sides) - next(sides))
     assert {"kl", "held_out/kl", "held_out/rewards/desirable"} <= metrics.keys()
     assert (metrics["pairs_train"] + metrics["pairs_held_out"], outcome.rows_in) == (len(rows), len(rows))
     bench.run(kto, rows, num_epochs=3, beta=0.5, undesirable_weight=2.0)
@@ -272,6 +275,9 @@ def test_kto_takes_both_sides_of_preferences(bench: Bench) -> None:
     pairs, rows = bench.run(kto), bench.run(kto, [side for pair in ROWS for side in sides_of(pair)])
     assert pairs.metrics == rows.metrics
     assert pairs.rows_in == 2 * len(ROWS)
+    assert [note for note in bench.notes if "both sides" in note] == [
+        "both sides of 8 pairs are used: 16 completions, half of them good"
+    ]
 
 
 def test_kto_refuses_what_gives_no_kl(bench: Bench) -> None:
