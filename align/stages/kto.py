@@ -44,7 +44,6 @@ class Config(LabelledConfig):
         return self.desirable_weight == self.undesirable_weight
 
     def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
-        # A row has one label, so no row has a margin; a batch may have rows of one label only.
         sides = [means[name] for name in ("rewards/desirable", "rewards/undesirable") if name in means]
         return {"rewards/margins": sides[0] - sides[1]} if len(sides) == 2 else {}
 

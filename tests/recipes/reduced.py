@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def overrides(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
-def run_small(name: str, folder: Path, runs: Path, *settings: str) -> Results:
+def run_small(name: str, folder: Path, runs: Path, *settings: str, options: Sequence[str] = ()) -> Results:
     """Run a recipe as small as it gets, from a command line in this process: a new one would import everything again."""
     sizes = {"instructions": 48, "preferences": 60, "prompts": 12, "validation": 4, "held_out": 6}
     recipe = reduced(name, folder / name, **sizes)
@@ -45,7 +46,7 @@ def run_small(name: str, folder: Path, runs: Path, *settings: str) -> Results:
     common = ["stages.sft.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft_best", "compare"))]
     engines = [f"stages.{stage}.engine=transformers" for stage in ("sft_best", "compare")]
     common += ["stages.compare.num_candidates=1", "stages.compare.bootstrap_resamples=1000"]
-    assert main(["run", str(recipe), "--out", str(runs), *overrides(*common, *engines, *settings)]) == 0
+    assert main(["run", str(recipe), "--out", str(runs), *options, *overrides(*common, *engines, *settings)]) == 0
     return Results.from_json(json.loads((runs / name / "results.json").read_text()))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from reduced import RECIPES, run_small
 
+from align.config.sections import DpoVariant
 from align.pipeline.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
@@ -55,6 +57,31 @@ def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
     assert [row for row in results.models if "best of" in row] == [f"sft_best best of {n}" for n in (1, 2, 4, 8, 16)]
     assert list(results.models["rejection_sampling"].replicates or {}) == [f"rejection_sampling-s{seed}" for seed in (17, 18, 19)]
     assert results.models["sft_best best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
+
+
+def test_preference_methods(runs: Path, tmp_path: Path) -> None:
+    """Some of the methods: every variant of DPO is trained in test_pairwise_stages.py."""
+    models = ["sft_best", "ld_dpo", "kto"]
+    results = run_small(
+        "preference-methods",
+        tmp_path,
+        runs,
+        "stages.candidates.engine=transformers",
+        "stages.candidates.max_completion_tokens=16",
+        "stages.pairs.keep_truncated=true",
+        "stages.pairs.min_margin=0.0",
+        f"stages.compare.models=[{', '.join(models)}]",
+        options=("--until", "compare"),
+    )
+    assert list(results.models) == models
+
+
+def test_preference_methods_are_compared_in_full() -> None:
+    stages = load_recipe(RECIPES / "preference-methods").stages
+    trained = [name for name, node in stages.items() if node.type in ("dpo", "orpo", "simpo", "kto")]
+    assert stages["compare"].config.models == ["sft_best", *trained]  # type: ignore[attr-defined]
+    variants = {stages[name].config.variant for name in trained if stages[name].type == "dpo"}  # type: ignore[attr-defined]
+    assert variants == set(get_args(DpoVariant))
 
 
 def test_reward_hacking(runs: Path, tmp_path: Path) -> None:

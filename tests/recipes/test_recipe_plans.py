@@ -34,7 +34,7 @@ def test_where_gold_is_watched_it_decides_nothing() -> None:
         assert list(config["watch"]) == ["gold"] and list(config["scorers"]) == ["rm"]
 
 
-@pytest.mark.parametrize("name", ["dpo-vs-rejection-sampling", "preference-data", "reward-hacking"])
+@pytest.mark.parametrize("name", ["dpo-vs-rejection-sampling", "preference-data", "preference-methods", "reward-hacking"])
 def test_what_is_said_to_be_the_quickstart_is(name: str, tmp_path: Path) -> None:
     """Same fingerprints up to sft, so that a run beside the quickstart's does not do it again."""
     plans = [make_plan(load_recipe(RECIPES / recipe), tmp_path) for recipe in ("quickstart", name)]

@@ -78,7 +78,7 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         return 1.0
 
     def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
-        """Metrics that are no means over pairs, from the means of those of `pair_losses`."""
+        """Metrics that no single pair has, from the means of those of `pair_losses`; a mean may be missing."""
         return {}
 
     def shared_value(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

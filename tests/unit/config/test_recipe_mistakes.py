@@ -215,7 +215,8 @@ ONE_MISTAKE = [
         "scorers: {gold: {rules: gold.yaml}}}",
         "scorers: {gold: 3}}",
         "recipe.yaml:11:63: stages.scored.scorers.gold: "
-        "expected the name of a reward model, or {rules: …}, or {judge: …}, got the number 3 (put quotes around it)",
+        "expected the name of a reward model, or {rules: …}, or {ensemble: …}, or {judge: …}, "
+        "got the number 3 (put quotes around it)",
     ),
     (
         "scorers: {gold: {rules: gold.yaml}}}",
