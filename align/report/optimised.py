@@ -36,13 +36,14 @@ def scorer_use(scorers: Mapping[str, Any], models: Sequence[str], baseline: str,
         path = path if model == baseline else path - of_baseline
         used[model] = {key for step in path for key in _optimised_by(by_fingerprint[step].manifest, by_fingerprint)}
     fingerprints = {name: artifact.fingerprint for name, artifact in artifacts.items()}
-    keys = {name: _key(scorer, fingerprints) for name, scorer in scorers.items()}
-    optimised = {name: [model for model in models if key in used[model]] for name, key in keys.items()}
+    keys = {name: _keys(scorer, fingerprints) for name, scorer in scorers.items()}
+    optimised = {name: [model for model in models if found & used[model]] for name, found in keys.items()}
     others = [by_fingerprint[key] for key in set().union(*used.values()) if key in by_fingerprint]
     same_rows = {
         name: twins[0]
-        for name, key in keys.items()
-        if not optimised[name] and key in by_fingerprint and (twins := _twins(by_fingerprint[key], others))
+        for name, found in keys.items()
+        if not optimised[name]
+        and (twins := sorted(twin for key in found & by_fingerprint.keys() for twin in _twins(by_fingerprint[key], others)))
     }
     return ScorerUse({name: found for name, found in optimised.items() if found}, same_rows)
 
@@ -54,15 +55,18 @@ def _optimised_by(manifest: Manifest, by_fingerprint: Mapping[str, Artifact]) ->
         source = by_fingerprint.get(manifest.inputs.get(config["scored"], ""))
         given = source.manifest.config.get("scorers", {}) if source else {}
         names = [config["scorer"]] if config.get("scorer") else list(config.get("scorers") or ())
-        yield from (_key(given[name], source.manifest.inputs) for name in names if source and name in given)
+        yield from (key for name in names if source and name in given for key in _keys(given[name], source.manifest.inputs))
     elif "candidates" not in config:
         chosen = [config["scorer"]] if config.get("scorer") else list((config.get("scorers") or {}).values())
-        yield from (_key(scorer, manifest.inputs) for scorer in chosen)
+        yield from (key for scorer in chosen for key in _keys(scorer, manifest.inputs))
 
 
-def _key(scorer: Any, fingerprints: Mapping[str, str]) -> str:
-    """The same for the same scorer, whatever it is called: the fingerprint of a reward model, or the rules as text."""
-    return fingerprints.get(scorer, "") if isinstance(scorer, str) else json.dumps(scorer, sort_keys=True)
+def _keys(scorer: Any, fingerprints: Mapping[str, str]) -> set[str]:
+    """The same for the same scorer, whatever it is called: the fingerprints of its reward models, or the rules as text."""
+    if isinstance(scorer, dict):
+        members = scorer.get("ensemble")
+        return {fingerprints.get(name, "") for name in members} if members else {json.dumps(scorer, sort_keys=True)}
+    return {fingerprints.get(scorer, "")}
 
 
 def _twins(judge: Artifact, others: Sequence[Artifact]) -> list[str]:

@@ -58,6 +58,15 @@ def test_a_scorer_was_optimised_where_it_decided_what_a_stage_made() -> None:
     assert use.same_rows == {"third": "rm"}
 
 
+def test_the_members_of_an_ensemble_were_optimised_with_it() -> None:
+    both = {"ensemble": ["judge", "twin"], "combine": "min", "std_weight": None}
+    cautious = made("cautious", "ppo", config={"model": "best", "scorers": {"a": both}, "watch": {}}, inputs="best judge twin")
+    use = scorer_use(
+        {"one": "judge", "both": both, "rm": "rm"}, ["best", "cautious"], "best", {**ARTIFACTS, "cautious": cautious}
+    )
+    assert use.optimised == {"one": ["cautious"], "both": ["cautious"], "rm": ["best"]}
+
+
 def test_inputs_from_elsewhere_optimised_nothing() -> None:
     assert scorer_use({"rm": "rm"}, ["sft"], "sft", {name: ARTIFACTS[name] for name in ("sft", "rm")}) == ScorerUse({}, {})
 
