@@ -39,4 +39,5 @@ def main() -> None:
             respond(False)
 
 
-main()
+if __name__ == "__main__":
+    main()
