@@ -23,6 +23,7 @@ os.environ.update(
 for variable in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
     os.environ.pop(variable, None)
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no NVIDIA GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> None:
+    """A stage collects garbage a few times: 0.3 s each, if it looked at all that has been imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries say at the end that their objects are still there
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +41,6 @@ MORE = {
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the twins; each is made when it is first fetched."""
     return tmp_path_factory.mktemp("hub")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_collections() -> Iterator[None]:
-    """A stage collects garbage a few times; what the test's own process has imported need not be looked at each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

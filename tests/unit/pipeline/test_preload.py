@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -26,26 +25,23 @@ torch.cuda.is_available = lambda: True
 torch.cuda._lazy_init = hook("_lazy_init")
 torch.cuda.get_device_capability = hook("get_device_capability")
 """
-REPORT = "print(touched, 'trl' in sys.modules, sys.modules.get('bitsandbytes'))"
-
-
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+REPORT = """
+print(touched, "trl" in sys.modules, sys.modules.get("bitsandbytes"))
+torch.cuda.is_available = lambda: False
+import importlib.util
+if importlib.util.find_spec("bitsandbytes") is not None:
+    from bitsandbytes import functional
+"""
 
 
 @pytest.mark.slow
-def test_the_preload_does_not_touch_cuda() -> None:
-    done = run(f"{HOOKS}\nimport align.pipeline.preload\n{REPORT}")
-    assert done.stdout.splitlines()[-1:] == ["[] True None"], done.stdout + done.stderr
+def test_the_preload_does_not_touch_cuda_nor_hide_bitsandbytes_for_good() -> None:
+    """A stage that merges a qlora adapter packs weights as training saw them, so it imports bitsandbytes."""
+    code = f"{HOOKS}\nimport align.pipeline.preload\n{REPORT}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[] True None"]), done.stdout + done.stderr
     assert "Failed to load" not in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-def test_bitsandbytes_can_be_imported_after_the_preload() -> None:
-    """A stage that merges a qlora adapter packs weights as training saw them."""
-    done = run("import align.pipeline.preload\nfrom bitsandbytes import functional\nprint(functional.__name__)")
-    assert done.stdout.splitlines()[-1:] == ["bitsandbytes.functional"], done.stderr
+    assert "leaked" not in done.stderr
 
 
 @pytest.mark.parametrize(("peft", "needed"), [(None, False), (Lora(method="lora"), False), (Lora(method="qlora"), True)])
