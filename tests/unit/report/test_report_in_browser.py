@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import statistics
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -286,15 +285,9 @@ def test_two_thousand_prompts_and_six_models(
     path = tmp_path / "report.html"
     write_report(path, results=results, answers=answers, curves={}, stages=[], recipe={})
     assert path.stat().st_size <= MAX_BYTES
-    seconds = []
-    # The machine may be busy with other tests: the fastest of some loads is what the page needs.
-    for _ in range(5):
-        page = opened(browser, path)
-        assert page.inner_text("#v-status").startswith("2,000 of 2,000 prompts")
-        seconds.append(page.evaluate("performance.getEntriesByName('interactive')[0].startTime / 1000"))
-        page.close()
-    print(f"{path.stat().st_size:,} bytes, interactive after {min(seconds):.2f} s")
-    assert min(seconds) <= MAX_SECONDS
+    _, interactive, busy = seconds_of_a_load(browser, path, "2,000 of 2,000 prompts")
+    print(f"{path.stat().st_size:,} bytes, interactive after {interactive:.2f} s, {busy:.2f} s of CPU")
+    assert busy <= MAX_SECONDS
 
 
 KOREAN = "속상했겠다. 그 마음 충분히 이해해. 이럴 때는 잠깐 쉬었다가 차근차근 다시 해 보자. 네 잘못이 아니야."
@@ -324,22 +317,22 @@ def test_a_page_as_large_as_the_quickstarts_opens_within_a_second(
     results = make_results(answers, baseline="model_0", bootstrap_resamples=100)
     write_report(path, results=results, answers=answers, curves=dict.fromkeys(answers, log), stages=[], recipe={})
     assert path.stat().st_size <= MAX_BYTES
-    loads = [seconds_of_a_load(browser, path) for _ in range(3)]
+    loads = [seconds_of_a_load(browser, path, "320 of 320 prompts") for _ in range(3)]
     wall, interactive, busy = (statistics.median(seconds) for seconds in zip(*loads, strict=True))
     print(f"{path.stat().st_size:,} bytes, loaded in {wall:.2f} s, interactive after {interactive:.2f} s, {busy:.2f} s of CPU")
     assert busy <= MAX_SECONDS
-    # Beside other tests, the clock tells what they need, too.
-    if os.getloadavg()[0] < (os.cpu_count() or 1):
-        assert max(wall, interactive) <= MAX_SECONDS
 
 
-def seconds_of_a_load(browser: Browser, path: Path) -> tuple[float, float, float]:
-    """Seconds until the page is loaded, until its table of completions answers, and those in which its thread computed."""
+def seconds_of_a_load(browser: Browser, path: Path, status: str) -> tuple[float, float, float]:
+    """Seconds until the page is loaded, until its table of completions answers, and those in which its thread computed.
+
+    The clock of the first two runs on while other tests compute; only the last is the page's own.
+    """
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(path.as_uri())
-    assert page.inner_text("#v-status").startswith("320 of 320 prompts")
+    assert page.inner_text("#v-status").startswith(status)
     metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd / 1000")
     interactive = page.evaluate("performance.getEntriesByName('interactive')[0].startTime / 1000")

@@ -94,8 +94,13 @@ class Arrived:
         return self.found
 
 
-def long_when_first(item: int) -> int:
-    time.sleep(3.0 if item == 0 else 0.02)
+def last_when_first(folder: Path, others: int, item: int) -> int:
+    """The first item ends when the others are done, however long a busy machine takes; it gives up after a minute."""
+    until = time.monotonic() + 60
+    if item:
+        (folder / str(item)).touch()
+    while not item and len(list(folder.iterdir())) < others and time.monotonic() < until:
+        time.sleep(0.01)
     return os.getpid()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from executor_work import (
     fail,
     fail_unforeseen,
     fail_unportably,
+    last_when_first,
     leave,
-    long_when_first,
     print_and_double,
     slow_when_even,
     square,
@@ -67,9 +68,9 @@ def test_a_worker_keeps_its_state_from_item_to_item() -> None:
     assert sum(map(len, by_process.values())) == 8
 
 
-def test_a_free_worker_takes_the_next_item() -> None:
+def test_a_free_worker_takes_the_next_item(tmp_path: Path) -> None:
     """One long item beside many short ones: a fixed half for each worker would leave four short ones behind the long one."""
-    began = dict(results(Processes(2), long_when_first, 9))
+    began = dict(results(Processes(2), partial(last_when_first, tmp_path, 8), 9))
     assert len({process for item, process in began.items() if item}) == 1
     assert began[0] not in {process for item, process in began.items() if item}
 
