@@ -22,7 +22,9 @@ class CtrlC:
         if isinstance(event, Progress) and event.stage == "sft" and "--stop" in sys.argv:
             os.killpg(0, signal.SIGINT)  # as a terminal does: to every process of the group
 
-run = align.run_recipe("recipe.yaml", "runs", overrides={"stages.sft.num_epochs": 400}, until="sft", sinks=[CtrlC()])
+# An epoch is one step, and so many that the first run is not done when it hears of the Ctrl-C.
+overrides = {"stages.sft.num_epochs": 400, "stages.sft.batch_size": 24, "stages.sft.checkpoint_steps": 50}
+run = align.run_recipe("recipe.yaml", "runs", overrides=overrides, until="sft", sinks=[CtrlC()])
 print(run.stages["sft"].state, run.recipe["stages"]["sft"]["num_epochs"], len(run.metrics("sft")))
 """
 
