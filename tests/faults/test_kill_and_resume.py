@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,11 +18,15 @@ import jsonschema
 import pytest
 
 from align import load_recipe, run_recipe
+from align.cli.main import main
 from align.errors import Interrupted, StageError
 from align.models.folder import ModelFolder
 from align.runtime.event_file import EVENTS_NAME, read_events
-from align.runtime.events import Event, Metrics, Progress, Quarantined, RunFinished, StageFailed
+from align.runtime.events import Emit, Event, Metrics, Progress, Quarantined, RunFinished, StageFailed, StageStarted
+from align.runtime.launcher import InProcess, Job
+from align.runtime.process import start as start_process
 from align.runtime.replay import metrics_of
+from align.runtime.signals import StopSignals
 from align.store.artifact import METRICS_NAME, Manifest
 from align.testing import Recorder
 
@@ -138,23 +143,38 @@ def work_in(events: Path) -> int:
     return sum(isinstance(event, (Metrics, Progress)) for event in read_events(events)) if events.exists() else 0
 
 
+class RunHere:
+    """A run whose stages are in the run's own process, forked from a server that has imported the trainers already."""
+
+    def __init__(self, project: Path, out: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        arguments = {"recipe": str(project), "out": str(out), "in_process": True, "progress": False}
+        self._process = context.Process(target=run_recipe, kwargs=arguments)
+        start_process(self._process)
+        self.poll, self.kill = lambda: self._process.exitcode, self._process.kill
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+
 def test_a_runner_killed_at_random_moments_ends_with_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
+    """Killed once beside its stage, twice with its stage in the same process."""
     out, chance = tmp_path / "runs", random.Random(11)
     events = out / "tiny" / EVENTS_NAME
-    for _ in range(3):
+    for attempt in range(3):
         # Counted in work, not in seconds: on any machine every attempt gets somewhere, and none to the end.
         enough = work_in(events) + chance.randint(2, 20)
-        process = start(project, out)
-        while work_in(events) < enough and process.poll() is None:
+        runner = RunHere(project, out) if attempt else start(project, out)
+        while work_in(events) < enough and runner.poll() is None:
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 0.3))  # and not always right after an event
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert wait_until_none_is_left(process.pid) == []
-    process = start(project, out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+        runner.kill()
+        assert runner.wait() == -signal.SIGKILL
+        if isinstance(runner, subprocess.Popen):
+            runner.communicate()
+            assert wait_until_none_is_left(runner.pid) == []
+    run_recipe(load_recipe(project / "recipe.yaml"), out)
     assert content(out / "tiny") == content(finished_run)
     assert_events_have_the_curves(out / "tiny")
 
@@ -181,25 +201,33 @@ def test_a_signal_leaves_no_orphan_and_a_resumable_run(
     assert content(run) == {name: expected[name] for name in content(run)}
 
 
-def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
+def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(
+    project: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A debugger's and a profiler's way: no other process, and nothing else is different."""
-    out = tmp_path / "runs"
-    process = start(project, out, "--in-process")
-    assert process.stderr is not None
-    seen = ""
-    while "reward: started" not in seen and process.poll() is None:
-        seen += process.stderr.readline()
-    assert len(alive_in_session(process.pid)) == 1
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, seen + errors
+    out, before = tmp_path / "runs", children_of(str(os.getpid()))
+    command = ["run", str(project / "recipe.yaml"), "--out", str(out), "--in-process"]
+
+    def run_and_stop(self: InProcess, job: Job, emit: Emit, stop: StopSignals) -> None:
+        def stopping(event: Event) -> None:
+            assert set(children_of(str(os.getpid()))) <= set(before)
+            if isinstance(event, Progress) and event.stage == "reward" and not stop.received:
+                os.kill(os.getpid(), signal.SIGINT)
+            emit(event)
+
+        run(self, job, stopping, stop)
+
+    run = InProcess.run
+    with monkeypatch.context() as patched:
+        patched.setattr(InProcess, "run", run_and_stop)
+        assert main(command) == 130
+    errors = capsys.readouterr().err
     assert "Run the same command again" in errors
     assert "Traceback" not in errors
+    assert (out / "tiny" / "stages" / "sft" / "manifest.json").exists()
     assert not (out / "tiny" / "stages" / "reward").exists()
-    process = start(project, out, "--in-process", "--json")
-    answer, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    assert json.loads(answer)["results"]["models"].keys() == {"sft", "rs", "dpo"}
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["models"].keys() == {"sft", "rs", "dpo"}
     assert content(out / "tiny") == content(finished_run)
     assert_events_have_the_curves(out / "tiny")
 
@@ -219,23 +247,27 @@ def test_damage_is_quarantined_and_made_again(project: Path, run_before: Callabl
 
 
 def test_a_second_run_waits_for_the_first_and_says_for_whom(project: Path, tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    first = start(project, out)
-    assert first.stderr is not None
-    while "sft: started" not in first.stderr.readline():
-        assert first.poll() is None
-    second = start(project, out)
-    assert second.stderr is not None
-    line = ""
-    while "waiting" not in line and second.poll() is None:
-        line = second.stderr.readline()
-    assert f"process {first.pid}" in line
-    os.killpg(second.pid, signal.SIGINT)
-    second.communicate(timeout=30)
-    assert second.returncode == 130
-    os.killpg(first.pid, signal.SIGINT)
-    first.communicate(timeout=60)
-    assert first.returncode == 130
+    """The first is here, in the midst of its work, until the second has ended."""
+    out, said = tmp_path / "runs", []
+
+    class Second:
+        def handle(self, event: Event) -> None:
+            if isinstance(event, StageStarted):
+                second = start(project, out)
+                assert second.stderr is not None
+                line = ""
+                while "waiting" not in line and second.poll() is None:
+                    line = second.stderr.readline()
+                os.killpg(second.pid, signal.SIGINT)
+                second.communicate(timeout=60)
+                said.append((line, second.returncode))
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_recipe(project / "recipe.yaml"), out, sinks=[Second()])
+    ((line, code),) = said
+    assert f"process {os.getpid()}" in line
+    assert code == 130
 
 
 def test_a_stop_between_shards_is_not_an_error_of_the_stage(project: Path, tmp_path: Path) -> None:
