@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from gpu_check.line import Report
 from gpu_check.project import ARITHMETICS, TRAINED, Project
 
 from align import load_recipe, run_recipe
+from align.errors import AlignError
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.plan import make_plan
 from align.training.checkpoint import PREFIX, SEAL_NAME
@@ -25,7 +24,19 @@ MEMORY_TOLERANCE = 0.25
 """As in docs/memory.md."""
 RESUMED_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """Of the last loss after a kill, as a share of the undisturbed one: a GPU adds in another order each time."""
-KILL_SECONDS = 900.0
+KILLED_AT_CHECKPOINT = """
+import os, signal, sys
+from align import run_recipe
+from align.runtime.events import Saving
+
+class Kill:
+    def handle(self, event):
+        if isinstance(event, Saving) and event.seconds is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run_recipe(sys.argv[1], sys.argv[2], only=sys.argv[3], in_process=True, sinks=[Kill()])
+"""
+"""In one process, so that no step is taken between the checkpoint and the kill."""
 
 
 def run_stages(project: Project, report: Report) -> None:
@@ -96,29 +107,24 @@ def compare_memory(project: Project, report: Report) -> None:
 
 
 def kill_and_resume(project: Project, report: Report) -> None:
-    """A training that is killed with its whole run goes on from its checkpoint, and ends as the undisturbed one did."""
+    """A training that is killed right after its first checkpoint goes on from it, and ends as the undisturbed one did."""
     stage = "sft_bfloat16"
     if project.manifest(stage) is None:
         report.not_run(stage, "there is no undisturbed training to compare with")
         return
     runs = project.folder / "killed"
-    command = [sys.executable, "-m", "align.cli.main", "run", str(project.recipe), "--out", str(runs), "--only", stage]
+    command = [sys.executable, "-c", KILLED_AT_CHECKPOINT, str(project.recipe), str(runs), stage]
     log = project.folder / "killed.log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        deadline = time.monotonic() + KILL_SECONDS
-        while process.poll() is None and time.monotonic() < deadline and not _checkpoints(runs):
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        killed = subprocess.run(command, stdout=file, stderr=file, check=False)
     kept = _checkpoints(runs)
-    if project.manifest(stage, runs) is not None or not kept:
-        report.not_run(stage, f"it was not caught between two checkpoints; see {log}")
+    if killed.returncode != -signal.SIGKILL or not kept:
+        report.check(stage, False, f"it ended with {killed.returncode}: {log.read_text()[-400:]}", "a checkpoint, then a kill")
         return
-    with log.open("a") as file:
-        done = subprocess.run(command, stdout=file, stderr=file, check=False)
-    if done.returncode != 0:
-        report.check(stage, False, f"the second run ended with {done.returncode}: {log.read_text()[-400:]}", "it goes on")
+    try:
+        run_recipe(load_recipe(project.recipe), runs, only=stage)
+    except AlignError as error:
+        report.check(stage, False, f"the second run ended with {error}", "it goes on")
         return
     last, undisturbed = (project.curve(stage, folder)[-1]["loss"] for folder in (runs, project.runs))
     off = abs(last - undisturbed) / abs(undisturbed)
