@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from align import load_recipe
+from align.cli.main import main
 from align.errors import RecipeError
 from align.pipeline.checks.plan import checked_plan
 from align.pipeline.run import run_recipe
@@ -55,7 +56,13 @@ def manifest(out: Path, stage: str) -> dict[str, Any]:
     return found
 
 
-def test_trials_run_once_and_the_best_takes_the_name(project: Path, tmp_path: Path) -> None:
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    capsys.readouterr()
+    assert main(["sweep", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_trials_run_once_and_the_best_takes_the_name(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs"
     assert set(run(write(project), out).values()) == {"run"}
     metrics = manifest(out, "dpo")["metrics"]
@@ -65,6 +72,12 @@ def test_trials_run_once_and_the_best_takes_the_name(project: Path, tmp_path: Pa
     stages = out / "swept" / "stages"
     weights = f"{MODEL_FOLDER}/model.safetensors"
     assert (stages / "dpo" / weights).samefile(stages / best / weights)
+    # The command shows what the choice found.
+    (state,) = json.loads(shown(capsys, project, "--out", out, "--json"))["sweeps"]
+    assert [trial["stage"] for trial in state["trials"] if trial["chosen"]] == [best]
+    assert [trial["score"]["mean"] for trial in state["trials"]] == list(means.values())
+    assert all(trial["status"] == "cached" and trial["seconds"] > 0 for trial in state["trials"])
+    assert f"dpo is the model of {best}." in shown(capsys, project, "--out", out)
     # Nothing is left to do.
     assert set(run(project, out).values()) == {"cached"}
     # The same trials in another order are named otherwise and found again, the choice too.
@@ -97,3 +110,19 @@ def test_prompts_with_the_content_of_the_held_out_ones_are_refused(project: Path
     assert "decontaminate: [held_out]" in caught.value.render()
     plan, _ = checked_plan(load_recipe(project, ["inputs.validation.decontaminate=[held_out]"]), tmp_path)
     assert [stage.name for stage in plan.stages] == ["sft", "dpo-trial-1", "dpo-trial-2", "dpo", "compare"]
+
+
+@pytest.mark.parametrize(("width", "settings"), [(80, "learning_rate=0.001"), (200, "0.001")])
+def test_trials_are_shown_before_they_have_run(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, settings: str
+) -> None:
+    monkeypatch.setattr("align.cli.options.PIPE_WIDTH", width)
+    fields = "sweep.dpo.fields={dpo: {learning_rate: [1e-3, 1e-2], batch_size: [4, 8], max_grad_norm: [0.5, 1.0], beta: [0.1]}}"
+    text = shown(capsys, write(project), "--out", tmp_path, "--set", fields)
+    assert "Sweep of dpo: 8 trials, chosen by rules on the prompts validation." in text
+    assert settings in text.split()
+    assert text.count("to run") == 8
+    assert max(map(len, text[: text.index("No trial is chosen yet")].splitlines())) <= width
+    (project / "recipe.yaml").write_text(RECIPE[: RECIPE.index("sweep:")])
+    assert main(["sweep", str(project)]) == 2
+    assert "the recipe has no sweep" in capsys.readouterr().err
