@@ -41,6 +41,8 @@ class Cost(StrictModel):
     """Wall time of everything that the model was made from, also what the baseline was made from; null for best of n."""
     total_flops: float | None = Field(default=None, ge=0)
     """Estimated floating-point operations of the same; null where not known, and for best of n."""
+    trials: float = Field(default=1, ge=1)
+    """Models that were made to keep the best of them: the trials of the path's sweeps together; 1 without."""
 
     @property
     def alone_seconds(self) -> float:
@@ -67,6 +69,8 @@ class StageCost:
     scored_completions: int | None
     flops: float | None
     memory_bytes: int | None
+    trials: int = 0
+    """Models that a choice was made among."""
 
 
 def stage_costs(artifacts: Sequence[Artifact], models: Sequence[str], parameters: Parameters = parameters_of) -> list[StageCost]:
@@ -89,6 +93,7 @@ def stage_costs(artifacts: Sequence[Artifact], models: Sequence[str], parameters
             _scored(manifest),
             stage_flops(manifest, by_fingerprint, parameters),
             manifest.peak_memory_bytes or None,
+            0 if manifest.chosen_input is None else len(manifest.config["models"]),
         )
         for fingerprint, same in names.items()
         if (users := [model for model in models if fingerprint in needs[model]])
@@ -134,6 +139,7 @@ def _cost_of(model: str, path: Sequence[StageCost], paths: Mapping[str, Sequence
         total_seconds=round(sum(cost.seconds for cost in whole), 3),
         total_flops=_sum(cost.flops for cost in whole),
         memory_bytes=_peak(cost.memory_bytes for cost in path),
+        trials=max(1, sum(cost.trials for cost in path)),
     )
 
 

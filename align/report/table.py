@@ -23,6 +23,7 @@ from align.report.wording import (
     estimate_text,
     interval_scope,
     marks_legend,
+    most_trials,
     number,
     path_legend,
     percent_text,
@@ -252,6 +253,8 @@ def behaviour_columns(results: Results) -> list[Column]:
         "path": path_text,
         "FLOPs": lambda model: None if model.cost is None else flops_text(model.cost.flops),
     }
+    if most_trials(results) > 1:
+        cells["trials"] = lambda model: None if model.cost is None or model.cost.per_answer else f"{model.cost.trials:g}"
     if len({results.models[name].trained_parameters for name in trained_models(results)}) > 1:
         # With adapters among whole models, the reader needs the cost of each beside its scores.
         cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)

@@ -16,6 +16,7 @@ RED_FLAG_LEGEND = f"{RED_FLAG} red flag: see above what it gave up."
 PATH_LEGEND = (
     "path: time of all stages that the row was made from and the baseline was not; of the baseline, of all that it was made from."
 )
+TRIALS_LEGEND = "trials: settings that were tried for the row, of which the best on validation prompts was kept."
 FEW_PROMPTS = 30  # below this a bootstrap interval is known to be too narrow
 
 MIN_DECIMALS = 2
@@ -44,7 +45,14 @@ def path_legend(results: Results) -> str:
         sentences.append("n/answer: best of n samples and scores n completions for every answer.")
     if any(cost.flops for cost in paths.values()):
         sentences.append("FLOPs are estimated.")
+    if most_trials(results) > 1:
+        sentences.append(TRIALS_LEGEND)
     return " ".join(sentences)
+
+
+def most_trials(results: Results) -> float:
+    """The largest number of trials that a row had."""
+    return max((row.cost.trials for row in results.models.values() if row.cost is not None), default=1)
 
 
 def score_decimals(results: Results, scorer: str) -> int:

@@ -72,12 +72,14 @@ def test_trials_run_once_and_the_best_takes_the_name(project: Path, tmp_path: Pa
     stages = out / "swept" / "stages"
     weights = f"{MODEL_FOLDER}/model.safetensors"
     assert (stages / "dpo" / weights).samefile(stages / best / weights)
-    # The command shows what the choice found.
+    # The command shows what the choice found, and the table how many chances the row had.
     (state,) = json.loads(shown(capsys, project, "--out", out, "--json"))["sweeps"]
     assert [trial["stage"] for trial in state["trials"] if trial["chosen"]] == [best]
     assert [trial["score"]["mean"] for trial in state["trials"]] == list(means.values())
     assert all(trial["status"] == "cached" and trial["seconds"] > 0 for trial in state["trials"])
     assert f"dpo is the model of {best}." in shown(capsys, project, "--out", out)
+    results = json.loads((out / "swept" / "results.json").read_text())
+    assert {name: row["cost"]["trials"] for name, row in results["models"].items()} == {"sft": 1.0, "dpo": 2.0}
     # Nothing is left to do.
     assert set(run(project, out).values()) == {"cached"}
     # The same trials in another order are named otherwise and found again, the choice too.

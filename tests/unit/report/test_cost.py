@@ -27,7 +27,17 @@ def made(
     )  # fmt: skip
 
 
-NAMES = {"b": "base", "s": "sft", "w": "reward", "c": "candidates", "x": "scored", "e": "best"}
+NAMES = {
+    "b": "base",
+    "s": "sft",
+    "w": "reward",
+    "c": "candidates",
+    "x": "scored",
+    "e": "best",
+    "1": "dpo-trial-1",
+    "2": "dpo-trial-2",
+    "3": "dpo",
+}
 TRAINED: Any = {"gradient_checkpointing": False}
 LORA = {"peft": {"method": "lora"}, "reference": None}
 ONLINE = {"rollout_batch_size": 8, "scorers": {"rm": "reward"}, "watch": {}, "value_model": None}
@@ -167,3 +177,20 @@ def test_best_of_n_is_paid_for_by_every_answer() -> None:
     cost = answer_cost(4, 12.5)
     assert (cost.per_answer, cost.seconds, cost.sampled_tokens, cost.trained_tokens) == (True, None, 50, 0)
     assert (cost.scored_completions, cost.flops) == (4, None)
+
+
+def test_trials_of_a_sweep_are_counted_in_every_model_after_it() -> None:
+    choice = {"models": {"beta=0.1": "dpo-trial-1", "beta=0.3": "dpo-trial-2"}, **SAMPLING}
+    artifacts = [
+        *ARTIFACTS[:2],
+        made("dpo-trial-1", "1", "s", stage="dpo", seconds=10.0, config={**TRAINING, "model": "sft"}),
+        made("dpo-trial-2", "2", "s", stage="dpo", seconds=20.0, config={**TRAINING, "model": "sft"}),
+        made("dpo", "3", "1", "2", stage="select_model", seconds=5.0, config=choice, selected="beta=0.1"),
+        made("later", "4", "3", seconds=1.0, config={**TRAINING, "model": "dpo"}),
+    ]
+    costs = model_costs(stage_costs(artifacts, ["sft", "dpo", "later"], parameters), ["sft", "dpo", "later"], "sft")
+    assert {name: (cost.trials, cost.seconds) for name, cost in costs.items()} == {
+        "sft": (1, 40.0),
+        "dpo": (2, 35.0),
+        "later": (2, 36.0),
+    }

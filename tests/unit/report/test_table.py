@@ -267,3 +267,15 @@ def test_a_win_rate_that_is_length_alone_is_named(make_candidate: Make, make_res
         assert "LC: share of wins at equal length" in text
         assert f"{100 * equal.mean:.0f} %" in text
         assert max(cell_len(line) for line in text.splitlines()) <= width
+
+
+def test_trials_are_shown_where_a_row_had_several(results: Results) -> None:
+    assert "trials" not in printed(results, 200)
+    dpo = results.models["dpo"]
+    assert dpo.cost is not None
+    swept = dpo.model_copy(update={"cost": dpo.cost.model_copy(update={"trials": 6})})
+    text = printed(results.model_copy(update={"models": {**results.models, "dpo": swept}}), 200)
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(("sft", "dpo"))] == ["1", "6"]
+    assert "trials: settings that were tried for the row, of which the best on validation prompts was kept." in " ".join(
+        text.split()
+    )
