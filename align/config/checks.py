@@ -202,7 +202,7 @@ def check_choice(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Prob
         held_out, judges = draft.fields.get("prompts"), draft.fields.get("scorers")
         if isinstance(prompts, str) and isinstance(held_out, str) and _place_of(prompts, graph) == _place_of(held_out, graph):
             same = f"'{prompts}' are" if prompts == held_out else f"'{prompts}' is the same file as '{held_out}',"
-            text = f"{same} the held-out prompts of '{name}'; choose on other prompts, or the winner's numbers there mean nothing"
+            text = f"{same} the held-out prompts of '{name}'; choose on others, or the chosen model looks too good on these"
             yield Problem(("prompts",), text)
         if not isinstance(judges, dict) or len(judges) < 2 or scorer not in judges.values():
             continue
