@@ -200,7 +200,7 @@ def check_choice(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Prob
     comparisons = {name: draft for name, draft in graph.drafts.items() if draft.stage_type.produces == "comparison"}
     for name, draft in comparisons.items():
         held_out, judges = draft.fields.get("prompts"), draft.fields.get("scorers")
-        if isinstance(prompts, str) and isinstance(held_out, str) and _place_of(prompts, graph) == _place_of(held_out, graph):
+        if isinstance(prompts, str) and isinstance(held_out, str) and _same_rows(prompts, held_out, graph):
             same = f"'{prompts}' are" if prompts == held_out else f"'{prompts}' is the same file as '{held_out}',"
             text = f"{same} the held-out prompts of '{name}'; choose on others, or the chosen model looks too good on these"
             yield Problem(("prompts",), text)
@@ -216,6 +216,13 @@ def check_choice(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Prob
 def _only_judges(draft: Draft) -> bool:
     """Whether a stage scores finished models only."""
     return draft.stage_type.produces == "comparison" or draft.stage_type.name.startswith("select_")
+
+
+def _same_rows(one: str, other: str, graph: RecipeGraph) -> bool:
+    """Whether two inputs have the same place, and no shares that lie apart."""
+    shares = sorted(share for name in (one, other) if (share := getattr(graph.inputs.get(name), "share", None)) is not None)
+    apart = len(shares) == 2 and shares[0][1] <= shares[1][0]
+    return _place_of(one, graph) == _place_of(other, graph) and not apart
 
 
 def _place_of(name: str, graph: RecipeGraph) -> Any:

@@ -111,6 +111,11 @@ def test_prompts_with_the_content_of_the_held_out_ones_are_refused(project: Path
         checked_plan(load_recipe(project), tmp_path)
     assert "decontaminate: [held_out]" in caught.value.render()
     plan, _ = checked_plan(load_recipe(project, ["inputs.validation.decontaminate=[held_out]"]), tmp_path)
+    # Shares of one file have no prompt in common.
+    halves = ["inputs.validation.path=held_out.jsonl", "inputs.validation.share=[0, 0.5]", "inputs.held_out.share=[0.5, 1]"]
+    checked_plan(load_recipe(project, halves), tmp_path)
+    with pytest.raises(RecipeError, match="'validation' is the same file as 'held_out'"):
+        load_recipe(project, [*halves, "inputs.held_out.share=[0.4, 1]"])
     assert [stage.name for stage in plan.stages] == ["sft", "dpo-trial-1", "dpo-trial-2", "dpo", "compare"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.config.inputs import DataInput
+from align.data.share import in_share
 from align.data.validation import valid_rows
 from align.errors import AlignError
 from align.pipeline.checks.finding import Finding
@@ -51,7 +52,7 @@ def _keys(resolved: ResolvedInput) -> set[str]:
         if resolved.artifact is not None:
             return {prompt_key(row) for row in resolved.artifact.rows(Prompt)}
         if source is not None and isinstance(spec, DataInput) and is_local(source):
-            return {prompt_key(row) for row in valid_rows(source, spec)}
+            return {prompt_key(row) for row in valid_rows(source, spec) if in_share(spec, row)}
     except AlignError:  # `check_rows` reports it
         pass
     return set()
