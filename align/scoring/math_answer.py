@@ -6,6 +6,7 @@ outside the main thread. So a child process does it, and is killed and replaced 
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
@@ -61,7 +62,14 @@ def equal_answers(reference: str, answer: str, *, timeout_seconds: float) -> boo
 
 _LOCK = threading.Lock()
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
-"""The child by the process that started it; one at most. It ends when its input does, so with its parent."""
+"""The child by the process that started it; one at most. It ends when its input does, also if its parent is killed."""
+
+
+@atexit.register
+def _end_own() -> None:
+    child = _CHILDREN.pop(os.getpid(), None)
+    if child is not None:
+        _end(child)
 
 
 def _start() -> subprocess.Popen[bytes]:
