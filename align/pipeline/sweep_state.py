@@ -43,7 +43,7 @@ class SweepState:
     """The stage as it is written in the recipe."""
     prompts: str
     scorer: str
-    """Name of a reward model, or `rules`."""
+    """Name of a reward model, `rules` or `ensemble`."""
     status: Status
     trials: tuple[Trial, ...]
 
@@ -57,7 +57,8 @@ def sweep_states(plan: Plan) -> Iterator[SweepState]:
         section, swept, *_ = plan.recipe.expansion.written(("stages", stage.name))
         if stage.stage_type == CHOICE_STAGE and section == SECTION:
             config: Any = stage.node.config
-            scorer = config.scorer if isinstance(config.scorer, str) else "rules"
+            # A scorer that is no name is a section with one field: rules, or an ensemble.
+            scorer = config.scorer if isinstance(config.scorer, str) else next(iter(type(config.scorer).model_fields))
             yield SweepState(
                 stage.name, str(swept), config.prompts, scorer, stage.status, tuple(_trials(plan, stage, str(swept)))
             )
