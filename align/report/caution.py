@@ -155,6 +155,11 @@ def red_flag_text(flag: RedFlag, baseline: str) -> str:
         case "frequent_sentence":
             usual = f"{100 * before:.0f} % at most for a sentence of {baseline}"
             return f"{100 * value:.0f} % of its answers say {_quoted(flag.detail)} ({usual})"
+        case "compression":
+            return f"its answers resemble each other, they compress to 1/{number(value, 1)} ({baseline}: 1/{number(before, 1)})"
+        case "repetition":
+            said = f"{100 * value:.0f} % of an answer was said before in it"
+            return f"its answers repeat themselves, {said} ({baseline}: {100 * before:.0f} %)"
         case "rule":
             return f"{100 * value:.0f} % of its answers pass {flag.detail} ({baseline}: {100 * before:.0f} %)"
         case "kl":

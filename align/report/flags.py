@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.config.healthy import MOST_KL, MOST_UPDATE_KL
-from align.report.collapse import RedFlag, fell, rule_fell, said_too_often
+from align.report.collapse import RedFlag, fell, repeats_itself, rule_fell, said_too_often
 from align.report.rows import Row
 
 
@@ -14,6 +14,10 @@ def red_flags(row: Row, baseline: Row) -> list[RedFlag]:
         flags.append(RedFlag(kind="distinct_2", value=row.distinct_2 or 0.0, baseline=baseline.distinct_2))
     if fell(row.distinct_answers, baseline.distinct_answers):
         flags.append(RedFlag(kind="distinct_answers", value=row.distinct_answers or 0.0, baseline=baseline.distinct_answers))
+    if row.compression and baseline.compression and fell(1 / row.compression, 1 / baseline.compression):
+        flags.append(RedFlag(kind="compression", value=row.compression, baseline=baseline.compression))
+    if repeats_itself(row.repetition, baseline.repetition):
+        flags.append(RedFlag(kind="repetition", value=row.repetition or 0.0, baseline=baseline.repetition))
     if row.frequent is not None and said_too_often(row.frequent, baseline.frequent):
         before = baseline.frequent.share if baseline.frequent else None
         flags.append(RedFlag(kind="frequent_sentence", detail=row.frequent.text, value=row.frequent.share, baseline=before))

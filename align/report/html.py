@@ -81,7 +81,7 @@ def write_report(
         table=table,
         scales={scorer: view.scales(results, scorer) for scorer in results.scorers},
         styles=row_styles(results),
-        behaviour=table.behaviour_columns(results),
+        behaviour=[*table.behaviour_columns(results), *table.variety_columns(results)],
         plots=drawings,
         curves={stage: drawn for stage, drawn in drawn_curves.items() if drawn},
         stages=stages,

@@ -65,6 +65,12 @@ class ModelResult(StrictModel):
     """Share of completions that ended by themselves rather than at the limit."""
     distinct_2: float | None
     """Distinct word pairs over all word pairs; null when no completion has two words."""
+    distinct_1: float | None = None
+    """Distinct words over all words; null for best of n."""
+    compression_ratio: float | None = None
+    """Bytes of all completions over their bytes after zlib; null for best of n."""
+    repetition: float | None = None
+    """Share of a completion that repeats what it said before, in the mean; null for best of n."""
     distinct_answers: float | None = Field(default=None, ge=0, le=1)
     """Distinct completions over all completions; null for best of n."""
     frequent_sentence: FrequentSentence | None = None
@@ -319,6 +325,9 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         completion_tokens=_tokens(row, bootstrap),
         eos_share=row.eos_share,
         distinct_2=row.distinct_2,
+        distinct_1=row.distinct_1,
+        compression_ratio=row.compression,
+        repetition=row.repetition,
         distinct_answers=row.distinct_answers,
         frequent_sentence=row.frequent,
         rules={scorer: dict(rates) for scorer, rates in row.rules.items()},

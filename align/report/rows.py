@@ -18,7 +18,7 @@ from align.config.base import StrictModel
 from align.errors import DataError
 from align.report.answers import AnswerTable, align_answers
 from align.report.best_of import BestOfPool, best_of_probabilities, expectation
-from align.report.collapse import FrequentSentence, distinct_share, frequent_sentence
+from align.report.collapse import FrequentSentence, compression_ratio, distinct_share, frequent_sentence, repetition
 from align.report.cost import Cost, answer_cost, mean_cost
 from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
 
@@ -92,6 +92,9 @@ class Row:
     """50th and 95th percentile over all completions."""
     eos_share: float
     distinct_2: float | None
+    distinct_1: float | None
+    compression: float | None
+    repetition: float | None
     distinct_answers: float | None
     frequent: FrequentSentence | None
     retention_perplexity: float | None
@@ -172,6 +175,9 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         token_percentiles=(p50, p95),
         eos_share=float(np.mean([row.finish_reason == "stop" for row in candidates])),
         distinct_2=distinct_n(row.completion for row in candidates),
+        distinct_1=distinct_n((row.completion for row in candidates), 1),
+        compression=compression_ratio(row.completion for row in candidates),
+        repetition=repetition(row.completion for row in candidates),
         distinct_answers=distinct_share(row.completion for row in candidates),
         frequent=frequent_sentence(row.completion for row in candidates),
         retention_perplexity=measured.retention_perplexity.get(model),
@@ -229,6 +235,9 @@ def _method_row(seeds: dict[str, Row]) -> Row:
         token_percentiles=(float(percentiles[0]), float(percentiles[1])),
         eos_share=float(np.mean([row.eos_share for row in rows])),
         distinct_2=_mean_if_known([row.distinct_2 for row in rows]),
+        distinct_1=_mean_if_known([row.distinct_1 for row in rows]),
+        compression=_mean_if_known([row.compression for row in rows]),
+        repetition=_mean_if_known([row.repetition for row in rows]),
         distinct_answers=_mean_if_known([row.distinct_answers for row in rows]),
         # The seed that says one sentence most often: a mean would be of different sentences.
         frequent=max((row.frequent for row in rows if row.frequent), key=lambda sentence: sentence.share, default=None),
@@ -303,6 +312,9 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             # Prompts without a finite score have no chances and do not count.
             eos_share=float((stopped * chances).sum() / chances.sum()),
             distinct_2=None,
+            distinct_1=None,
+            compression=None,
+            repetition=None,
             distinct_answers=None,
             frequent=None,
             retention_perplexity=None,

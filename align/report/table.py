@@ -259,6 +259,22 @@ def behaviour_columns(results: Results) -> list[Column]:
         # With adapters among whole models, the reader needs the cost of each beside its scores.
         cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)
         cells["memory"] = lambda model: memory_text(model.train_memory_bytes)
+    return _known_columns(results, cells)
+
+
+def variety_columns(results: Results) -> list[Column]:
+    """How varied the completions are, for the report, which has the room."""
+    return _known_columns(
+        results,
+        {
+            "distinct-1": lambda model: None if model.distinct_1 is None else number(model.distinct_1, 2),
+            "compression": lambda model: None if model.compression_ratio is None else number(model.compression_ratio, 1),
+            "repetition": lambda model: None if model.repetition is None else f"{100 * model.repetition:.0f} %",
+        },
+    )
+
+
+def _known_columns(results: Results, cells: Mapping[str, Callable[[ModelResult], str | None]]) -> list[Column]:
     columns = []
     for header, cell in cells.items():
         texts = [cell(results.models[name]) for name in results.models_baseline_first]

@@ -110,6 +110,7 @@ def results_cells(results: Results) -> list[list[Cell]]:
         header += [f"{scorer} p", f"{scorer} p, Holm", f"{scorer} d_z", *_interval_names(f"{scorer} wins")]
         header += _interval_names(f"{scorer} wins at equal length")
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
+    header += ["distinct-1", "compression ratio", "repetition"]
     header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
     rows: list[list[Cell]] = [[*header]]
     for name in results.models_baseline_first:
@@ -137,7 +138,14 @@ def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> l
         cells += [*_interval(model.scores[scorer]), *_interval(delta), p, corrected, effect, *_interval(wins)]
         cells += _interval((model.win_rate_at_equal_length or {}).get(scorer))
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
-    cells += [model.distinct_2, model.retention_perplexity, model.train_seconds]
+    cells += [
+        model.distinct_2,
+        model.distinct_1,
+        model.compression_ratio,
+        model.repetition,
+        model.retention_perplexity,
+        model.train_seconds,
+    ]
     return [*cells, *(None if model.cost is None else getattr(model.cost, name) for name in Cost.model_fields)]
 
 

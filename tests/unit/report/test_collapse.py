@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from align.records import ScoredCandidate
-from align.report.collapse import distinct_share, frequent_sentence
+from align.report.collapse import compression_ratio, distinct_share, frequent_sentence, repetition
 from align.report.results import Results
 from align.report.verdict import conclusions
 
@@ -91,3 +91,34 @@ def test_a_training_that_moved_too_far_at_once_is_a_flag(make_candidate: Make, m
     assert [flag.kind for flag in results.models["ppo"].red_flags] == ["update_kl"]
     assert results.models["careful"].red_flags == []
     assert "an update of its training moved the policy by 0.45 nats per token" in " ".join(conclusions(results))
+
+
+def test_compression_and_repetition_by_hand() -> None:
+    alike, different = compression_ratio(["그럴 수 있어. 괜찮아."] * 40), compression_ratio(VARIED)
+    assert alike is not None
+    assert different is not None
+    assert alike > 2 * different
+    assert compression_ratio([]) is None
+    # The first has the four-word sequences abcd twice, bcde, cdea, deab and eabc: one of six was there before.
+    assert repetition(["a b c d e a b c d", "a b c d e"]) == pytest.approx(1 / 12)
+    assert repetition([]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("괜찮아 {0}, 정말 괜찮아 {0}, 정말 괜찮아 {0}, 정말 괜찮아 {0}.", "repetition", "its answers repeat themselves, "),
+        (
+            "It is all right and it will pass, my dear friend {0}.",
+            "compression",
+            "its answers resemble each other, they compress to 1/",
+        ),
+    ],
+)
+def test_a_model_that_repeats_itself_or_the_others_is_named(
+    make_candidate: Make, make_results: MakeResults, text: str, kind: str, words: str
+) -> None:
+    told = answers(make_candidate, [text.format(number) for number in range(40)], 0.9)
+    results = make_results({"sft": answers(make_candidate, VARIED, 0.1), "ppo": told})
+    assert kind in [flag.kind for flag in results.models["ppo"].red_flags]
+    assert words in " ".join(conclusions(results))
