@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.report.caution import cautions, probe_sentences
-from align.report.estimate import Estimate
+from align.report.estimate import Difference
 from align.report.results import Ranking, Results
 from align.report.wording import (
     BETTER,
@@ -14,6 +14,7 @@ from align.report.wording import (
     listed,
     mark_of,
     number,
+    p_text,
     row_mark,
     score_decimals,
 )
@@ -33,6 +34,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def _verdict(results: Results, scorer: str) -> str:
+    """The evidence, then whether the best is really the best, in two sentences at most."""
     ranking, baseline = results.ranking[scorer], results.baseline
     decimals = score_decimals(results, scorer)
     basis = _basis(results, ranking)
@@ -41,7 +43,7 @@ def _verdict(results: Results, scorer: str) -> str:
         return f"On {scorer}, {baseline} scores {estimate_text(best, decimals)} {basis}; no other model was compared."
     # Only the baseline has no difference to itself: it is the best.
     if best.delta is None:
-        return f"On {scorer}, no model beats {baseline} {basis}; {_closest(ranking, ranking.difference, decimals)}"
+        return f"On {scorer}, no model beats {baseline} {basis}. {_best(ranking, ranking.difference, decimals)}"
     if row_mark(results, ranking.best, scorer) != UNCLEAR:
         first = f"On {scorer}, {ranking.best} beats {baseline} by {estimate_text(best.delta, decimals)} {basis}"
     else:
@@ -49,11 +51,24 @@ def _verdict(results: Results, scorer: str) -> str:
             f"On {scorer}, {ranking.best} has the highest mean but is not separated from {baseline}: "
             f"{estimate_text(best.delta, decimals, signed=True)} {basis}{_other_winners(results, scorer, decimals)}"
         )
-    best_name = f"{ranking.best}, with a red flag" if results.models[ranking.best].red_flags else ranking.best
-    first += _range_of_seeds(results, ranking.best, scorer, decimals)
-    if ranking.runner_up == baseline:
-        return f"{first}; best: {best_name}."
-    return f"{first}; best: {best_name}; {_closest(ranking, ranking.difference, decimals)}"
+    first += f"{_range_of_seeds(results, ranking.best, scorer, decimals)}."
+    # With two models the first sentence has said it all.
+    more = [] if ranking.runner_up == baseline else [_best(ranking, ranking.difference, decimals)]
+    if results.models[ranking.best].red_flags:
+        more.append(f"But {ranking.best} has a red flag: a higher score need not mean better completions.")
+    return " ".join([first, *more])
+
+
+def _best(ranking: Ranking, difference: Difference, decimals: int) -> str:
+    """Whether the model with the highest mean is separated from the second."""
+    best, second = ranking.best, ranking.runner_up
+    decimals = max(decimals, decimals_of([difference]))  # close models differ by less than the scores' decimals show
+    p = ranking.p_to_best.get(second or "", difference.p)
+    shown = "" if p is None else f" (p {'' if p < 0.001 else '= '}{p_text(p)})"
+    if ranking.separated:
+        return f"{best} is the best, separated from the second, {second}, by {estimate_text(difference, decimals)}{shown}."
+    by = estimate_text(difference, decimals)
+    return f"{best} is not separated from the second, {second}: {by}{shown}, so which of the two is better is not known."
 
 
 def _basis(results: Results, ranking: Ranking) -> str:
@@ -89,12 +104,6 @@ def _against_best_of(results: Results, scorer: str) -> str:
         f"Against drawing n completions from {results.baseline} and keeping the best by {chooser}: "
         f"on {scorer}, {ranking.best} {listed(clauses)}."
     )
-
-
-def _closest(ranking: Ranking, difference: Estimate, decimals: int) -> str:
-    verdict = "separated" if ranking.separated else "not separated"
-    decimals = max(decimals, decimals_of([difference]))  # close models differ by less than the scores' decimals show
-    return f"{ranking.best} and {ranking.runner_up} differ by {estimate_text(difference, decimals)}: {verdict}."
 
 
 def _other_winners(results: Results, scorer: str, decimals: int) -> str:

@@ -40,7 +40,7 @@ def test_a_model_that_says_the_same_to_everybody_is_named(make_candidate: Make, 
     assert flags["frequent_sentence"].value == pytest.approx(14 / 40)
     assert flags["distinct_answers"].value == pytest.approx(27 / 40)
     text = " ".join(conclusions(results))
-    assert "best: ppo, with a red flag" in text
+    assert "But ppo has a red flag: a higher score need not mean better completions." in text
     assert "35 % of its answers say “내 곁에 있을게.” (2 % at most for a sentence of sft)" in text
 
 

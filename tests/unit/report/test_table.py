@@ -101,16 +101,17 @@ def test_sentences_say_who_beats_whom(make_candidate: Make, make_results: MakeRe
     unsure = [score + 1.0 + (0.2 if number % 2 else -0.25) for number, score in enumerate(wave)]
     results = of_scores(make_candidate, make_results, sft=[*wave], rs=[*up], dpo=[*unsure])
     (sentence,) = conclusions(results)
-    assert sentence.startswith("On gold, rs beats sft by 1.00 [1.00, 1.00] (40 prompts, 95 % paired bootstrap); best: rs; ")
-    assert sentence.endswith("not separated.")
-    assert "rs and dpo differ by 0.0" in sentence
+    assert sentence.startswith("On gold, rs beats sft by 1.00 [1.00, 1.00] (40 prompts, 95 % paired bootstrap). ")
+    assert " rs is not separated from the second, dpo: 0.0" in sentence
+    assert sentence.endswith(", so which of the two is better is not known.")
 
 
 def test_sentences_do_not_call_a_baseline_that_is_best_beaten(make_candidate: Make, make_results: MakeResults) -> None:
     wave = [float(number % 5) for number in range(40)]
     results = of_scores(make_candidate, make_results, sft=[*wave], dpo=[score - 1.0 for score in wave])
     assert conclusions(results) == [
-        "On gold, no model beats sft (40 prompts, 95 % paired bootstrap); sft and dpo differ by 1.00 [1.00, 1.00]: separated."
+        "On gold, no model beats sft (40 prompts, 95 % paired bootstrap). "
+        "sft is the best, separated from the second, dpo, by 1.00 [1.00, 1.00] (p = 0.004)."
     ]
 
 
@@ -124,7 +125,7 @@ def test_sentences_name_a_highest_mean_that_is_not_separated(make_candidate: Mak
     )
     (sentence,) = conclusions(results)
     assert sentence.startswith("On gold, rs has the highest mean but is not separated from sft: +0.50 [")
-    assert "; dpo beats it by 0.10 [0.10, 0.10]; best: rs; " in sentence
+    assert "; dpo beats it by 0.10 [0.10, 0.10]. rs is not separated from the second, dpo: 0.4" in sentence
 
 
 def test_sentences_warn_of_disagreement_few_prompts_and_prompts_left_out(
