@@ -1,10 +1,11 @@
-"""Shipped recipes at reduced size, run as a newcomer runs them: copied, then run by the command line to their table."""
+"""Shipped recipes at reduced size, run as a newcomer runs them: copied, then run by the command line to their table.
+
+The command line is called in this process: a new one would import everything again.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,12 @@ from align.cli.main import main
 from align.report.results import Results
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SIZES = {"instructions": 160, "preferences": 200, "prompts": 48, "validation": 16, "held_out": 40}
 
 
 def reduced(name: str, folder: Path, **sizes: int) -> Path:
-    """A copy of a recipe with the first rows of each file."""
-    assert align("recipes", "copy", name, str(folder)).returncode == 0
-    for kind, size in {**SIZES, **sizes}.items():
+    """A copy of a recipe with the first rows of each file: how many, by the file's name."""
+    assert main(["recipes", "copy", name, str(folder)]) == 0
+    for kind, size in sizes.items():
         (path,) = folder.glob(f"**/{kind}.jsonl")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:size]))
     for retention in folder.glob("**/retention.txt"):
@@ -29,16 +29,12 @@ def reduced(name: str, folder: Path, **sizes: int) -> Path:
     return folder
 
 
-def align(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "align.cli.main", *arguments], capture_output=True, text=True, check=False)
-
-
 def overrides(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
 def run_small(name: str, folder: Path, runs: Path, *settings: str, options: Sequence[str] = ()) -> Results:
-    """Run a recipe as small as it gets, from a command line in this process: a new one would import everything again."""
+    """Run a recipe as small as it gets, its stages in this process too, where tests can leave out what they do not look at."""
     sizes = {"instructions": 48, "preferences": 60, "prompts": 12, "validation": 4, "held_out": 6}
     recipe = reduced(name, folder / name, **sizes)
     (base,) = recipe.glob("**/base_model")
@@ -46,7 +42,8 @@ def run_small(name: str, folder: Path, runs: Path, *settings: str, options: Sequ
     common = ["stages.sft.num_epochs=1", *(f"stages.{stage}.max_completion_tokens=16" for stage in ("sft_best", "compare"))]
     engines = [f"stages.{stage}.engine=transformers" for stage in ("sft_best", "compare")]
     common += ["stages.compare.num_candidates=1", "stages.compare.bootstrap_resamples=1000"]
-    assert main(["run", str(recipe), "--out", str(runs), *options, *overrides(*common, *engines, *settings)]) == 0
+    command = ["run", str(recipe), "--out", str(runs), "--in-process", *options]
+    assert main([*command, *overrides(*common, *engines, *settings)]) == 0
     return Results.from_json(json.loads((runs / name / "results.json").read_text()))
 
 

@@ -21,6 +21,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture
+def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the curves of all trainings takes longer than the trainings."""
+    monkeypatch.setattr("align.report.html.write_report", lambda path, **_: path.write_text(""))
+
+
+@pytest.mark.usefixtures("no_drawings")
 def test_every_way_of_pairing(runs: Path, tmp_path: Path) -> None:
     ways = [name for name in load_recipe(RECIPES / "preference-data").stages if name.endswith("-pairs-s17")]
     names = [way.removesuffix("-pairs-s17") for way in ways]
@@ -42,6 +49,7 @@ def test_every_way_of_pairing(runs: Path, tmp_path: Path) -> None:
     assert len(names) == 11
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
     results = run_small(
         "dpo-vs-rejection-sampling",
@@ -59,6 +67,7 @@ def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
     assert results.models["sft_best best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_preference_methods(runs: Path, tmp_path: Path) -> None:
     """Some of the methods: every variant of DPO is trained in test_pairwise_stages.py."""
     models = ["sft_best", "ld_dpo", "kto"]
