@@ -29,7 +29,7 @@ CHANGES = [
 ]
 REDUCED = [part for change in CHANGES for part in ("--set", change)]
 MORE = {"run": [*REDUCED, "--in-process"], "plan": REDUCED, "export": ["--no-check"]}
-NOT_COMPARED = re.compile(r"machine|trains|Free here|GPU|On rm|.*separated|Talk to it|Export it")
+NOT_COMPARED = re.compile(r"machine|trains|Free here|GPU|On rm|What rm|Red flag|! red|LC:|.*separated|Talk to it|Export it")
 """Lines that depend on the machine, conclusions from the figures, and what to do with the best model."""
 
 
