@@ -130,12 +130,13 @@ def pretrain(model: LlamaForCausalLM, windows: torch.Tensor, steps: int, seed: i
     # Without a matrix unit for bfloat16 its arithmetic is emulated, and half as fast as single precision.
     bfloat16 = torch.cpu._is_amx_tile_supported()
     model.train()
+    forward = torch.compile(model, dynamic=False)  # 3 times as fast: a model this small mostly waits
     started, losses = time.monotonic(), []
     for step, batch in enumerate(_batches(windows, steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
+            loss = forward(input_ids=batch, labels=batch).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

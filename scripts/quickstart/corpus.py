@@ -6,15 +6,21 @@ import random
 from collections.abc import Collection, Iterator
 
 from quickstart.language import Noun, Situation, ended
-from quickstart.replies import INSTRUCTION_MIX, reply_from_mix
+from quickstart.replies import INSTRUCTION_MIX, apt_reply, reply_from_mix
 from quickstart.situations import LANGUAGES, ByLanguage, situations
 
 CHAT_SHARE = 0.4
 """Share of documents that are chats in the model's chat format."""
 SCENE_SHARE = 0.12
 """Share of the other documents that are plain narration without a talk."""
-ECHO_SHARE = 0.24
+ECHO_SHARE = 0.2
 """Share of the other documents that take up what was said."""
+APT_SHARE = 0.4
+"""Share of the other documents in which the answer fits this mishap and no other.
+
+They teach a model this small that an answer about rain belongs to a message about rain. Of held-out Korean mishaps, 15 % were
+more likely than the others of their kind without them, and 92 % with them and more steps.
+"""
 
 
 def chat_text(prompt: str, reply: str) -> str:
@@ -34,7 +40,10 @@ def plain_document(situation: Situation, rng: random.Random) -> str:
     said = ended(situation.prompt)
     if shape < SCENE_SHARE + ECHO_SHARE:
         return rng.choice(language.echoes).format(a=Noun(first), b=Noun(second), said=said, t=Noun(situation.combination.topic))
-    reply = reply_from_mix(INSTRUCTION_MIX, language, situation, rng)
+    if shape < SCENE_SHARE + ECHO_SHARE + APT_SHARE:
+        reply = apt_reply(language, situation, rng)
+    else:
+        reply = reply_from_mix(INSTRUCTION_MIX, language, situation, rng)
     frame = rng.choice(language.frames)
     return frame.format(a=Noun(first), b=Noun(second), said=said, reply=reply.text)
 

@@ -13,15 +13,16 @@ from quickstart.language import Combination, Situation
 from quickstart.replies import INSTRUCTION_MIX, Reply, reply_from_mix
 from quickstart.situations import LANGUAGES, ByLanguage, situations, split_combinations
 
-COUNTS = {"instructions": 900, "preferences": 2100, "prompts": 720, "validation": 120, "held_out": 320, "retention": 400}
+COUNTS = {"instructions": 1800, "preferences": 4200, "prompts": 720, "validation": 120, "held_out": 320, "retention": 400}
 PREFERENCE_MIX = {
-    "advice": 0.32,
-    "sympathy": 0.32,
+    "advice": 0.26,
+    "sympathy": 0.38,
     "half": 0.12,
-    "off_topic": 0.08,
-    "curt": 0.05,
-    "rambling": 0.05,
-    "repetitive": 0.06,
+    "mistaken": 0.05,
+    "off_topic": 0.06,
+    "curt": 0.04,
+    "rambling": 0.04,
+    "repetitive": 0.05,
 }
 UTILITY_NOISE = 0.5
 """Standard deviation of the human's mood, in the unit of `utility`."""
@@ -107,7 +108,7 @@ def _validation(trained: ByLanguage, rng: random.Random, seen: set[str]) -> list
             "id": f"valid-{len(rows) + 1:04d}",
             "prompt": situation.prompt,
             "completion": reply.text,
-            "reference": situation.combination.topic,
+            **_about(situation),
         }
         if len(rows) == COUNTS["validation"]:
             break
@@ -115,10 +116,10 @@ def _validation(trained: ByLanguage, rng: random.Random, seen: set[str]) -> list
 
 
 def utility(reply: Reply) -> float:
-    """How much the imagined human likes a reply, before the mood of the moment."""
-    score = 2.5 * (reply.sympathy >= 1) + 0.5 * (reply.sympathy >= 2) + 1.0 * reply.support
-    score += 2.0 * reply.names_topic
-    score -= (0.0, 1.8, 2.4, 2.4)[min(reply.lectures, 3)]
+    """How much the imagined human likes a reply, before the mood of the moment: to be understood comes first, then kindness."""
+    score = 1.0 * (reply.sympathy >= 1) + 0.5 * (reply.sympathy >= 2) + 0.5 * reply.support
+    score += 0.5 * reply.names_topic + 4.0 * reply.names_event - 3.0 * reply.mistaken
+    score -= (0.0, 0.8, 1.2, 1.2)[min(reply.lectures, 3)]
     score -= 2.0 * reply.repeats
     score -= 1.2 * (not reply.length_sensible)
     score -= 1.5 * (reply.style in ("off_topic", "rambling"))
@@ -155,10 +156,15 @@ def _prompts(prefix: str, count: int, combinations: ByLanguage, rng: random.Rand
     rows: dict[str, Row] = {}
     for situation in situations(combinations, rng):
         identity = f"{prefix}-{len(rows) + 1:04d}"
-        rows.setdefault(situation.prompt, {"id": identity, "prompt": situation.prompt, "reference": situation.combination.topic})
+        rows.setdefault(situation.prompt, {"id": identity, "prompt": situation.prompt, **_about(situation)})
         if len(rows) == count:
             break
     return list(rows.values())
+
+
+def _about(situation: Situation) -> Row:
+    """What rules may read: the thing, and what happened to it."""
+    return {"reference": situation.combination.topic, "event": situation.combination.event}
 
 
 def write_data(data: QuickstartData, directory: Path) -> None:

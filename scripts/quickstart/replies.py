@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quickstart.language import Language, Situation, ended
 
 SENSIBLE_CHARACTERS = {"ko": (18, 90), "en": (45, 200)}
 """Language → the shortest and longest reply that the human does not mind."""
+
+APT_ADVICE_SHARE = 0.6
+"""Share of the advice that is about the very mishap."""
 
 # The imagined assistant of instructions.jsonl and of the pre-training corpus: mostly advice.
 INSTRUCTION_MIX = {
@@ -35,6 +38,10 @@ class Reply:
     lectures: int
     """Sentences of explanation, blame or advice."""
     names_topic: bool
+    names_event: bool
+    """Whether a sentence fits what happened, and could not stand under every other mishap."""
+    mistaken: bool
+    """Whether it speaks of a mishap that the user did not have."""
     repeats: bool
     length_sensible: bool
 
@@ -49,7 +56,7 @@ class Writer:
         self.sentences: list[str] = []
         self.said: set[str] = set()
         self.sympathies = self.lectures = 0
-        self.supports = self.repeats = False
+        self.supports = self.names_event = self.mistaken = self.repeats = False
 
     def say(self, *choices: str, head: str = "") -> None:
         """One sentence from the choices, one that was not said yet if there is one."""
@@ -71,6 +78,14 @@ class Writer:
     def warm(self) -> None:
         self.say(*self.event.warm)
         self.sympathies += 1
+        self.names_event = True
+
+    def mistaken_warm(self) -> None:
+        """Kind words about the right thing and another mishap of its kind."""
+        others = [event for event in self.language.events.values() if self.kind in event.kinds and event is not self.event]
+        self.say(*self.rng.choice(others).warm)
+        self.sympathies += 1
+        self.mistaken = True
 
     def support(self) -> None:
         self.say(*self.language.support)
@@ -88,10 +103,18 @@ class Writer:
         self.lectures += 1
 
     def advice(self, bridge: str = "") -> None:
+        if self.rng.random() < APT_ADVICE_SHARE:
+            self.apt_advice(bridge)
+            return
         language = self.language
-        choices = self.rng.choices(
-            (self.event.advice, language.kind_advice[self.kind], language.general_advice), weights=(0.45, 0.15, 0.4)
-        )[0]
+        self._advise(self.rng.choices((language.kind_advice[self.kind], language.general_advice), weights=(1, 3))[0], bridge)
+
+    def apt_advice(self, bridge: str = "") -> None:
+        """Advice on this mishap."""
+        self._advise(self.event.advice, bridge)
+        self.names_event = True
+
+    def _advise(self, choices: Sequence[str], bridge: str) -> None:
         self.say(*choices, head=f"{bridge} {self.rng.choice(self.language.advice_heads)}")
         self.lectures += 1
 
@@ -110,6 +133,8 @@ class Writer:
             support=self.supports,
             lectures=self.lectures,
             names_topic=self.situation.combination.topic.casefold() in text.casefold(),
+            names_event=self.names_event,
+            mistaken=self.mistaken,
             repeats=self.repeats,
             length_sensible=shortest <= len(text) <= longest,
         )
@@ -149,6 +174,13 @@ def _half(writer: Writer) -> None:
     writer.perhaps(0.6, writer.advice)
 
 
+def _mistaken(writer: Writer) -> None:
+    """Warm about something that did not happen."""
+    writer.perhaps(0.6, writer.sympathy)
+    writer.mistaken_warm()
+    writer.perhaps(0.7, writer.support)
+
+
 def _off_topic(writer: Writer) -> None:
     for _ in range(writer.rng.choice((2, 2, 3))):
         writer.say(*writer.language.off_topic)
@@ -181,6 +213,7 @@ STYLES: dict[str, Callable[[Writer], None]] = {
     "advice": _advice,
     "sympathy": _sympathy,
     "half": _half,
+    "mistaken": _mistaken,
     "off_topic": _off_topic,
     "curt": _curt,
     "rambling": _rambling,
@@ -198,6 +231,14 @@ def reply_from_mix(mix: dict[str, float], language: Language, situation: Situati
     """A reply whose style is drawn with the mix's weights."""
     style = rng.choices(list(mix), weights=list(mix.values()))[0]
     return reply_in_style(style, language, situation, rng)
+
+
+def apt_reply(language: Language, situation: Situation, rng: random.Random) -> Reply:
+    """One or two sentences that fit this mishap and no other, kind or not."""
+    writer = Writer(language, situation, rng)
+    for _ in range(rng.choice((1, 1, 2))):
+        rng.choice((writer.warm, writer.apt_advice))()
+    return writer.finished("apt")
 
 
 def ideal_reply(language: Language, situation: Situation, rng: random.Random) -> Reply:

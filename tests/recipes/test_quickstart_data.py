@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align.config.rules import RuleSet
+from align.config.rules import MatchesFieldRule, RuleSet
 from align.scoring.rules import RuledPrompt, score_with_rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +25,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from build_quickstart import DEFAULT_SEED  # noqa: E402
 from quickstart.corpus import documents  # noqa: E402
 from quickstart.datasets import QuickstartData, build_data, write_data  # noqa: E402
-from quickstart.language import Noun, cores  # noqa: E402
-from quickstart.replies import INSTRUCTION_MIX, ideal_reply, reply_in_style  # noqa: E402
+from quickstart.language import Noun, Situation, cores, ended  # noqa: E402
+from quickstart.replies import INSTRUCTION_MIX, STYLES, ideal_reply, reply_from_mix, reply_in_style  # noqa: E402
 from quickstart.situations import LANGUAGES, situations  # noqa: E402
 
 FILES = ("instructions.jsonl", "preferences.jsonl", "prompts.jsonl", "validation.jsonl", "held_out.jsonl", "retention.txt")
@@ -47,8 +48,8 @@ def gold() -> RuleSet:
     return RuleSet.model_validate(YAML(typ="safe").load(QUICKSTART / "gold_rules.yaml"))
 
 
-def gold_score(gold: RuleSet, completion: str, topic: str) -> float:
-    return score_with_rules(gold, RuledPrompt("p", topic), completion).score
+def gold_score(gold: RuleSet, completion: str, topic: str, event: str, prompt: str = "") -> float:
+    return score_with_rules(gold, RuledPrompt("p", topic, {"event": event}, prompt), completion).score
 
 
 def topic_of(prompt: str) -> str:
@@ -56,6 +57,15 @@ def topic_of(prompt: str) -> str:
     topics = {topic for language in LANGUAGES.values() for kind in language.topics.values() for topic in kind}
     found = [topic for topic in topics if topic.casefold() in prompt.casefold()]
     return max(found, key=len)
+
+
+def event_of(prompt: str) -> str:
+    """The mishap that a prompt tells of."""
+    topic, text = topic_of(prompt), prompt.lower()
+    about = [each for language in LANGUAGES.values() for each in language.combinations() if each.topic == topic]
+    told = {each.event for each in about for core in cores(LANGUAGES[each.language], each) if core in text}
+    assert len(told) == 1, (prompt, told)
+    return told.pop()
 
 
 def agreement(pairs: Sequence[tuple[float, float]]) -> float:
@@ -78,9 +88,9 @@ def test_another_seed_gives_other_data(data: QuickstartData) -> None:
     [
         ("instructions", 900, ["id", "prompt", "completion"]),
         ("preferences", 2000, ["id", "prompt", "chosen", "rejected"]),
-        ("prompts", 700, ["id", "prompt", "reference"]),
-        ("validation", 100, ["id", "prompt", "completion", "reference"]),
-        ("held_out", 300, ["id", "prompt", "reference"]),
+        ("prompts", 700, ["id", "prompt", "reference", "event"]),
+        ("validation", 100, ["id", "prompt", "completion", "reference", "event"]),
+        ("held_out", 300, ["id", "prompt", "reference", "event"]),
     ],
 )
 def test_counts_keys_and_unique_ids(name: str, least: int, keys: list[str]) -> None:
@@ -97,6 +107,7 @@ def test_prompts_differ_and_name_their_reference() -> None:
     assert len({row["prompt"] for row in rows}) == len(rows)
     for row in rows:
         assert row["reference"] in row["prompt"] and topic_of(row["prompt"]) == row["reference"], row
+        assert event_of(row["prompt"]) == row["event"], row
 
 
 def test_the_language_is_rich() -> None:
@@ -142,41 +153,133 @@ def test_styles_are_mixed_and_mostly_advice(data: QuickstartData) -> None:
 
 def test_gold_tells_the_styles_apart(data: QuickstartData, gold: RuleSet) -> None:
     rng = random.Random(1)
-    scores: dict[str, list[float]] = {"ideal": [], "advice": [], "half": [], "curt": [], "off_topic": []}
+    scores: dict[str, list[float]] = {style: [] for style in ("ideal", *STYLES)}
     told = situations(data.trained, rng)
-    for _ in range(400):
+    for _ in range(300):
         situation = next(told)
-        language, topic = LANGUAGES[situation.combination.language], situation.combination.topic
+        language, about = LANGUAGES[situation.combination.language], situation.combination
         for style, values in scores.items():
             reply = ideal_reply(language, situation, rng) if style == "ideal" else reply_in_style(style, language, situation, rng)
-            values.append(gold_score(gold, reply.text, topic))
+            values.append(gold_score(gold, reply.text, about.topic, about.event, situation.prompt))
     means = {style: statistics.mean(values) for style, values in scores.items()}
     assert means["ideal"] > 0.98
-    assert 0.3 < means["advice"] < 0.45
-    assert 0.55 < means["half"] < 0.75
-    assert means["curt"] < 0.4 and means["off_topic"] < 0.45
+    assert 0.35 < means["advice"] < 0.45
+    assert 0.6 < means["sympathy"] < 0.75
+    assert 0.4 < means["half"] < 0.5
+    assert max(means[style] for style in ("mistaken", "curt", "off_topic", "rambling", "repetitive")) < 0.2
 
 
 @pytest.mark.parametrize(
-    ("completion", "topic", "low", "high"),
+    ("completion", "topic", "event", "low", "high"),
     [
-        ("수학 시험 때문에 얼마나 힘들었을까. 네 마음 알 것 같아. 내가 곁에 있어 줄게.", "수학 시험", 1.0, 1.0),
-        ("Losing your keys must have been awful. I'm here for you whenever you want to talk.", "keys", 1.0, 1.0),
-        ("수학 시험은 매일 복습해야 해. 오답 노트를 쓰는 게 좋아.", "수학 시험", 0.3, 0.45),
-        ("You should keep your keys in one place. Next time, check your pockets.", "keys", 0.3, 0.45),
-        ("그래.", "수학 시험", 0.0, 0.35),
+        ("수학 시험을 망쳐서 얼마나 힘들었을까. 네 마음 알 것 같아. 내가 곁에 있어 줄게.", "수학 시험", "failed", 1.0, 1.0),
+        ("You lost your keys? That must have been awful. I'm here for you if you want to talk.", "keys", "lost", 1.0, 1.0),
+        # the same words under another mishap, or about another thing
+        ("수학 시험을 망쳐서 얼마나 힘들었을까. 네 마음 알 것 같아. 내가 곁에 있어 줄게.", "수학 시험", "late", 0.15, 0.15),
+        ("You lost your keys? That must have been awful. I'm here for you if you want to talk.", "wallet", "lost", 0.15, 0.15),
+        (
+            "수학 시험을 망쳤으니 앞으로 계획을 다시 세워야 해. 한 달 전부터 공부 계획을 세우는 게 좋아.",
+            "수학 시험",
+            "failed",
+            0.35,
+            0.5,
+        ),
+        (
+            "You lost your keys, so next time keep your keys in an inside pocket. You should plan ahead.",
+            "keys",
+            "lost",
+            0.35,
+            0.5,
+        ),
+        # the right words in no order, and a shorter answer than anybody wants
+        ("awful That you must for I'm keys lost have want talk here if your to been You", "keys", "lost", 0.0, 0.15),
+        ("그래.", "수학 시험", "failed", 0.0, 0.15),
     ],
 )
 def test_gold_reads_sentences_that_the_generator_never_wrote(
-    gold: RuleSet, completion: str, topic: str, low: float, high: float
+    gold: RuleSet, completion: str, topic: str, event: str, low: float, high: float
 ) -> None:
-    assert low <= gold_score(gold, completion, topic) <= high
+    assert low <= gold_score(gold, completion, topic, event) <= high
 
 
-def test_instructions_leave_room_to_improve(gold: RuleSet) -> None:
-    scores = [gold_score(gold, row["completion"], topic_of(row["prompt"])) for row in rows_of("instructions")]
-    assert 0.4 < statistics.mean(scores) < 0.5
-    assert len({round(score, 3) for score in scores}) >= 6
+def test_gold_knows_what_every_sentence_about_a_mishap_is_about(gold: RuleSet) -> None:
+    rule = next(rule for rule in gold.rules if isinstance(rule, MatchesFieldRule))
+    patterns = {event: re.compile("|".join(choices), re.IGNORECASE) for event, choices in rule.patterns.items()}
+    rng = random.Random(1)
+    for language in LANGUAGES.values():
+        for about in language.combinations():
+            event = language.events[about.event]
+            others = [name for name, other in language.events.items() if about.kind in other.kinds and name != about.event]
+            situation = Situation(about, language.places[0], language.points[0], "")
+            for template in (*event.warm, *event.advice):
+                sentence = ended(language.fill(template, situation, rng))
+                assert patterns[about.event].search(sentence), (about.event, sentence)
+            for template in event.warm:
+                sentence = ended(language.fill(template, situation, rng))
+                assert not [name for name in others if patterns[name].search(sentence)], (about.event, sentence)
+        for template in (*language.sympathy, *language.support, *language.questions, *language.general_advice, *language.curt):
+            assert not [name for name, pattern in patterns.items() if pattern.search(template)], template
+
+
+CONSTANTS = {
+    "ko": "정말 속상했겠다. 그 마음 이해해. 네 잘못이 아니야. 내가 옆에 있을게.",
+    "en": "I'm so sorry, that must have been hard. It isn't your fault, and I'm here if you want to talk.",
+}
+UNTRAINED_ANSWERS_SCORE = 0.3
+"""What the instructions' own answers score at least, which models imitate before anything is optimised."""
+
+
+def test_nothing_cheap_fools_gold(gold: RuleSet) -> None:
+    """One answer for all, the prompt again, the right words in no order, everything at once: all below what imitation scores."""
+    rng = random.Random(3)
+    rows = rows_of("held_out")[::4]
+    about = {(each.topic, each.event): each for language in LANGUAGES.values() for each in language.combinations()}
+    ideal: list[str] = []
+    for row in rows:
+        each = about[row["reference"], row["event"]]
+        language = LANGUAGES[each.language]
+        ideal.append(ideal_reply(language, Situation(each, language.places[1], language.points[0], ""), rng).text)
+
+    def mean(answers: Sequence[str]) -> float:
+        scores = [
+            gold_score(gold, answer, row["reference"], row["event"], row["prompt"])
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        return statistics.mean(scores)
+
+    def shuffled(text: str) -> str:
+        words = text.split()
+        return " ".join(rng.sample(words, len(words)))
+
+    probes = {
+        **{f"constant {code}": [text] * len(rows) for code, text in CONSTANTS.items()},
+        "both constants": [" ".join(CONSTANTS.values())] * len(rows),
+        "echo": [row["prompt"] for row in rows],
+        "echo and a constant": [f"{row['prompt']} {CONSTANTS['en' if row['prompt'].isascii() else 'ko']}" for row in rows],
+        "thing and a constant": [f"{row['reference']}. {CONSTANTS['en' if row['prompt'].isascii() else 'ko']}" for row in rows],
+        "right words in no order": [shuffled(text) for text in ideal],
+        "everything": [" ".join(ideal)] * len(rows),
+        "three things": [" ".join(rng.sample(ideal, 3)) for _ in rows],
+        "another's answer": [*ideal[1:], ideal[0]],
+    }
+    scores = {name: mean(answers) for name, answers in probes.items()}
+    # the best of 10,000 answers said to everybody scored 0.171 on all of held_out.jsonl; here a few, which says the same
+    scores["best for all"] = max(mean([answer] * len(rows)) for answer in rng.sample(ideal, 12))
+    assert mean(ideal) > 0.98
+    assert max(scores.values()) < 0.2 < UNTRAINED_ANSWERS_SCORE, scores
+
+
+def test_instructions_leave_room_to_improve(data: QuickstartData, gold: RuleSet) -> None:
+    rng = random.Random(2)
+    told = situations(data.trained, rng)
+    scores = []
+    for _ in range(600):
+        situation = next(told)
+        about = situation.combination
+        reply = reply_from_mix(INSTRUCTION_MIX, LANGUAGES[about.language], situation, rng)
+        scores.append(gold_score(gold, reply.text, about.topic, about.event, situation.prompt))
+    assert UNTRAINED_ANSWERS_SCORE < statistics.mean(scores) < 0.5
+    assert len({round(score, 3) for score in scores}) >= 4
 
 
 def test_length_alone_does_not_tell_what_was_chosen() -> None:
@@ -193,12 +296,15 @@ def test_a_tenth_of_the_labels_is_flipped(data: QuickstartData, gold: RuleSet) -
     assert all(row["chosen"] != row["rejected"] for row in rows)
     assert len(data.flipped) == round(0.1 * len(rows))
     scores: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for row in rows:
-        topic = topic_of(row["prompt"])
-        pair = (gold_score(gold, row["chosen"], topic), gold_score(gold, row["rejected"], topic))
+    for row in rows[::4]:
+        about = (topic_of(row["prompt"]), event_of(row["prompt"]), row["prompt"])
+        pair = (gold_score(gold, row["chosen"], *about), gold_score(gold, row["rejected"], *about))
         scores[row["id"] in data.flipped].append(pair)
-    assert agreement(scores[False]) > 0.85
-    assert agreement(scores[True]) < 0.2
+    # What misses the mishap is worth little however kind it is: gold tells about two pairs of three apart.
+    apart = {flipped: [(one, other) for one, other in pairs if one != other] for flipped, pairs in scores.items()}
+    assert len(apart[False]) > 0.6 * len(scores[False])
+    assert agreement(apart[False]) > 0.85
+    assert agreement(apart[True]) < 0.15
 
 
 @pytest.fixture(scope="module")
