@@ -182,6 +182,13 @@ class DataInput(StrictModel):
         check_actions(value, with_model=False)
         return value
 
+    @field_validator("share", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: object) -> object:
+        if value is None or (isinstance(value, list) and len(value) == 2):
+            return value
+        raise ValueError(f"expected two numbers, as in [0, 0.5], which is a half; got {value}")
+
     @field_validator("share")
     @classmethod
     def _not_empty(cls, value: list[float] | None) -> list[float] | None:

@@ -140,7 +140,7 @@ def test_shares_have_no_prompt_in_common_and_are_the_whole(tmp_path: Path) -> No
     assert 35 <= len(prompts[0]) <= 65
 
 
-@pytest.mark.parametrize("share", [[0.5, 0.5], [0.6, 0.2], [0, 1.5], [0.5]])
-def test_an_empty_share_is_refused(share: list[float]) -> None:
-    with pytest.raises(ValidationError, match="is empty|less than or equal to 1|at least 2 items"):
+@pytest.mark.parametrize("share", [[0.5, 0.5], [0.6, 0.2], [0, 1.5], [0.5], 0.5])
+def test_an_empty_share_is_refused(share: Any) -> None:
+    with pytest.raises(ValidationError, match="is empty|less than or equal to 1|expected two numbers"):
         DataInput(kind="prompts", path="x.jsonl", share=share)
