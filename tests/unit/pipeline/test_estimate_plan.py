@@ -159,7 +159,7 @@ def test_what_the_quickstart_keeps_on_the_disk(project: Path, tmp_path: Path) ->
     units = {name: round(size / model, 1) for name, size in kept.items()}
     # sft_best is an epoch of sft, by another name.
     dpo = {"dpo-1": 1, "dpo-2": 1}
-    assert units == {"sft": 6, "reward_model": 1, "rejection_sampling": 1, "orpo": 1, "ppo": 1, **dpo}
+    assert units == {"sft": 3, "reward_model": 1, "rejection_sampling": 2, "orpo": 1, "ppo": 1, **dpo}
     qwen3_8b = 8_190_735_360
     assert sum(kept.values()) / model * 2 * qwen3_8b < 200e9
 

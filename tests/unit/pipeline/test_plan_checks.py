@@ -69,7 +69,7 @@ class TestRows:
                 "instructions.jsonl: 1 of 1 rows cannot be used (missing_field 1)\n"
                 "instructions.jsonl:1: prompt: is missing; the row has: tag, comment\n"
                 "instructions.jsonl:1: completion: is missing; the row has: tag, comment\n"
-                "→ Map fields to the file's columns: columns: {prompt: …}. docs/formats.md shows what rows may look like.",
+                "→ Map fields to the file's columns: columns: {prompt: …}. `align docs formats` shows what rows may look like.",
             ),
         ],
     )
