@@ -59,6 +59,8 @@ def probe_scorer(
             "shuffled": lambda prompt: _shuffled(best[prompt.prompt_id], rng),
             "everything": lambda _: joined,
         }
+        if not any(len(answer.split()) > 1 for answer in best.values()):
+            del texts["shuffled"]  # a word alone has no order
         for kind, text in texts.items():
             probes.append(Probe(kind, None, score([_answered(prompt, text(prompt), []) for prompt in prompts])))
     return probes

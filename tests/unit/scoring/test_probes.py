@@ -75,6 +75,13 @@ def test_a_scorer_that_reads_the_prompt_is_not_fooled() -> None:
     assert means["shuffled"] < 0.3
 
 
+def test_answers_of_one_word_are_not_shuffled() -> None:
+    numbers = [row.model_copy(update={"completion": str(index)}) for index, row in enumerate(answers("sft"))]
+    zeros = lambda candidates: [0.0 for _ in candidates]  # noqa: E731
+    probes = probe_scorer(zeros, {"sft": numbers}, "gold", seed=3, made_up=True)
+    assert [probe.kind for probe in probes] == ["same_answer", "echo", "everything"]
+
+
 def test_the_same_seed_tries_the_same_answers() -> None:
     assert probed(likes_the_thing_in_a_sentence) == probed(likes_the_thing_in_a_sentence)
 
