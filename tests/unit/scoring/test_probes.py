@@ -77,7 +77,10 @@ def test_a_scorer_that_reads_the_prompt_is_not_fooled() -> None:
 
 def test_answers_of_one_word_are_not_shuffled() -> None:
     numbers = [row.model_copy(update={"completion": str(index)}) for index, row in enumerate(answers("sft"))]
-    zeros = lambda candidates: [0.0 for _ in candidates]  # noqa: E731
+
+    def zeros(candidates: Sequence[Candidate]) -> list[float | None]:
+        return [0.0 for _ in candidates]
+
     probes = probe_scorer(zeros, {"sft": numbers}, "gold", seed=3, made_up=True)
     assert [probe.kind for probe in probes] == ["same_answer", "echo", "everything"]
 
