@@ -52,8 +52,10 @@ def test_from_base_model_to_table(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert [line for line in errors.splitlines() if not ours.match(line)] == []
 
     results = Results.from_json(json.loads((run / "results.json").read_text()))
-    models = ["sft_best", "rejection_sampling", "orpo", "dpo-1", "dpo-2", "ppo"]
+    best_of = ["sft_best best of 2", "sft_best best of 4"]
+    models = ["sft_best", *best_of, "rejection_sampling", "orpo", "dpo-1", "dpo-2", "ppo"]
     assert list(results.models) == models
+    assert results.deciding_scorer == "gold"
     assert results.prompts == SIZES["held_out"]
     assert results.engine.name == "vllm"
     assert results.models["sft_best"].scores["gold"].mean > 0.1
