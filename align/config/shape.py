@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -87,17 +88,38 @@ def follow(alternatives: Members, value: Any, path: FieldPath) -> tuple[Members,
     return alternatives, value
 
 
-def walk(alternatives: Members, value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Members, Any]]:
-    """Every part of a value with its path and the types it may have."""
+def walk(
+    alternatives: Members, value: Any, path: FieldPath = (), *, enter: Callable[[Members], bool] = lambda _: True
+) -> Iterator[tuple[FieldPath, Members, Any]]:
+    """Every part of a value with its path and the types it may have; none of the parts of types that are not to be entered."""
+    if not enter(alternatives):
+        return
     yield path, alternatives, value
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in entries:
-        yield from walk(below(alternatives, value, key), inner, (*path, key))
+        yield from walk(below(alternatives, value, key), inner, (*path, key), enter=enter)
+
+
+@cache
+def _lead_to_references(alternatives: Members) -> bool:
+    """Whether a value of one of these types can hold the name of an artifact: a set of rules cannot, however many it has."""
+    seen: set[Any] = set()
+    pending = list(alternatives)
+    while pending:
+        alternative = pending.pop()
+        if is_reference(alternative):
+            return True
+        if is_model(alternative) and alternative not in seen:
+            seen.add(alternative)
+            pending += [inner for info in alternative.model_fields.values() for inner in members(info.annotation)]
+        else:
+            pending += [inner for argument in get_args(alternative) for inner in members(argument)]
+    return False
 
 
 def references_in(config_type: type[BaseModel], value: Any) -> Iterator[tuple[FieldPath, Any, str]]:
     """Every text of a document that stands where a reference is read: path, type of the reference (see `kinds_of`), name."""
-    for path, alternatives, part in walk((config_type,), value):
+    for path, alternatives, part in walk((config_type,), value, enter=_lead_to_references):
         for alternative in alternatives:
             if is_reference(alternative) and isinstance(part, str) and part:
                 yield path, alternative, part
