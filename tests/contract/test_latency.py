@@ -32,7 +32,9 @@ class Case(NamedTuple):
 CASES = {
     "help": Case(("--help",), 1.2),
     "completion of a stage": Case((), 1.7, environment=TAB),
-    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 4.5, exit_code=2),
+    # 4.3 alone, 5.6 beside other tests. The quickstart's gold has many rules to read and compile: 0.57 s, and 0.50 s with the few
+    # that it had when the limit was 4.5.
+    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 6.5, exit_code=2),
 }
 
 
