@@ -49,6 +49,8 @@ def spread_sweeps(
         seed: the recipe's.
     """
     result = Sweeps(dict(stages))
+    if not sweeps:
+        return result
     for name, form in sweeps.items():
         _Sweeper(name, form, stages, set(sweeps), {*stages, *inputs}, stage_types, seed, result).write()
     _refuse_trials_in_comparisons(stages, stage_types, result)
