@@ -131,7 +131,7 @@ def pretrain(model: LlamaForCausalLM, windows: torch.Tensor, steps: int, seed: i
     # Without a matrix unit for bfloat16 its arithmetic is emulated, and half as fast as single precision.
     bfloat16 = torch.cpu._is_amx_tile_supported()
     model.train()
-    forward: Callable[..., Any] = torch.compile(model, dynamic=False)  # 3 times as fast: a model this small mostly waits
+    forward: Callable[..., Any] = torch.compile(model, dynamic=False)  # a model this small mostly waits between operators
     started, losses = time.monotonic(), []
     for step, batch in enumerate(_batches(windows, steps, seed)):
         for group in optimizer.param_groups:

@@ -18,8 +18,7 @@ ECHO_SHARE = 0.2
 APT_SHARE = 0.4
 """Share of the other documents in which the answer fits this mishap and no other.
 
-They teach a model this small that an answer about rain belongs to a message about rain. Of held-out Korean mishaps, 15 % were
-more likely than the others of their kind without them, and 92 % with them and more steps.
+They teach a model this small that an answer about rain belongs to a message about rain.
 """
 
 
