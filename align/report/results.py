@@ -17,10 +17,11 @@ from align.report.answers import align_answers
 from align.report.best_of import BestOfPool, best_of_kl_bound
 from align.report.collapse import FrequentSentence, RedFlag
 from align.report.cost import Cost
-from align.report.estimate import Bootstrap, Difference, Estimate, corrected
+from align.report.estimate import Bootstrap, Difference, Estimate
 from align.report.flags import red_flags
 from align.report.length_control import win_rate_at_equal_length
 from align.report.optimised import ScorerUse
+from align.report.ranking import Ranking, rank_rows
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, seeded_bootstrap
 from align.runtime.seed import derive_seed
@@ -95,32 +96,6 @@ class ModelResult(StrictModel):
     """What the row was taken from, if it is best of n."""
     replicates: dict[str, ModelResult] | None = None
     """Of a method: every seed's model by itself, with intervals over prompts alone; null for a single model."""
-
-
-class Ranking(StrictModel):
-    """Models and methods in order of one scorer's mean, and whether the first is really ahead of the second.
-
-    Best of n is not ranked among them: it needs no training, but n completions for every answer.
-    """
-
-    order: list[str] = Field(min_length=1)
-    """Models and methods, best first; ties keep the order in which the models were given."""
-    prompts: int = Field(ge=1)
-    """Prompts on which every model and best of n have a finite score: what this scorer's numbers are computed on."""
-    best: str
-    """The model with the highest mean."""
-    runner_up: str | None
-    """The model with the second highest mean; null when there is one model only."""
-    difference: Difference | None
-    """Paired difference, best minus runner-up."""
-    separated: bool
-    """Whether the interval of that difference excludes zero, and its p-value in `p_to_best` is below 0.05."""
-    against_best_of: dict[str, Difference] = Field(default_factory=dict)
-    """Paired difference, best minus each row of best of n; empty without such rows."""
-    p_to_baseline: dict[str, float] = Field(default_factory=dict)
-    """By row: p-value of its difference to the baseline after Holm's correction for all rows; empty for a single difference."""
-    p_to_best: dict[str, float] = Field(default_factory=dict)
-    """By row: p-value of best minus this row, after Holm's correction for all other models, for best of n for its rows."""
 
 
 class ProbeResult(Estimate):
@@ -291,7 +266,7 @@ def build_results(
         bootstrap_resamples=bootstrap_resamples,
         engine=EngineResult(name=engine_name, version=engine_version),
         models=models,
-        ranking={scorer: _ranking(rows, deltas[scorer], scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        ranking={scorer: rank_rows(rows, deltas[scorer], scorer, usable[scorer], bootstrap) for scorer in table.scorers},
         deciding_scorer=deciding_scorer or table.scorers[-1],
         optimised=_optimised_rows(rows, use or ScorerUse({}, {})),
         same_rows=use.same_rows if use else {},
@@ -372,26 +347,3 @@ def _tokens(row: Row, bootstrap: Bootstrap) -> TokenResult:
     # Best of n has no length on prompts where no candidate can be chosen.
     known = np.isfinite(row.tokens).all(axis=0)
     return TokenResult.of(bootstrap(row.tokens[:, known]), p50=row.token_percentiles[0], p95=row.token_percentiles[1])
-
-
-def _ranking(
-    rows: Mapping[str, Row], deltas: Mapping[str, Difference | None], scorer: str, usable: BoolArray, bootstrap: Bootstrap
-) -> Ranking:
-    values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
-    # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
-    order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
-    best, runner_up = order[0], order[1] if len(order) > 1 else None
-    to_best = {name: Difference.between(values[best], values[name], bootstrap) for name in rows if name != best}
-    of_models = corrected({name: to_best[name].p for name in order[1:]})
-    against_best_of = {name: to_best[name] for name, row in rows.items() if row.best_of}
-    return Ranking(
-        order=order,
-        prompts=int(usable.sum()),
-        best=best,
-        runner_up=runner_up,
-        difference=None if runner_up is None else to_best[runner_up],
-        separated=runner_up is not None and to_best[runner_up].is_separated(of_models.get(runner_up)),
-        against_best_of=against_best_of,
-        p_to_baseline=corrected({name: delta.p for name, delta in deltas.items() if delta is not None}),
-        p_to_best=of_models | corrected({name: difference.p for name, difference in against_best_of.items()}),
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from align.report.caution import cautions, probe_sentences
 from align.report.estimate import Difference
-from align.report.results import Ranking, Results
+from align.report.ranking import Ranking
+from align.report.results import Results
 from align.report.wording import (
     BETTER,
     UNCLEAR,
