@@ -48,7 +48,7 @@ def next_commands(result: RunResult, results: Results | None) -> Iterator[str]:
     """How to use the best model, or the last one where none was compared; nothing without a model."""
     models = [name for name, manifest in manifests(result).items() if manifest.kind == "model"]
     if results is not None:
-        best = list(dict.fromkeys(results.members(ranking.best)[0] for ranking in results.ranking.values()))
+        best = list(dict.fromkeys(results.members(results.ranking[scorer].best)[0] for scorer in results.scorers))
         models = [name for name in best if name in models]
     else:
         models = models[-1:]

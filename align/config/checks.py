@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from align.config.architecture import CONFIG_NAME, ENCODER_DECODER_STAGES, architecture_in, encoder_decoder_refusal
-from align.config.base import Problem
+from align.config.base import Problem, StrictModel
 from align.config.explain import kind_phrase
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
 from align.config.names import listing, unknown
 from align.config.paths import advice_on_missing
 from align.config.reference import FieldPath, kinds_of
+from align.config.sections import says_right_or_wrong
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
@@ -211,6 +212,42 @@ def check_choice(fields: Mapping[str, Any], graph: RecipeGraph) -> Iterator[Prob
             others = listing(repr(key) for key in judges if key != label)
             text = f"this is the scorer '{label}' of '{name}', which no other stage uses: a choice by it leaves the comparison"
             yield Problem(("scorer",), f"{text} no independent judge; choose by {others}, or another scorer")
+
+
+def check_pass_at(model: type[StrictModel], fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that the pass@k of a comparison can be computed from its completions, by a scorer that says right or wrong."""
+    wanted, scorers = fields.get("pass_at"), fields.get("scorers")
+    if wanted is None:
+        for key in ("pass_scorer", "pass_score"):
+            # A recipe with all defaults written out must read as the same recipe.
+            if fields.get(key, default := model.model_fields[key].default) != default:
+                yield Problem((key,), f"{key} is for pass@k; say which k in pass_at, such as pass_at: [1, 8]")
+        return
+    scorers = scorers if isinstance(scorers, dict) else {}
+    numbers = [k for k in wanted if type(k) is int] if isinstance(wanted, list) else []
+    most, temperature = (fields.get(name, model.model_fields[name].default) for name in ("num_candidates", "temperature"))
+    for index, k in enumerate(numbers):
+        if k in numbers[:index]:
+            yield Problem(("pass_at", index), f"{k} is here twice")
+        elif type(most) is int and k > most:
+            text = f"pass@{k} needs at least {k} completions per prompt and model; num_candidates is {most}"
+            yield Problem(("pass_at", index), text)
+        elif f"pass@{k}" in scorers:
+            yield Problem(("scorers", f"pass@{k}"), "a column of pass_at has this name; give the scorer another")
+    if temperature == 0 and (larger := [k for k in numbers if k > 1]):
+        text = f"temperature 0 gives the same completion each time, so pass@{larger[0]} would be pass@1; set temperature: 1"
+        yield Problem(("temperature",), text)
+    if not scorers:
+        return
+    key = next((key for key in ("pass_scorer", "deciding_scorer") if isinstance(fields.get(key), str)), "")
+    name = fields.get(key, list(scorers)[-1])
+    if name not in scorers and key == "pass_scorer":
+        yield Problem(("pass_scorer",), unknown(name, list(scorers), what="scorer"))
+    elif name in scorers and not says_right_or_wrong(scorers[name]):
+        fitting = next((other for other, scorer in scorers.items() if says_right_or_wrong(scorer)), None)
+        advice = f"set pass_scorer: {fitting}" if fitting else "add one made of rules to scorers"
+        text = f"pass@k needs a scorer that says right or wrong, which '{name}' does not; {advice}"
+        yield Problem(("pass_scorer" if key == "pass_scorer" else "pass_at",), text)
 
 
 def _only_judges(draft: Draft) -> bool:

@@ -116,6 +116,11 @@ PointwiseScorer = Annotated[
 """A scorer that scores a completion whatever the other candidates are."""
 
 
+def says_right_or_wrong(scorer: Any) -> bool:
+    """Whether a scorer is made of rules, which a completion passes or fails. It may be as a recipe writes it."""
+    return isinstance(scorer, RulesScorer) or (isinstance(scorer, dict) and "rules" in scorer)
+
+
 def reward_models_of(scorer: Any) -> list[RewardModelReference]:
     """The reward models that a scorer needs."""
     if isinstance(scorer, EnsembleScorer):

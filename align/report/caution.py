@@ -117,9 +117,9 @@ def _red_flags(results: Results) -> list[str]:
 
 
 def _chance_findings(results: Results) -> list[str]:
-    """A sentence for each scorer by which intervals exclude zero that Holm's correction does not call separated."""
+    """A sentence for each scorer or pass@k by which intervals exclude zero that Holm's correction does not call separated."""
     sentences = []
-    for scorer in results.scorers:
+    for scorer in results.measures:
         corrected = results.ranking[scorer].p_to_baseline
         deltas = {name: results.models[name].scores[scorer].delta for name in corrected}
         found = [

@@ -15,8 +15,8 @@ def flat_rows(results: Results) -> list[dict[str, Any]]:
     A mean is in the column of its name, the ends of its 95 % interval in `<name>_low` and `<name>_high`. A scorer's columns are
     `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline); `<scorer>_delta_p` is the
     p-value of no difference, `<scorer>_delta_p_holm` the same after Holm's correction for all rows, and
-    `<scorer>_delta_standardized` the difference over its standard deviation. Null where a number was
-    not measured; the units are those of `ModelResult`.
+    `<scorer>_delta_standardized` the difference over its standard deviation. The columns of `pass@8` are the same without a
+    win rate. Null where a number was not measured; the units are those of `ModelResult`.
     """
     return [
         {"model": name, "baseline": name == results.baseline, **_numbers(results, name)} for name in results.models_baseline_first
@@ -25,12 +25,15 @@ def flat_rows(results: Results) -> list[dict[str, Any]]:
 
 def _numbers(results: Results, name: str) -> dict[str, Any]:
     model, row = results.models[name], dict[str, Any]()
-    for scorer in results.scorers:
-        score = model.scores[scorer]
-        row |= _interval(scorer, score) | _interval(f"{scorer}_delta", score.delta)
-        p, effect = (None, None) if score.delta is None else (score.delta.p, score.delta.standardized)
+    for scorer in results.measures:
+        score = model.scores.get(scorer)
+        delta = None if score is None else score.delta
+        row |= _interval(scorer, score) | _interval(f"{scorer}_delta", delta)
+        p, effect = (None, None) if delta is None else (delta.p, delta.standardized)
         row |= {f"{scorer}_delta_p": p, f"{scorer}_delta_p_holm": results.ranking[scorer].p_to_baseline.get(name, p)}
         row |= {f"{scorer}_delta_standardized": effect}
+        if scorer not in results.scorers:
+            continue
         row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
         row |= _interval(f"{scorer}_win_rate_at_equal_length", (model.win_rate_at_equal_length or {}).get(scorer))
     return row | {

@@ -79,7 +79,7 @@ def write_report(
         verdict=verdict,
         caution=caution,
         table=table,
-        scales={scorer: view.scales(results, scorer) for scorer in results.scorers},
+        scales={measure: view.scales(results, measure) for measure in results.measures},
         styles=row_styles(results),
         behaviour=[*table.behaviour_columns(results), *table.variety_columns(results)],
         plots=drawings,

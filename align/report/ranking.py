@@ -1,4 +1,4 @@
-"""Which model is the best by one scorer, and how sure that is."""
+"""Which model is the best by one measure, and how sure that is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.report.statistics import BoolArray
 
 
 class Ranking(StrictModel):
-    """Models and methods in order of one scorer's mean, and whether the first is really ahead of the second.
+    """Models and methods in order of one scorer's mean or of a pass@k, and whether the first is really ahead of the second.
 
     Best of n is not ranked among them: it needs no training, but n completions for every answer.
     """
@@ -21,7 +21,7 @@ class Ranking(StrictModel):
     order: list[str] = Field(min_length=1)
     """Models and methods, best first; ties keep the order in which the models were given."""
     prompts: int = Field(ge=1)
-    """Prompts on which every model and best of n have a finite score: what this scorer's numbers are computed on."""
+    """Prompts on which every model and best of n have a finite score: what these numbers are computed on."""
     best: str
     """The model with the highest mean."""
     runner_up: str | None
@@ -39,16 +39,17 @@ class Ranking(StrictModel):
 
 
 def rank_rows(
-    rows: Mapping[str, Row], deltas: Mapping[str, Difference | None], scorer: str, usable: BoolArray, bootstrap: Bootstrap
+    rows: Mapping[str, Row], deltas: Mapping[str, Difference | None], measure: str, usable: BoolArray, bootstrap: Bootstrap
 ) -> Ranking:
-    """Rank the models and methods by one scorer.
+    """Rank the models and methods by one measure.
 
     Args:
-        rows: every row of the table.
+        rows: those that have the measure.
         deltas: by row, its difference to the baseline; None for the baseline itself.
+        measure: a scorer, or a pass@k by its name.
         usable: [prompts], True where every row has a finite value.
     """
-    values = {name: row.scores[scorer][:, usable] for name, row in rows.items()}
+    values = {name: row.scores[measure][:, usable] for name, row in rows.items()}
     # Seeds are averaged first, as everywhere, so that one seed gives the same mean to the last digit.
     order = sorted((name for name, row in rows.items() if not row.best_of), key=lambda name: -values[name].mean(axis=0).mean())
     best, runner_up = order[0], order[1] if len(order) > 1 else None

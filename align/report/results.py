@@ -21,6 +21,7 @@ from align.report.estimate import Bootstrap, Difference, Estimate
 from align.report.flags import red_flags
 from align.report.length_control import win_rate_at_equal_length
 from align.report.optimised import ScorerUse
+from align.report.pass_at import PassAt
 from align.report.ranking import Ranking, rank_rows
 from align.report.rows import BestOfResult, Measured, Row, Trained, make_rows
 from align.report.statistics import BoolArray, seeded_bootstrap
@@ -31,12 +32,13 @@ Answers = Mapping[str, Sequence[ScoredCandidate]]
 
 
 class ScoreResult(Estimate):
-    """One scorer's view of one model: its mean score."""
+    """One scorer's view of one model: its mean score, or its pass@k."""
 
     delta: Difference | None
     """Paired difference to the baseline, model minus baseline; null for the baseline itself."""
     nonfinite: int = Field(ge=0)
-    """Prompts on which this model got no finite score. They are left out of this scorer's numbers for every model."""
+    """Prompts on which this model got no finite score, for pass@k fewer than k. They are left out of these numbers for every
+    model."""
 
 
 class TokenResult(Estimate):
@@ -52,7 +54,7 @@ class ModelResult(StrictModel):
     """Everything measured about one row: a model, a method (the mean of its seeds), or best of n from the baseline."""
 
     scores: dict[str, ScoreResult]
-    """Score by scorer."""
+    """Score by scorer, then pass@k by its name (`pass@8`); best of n has no pass@k."""
     win_rate: dict[str, Estimate] | None
     """By scorer: share of candidate pairs this model wins against the baseline, a tie being half; null for the baseline."""
     win_rate_at_equal_length: dict[str, Estimate | None] | None = None
@@ -144,9 +146,11 @@ class Results(StrictModel):
     models: dict[str, ModelResult] = Field(min_length=1)
     """Numbers by row, in the order of the recipe: models, methods under their name, best of n after the baseline."""
     ranking: dict[str, Ranking]
-    """Order of the models by scorer."""
+    """Order of the models by scorer, then by pass@k."""
     deciding_scorer: str | None = None
     """The scorer that decides which model is best; null in results of earlier versions, where the last one does."""
+    pass_at: PassAt | None = None
+    """What pass@k was computed from; null without it."""
     optimised: dict[str, list[str]] = Field(default_factory=dict)
     """By scorer: rows that were trained or selected with it. A scorer that none was is absent."""
     same_rows: dict[str, str] = Field(default_factory=dict)
@@ -157,6 +161,11 @@ class Results(StrictModel):
     @property
     def scorers(self) -> list[str]:
         """Names of the scorers, in order."""
+        return [name for name in self.ranking if self.pass_at is None or name not in self.pass_at.names]
+
+    @property
+    def measures(self) -> list[str]:
+        """All that models are ranked by: the scorers, then pass@k."""
         return list(self.ranking)
 
     @property
@@ -223,6 +232,7 @@ def build_results(
     update_kl: Mapping[str, float] | None = None,
     deciding_scorer: str | None = None,
     use: ScorerUse | None = None,
+    pass_at: PassAt | None = None,
 ) -> Results:
     """Compute results.json from every model's scored candidates.
 
@@ -241,6 +251,7 @@ def build_results(
         update_kl: model → the largest KL of an update of its training, nats per token.
         deciding_scorer: the scorer that decides which model is best; the last one when not given.
         use: which scorers the models were trained or selected with.
+        pass_at: the pass@k to show, from one of the scorers.
     Raises:
         DataError: if the models do not have the same prompts, candidates and scorers, a scorer has no prompt on which
             every row got a finite score, or methods or best of n do not fit the answers.
@@ -251,11 +262,10 @@ def build_results(
     bootstrap = partial(seeded_bootstrap, seed=derive_seed(seed, "bootstrap"), resamples=bootstrap_resamples)
     kl, perplexity, seconds = kl_to_baseline or {}, retention_perplexity or {}, train_seconds or {}
     measured = Measured(kl, perplexity, seconds, trained or {}, rules or {}, update_kl or {}, costs or {})
-    rows = make_rows(table, baseline, measured, methods or {}, best_of)
+    rows = make_rows(table, baseline, measured, methods or {}, best_of, pass_at)
     # Per scorer: one that failed on a prompt must not remove the prompt from the others' numbers.
-    usable = {scorer: _usable_prompts(rows, scorer) for scorer in table.scorers}
+    usable = {measure: _usable_prompts(rows, measure) for measure in rows[baseline].scores}
     models = {name: _row_result(row, rows[baseline], usable, bootstrap) for name, row in rows.items()}
-    deltas = {scorer: {name: model.scores[scorer].delta for name, model in models.items()} for scorer in usable}
     return Results(
         recipe=recipe,
         command=list(command),
@@ -266,8 +276,9 @@ def build_results(
         bootstrap_resamples=bootstrap_resamples,
         engine=EngineResult(name=engine_name, version=engine_version),
         models=models,
-        ranking={scorer: rank_rows(rows, deltas[scorer], scorer, usable[scorer], bootstrap) for scorer in table.scorers},
+        ranking={measure: _ranking(rows, models, measure, usable[measure], bootstrap) for measure in usable},
         deciding_scorer=deciding_scorer or table.scorers[-1],
+        pass_at=pass_at,
         optimised=_optimised_rows(rows, use or ScorerUse({}, {})),
         same_rows=use.same_rows if use else {},
         probes={
@@ -277,12 +288,19 @@ def build_results(
     )
 
 
-def _usable_prompts(rows: Mapping[str, Row], scorer: str) -> BoolArray:
-    """[prompts], True where every row has a finite score: a pair needs both sides, and all rows the same prompts."""
-    finite = np.all([np.isfinite(row.scores[scorer]).all(axis=0) for row in rows.values()], axis=0)
+def _ranking(
+    rows: Mapping[str, Row], models: Mapping[str, ModelResult], measure: str, usable: BoolArray, bootstrap: Bootstrap
+) -> Ranking:
+    measured = {name: row for name, row in rows.items() if measure in row.scores}
+    return rank_rows(measured, {name: models[name].scores[measure].delta for name in measured}, measure, usable, bootstrap)
+
+
+def _usable_prompts(rows: Mapping[str, Row], measure: str) -> BoolArray:
+    """[prompts], True where every row has a finite value: a pair needs both sides, and all rows the same prompts."""
+    finite = np.all([np.isfinite(row.scores[measure]).all(axis=0) for row in rows.values() if measure in row.scores], axis=0)
     if not finite.any():
         raise DataError(
-            f"scorer {scorer!r}: on none of the {len(finite)} prompts did every model get a finite score",
+            f"scorer {measure!r}: on none of the {len(finite)} prompts did every model get a finite score",
             hint="Look at the scores in the comparison's answers, and fix or remove this scorer.",
         )
     return np.asarray(finite)
@@ -291,11 +309,11 @@ def _usable_prompts(rows: Mapping[str, Row], scorer: str) -> BoolArray:
 def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootstrap: Bootstrap) -> ModelResult:
     wins, best_of = row.wins, row.best_of
     return ModelResult(
-        scores={scorer: _score_result(row, baseline, scorer, usable[scorer], bootstrap) for scorer in usable},
-        win_rate=None if wins is None else {scorer: Estimate.of(bootstrap(wins[scorer][:, usable[scorer]])) for scorer in usable},
+        scores={name: _score_result(row, baseline, name, usable[name], bootstrap) for name in row.scores},
+        win_rate=None if wins is None else {scorer: Estimate.of(bootstrap(wins[scorer][:, usable[scorer]])) for scorer in wins},
         win_rate_at_equal_length=None
         if row.pairs is None
-        else {scorer: win_rate_at_equal_length(row.pairs, scorer, usable[scorer], bootstrap) for scorer in usable},
+        else {scorer: win_rate_at_equal_length(row.pairs, scorer, usable[scorer], bootstrap) for scorer in row.pairs.outcomes},
         kl_to_baseline=None if row.kl is None else Estimate.of(bootstrap(row.kl)),
         completion_tokens=_tokens(row, bootstrap),
         eos_share=row.eos_share,
@@ -334,12 +352,12 @@ def _probe_result(probe: Probe, bootstrap: Bootstrap) -> ProbeResult | None:
     return ProbeResult.of(bootstrap(np.array([finite])), kind=probe.kind, text=probe.text) if finite else None
 
 
-def _score_result(row: Row, baseline: Row, scorer: str, usable: BoolArray, bootstrap: Bootstrap) -> ScoreResult:
-    own, against = row.scores[scorer][:, usable], baseline.scores[scorer][:, usable]
+def _score_result(row: Row, baseline: Row, measure: str, usable: BoolArray, bootstrap: Bootstrap) -> ScoreResult:
+    own, against = row.scores[measure][:, usable], baseline.scores[measure][:, usable]
     return ScoreResult.of(
         bootstrap(own),
         delta=None if row is baseline else Difference.between(own, against, bootstrap),
-        nonfinite=int((~np.isfinite(row.scores[scorer])).any(axis=0).sum()),
+        nonfinite=int((~np.isfinite(row.scores[measure])).any(axis=0).sum()),
     )
 
 

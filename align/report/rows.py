@@ -20,6 +20,7 @@ from align.report.answers import AnswerTable, align_answers
 from align.report.best_of import BestOfPool, best_of_probabilities, expectation
 from align.report.collapse import FrequentSentence, compression_ratio, distinct_share, frequent_sentence, repetition
 from align.report.cost import Cost, answer_cost, mean_cost
+from align.report.pass_at import PassAt, pass_at_k
 from align.report.statistics import FloatArray, distinct_n, pair_outcomes, prompt_means, win_rate
 
 TOKEN_PERCENTILES = (50, 95)
@@ -79,7 +80,7 @@ class Row:
     """One row: a model and best of n have one seed, a method has one or more. Arrays are [seeds, prompts]."""
 
     scores: dict[str, FloatArray]
-    """By scorer, candidates averaged; NaN where there is no score."""
+    """By scorer, candidates averaged; NaN where there is no score. Of models and methods also pass@k, by its name."""
     wins: dict[str, FloatArray] | None
     """By scorer: share of pairs won against the baseline; None for the baseline itself."""
     pairs: Pairs | None
@@ -111,7 +112,12 @@ class Row:
 
 
 def make_rows(
-    table: AnswerTable, baseline: str, measured: Measured, methods: Mapping[str, Sequence[str]], pool: BestOfPool | None
+    table: AnswerTable,
+    baseline: str,
+    measured: Measured,
+    methods: Mapping[str, Sequence[str]],
+    pool: BestOfPool | None,
+    pass_at: PassAt | None = None,
 ) -> dict[str, Row]:
     """Every row by name: models in the order given, a method in the place of its first model, best of n after the baseline.
 
@@ -129,9 +135,9 @@ def make_rows(
     for model in table.models:
         name = method_of.get(model, model)
         if model not in method_of:
-            rows[name] = _model_row(table, model, baseline, measured)
+            rows[name] = _model_row(table, model, baseline, measured, pass_at)
         elif name not in rows:
-            rows[name] = _method_row({member: _model_row(table, member, baseline, measured) for member in methods[name]})
+            rows[name] = _method_row({one: _model_row(table, one, baseline, measured, pass_at) for one in methods[name]})
         if model == baseline:
             rows.update(best_of)
     return rows
@@ -159,7 +165,7 @@ def _method_of(table: AnswerTable, baseline: str, methods: Mapping[str, Sequence
     return method_of
 
 
-def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured) -> Row:
+def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured, pass_at: PassAt | None) -> Row:
     candidates = [row for group in table.rows[model].values() for row in group]
     wins = {scorer: win_rate(table.scores[model][scorer], table.scores[baseline][scorer])[None] for scorer in table.scorers}
     outcomes = {scorer: pair_outcomes(table.scores[model][scorer], table.scores[baseline][scorer]) for scorer in table.scorers}
@@ -167,7 +173,8 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
     pairs = Pairs({scorer: _flat(values) for scorer, values in outcomes.items()}, _flat(lengths))
     p50, p95 = (float(value) for value in np.percentile(table.tokens[model], TOKEN_PERCENTILES))
     return Row(
-        scores={scorer: prompt_means(table.scores[model][scorer])[None] for scorer in table.scorers},
+        scores={scorer: prompt_means(table.scores[model][scorer])[None] for scorer in table.scorers}
+        | _passes(table, model, pass_at),
         wins=None if model == baseline else wins,
         pairs=None if model == baseline else pairs,
         kl=None if model == baseline else _kl(table, model, measured.kl_to_baseline),
@@ -187,6 +194,14 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         rules=measured.rules.get(model, {}),
         update_kl=measured.update_kl.get(model),
     )
+
+
+def _passes(table: AnswerTable, model: str, pass_at: PassAt | None) -> dict[str, FloatArray]:
+    """pass@k by its name, [1, prompts]."""
+    if pass_at is None:
+        return {}
+    scores = table.scores[model][pass_at.scorer]
+    return {name: pass_at_k(scores, k, pass_score=pass_at.score)[None] for name, k in pass_at.names.items()}
 
 
 def _characters(table: AnswerTable, model: str) -> FloatArray:
@@ -224,9 +239,9 @@ def _method_row(seeds: dict[str, Row]) -> Row:
     percentiles = np.mean([row.token_percentiles for row in rows], axis=0)
     return Row(
         scores={scorer: np.concatenate([row.scores[scorer] for row in rows]) for scorer in rows[0].scores},
-        wins={scorer: np.concatenate([of_seed[scorer] for of_seed in wins]) for scorer in rows[0].scores},
+        wins={scorer: np.concatenate([of_seed[scorer] for of_seed in wins]) for scorer in wins[0]},
         pairs=Pairs(
-            {scorer: np.concatenate([of_seed.outcomes[scorer] for of_seed in pairs]) for scorer in rows[0].scores},
+            {scorer: np.concatenate([of_seed.outcomes[scorer] for of_seed in pairs]) for scorer in pairs[0].outcomes},
             np.concatenate([of_seed.lengths for of_seed in pairs]),
         ),
         # All seeds or none: a mean over some of them would not belong to the method.

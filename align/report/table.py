@@ -25,6 +25,7 @@ from align.report.wording import (
     marks_legend,
     most_trials,
     number,
+    pass_legend,
     path_legend,
     percent_text,
     row_mark,
@@ -68,9 +69,9 @@ class ComparisonTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         results = self.results
         behaviour = behaviour_columns(results)
-        side_by_side = [column for scorer in results.scorers for column in _scorer_columns(results, scorer)]
-        stacked = [_stacked_scorer_column(results, scorer) for scorer in results.scorers]
-        by_scorer = [_scorer_columns(results, scorer) for scorer in results.scorers]
+        by_scorer = [_scorer_columns(results, measure) for measure in results.measures]
+        side_by_side = [column for columns in by_scorer for column in columns]
+        stacked = [_stacked_scorer_column(results, measure) for measure in results.measures]
         many = len(results.models) > MANY_ROWS and all(self._fits(columns, console, options) for columns in by_scorer)
         for columns in ([*side_by_side, *behaviour], *([] if many else [[*stacked, *_stacked_cost(behaviour)]])):
             if self._fits(columns, console, options):
@@ -95,7 +96,7 @@ class ComparisonTable:
             yield Text(RED_FLAG_LEGEND, style="dim")
         if any(length_matters(results, scorer) for scorer in results.scorers):
             yield Text(LENGTH_LEGEND, style="dim")
-        if legend := path_legend(results):
+        for legend in filter(None, (pass_legend(results), path_legend(results))):
             yield Text(legend, style="dim")
 
     def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
@@ -145,10 +146,11 @@ def row_remark(results: Results, name: str) -> str:
 
 
 def _scorer_columns(results: Results, scorer: str) -> list[Column]:
+    """Of a scorer, or of a pass@k, which has no wins."""
     lines = [_scorer_lines(results, name, scorer) for name in results.models_baseline_first]
+    headers = [scorer, f"Δ {scorer}", *([f"{scorer} wins"] if scorer in results.scorers else [])]
     if len(results.models) == 1:
-        return [Column(scorer, [cells[0] for cells in lines])]
-    headers = (scorer, f"Δ {scorer}", f"{scorer} wins")
+        headers = headers[:1]
     columns = [Column(header, [cells[index] for cells in lines]) for index, header in enumerate(headers)]
     if not length_matters(results, scorer):
         return columns
@@ -160,7 +162,9 @@ def _stacked_scorer_column(results: Results, scorer: str) -> Column:
     cells = []
     for name in results.models_baseline_first:
         score, delta, wins = _scorer_lines(results, name, scorer)
-        lines = [score] if delta.plain == NOTHING else [score, delta, Text.assemble("wins ", wins)]
+        lines = [score] if delta.plain == NOTHING else [score, delta]
+        if wins.plain != NOTHING:
+            lines.append(Text.assemble("wins ", wins))
         if length_matters(results, scorer) and (equal := _equal_length_text(results, name, scorer)):
             lines.append(Text(f"LC {equal}"))
         cells.append(Text("\n").join(lines))
@@ -179,15 +183,17 @@ def _equal_length_text(results: Results, name: str, scorer: str) -> str | None:
 
 
 def _scorer_lines(results: Results, name: str, scorer: str) -> tuple[Text, Text, Text]:
-    """Score, difference to the baseline and win rate of one model."""
+    """Score, difference to the baseline and win rate of one model; of a pass@k the same without a win rate."""
     model = results.models[name]
     decimals = score_decimals(results, scorer)
-    score = model.scores[scorer]
     delta = Text(NOTHING, style="dim")
+    if (score := model.scores.get(scorer)) is None:
+        return delta, delta, delta
     if score.delta is not None:
         mark = row_mark(results, name, scorer)
         delta = Text(f"{estimate_text(score.delta, decimals, signed=True)} {mark}", style=STYLES.get(mark, ""))
-    wins = Text(NOTHING, style="dim") if model.win_rate is None else Text(percent_text(model.win_rate[scorer]))
+    rate = (model.win_rate or {}).get(scorer)
+    wins = Text(NOTHING, style="dim") if rate is None else Text(percent_text(rate))
     return Text(estimate_text(score, decimals)), delta, wins
 
 

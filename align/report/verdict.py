@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from align.report.caution import cautions, probe_sentences
 from align.report.estimate import Difference
+from align.report.pass_at import pass_name
 from align.report.ranking import Ranking
 from align.report.results import Results
 from align.report.wording import (
@@ -27,10 +28,14 @@ def conclusions(results: Results) -> list[str]:
 
 
 def verdicts(results: Results) -> list[str]:
-    """Which model beats which and by how much: one sentence per scorer, and one more with best of n."""
+    """Which model beats which and by how much: one sentence per scorer and pass@k, and one more with best of n.
+
+    pass@1 has none: it says what the mean of its scorer says.
+    """
     against = [_against_best_of(results, scorer) for scorer in results.scorers if results.ranking[scorer].against_best_of]
     # The deciding score first: it is the answer, and the others explain it.
-    ordered = sorted(results.scorers, key=lambda scorer: scorer != results.decider)
+    measures = [measure for measure in results.measures if measure != pass_name(1)]
+    ordered = sorted(measures, key=lambda measure: measure != results.decider)
     return [*(_verdict(results, scorer) for scorer in ordered), *against]
 
 

@@ -54,9 +54,9 @@ class Scale(NamedTuple):
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
-def scales(results: Results, scorer: str) -> tuple[Scale, Scale]:
-    """The scales of a scorer's means and of their differences to the baseline."""
-    scores = [model.scores[scorer] for model in results.models.values()]
+def scales(results: Results, measure: str) -> tuple[Scale, Scale]:
+    """The scales of a scorer's means, or of a pass@k, and of their differences to the baseline."""
+    scores = [model.scores[measure] for model in results.models.values() if measure in model.scores]
     # Zero is drawn in every bar of a difference, so it must lie on the scale.
     return Scale.of(scores), Scale.of((score.delta for score in scores if score.delta is not None), with_zero=True)
 

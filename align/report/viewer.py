@@ -105,10 +105,11 @@ def _kept(prompts: Sequence[Any]) -> list[int]:
 def results_cells(results: Results) -> list[list[Cell]]:
     """The comparison as rows of a spreadsheet, with a header; numbers are unrounded, as in results.json."""
     header = ["model", "kind"]
-    for scorer in results.scorers:
+    for scorer in results.measures:
         header += [*_interval_names(f"{scorer} mean"), *_interval_names(f"{scorer} difference")]
-        header += [f"{scorer} p", f"{scorer} p, Holm", f"{scorer} d_z", *_interval_names(f"{scorer} wins")]
-        header += _interval_names(f"{scorer} wins at equal length")
+        header += [f"{scorer} p", f"{scorer} p, Holm", f"{scorer} d_z"]
+        if scorer in results.scorers:
+            header += [*_interval_names(f"{scorer} wins"), *_interval_names(f"{scorer} wins at equal length")]
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
     header += ["distinct-1", "compression ratio", "repetition"]
     header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
@@ -129,14 +130,16 @@ def _kind(results: Results, name: str) -> str:
 
 def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> list[Cell]:
     cells: list[Cell] = [name, kind]
-    for scorer in results.scorers:
-        wins = None if model.win_rate is None else model.win_rate[scorer]
-        delta = model.scores[scorer].delta
+    for scorer in results.measures:
+        score = model.scores.get(scorer)
+        delta = None if score is None else score.delta
         p, effect = (None, None) if delta is None else (delta.p, delta.standardized)
         # A seed by itself is not among the comparisons that are corrected.
         corrected = results.ranking[scorer].p_to_baseline.get(name, p if name in results.models else None)
-        cells += [*_interval(model.scores[scorer]), *_interval(delta), p, corrected, effect, *_interval(wins)]
-        cells += _interval((model.win_rate_at_equal_length or {}).get(scorer))
+        cells += [*_interval(score), *_interval(delta), p, corrected, effect]
+        if scorer in results.scorers:
+            cells += _interval((model.win_rate or {}).get(scorer))
+            cells += _interval((model.win_rate_at_equal_length or {}).get(scorer))
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
     cells += [
         model.distinct_2,

@@ -55,9 +55,19 @@ def most_trials(results: Results) -> float:
     return max((row.cost.trials for row in results.models.values() if row.cost is not None), default=1)
 
 
-def score_decimals(results: Results, scorer: str) -> int:
-    """Decimals for every score and difference of a scorer."""
-    scores = [model.scores[scorer] for model in results.models.values()]
+def pass_legend(results: Results) -> str:
+    """What pass@k means here; empty without it."""
+    if (pass_at := results.pass_at) is None:
+        return ""
+    return (
+        f"pass@k: how often at least one of k completions is right (score of {pass_at.scorer} at least {pass_at.score:g}), "
+        f"estimated from {results.num_candidates}."
+    )
+
+
+def score_decimals(results: Results, measure: str) -> int:
+    """Decimals for every value and difference of a scorer or a pass@k."""
+    scores = [model.scores[measure] for model in results.models.values() if measure in model.scores]
     return decimals_of([*scores, *(score.delta for score in scores if score.delta is not None)])
 
 
@@ -94,10 +104,10 @@ def mark_of(delta: Difference, corrected_p: float | None = None) -> str:
     return BETTER if delta.mean > 0 else WORSE
 
 
-def row_mark(results: Results, name: str, scorer: str) -> str:
+def row_mark(results: Results, name: str, measure: str) -> str:
     """The mark of a row's difference to the baseline, corrected for the other rows; empty for the baseline."""
-    delta = results.models[name].scores[scorer].delta
-    return "" if delta is None else mark_of(delta, results.ranking[scorer].p_to_baseline.get(name))
+    delta = results.models[name].scores[measure].delta
+    return "" if delta is None else mark_of(delta, results.ranking[measure].p_to_baseline.get(name))
 
 
 def p_text(p: float) -> str:

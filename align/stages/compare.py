@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from align.config.base import Problem
+from align.config.checks import check_pass_at
 from align.config.reference import ModelReference, RowsReference
 from align.config.row_need import RowNeed
 from align.config.sections import Generation, PointwiseScorer, RulesScorer, reward_models_of
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from align.report.best_of import BestOfPool
     from align.scoring.probes import Probe
 
-VERSION = 9
+VERSION = 10
 
 
 class Config(Generation, StageConfig):
@@ -71,6 +72,12 @@ class Config(Generation, StageConfig):
     """The scorer that chooses in best of n; default: the first."""
     deciding_scorer: str | None = None
     """The scorer that decides which model is best; name one that no training or selection used. Default: the last."""
+    pass_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    """Also show pass@k, how often at least one of k completions is right, for each k given here; none above num_candidates."""
+    pass_scorer: str | None = None
+    """The scorer that says which completions are right, made of rules; default: the deciding one."""
+    pass_score: float = Field(default=1.0, gt=0, le=1)
+    """A completion is right if it has at least this score; 1: it passes all rules."""
 
     def row_needs(self) -> Iterator[RowNeed]:
         from align.scoring.rules import prompt_needs
@@ -79,6 +86,8 @@ class Config(Generation, StageConfig):
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().check_fields(fields)
+        yield from check_pass_at(cls, fields)
         models, baseline = fields.get("models"), fields.get("baseline")
         if not isinstance(models, list):
             return
@@ -113,6 +122,11 @@ class Config(Generation, StageConfig):
         """Candidates per prompt that best of n is taken from; 0 without it."""
         return max([self.num_candidates, *self.best_of]) if self.best_of else 0
 
+    @property
+    def decider(self) -> str:
+        """The scorer that decides which model is best."""
+        return self.deciding_scorer or list(self.scorers)[-1]
+
 
 def _refuse_twice(what: str, names: Sequence[Any]) -> None:
     twice = [name for name in names if list(names).count(name) > 1]
@@ -135,6 +149,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.report.cost import model_costs, stage_costs
     from align.report.html import write_report
     from align.report.optimised import scorer_use
+    from align.report.pass_at import PassAt
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
 
@@ -163,8 +178,11 @@ def run(context: StageContext[Config]) -> StageOutcome:
         best_of=pool,
         rules={name: _rule_rates(config, rows) for name, rows in scored.items()},
         probes=_probe_scorers(context, scored),
-        deciding_scorer=config.deciding_scorer,
+        deciding_scorer=config.decider,
         use=scorer_use(config.model_dump(mode="json")["scorers"], config.models, config.baseline, context.artifacts),
+        pass_at=PassAt(k=config.pass_at, scorer=config.pass_scorer or config.decider, score=config.pass_score)
+        if config.pass_at
+        else None,
         update_kl={name: kl for name in config.models if (kl := context.artifact(name).manifest.metrics.get(UPDATE_KL))},
     )
     write_json(context.output / RESULTS_NAME, results.to_json())

@@ -132,12 +132,24 @@ def test_the_first_candidates_are_the_baselines_own_answers(rich: Path) -> None:
 
 
 def test_enough_answers_are_not_drawn_again(run_compare: Compare) -> None:
-    folder = run_compare("enough", models=["sft"], best_of=[1, 2])
+    folder = run_compare("enough", models=["sft"], best_of=[1, 2], pass_at=[1, 2])
     assert (folder / "best_of_candidates.jsonl").read_bytes() == (folder / "answers" / "sft.jsonl").read_bytes()
     models = results_of(folder)["models"]
     delta = models["sft best of 1"]["scores"]["gold"].pop("delta")
     assert (delta["mean"], delta["ci95"]) == (0.0, [0.0, 0.0])
     assert models["sft best of 1"]["scores"]["gold"].items() <= models["sft"]["scores"]["gold"].items()
+    # By the deciding scorer, which is one rule: right or wrong, so that pass@1 is its mean, and best of 2 is pass@2.
+    assert results_of(folder)["pass_at"] == {"k": [1, 2], "scorer": "few", "score": 1.0}
+    assert models["sft"]["scores"]["pass@1"] == models["sft"]["scores"]["few"]
+    chosen = sum(any(row.scores["few"] for row in rows) for rows in _by_prompt(folder).values()) / 6
+    assert models["sft"]["scores"]["pass@2"]["mean"] == pytest.approx(chosen)
+
+
+def _by_prompt(folder: Path) -> dict[str, list[ScoredCandidate]]:
+    groups: dict[str, list[ScoredCandidate]] = {}
+    for row in read_rows(folder / "answers" / "sft.jsonl", ScoredCandidate):
+        groups.setdefault(row.prompt_id, []).append(row)
+    return groups
 
 
 @pytest.mark.parametrize(
@@ -152,12 +164,26 @@ def test_enough_answers_are_not_drawn_again(run_compare: Compare) -> None:
         ({"methods": {"dpo": ["sft"]}}, "methods: 'sft' is the baseline"),
         ({"methods": {"dpo": ["dpo-1"], "other": ["dpo-1"]}}, "methods: 'dpo-1' is there twice"),
         ({"methods": {"orpo": ["dpo-1"]}}, "rows: 'orpo' is there twice"),
+        ({"pass_at": [1, 8], "num_candidates": 4}, "pass_at.1: pass@8 needs at least 8 completions per prompt and model"),
+        ({"pass_at": [2], "num_candidates": 4, "temperature": 0}, "temperature: temperature 0 gives the same completion"),
+        ({"pass_at": [1, 1]}, "pass_at.1: 1 is here twice"),
+        ({"pass_at": [1], "scorers": {"gold": RULES, "rm": "rm"}}, "pass_at: .* which 'rm' does not; set pass_scorer: gold"),
+        ({"pass_at": [1], "scorers": {"rm": "rm"}}, "which 'rm' does not; add one made of rules to scorers"),
+        ({"pass_at": [1], "pass_scorer": "glod"}, "pass_scorer: unknown scorer; did you mean 'gold'?"),
+        ({"pass_at": [1], "scorers": {"pass@1": RULES}}, "scorers.pass@1: a column of pass_at has this name"),
+        ({"pass_score": 0.5}, "pass_score: pass_score is for pass@k; say which k in pass_at"),
     ],
 )
 def test_what_does_not_fit_together_is_said_before_anything_runs(fields: dict[str, Any], message: str) -> None:
     config = {"models": list(MODELS), "baseline": "sft", "prompts": "p", "scorers": {"gold": RULES}}
     with pytest.raises(ValidationError, match=message):
         compare.Config.model_validate(config | fields)
+
+
+def test_pass_at_1_is_possible_with_one_greedy_completion() -> None:
+    config = {"models": list(MODELS), "baseline": "sft", "prompts": "p", "scorers": {"gold": RULES}}
+    made = compare.Config.model_validate(config | {"pass_at": [1], "temperature": 0})
+    assert (made.num_candidates, made.pass_score, made.decider) == (1, 1.0, "gold")
 
 
 def test_a_method_may_be_called_like_its_first_seed() -> None:
