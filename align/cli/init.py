@@ -37,15 +37,36 @@ def init(
         typer.Option(
             "--goal",
             metavar="GOAL",
-            help="sft, dpo, orpo, kto, reward_model, pairs, rejection_sampling or compare (several methods).",
+            help="sft, dpo, orpo, kto, grpo, rloo, reward_model, pairs, rejection_sampling or compare (several methods).",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", metavar="METHOD", help="For compare: sft, dpo, orpo or rejection_sampling. Repeatable."),
+        typer.Option(
+            "--method", metavar="METHOD", help="For compare: sft, dpo, orpo, rejection_sampling, grpo or rloo. Repeatable."
+        ),
     ] = None,
     reward_model: Annotated[
         str | None, typer.Option("--reward-model", metavar="MODEL", help="A reward model that scores answers.")
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--rule",
+            metavar="RULE",
+            help="What checks answers against the `reference` of their prompts: numeric_answer, choice_answer, math_answer, "
+            "expression, contains_reference or json.  [default: by the references]",
+            show_default=False,
+        ),
+    ] = None,
+    judge: Annotated[
+        bool | None,
+        typer.Option(
+            "--judge/--no-judge",
+            help="For compare: keep half of the preference pairs for a second reward model that judges.  [default: from 1,000 "
+            "pairs on]",
+            show_default=False,
+        ),
     ] = None,
     machine: Annotated[
         str | None,
@@ -72,7 +93,19 @@ def init(
 
     align init mine --model Qwen/Qwen3-0.6B --data pairs.jsonl --goal dpo
     """
-    from align.pipeline.starter.goal import COMPARE, GOALS, METHODS, Wanted, lacks_scorer, usual_goal, usual_methods
+    from align.pipeline.starter.goal import (
+        COMPARE,
+        GOALS,
+        METHODS,
+        ONLINE,
+        Wanted,
+        lacks_scorer,
+        scored_by_rule,
+        usual_goal,
+        usual_methods,
+        with_problems,
+    )
+    from align.pipeline.starter.rule import RULES
     from align.pipeline.starter.settings import THIS_MACHINE, machine_text, parse_machine
     from align.pipeline.starter.write import recipe_name, refuse_folder, write_starter
 
@@ -82,6 +115,9 @@ def init(
     methods = tuple(dict.fromkeys(_one_of("--method", one, METHODS) for one in method or ()))
     if methods and goal not in (COMPARE, None):
         raise RecipeError(f"--method goes with --goal compare; {goal} is a method itself", hint="Leave --method out.")
+    rule = None if rule is None else _one_of("--rule", rule, tuple(RULES))
+    if rule is not None and reward_model is not None:
+        raise RecipeError("--rule and --reward-model: one of them scores answers, not both", hint="Leave one of them out.")
     target = parse_machine(machine or THIS_MACHINE, folder)
     ask = _Questions(yes=yes, missing=[option for option, value in (("--model", model), ("--data", data)) if not value])
     found_model = ask.model(model, fetch=fetch)
@@ -92,11 +128,20 @@ def init(
         goal = ask.choose("What do you want?", GOALS, usual, option="--goal")
     if goal == COMPARE and not methods:
         methods = ask.several("Which methods?", METHODS, usual_methods(found_data))
-    judge = ask.reward_model(reward_model, needed=lacks_scorer(goal, methods, found_data))
-    wanted = Wanted(goal, methods, found_model, tuple(found_data), judge)
+    if rule is not None or {*ONLINE} & {goal, *methods}:
+        seen, found_data = found_data, with_problems({goal, *methods}, found_data)
+        for found in found_data:
+            if found not in seen:
+                _print_found(found, guessed=True)
+    by_rule = reward_model is None and (rule is not None or scored_by_rule(goal, methods, found_data))
+    found_rule = ask.rule(rule, found_data) if by_rule else None
+    scores = ask.reward_model(reward_model, needed=found_rule is None and lacks_scorer(goal, methods, found_data))
+    wanted = Wanted(goal, methods, found_model, tuple(found_data), scores, found_rule, judge)
     if machine is None:
         target = ask.machine(target, lambda text: parse_machine(text, folder), machine_text(target))
     print(f"goal     {goal}: {GOALS[goal]}" + (f" ({', '.join(methods)})" if goal == COMPARE else ""))
+    if found_rule is not None:
+        print(f"rule     {found_rule['type']}: {RULES[found_rule['type']]}")
     print(f"machine  {machine_text(target)}")
     _print_written(folder, write_starter(folder, recipe, wanted, target), wanted)
 
@@ -106,6 +151,9 @@ def _one_of(option: str, value: str, names: Sequence[str]) -> str:
     from align.config.names import stage_type_of, unknown_stage_type
 
     name = value.strip().lower().replace("-", "_")
+    begun = [known for known in names if name in known.split("_")]
+    if name not in names and len(begun) == 1:
+        return begun[0]
     if name not in names:
         kind = stage_type_of(name, names)
         text = f"did you mean '{kind}'?" if kind else unknown_stage_type(name, list(names)).partition("; ")[2]
@@ -113,10 +161,19 @@ def _one_of(option: str, value: str, names: Sequence[str]) -> str:
     return name
 
 
+def _print_found(found: FoundData, *, guessed: bool) -> None:
+    print(f"data     {found.summary}")
+    if found.columns and guessed:
+        mapped_to = ", ".join(f"{field} is {column!r}" for field, column in found.columns.items())
+        print(f"         read so: {mapped_to}; please check")
+
+
 def _print_written(folder: Path, written: Written, wanted: Wanted) -> None:
     peft, reason = written.choice
     if reason:
         print(f"trains   {'all weights' if peft is None else f'an adapter ({peft.method})'}: {reason}")
+    if written.judge:
+        print(f"judge    {written.judge}")
     for path in written.unused:
         print(f"unused   {path}: the goal {wanted.goal} does not need it")
     if wanted.model.needs_template:
@@ -167,6 +224,19 @@ class _Questions:
             return None
         return self._until_right("Reward model that scores answers (a folder, or a hub id)", look_at_model)
 
+    def rule(self, given: str | None, data: Sequence[FoundData]) -> dict[str, Any]:
+        """The rule that checks answers, with its fields."""
+        from align.pipeline.starter.rule import RULES, make_rule, problems_in, usual_rule
+
+        problems = problems_in(data)
+        while given is None and self._can_ask:
+            name = self.choose("When is an answer right?", RULES, usual_rule(problems))
+            try:
+                return make_rule(name, problems)
+            except RecipeError as error:
+                self._say(error.render())
+        return make_rule(given or usual_rule(problems), problems)
+
     def machine(self, here: Machine, read: Callable[[str], Machine], shown: str) -> Machine:
         """This machine, unless the user names another."""
         if not self._can_ask:
@@ -195,10 +265,7 @@ class _Questions:
             found = look_at_data(path, mapped[1], mapped[0])
         finally:
             progress.end()
-        print(f"data     {found.summary}")
-        if found.columns and not columns:
-            mapped_to = ", ".join(f"{field} is {column!r}" for field, column in found.columns.items())
-            print(f"         read so: {mapped_to}; please check")
+        _print_found(found, guessed=not columns)
         if found.bad_rows:
             print(f"         {found.bad_share} cannot be used and are left out, such as {found.first_problem}")
         return found

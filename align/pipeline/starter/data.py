@@ -44,6 +44,17 @@ USUAL_NAMES: Mapping[str, frozenset[str]] = {
 """Names of columns, in lower case, that no shape knows and that leave little doubt; `columns` maps them, for the user to see."""
 
 
+PROMPT_NAMES = frozenset(
+    name
+    for shape in PROMPTS.shapes
+    for choices in (shape.required, shape.optional)
+    for names in choices.values()
+    for name in names
+)
+RIGHT_ANSWERS = frozenset({"answer", "solution", "target", "정답", "답"})
+"""Names of columns, in lower case, that hold the right answer to a problem."""
+
+
 @dataclass(frozen=True)
 class FoundData:
     """A data file and what is in it."""
@@ -138,6 +149,15 @@ def look_at_data(
     first = next(row for row in rows if reader.read(row).parts)
     fit = Recogniser(kind.name, kind.shapes, mapped).find(name for name, value in first.items() if value is not None)
     return FoundData(path, location, kind, columns, fit, count, bad, problem, sample, held_out)
+
+
+def as_problems(found: FoundData) -> FoundData | None:
+    """Questions with their right answers, found as instructions, as prompts with references; None where the rows are no such."""
+    columns = found.fit.columns
+    is_problem = found.kind is INSTRUCTIONS and columns.keys() == {"prompt", "completion"}
+    if not is_problem or columns["completion"].lower() not in RIGHT_ANSWERS:
+        return None
+    return look_at_data(found.path, {"prompt": columns["prompt"], "reference": columns["completion"]}, PROMPTS)
 
 
 def first_rows(path: str, location: Path) -> list[dict[str, Any]]:
@@ -239,5 +259,8 @@ def _held_out(records: Iterable[PromptRecord]) -> tuple[Mapping[str, Any], ...]:
 def _prompt_row(record: PromptRecord) -> Mapping[str, Any]:
     alone = len(record.prompt) == 1 and record.prompt[0].role == "user" and not record.prompt[0].tools
     row: dict[str, Any] = {"prompt": record.prompt[0].content if alone else [message.model_dump() for message in record.prompt]}
-    reference = record.reference if isinstance(record, Prompt) else None
-    return row if reference is None else {**row, "reference": reference}
+    if not isinstance(record, Prompt):
+        return row
+    # With the other columns, as rules may read them; but not those that could be taken for the prompt when the row is read again.
+    others = {name: value for name, value in record.fields.items() if name.lower() not in PROMPT_NAMES}
+    return {**others, **row, **({} if record.reference is None else {"reference": record.reference})}

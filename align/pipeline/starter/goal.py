@@ -1,16 +1,15 @@
-"""The inputs and stages that a goal needs, with what is there; their numbers are filled in by `settings`."""
+"""What a user can want of a first recipe, and what their rows say about it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from align.config.architecture import encoder_decoder_refusal
 from align.errors import RecipeError
-from align.pipeline.starter.data import NOUNS, FoundData
-from align.pipeline.starter.model import REVISION, TEMPLATE, FoundModel
-from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
+from align.pipeline.starter.data import FoundData, as_problems
+from align.pipeline.starter.model import FoundModel
+from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES
 
 COMPARE = "compare"
 GOALS: Mapping[str, str] = {
@@ -18,15 +17,21 @@ GOALS: Mapping[str, str] = {
     "dpo": "train on preference pairs with DPO",
     "orpo": "train on preference pairs with ORPO: needs no sft before",
     "kto": "train on single answers that are marked good or bad",
+    "grpo": "practise on problems whose answers a rule can check (GRPO)",
+    "rloo": "practise on prompts whose answers are scored (RLOO)",
     "reward_model": "train a reward model on preference pairs",
     "pairs": "sample answers, score them, build preference pairs",
     "rejection_sampling": "sample answers, keep the best, fine-tune on them",
     COMPARE: "train in several ways, compare on held-out prompts",
 }
-METHODS = ("sft", "dpo", "orpo", "rejection_sampling")
+METHODS = ("sft", "dpo", "orpo", "rejection_sampling", "grpo", "rloo")
 """What `compare` can compare."""
-HELD_OUT_NAME = "held_out.jsonl"
-ENCODER_DECODER_GOALS = ("sft",)
+ONLINE = ("grpo", "rloo")
+SAMPLED = ("pairs", "rejection_sampling", *ONLINE)
+"""Goals that need scores of the model's own answers."""
+JUDGE_PAIRS = 1_000
+"""Preference pairs from which on a comparison has a judge of its own, on half of them. A tenth of that half measures how often it
+is right: 50 pairs, which leave ±13 points. With fewer, nobody would know whether the judge is better than a coin."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +44,14 @@ class Wanted:
     model: FoundModel
     data: tuple[FoundData, ...]
     reward_model: FoundModel | None = None
+    rule: Mapping[str, Any] | None = None
+    """The fields of the rule that scores answers, where one does."""
+    judge: bool | None = None
+    """Whether half of the pairs are for the judge of `compare`, a second reward model. None: if there are `JUDGE_PAIRS`."""
 
     @property
     def steps(self) -> tuple[str, ...]:
         return self.methods if self.goal == COMPARE else (self.goal,)
-
-
-@dataclass
-class Part:
-    """An input or a stage of the recipe."""
-
-    comment: str
-    fields: dict[str, Any]
-    remarks: dict[str, str] = field(default_factory=dict)
-    """What stands behind a field."""
-    rows: FoundData | None = None
-    """Of a stage: the file that its rows come from; None where a stage makes them."""
-
-
-@dataclass
-class Layout:
-    """A recipe in parts. The stages have no numbers yet."""
-
-    inputs: dict[str, Part]
-    stages: dict[str, Part]
-    held_out: Sequence[Mapping[str, Any]] = ()
-    """Rows of `HELD_OUT_NAME`, which the recipe's input `held_out` reads."""
 
 
 def usual_goal(data: Sequence[FoundData]) -> str:
@@ -77,205 +64,57 @@ def usual_goal(data: Sequence[FoundData]) -> str:
 def usual_methods(data: Sequence[FoundData]) -> tuple[str, ...]:
     """The methods that such rows can be compared with."""
     kinds = {found.kind.name for found in data}
+    if not kinds & {INSTRUCTIONS.name, PREFERENCES.name} and any(found.has_references for found in data):
+        return ("rejection_sampling", "grpo")
     fitting = (*(["sft"] if INSTRUCTIONS.name in kinds else []), *(["dpo", "orpo"] if PREFERENCES.name in kinds else []))
     return fitting or ("rejection_sampling",)
 
 
 def lacks_scorer(goal: str, methods: Sequence[str], data: Sequence[FoundData]) -> bool:
     """Whether the goal needs answers to be scored, and no rows can teach it or say what is right."""
-    scores = bool({"pairs", "rejection_sampling"} & {goal, *methods}) or goal == COMPARE
+    scores = bool({*SAMPLED} & {goal, *methods}) or goal == COMPARE
     return scores and not any(found.kind is PREFERENCES or found.has_references for found in data)
 
 
-def lay_out(wanted: Wanted) -> Layout:
-    """The parts of the recipe.
+def with_problems(steps: Container[str], data: Sequence[FoundData]) -> list[FoundData]:
+    """The data of a goal that practises on problems: questions with answers are problems, and instructions for `sft`."""
+    if any(found.has_references for found in data):
+        return list(data)
+    read = [(found, as_problems(found)) for found in data]
+    keeps = "sft" in steps
+    return [one for found, problems in read for one in ((found, problems) if keeps else (problems or found,)) if one is not None]
+
+
+def scored_by_rule(goal: str, methods: Sequence[str], data: Sequence[FoundData]) -> bool:
+    """Whether a rule scores answers: prompts say what is right, and a method practises on them, or no pairs teach a score."""
+    steps, has_pairs = {goal, *methods}, any(found.kind is PREFERENCES for found in data)
+    scores = bool({*SAMPLED} & steps) or goal == COMPARE or (bool({"dpo", "orpo"} & steps) and not has_pairs)
+    return scores and any(found.has_references for found in data) and (not has_pairs or bool({*ONLINE} & steps))
+
+
+def optimises_score(wanted: Wanted) -> bool:
+    """Whether a method learns to raise the score of its own answers."""
+    return bool({"rejection_sampling", *ONLINE} & {*wanted.methods})
+
+
+def judge_of(wanted: Wanted) -> tuple[FoundData | None, str]:
+    """The pairs of which the judge gets half, and a sentence about it; None if there is no judge.
 
     Raises:
-        RecipeError: if the goal needs what is not there.
+        RecipeError: if the user wants a judge where none is possible.
     """
-    refused = [step for step in wanted.steps if step not in ENCODER_DECODER_GOALS]
-    if wanted.model.encoder_decoder and refused:
-        reason = encoder_decoder_refusal(wanted.model.written, wanted.model.encoder_decoder, refused[0])
-        raise RecipeError(reason, hint="Name a decoder-only model, or take the goal sft.")
-    if wanted.model.is_reward_model:
-        raise RecipeError(f"model {wanted.model.written}: is a reward model, which writes no text", hint="Name a language model.")
-    builder = _Builder(wanted)
-    for step in wanted.steps:
-        getattr(builder, step)()
-    if wanted.goal == COMPARE:
-        builder.compare()
-    return builder.layout
-
-
-class _Builder:
-    """Adds a goal's stages, and before each of them what it needs. Every method returns the name of what it added, once."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
-        self.layout = Layout({}, {})
-        fields, remarks = _model_fields("model", wanted.model), {}
-        if wanted.model.needs_template:
-            fields["chat"], remarks["chat"] = {"template": TEMPLATE}, "it has no chat template of its own"
-        self.layout.inputs["base"] = Part("The model to start from.", fields, remarks)
-        self._held_out = self._choose_held_out() if wanted.goal == COMPARE else None
-
-    # Inputs
-
-    def _rows(self, kind: DataKind[Any]) -> tuple[str, FoundData]:
-        """The input of a kind: rows of that kind, or others that can be read so."""
-        found, columns = self._find(kind)
-        name = kind.name
-        if name not in self.layout.inputs:
-            part = Part(_sentence(found, kind), {"kind": name, "path": found.path}, rows=found)
-            if columns:
-                part.fields["columns"] = dict(columns)
-            if found.bad_rows:
-                part.fields["on_invalid"] = "drop"
-                part.remarks["on_invalid"] = f"{found.bad_share} cannot be used"
-            if self._held_out is not None:
-                part.fields["decontaminate"] = ["held_out"]
-                part.remarks["decontaminate"] = "no training on the held-out prompts"
-            self.layout.inputs[name] = part
-        return name, found
-
-    def _find(self, kind: DataKind[Any]) -> tuple[FoundData, Mapping[str, str]]:
-        own_first = sorted(self.wanted.data, key=lambda found: found.kind is not kind)
-        for found in own_first:
-            if (columns := found.columns_as(kind)) is not None:
-                return found, columns
-        noun, there = NOUNS.get(kind.name, kind.phrase), "; ".join(found.summary for found in self.wanted.data)
-        raise RecipeError(
-            f"goal {self.wanted.goal}: needs {noun}, and there are none in {there or 'no file'}",
-            hint=f"Add a file of {noun} with --data, or take another --goal: {', '.join(GOALS)}.",
-        )
-
-    def _has(self, kind: DataKind[Any]) -> bool:
-        """Whether a file has rows of the kind itself."""
-        return any(found.kind is kind for found in self.wanted.data)
-
-    def _choose_held_out(self) -> FoundData:
-        order = (PROMPTS, PREFERENCES, LABELLED, INSTRUCTIONS)
-        found = next((found for kind in order for found in self.wanted.data if found.kind is kind), None)
-        if found is None or not found.held_out:
-            raise RecipeError(
-                "goal compare: needs held-out prompts, and there are too few rows to keep a tenth of the prompts out of training",
-                hint="Add prompts with --data, or take another --goal.",
-            )
-        self.layout.held_out = found.held_out
-        comment = f"{len(found.held_out):,} prompts of {found.path}, which no stage is trained on."
-        self.layout.inputs["held_out"] = Part(comment, {"kind": PROMPTS.name, "path": HELD_OUT_NAME}, rows=found)
-        return found
-
-    # Stages
-
-    def _add(self, name: str, part: Part) -> str:
-        self.layout.stages.setdefault(name, part)
-        return name
-
-    def _start(self) -> str:
-        """The model that preferences and sampling start from: one that answers already."""
-        learns_first = self.wanted.model.needs_template and self._has(PREFERENCES)
-        return self.sft() if self._has(INSTRUCTIONS) or learns_first else "base"
-
-    def sft(self) -> str:
-        name, found = self._rows(INSTRUCTIONS)
-        comment = "Fine-tuning: the model learns to give these answers."
-        if found.kind is not INSTRUCTIONS:
-            comment = "Fine-tuning on the chosen answers, so that the model answers at all before it learns preferences."
-        return self._add("sft", Part(comment, {"stage": "sft", "model": "base", "data": name}, rows=found))
-
-    def dpo(self) -> str:
-        pairs, found = self._pairs()
-        comment = "DPO: the chosen answers become likelier than the rejected ones. beta: how near it stays to its start."
-        return self._add("dpo", Part(comment, {"stage": "dpo", "model": self._start(), "pairs": pairs, "beta": 0.1}, rows=found))
-
-    def orpo(self) -> str:
-        pairs, found = self._pairs()
-        comment = "ORPO: fine-tuning on the chosen answers and preference in one training."
-        start = self.sft() if self._has(INSTRUCTIONS) else "base"
-        fields = {"stage": "orpo", "model": start, "pairs": pairs, "odds_ratio_weight": 0.1}
-        return self._add("orpo", Part(comment, fields, rows=found))
-
-    def kto(self) -> str:
-        name, found = self._rows(LABELLED)
-        comment = "KTO: good answers become likelier, bad ones less likely. beta: how near it stays to its start."
-        return self._add("kto", Part(comment, {"stage": "kto", "model": self._start(), "data": name, "beta": 0.1}, rows=found))
-
-    def _pairs(self) -> tuple[str, FoundData | None]:
-        return (self.pairs(), None) if not self._has(PREFERENCES) and self._can_score else self._rows(PREFERENCES)
-
-    def reward_model(self) -> str:
-        name, found = self._rows(PREFERENCES)
-        comment = "Reward model: scores an answer, as the pairs would. A tenth of the pairs is held out to measure its accuracy."
-        fields = {"stage": "reward_model", "model": self._start(), "data": name}
-        return self._add("reward_model", Part(comment, fields, rows=found))
-
-    def pairs(self) -> str:
-        scores, scorer = self._scores()
-        fields: dict[str, Any] = {"stage": "pairs", "scored": scores, "scorer": scorer, "policy": "max_min"}
-        if scorer == "answer":
-            fields["min_margin"] = 1
-        return self._add("pairs", Part("Of each prompt the best answer against the worst.", fields))
-
-    def rejection_sampling(self) -> str:
-        scores, scorer = self._scores()
-        fields: dict[str, Any] = {"stage": "best_of_n", "scored": scores, "scorer": scorer}
-        if scorer == "answer":
-            fields["min_score"] = 1
-        best = self._add("best_of_n", Part("Of each prompt the best answer.", fields))
-        learns = {"stage": "sft", "model": self._start(), "data": best}
-        return self._add("rejection_sampling", Part("Fine-tuning on the best answers.", learns))
-
-    def _scores(self) -> tuple[str, str]:
-        """Scored answers to the prompts, and the name of their scorer."""
-        name, scorer = self._scorer()
-        prompts, found = self._rows(PROMPTS)
-        start = self._start()
-        sample = {"stage": "generate", "model": start, "prompts": prompts}
-        self._add("candidates", Part("Several answers to each prompt.", sample, rows=found))
-        score = {"stage": "score", "candidates": "candidates", "scorers": {name: scorer}}
-        return self._add("scores", Part("A score for each of them.", score)), name
-
-    @property
-    def _can_score(self) -> bool:
-        return self.wanted.reward_model is not None or any(found.has_references for found in self.wanted.data)
-
-    def _scorer(self) -> tuple[str, Any]:
-        """What scores answers, under a name: the given reward model, one that is trained here, or a rule."""
-        if self.wanted.reward_model is not None:
-            fields = _model_fields("reward_model", self.wanted.reward_model)
-            self.layout.inputs.setdefault("reward_model", Part("The reward model that scores answers.", fields))
-            return "rm", "reward_model"
-        if self._has(PREFERENCES):
-            return "rm", self.reward_model()
-        with_references = [found for found in self.wanted.data if found.has_references]
-        if with_references:
-            rule = "numeric_answer" if with_references[0].references_are_numbers else "contains_reference"
-            return "answer", {"rules": [{"type": rule, "name": "answer"}]}
-        raise RecipeError(
-            f"goal {self.wanted.goal}: answers must be scored, and nothing here can do it",
-            hint="Give a reward model (--reward-model), or preference pairs to train one on (--data),\n"
-            "or prompts with the right answer: --columns prompt=question --columns reference=answer.",
-        )
-
-    def compare(self) -> str:
-        name, scorer = self._scorer()
-        start = self._start()
-        trained = list(self.wanted.methods)
-        baseline = "base" if trained == ["sft"] else start
-        models = [baseline, *(method for method in trained if method != baseline)]
-        fields = {"stage": "compare", "models": models, "baseline": baseline, "prompts": "held_out", "scorers": {name: scorer}}
-        comment = "The models answer the held-out prompts; the table says which is better, and how sure that is."
-        return self._add("compare", Part(comment, fields, rows=self._held_out))
-
-
-def _model_fields(kind: str, model: FoundModel) -> dict[str, Any]:
-    if model.hub_id is not None:
-        return {"kind": kind, "hub_id": model.hub_id, "revision": REVISION}
-    return {"kind": kind, "path": model.written}
-
-
-def _sentence(found: FoundData, kind: DataKind[Any]) -> str:
-    noun = NOUNS.get(found.kind.name, found.kind.phrase)
-    as_kind = "" if found.kind is kind else f", read as {kind.phrase}"
-    return f"{found.rows:,} {noun}{as_kind}."
+    pairs = next((found for found in wanted.data if found.kind is PREFERENCES), None)
+    decided = wanted.rule is not None or (wanted.reward_model is not None and not optimises_score(wanted))
+    problem = "" if wanted.goal == COMPARE else "it is for --goal compare"
+    if not problem and (pairs is None or decided):
+        problem = "there are no preference pairs to learn from" if pairs is None else "no method learns to raise the score here"
+    if problem and wanted.judge:
+        raise RecipeError(f"--judge: {problem}", hint="Leave --judge out.")
+    if problem or pairs is None:
+        return None, ""
+    if wanted.judge is False:
+        return None, "none, as --no-judge says: the score is from the pairs that the methods may learn from"
+    if wanted.judge is None and pairs.rows < JUDGE_PAIRS:
+        few = f"{pairs.rows:,} pairs are too few to keep half from training ({JUDGE_PAIRS:,} needed)"
+        return None, f"none: {few}; --judge does it"
+    return pairs, f"a reward model from half of the {pairs.rows:,} pairs, kept from training; --no-judge leaves it out"

@@ -20,7 +20,8 @@ from align.pipeline.estimate.memory import Peft, method_name
 from align.pipeline.estimate.plan import METHODS
 from align.pipeline.estimate.table import count_text, size_text
 from align.pipeline.starter.data import FoundData
-from align.pipeline.starter.goal import Layout, Part
+from align.pipeline.starter.goal import ONLINE
+from align.pipeline.starter.layout import Layout, Part
 from align.pipeline.starter.model import FoundModel
 from align.stages.registry import STAGES
 from align.training.needs import RowLength, Trains
@@ -30,12 +31,14 @@ CPU = "cpu"
 GPU_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", re.IGNORECASE)
 USED_SHARE = 0.9
 """Of the memory: an estimate is no measurement."""
-TOY_RATES = {"sft": 1e-3, "reward_model": 5e-4, "dpo": 2e-4, "orpo": 5e-4, "kto": 2e-4}
-"""Those of recipes/quickstart; nothing is published for models this small."""
+TOY_RATES = {"sft": 1e-3, "reward_model": 5e-4, "dpo": 2e-4, "orpo": 5e-4, "kto": 2e-4, "grpo": 3e-4, "rloo": 3e-4}
+"""Those of recipes/quickstart, and of its kind of model; nothing is published for models this small."""
 MAX_TOKENS = 4096
 MIN_TOKENS = 64
 UNKNOWN_TOKENS = 1024
 ANSWER_TOKENS = 256
+WORKED_ANSWER_TOKENS = 1024
+"""Where a rule checks the answer: room to work it out, for models large enough to do so."""
 BYTES_PER_TOKEN = 3
 """Of UTF-8, where no tokenizer is here: about what today's vocabularies need for a token, in English and in Korean."""
 SMALL_DATA = 2_000
@@ -84,11 +87,15 @@ def machine_text(machine: Machine) -> str:
 def fill_in(layout: Layout, model: FoundModel, machine: Machine) -> Choice:
     """Give every stage its numbers, and choose how all that train do it."""
     lengths = {id(part): _lengths(part.rows, model) for part in layout.stages.values() if part.rows is not None}
+    is_toy = model.shape is not None and model.shape.parameters < TOY_PARAMETERS
+    answer_tokens = WORKED_ANSWER_TOKENS if layout.has_rule and not is_toy else ANSWER_TOKENS
     for part in layout.stages.values():
-        _limits(part, lengths.get(id(part)), model)
+        _limits(part, lengths.get(id(part)), model, answer_tokens)
     choice = _choose(layout, {key: rows for key, rows in lengths.items() if model.folder is not None}, model.shape, machine)
     for part in layout.stages.values():
-        if _trains(part):
+        if part.fields["stage"] in ONLINE:
+            _practise(part, model.shape, choice)
+        elif _trains(part):
             _train(part, lengths.get(id(part)), model.shape, choice)
     return choice
 
@@ -115,23 +122,24 @@ def _tokens(text: str) -> int:
     return MESSAGE_TOKENS + len(text.encode()) // BYTES_PER_TOKEN
 
 
-def _limits(part: Part, lengths: Sequence[RowLength] | None, model: FoundModel) -> None:
-    """The limits of prompts and answers, in tokens."""
+def _limits(part: Part, lengths: Sequence[RowLength] | None, model: FoundModel, unknown_answer: int) -> None:
+    """The limits of prompts and answers, in tokens; `unknown_answer`: that of answers of which there are no examples."""
     context = model.context_tokens or UNKNOWN_TOKENS * 4
     longest = max((row.longer_side for row in lengths or ()), default=UNKNOWN_TOKENS)
-    if _trains(part):
+    if _trains(part) and part.fields["stage"] not in ONLINE:
         part.fields["max_tokens"] = limit = min(_rounded(longest), context)
         where = f"the longest of the first rows has about {longest:,}" if lengths else "what is sampled is shorter"
         part.remarks["max_tokens"] = where if longest <= limit else f"{where}; longer rows are left out"
         part.fields["on_invalid"] = "drop"
         part.remarks["on_invalid"] = "leave longer rows out instead of stopping"
-    elif part.fields["stage"] in ("generate", "compare"):
+    elif part.fields["stage"] in ("generate", "compare", *ONLINE):
         answer = max((max(row.completions, default=0) for row in lengths or ()), default=0)
-        answer_tokens = min(_rounded(answer) if answer else ANSWER_TOKENS, context // 2)
+        answer_tokens = min(_rounded(answer) if answer else unknown_answer, context // 2)
         if part.fields["stage"] == "generate":
             part.fields["num_candidates"] = 8
         part.fields["max_completion_tokens"] = answer_tokens
-        part.remarks["max_completion_tokens"] = "longer answers are cut"
+        cut = "longer answers are cut" + (", and nothing is learned from them" if part.fields["stage"] in ONLINE else "")
+        part.remarks["max_completion_tokens"] = cut
         prompt = max((row.prompt for row in lengths or ()), default=UNKNOWN_TOKENS)
         part.fields["max_prompt_tokens"] = min(_rounded(prompt), context - answer_tokens)
         part.fields["on_invalid"] = "drop"
@@ -173,16 +181,40 @@ def _peaks(
 ) -> Iterator[int]:
     for part in parts:
         fields = {key: value for key, value in part.fields.items() if key != "stage"}
-        config: Any = STAGES[part.fields["stage"]].config_type.model_validate({**fields, **_batch(part, lengths.get(id(part)))})
+        batch = {} if part.fields["stage"] in ONLINE else _batch(part, lengths.get(id(part)))
+        config: Any = STAGES[part.fields["stage"]].config_type.model_validate({**fields, **batch})
         assert isinstance(config, Trains)
         shapes = dict.fromkeys(config.training_needs().models, shape)  # all start from the one model
         yield fit_stage(config, peft, shapes, lengths.get(id(part)), machine).memory.peak
 
 
+def _practise(part: Part, shape: ModelShape | None, choice: Choice) -> None:
+    """Learning rate, completions and adapter of a method that samples while it learns."""
+    limits = {key: part.fields.pop(key) for key in ("max_completion_tokens", "max_prompt_tokens", "on_invalid")}
+    _rate(part, shape, choice)
+    defaults = STAGES[part.fields["stage"]].config_type.model_fields
+    group, batch = defaults["group_size"].default, defaults["rollout_batch_size"].default
+    prompts = part.row_count or SMALL_DATA
+    part.fields["num_episodes"] = episodes = max(group * prompts, STEPS * batch)
+    often = f", {episodes / (group * prompts):,.1f} times" if episodes > group * prompts else ""
+    part.remarks["num_episodes"] = f"answers to learn from: {group} to each prompt{often}"
+    part.fields |= limits
+    _adapter(part, choice)
+
+
 def _train(part: Part, lengths: Sequence[RowLength] | None, shape: ModelShape | None, choice: Choice) -> None:
-    """Learning rate, passes, batch and adapter."""
-    stage, adapter = str(part.fields["stage"]), choice.peft is not None
+    """Learning rate, passes, batch and adapter of a method that reads rows."""
+    stage = str(part.fields["stage"])
     limits = {key: part.fields.pop(key) for key in ("max_tokens", "on_invalid")}
+    _rate(part, shape, choice)
+    rows = part.row_count or SMALL_DATA
+    part.fields["num_epochs"] = 3 if rows < SMALL_DATA else 2 if stage == "sft" else 1
+    part.fields |= {**_batch(part, lengths), **limits}
+    _adapter(part, choice)
+
+
+def _rate(part: Part, shape: ModelShape | None, choice: Choice) -> None:
+    stage, adapter = str(part.fields["stage"]), choice.peft is not None
     usual = usual_rates(stage, shape.parameters if shape else 2 * SMALL_PARAMETERS, adapter=adapter)
     trained = "an adapter" if adapter else "all weights"
     if usual is None:
@@ -193,9 +225,9 @@ def _train(part: Part, lengths: Sequence[RowLength] | None, shape: ModelShape | 
     else:
         part.fields["learning_rate"] = usual.start
         part.remarks["learning_rate"] = f"usual for {trained}: {usual}"
-    rows = part.rows.rows if part.rows is not None else SMALL_DATA
-    part.fields["num_epochs"] = 3 if rows < SMALL_DATA else 2 if stage == "sft" else 1
-    part.fields |= {**_batch(part, lengths), **limits}
+
+
+def _adapter(part: Part, choice: Choice) -> None:
     if choice.peft is not None:
         part.fields["peft"] = {"method": choice.peft.method}
         part.remarks["peft"] = choice.reason
@@ -203,7 +235,7 @@ def _train(part: Part, lengths: Sequence[RowLength] | None, shape: ModelShape | 
 
 def _batch(part: Part, lengths: Sequence[RowLength] | None) -> dict[str, int]:
     """Rows per optimizer step: up to 64 pairs or 16 packed rows, and fewer where a pass would have too few steps."""
-    rows, largest = float(part.rows.rows if part.rows is not None else SMALL_DATA), 64
+    rows, largest = float(part.row_count or SMALL_DATA), 64
     if part.fields["stage"] == "sft":
         # Several samples share a row.
         mean = sum(row.longer_side for row in lengths or ()) / len(lengths) if lengths else UNKNOWN_TOKENS

@@ -21,7 +21,8 @@ from align.config.source import parse_text
 from align.errors import RecipeError
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.recipe import load_recipe
-from align.pipeline.starter.goal import GOALS, HELD_OUT_NAME, Part, Wanted, lay_out
+from align.pipeline.starter.goal import GOALS, Wanted
+from align.pipeline.starter.layout import HELD_OUT_NAME, Part, lay_out
 from align.pipeline.starter.settings import Choice, fill_in
 
 TEMPLATE_NAME = "recipe.yaml.jinja"
@@ -38,6 +39,8 @@ class Written:
     choice: Choice
     unused: tuple[str, ...]
     """Data files that the goal does not need."""
+    judge: str
+    """What judges a comparison; see `Layout`."""
 
 
 def refuse_folder(folder: Path) -> None:
@@ -92,7 +95,7 @@ def write_starter(folder: Path, name: str, wanted: Wanted, machine: Machine) -> 
     load_recipe(recipe)  # what is written must be right; the numbers above are checked nowhere else
     used = [part.rows for part in layout.inputs.values()]
     unused = tuple(found.path for found in wanted.data if not any(found is rows for rows in used))
-    return Written(recipe, held_out, choice, unused)
+    return Written(recipe, held_out, choice, unused, layout.judge)
 
 
 def _from_recipe(written: str, folder: Path) -> str:

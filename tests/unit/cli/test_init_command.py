@@ -78,6 +78,8 @@ CASES = [
     *((goal, data) for goal in ("pairs", "rejection_sampling", "compare") for data in ("pairs.csv", "talks.parquet")),
     *((goal, "sums.jsonl --kind prompts") for goal in ("pairs", "rejection_sampling", "dpo", "compare")),
     ("kto", "marked.jsonl"),
+    ("grpo", "sums.jsonl"),
+    ("rloo", "pairs.jsonl"),
     ("dpo", "pairs.jsonl alpaca.json"),
     ("compare", "pairs.csv openai.jsonl"),
 ]
@@ -169,6 +171,93 @@ def test_a_rule_scores_where_prompts_say_the_right_number(init: Init) -> None:
     assert "min_margin: 1" in text
 
 
+RULED: list[tuple[str, dict[str, Any], list[str], str]] = [
+    ("sums", {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}, [], "type: numeric_answer, name: answer"),
+    ("quiz", {"prompt": "A, B or C?", "reference": "C"}, [], "type: choice_answer, name: answer, choices: [A, B, C]"),
+    (
+        "makes",
+        {"prompt": "2 of 1 1", "numbers": [1, 1], "reference": "2"},
+        [],
+        "type: expression, name: answer, numbers: numbers",
+    ),
+    ("halves", {"prompt": "1 / 2?", "reference": r"\frac{1}{2}"}, [], "type: math_answer, name: answer"),
+    ("capitals", {"prompt": "Of France?", "reference": "Paris"}, [], "type: contains_reference, name: answer"),
+    ("tables", {"prompt": "As JSON?"}, ["--rule", "json"], "type: json, name: answer, json_schema: {type: object}"),
+    ("votes", {"prompt": "1, 2 or 3?", "reference": "3"}, ["--rule", "choice"], "choices: [1, 2, 3]"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "options", "rule"), RULED, ids=[name for name, *_ in RULED])
+def test_the_references_decide_which_rule_checks_answers(
+    name: str, row: dict[str, Any], options: list[str], rule: str, init: Init
+) -> None:
+    write_jsonl(
+        Path(f"{name}.jsonl"), ({**row, "prompt": f"{index}: {row.get('prompt', row.get('question'))}"} for index in range(9))
+    )
+    if "question" in row:
+        write_jsonl(Path(f"{name}.jsonl"), (row for _ in range(9)))
+    answer = init("mine", "--data", f"{name}.jsonl", "--goal", "grpo", *options)
+    assert (answer.code, answer.err) == (0, "")
+    text = Path("mine/recipe.yaml").read_text().replace('"', "")
+    assert rule in text
+    assert list(load_recipe("mine").stages) == ["grpo"]  # no reward model
+
+
+def test_practice_beside_rejection_sampling_is_what_problems_are_compared_with(init: Init) -> None:
+    row = {"numbers": [1, 2], "reference": "3", "topic": "sums"}
+    write_jsonl(Path("makes.jsonl"), ({"prompt": f"{index}: 3 of 1 2", **row} for index in range(NUMBER)))
+    assert init("mine", "--data", "makes.jsonl", "--goal", "compare", "--yes").code == 0
+    recipe = load_recipe("mine")
+    assert list(recipe.stages)[-2:] == ["grpo", "compare"]
+    assert recipe.stages["compare"].config.models == ["base", "rejection_sampling", "grpo"]  # type: ignore[attr-defined]
+    held_out = json.loads(Path("mine/held_out.jsonl").read_text().splitlines()[0])
+    assert held_out.items() >= {"numbers": "[1, 2]", "reference": "3", "topic": "sums"}.items()
+
+
+COMPARED = ["--data", "pairs.jsonl", "--goal", "compare", "--method", "dpo"]
+
+
+@pytest.mark.parametrize(
+    ("options", "scorers", "inputs"),
+    [
+        ([], {"rm": "reward_model"}, ["base", "held_out", "preferences"]),  # too few pairs
+        (["--judge"], {"judge": "judge"}, ["base", "held_out", "preferences", "other_preferences"]),
+        (
+            ["--judge", "--method", "rejection_sampling"],
+            {"rm": "reward_model", "judge": "judge"},
+            ["base", "held_out", "preferences", "prompts", "other_preferences"],
+        ),
+    ],
+)
+def test_half_of_the_pairs_teach_a_judge(
+    options: list[str], scorers: dict[str, str], inputs: list[str], init: Init, capsys: Capture
+) -> None:
+    answer = init("mine", *COMPARED, *options)
+    assert (answer.code, answer.err) == (0, "")
+    recipe = load_recipe("mine")
+    compare: Any = recipe.stages["compare"].config
+    assert (compare.scorers, list(recipe.inputs)) == (scorers, inputs)
+    assert compare.deciding_scorer == ("judge" if len(scorers) > 1 else None)
+    shares = {name: getattr(found, "share", None) for name, found in recipe.inputs.items()}
+    if "judge" in scorers:
+        assert {share for name, share in ((name, tuple(shares[name] or ())) for name in inputs[2:-1])} == {(0, 0.5)}
+        assert shares["other_preferences"] == [0.5, 1]
+    else:
+        assert set(shares.values()) == {None}
+        assert "judge    none: 40 pairs are too few to keep half from training (1,000 needed)" in answer.out
+    assert (main(["plan", "mine"]), capsys.readouterr().err) == (0, "")
+
+
+def test_enough_pairs_have_a_judge_unless_the_user_wants_none(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.pipeline.starter.goal.JUDGE_PAIRS", NUMBER)
+    assert "judge    a reward model from half of the 40 pairs" in init("mine", *COMPARED).out
+    assert init("other", *COMPARED, "--no-judge").code == 0
+    assert list(load_recipe("mine").stages) == ["dpo", "judge", "compare"]
+    assert list(load_recipe("other").stages) == ["dpo", "reward_model", "compare"]
+    given = init("third", *COMPARED, "--reward-model", "owner/reward-model")  # it judges: nothing is trained with it
+    assert (given.code, "judge  " in given.out) == (0, False)
+
+
 def config_alone(folder: Path, shape: str) -> Path:
     folder.mkdir()
     kind = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[SHAPES[shape]["model_type"]]
@@ -217,6 +306,17 @@ WRONG: list[tuple[list[str], str, str]] = [
     (["--data", "pairs.jsonl", "--goal", "ppo"], "model", "--goal ppo: unknown name"),
     (["--data", "pairs.jsonl", "--goal", "dop"], "model", "did you mean 'dpo'"),
     (["--data", "pairs.jsonl", "--goal", "dpo", "--method", "orpo"], "model", "--method goes with --goal compare"),
+    (["--data", "pairs.jsonl", "--goal", "dpo", "--judge"], "model", "--judge: it is for --goal compare"),
+    (["--data", "sums.jsonl", "--goal", "grpo", "--rule", "number"], "model", "--rule number: unknown name"),
+    (
+        ["--data", "sums.jsonl", "--goal", "grpo", "--rule", "choice"],
+        "model",
+        "sums.jsonl:1: has none of A, B, C, D in `reference`",
+    ),
+    (["--data", "sums.jsonl", "--goal", "grpo", "--rule", "expression"], "model", "has no such column: 'numbers'"),
+    (["--data", "pairs.jsonl", "--goal", "grpo", "--rule", "numeric"], "model", "--rule: needs prompts with the right answer"),
+    (["--data", "sums.jsonl", "--goal", "sft", "--rule", "numeric"], "model", "--rule: the goal sft scores no answers"),
+    (["--data", "openai.jsonl", "--goal", "grpo"], "model", "answers must be scored, and nothing here can do it"),
     (["--data", "pairs.jsonl", "--method", "ppo", "--goal", "compare"], "model", "--method ppo"),
     (["--data", "pairs.jsonl"], "model", "--goal: missing; with these rows it is usually dpo"),
     (["--goal", "dpo"], "", "--model and --data: missing"),
@@ -281,6 +381,15 @@ def test_a_reward_model_is_asked_for_where_nothing_else_scores(init: Init, monke
     assert recipe.stages["scores"].config.scorers == {"rm": "reward_model"}  # type: ignore[attr-defined]
     assert recipe.inputs["reward_model"].hub_id == "owner/reward-model"  # type: ignore[union-attr]
     assert "unused   pairs.txt: the goal rejection_sampling does not need it" in answer.out
+
+
+def test_the_rule_is_asked_for_until_it_fits(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("choice\n\n\n"))
+    answer = init("mine", "--data", "sums.jsonl", "--goal", "grpo")
+    assert answer.code == 0, answer.err
+    assert "Number or name [numeric_answer]:" in answer.err
+    assert "rule choice_answer: sums.jsonl:1: has none of A, B, C, D in `reference`" in answer.err
+    assert "rule     numeric_answer: the last number is the right one" in answer.out
 
 
 def test_columns_are_asked_for_where_their_names_say_nothing(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
