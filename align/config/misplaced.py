@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from align.config.base import Problem
+from align.config.entry import is_rounds
+from align.config.form import Rounds
 from align.config.names import Place, nearest, unknown_key
 from align.config.other_tools import plain, words_for
 from align.config.reference import FieldPath
@@ -53,7 +55,7 @@ def put_right(document: Document, elsewhere: Callable[[], Mapping[str, type[Base
     for section, word in SECTIONS.items():
         entries = top.get(section)
         for name, entry in entries.items() if isinstance(entries, dict) else ():
-            if isinstance(entry, dict) and word not in entry and (key := _key_for(word, entry)):
+            if isinstance(entry, dict) and word not in entry and not _is_whole(section, entry) and (key := _key_for(word, entry)):
                 yield Problem((section, name, key), f"unknown key; did you mean '{word}'?", at_key=True)
                 document.move((section, name, key), (section, name, word))
 
@@ -88,6 +90,11 @@ def _fits(section: str, entry: Any) -> bool:
     return section not in SECTIONS or (
         isinstance(entry, dict) and bool(SECTIONS[section] in entry or "rounds" in entry or _key_for(SECTIONS[section], entry))
     )
+
+
+def _is_whole(section: str, entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is rounds by all of its keys, and needs no `stage`. Reading the words of other tools takes longer."""
+    return section == "stages" and is_rounds(entry) and entry.keys() <= Rounds.model_fields.keys()
 
 
 def _key_for(word: str, entry: Mapping[str, Any]) -> str | None:

@@ -323,7 +323,7 @@ Rule = Annotated[
 ]
 
 
-class RuleSet(StrictModel):
+class RuleSet(StrictModel, defer_build=False):  # deferred, it would be built again for every stage type that has scorers
     """Rules whose weighted mean is a completion's score, from 0 to 1, unless a rule with `at_most` fails."""
 
     rules: list[Rule] = Field(min_length=1)

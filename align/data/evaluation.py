@@ -8,7 +8,6 @@ from align.config.inputs import DataInput
 from align.data.quality.overlap import EvaluationIndex
 from align.data.share import in_share
 from align.data.source import Source
-from align.data.validation import valid_rows
 from align.errors import DataError
 
 
@@ -18,6 +17,8 @@ def evaluation_prompts(source: Source, spec: DataInput) -> list[tuple[str, str]]
     Raises:
         DataError: if there is none, or a file cannot be read.
     """
+    from align.data.validation import valid_rows  # imports NumPy
+
     prompts = [(record.id, spec.row_kind.subject_text(record)) for record in valid_rows(source, spec) if in_share(spec, record)]
     if not prompts:
         raise DataError(f"{source.shown}: there is no prompt in it to compare with", hint="`align data validate` says why.")

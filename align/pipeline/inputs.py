@@ -12,7 +12,6 @@ from typing import Any
 from align.config.inputs import ArtifactInput, CandidatesInput, DataInput, ModelInput
 from align.config.recipe import Recipe
 from align.data.evaluation import evaluation_index
-from align.data.ingest import ingest
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source, SourceFile, find_files, find_source
 from align.errors import AlignError, DataError, RecipeError
@@ -250,6 +249,8 @@ def _write_rows(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Sequen
     spec, source = resolved.spec, resolved.source
     assert isinstance(spec, DataInput)
     assert source is not None
+    from align.data.ingest import ingest  # imports NumPy, which a plan does without
+
     result = ingest(spec, source, folder, evaluation=_evaluation_index(resolved))
     manifest = _manifest(
         spec.kind,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from align.config.inputs import DataInput
 from align.data.share import in_share
-from align.data.validation import valid_rows
 from align.errors import AlignError
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.rows import is_local
@@ -47,6 +46,8 @@ def check_held_out(name: str, where: str, own: ResolvedInput, held: ResolvedInpu
 
 
 def _keys(resolved: ResolvedInput) -> set[str]:
+    from align.data.validation import valid_rows  # imports NumPy
+
     spec, source = resolved.spec, resolved.source
     try:
         if resolved.artifact is not None:

@@ -7,16 +7,16 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.config.inputs import DataInput
 from align.data.source import HubRows, Source, SourceFile, read_prefix
-from align.data.validation import Problem, Summary, collect_rows, rules_of
-from align.data.validation.block import Block
-from align.data.validation.kind import kinds_that_fit
 from align.errors import AlignError, RecipeError
 from align.pipeline.checks.finding import Action, Finding, dropped_rows
 from align.written import for_options, mapped_columns, setting
+
+if TYPE_CHECKING:
+    from align.data.validation import Problem, Summary
 
 HEAD_ROWS = 64
 """Rows read of each file."""
@@ -62,6 +62,9 @@ def read_head(source: Source, spec: DataInput) -> Head:
     Raises:
         DataError, RecipeError: if a file cannot be read at all.
     """
+    from align.data.validation import collect_rows, rules_of  # with NumPy: a plan that read these rows before needs neither
+    from align.data.validation.block import Block
+
     heads = itertools.islice(read_prefix(source, HEAD_ROWS), MOST_FILES)
     blocks = [Block(number, rows) for number, rows in enumerate(heads)]
     problems: list[Problem] = []
@@ -157,6 +160,8 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
 def _other_kinds(spec: DataInput, file: SourceFile, head: Head) -> list[str]:
     if not head.raw or file.columns:  # columns that the recipe names were chosen for this kind
         return []
+    from align.data.validation.kind import kinds_that_fit
+
     return [kind for kind in kinds_that_fit(file.columns, head.raw, spec.max_characters) if kind != spec.kind]
 
 

@@ -42,12 +42,12 @@ class Guess:
 class SpeedGuess:
     """Knows the models and the rows of a plan. What a judge takes at its endpoint is not known."""
 
-    def __init__(self, plan: Plan, machine: Machine, speed: Speed) -> None:
+    def __init__(self, plan: Plan, machine: Machine, speed: Speed, measured: MeasuredRows) -> None:
         self._plan = plan
         self._stages = {stage.name: stage for stage in plan.stages}
         self._device = machine.device
         self._speed = speed
-        self._planner = RowsPlanner(plan, MeasuredRows(plan.store))
+        self._planner = RowsPlanner(plan, measured)
         self._shape_in = cache(read_shape)  # stages of a plan often share a model
 
     def guess(self, stage: PlannedStage) -> Guess | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from align.metric import left_text
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.guess import SpeedGuess
+from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.speed import stated_speed
 from align.pipeline.plan import Plan
@@ -31,7 +32,8 @@ class StageTime:
 def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
     """One for every stage that will run; a second name for another stage's result takes no time."""
     earlier, speed = DurationEstimator(plan), stated_speed(machine)
-    guesser = None if speed is None else SpeedGuess(plan, machine, speed)
+    measured = MeasuredRows(plan.store)
+    guesser = None if speed is None else SpeedGuess(plan, machine, speed, measured)
     times = []
     for stage in plan.stages:
         if stage.status != "run":
@@ -42,6 +44,7 @@ def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
             times.append(StageTime(stage.name, guess.seconds, is_stated=True, is_bound=guess.is_bound))
         else:
             times.append(StageTime(stage.name, seconds, is_stated=seconds is None))
+    measured.save()
     return tuple(times)
 
 

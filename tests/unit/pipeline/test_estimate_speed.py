@@ -66,7 +66,10 @@ def base_of(plan: Plan) -> ModelShape:
 
 
 def test_a_training_takes_the_time_of_its_operations(plan: Plan, project: Path, tmp_path: Path) -> None:
-    guesser, stages = SpeedGuess(plan, read_machine(tmp_path), SLOW), {stage.name: stage for stage in plan.stages}
+    guesser, stages = (
+        SpeedGuess(plan, read_machine(tmp_path), SLOW, MeasuredRows(plan.store)),
+        {stage.name: stage for stage in plan.stages},
+    )
     shape = base_of(plan)
     lengths = row_lengths(plan.inputs["instructions"], project / "base")
     assert lengths is not None
@@ -91,7 +94,7 @@ def test_rows_that_are_yet_to_be_made_count_at_full_length(plan: Plan, project: 
     assert (sampled.rows, sampled.prompt, sampled.completion, sampled.is_bound) == (36, prompts.prompt, 8, True)
     assert (pairs.rows, pairs.completion, best.rows, best.completion) == (12, 16, 12, 8)
     assert planner.rows("nothing", base) is None
-    shape, guesser = base_of(plan), SpeedGuess(plan, read_machine(tmp_path), SLOW)
+    shape, guesser = base_of(plan), SpeedGuess(plan, read_machine(tmp_path), SLOW, MeasuredRows(plan.store))
     found = {stage.name: guesser.guess(stage) for stage in plan.stages}
     guesses = {name: guess for name, guess in found.items() if guess is not None}
     assert guesses.keys() == found.keys()
@@ -118,7 +121,9 @@ def test_each_side_of_a_pair_is_a_row_of_kto_beside_another_completion(project: 
     lengths = row_lengths(plan.inputs["comparisons"], project / "base")
     assert lengths is not None
     tokens = sum(2 * row.prompt + 2 * sum(row.completions) for row in lengths)
-    guess = SpeedGuess(plan, read_machine(tmp_path), SLOW).guess(next(one for one in plan.stages if one.name == "kto"))
+    guess = SpeedGuess(plan, read_machine(tmp_path), SLOW, MeasuredRows(plan.store)).guess(
+        next(one for one in plan.stages if one.name == "kto")
+    )
     assert guess is not None
     expected = FORKED_START_SECONDS + tokens * base_of(plan).parameters * (6 + 2) / 1e6
     assert guess.seconds == pytest.approx(expected)
