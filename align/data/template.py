@@ -229,19 +229,16 @@ class ChatFormat:
         """The text of a completion's tokens, special tokens included."""
         return self._behind_prompt.decode(token_ids, skip_special_tokens=False)
 
-    def renders_alike(self, template: str) -> bool:
-        """Whether a template, by itself, gives the prompts of this format: for one question, and for a second one."""
-        question, answer = (Message(role=role, content=PROBE) for role in ("user", "assistant"))
+    def renders_alike(self, template: str, tools: list[dict[str, Any]] | None = None) -> bool:
+        """Whether a template, by itself, gives the prompts of this format: for one question, with tools, and for a second one."""
+        question, answer = Message(role="user", content=PROBE, tools=tools or []), Message(role="assistant", content=PROBE)
         # A template that holds its date must print it by itself; any other is compared on the same day.
-        date = {} if self.settings.date is not None else {"strftime_now": self._strftime}
+        given: dict[str, Any] = {} if self.settings.date is not None else {"strftime_now": self._strftime}
+        given |= {"tools": tools} if tools else {}
         for messages in ([question], [question, answer, question]):
-            conversation = [message.model_dump() for message in messages]
+            conversation = [{"role": message.role, "content": message.content} for message in messages]
             text = self.tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=True,
-                chat_template=template,
-                **date,
+                conversation, tokenize=False, add_generation_prompt=True, chat_template=template, **given
             )
             if text != self._render(messages, add_generation_prompt=True) + self.opening:
                 return False

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from align.config.chat import ChatSettings
 from align.data.plain import PlainFormat, format_of
 from align.data.template import ChatFormat
-from align.data.template_problems import FormatError
-from align.data.turns import added_tokens
+from align.data.template_problems import FormatError, TemplateProblem
+from align.data.turns import PROBE, added_tokens
 from align.errors import StageError
-from align.models.files import CHAT_NAME, GENERATION_CONFIG_NAME
+from align.models.files import CHAT_NAME, GENERATION_CONFIG_NAME, TOOL_TEMPLATE
 from align.models.folder import ModelFolder
 from align.models.tokenizer import add_special_tokens
+from align.records import Message
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = "ChatFormat | PreTrainedTokenizerBase"
 """What is saved beside weights: a chat format with its tokenizer, or a tokenizer alone, such as a base model's."""
+PROBE_TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {"name": "probe", "description": "A probe.", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+"""Tools of a conversation by which a template for tools is compared."""
 
 
 def load_format(folder: ModelFolder, where: str | None = None) -> ChatFormat:
@@ -91,12 +99,15 @@ def save_format(chat_format: ChatFormat, folder: Path) -> None:
     if isinstance(chat_format, PlainFormat):
         tokenizer.save_pretrained(str(folder), push_to_hub=False)
     else:
-        named = {} if isinstance(template, str) else template
-        complete = _with_settings(named["default"] if named else template, chat_format)
-        if not chat_format.renders_alike(complete):
-            raise StageError(f"{chat_format.where}: its chat template cannot be saved with the settings that were used")
+        if isinstance(template, str):
+            complete: str | dict[str, str] = _complete(template, chat_format)
+        else:
+            # Those of other names are never rendered here.
+            tools = {"default": None, TOOL_TEMPLATE: PROBE_TOOLS}
+            own = {name: _complete(template[name], chat_format, probe) for name, probe in tools.items() if name in template}
+            complete = {**template, **own}
         try:
-            tokenizer.chat_template = {**named, "default": complete} if named else complete
+            tokenizer.chat_template = complete
             tokenizer.save_pretrained(str(folder), push_to_hub=False)
         finally:
             tokenizer.chat_template = template
@@ -109,6 +120,19 @@ def save_format(chat_format: ChatFormat, folder: Path) -> None:
     kept = settings.model_copy(update={"template": None, "template_kwargs": {}, "date": None, "add_tokens": None})
     if kept != ChatSettings():
         write_json(folder / CHAT_NAME, kept.model_dump(mode="json", exclude_defaults=True))
+
+
+def _complete(template: str, chat_format: ChatFormat, tools: list[dict[str, Any]] | None = None) -> str:
+    """A template with the settings, checked to show prompts as `chat_format` does; `tools`: prompts with these."""
+    try:
+        chat_format.prompt_text([Message(role="user", content=PROBE, tools=tools or [])])  # asks for the dates that are written
+    except TemplateProblem:  # it does not show tools, so no model has learnt from it
+        return _with_settings(template, chat_format)
+    complete = _with_settings(template, chat_format)
+    if not chat_format.renders_alike(complete, tools):
+        name = f"chat template {TOOL_TEMPLATE!r}" if tools else "chat template"
+        raise StageError(f"{chat_format.where}: its {name} cannot be saved with the settings that were used")
+    return complete
 
 
 def _with_settings(template: str, chat_format: ChatFormat) -> str:

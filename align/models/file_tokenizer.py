@@ -14,7 +14,7 @@ from typing import Any
 
 from align.data.plain import format_of
 from align.data.template import ChatFormat
-from align.models.files import ADDITIONAL_TEMPLATES_NAME, TOKENIZER_NAME, read_json_object
+from align.models.files import ADDITIONAL_TEMPLATES_NAME, TOKENIZER_NAME, TOOL_TEMPLATE, read_json_object
 from align.models.folder import ModelFolder
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -106,7 +106,7 @@ class FileTokenizer:
         assert not tokenize
         template = chat_template or self.chat_template
         if isinstance(template, dict):
-            template = template["tool_use" if tools and "tool_use" in template else "default"]
+            template = template[TOOL_TEMPLATE if tools and TOOL_TEMPLATE in template else "default"]
         compiled = _compiled(template)
         named = {**self.special_tokens_map, **variables}
         return str(

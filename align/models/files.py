@@ -36,6 +36,8 @@ MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest safetensors header; the format's own limit."""
 
 ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
+TOOL_TEMPLATE = "tool_use"
+"""Name of the template that transformers takes for conversations with tools, where a tokenizer has several."""
 # transformers opens these by their well-known names, so no name passes through `_inside`.
 _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 MAX_SHARDS = 10_000

@@ -14,6 +14,7 @@ from align.config.chat import ChatSettings
 from align.data.template import ChatFormat
 from align.errors import EnvironmentProblem
 from align.models.chat_format import load_format, save_format
+from align.models.file_tokenizer import read_format
 from align.models.files import CHAT_NAME
 from align.models.folder import ModelFolder
 from align.records import Message
@@ -34,10 +35,10 @@ def folder(tmp_path: Path) -> Path:
     return tiny_causal_lm(tmp_path / "m")
 
 
-def save(folder: Path, to: Path, **settings: Any) -> ChatFormat:
+def save(folder: Path, to: Path, template: str | dict[str, str] = TEMPLATE, **settings: Any) -> ChatFormat:
     """Saves the format of a folder, with its weights, and returns it."""
     model = ModelFolder(folder)
-    model.tokenizer.chat_template = TEMPLATE
+    model.tokenizer.chat_template = template
     chat_format = ChatFormat(
         model.tokenizer,
         settings=ChatSettings(template_kwargs={"tone": "kind"}, **settings),  # it changes every prompt
@@ -80,6 +81,31 @@ def test_a_user_can_still_set_a_variable_of_the_template(folder: Path, tmp_path:
     alone = AutoTokenizer.from_pretrained(tmp_path / "saved")
     conversation = [TALK[0].model_dump()]
     assert "(rude)" in alone.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, tone="rude")
+
+
+def test_a_template_for_tools_keeps_the_settings_too(folder: Path, tmp_path: Path) -> None:
+    """As Command R and Hermes have: transformers and vLLM take it for conversations with tools."""
+    shown = "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ strftime_now('%B') }}\n"
+    templates = {"default": TEMPLATE, "tool_use": shown + TEMPLATE, "rag": "{{ documents }}" + TEMPLATE}
+    tools = [{"type": "function", "function": {"name": "get_weather", "description": "Weather.", "parameters": {}}}]
+    trained = save(folder, tmp_path / "saved", template=templates, date="2026-03-09")
+    question = Message(role="user", content="안녕?", tools=tools)
+    saved = tmp_path / "saved"
+    alone, conversation = AutoTokenizer.from_pretrained(saved), [{"role": "user", "content": "안녕?"}]
+    text = alone.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=True)
+    assert text == trained.prompt_text([question])
+    assert "get_weather" in text and "\nMarch\n(kind) 09 Mar 2026 2026\n" in text and text.endswith("</think>\n\n")
+    assert alone.chat_template["rag"] == templates["rag"]
+    again = load_format(ModelFolder(saved))
+    assert again.prompt_text([question]) == read_format(ModelFolder(saved)).prompt_text([question]) == text
+    assert again.prompt_text(TALK) == trained.prompt_text(TALK)
+    save_format(again, saved)
+    assert AutoTokenizer.from_pretrained(saved).chat_template == alone.chat_template
+
+
+def test_a_template_for_tools_that_shows_none_is_saved_with_the_settings(folder: Path, tmp_path: Path) -> None:
+    save(folder, tmp_path / "saved", template={"default": TEMPLATE, "tool_use": TEMPLATE})
+    assert "set tone" in AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template["tool_use"]
 
 
 def test_it_is_read_again_as_it_was_and_saved_again_without_change(folder: Path, tmp_path: Path) -> None:
