@@ -1,4 +1,4 @@
-"""The command `align`, which checks that the package `align` is ours before anything of it is imported.
+"""The command `align`, which checks that the package `align` is ours before anything of it is imported; the package checks too.
 
 Another project, a tool for linguistics, is called align on the package index and has a package of the same name: in one
 environment, each overwrites files of the other.
@@ -6,9 +6,9 @@ environment, each overwrites files of the other.
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Iterator
 
 DISTRIBUTION = "align-llm"
 """What pip calls this project."""
@@ -29,18 +29,46 @@ def main() -> int:
 
 def find_clash() -> str | None:
     """What is wrong with the installed package `align`, or None."""
-    # importlib.metadata finds the same, and its import alone takes as long as the rest of `align --help`.
-    for found in [path for place in sys.path for path in Path(place).glob(f"{OTHER}-[0-9]*.dist-info")]:
-        commands = found / "entry_points.txt"
-        # This project was called align too, before it had a name on the index.
-        if not commands.is_file() or "align.cli." not in commands.read_text(encoding="utf-8"):
-            name, version = found.stem.split("-")
-            return (
-                f"{name} {version} is installed as well as {DISTRIBUTION}. It is another project, and both have a package "
-                f"called align, so an environment can hold only one of them."
-            )
+    if (both := find_other()) is not None:
+        return both
+    from importlib.util import find_spec
+
     spec = find_spec("align")
     # Without __init__.py it is a namespace package: the other project was removed, and took the file along.
     if spec is None or spec.origin is None:
         return f"files of {DISTRIBUTION} are missing, such as align/__init__.py."
     return None
+
+
+def find_other() -> str | None:
+    """What to say where the other project is installed, too; None where it is not."""
+    for folder in _installed():
+        # This project was called align too, before it had a name on the index.
+        if "align.cli." not in _content(os.path.join(folder, "entry_points.txt")):
+            name, version = os.path.basename(folder).removesuffix(".dist-info").split("-")
+            return (
+                f"{name} {version} is installed as well as {DISTRIBUTION}. It is another project, and both have a package "
+                f"called align, so an environment can hold only one of them."
+            )
+    return None
+
+
+def _installed() -> Iterator[str]:
+    """Folders in which pip describes a distribution called align."""
+    # importlib.metadata and pathlib find the same, and their import alone takes longer than `import align`.
+    for place in sys.path:
+        try:
+            names = os.listdir(place or os.curdir)
+        except OSError:  # an archive, or a folder that is not there
+            continue
+        for name in sorted(names):
+            if name.startswith(f"{OTHER}-") and name.endswith(".dist-info") and name[len(OTHER) + 1].isdigit():
+                yield os.path.join(place, name)
+
+
+def _content(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError:
+        return ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from align_llm import REPAIR, find_other
+
 if TYPE_CHECKING:
     from align.api.run import Run, Stage, load_run
     from align.api.start import plan, run_recipe
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from align.errors import AlignError, DataError, EnvironmentProblem, Interrupted, RecipeError, StageError
     from align.pipeline.recipe import load_recipe
     from align.report.results import build_results
+
+# Their __init__.py says nothing of the kind; ours is here, so align-llm was installed last.
+if (_both := find_other()) is not None:
+    raise ImportError(f"{_both}\n→ {REPAIR}", name="align")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -69,6 +69,12 @@ def test_the_other_project_of_the_name_is_refused(installed: Path, tmp_path: Pat
     other = site / "align-0.1.1.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: align\nVersion: 0.1.1\n")
+    # Installed last, ours is what Python imports.
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", "import align"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert "ImportError: align 0.1.1 is installed as well as align-llm." in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("→ pip uninstall align, then pip install")
     (site / "align" / "__init__.py").write_text("import gensim_that_is_not_here\n")
     done = align(site, tmp_path, "--help")
     assert done.returncode == 4
