@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from align.losses.logps import IGNORED_LABEL
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, token_logps
-from align.models.load import load_causal_lm, load_seq2seq_lm
+from align.models.load import differing_tokens, load_causal_lm, load_seq2seq_lm
 from align.models.logits import check_logits
 from align.models.seq2seq import Seq2SeqCollator, label_logps
+from align.records import Candidate
+from align.runtime.context import RunContext
 from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.scoring.batching import map_batches, pad_right
 
@@ -145,3 +149,65 @@ def open_likelihood_model(folder: ModelFolder, *, batch_tokens: int) -> Likeliho
     """The model in `folder`, whether it is a causal or an encoder–decoder one, to read log-probabilities from."""
     reader = Seq2SeqLikelihoodModel if folder.encoder_decoder else LikelihoodModel
     return reader(folder, batch_tokens=batch_tokens)
+
+
+@dataclass
+class Likelihoods:
+    """What a comparison reads from its models' likelihoods."""
+
+    kl: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Model → prompt id → KL to the baseline in nats."""
+    perplexity: dict[str, float | None] = field(default_factory=dict)
+    """Of plain texts, by model."""
+
+
+def measure_likelihoods(
+    context: RunContext,
+    folders: Mapping[str, ModelFolder],
+    answers: Mapping[str, Sequence[Candidate]],
+    prompt_token_ids: Mapping[str, Mapping[str, list[int]]],
+    *,
+    baseline: str,
+    texts: Sequence[str],
+    batch_tokens: int,
+) -> Likelihoods:
+    """KL to the baseline on each model's own answers, and perplexity on plain texts; each model is loaded once, alone.
+
+    Args:
+        folders: by model, the baseline's among them.
+        answers: by model.
+        prompt_token_ids: model → prompt id → token ids: every model reads a prompt through its own template.
+        texts: for the perplexity, which is None without any.
+    """
+    result = Likelihoods()
+    rows = {
+        name: [(prompt_token_ids[name][row.prompt_id], row.completion_token_ids) for row in candidates]
+        for name, candidates in answers.items()
+    }
+    comparable = {name for name, folder in folders.items() if _same_tokens(folder, folders[baseline])}
+    own: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
+    for name, folder in folders.items():
+        report = context.counter(f"likelihoods of {name}", "texts")
+        if texts and folder.encoder_decoder:
+            context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
+        with closing(open_likelihood_model(folder, batch_tokens=batch_tokens)) as model:
+            result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
+            if name in comparable and name != baseline:
+                own[name] = model.completion_logps(rows[name], report=report)
+            if name == baseline:
+                # The baseline reads every model's answers while it is loaded.
+                for other in sorted(comparable - {name}):
+                    others[other] = model.completion_logps(rows[other], report=report)
+    for name, logps in own.items():
+        differences: dict[str, list[float]] = {}
+        for row, mine, theirs in zip(answers[name], logps, others[name], strict=True):
+            differences.setdefault(row.prompt_id, []).append(mine - theirs)
+        result.kl[name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
+    return result
+
+
+def _same_tokens(first: ModelFolder, second: ModelFolder) -> bool:
+    """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
+    same_reader = bool(first.encoder_decoder) == bool(second.encoder_decoder)
+    return same_reader and not differing_tokens(first, second)

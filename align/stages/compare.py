@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -152,6 +151,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.report.pass_at import PassAt
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
+    from align.scoring.likelihood import measure_likelihoods
 
     config = context.config
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -159,7 +159,15 @@ def run(context: StageContext[Config]) -> StageOutcome:
     sampled = _sample_all(context, prompts)
     scored = _score_all(context, sampled)
     pool = _best_of_pool(config, scored.pop(POOL_LABEL, scored[config.baseline]))
-    likelihoods = _measure_likelihoods(context, sampled)
+    likelihoods = measure_likelihoods(
+        context,
+        sampled.folders,
+        sampled.answers,
+        sampled.prompt_token_ids,
+        baseline=config.baseline,
+        texts=[row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else [],
+        batch_tokens=config.batch_tokens,
+    )
     results = build_results(
         scored,
         baseline=config.baseline,
@@ -231,15 +239,6 @@ class _Sampled:
         self.engines[report.engine] = report.engine_version
         self.new_tokens += report.new_tokens
         self.engine_seconds += report.engine_seconds
-
-
-@dataclass
-class _Likelihoods:
-    """Numbers that need a forward pass over given texts."""
-
-    kl: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Model → prompt id → nats."""
-    perplexity: dict[str, float | None] = field(default_factory=dict)
 
 
 def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> int:
@@ -355,45 +354,3 @@ def _best_of_pool(config: Config, candidates: list[ScoredCandidate]) -> BestOfPo
     if config.best_of is None:
         return None
     return BestOfPool(config.best_of, config.best_of_scorer or next(iter(config.scorers)), candidates)
-
-
-def _measure_likelihoods(context: StageContext[Config], sampled: _Sampled) -> _Likelihoods:
-    """KL to the baseline on each model's own answers, and perplexity on the retention text; each model is loaded once, alone."""
-    from align.scoring.likelihood import open_likelihood_model
-
-    config = context.config
-    texts = [row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else []
-    result = _Likelihoods()
-    rows = {
-        name: [(sampled.prompt_token_ids[name][row.prompt_id], row.completion_token_ids) for row in answers]
-        for name, answers in sampled.answers.items()
-    }
-    comparable = {name for name, folder in sampled.folders.items() if _same_tokens(folder, sampled.folders[config.baseline])}
-    own: dict[str, list[float]] = {}
-    others: dict[str, list[float]] = {}
-    for name, folder in sampled.folders.items():
-        report = context.counter(f"likelihoods of {name}", "texts")
-        if texts and folder.encoder_decoder:
-            context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
-        with closing(open_likelihood_model(folder, batch_tokens=config.batch_tokens)) as model:
-            result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
-            if name in comparable and name != config.baseline:
-                own[name] = model.completion_logps(rows[name], report=report)
-            if name == config.baseline:
-                # The baseline reads every model's answers while it is loaded.
-                for other in sorted(comparable - {name}):
-                    others[other] = model.completion_logps(rows[other], report=report)
-    for model_name, logps in own.items():
-        differences: dict[str, list[float]] = {}
-        for row, mine, theirs in zip(sampled.answers[model_name], logps, others[model_name], strict=True):
-            differences.setdefault(row.prompt_id, []).append(mine - theirs)
-        result.kl[model_name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
-    return result
-
-
-def _same_tokens(first: ModelFolder, second: ModelFolder) -> bool:
-    """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
-    from align.models.load import differing_tokens
-
-    same_reader = bool(first.encoder_decoder) == bool(second.encoder_decoder)
-    return same_reader and not differing_tokens(first, second)
