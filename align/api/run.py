@@ -89,9 +89,13 @@ class Run:
     @property
     def results(self) -> Results:
         """The last comparison, with every interval and ranking."""
-        from align.report.results import Results
+        return self._results(None)
 
-        return Results.model_validate_json((self._comparison(None).path / "results.json").read_bytes())
+    @property
+    def comparisons(self) -> dict[str, Results]:
+        """Every finished comparison by its stage, in the order of the recipe."""
+        done = [name for name, stage in self.stages.items() if stage.type == "compare" and stage.state == "done"]
+        return {name: self._results(name) for name in done}
 
     def table(self, stage: str | None = None) -> Table:
         """A comparison, one row per model, the baseline first; see `align.report.flat.flat_rows` for the columns.
@@ -100,14 +104,13 @@ class Run:
             stage: a `compare` stage; default: the last one.
         """
         from align.report.flat import flat_rows
-        from align.report.results import Results
 
-        return Table.of(flat_rows(Results.model_validate_json((self._comparison(stage).path / "results.json").read_bytes())))
+        return Table.of(flat_rows(self._results(stage)))
 
     @property
     def report(self) -> Path:
         """The HTML page of the last comparison."""
-        return self._comparison(None).path / "report.html"
+        return self._report(None)
 
     def metrics(self, stage: str) -> Table:
         """The curves of a stage that trains, one row per logged step; of a stage that runs now, those so far."""
@@ -202,10 +205,10 @@ class Run:
             took = "" if stage.seconds is None else duration_text(stage.seconds)
             table.add_row(stage.name, stage.type, _in_words(stage), took, ", ".join(headlines(stage.summary)))
         shown: list[RenderableType] = [f"{self.name}, in {self.folder}", table]
-        if any(stage.type == "compare" and stage.state == "done" for stage in stages):
-            from align.report.table import render_table
+        if comparisons := self.comparisons:
+            from align.report.table import render_tables
 
-            shown += ["", render_table(self.results), "", f"Report: {self.report}"]
+            shown += ["", render_tables(comparisons), "", *(f"Report: {self._report(name)}" for name in comparisons)]
         return shown
 
     @property
@@ -285,6 +288,14 @@ class Run:
         if artifact.kind not in KINDS:
             raise RecipeError(f"{name}: holds {artifact.kind}, not a model", hint="rows() reads it.")
         return find_source(artifact.path)
+
+    def _results(self, comparison: str | None) -> Results:
+        from align.report.results import Results
+
+        return Results.model_validate_json((self._comparison(comparison).path / "results.json").read_bytes())
+
+    def _report(self, comparison: str | None) -> Path:
+        return self._comparison(comparison).path / "report.html"
 
     def _comparison(self, name: str | None) -> Artifact:
         if name is None:

@@ -44,6 +44,15 @@ def stage_lines(result: RunResult) -> Iterator[str]:
         yield f"{stage['name']}: {status}{took}"
 
 
+def report_lines(result: RunResult) -> Iterator[str]:
+    """Where the report is, or every comparison's, or the results where there is none."""
+    report = result.folder / "report.html"
+    if len(result.comparisons) > 1:
+        yield from (f"Report of {name}: {result.folder / 'stages' / name / 'report.html'}" for name in result.comparisons)
+    else:
+        yield f"Report: {report}" if report.exists() else f"Results: {result.folder}"
+
+
 def next_commands(result: RunResult, results: Results | None) -> Iterator[str]:
     """How to use the best model, or the last one where none was compared; nothing without a model."""
     models = [name for name, manifest in manifests(result).items() if manifest.kind == "model"]

@@ -159,24 +159,24 @@ def run_and_print(
 
 
 def _print_result(result: RunResult) -> None:
-    from align.cli.ending import facts, next_commands, stage_lines
+    from align.cli.ending import facts, next_commands, report_lines, stage_lines
 
     console, results = output_console(), None
-    if result.results is not None:
+    if result.comparisons:
         from align.report.results import Results
-        from align.report.table import render_table
+        from align.report.table import render_tables
 
-        results = Results.from_json(result.results)
-        console.print(render_table(results))
+        comparisons = {name: Results.from_json(value) for name, value in result.comparisons.items()}
+        results = list(comparisons.values())[-1]
+        console.print(render_tables(comparisons))
         console.print()
     else:
         for line in stage_lines(result):
             console.print(line)
     for line in facts(result):
         console.print(line)
-    report = result.folder / "report.html"
     # Whole, however long: a path or a command is copied.
-    for line in (f"Report: {report}" if report.exists() else f"Results: {result.folder}", *next_commands(result, results)):
+    for line in (*report_lines(result), *next_commands(result, results)):
         console.print(line, soft_wrap=True)
 
 

@@ -65,7 +65,13 @@ class RunResult:
 
     folder: Path
     stages: list[dict[str, Any]] = field(default_factory=list)
-    results: dict[str, Any] | None = None
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Results by the stage that made them, in the order of the recipe."""
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """Those of the last comparison, as in the results.json of the run's folder; None without a comparison."""
+        return next(reversed(self.comparisons.values()), None)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, RunPlanned):
@@ -76,7 +82,7 @@ class RunResult:
             stage |= {"seconds": event.seconds} | ({"status": "cached"} if isinstance(event, StageCached) else {})
 
     def to_json(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "stages": self.stages, "results": self.results}
+        return {"folder": str(self.folder), "stages": self.stages, "results": self.results, "comparisons": self.comparisons}
 
 
 def run_recipe(
@@ -312,16 +318,14 @@ class _Runner:
 
     def _publish(self, artifacts: dict[str, Artifact]) -> None:
         """Copy the files of the last comparison to the top of the run's folder, where users look for them."""
-        comparisons = [artifacts[stage.name] for stage in self._plan.stages if stage.status != "skipped"]
-        comparisons = [artifact for artifact in comparisons if artifact.kind == "comparison"]
-        if not comparisons:
-            return
-        for name in PUBLISHED:
-            source, target = comparisons[-1].path / name, self._plan.run_folder / name
+        made = [artifacts[stage.name] for stage in self._plan.stages if stage.status != "skipped"]
+        comparisons = {artifact.name: artifact.path for artifact in made if artifact.kind == "comparison"}
+        self._result.comparisons = {name: json.loads((path / PUBLISHED[0]).read_text()) for name, path in comparisons.items()}
+        for name in PUBLISHED if comparisons else ():
+            source, target = list(comparisons.values())[-1] / name, self._plan.run_folder / name
             # An unchanged file keeps its modification time.
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 write_bytes(target, source.read_bytes())
-        self._result.results = json.loads((self._plan.run_folder / PUBLISHED[0]).read_text())
 
 
 def _planned(plan: Plan, command: list[str]) -> RunPlanned:

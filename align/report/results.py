@@ -139,6 +139,8 @@ class Results(StrictModel):
     """Held-out prompts."""
     num_candidates: int = Field(ge=1)
     """Completions per prompt and model."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Of the sampling; 0 is greedy. Null in results of earlier versions."""
     bootstrap_resamples: int = Field(ge=1)
     """Resamples of each bootstrap."""
     engine: EngineResult
@@ -220,6 +222,7 @@ def build_results(
     engine_name: str,
     engine_version: str,
     bootstrap_resamples: int = 10_000,
+    temperature: float | None = None,
     kl_to_baseline: Mapping[str, Mapping[str, float]] | None = None,
     retention_perplexity: Mapping[str, float | None] | None = None,
     train_seconds: Mapping[str, float | None] | None = None,
@@ -239,6 +242,7 @@ def build_results(
     Args:
         answers: model → its candidates, in any order; they are joined by `prompt_id` and `candidate_index`.
         baseline: one of the models.
+        temperature: that the candidates were sampled at; 0 is greedy.
         kl_to_baseline: model → prompt_id → nats per completion; a model that is absent was not measured.
         retention_perplexity: model → perplexity on the retention text.
         train_seconds: model → wall time of its training stage.
@@ -273,6 +277,7 @@ def build_results(
         baseline=baseline,
         prompts=len(table.prompt_ids),
         num_candidates=table.num_candidates,
+        temperature=temperature,
         bootstrap_resamples=bootstrap_resamples,
         engine=EngineResult(name=engine_name, version=engine_version),
         models=models,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,7 @@ from align.report.wording import (
     path_legend,
     percent_text,
     row_mark,
+    sampling_text,
     score_decimals,
 )
 
@@ -54,6 +55,16 @@ def render_table(results: Results | Mapping[str, Any]) -> ComparisonTable:
         results: `Results`, or a parsed results.json.
     """
     return ComparisonTable(results if isinstance(results, Results) else Results.from_json(results))
+
+
+def render_tables(comparisons: Mapping[str, Results]) -> Group:
+    """The tables of a run's comparisons, by stage; where there are several, each below the name of its stage."""
+    parts: list[Text | ComparisonTable] = []
+    for stage, results in comparisons.items():
+        if len(comparisons) > 1:
+            parts.append(Text.assemble(("\n" if parts else ""), (stage, "bold"), f": {sampling_text(results)}\n"))
+        parts.append(ComparisonTable(results))
+    return Group(*parts)
 
 
 class ComparisonTable:

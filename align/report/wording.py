@@ -55,6 +55,13 @@ def most_trials(results: Results) -> float:
     return max((row.cost.trials for row in results.models.values() if row.cost is not None), default=1)
 
 
+def sampling_text(results: Results) -> str:
+    """How each model answered: `8 completions per prompt at temperature 1`."""
+    count = results.num_candidates
+    how = "" if results.temperature is None else f" at temperature {results.temperature:g}"
+    return f"{count} completion{'s' if count > 1 else ''} per prompt{how}"
+
+
 def pass_legend(results: Results) -> str:
     """What pass@k means here; empty without it."""
     if (pass_at := results.pass_at) is None:

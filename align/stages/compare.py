@@ -177,6 +177,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         engine_name="+".join(sampled.engines),
         engine_version="+".join(sampled.engines.values()),
         bootstrap_resamples=config.bootstrap_resamples,
+        temperature=config.temperature,
         kl_to_baseline=likelihoods.kl,
         retention_perplexity=likelihoods.perplexity,
         train_seconds={name: train_seconds(context.artifact(name), context.artifacts) for name in config.models},

@@ -17,7 +17,19 @@ NAMES = [
     *("__version__", "build_results", "load_recipe", "load_run", "plan", "run_recipe"),
 ]
 RUN = {
-    *("candidates", "drops", "folder", "is_finished", "load_model", "load_tokenizer", "metrics", "model", "name", "pairs"),
+    *(
+        "candidates",
+        "comparisons",
+        "drops",
+        "folder",
+        "is_finished",
+        "load_model",
+        "load_tokenizer",
+        "metrics",
+        "model",
+        "name",
+        "pairs",
+    ),
     *("recipe", "report", "results", "rows", "stages", "table"),
 }
 

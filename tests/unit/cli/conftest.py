@@ -39,7 +39,7 @@ class FakePipeline:
     recipe: Recipe | None = None
     out: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] | None = None
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimates: tuple[Any, ...] = ()
     times: tuple[Any, ...] = ()
     error: BaseException | None = None
@@ -53,7 +53,9 @@ class FakePipeline:
         display.handle(StageFinished(stage="sft", seconds=2.0, metrics={"loss": 1.23456}))
         stages = [{"name": "sft", "status": "run", "seconds": 2.0}]
         folder = out / recipe.name
-        return SimpleNamespace(folder=folder, results=self.results, stages=stages, to_json=lambda: {"folder": str(folder)})
+        return SimpleNamespace(
+            folder=folder, comparisons=self.comparisons, stages=stages, to_json=lambda: {"folder": str(folder)}
+        )
 
     def checked_plan(self, recipe: Recipe, out: Path, **options: Any) -> Any:
         self.recipe, self.out, self.options = recipe, out, options

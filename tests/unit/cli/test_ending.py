@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.cli.ending import facts, next_commands, say_how_to_go_on, stage_lines
+from align.cli.ending import facts, next_commands, report_lines, say_how_to_go_on, stage_lines
 from align.errors import DataError, Interrupted, RecipeError, StageError
 from align.pipeline.run import RunResult
 from align.progress.state import RunState
@@ -53,6 +53,15 @@ def test_what_was_dropped_and_how_well_the_reward_model_ranks(tmp_path: Path) ->
 def test_no_model_no_commands(tmp_path: Path) -> None:
     result = result_of(tmp_path, pairs={"kind": "preferences"})
     assert list(next_commands(result, None)) == list(facts(result)) == []
+
+
+def test_every_comparison_has_a_report_of_its_own() -> None:
+    folder = Path("runs/r")
+    assert list(report_lines(RunResult(folder))) == ["Results: runs/r"]
+    assert list(report_lines(RunResult(folder, comparisons={"greedy": {}, "sampled": {}}))) == [
+        "Report of greedy: runs/r/stages/greedy/report.html",
+        "Report of sampled: runs/r/stages/sampled/report.html",
+    ]
 
 
 def state_after(*events: Any) -> RunState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_results_and_report_are_published(finished_run: Path) -> None:
         assert row.cost.flops > 6e4 * row.cost.trained_tokens > 0  # type: ignore[operator]
     page = (finished_run / "report.html").read_text()
     assert "열쇠를 잃어버렸어" in page
+
+
+def test_every_comparison_of_a_recipe_is_in_the_result(finished_run: Path, project: Path, tmp_path: Path) -> None:
+    recipe, out = project / "recipe.yaml", Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True))
+    before, _, comparison = recipe.read_text().partition("  compare:")
+    # The same comparison under a second name, so that nothing has to run.
+    recipe.write_text(f"{before}  first:{comparison}  compare:{comparison}")
+    result = run_stages(load_recipe(recipe), out)
+    assert list(result.comparisons) == ["first", "compare"]
+    published = json.loads((out / "tiny" / "results.json").read_text())
+    assert result.results == result.comparisons["compare"] == published
+    assert (published["num_candidates"], published["temperature"]) == (1, 1.0)
+    assert result.to_json()["comparisons"] == result.comparisons
 
 
 def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:

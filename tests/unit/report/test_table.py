@@ -14,7 +14,7 @@ from align.records import ScoredCandidate
 from align.report.best_of import BestOfPool
 from align.report.results import Results
 from align.report.rows import BestOfResult
-from align.report.table import render_table
+from align.report.table import render_table, render_tables
 from align.report.verdict import conclusions
 from align.report.wording import number
 
@@ -50,6 +50,24 @@ def test_every_number_is_shown_at_every_width(results: Results, width: int) -> N
     assert "path: time of all stages that the row was made from and the baseline was not;" in sentences
     assert "Shared with other models, and paid once: rs-거절표집 25 s, dpo 25 s." in sentences
     assert "\x1b" not in text
+
+
+def test_several_comparisons_are_told_apart_by_their_stage(make_candidate: Make, make_results: MakeResults) -> None:
+    answers = {"sft": [make_candidate("p", scores={"gold": 1.0}), make_candidate("p", scores={"gold": 0.0}, index=1)]}
+    comparisons = {
+        "greedy": make_results({"sft": answers["sft"][:1]}, temperature=0.0),
+        "sampled": make_results(answers, temperature=0.7),
+    }
+
+    def shown(names: Sequence[str]) -> list[str]:
+        stream = io.StringIO()
+        Console(file=stream, width=80).print(render_tables({name: comparisons[name] for name in names}))
+        return stream.getvalue().splitlines()
+
+    alone = [printed(results, 80).splitlines() for results in comparisons.values()]
+    assert shown(["greedy"]) == alone[0]
+    headings = ["greedy: 1 completion per prompt at temperature 0", "sampled: 2 completions per prompt at temperature 0.7"]
+    assert shown(["greedy", "sampled"]) == [headings[0], "", *alone[0], "", headings[1], "", *alone[1]]
 
 
 @pytest.mark.parametrize("width", [80, 120])
