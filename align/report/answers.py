@@ -32,6 +32,8 @@ class AnswerTable:
     """Model → scorer → [prompts, candidates]; NaN where there is no finite score."""
     tokens: dict[str, FloatArray]
     """Model → [prompts, candidates], completion tokens."""
+    disagreement: dict[str, dict[str, FloatArray]]
+    """Model → scorer that is an ensemble → [prompts, candidates], standard deviation of its members; NaN where not known."""
 
 
 def align_answers(answers: Mapping[str, Sequence[ScoredCandidate]]) -> AnswerTable:
@@ -63,6 +65,10 @@ def align_answers(answers: Mapping[str, Sequence[ScoredCandidate]]) -> AnswerTab
             model: np.array(
                 [[row.completion_tokens for row in rows[model][prompt_id]] for prompt_id in prompt_ids], dtype=np.float64
             )
+            for model in rows
+        },
+        disagreement={
+            model: {scorer: _disagreement(rows[model], prompt_ids, scorer) for scorer in example[0].disagreement}
             for model in rows
         },
     )
@@ -114,3 +120,7 @@ def _scores(rows: Mapping[str, list[ScoredCandidate]], prompt_ids: Sequence[str]
     # None becomes NaN: numpy reads it so for a float dtype.
     scores = np.array([[row.scores[scorer] for row in rows[prompt_id]] for prompt_id in prompt_ids], dtype=np.float64)
     return np.where(np.isfinite(scores), scores, np.nan)
+
+
+def _disagreement(rows: Mapping[str, list[ScoredCandidate]], prompt_ids: Sequence[str], scorer: str) -> FloatArray:
+    return np.array([[row.disagreement.get(scorer) for row in rows[prompt_id]] for prompt_id in prompt_ids], dtype=np.float64)

@@ -16,7 +16,8 @@ def flat_rows(results: Results) -> list[dict[str, Any]]:
     `<scorer>`, `<scorer>_delta` (model minus baseline) and `<scorer>_win_rate` (against the baseline); `<scorer>_delta_p` is the
     p-value of no difference, `<scorer>_delta_p_holm` the same after Holm's correction for all rows, and
     `<scorer>_delta_standardized` the difference over its standard deviation. The columns of `pass@8` are the same without a
-    win rate. Null where a number was not measured; the units are those of `ModelResult`.
+    win rate; an ensemble has `<scorer>_disagreement` besides. Null where a number was not measured; the units are those of
+    `ModelResult`.
     """
     return [
         {"model": name, "baseline": name == results.baseline, **_numbers(results, name)} for name in results.models_baseline_first
@@ -35,6 +36,8 @@ def _numbers(results: Results, name: str) -> dict[str, Any]:
         if scorer not in results.scorers:
             continue
         row |= _interval(f"{scorer}_win_rate", None if model.win_rate is None else model.win_rate[scorer])
+        if scorer in results.ensembles:
+            row |= _interval(f"{scorer}_disagreement", model.disagreement.get(scorer))
         row |= _interval(f"{scorer}_win_rate_at_equal_length", (model.win_rate_at_equal_length or {}).get(scorer))
     return row | {
         **_interval("kl_to_baseline", model.kl_to_baseline),

@@ -78,6 +78,8 @@ class ModelResult(StrictModel):
     """Distinct completions over all completions; null for best of n."""
     frequent_sentence: FrequentSentence | None = None
     """The sentence that the most completions contain; null for best of n."""
+    disagreement: dict[str, Estimate] = Field(default_factory=dict)
+    """By scorer that is an ensemble: standard deviation of its members' scores of a completion, in the mean."""
     rules: dict[str, dict[str, float]] = Field(default_factory=dict)
     """By scorer made of rules: share of the completions that pass each rule."""
     red_flags: list[RedFlag] = Field(default_factory=list)
@@ -169,6 +171,11 @@ class Results(StrictModel):
     def measures(self) -> list[str]:
         """All that models are ranked by: the scorers, then pass@k."""
         return list(self.ranking)
+
+    @property
+    def ensembles(self) -> list[str]:
+        """The scorers whose members' disagreement is known."""
+        return list(self.models[self.baseline].disagreement)
 
     @property
     def decider(self) -> str:
@@ -328,6 +335,7 @@ def _row_result(row: Row, baseline: Row, usable: Mapping[str, BoolArray], bootst
         repetition=row.repetition,
         distinct_answers=row.distinct_answers,
         frequent_sentence=row.frequent,
+        disagreement={scorer: Estimate.of(bootstrap(values[:, usable[scorer]])) for scorer, values in row.disagreement.items()},
         rules={scorer: dict(rates) for scorer, rates in row.rules.items()},
         red_flags=[] if row is baseline or best_of is not None else red_flags(row, baseline),
         retention_perplexity=row.retention_perplexity,

@@ -106,6 +106,8 @@ class Row:
     """Scorer made of rules → rule → share of the answers that pass it; empty where not measured."""
     update_kl: float | None = None
     """The largest KL of an update of its training, nats per token."""
+    disagreement: dict[str, FloatArray] = field(default_factory=dict)
+    """By scorer that is an ensemble: standard deviation of its members, candidates averaged; NaN where there is no score."""
     seeds: dict[str, Row] = field(default_factory=dict)
     """Of a method: its models as rows of their own, by name."""
     best_of: BestOfResult | None = None
@@ -193,6 +195,7 @@ def _model_row(table: AnswerTable, model: str, baseline: str, measured: Measured
         cost=measured.costs.get(model),
         rules=measured.rules.get(model, {}),
         update_kl=measured.update_kl.get(model),
+        disagreement={scorer: prompt_means(values)[None] for scorer, values in table.disagreement[model].items()},
     )
 
 
@@ -265,6 +268,7 @@ def _method_row(seeds: dict[str, Row]) -> Row:
             scorer: {rule: float(np.mean([row.rules[scorer][rule] for row in rows])) for rule in rates}
             for scorer, rates in rows[0].rules.items()
         },
+        disagreement={scorer: np.concatenate([row.disagreement[scorer] for row in rows]) for scorer in rows[0].disagreement},
         seeds=seeds,
     )
 
@@ -335,6 +339,9 @@ def _best_of_rows(table: AnswerTable, baseline: str, pool: BestOfPool) -> dict[s
             retention_perplexity=None,
             train_seconds=None,
             cost=answer_cost(n, float(tokens.mean())),
+            disagreement={
+                scorer: expectation(values[order], chances)[None] for scorer, values in drawn.disagreement[baseline].items()
+            },
             best_of=BestOfResult(n=n, num_candidates=drawn.num_candidates, scorer=pool.scorer, never_chosen=never_chosen),
         )
     return rows

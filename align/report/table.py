@@ -20,6 +20,7 @@ from align.report.wording import (
     RED_FLAG,
     RED_FLAG_LEGEND,
     WORSE,
+    disagreement_legend,
     estimate_text,
     interval_scope,
     marks_legend,
@@ -107,7 +108,7 @@ class ComparisonTable:
             yield Text(RED_FLAG_LEGEND, style="dim")
         if any(length_matters(results, scorer) for scorer in results.scorers):
             yield Text(LENGTH_LEGEND, style="dim")
-        for legend in filter(None, (pass_legend(results), path_legend(results))):
+        for legend in filter(None, (pass_legend(results), disagreement_legend(results), path_legend(results))):
             yield Text(legend, style="dim")
 
     def _fits(self, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> bool:
@@ -276,7 +277,13 @@ def behaviour_columns(results: Results) -> list[Column]:
         # With adapters among whole models, the reader needs the cost of each beside its scores.
         cells["trained"] = lambda model: None if model.trained_parameters is None else count_text(model.trained_parameters)
         cells["memory"] = lambda model: memory_text(model.train_memory_bytes)
+    cells |= {f"{scorer}\nmembers ±": _disagreement_cell(results, scorer) for scorer in results.ensembles}
     return _known_columns(results, cells)
+
+
+def _disagreement_cell(results: Results, scorer: str) -> Callable[[ModelResult], str | None]:
+    decimals = score_decimals(results, scorer)
+    return lambda row: number(row.disagreement[scorer].mean, decimals)
 
 
 def variety_columns(results: Results) -> list[Column]:

@@ -110,6 +110,8 @@ def results_cells(results: Results) -> list[list[Cell]]:
         header += [f"{scorer} p", f"{scorer} p, Holm", f"{scorer} d_z"]
         if scorer in results.scorers:
             header += [*_interval_names(f"{scorer} wins"), *_interval_names(f"{scorer} wins at equal length")]
+        if scorer in results.ensembles:
+            header += _interval_names(f"{scorer} disagreement")
     header += [*_interval_names("KL (nats)"), "KL bound (nats)", *_interval_names("completion tokens"), "EOS share", "distinct-2"]
     header += ["distinct-1", "compression ratio", "repetition"]
     header += ["retention perplexity", "training seconds", *(f"cost: {name.replace('_', ' ')}" for name in Cost.model_fields)]
@@ -140,6 +142,8 @@ def _result_row(results: Results, name: str, model: ModelResult, kind: str) -> l
         if scorer in results.scorers:
             cells += _interval((model.win_rate or {}).get(scorer))
             cells += _interval((model.win_rate_at_equal_length or {}).get(scorer))
+        if scorer in results.ensembles:
+            cells += _interval(model.disagreement[scorer])
     cells += [*_interval(model.kl_to_baseline), model.kl_bound, *_interval(model.completion_tokens), model.eos_share]
     cells += [
         model.distinct_2,

@@ -72,6 +72,16 @@ def pass_legend(results: Results) -> str:
     )
 
 
+def disagreement_legend(results: Results) -> str:
+    """What the members' standard deviation says; empty without an ensemble."""
+    if not results.ensembles:
+        return ""
+    return (
+        "members ±: standard deviation of an ensemble's members on a completion, in the mean; where it is above "
+        f"{results.baseline}'s, the members guess."
+    )
+
+
 def score_decimals(results: Results, measure: str) -> int:
     """Decimals for every value and difference of a scorer or a pass@k."""
     scores = [model.scores[measure] for model in results.models.values() if measure in model.scores]

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from align.records import ScoredCandidate
 from align.report.best_of import BestOfPool
+from align.report.flat import flat_rows
 from align.report.results import Results
 from align.report.rows import BestOfResult
 from align.report.table import render_table, render_tables
 from align.report.verdict import conclusions
+from align.report.viewer import results_cells
 from align.report.wording import number
 
 Make = Callable[..., ScoredCandidate]
@@ -286,6 +288,29 @@ def test_a_win_rate_that_is_length_alone_is_named(make_candidate: Make, make_res
         assert "LC: share of wins at equal length" in text
         assert f"{100 * equal.mean:.0f} %" in text
         assert max(cell_len(line) for line in text.splitlines()) <= width
+
+
+def test_the_members_of_an_ensemble_and_how_much_they_disagree(make_candidate: Make, make_results: MakeResults) -> None:
+    def rows(*deviations: float | None) -> list[ScoredCandidate]:
+        made = [
+            make_candidate(f"p{i // 2}", scores={"rm": None if one is None else i % 2, "gold": 1.0}, index=i % 2)
+            for i, one in enumerate(deviations)
+        ]
+        return [row.model_copy(update={"disagreement": {"rm": one}}) for row, one in zip(made, deviations, strict=True)]
+
+    baseline = rows(1.0, 2.0, 0.5, 0.5, 9.0, 9.0)
+    answers = {"sft": baseline, "dpo_1": rows(3.0, 3.0, 1.0, 3.0, None, None), "dpo_2": rows(4.0, 4.0, 1.0, 1.0, 1.0, 1.0)}
+    results = make_results(answers, methods={"dpo": ["dpo_1", "dpo_2"]}, best_of=BestOfPool([1, 2], "rm", baseline))
+    # Candidates, then prompts, then seeds; dpo_1 has no score for the last prompt, which is left out for all.
+    means = {name: row.disagreement["rm"].mean for name, row in results.models.items()}
+    assert means == pytest.approx({"sft": 1.0, "sft best of 1": 1.0, "sft best of 2": 1.25, "dpo": 2.5})
+    assert flat_rows(results)[0]["rm_disagreement"] == pytest.approx(1.0) and "gold_disagreement" not in flat_rows(results)[0]
+    header, *cells = results_cells(results)
+    assert cells[0][header.index("rm disagreement")] == pytest.approx(1.0) and "gold disagreement" not in header
+    text = printed(results, 80)
+    assert text.count("members ±") == 2 and "gold members" not in text
+    assert "where it is above sft's, the members guess." in " ".join(text.split())
+    assert "members ±" not in printed(make_results({"sft": [make_candidate("p", scores={"rm": 1.0})]}), 80)
 
 
 def test_trials_are_shown_where_a_row_had_several(results: Results) -> None:
