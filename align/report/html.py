@@ -23,6 +23,7 @@ from align.report.fields import MIN_PROMPTS, breakdown, prompt_fields
 from align.report.figure import marker_path
 from align.report.results import Answers, Results
 from align.report.style import row_styles
+from align.report.trials import trial_plots
 from align.report.viewer import to_json, viewer_data
 from align.report.visible import visible
 from align.store.artifact import Artifact
@@ -63,6 +64,7 @@ def write_report(
     drawings = [
         *plots.score_scatters(results, joined),
         *plots.cost_frontiers(results),
+        *trial_plots(results, stages),
         *plots.frontiers(results),
         *plots.score_histograms(results, joined),
         plots.length_histogram(results, joined),

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report.answers import AnswerTable
+from align.report.cost import Cost
 from align.report.estimate import Estimate
 from align.report.figure import INK, MUTED, PANEL, Plot, Series, draw, evenly
 from align.report.results import Results
@@ -50,13 +51,13 @@ def _scatter(results: Results, table: AnswerTable, x_scorer: str, y_scorer: str)
                 axes.plot(x[kept], y[kept], style.marker, color=style.color, ms=2.6, alpha=0.28, mew=0)
         for name, style in styles.items():
             x_score, y_score = (results.models[name].scores[scorer] for scorer in (x_scorer, y_scorer))
-            _mean_point(axes, x_score.mean, y_score.mean, style, _ends(x_score), _ends(y_score))
+            _mean_point(axes, x_score.mean, y_score.mean, style, ends(x_score), ends(y_score))
         axes.set_xlabel(plot.label(x_scorer))
         axes.set_ylabel(plot.label(y_scorer))
     return plot
 
 
-def _ends(estimate: Estimate) -> list[list[float]]:
+def ends(estimate: Estimate) -> list[list[float]]:
     """Lengths of an interval's two arms, as matplotlib wants them."""
     return [[estimate.mean - estimate.ci95[0]], [estimate.ci95[1] - estimate.mean]]
 
@@ -121,10 +122,10 @@ def _frontier(results: Results, scorer: str) -> Plot:
             if kl is not None:
                 # The ends go through the root each by itself: on this axis the arms are not symmetric.
                 arms = [[_root(kl.mean) - _root(kl.ci95[0])], [_root(kl.ci95[1]) - _root(kl.mean)]]
-                _mean_point(axes, _root(kl.mean), score.mean, styles[name], arms, _ends(score))
+                _mean_point(axes, _root(kl.mean), score.mean, styles[name], arms, ends(score))
                 farthest = max(farthest, _root(kl.ci95[1]))
             elif name == results.baseline:
-                _mean_point(axes, 0.0, score.mean, styles[name], None, _ends(score))
+                _mean_point(axes, 0.0, score.mean, styles[name], None, ends(score))
         farthest = max(farthest, _best_of_line(axes, results, scorer))
         # Evenly spaced on the axis, labelled in nats; a set, because rounding can make two of them equal.
         ticks = sorted({float(f"{root**2:.2g}") for root in np.linspace(0.0, farthest or 1.0, 5)})
@@ -141,11 +142,16 @@ def cost_frontiers(results: Results) -> list[Plot]:
     operations if those of all rows are known, else in seconds.
     """
     costs = {name: cost for name, row in results.models.items() if (cost := row.cost) is not None and not cost.per_answer}
+    known, in_flops = total_costs(costs)
+    return [_cost_frontier(results, scorer, known, in_flops=in_flops) for scorer in results.scorers] if len(known) > 1 else []
+
+
+def total_costs(costs: Mapping[str, Cost]) -> tuple[dict[str, float], bool]:
+    """By name, the cost of everything that a model was made from, and whether it is in operations rather than seconds."""
     flops = {name: cost.total_flops for name, cost in costs.items() if cost.total_flops}
     seconds = {name: cost.total_seconds for name, cost in costs.items() if cost.total_seconds}
     in_flops = bool(flops) and len(flops) == len(seconds)
-    known = flops if in_flops else seconds
-    return [_cost_frontier(results, scorer, known, in_flops=in_flops) for scorer in results.scorers] if len(known) > 1 else []
+    return (flops, True) if in_flops else (seconds, False)
 
 
 def _cost_frontier(results: Results, scorer: str, costs: Mapping[str, float], *, in_flops: bool) -> Plot:
@@ -161,22 +167,31 @@ def _cost_frontier(results: Results, scorer: str, costs: Mapping[str, float], *,
         (axes,), plot.legend = plot.axes, [entry for entry in row_legend(results) if not entry.hollow]
         means = {name: results.models[name].scores[scorer].mean for name in costs}
         for name, cost in costs.items():
-            _mean_point(axes, cost, means[name], styles[name], None, _ends(results.models[name].scores[scorer]))
-        best = frontier_of(costs, means)
-        xs, ys = [costs[name] for name in best], [means[name] for name in best]
-        # Steps: between two models, what one gets for the money is the cheaper one.
-        axes.step(xs, ys, where="post", color=MUTED, linewidth=1.1, linestyle="--", zorder=2)
-        if max(costs.values()) > LOG_AXIS_RATIO * min(costs.values()):
-            axes.set_xscale("log")
-        axes.set_xlabel("cost (FLOPs, estimated)" if in_flops else "cost (seconds)")
+            _mean_point(axes, cost, means[name], styles[name], None, ends(results.models[name].scores[scorer]))
+        draw_cost_axis(axes, costs, means, in_flops=in_flops)
         axes.set_ylabel(plot.label(scorer))
     return plot
 
 
+def draw_cost_axis(axes: Axes, costs: Mapping[str, float], scores: Mapping[str, float], *, in_flops: bool) -> None:
+    """The axis of cost, and the frontier as a dashed line."""
+    best = frontier_of(costs, scores)
+    xs, ys = [costs[name] for name in best], [scores[name] for name in best]
+    # Steps: between two models, what one gets for the money is the cheaper one.
+    axes.step(xs, ys, where="post", color=MUTED, linewidth=1.1, linestyle="--", zorder=2)
+    if max(costs.values()) > LOG_AXIS_RATIO * min(costs.values()):
+        axes.set_xscale("log")
+    axes.set_xlabel("cost (FLOPs, estimated)" if in_flops else "cost (seconds)")
+
+
 def frontier_of(costs: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:
-    """The names that score higher than everything that costs as much or less, the cheapest first."""
+    """The names that score higher than everything that costs as much or less, the cheapest first.
+
+    Args:
+        scores: of those that count; others may have a cost.
+    """
     best: list[str] = []
-    for name in sorted(costs, key=lambda name: (costs[name], -scores[name])):
+    for name in sorted(scores, key=lambda name: (costs[name], -scores[name])):
         if not best or scores[name] > scores[best[-1]]:
             best.append(name)
     return best
@@ -193,7 +208,7 @@ def _best_of_line(axes: Axes, results: Results, scorer: str) -> float:
     for name in results.best_of_rows:
         row, style = results.models[name], row_styles(results)[name]
         x, score = _root(row.kl_bound or 0.0), row.scores[scorer]
-        _mean_point(axes, x, score.mean, style, None, _ends(score))
+        _mean_point(axes, x, score.mean, style, None, ends(score))
         n = row.best_of.n if row.best_of else 0
         axes.annotate(str(n), (x, score.mean), (-5, 3), textcoords="offset points", ha="right", fontsize=7.5)
         xs.append(x)

@@ -80,6 +80,7 @@ def test_trials_run_once_and_the_best_takes_the_name(project: Path, tmp_path: Pa
     assert f"dpo is the model of {best}." in shown(capsys, project, "--out", out)
     results = json.loads((out / "swept" / "results.json").read_text())
     assert {name: row["cost"]["trials"] for name, row in results["models"].items()} == {"sft": 1.0, "dpo": 2.0}
+    assert f"{metrics['selected']} (chosen)</li>" in (out / "swept" / "report.html").read_text()
     # Nothing is left to do.
     assert set(run(project, out).values()) == {"cached"}
     # The same trials in another order are named otherwise and found again, the choice too.
