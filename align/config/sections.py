@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from align.config.base import ExecutionOnly, Problem, StrictModel
 from align.config.judge import Judge
 from align.config.names import MISSPELT, nearest
-from align.config.reference import RewardModelReference
+from align.config.reference import RewardModelReference, RowsReference
 from align.config.rules import RuleSet
+from align.records import ScoredCandidate
 
 OnInvalid = Literal["error", "drop"]
 EngineName = Literal["auto", "vllm", "transformers"]
@@ -126,6 +127,16 @@ def reward_models_of(scorer: Any) -> list[RewardModelReference]:
     if isinstance(scorer, EnsembleScorer):
         return scorer.ensemble
     return [scorer] if isinstance(scorer, str) else []  # type: ignore[list-item]
+
+
+class ScoredInput(StrictModel):
+    """Candidates to select from, and how many processes do it."""
+
+    scored: RowsReference[ScoredCandidate]
+    """Scored candidates."""
+    # Not `num_workers`: `align pairs` has both options, and those workers sample, each with an engine of its own.
+    num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
+    """Most processes that select at the same time. Default: one per core."""
 
 
 class SavedWeights(StrictModel):

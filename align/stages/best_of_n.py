@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
-
-from align.config.base import ExecutionOnly, Problem
+from align.config.base import Problem
 from align.config.checks import check_scorers
 from align.config.graph import RecipeGraph
-from align.config.reference import RowsReference
 from align.config.row_need import RowNeed
-from align.records import ScoredCandidate
+from align.config.sections import ScoredInput
 from align.selection.best_of_n import BestRule, BestSelector
 from align.selection.candidate import score_needs
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -24,13 +21,8 @@ from align.stage import StageConfig, StageContext, StageOutcome
 VERSION = 1
 
 
-class Config(StageConfig, BestRule):
+class Config(StageConfig, ScoredInput, BestRule):
     """Best of n by one scorer."""
-
-    scored: RowsReference[ScoredCandidate]
-    """Scored candidates."""
-    num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
-    """Most processes that select at the same time. Default: one per core."""
 
     def row_needs(self) -> Iterator[RowNeed]:
         yield from score_needs("scored", {("scorer",): self.scorer})

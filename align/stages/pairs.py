@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
-
-from align.config.base import ExecutionOnly, Problem
+from align.config.base import Problem
 from align.config.checks import check_scorers, check_several_candidates
 from align.config.graph import RecipeGraph
-from align.config.reference import FieldPath, RowsReference
+from align.config.reference import FieldPath
 from align.config.row_need import RowNeed
-from align.records import ScoredCandidate
+from align.config.sections import ScoredInput
 from align.selection.candidate import score_needs
 from align.selection.pair import PairSelector
 from align.selection.pair_rule import PairRule
@@ -26,14 +24,8 @@ from align.stage import StageConfig, StageContext, StageOutcome
 VERSION = 2
 
 
-class Config(StageConfig, PairRule):
+class Config(StageConfig, ScoredInput, PairRule):
     """Preference pairs by one scorer or several."""
-
-    scored: RowsReference[ScoredCandidate]
-    """Scored candidates."""
-    # Not `num_workers`: `align pairs` has both options, and those workers sample, each with an engine of its own.
-    num_processes: ExecutionOnly[int | None] = Field(default=None, ge=1)
-    """Most processes that select at the same time. Default: one per core."""
 
     def row_needs(self) -> Iterator[RowNeed]:
         scorers: dict[FieldPath, str] = {("scorers", name): name for name in self.scorers or ()}
