@@ -12,6 +12,7 @@ from align.models import trainable as trainable_module
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.testing import tiny_causal_lm
+from align.training.online.learner import PolicyLearner
 from align.training.pairwise import reference as reference_module
 
 
@@ -38,6 +39,19 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     for module in (trainable_module, reference_module):
         monkeypatch.setattr(module, "load_causal_lm", counting)
     return folders
+
+
+@pytest.fixture
+def updates_made(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for every update of an online training so far: whether the policy learned from it."""
+    apply, made = PolicyLearner._apply, list[bool]()
+
+    def counted(self: PolicyLearner, learn_policy: bool) -> dict[str, float]:
+        made.append(learn_policy)
+        return apply(self, learn_policy)
+
+    monkeypatch.setattr(PolicyLearner, "_apply", counted)
+    return made
 
 
 @pytest.fixture
