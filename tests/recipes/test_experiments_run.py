@@ -14,10 +14,12 @@ from align.pipeline.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
+TUNED = ("rejection_sampling_tuned", "dpo_tuned")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipes are equal up to `sft_best`: the first that runs trains it for all."""
+    """Most recipes are equal up to `sft_best`: the first that runs trains it for all."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -65,6 +67,26 @@ def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
     assert [row for row in results.models if "best of" in row] == [f"sft_best best of {n}" for n in (1, 2, 4, 8, 16)]
     assert list(results.models["rejection_sampling"].replicates or {}) == [f"rejection_sampling-s{seed}" for seed in (17, 18, 19)]
     assert results.models["sft_best best of 4"].kl_bound == pytest.approx(math.log(4) - 3 / 4)
+
+
+@pytest.mark.usefixtures("no_drawings")
+def test_tuning(runs: Path, tmp_path: Path) -> None:
+    """Two trials of each method, one of which is the row that is not tuned."""
+    results = run_small(
+        "tuning",
+        tmp_path,
+        runs,
+        "stages.candidates.engine=transformers",
+        "stages.candidates.max_completion_tokens=16",
+        "stages.best_of_n.keep_truncated=true",
+        "stages.pairs.keep_truncated=true",
+        "stages.pairs.min_margin=0.0",
+        "sweep.rejection_sampling_tuned.fields={rejection_sampling_tuned: {learning_rate: [1e-3], num_epochs: [1, 2]}}",
+        "sweep.dpo_tuned.fields={dpo_tuned: {learning_rate: [2e-4], beta: [0.03, 0.1]}}",
+        *(f"sweep.{name}.{setting}" for name in TUNED for setting in ("engine=transformers", "max_completion_tokens=16")),
+    )
+    trials = {row: model.cost and model.cost.trials for row, model in results.models.items()}
+    assert trials == {"sft_best": 1, "rejection_sampling": 1, "dpo": 1, **dict.fromkeys(TUNED, 2)}
 
 
 @pytest.mark.usefixtures("no_drawings")
