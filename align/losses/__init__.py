@@ -1,6 +1,7 @@
 """Loss functions: pure, on tensors, not reduced. Importing this loads torch."""
 
 from align.config.sections import DpoVariant
+from align.losses.distill import generalized_jsd_loss
 from align.losses.dpo import PreferenceLoss, dpo_loss
 from align.losses.kto import KtoLoss, kto_loss
 from align.losses.logps import sequence_logps
@@ -27,6 +28,7 @@ __all__ = [
     "clipped_policy_loss",
     "dpo_loss",
     "generalized_advantages",
+    "generalized_jsd_loss",
     "group_advantages",
     "k3_kl",
     "kl_penalized_rewards",

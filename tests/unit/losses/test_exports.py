@@ -16,6 +16,7 @@ SIGNATURES = {
     "reward_model_loss": "(chosen_scores, rejected_scores, *, margin, center_coef)",
     "kl_penalized_rewards": "(scores, logps, reference_logps, mask, *, kl_coef)",
     "generalized_advantages": "(rewards, values, mask, *, gamma, gae_lambda)",
+    "generalized_jsd_loss": "(student_logits, teacher_logits, *, beta, temperature)",
     "masked_whiten": "(values, mask, *, shift_mean)",
     "simpo_loss": "(chosen_average_logps, rejected_average_logps, *, beta, gamma)",
     "kto_loss": "(policy_logps, reference_logps, desirable, kl, *, beta, desirable_weight, undesirable_weight)",
