@@ -51,6 +51,8 @@ _FULL = {
     "grpo": UsualRates(1e-7, 1e-5, 1e-6),
     # Ahmadian et al. 2024 and TRL's default 1e-6.
     "rloo": UsualRates(1e-7, 1e-5, 1e-6),
+    # TRL's default 1e-6; the bounds are those of the other online methods.
+    "distill": UsualRates(1e-7, 1e-5, 1e-6),
 }
 # SmolLM2-135M and 360M 1e-3.
 _SMALL_SFT = UsualRates(1e-5, 1e-3, 1e-4)
@@ -65,6 +67,7 @@ _LORA = {
     "ppo": UsualRates(1e-6, 1e-4, 1e-5),
     "grpo": UsualRates(1e-6, 1e-4, 1e-5),
     "rloo": UsualRates(1e-6, 1e-4, 1e-5),
+    "distill": UsualRates(1e-6, 1e-4, 1e-5),
 }
 METHODS = tuple(_FULL)
 

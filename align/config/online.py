@@ -66,6 +66,11 @@ class OnlineOptimization(SavedWeights, TrainingMemory):
     """Completions per optimizer step."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens per forward pass; gradients are summed, so the result depends on it by rounding only."""
+
+
+class PolicyMoves(StrictModel):
+    """How far the policy may move from the one that sampled, while it learns from one rollout batch."""
+
     cliprange: float = Field(default=0.2, gt=0)
     """How far a token's probability ratio may move before its gradient stops."""
     dual_clip: float | None = Field(default=None, gt=1)
@@ -74,6 +79,11 @@ class OnlineOptimization(SavedWeights, TrainingMemory):
     """Weights for the gap between the sampler's and the trainer's log-probabilities are truncated here."""
     update_kl_limit: float | None = Field(default=None, gt=0)
     """End the passes over a rollout batch when the policy has moved this far (approximate KL per token, nats) in it."""
+
+
+class OnlineExecution(StrictModel):
+    """How updates are computed, and when they are kept."""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and backward; weights and optimizer stay in float32. auto: bfloat16 if a GPU has it, else float32."""
     checkpoint_minutes: ExecutionOnly[float] = Field(default=10.0, gt=0)
@@ -96,17 +106,13 @@ class Surrogate:
     """Whether the KL penalty is a term of the loss and not of the reward."""
 
 
-class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
-    """What decides the numbers of every online method, beyond models, prompts, scorers and advantages."""
+class OnlineTraining(Rollouts, OnlineExecution, OnlineOptimization):
+    """What decides the numbers of every method that learns from its own completions, beyond models and prompts."""
 
     @property
-    def surrogate(self) -> Surrogate:
-        return Surrogate(self.cliprange, self.cliprange)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the KL to the reference is measured."""
-        return True
+    def reward_settings(self) -> RewardTraining | None:
+        """How rewards become updates; None for methods that need none."""
+        return self if isinstance(self, RewardTraining) else None
 
     @property
     def value_settings(self) -> ValueOptimization | None:
@@ -117,6 +123,35 @@ class OnlineTraining(Rollouts, Rewards, OnlineOptimization):
     def group_settings(self) -> GroupTraining | None:
         """What is special in training on groups; None for methods that have a value model."""
         return self if isinstance(self, GroupTraining) else None
+
+
+class RewardTraining(OnlineTraining, Rewards, OnlineExecution, PolicyMoves, OnlineOptimization):
+    """What decides the numbers of every method that learns from scores, beyond models, prompts, scorers and advantages."""
+
+    # The order of bases is that of the settings, which is a part of every fingerprint.
+
+    @property
+    def surrogate(self) -> Surrogate:
+        return Surrogate(self.cliprange, self.cliprange)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL to the reference is measured."""
+        return True
+
+
+class DistillTraining(OnlineTraining):
+    """Settings of learning from a teacher's probabilities (Agarwal et al. 2024). The defaults are those of TRL's trainer."""
+
+    beta: float = Field(default=1.0, ge=0, le=1)
+    """Which divergence from the teacher is lowered. 1: reverse KL, where the student keeps to what the teacher finds likely. 0:
+    forward KL, where it covers all that the teacher may say. Between them: generalised Jensen-Shannon."""
+    ppo_epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout batch."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of the student."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW epsilon. adafactor has none."""
 
 
 class ValueOptimization(StrictModel):
@@ -136,7 +171,7 @@ class ValueOptimization(StrictModel):
     """Head that the value model starts with: the reward model's, or zeros."""
 
 
-class GroupTraining(OnlineTraining):
+class GroupTraining(RewardTraining):
     """Settings of methods that compare the completions of one prompt with each other, and so need no value model.
 
     Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO), Liu et al. 2025 (Dr. GRPO), Zheng et al. 2025 (GSPO), Ahmadian et al. 2024

@@ -10,6 +10,7 @@ from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
+from align.models.tokenizer import differing_ids
 from align.runtime.bitsandbytes_check import require_for_qlora
 from align.runtime.device import device_name
 from align.store.artifact import Artifact
@@ -27,13 +28,16 @@ def _checked(model: ModelFolder | Path) -> ModelFolder:
 
 def differing_tokens(first: ModelFolder, second: ModelFolder) -> list[str]:
     """Tokens whose ids differ between the tokenizers of two model folders; none where an id means the same to both."""
-    one, other = (folder.tokenizer.get_vocab() for folder in (first, second))
-    return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
+    return differing_ids(first.tokenizer.get_vocab(), second.tokenizer.get_vocab())
 
 
-def check_vocabulary(source: Artifact, folder: ModelFolder, reference: Artifact, reference_folder: ModelFolder) -> None:
+def check_vocabulary(
+    source: Artifact, folder: ModelFolder, reference: Artifact, reference_folder: ModelFolder, *, role: str = "reference"
+) -> None:
     """Check that an id means the same token to policy and reference, which read the same ids.
 
+    Args:
+        role: what the reference is to the policy.
     Raises:
         RecipeError: if it does not.
     """
@@ -41,9 +45,9 @@ def check_vocabulary(source: Artifact, folder: ModelFolder, reference: Artifact,
         return
     if differing := differing_tokens(folder, reference_folder):
         raise RecipeError(
-            f"{reference.name}: the reference of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
+            f"{reference.name}: the {role} of {source.name} needs the same tokenizer, but {len(differing):,} tokens differ "
             f"({', '.join(map(repr, differing[:3]))}, …)",
-            hint="Name a reference that was made from the same base model.",
+            hint=f"Name a {role} that was made from the same base model.",
         )
 
 

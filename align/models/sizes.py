@@ -18,7 +18,16 @@ ENGINE_ROWS = 64
 DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
 
+TEACHER_LOGITS_SHARE = 4
+"""Where a teacher's logits are computed too, a chunk is this many times smaller: there are several tensors of its size, such as
+log-probabilities of both models and their difference."""
+
 
 def logits_chunk_tokens(vocabulary: int, device: str) -> int:
     """Tokens whose logits exist at once, on a device of this type."""
     return max(1, min(LARGEST_LOGITS_CHUNK, LOGITS_CHUNK_NUMBERS.get(device, LOGITS_CHUNK_NUMBERS["cuda"]) // vocabulary))
+
+
+def teacher_chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits, of student and teacher, exist at once, on a device of this type."""
+    return max(1, logits_chunk_tokens(vocabulary, device) // TEACHER_LOGITS_SHARE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,11 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
     from transformers import AddedToken
 
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
+
+
+def differing_ids(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
+    """Tokens that have different ids in two vocabularies, or are in one alone."""
+    return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
 
 
 def _is_as_published(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:

@@ -35,6 +35,8 @@ CURVES_FIRST = (
     "objective/kl_coef",
     "objective/non_score_reward",
     "objective/rlhf_reward",
+    "teacher/kl",
+    "teacher/agreement",
     "objective/entropy",
     "zero_variance_groups",
     "policy/approxkl_avg",

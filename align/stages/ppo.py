@@ -17,12 +17,12 @@ from align.config.sections import reward_models_of
 from align.stage import StageContext, StageOutcome
 from align.training.needs import TrainingNeeds
 from align.training.online.advantage import Gae
-from align.training.online.config import OnlineConfig
+from align.training.online.config import ScoredConfig
 
 VERSION = 4
 
 
-class Config(Gae, ValueOptimization, OnlineConfig):
+class Config(Gae, ValueOptimization, ScoredConfig):
     """PPO on prompts, with scorers that score completions."""
 
     method: ClassVar[str] = "ppo"

@@ -55,6 +55,7 @@ STAGES: dict[str, StageType] = {
         StageType("ppo", "align.stages.ppo", produces="model"),
         StageType("grpo", "align.stages.grpo", produces="model"),
         StageType("rloo", "align.stages.rloo", produces="model"),
+        StageType("distill", "align.stages.distill", produces="model"),
         StageType("select_model", "align.stages.select_model", produces="model"),
         StageType("compare", "align.stages.compare", produces="comparison"),
     )

@@ -127,6 +127,8 @@ class TrainingNeeds:
     """Model that the value model starts from; it is trained together with the policy."""
     frozen_copies: int = 0
     """Copies of the model that stay in memory; an adapter needs none, since it is switched off instead."""
+    teacher: str | None = None
+    """Model that stays in memory and whose logits are computed beside those of the model that learns."""
     scorers: tuple[str, ...] = ()
     """Reward models that stay in memory."""
     is_labelled: bool = False
@@ -136,7 +138,7 @@ class TrainingNeeds:
     @property
     def models(self) -> set[str]:
         """All models that are named."""
-        return {name for name in (self.model, self.reference, self.value_model, *self.scorers) if name is not None}
+        return {name for name in (self.model, self.reference, self.value_model, self.teacher, *self.scorers) if name is not None}
 
 
 @runtime_checkable

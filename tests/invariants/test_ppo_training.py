@@ -11,7 +11,7 @@ import pytest
 import torch
 from online_workshop import SMALL, TEXTS, assert_same, assert_tokens_count_once, gradients
 
-from align.config.online import OnlineTraining, ValueOptimization
+from align.config.online import RewardTraining, ValueOptimization
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
 from align.runtime.events import Saving
@@ -25,7 +25,7 @@ from align.training.online.models import policy_logps
 pytestmark = pytest.mark.slow
 
 
-class Ppo(OnlineTraining, Gae, ValueOptimization):
+class Ppo(RewardTraining, Gae, ValueOptimization):
     """The settings of a PPO training, without those of its stage."""
 
 

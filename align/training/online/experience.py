@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.config.online import OnlineTraining, Rewards
+from align.config.online import Rewards, RewardTraining
 from align.losses.ppo import kl_penalized_rewards
 from align.training.online.advantage import Advantage, RewardedBatch
 from align.training.online.layout import Episode, PackedEpisodes, completion_offsets, to_rows
@@ -43,7 +43,7 @@ class Experience:
 def make_experience(
     rollout: Rollout,
     models: Models,
-    config: OnlineTraining,
+    config: RewardTraining,
     advantage: Advantage,
     *,
     kl_coef: float,
@@ -101,8 +101,7 @@ def make_experience(
     numbers |= {
         "objective/scores": rollout.all_scores.mean(),
         "objective/scores_std": rollout.all_scores.std(correction=0),
-        "rollout/completion_tokens": float(len(logps)) / len(episodes),
-        "rollout/eos_share": rollout.ended.float().mean(),
+        **length_numbers(rollout),
         "rollout/sampler_gap": sampler_gap.abs().mean(),
         "rollout/sampler_gap_max": sampler_gap.abs().max(),
     }
@@ -110,12 +109,26 @@ def make_experience(
         numbers["rollout/importance_masked"] = (experience.importance == 0).float().mean()
     if values is not None and returns is not None:
         numbers["val/explained_var"] = explained_variance(values, returns)
-    numbers |= {f"objective/scores/{name}": value for name, value in rollout.watched.items() if math.isfinite(value)}
+    numbers |= watched_numbers(rollout)
     numbers |= {f"objective/parts/{name}": value for name, value in rollout.parts.items() if math.isfinite(value)}
     return experience, {name: float(value) for name, value in numbers.items()}
 
 
-def importance_weights(sampler_gap: Tensor, offsets: Sequence[int], config: OnlineTraining) -> Tensor:
+def length_numbers(rollout: Rollout) -> dict[str, float]:
+    """How long the completions are, and how many ended by themselves."""
+    tokens = sum(len(episode.completion_token_ids) for episode in rollout.episodes)
+    return {
+        "rollout/completion_tokens": tokens / len(rollout.episodes),
+        "rollout/eos_share": float(rollout.ended.float().mean()),
+    }
+
+
+def watched_numbers(rollout: Rollout) -> dict[str, float]:
+    """Mean scores that are logged and not optimised."""
+    return {f"objective/scores/{name}": value for name, value in rollout.watched.items() if math.isfinite(value)}
+
+
+def importance_weights(sampler_gap: Tensor, offsets: Sequence[int], config: RewardTraining) -> Tensor:
     """[completion tokens] weights of tokens that the sampler drew with other probabilities than the trainer computes.
 
     Args:

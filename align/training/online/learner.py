@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from align.config.online import OnlineOptimization, OnlineTraining
+from align.config.online import OnlineOptimization, OnlineTraining, RewardTraining
 from align.errors import StageError
 from align.losses.policy import PolicyLoss, clipped_policy_loss, k3_kl
 from align.losses.ppo import ppo_value_loss
@@ -114,7 +114,8 @@ class LearningPhase:
     """What the updates of one rollout batch learn from, and how far they are."""
 
     episodes: list[Episode]
-    experience: Experience
+    experience: Experience | None
+    """None for methods that learn from the episodes alone."""
     numbers: dict[str, float]
     """Of the rollout batch, under TRL's names."""
     nonfinite: int
@@ -133,14 +134,26 @@ class LearningPhase:
     """Numbers of every update that was made."""
 
 
+Accumulate = Callable[[list[PackedEpisodes]], dict[str, float]]
+"""Adds the gradients of one mini-batch up over its passes, and returns its numbers."""
+
+
 @dataclass(frozen=True)
-class PolicyLearner:
-    """Trains the policy, and the value model where there is one, on rollout batches."""
+class Learner:
+    """Trains the policy, and the value model where there is one, on rollout batches. A method says what the gradients are."""
 
     optimizers: Optimizers
     settings: ForwardSettings
     config: OnlineTraining
     seed: int
+
+    def accumulator(self, phase: LearningPhase, *, learn_policy: bool, score_bias: float, kl_coef: float) -> Accumulate:
+        """What computes the gradients of a mini-batch of this rollout batch."""
+        raise NotImplementedError
+
+    def is_far(self, row: dict[str, float]) -> bool:
+        """Whether the policy has moved so far that the rest of the rollout batch is left out, by the numbers of an update."""
+        return False
 
     def learns_policy(self, rollout: int) -> bool:
         """False for the first rollout batches if they train the value model alone."""
@@ -177,14 +190,47 @@ class PolicyLearner:
             for epoch in range(config.ppo_epochs)
             for chosen in mini_batches(len(episodes), size, seed=self.seed, rollout=rollout, epoch=epoch)
         )
+        accumulate = self.accumulator(phase, learn_policy=learn_policy, score_bias=score_bias, kl_coef=kl_coef)
         for chosen in itertools.islice(batches, len(phase.updates), None):
             before_update()
-            accumulate = partial(self._accumulate, phase.experience, score_bias, learn_policy, kl_coef=kl_coef)
             row = self.settings.run_passes(episodes, chosen, accumulate)
             phase.updates.append(row | self._apply(learn_policy))
-            # The KL was measured before this step, which stays; only the remaining updates are skipped.
-            if config.update_kl_limit is not None and row["policy/approxkl_avg"] > config.update_kl_limit:
+            # It was measured before this step, which stays; only the remaining updates are skipped.
+            if self.is_far(row):
                 return
+
+    def clear_gradients(self) -> None:
+        """Passes that memory was not enough for may have left some."""
+        for learner in self.optimizers:
+            learner.optimizer.zero_grad(set_to_none=True)
+
+    def _apply(self, learn_policy: bool) -> dict[str, float]:
+        """Clip, check, step, clear; the gradients' norms before clipping and the policy's learning rate."""
+        policy, numbers = self.optimizers.policy, {}
+        learners = [learner for learner in self.optimizers if learn_policy or learner is not policy]
+        if learn_policy:
+            numbers["lr"] = policy.schedule.get_last_lr()[0]
+        # All norms are checked before the first step, so that no model is ahead of the other after an error.
+        for learner in learners:
+            numbers[f"{learner.name}/grad_norm"] = learner.clip_gradients(self.config.max_grad_norm)
+        for learner in learners:
+            learner.step()
+        return numbers
+
+
+@dataclass(frozen=True)
+class PolicyLearner(Learner):
+    """Learns from advantages, by the clipped surrogate."""
+
+    config: RewardTraining
+
+    def accumulator(self, phase: LearningPhase, *, learn_policy: bool, score_bias: float, kl_coef: float) -> Accumulate:
+        assert phase.experience is not None
+        return partial(self._accumulate, phase.experience, score_bias, learn_policy, kl_coef=kl_coef)
+
+    def is_far(self, row: dict[str, float]) -> bool:
+        limit = self.config.update_kl_limit
+        return limit is not None and row["policy/approxkl_avg"] > limit
 
     def _accumulate(
         self,
@@ -196,8 +242,7 @@ class PolicyLearner:
         kl_coef: float = 0.0,
     ) -> dict[str, float]:
         """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
-        for learner in self.optimizers:  # passes that memory was not enough for may have left some
-            learner.optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         config, count = self.config, sum(len(batch.tokens) for batch in passes)
         completions = sum(len(batch.offsets) - 1 for batch in passes)
         aggregation = config.surrogate.aggregation
@@ -257,16 +302,3 @@ class PolicyLearner:
         losses = ppo_value_loss(values[None], old.values[None], old.returns[None], mask, cliprange_value=config.cliprange_value)
         clipped = (values.detach() - old.values).abs() > config.cliprange_value
         return losses, {"loss/value_avg": losses.detach(), "val/clipfrac_avg": clipped.float()}
-
-    def _apply(self, learn_policy: bool) -> dict[str, float]:
-        """Clip, check, step, clear; the gradients' norms before clipping and the policy's learning rate."""
-        policy, numbers = self.optimizers.policy, {}
-        learners = [learner for learner in self.optimizers if learn_policy or learner is not policy]
-        if learn_policy:
-            numbers["lr"] = policy.schedule.get_last_lr()[0]
-        # All norms are checked before the first step, so that no model is ahead of the other after an error.
-        for learner in learners:
-            numbers[f"{learner.name}/grad_norm"] = learner.clip_gradients(self.config.max_grad_norm)
-        for learner in learners:
-            learner.step()
-        return numbers

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from align.models.attention import longest_shared_row
+from align.models.folder import ModelFolder
 from align.models.head import LogpsAndEntropy, last_hidden_states, target_logps, target_logps_and_entropy
 from align.models.load import load_causal_lm
-from align.models.logits import in_float32
+from align.models.logits import check_logits, in_float32
 from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable
@@ -69,8 +70,8 @@ class Models:
 
     policy: Any
     reference: Any
-    """None where an adapter is trained, as the reference is then the policy with the adapter that it started with; and where the
-    method needs none."""
+    """A frozen model that the policy is held against: its copy, or a teacher. None where an adapter is trained without a teacher,
+    as the reference is then the policy with the adapter that it started with; and where the method needs none."""
     value: Any
     """A reward model architecture: a backbone and a head of one number. None for methods that need no values."""
     settings: ForwardSettings
@@ -120,12 +121,20 @@ class ValueStart:
 
 
 def load_models(
-    policy: TrainableModel, value: ValueStart | None, settings: ForwardSettings, *, seed: int, with_reference: bool = True
+    policy: TrainableModel,
+    value: ValueStart | None,
+    settings: ForwardSettings,
+    *,
+    seed: int,
+    with_reference: bool = True,
+    teacher: ModelFolder | None = None,
 ) -> Models:
     """Policy and reference from `policy`, and a value model where `value` says what it starts from.
 
     With an adapter, policy and reference share one copy of the base model, and the value model has another.
 
+    Args:
+        teacher: in place of the reference.
     Raises:
         RecipeError: if a folder cannot be used, or the value model does not give one number per token.
     """
@@ -141,23 +150,25 @@ def load_models(
             torch.nn.init.zeros_(value_model.score.weight)
         value_model.to(settings.device).eval()
     trained = load_trainable(policy, frozen_dtype=frozen).to(settings.device).eval()
-    limits = [longest_shared_row(model) for model in (trained, value_model) if model is not None]
+    reference: Any = None
+    if teacher is not None or (with_reference and policy.peft is None):
+        reference = load_causal_lm(teacher or policy.folder, dtype=frozen)
+        reference.to(settings.device).eval().requires_grad_(False)
+    if teacher is not None:
+        check_logits(reference, str(teacher.path))
+    limits = [longest_shared_row(model) for model in (trained, value_model, reference) if model is not None]
     settings = replace(settings, longest_shared_row=min((limit for limit in limits if limit is not None), default=None))
+    initial, differs = {}, False
     if policy.peft is not None:
         initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
         differs = policy.is_quantized or frozen != "float32"
-        return Models(trained, None, value_model, settings, differ_from_folder=differs, initial_adapter=initial)
-    reference: Any = None
-    if with_reference:
-        reference = load_causal_lm(policy.folder, dtype=frozen)
-        reference.to(settings.device).eval().requires_grad_(False)
-    return Models(trained, reference, value_model, settings, differ_from_folder=False)
+    return Models(trained, reference, value_model, settings, differ_from_folder=differs, initial_adapter=initial)
 
 
 def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] log-probability of every sampled token, nats; carries the gradient."""
     with settings.autocast():
-        states = _states(model, batch)
+        states = target_states(model, batch)
         return target_logps(model, states, batch.targets, temperature=settings.temperature)
 
 
@@ -165,16 +176,17 @@ def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -
 def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> LogpsAndEntropy:
     """[completion tokens] log-probability of every sampled token, and the entropy it was drawn with, nats."""
     with settings.autocast():
-        states = _states(model, batch)
+        states = target_states(model, batch)
         return target_logps_and_entropy(model, states, batch.targets, temperature=settings.temperature)
 
 
 def token_values(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] value of the state before each token was drawn, float32; carries the gradient."""
     with settings.autocast():
-        return in_float32(model.score, _states(model, batch))[:, 0]
+        return in_float32(model.score, target_states(model, batch))[:, 0]
 
 
-def _states(model: Any, batch: PackedEpisodes) -> Tensor:
+def target_states(model: Any, batch: PackedEpisodes) -> Tensor:
+    """[completion tokens, width] hidden states from which the tokens were drawn."""
     hidden = last_hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids)
     return hidden.flatten(0, 1)[batch.sources]

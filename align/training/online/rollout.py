@@ -65,7 +65,7 @@ class ScoredEpisode:
     sampled: SampledEpisode
     candidate: ScoredCandidate
     score: float
-    """Weighted sum of the scores that are optimised; NaN where one is missing."""
+    """Weighted sum of the scores that are optimised; NaN where one is missing, 0 where none is optimised."""
 
 
 class RolloutSampler:
@@ -208,7 +208,11 @@ class RolloutSampler:
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(scored) - len(finite),
             texts=[
-                SampledText(prompt_id=row.candidate.prompt_id, completion=row.candidate.completion, score=row.score)
+                SampledText(
+                    prompt_id=row.candidate.prompt_id,
+                    completion=row.candidate.completion,
+                    score=row.score if self._score_weights else None,
+                )
                 for row in scored
             ],
         )

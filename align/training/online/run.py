@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from align.data.encoding import encode_prompts
@@ -9,6 +12,7 @@ from align.engines.open import open_engine
 from align.engines.task import max_prompt_tokens_for
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
+from align.models.load import check_vocabulary
 from align.models.trainable import TrainableModel, save_trained
 from align.records import Prompt
 from align.runtime.bitsandbytes_check import require_for_optimizer
@@ -18,7 +22,7 @@ from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
 from align.training.loop import resolve_precision
 from align.training.online.advantage import Advantage
-from align.training.online.config import OnlineConfig
+from align.training.online.config import DistillConfig, OnlineConfig, ScoredConfig
 from align.training.online.models import ForwardSettings, load_models
 from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineTrainer
@@ -27,21 +31,52 @@ from align.training.pass_size import PassSize
 
 
 def run_online(
-    context: StageContext[OnlineConfig], advantage: Advantage, *, value_model: ValueModel | None = None
+    context: StageContext[ScoredConfig], advantage: Advantage, *, value_model: ValueModel | None = None
 ) -> StageOutcome:
-    """A whole stage: train `context.config.model` on its own completions.
+    """A whole stage: train `context.config.model` by the scores of its own completions.
+
+    Raises:
+        As `_run`, and StageError if a rollout batch got no finite score at all.
+    """
+    config = context.config
+    weights = {name: config.score_weights.get(name, 1.0) for name in config.scorers}
+    return _run(context, advantage, value_model=value_model, score_weights=weights)
+
+
+def run_distillation(context: StageContext[DistillConfig]) -> StageOutcome:
+    """A whole stage: train `context.config.model` by the probabilities that its teacher gives to its own completions.
+
+    Raises:
+        As `_run`, and RecipeError if the teacher has other tokens.
+    """
+    teacher = context.artifact(context.config.teacher)
+    folder, student = ModelFolder.of(teacher), context.artifact(context.config.model)
+    refuse_encoder_decoder(context.config.method, teacher, folder)
+    check_vocabulary(student, ModelFolder.of(student), teacher, folder, role="teacher")
+    return _run(context, None, teacher=folder)
+
+
+def _run(
+    context: StageContext[Any],
+    advantage: Advantage | None,
+    *,
+    value_model: ValueModel | None = None,
+    teacher: ModelFolder | None = None,
+    score_weights: Mapping[str, float] | None = None,
+) -> StageOutcome:
+    """Train on completions of the model.
 
     Raises:
         DataError: if a prompt is too long and on_invalid is error. RecipeError: if a model cannot be used.
-        StageError: if a gradient is not finite, or a rollout batch got no finite score at all.
+        StageError: if a gradient is not finite.
         Interrupted: if a stop was requested.
     """
-    config = context.config
+    config: OnlineConfig = context.config
     source, data = context.artifact(config.model), context.artifact(config.prompts)
     folder = ModelFolder.of(source)
     refuse_encoder_decoder(config.method, source, folder)
     chat_format = load_format(folder, where=source.where(None))
-    prompt_limit = max_prompt_tokens_for(folder, config)
+    prompt_limit = min(max_prompt_tokens_for(reader, config) for reader in (folder, teacher) if reader is not None)
     max_tokens = prompt_limit + config.max_completion_tokens
     records = data.rows(Prompt)
     encoded = encode_prompts(records, chat_format, max_prompt_tokens=prompt_limit, on_invalid=config.on_invalid, where=data.where)
@@ -57,8 +92,15 @@ def run_online(
     )
     require_for_optimizer(config.optimizer, context.name)
     value_start = None if value_model is None else value_model.start(start)
-    models = load_models(start, value_start, settings, seed=context.seed, with_reference=config.needs_reference)
-    scorers = {**config.scorers, **config.watch}
+    rewards, scorers = config.reward_settings, config.all_scorers
+    models = load_models(
+        start,
+        value_start,
+        settings,
+        seed=context.seed,
+        with_reference=rewards is not None and rewards.needs_reference,
+        teacher=teacher,
+    )
     # Dropped prompts leave gaps, so rows are matched by id.
     by_id = {record.id: record for record in records}
     sampler = RolloutSampler(
@@ -66,10 +108,10 @@ def run_online(
         encoded.rows,
         config,
         scorers=ScorerSet(scorers, reward_model_folders(scorers, context.artifacts), batch_tokens=config.score_batch_tokens),
-        score_weights={name: config.score_weights.get(name, 1.0) for name in config.scorers},
+        score_weights=score_weights or {},
         chat_format=chat_format,
         seed=context.seed,
-        group_size=advantage.group_size,
+        group_size=1 if advantage is None else advantage.group_size,
     )
     engine = open_engine(
         config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share

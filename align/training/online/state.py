@@ -80,8 +80,9 @@ def save_state(
     if before is not None:
         save_file({str(number): parameter for number, parameter in enumerate(before)}, folder / BEFORE_NAME)
     if phase is not None:
-        tensors = {name: values for name, values in vars(phase.experience).items() if values is not None}
-        save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, folder / EXPERIENCE_NAME)
+        if phase.experience is not None:
+            tensors = {name: values for name, values in vars(phase.experience).items() if values is not None}
+            save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, folder / EXPERIENCE_NAME)
         kept = {name: value for name, value in vars(phase).items() if name not in ("episodes", "experience")}
         write_json(folder / PHASE_NAME, {**kept, "episodes": [asdict(episode) for episode in phase.episodes]})
     for learner in optimizers:
@@ -114,7 +115,10 @@ def load_state(
         before = [tensors[str(number)] for number in range(len(tensors))]
     phase = None
     if (folder / PHASE_NAME).exists():
-        experience = Experience(**{"values": None, "returns": None, **load_file(folder / EXPERIENCE_NAME, device=str(device))})
+        experience = None
+        if (folder / EXPERIENCE_NAME).exists():
+            found = load_file(folder / EXPERIENCE_NAME, device=str(device))
+            experience = Experience(**{"values": None, "returns": None, **found})
         kept = json.loads((folder / PHASE_NAME).read_text())
         kept["episodes"] = [Episode(**episode) for episode in kept["episodes"]]
         phase = LearningPhase(experience=experience, **kept)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config.online import OnlineTraining
+from align.config.online import DistillTraining, OnlineTraining
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.models.trainable import count_trained
@@ -22,14 +22,26 @@ from align.runtime.context import RunContext
 from align.training import checkpoint
 from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
 from align.training.online.advantage import Advantage
-from align.training.online.experience import make_experience, mean_numbers, without_cut_ones
-from align.training.online.learner import LearningPhase, Optimizers, PolicyLearner, num_mini_batches
+from align.training.online.distill import Distiller
+from align.training.online.experience import (
+    Experience,
+    length_numbers,
+    make_experience,
+    mean_numbers,
+    watched_numbers,
+    without_cut_ones,
+)
+from align.training.online.learner import Learner, LearningPhase, Optimizers, PolicyLearner, num_mini_batches
 from align.training.online.models import Models, trainable
 from align.training.online.noted import unusual
-from align.training.online.rollout import RolloutSampler, ScoredEpisode
+from align.training.online.rollout import Rollout, RolloutSampler, ScoredEpisode
 from align.training.online.state import TrainerState, load_state, save_state
 
 MAX_KL_ERROR = 0.2
+SHOWN = (("score", "objective/scores"), ("kl", "objective/kl"), ("kl", "teacher/kl"))
+"""What progress shows of a rollout batch, where it has it: short name and metric."""
+FIRST = (("scores_first", "objective/scores"), ("teacher/kl_first", "teacher/kl"))
+"""Numbers of the first rollout batch that the manifest keeps, and their metrics."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,12 @@ class OnlineTrainer:
         engine: TextEngine,
         context: RunContext,
         config: OnlineTraining,
-        advantage: Advantage,
+        advantage: Advantage | None,
     ) -> None:
         """Make a trainer; a checkpoint is looked for when it trains.
 
         Args:
+            advantage: None for a method that learns from a teacher, the reference in `models`.
             engine: runs the model that training starts from; it is closed at the end.
         """
         self._models = models
@@ -65,8 +78,14 @@ class OnlineTrainer:
         self._advantage = advantage
         self._num_rollouts = sampler.num_rollouts
         self._optimizers = Optimizers.of(models, config, num_rollouts=self._num_rollouts)
-        self._learner = PolicyLearner(self._optimizers, models.settings, config, context.seed)
-        self._state = TrainerState(kl_coef=config.kl_coef)
+        self._rewards = rewards = config.reward_settings
+        self._kl_limit = None if rewards is None else rewards.kl_limit
+        self._learner: Learner
+        if rewards is not None:
+            self._learner = PolicyLearner(self._optimizers, models.settings, rewards, context.seed)
+        elif isinstance(config, DistillTraining):
+            self._learner = Distiller(self._optimizers, models.settings, config, context.seed, models.reference)
+        self._state = TrainerState(kl_coef=0.0 if rewards is None else rewards.kl_coef)
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / CHECKPOINTS_NAME
@@ -94,10 +113,10 @@ class OnlineTrainer:
                 if not stopped_by_kl:
                     self._learn(phase)
                     self._keep(phase.numbers)
-            if self._config.kl_limit is not None and not stopped_by_kl:
+            if self._kl_limit is not None and not stopped_by_kl:
                 phase = self._roll_out()  # the KL after the last update is not known yet
                 stopped_by_kl = self._exceeds_kl_limit(phase.numbers)
-            if self._config.kl_limit is not None:
+            if self._kl_limit is not None:
                 self._state.new_tokens += phase.new_tokens  # the last batch only measured the KL
         finally:
             self._engine.close()
@@ -155,13 +174,10 @@ class OnlineTrainer:
         if state.rollouts == 0 and value_config is not None and value_config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
-            kl_coef, bias = state.kl_coef, state.score_bias
-            experience, numbers = make_experience(
-                rollout, self._models, self._config, self._advantage, kl_coef=kl_coef, score_bias=bias
-            )
+            experience, numbers = self._experience(rollout)
         self._check_stop()
         episodes = rollout.episodes
-        if settings is not None:
+        if settings is not None and experience is not None:
             numbers["zero_variance_groups"] = len(equal) / drawn
             if settings.truncated == "mask":
                 episodes, experience = without_cut_ones(rollout, experience)
@@ -181,10 +197,17 @@ class OnlineTrainer:
             truncated=len(rollout.episodes) - len(episodes),
         )
 
+    def _experience(self, rollout: Rollout) -> tuple[Experience | None, dict[str, float]]:
+        """What the updates need beyond the episodes, and the numbers of the rollout batch."""
+        if self._rewards is None or self._advantage is None:
+            return None, {**length_numbers(rollout), **watched_numbers(rollout)}
+        kl_coef, bias = self._state.kl_coef, self._state.score_bias
+        return make_experience(rollout, self._models, self._rewards, self._advantage, kl_coef=kl_coef, score_bias=bias)
+
     def _learn(self, phase: LearningPhase) -> None:
         """Update the models; the numbers of the updates join those of the rollout batch."""
         state, config, numbers = self._state, self._config, phase.numbers
-        if config.kl_limit is not None and not phase.updates:
+        if self._kl_limit is not None and not phase.updates:
             self._policy_before = [parameter.detach().clone() for parameter in trainable(self._models.policy)]
         with self._timed("train"):
             check = lambda: self._check_stop(phase)  # noqa: E731
@@ -199,13 +222,14 @@ class OnlineTrainer:
         numbers["updates"] = len(phase.updates)
         self._note_unusual(numbers)
         # While only the value model learns the KL is about 0, and a coefficient that adapts would shrink for no reason.
-        state.kl_coef = adapted_kl_coef(
-            state.kl_coef,
-            numbers.get("objective/kl", 0.0),
-            target=config.kl_target if self._learner.learns_policy(state.rollouts) else None,
-            horizon=config.kl_horizon,
-            episodes=len(phase.episodes),
-        )
+        if self._rewards is not None and self._learner.learns_policy(state.rollouts):
+            state.kl_coef = adapted_kl_coef(
+                state.kl_coef,
+                numbers.get("objective/kl", 0.0),
+                target=self._rewards.kl_target,
+                horizon=self._rewards.kl_horizon,
+                episodes=len(phase.episodes),
+            )
         # Counted here, not where it was sampled, so that a batch that a resumed training samples again counts once.
         tokens, per_pass = sum(map(len, phase.episodes)), num_mini_batches(len(phase.episodes), config.mini_batch_size)
         state.new_tokens += phase.new_tokens
@@ -230,9 +254,7 @@ class OnlineTrainer:
         state = self._state
         state.rows.append({"step": state.rollouts, "episode": state.rollouts * self._config.rollout_batch_size, **numbers})
         self._context.metrics(state.rows[-1])
-        shown = {"score": numbers["objective/scores"]}
-        if "objective/kl" in numbers:
-            shown["kl"] = numbers["objective/kl"]
+        shown = {short: numbers[name] for short, name in SHOWN if name in numbers}
         per_batch = {"episodes": float(self._config.rollout_batch_size)}
         self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", per_batch, **shown)
         steps = self._config.checkpoint_steps
@@ -241,12 +263,11 @@ class OnlineTrainer:
             self._write_checkpoint()
 
     def _exceeds_kl_limit(self, numbers: dict[str, float]) -> bool:
-        limit = self._config.kl_limit
-        return limit is not None and numbers["objective/kl"] > limit
+        return self._kl_limit is not None and numbers["objective/kl"] > self._kl_limit
 
     def _restore_policy(self, numbers: dict[str, float]) -> None:
         """Undo the updates that led over the KL limit."""
-        kl, limit = numbers["objective/kl"], self._config.kl_limit
+        kl, limit = numbers["objective/kl"], self._kl_limit
         if self._policy_before is None:
             raise StageError(
                 f"The KL to the reference is {kl:.3g} nats per completion before the first update, above kl_limit {limit}",
@@ -266,7 +287,7 @@ class OnlineTrainer:
         episodes = state.rollouts * self._config.rollout_batch_size
         names = (
             *("objective/scores", "objective/kl", "val/explained_var", "policy/clipfrac_avg", "rollout/sampler_gap"),
-            *("zero_variance_groups", "rollout/truncated_masked"),
+            *("zero_variance_groups", "rollout/truncated_masked", "teacher/kl", "teacher/agreement"),
         )
         first, last = state.rows[0], state.rows[-1]
         return {
@@ -275,14 +296,10 @@ class OnlineTrainer:
             "new_tokens": state.new_tokens,
             "tokens": state.tokens,
             "trained_tokens": state.trained_tokens,
-            "stopped_by_kl_limit": stopped_by_kl,
-            "scores_first": first["objective/scores"],
+            **({} if self._rewards is None else {"stopped_by_kl_limit": stopped_by_kl}),
+            **{short: first[name] for short, name in FIRST if name in first},
             **{name: last[name] for name in names if name in last},
-            "policy/approxkl_max": max(row.get("policy/approxkl_avg", 0.0) for row in state.rows),
-            "kl_coef": state.kl_coef,
-            "score_bias": state.score_bias,
-            "nonfinite_scores": state.nonfinite,
-            **self._group_metrics(),
+            **self._reward_metrics(),
             "trained_parameters": count_trained(self._models.policy),
             "precision": self._models.settings.precision,
             "micro_batch_tokens": self._models.settings.pass_size.size,
@@ -292,12 +309,20 @@ class OnlineTrainer:
             "episodes_per_second": round(episodes / work, 2),
         }
 
-    def _group_metrics(self) -> dict[str, Any]:
-        """What a method on groups sampled beyond what it learned from; empty for other methods."""
+    def _reward_metrics(self) -> dict[str, Any]:
+        """Of a method that learns from scores; of one on groups also what it sampled beyond what it learned from."""
         state = self._state
-        if self._config.group_settings is None:
+        if self._rewards is None:
             return {}
-        return {
+        metrics = {
+            "policy/approxkl_max": max(row.get("policy/approxkl_avg", 0.0) for row in state.rows),
+            "kl_coef": state.kl_coef,
+            "score_bias": state.score_bias,
+            "nonfinite_scores": state.nonfinite,
+        }
+        if self._config.group_settings is None:
+            return metrics
+        return metrics | {
             "scored_completions": state.scored,
             "scored_tokens": state.scored_tokens,
             "replaced_groups": state.refilled,

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.config.online import OnlineTraining
+from align.config.online import RewardTraining
 from align.config.rules import RuleSet
 from align.config.sections import RulesScorer
 from align.data.encoding import EncodedPrompt
@@ -124,9 +124,9 @@ def test_adaptive_kl_by_hand() -> None:
 
 def test_scores_are_centred_and_cut_completions_penalised() -> None:
     scores, ended = torch.tensor([3.0, 3.0]), torch.tensor([True, False])
-    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_penalty=1.5), 0.5).tolist() == [2.5, 1.0]
-    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_score=-1.0), 0.5).tolist() == [2.5, -1.0]
-    assert shaped_scores(scores, ended, OnlineTraining(missing_eos_penalty=0.0), 0.0).tolist() == [3.0, 3.0]
+    assert shaped_scores(scores, ended, RewardTraining(missing_eos_penalty=1.5), 0.5).tolist() == [2.5, 1.0]
+    assert shaped_scores(scores, ended, RewardTraining(missing_eos_score=-1.0), 0.5).tolist() == [2.5, -1.0]
+    assert shaped_scores(scores, ended, RewardTraining(missing_eos_penalty=0.0), 0.0).tolist() == [3.0, 3.0]
 
 
 def test_explained_variance_by_hand() -> None:
@@ -181,7 +181,7 @@ def sampler(rollout_batch_size: int, count: int = 5, *, num_episodes: int | None
     return RolloutSampler(
         prompts,
         encoded,
-        OnlineTraining(rollout_batch_size=rollout_batch_size, num_episodes=num_episodes),
+        RewardTraining(rollout_batch_size=rollout_batch_size, num_episodes=num_episodes),
         **{**options, **changes},
         chat_format=chat_format,
         seed=7,
