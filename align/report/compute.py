@@ -50,8 +50,13 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
     """Models by the names they have in the stage's settings, and operations for every parameter of theirs."""
     config, metrics = manifest.config, manifest.metrics
     if "rollout_batch_size" in config:
-        scorers = _models({**config["scorers"], **config["watch"]})
+        scorers = _models({**config.get("scorers", {}), **config["watch"]})
         seen, learned = metrics["tokens"], _trained(manifest)
+        if "teacher" in config:  # it reads what is learned from, as often as that is read
+            yield config["model"], FORWARD * seen + learned
+            yield config["teacher"], float(FORWARD * metrics["trained_tokens"])
+            yield from ((scorer, FORWARD * seen) for scorer in scorers)
+            return
         on_groups = "group_size" in config
         # Methods on groups may sample more than they learn from.
         sampled = metrics["scored_tokens"] if on_groups else seen

@@ -153,6 +153,8 @@ def _scored(manifest: Manifest) -> int | None:
     if "candidates" in config and "scorers" in config:
         return manifest.rows_in
     if "rollout_batch_size" in config:
+        if not config.get("scorers") and not config["watch"]:  # a teacher needs no scores
+            return 0
         return metrics.get("scored_completions" if "group_size" in config else "episodes")
     return metrics.get("scored_completions") if "num_candidates" in config and "scorer" in config else 0
 

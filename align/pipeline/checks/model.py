@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from align.data.template import ChatFormat
 from align.errors import AlignError
 from align.models.facts import read_facts
 from align.models.file_tokenizer import FileTokenizer
 from align.models.files import TOKENIZER_NAME
 from align.models.folder import ModelFolder
+from align.models.tokenizer import differing_ids
 from align.pipeline.checks.finding import Cause, Finding
+from align.records import Message
 from align.report.model.check import ModelCheck
 from align.report.model.probe import ModelReport, probe_loaded, probe_model
 
@@ -70,6 +73,46 @@ def problems_of(folder: ModelFolder) -> list[ModelCheck]:
     # transformers has the last word before a model is refused; without weights nothing can be loaded with it.
     again = doubtful and not no_template and not folder.is_configuration_alone
     return probe_model(folder).problems if again else report.problems
+
+
+def check_teacher(
+    stage: str,
+    where: str,
+    names: tuple[str, str],
+    folders: tuple[ModelFolder, ModelFolder],
+    formats: tuple[ChatFormat | None, ChatFormat | None],
+) -> list[Finding]:
+    """Whether a teacher can be learned from token by token, and whether it knows the student's form of a conversation.
+
+    Args:
+        where: place of the teacher in its recipe.
+        names: of student and teacher in the recipe; their folders and formats follow in the same order.
+    """
+    try:
+        vocabularies = [FileTokenizer(folder).get_vocab() for folder in folders]
+    except Exception:  # as above; of an input `check_model` says what is wrong
+        return []
+    differing = differing_ids(*vocabularies)
+    if differing and not any(folder.is_configuration_alone for folder in folders):
+        differing = differing_ids(*(folder.tokenizer.get_vocab() for folder in folders))  # transformers has the last word
+    if differing:
+        shown = f"{len(differing):,} tokens differ, such as {', '.join(map(repr, differing[:3]))}"
+        text = f"{where}: '{names[1]}' has another tokenizer than '{names[0]}', which learns from it token by token: {shown}"
+        advice = (
+            f"Name a teacher with the tokenizer of '{names[0]}', as larger models of its family have; or let '{names[1]}' answer "
+            "the prompts (generate, best_of_n) and train on its answers with sft."
+        )
+        return [Finding(stage, text, advice)]
+    student, teacher = formats
+    if student is None or teacher is None or _asked(student) == _asked(teacher):
+        return []
+    text = f"{where}: '{names[1]}' was made for another chat template than '{names[0]}', in whose form it will read the prompts"
+    return [Finding(stage, text, f"Set chat: at '{names[0]}' to the template of '{names[1]}' if you can.", action="warn")]
+
+
+def _asked(chat_format: ChatFormat) -> tuple[str, str]:
+    """A prompt as the model reads it, and what ends its completion."""
+    return chat_format.prompt_text([Message(role="user", content="Hello")]), chat_format.end_token
 
 
 def _finding(name: str, where: str, folder: ModelFolder, problem: ModelCheck) -> Finding:

@@ -23,12 +23,13 @@ from align.pipeline.checks.cache import FindingCache
 from align.pipeline.checks.finding import Finding, refuse
 from align.pipeline.checks.held_out import check_held_out, choices_and_comparisons
 from align.pipeline.checks.limits import Reading, Rows, check_fit, check_limits, check_rate
-from align.pipeline.checks.model import check_model
+from align.pipeline.checks.model import check_model, check_teacher
 from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
 from align.pipeline.checks.rows import Head, check_rows, is_local, keeps_all, read_head
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.inputs import ResolvedInput
 from align.pipeline.plan import Plan, PlannedStage, make_plan
+from align.training.needs import Trains
 
 MODEL_FIELDS = ("model", "models")
 """Fields of a stage that name the models whose prompts it renders."""
@@ -164,15 +165,12 @@ class _PlanChecker:
         for folder in folders.values():
             reading = Reading(stage.name, config, folder)
             found += check_limits(reading, where)
-            if (
-                any(finding.action == "refuse" for finding in found)
-                or self._is_refused(folder, refused)
-                or not (folder.path / TOKENIZER_NAME).is_file()
-            ):
+            if any(finding.action == "refuse" for finding in found) or not self._is_readable(folder, refused):
                 continue
             for name in dict.fromkeys(stage.inputs):
                 if name not in refused and isinstance(self._spec(name), DataInput):
                     found += self._of_reading(reading, name)
+        found += self._of_teacher(stage, refused)
         for need, name in needs_of(self._plan, stage):
             if name not in refused:
                 found += self._of_need(stage.name, need, name)
@@ -180,6 +178,23 @@ class _PlanChecker:
             if own not in refused and held not in refused:
                 found += self._of_held_out(stage.name, own, held, comparison)
         return found
+
+    def _of_teacher(self, stage: PlannedStage, refused: set[str]) -> list[Finding]:
+        """Whether a teacher and its student have the same tokens, where the stage has a teacher."""
+        needs = stage.node.config.training_needs() if isinstance(stage.node.config, Trains) else None
+        if needs is None or needs.teacher is None:
+            return []
+        folders = [starting_folder(self._plan, name) for name in (needs.model, needs.teacher)]
+        student, teacher = (folder if folder is not None and self._is_readable(folder, refused) else None for folder in folders)
+        if student is None or teacher is None:
+            return []
+        where, names = self._place("stages", stage.name, "teacher"), (needs.model, needs.teacher)
+        key = [where, *names, self._content(student), self._content(teacher)]
+        formats = self._format(student), self._format(teacher)
+        return self._cache.findings(key, lambda: check_teacher(stage.name, where, names, (student, teacher), formats))
+
+    def _is_readable(self, folder: ModelFolder, refused: set[str]) -> bool:
+        return not self._is_refused(folder, refused) and (folder.path / TOKENIZER_NAME).is_file()
 
     def _model_names(self, stage: PlannedStage) -> list[str]:
         return [name for path, name in stage.node.references if path[0] in MODEL_FIELDS]

@@ -139,13 +139,15 @@ class SpeedGuess:
         return Guess(seconds, any(rows.is_bound for rows, _ in known))
 
     def _online(self, config: Any) -> Guess | None:
-        """Sampling, scores, log-probabilities of policy, reference and values where there are any, then the epochs.
+        """Sampling, scores, log-probabilities of policy, reference and values where they are needed, then the epochs.
 
         Prompts that replace others (`refill_limit`) are not foreseen.
         """
         needs: TrainingNeeds = config.training_needs()
-        found, value = self._rows_of(needs.rows, needs.model), None
+        found, value, teacher = self._rows_of(needs.rows, needs.model), None, None
         if needs.value_model is not None and (value := self._model(needs.value_model)) is None:
+            return None
+        if needs.teacher is not None and (teacher := self._model(needs.teacher)) is None:
             return None
         if found is None:
             return None
@@ -157,8 +159,9 @@ class SpeedGuess:
         if scoring is None:
             return None
         learning = shape.parameters + (0 if value is None else value[1].parameters)
-        read = learning + (shape.parameters if config.needs_reference else 0)
-        passes = FORWARD * read + config.ppo_epochs * _operations(needs) * learning
+        passes = config.ppo_epochs * (_operations(needs) * learning + (FORWARD * teacher[1].parameters if teacher else 0))
+        if (rewards := config.reward_settings) is not None:
+            passes += FORWARD * (learning + (shape.parameters if rewards.needs_reference else 0))
         sampled = self._speed.sampling_seconds(
             shape,
             engine,

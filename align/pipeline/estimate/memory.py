@@ -17,7 +17,7 @@ from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
 from align.models.shape import PYTHON_GELUS, LinearLayer, ModelShape
-from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, logits_chunk_tokens
+from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, logits_chunk_tokens, teacher_chunk_tokens
 from align.pipeline.estimate.machine import Machine
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.device import Device
@@ -61,6 +61,9 @@ MOMENTS_BYTES: dict[OptimizerName, float] = {
 }
 LOGITS_BYTES = 4
 """Of a logit: log-softmax and gradient take its place, both in float32."""
+TEACHER_TENSORS = 12
+"""Of the size of a chunk's logits, in the divergence from a teacher and its backward pass: logits and log-probabilities of both
+models, their mix, its differences from both, and gradients."""
 NORM_BYTES = 8
 """Of a number that a norm reads: its input and what it normalised, in float32 whatever the precision."""
 CHECKPOINTS = KEEP + 1
@@ -176,6 +179,11 @@ class LoadedModel:
         """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
         return LOGITS_BYTES * self._logits_at_once(targets, device)
 
+    def divergence_bytes(self, targets: int, device: Device) -> int:
+        """What the divergence from a teacher holds, a chunk of tokens at a time."""
+        vocabulary = self.shape.vocabulary
+        return TEACHER_TENSORS * LOGITS_BYTES * vocabulary * min(targets, teacher_chunk_tokens(vocabulary, device))
+
     def cast_bytes(self, precision: Precision) -> int:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
         if precision == "float32" or self.quantized_parameters:
@@ -228,7 +236,7 @@ class Memory:
     activations: int
     """Of the forward and backward pass, logits included; 0 counts towards the peak where the optimizer's step is larger."""
     other_models: int
-    """Reference, reward models, and the sampling engine unless it sleeps while models learn."""
+    """Reference, teacher, reward models, and the sampling engine unless it sleeps while models learn."""
     process: int
     peak: int
 
@@ -280,6 +288,7 @@ def estimate_stage(
     value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
     others = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
+    others += [LoadedModel(shapes[name], learns=False, frozen=frozen) for name in (needs.teacher,) if name is not None]
     if peft is None and needs.frozen_copies:  # an adapter is switched off instead
         # The reference, and what an update may go back to, which is as exact as what learns.
         reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
@@ -301,6 +310,7 @@ def estimate_stage(
     def with_pass(batch: Batch) -> Memory:
         # All graphs exist before the first backward pass.
         activations = sum(learner.backward_bytes(batch, device, precision) for learner in learners)
+        activations += 0 if needs.teacher is None else model.divergence_bytes(batch.targets, device)
         peak = peak_bytes(
             **parts,
             activations=activations,

@@ -190,5 +190,5 @@ def test_every_stage_with_scorers_says_what_rules_need() -> None:
         for name, stage in STAGES.items()
         if any("RulesScorer" in str(info.annotation) for info in stage.config_type.model_fields.values())
     }
-    assert with_rules == {"score", "ppo", "grpo", "rloo", "select_checkpoint", "select_model", "compare"}
+    assert with_rules == {"score", "ppo", "grpo", "rloo", "distill", "select_checkpoint", "select_model", "compare"}
     assert all(STAGES[name].config_type.row_needs is not StageConfig.row_needs for name in with_rules)

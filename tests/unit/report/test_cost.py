@@ -118,6 +118,17 @@ def test_a_method_on_groups_may_sample_more_than_it_learns_from(kl_coef: float, 
     assert (cost.sampled_tokens, cost.scored_completions) == (1200, 1024)
 
 
+@pytest.mark.parametrize("watch", [{}, {"rm": "reward"}])
+def test_a_teacher_reads_what_is_learned_from(watch: dict[str, str]) -> None:
+    config = {**TRAINING, "model": "sft", "teacher": "base", "rollout_batch_size": 8, "watch": watch}
+    counts = {"new_tokens": 900, "tokens": 1000, "trained_tokens": 2000}
+    trained = made("small", "t", "s", "b", "w", stage="distill", seconds=70.0, config=config, episodes=768, **counts, **TRAINED)
+    (cost,) = [cost for cost in stage_costs([*ARTIFACTS, trained], ["small"], parameters) if cost.names == ["small"]]
+    # Sampling; six for every trained token of the student, two of the teacher; the score.
+    assert cost.flops == 2 * 10 * 1000 + 6 * 10 * 2000 + 2 * 10 * 2000 + len(watch) * 2 * 7 * 1000
+    assert (cost.sampled_tokens, cost.scored_completions) == (900, 768 if watch else 0)
+
+
 def test_a_model_costs_its_path_since_the_baseline() -> None:
     models = model_costs(COSTS, MODELS, "sft")
     assert {name: (cost.seconds, cost.own_seconds, cost.alone_seconds, cost.shared_seconds) for name, cost in models.items()} == {
