@@ -73,21 +73,27 @@ def _may_lead_to_one(path: Path) -> bool:
 
 def stages_of_recipe(context: typer.Context, incomplete: str) -> list[str]:
     """Names of the stages of the recipe on the command line."""
-    from align.config.source import read_document
-
     # An option that still lacks its value ends the parsing before arguments get their names.
     recipe = context.params.get("recipe") or next(iter(context.args), None)
     try:
-        names = _stage_names(read_document(recipe_file(recipe)).value["stages"]) if recipe else []
+        names = _stage_names(recipe_file(recipe)) if recipe else []
     except (AlignError, OSError, AttributeError, KeyError, TypeError):
         return []
     return [name for name in names if name.startswith(incomplete)]
 
 
-def _stage_names(stages: Mapping[str, Any]) -> list[str]:
+def _stage_names(path: Path) -> list[str]:
     """The stages that all entries stand for, `rounds` and `seeds` among them."""
     from align.config.entry import spread_seeds
+    from align.config.source import read_document
 
+    document = read_document(path).value
+    if document.get("sweep"):
+        # The stages that a sweep writes out depend on the types of all fields. Reading them takes half a second more.
+        from align.pipeline.recipe import load_recipe
+
+        return list(load_recipe(path).stages)
+    stages = document["stages"]
     definitions = _definitions()
     entries = {name: _entry(name, value, definitions) for name, value in stages.items()}
     spread_seeds(entries)

@@ -32,8 +32,8 @@ class Case(NamedTuple):
 CASES = {
     "help": Case(("--help",), 1.2),
     "completion of a stage": Case((), 1.7, environment=TAB),
-    # 3.6 alone, 3.9 on a machine with twice as many processes as cores.
-    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 4.5, exit_code=2),
+    # 3.7 beside other tests, 4.6 on a machine with half as many cores again in use as it has.
+    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 5.5, exit_code=2),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import init_place
 import pytest
 
 from align.cli.main import main
@@ -99,5 +100,23 @@ def align(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         code = main(arguments)
         captured = capsys.readouterr()
         return Answer(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder."""
+    monkeypatch.chdir(tmp_path)
+    init_place.fill(project_template / "base")
+    return tmp_path
+
+
+@pytest.fixture
+def init(place: Path, capsys: pytest.CaptureFixture[str]) -> init_place.Init:
+    def call(*arguments: str, model: str = "model") -> init_place.Answer:
+        capsys.readouterr()
+        code = main(["init", *arguments, *(["--model", model] if model else [])])
+        return init_place.Answer(code, *capsys.readouterr())
 
     return call

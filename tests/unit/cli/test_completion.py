@@ -60,7 +60,7 @@ def complete(align: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         ("align run mi", ["mine"]),
         ("align run quick", ["quickstart"]),
         ("align recipes copy models/olmo", ["models/olmo-2-1b"]),
-        ("align stage d", ["dpo"]),
+        ("align stage d", ["distill", "dpo"]),
         ("align schema recip", ["recipe"]),
         ("align recipes s", ["show"]),
     ],

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from init_place import NUMBER, TURNS, Init
 
 from align.cli.main import main
 from align.errors import MAX_ERROR_LINES
@@ -22,55 +18,6 @@ from align.testing.project import write_jsonl
 from align.testing.shapes import SHAPES
 
 Capture = pytest.CaptureFixture[str]
-NUMBER = 40
-TURNS = [
-    (f"I lost my {thing} number {index}.", "Oh no, I am sorry.", "Be careful.") for index, thing in enumerate(["cup"] * NUMBER)
-]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Init = Callable[..., Answer]
-
-
-@pytest.fixture
-def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder: a model, and data in the shapes that people have."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(project_template / "base", "model")
-    write_jsonl(Path("pairs.jsonl"), ({"prompt": p, "chosen": c, "rejected": r} for p, c, r in TURNS))
-    lines = [f'"{p}","{c}","{r}"' for p, c, r in TURNS]
-    Path("pairs.csv").write_text("\n".join(["query,good,bad", *lines]) + "\n")
-    says = lambda role, text: {"role": role, "content": text}  # noqa: E731
-    sides = {
-        name: [[says("user", row[0]), says("assistant", row[number])] for row in TURNS]
-        for number, name in ((1, "chosen"), (2, "rejected"))
-    }
-    pq.write_table(pa.table(sides), "talks.parquet")
-    write_jsonl(Path("openai.jsonl"), ({"messages": [says("user", p), says("assistant", c)]} for p, c, _ in TURNS))
-    share = [{"conversations": [{"from": "human", "value": p}, {"from": "gpt", "value": c}]} for p, c, _ in TURNS]
-    Path("sharegpt.json").write_text(json.dumps(share))
-    Path("alpaca.json").write_text(json.dumps([{"instruction": p, "input": "", "output": c} for p, c, _ in TURNS]))
-    Path("pairs.txt").write_text("A text.\n")
-    marked = ({"prompt": p, "completion": text, "label": good} for p, c, r in TURNS for text, good in ((c, True), (r, False)))
-    write_jsonl(Path("marked.jsonl"), itertools.islice(marked, NUMBER))
-    write_jsonl(Path("sums.jsonl"), ({"question": f"What is {i} + 1?", "answer": f"It is {i + 1}"} for i in range(NUMBER)))
-    return tmp_path
-
-
-@pytest.fixture
-def init(place: Path, capsys: Capture) -> Init:
-    def call(*arguments: str, model: str = "model") -> Answer:
-        capsys.readouterr()
-        code = main(["init", *arguments, *(["--model", model] if model else [])])
-        return Answer(code, *capsys.readouterr())
-
-    return call
-
 
 CASES = [
     *(("sft", data) for data in ("openai.jsonl", "sharegpt.json", "alpaca.json", "pairs.jsonl", "talks.parquet")),
@@ -352,59 +299,6 @@ def test_a_recipe_is_never_overwritten(init: Init) -> None:
     answer = init("mine", "--data", "pairs.jsonl", "--goal", "dpo")
     assert (answer.code, "mine/recipe.yaml: exists already" in answer.err) == (2, True)
     assert Path("mine/recipe.yaml").read_text() == "name: old\n"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_questions(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = str(list(GOALS).index("compare") + 1)
-    answers = ["modle", "model", "pairs.json", "pairs.csv", "n", compare, "dpo", "16 apples", ""]
-    monkeypatch.setattr("sys.stdin", Terminal("\n".join([*answers, ""])))
-    answer = init("mine", model="")
-    assert answer.code == 0, answer.err
-    assert "model modle: there is no such folder" in answer.err  # shown, and asked again
-    assert "pairs.json: there is no such file" in answer.err
-    assert "Number or name [dpo]:" in answer.err
-    assert "--machine 16 apples: expected auto, cpu" in answer.err
-    recipe = load_recipe("mine")
-    assert recipe.stages["compare"].config.models == ["base", "dpo"]  # type: ignore[attr-defined]
-
-
-def test_a_reward_model_is_asked_for_where_nothing_else_scores(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal("owner/reward-model\n\n"))
-    answer = init("mine", "--data", "openai.jsonl", "--data", "pairs.txt", "--goal", "rejection_sampling")
-    assert answer.code == 0, answer.err
-    recipe = load_recipe("mine")
-    assert recipe.stages["scores"].config.scorers == {"rm": "reward_model"}  # type: ignore[attr-defined]
-    assert recipe.inputs["reward_model"].hub_id == "owner/reward-model"  # type: ignore[union-attr]
-    assert "unused   pairs.txt: the goal rejection_sampling does not need it" in answer.out
-
-
-def test_the_rule_is_asked_for_until_it_fits(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal("choice\n\n\n"))
-    answer = init("mine", "--data", "sums.jsonl", "--goal", "grpo")
-    assert answer.code == 0, answer.err
-    assert "Number or name [numeric_answer]:" in answer.err
-    assert "rule choice_answer: sums.jsonl:1: has none of A, B, C, D in `reference`" in answer.err
-    assert "rule     numeric_answer: the last number is the right one" in answer.out
-
-
-def test_columns_are_asked_for_where_their_names_say_nothing(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [f'"{p}","{c}","{r}"' for p, c, r in TURNS]
-    Path("odd.csv").write_text("\n".join(["x,y,z", *lines]) + "\n")
-    monkeypatch.setattr("sys.stdin", Terminal("preferences\nx\n2\nz\n\n"))
-    answer = init("mine", "--data", "odd.csv", "--goal", "dpo")
-    assert answer.code == 0, answer.err
-    assert "columns: {prompt: x, chosen: y, rejected: z}" in Path("mine/recipe.yaml").read_text()
-
-
-def test_the_end_of_the_input_ends_it(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal(""))
-    answer = init("mine", model="")
-    assert (answer.code, "the input ended" in answer.err, Path("mine").exists()) == (2, True, False)
 
 
 def test_paths_that_yaml_could_misread_are_quoted(init: Init) -> None:
