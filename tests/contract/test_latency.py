@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple
 
-REPEATS = 3
+REPEATS = 5
 LIBRARIES: tuple[str, ...] = (sys.executable, "-c", "from pydantic import BaseModel, TypeAdapter\nimport typer.main")
 ALIGN = (sys.executable, "-m", "align.cli.main")
 TAB = {"_ALIGN_COMPLETE": "complete_bash", "COMP_WORDS": "align plan quickstart --only ", "COMP_CWORD": "4"}
@@ -32,8 +33,8 @@ class Case(NamedTuple):
 CASES = {
     "help": Case(("--help",), 1.2),
     "completion of a stage": Case((), 1.7, environment=TAB),
-    # 3.7 beside other tests, 4.6 on a machine with half as many cores again in use as it has.
-    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 5.5, exit_code=2),
+    # 3.7 to 4.1 alone, and beside two busy processes on two cores.
+    "mistake": Case(("plan", "quickstart", "--set", "stages.sft.learning_rat=1"), 4.5, exit_code=2),
 }
 
 
@@ -55,7 +56,7 @@ def test_help_completion_and_mistakes_take_little_more_than_the_libraries(tmp_pa
         {name: cpu_seconds(command, code, tmp_path, variables) for name, (command, code, variables) in commands.items()}
         for _ in range(1 + REPEATS)
     ]
-    least = {name: min(measured[name] for measured in rounds[1:]) for name in commands}
-    shares = {name: least[name] / least["libraries"] for name in CASES}
-    print({name: f"{seconds:.2f} s" for name, seconds in least.items()}, shares)
+    # Of each round, because the quickest of all rounds may be one command's luck.
+    shares = {name: median(measured[name] / measured["libraries"] for measured in rounds[1:]) for name in CASES}
+    print({name: f"{min(measured[name] for measured in rounds[1:]):.2f} s" for name in commands}, shares)
     assert {name: share for name, share in shares.items() if share > CASES[name].most} == {}
