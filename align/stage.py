@@ -53,6 +53,8 @@ class StageOutcome:
     """Rows that left, by `drop_reason`."""
     versions: dict[str, str] = field(default_factory=dict)
     """Engines and libraries that decided the bytes, with the version really used."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """How the stage spread its work over devices, as in `Manifest.machine`."""
 
 
 @dataclass(kw_only=True)

@@ -85,6 +85,9 @@ class Manifest(BaseModel):
     """Wall time before the work: the start of its process, and imports that it waits for. Of the last attempt; 0: not known."""
     peak_memory_bytes: int = 0
     """The most memory that the process that made it had: on a GPU what torch had allocated there, else its resident set."""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    """How the work was spread over devices: `processes` and `strategy` of a training; `engines`, `tensor_parallel` and `pool` of
+    sampling, scoring and likelihoods. Empty: one process."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
     """Every file, by its path inside the artifact."""
 
