@@ -20,7 +20,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from align.config import chat, form, inputs, judge, peft, rules, sections
+from align.config import chat, form, inputs, judge, machine, peft, rules, sections
 from align.config.base import StrictModel, execution_fields
 from align.config.explain import describe, kind_phrase
 from align.config.other_tools import table as table_of_words
@@ -37,6 +37,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "input data": inputs.DataInput,
     "input artifact": inputs.ArtifactInput,
     "sweep": form.Sweep,
+    "machine training": machine.TrainingProcesses,
+    "machine sampling": machine.SamplingEngines,
+    "machine ray": machine.RayCluster,
     "judge": judge.Judge,
     "ensemble": sections.EnsembleScorer,
     "peft lora": peft.Lora,

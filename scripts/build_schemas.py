@@ -1,4 +1,4 @@
-"""Write data_schemas/ from the code: recipes, the rows users write, the rows stages write, manifests, results.
+"""Write data_schemas/ from the code: recipes, machine files, the rows users write, the rows stages write, manifests, results.
 
     python scripts/build_schemas.py            write
     python scripts/build_schemas.py --check    exit 1 and name what differs from the code
@@ -20,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 from align.config.entry import FILLED
 from align.config.form import NODE_NAME, SEED_LIMIT, Copies, Rounds, Sweep
 from align.config.inputs import AnyInput, ArtifactInput
+from align.config.machine import MachineSettings
 from align.config.recipe import DEFAULT_SEED, FILE_NAME
 from align.config.sweep import CHOICE_STAGE, FILLED_BY_SWEEP
 from align.report.results import Results
@@ -354,6 +355,7 @@ def event_schema() -> Schema:
 def all_schemas() -> dict[str, Schema]:
     """Every schema, by file name."""
     schemas = {"recipe": recipe_schema(), "manifest": of_model(Manifest), "results": of_model(Results), "events": event_schema()}
+    schemas["machine"] = of_model(MachineSettings)
     for name, kind in ROW_KINDS.items():
         schemas[name] = user_row_schema(kind) if isinstance(kind, DataKind) else of_model(kind.record)
     return {f"{name}.schema.json": {"$schema": DIALECT, **schema} for name, schema in schemas.items()}

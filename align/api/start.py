@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.api.table import Table
+from align.config.machine_file import MachineChoice, read_machine_settings
 from align.config.recipe import Recipe
 from align.errors import Interrupted, RecipeError
 from align.pipeline.recipe import load_recipe
@@ -32,6 +34,7 @@ def run_recipe(
     progress: bool = True,
     in_process: bool = False,
     quick: bool = False,
+    machine: MachineChoice = None,
     sinks: Sequence[EventSink] = (),
     command: Sequence[str] = (),
 ) -> Run:
@@ -50,10 +53,12 @@ def run_recipe(
         progress: show on stderr what happens.
         in_process: run the stages in this process, for a debugger or a profiler.
         quick: start without looking into rows and models first, as `--quick` does.
+        machine: how the work is spread over devices: a machine file, or its content as a mapping. Default: the file that the
+            environment variable ALIGN_MACHINE names, or `machine.yaml` in the recipe's folder.
         sinks: take every event of the run, in this thread.
         command: what is written into the comparison as the command of the run.
     Raises:
-        RecipeError: if the recipe, an override or the name of a stage is wrong; nothing was started.
+        RecipeError: if the recipe, the machine file, an override or the name of a stage is wrong; nothing was started.
         DataError: if a file of rows is wrong.
         EnvironmentProblem: if the machine lacks something.
         StageError: if a stage stopped before its end. The stages that are done are kept.
@@ -75,6 +80,7 @@ def run_recipe(
                 only=only,
                 start=start,
                 until=until,
+                machine_file=read_machine_settings(machine, loaded.folder, os.environ),
                 sinks=[*([display] if progress else []), *sinks],
                 command=list(command),
                 in_process=in_process,
@@ -97,11 +103,12 @@ def plan(
     start: str | None = None,
     until: str | None = None,
     quick: bool = False,
+    machine: MachineChoice = None,
 ) -> Table:
     """What `run_recipe` would do: one row per stage with its name, type, status, and why it would run. Nothing runs.
 
     Args:
-        recipe, out, overrides, only, start, until, quick: as for `run_recipe`.
+        recipe, out, overrides, only, start, until, quick, machine: as for `run_recipe`.
     Returns:
         status: `cached` (its result is there), `run` or `skipped`; seconds: how long a cached stage took.
     Raises:
@@ -109,8 +116,10 @@ def plan(
     """
     from align.pipeline.checks.plan import checked_plan
 
-    choice = {"only": only, "start": start, "until": until}
-    planned, _ = checked_plan(_loaded(recipe, overrides), Path(out).expanduser(), quick=quick, sizes_only=True, **choice)
+    loaded = _loaded(recipe, overrides)
+    machine_file = read_machine_settings(machine, loaded.folder, os.environ)
+    choice = {"only": only, "start": start, "until": until, "machine_file": machine_file}
+    planned, _ = checked_plan(loaded, Path(out).expanduser(), quick=quick, sizes_only=True, **choice)
     return Table.of(planned.to_json()["stages"])
 
 

@@ -43,6 +43,14 @@ def _stage_option(name: str, text: str) -> Any:
 OnlyOption = Annotated[str | None, _stage_option("--only", "Run this stage alone, without --from or --until.")]
 FromOption = Annotated[str | None, _stage_option("--from", "Run this stage and the stages that depend on it.")]
 UntilOption = Annotated[str | None, _stage_option("--until", "Run this stage and the stages it depends on.")]
+MachineOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--machine",
+        metavar="FILE",
+        help="How work is spread over devices. Default: ALIGN_MACHINE, or machine.yaml in the recipe's folder.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 ColumnsOption = Annotated[

@@ -7,6 +7,7 @@ resumes it.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,7 @@ def _options() -> Options:
 
 
 def _run(given: Mapping[str, Any], command: list[str]) -> None:
+    from align.config.machine_file import read_machine_settings
     from align.config.recipe import parse_document
     from align.progress.display import ProgressDisplay
 
@@ -118,8 +120,9 @@ def _run(given: Mapping[str, Any], command: list[str]) -> None:
     from align.stages.registry import STAGES
 
     recipe = parse_document(document, path=Path("align pairs"), folder=Path(), stage_types=STAGES)
+    machine_file = read_machine_settings(given["machine"], recipe.folder, os.environ)
     with ProgressDisplay() as display:
-        run_recipe(recipe, work.parent, store=work / ".store", sinks=[display], command=command)
+        run_recipe(recipe, work.parent, store=work / ".store", machine_file=machine_file, sinks=[display], command=command)
         made = write_preference_set(work / "stages" / PAIRS, out, command=command)
     if given["json"]:
         print_json(made.to_json())

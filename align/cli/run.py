@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from align.cli.options import (
     FromOption,
     JsonOption,
+    MachineOption,
     OnlyOption,
     OutOption,
     RecipeArgument,
@@ -24,6 +26,7 @@ from align.errors import AlignError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from align.config.machine_file import MachineFile
     from align.config.recipe import Recipe
     from align.pipeline.estimate.stage_time import StageTime
     from align.pipeline.plan import Plan
@@ -48,6 +51,7 @@ def run(
     only: OnlyOption = None,
     from_: FromOption = None,
     until: UntilOption = None,
+    machine: MachineOption = None,
     in_process: InProcessOption = False,
     quick: QuickOption = False,
     json: JsonOption = False,
@@ -56,11 +60,21 @@ def run(
 
     Prints the comparison of the models at the end. You can interrupt it at any time; the same command resumes the run.
     """
+    from align.config.machine_file import read_machine_settings
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())
     run_and_print(
-        loaded, out, command=context.obj, json=json, only=only, start=from_, until=until, in_process=in_process, quick=quick
+        loaded,
+        out,
+        machine_file=read_machine_settings(machine, loaded.folder, os.environ),
+        command=context.obj,
+        json=json,
+        only=only,
+        start=from_,
+        until=until,
+        in_process=in_process,
+        quick=quick,
     )
 
 
@@ -71,6 +85,7 @@ def plan(
     only: OnlyOption = None,
     from_: FromOption = None,
     until: UntilOption = None,
+    machine: MachineOption = None,
     memory: MemoryOption = False,
     quick: QuickOption = False,
     json: JsonOption = False,
@@ -79,9 +94,11 @@ def plan(
 
     Looks into the first rows of each file, and at the tokenizer and chat template of each model, and refuses what cannot work.
     """
+    from align.config.machine_file import read_machine_settings
     from align.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
+    machine_file = read_machine_settings(machine, loaded.folder, os.environ)
 
     from align.pipeline.checks.machine import check_disk
     from align.pipeline.checks.plan import checked_plan
@@ -90,7 +107,8 @@ def plan(
     from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
 
-    planned, findings = checked_plan(loaded, out, quick=quick, only=only, start=from_, until=until, sizes_only=True)
+    choice = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
+    planned, findings = checked_plan(loaded, out, quick=quick, sizes_only=True, **choice)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
     times = stage_times(planned, estimate.machine)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
@@ -121,6 +139,7 @@ def run_and_print(
     recipe: Recipe,
     out: Path,
     *,
+    machine_file: MachineFile,
     command: list[str],
     json: bool,
     only: str | None = None,
@@ -144,6 +163,7 @@ def run_and_print(
                 start=start,
                 until=until,
                 store=store,
+                machine_file=machine_file,
                 sinks=[display],
                 command=command,
                 in_process=in_process,

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from align.cli import complete
-from align.config.schema_files import RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS, add_schema
+from align.config.schema_files import MACHINE_SCHEMA, RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS, add_schema
 from align.errors import EnvironmentProblem, RecipeError
 
 NameArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="NAME",
-        help="recipe, events, results, manifest, or a kind of rows. Default: list all.",
+        help="recipe, machine, events, results, manifest, or a kind of rows. Default: list all.",
         autocompletion=complete.schemas,
     ),
 ]
@@ -24,14 +24,16 @@ WriteOption = Annotated[
     typer.Option(
         "--write",
         metavar="PLACE",
-        help="Write it to this file; or, the schema of recipes, into this recipe's folder, where an editor finds it.",
+        help="Write it to this file; or, that of recipes or machine files, into a recipe's folder, where an editor finds it.",
     ),
 ]
+WITH_LINE = {RECIPE_SCHEMA: "recipe", MACHINE_SCHEMA: "machine file"}
+"""Schemas that an editor finds by the first line of a file, and what that file is."""
 PathOption = Annotated[bool, typer.Option("--path", help="Print the path of the file in this installation.")]
 
 
 def schema(name: NameArgument = None, write: WriteOption = None, path: PathOption = False) -> None:
-    """Print the JSON Schema of recipes, rows or a run's files.
+    """Print the JSON Schema of recipes, machine files or rows.
 
     After an upgrade, `align schema recipe --write FOLDER` brings the editor's copy beside a recipe up to date.
     """
@@ -59,8 +61,8 @@ def _write(file: Path, place: Path) -> None:
         if not place.is_dir():
             place.write_bytes(file.read_bytes())
             print(place)
-        elif file.name == RECIPE_SCHEMA:
-            print(f"The first line of a recipe in {place}:\n{add_schema(place)}")
+        elif file.name in WITH_LINE:
+            print(f"The first line of a {WITH_LINE[file.name]} in {place}:\n{add_schema(place, file.name)}")
         else:
             raise RecipeError(f"{place}: this is a folder", hint=f"Give a file: --write {place / file.name}")
     except OSError as error:

@@ -6,6 +6,7 @@ The options come from the stage's configuration. They become a recipe of one sta
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from align.cli import complete
-from align.cli.options import ChatOption, JsonOption
+from align.cli.options import ChatOption, JsonOption, MachineOption
 from align.written import advise_options
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ COMMON_OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "seed": (Annotated[int, typer.Option("--seed", metavar="INTEGER", help="Seed of the run.")], 17),
     "columns": (ColumnsOption, None),
     "chat": (ChatOption, None),
+    "machine": (MachineOption, None),
     "json": (JsonOption, False),
 }
 
@@ -178,6 +180,7 @@ def _help(info: FieldInfo, text: str, *, repeated: bool) -> str:
 def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, Any], command: list[str]) -> None:
     from align.cli.run import run_and_print
     from align.cli.stage_recipe import StageRequest
+    from align.config.machine_file import read_machine_settings
     from align.config.recipe import parse_document
     from align.stages.registry import STAGES
 
@@ -189,5 +192,6 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
             request.set_field(field, given[field])
     with advise_options():
         recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
-        # A single stage keeps its store in its own folder; only runs of recipes share one.
-        run_and_print(recipe, out.parent, store=out / ".store", command=command, json=given["json"])
+        machine_file = read_machine_settings(given["machine"], recipe.folder, os.environ)
+        store = out / ".store"  # a single stage keeps its store in its own folder; only runs of recipes share one
+        run_and_print(recipe, out.parent, store=store, machine_file=machine_file, command=command, json=given["json"])

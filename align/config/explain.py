@@ -137,7 +137,9 @@ def _without_other_branches(located: Sequence[tuple[FieldPath, Branch | None, An
         if branch:
             tried.setdefault(branch[0], set()).add(branch[1])
             # An alternative that refuses the type of the value itself was not the one meant.
-            if path == branch[0] and details["type"].endswith("_type"):
+            refuses_type = details["type"].endswith("_type")
+            refuses_type |= details["type"] == "literal_error" and not isinstance(details["input"], str)  # a number for 'auto'
+            if path == branch[0] and refuses_type:
                 failed_at_once.setdefault(branch[0], set()).add(branch[1])
     for path, branch, details in located:
         # If every alternative refuses the type, all of their errors stay.

@@ -25,7 +25,7 @@ class TrainingProcesses(StrictModel):
 
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Processes of a training stage, one per GPU. auto: one for each GPU that is visible, or a single one without GPUs."""
-    strategy: Literal["auto"] | Strategy = "auto"
+    strategy: Literal["auto", Strategy] = "auto"
     """single: one process. ddp: every process has a copy of the model, and they share the rows of a batch. fsdp2: they share the
     model too, so that each holds a part of weights, gradients and optimizer. auto: single for one process, ddp where a copy fits
     into a GPU, else fsdp2."""

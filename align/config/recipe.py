@@ -30,6 +30,7 @@ from align.config.inputs import (
     artifact_kind_names,
     data_kind_names,
 )
+from align.config.machine import MachineSettings
 from align.config.misplaced import TOP_KEYS, put_right
 from align.config.names import Place, listing, show_path, unknown, unknown_stage_type
 from align.config.other_tools import value_here
@@ -53,6 +54,7 @@ SCORER_FILES: tuple[tuple[type[StrictModel], str, Any], ...] = (
 """Scorers that may be a file: the key that names the file, and a replacement for an unreadable one."""
 
 INPUT_SECTIONS: Mapping[str, type[StrictModel]] = {"inputs of models": ModelInput, "inputs of data": DataInput}
+MACHINE_SECTION: Mapping[str, type[StrictModel]] = {"a machine file (`align docs scale`)": MachineSettings}
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -191,9 +193,9 @@ class _Parser:
         return Recipe(name, seed, path, self.folder, inputs, nodes, kinds, self.document, self.expansion)
 
     def elsewhere(self) -> dict[str, type[StrictModel]]:
-        """Every section of a recipe, by what it is."""
+        """Every section of a recipe, and what stands in a file of its own, by what it is."""
         stages: dict[str, type[StrictModel]] = {name: stage_type.config_type for name, stage_type in self.stage_types.items()}
-        return {**stages, **INPUT_SECTIONS}
+        return {**stages, **INPUT_SECTIONS, **MACHINE_SECTION}
 
     def add(self, problem: Problem, *, written: bool = False) -> None:
         """Record a problem at its position in the file; `written` says that its path is one of the file already."""

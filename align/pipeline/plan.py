@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from align.config.base import execution_paths
 from align.config.judge import iterate_judges
+from align.config.machine_file import MachineFile
 from align.config.names import ALL_CHARACTERS, MISSPELT, listing, nearest, show_path, stage_type_of
 from align.config.recipe import Recipe, StageNode
 from align.config.reference import FieldPath, iterate_parts, iterate_references
@@ -76,12 +77,15 @@ class Plan:
     run_folder: Path
     inputs: Mapping[str, ResolvedInput]
     stages: list[PlannedStage] = field(default_factory=list)
+    machine_file: MachineFile = field(default_factory=MachineFile)
+    """How the work is spread over devices. No fingerprint depends on it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.name,
             "folder": str(self.run_folder),
             "inputs": {name: value.fingerprint for name, value in self.inputs.items()},
+            "machine_file": {"source": self.machine_file.source, **self.machine_file.settings.model_dump(mode="json")},
             "stages": [stage.to_json() for stage in self.stages],
         }
 
@@ -143,6 +147,7 @@ def make_plan(
     store: Path | None = None,
     sizes_only: bool = False,
     look: Callable[[Plan], list[Finding]] | None = None,
+    machine_file: MachineFile | None = None,
 ) -> Plan:
     """Decide for every stage whether its result exists. Reads and hashes files; writes nothing but the cache of hashes.
 
@@ -154,6 +159,7 @@ def make_plan(
         store: folder of the artifacts; `out/.store` when not given.
         sizes_only: a model's configuration is enough; what comes of it can be estimated, and not run.
         look: what to report beside inputs that cannot be used, from a plan without stages that has the other inputs.
+        machine_file: how the work is spread over devices; default: as without a machine file.
     Raises:
         RecipeError, DataError, EnvironmentProblem: if inputs cannot be used; all of them at once.
         RecipeError: if a named stage does not exist, something needed is neither there nor chosen, a
@@ -166,7 +172,7 @@ def make_plan(
     # Before the inputs, since it needs no file.
     chosen = _chosen(recipe, only=only, start=start, until=until)
     resolved, failures = resolve_inputs(recipe, artifact_store, sizes_only=sizes_only)
-    plan = Plan(recipe, artifact_store, run_folder, resolved)
+    plan = Plan(recipe, artifact_store, run_folder, resolved, machine_file=machine_file or MachineFile())
     if failures:
         names = list(recipe.inputs)
         others = [] if look is None else look(plan)

@@ -89,32 +89,29 @@ def run_recipe(
     recipe: Recipe,
     out: Path,
     *,
-    only: str | None = None,
-    start: str | None = None,
-    until: str | None = None,
-    store: Path | None = None,
     sinks: Sequence[EventSink] = (),
     command: list[str] | None = None,
     in_process: bool = False,
     quick: bool = False,
+    **choice: Any,
 ) -> RunResult:
     """Run every stage whose result is not in the store, and publish `results.json` and `report.html` beside the run.
 
     Args:
         recipe: what to run.
         out: folder of all runs; this one goes to `out/<recipe name>`, its artifacts to `out/.store`.
-        only, start, until, store: see `make_plan`.
         sinks: take every event, in this thread; `events.jsonl` in the run's folder does too.
         command: what the user typed, written into the comparison.
         in_process: run the stages in this process, where a debugger or a profiler sees them; what they print goes to stderr.
         quick: start without looking into rows and models first; see `checked_plan`.
+        choice: of stages, of the store and of the machine file; see `make_plan`.
     Raises:
         AlignError: see `align.errors` for what each kind means.
         StageBug: if a stage failed for a reason that is ours; in this process the error itself.
     """
     signals = StopSignals()
     with signals.active():
-        plan, findings = checked_plan(recipe, out, quick=quick, only=only, start=start, until=until, store=store)
+        plan, findings = checked_plan(recipe, out, quick=quick, **choice)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         waited: list[Waiting] = []
 
@@ -129,7 +126,7 @@ def run_recipe(
             _check(signals)
             # At a signal `hold` gives up and returns without the lock, hence the check.
             if waited:  # the other run may have finished stages meanwhile
-                plan = make_plan(recipe, out, only=only, start=start, until=until, store=store)
+                plan = make_plan(recipe, out, **choice)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
                 return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process).run()
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from align.config.chat import ChatSettings
 from align.config.inputs import DataInput, MixturePart, ModelInput, artifact_kind_names
 from align.config.judge import Judge
+from align.config.machine import MachineSettings, RayCluster, SamplingEngines, TrainingProcesses
 from align.config.misplaced import TOP_KEYS
 from align.config.other_tools import table, value_here, words_for
 from align.config.peft import Lora, VirtualTokens
@@ -25,6 +26,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     *(stage_type.config_type for stage_type in STAGES.values()),
     *(ChatSettings, DataInput, MixturePart, ModelInput, Judge, Lora, VirtualTokens),
     *(AvoidsRule, LengthRule, MatchesRule, RepetitionRule),
+    *(MachineSettings, TrainingProcesses, SamplingEngines, RayCluster),
 )
 KEYS = {*TOP_KEYS, "stage", "seeds", "rounds", *(name for section in SECTIONS for name in section.model_fields)}
 FILE = Path(__file__).resolve().parents[3] / "align" / "config" / "other_tools.toml"
