@@ -112,4 +112,5 @@ def test_a_head_in_chunks_has_the_gradients_of_one_piece(project_template: Path,
     # A matrix product over other rows may round the last bit otherwise.
     torch.testing.assert_close(gradients[1][0], gradients[0][0], rtol=1e-6, atol=1e-6)
     for whole, chunked in zip(gradients[0][1], gradients[1][1], strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+        # Of the tensor's largest gradient: small ones are differences of large ones. Measured with AVX2 alone: 2e-7 to 7e-7.
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=2e-6 * float(whole.abs().max()))
