@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import Interrupted
+from align.runtime.spread import ALONE, Spread
 
 if TYPE_CHECKING:
     # Imported late: recipes are read with this module, and the classes of all events take longer to make than it.
@@ -59,12 +60,17 @@ class RunContext:
     memory: MemoryChoice = PLAIN
     rank: int = 0
     """Number of this process among those that run the stage together, from 0."""
-    world_size: int = 1
-    """Processes that run the stage together."""
+    spread: Spread = ALONE
+    """How many processes run the stage together, and what each of them holds."""
     emit: Emit = _nobody
     """Takes events as they happen."""
     stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what a stage writes once: the only one, or rank 0."""
+        return self.rank == 0
 
     def progress(
         self,

@@ -1,0 +1,162 @@
+"""The process of one rank: its place in torch's process group, and what it tells the caller."""
+
+from __future__ import annotations
+
+import multiprocessing.util
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from align.errors import AlignError
+from align.runtime.events import Emit, Event
+from align.runtime.process import end_with_parent
+from align.runtime.spread import Spread
+
+BEAT_SECONDS = 1.0
+CONSEQUENCE_SECONDS = 5.0
+"""How long a rank with an error that may follow from another's death lives on, so that the death itself is found first."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What the work knows of the process that it runs in."""
+
+    number: int
+    """From 0."""
+    size: int
+    """How many there are."""
+    emit: Emit
+    """Takes events; those of rank 0 reach the caller."""
+    stop_requested: Callable[[], int | None]
+    """The number of the signal that asked to stop, or None. Ranks learn of it at slightly different moments."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Sent every second."""
+
+    pid: int
+    step_at: float
+    """When the rank last reported progress, by `time.monotonic`."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last message of a rank."""
+
+    at: float
+    result: Any = None
+    peak_bytes: int = 0
+    error: AlignError | None = None
+    trace: str = ""
+    """Traceback of the error; without an error, that of a bug."""
+
+
+@dataclass
+class _State:
+    """What the threads of a rank share."""
+
+    step_at: float = field(default_factory=time.monotonic)
+    stop: int | None = None
+
+
+def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], spread: Spread) -> None:
+    """A rank's process."""
+    end_with_parent()
+    # The caller's process may remember SIGTERM instead of obeying it, and a fork has its handlers.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    number, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    connection = connections[local]
+    for other, theirs in enumerate(connections):
+        if other != local:
+            theirs.close()
+    lock, state = threading.Lock(), _State()
+
+    def send(message: Event | Beat | Ended) -> None:
+        with lock:
+            send_message(connection, message)
+
+    def beat() -> None:
+        while True:
+            send(Beat(os.getpid(), state.step_at))
+            if connection.poll(BEAT_SECONDS):
+                try:
+                    state.stop = pickle.loads(connection.recv_bytes())
+                except (EOFError, OSError):
+                    return
+
+    def emit(event: Event) -> None:
+        state.step_at = time.monotonic()
+        if number == 0:
+            send(event)
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
+    try:
+        with _process_group(local, spread):
+            result = work(Rank(number, spread.processes, emit, lambda: state.stop))
+            ended = Ended(time.monotonic(), result if number == 0 else None, _peak_bytes())
+    except BaseException as error:  # the caller decides what the user sees
+        at, trace = time.monotonic(), traceback.format_exc()
+        traceback.print_exc()
+        known = error if isinstance(error, AlignError) else None
+        send(Ended(at, error=known, trace=trace))
+        _flush()
+        if known is None:
+            time.sleep(CONSEQUENCE_SECONDS)
+        os._exit(1)
+    send(ended)
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
+    _flush()
+
+
+@contextmanager
+def _process_group(local: int, spread: Spread) -> Iterator[None]:
+    """torch's process group of the ranks. It is left as it is after an error: the others may never answer."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    from align.runtime.device import device_name
+
+    if device_name() == "cuda":
+        torch.cuda.set_device(local)
+        backend = "cuda:nccl,cpu:gloo"
+    else:
+        # Each rank would start a thread for every core.
+        torch.set_num_threads(max(1, torch.get_num_threads() // spread.processes))
+        backend = "gloo"
+    # Longer than the watch waits, which says more.
+    dist.init_process_group(backend, timeout=timedelta(minutes=spread.hang_minutes + 5))
+    yield
+    dist.destroy_process_group()
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    from align.runtime.device import peak_gpu_bytes
+
+    return peak_gpu_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def send_message(connection: Connection, message: Any) -> None:
+    """Send a message to a rank or to the caller. If the other side is gone, the agent deals with that, or `end_with_parent`."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        # Pickled here: a connection would send a tensor as a handle of memory that ends with its process.
+        connection.send_bytes(pickle.dumps(message))
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
