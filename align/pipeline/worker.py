@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
@@ -18,6 +19,9 @@ from align.models.folder import ModelFolder
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
+from align.runtime.rank import Rank
+from align.runtime.ranks import run_ranks
+from align.runtime.spread import ALONE, Spread
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
@@ -40,6 +44,8 @@ PRELOAD_LOG_VARIABLE = "ALIGN_PRELOAD_LOG"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
 HEARTBEAT_SECONDS = 1.0
 SECONDS_NAME = "seconds"
+RANKS_NAME = "ranks"
+"""Folder in a stage's work folder for the files of torch's agent."""
 
 
 StopRequested = Callable[[], int | None]
@@ -62,6 +68,8 @@ class StageJob:
     memory: MemoryChoice
     ordered_at: float
     """When the runner came to it, by `time.monotonic`, which all processes of a machine share."""
+    spread: Spread = ALONE
+    """Into how many processes it is divided."""
 
 
 class _WorkSeconds:
@@ -132,7 +140,32 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
     stage = STAGES[job.stage_type]
     job.entry.begin()
     seconds = _WorkSeconds(job.entry)
-    context = StageContext(
+    alone = Rank(0, 1, emit, stop)
+    context = _context(job, alone)
+    try:
+        peak_bytes = 0
+        if job.spread.is_shared:
+            # This process holds the lock and commits; the ranks only train.
+            found = run_ranks(
+                partial(_run_rank, job), job.spread, folder=job.entry.work / RANKS_NAME, emit=emit, stop_requested=stop
+            )
+            outcome, peak_bytes = found.value, found.peak_bytes
+        else:
+            outcome = stage.run(context)
+        kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
+        with context.saving():
+            manifest = _manifest(job, kind, stage.version, outcome, start_seconds, peak_bytes)
+            return job.entry.commit(manifest, seconds=seconds.stop)
+    finally:
+        seconds.stop()
+
+
+def _run_rank(job: StageJob, rank: Rank) -> StageOutcome:
+    return STAGES[job.stage_type].run(_context(job, rank))
+
+
+def _context(job: StageJob, rank: Rank) -> StageContext[Any]:
+    return StageContext(
         name=job.name,
         config=job.config,
         artifacts=job.artifacts,
@@ -140,23 +173,17 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
         store_root=job.entry.path.parent,
         work=job.entry.work,
         seed=job.seed,
-        emit=emit,
-        stop_requested=stop,
+        emit=rank.emit,
+        stop_requested=rank.stop_requested,
         memory=job.memory,
+        rank=rank.number,
+        spread=job.spread,
         recipe=job.recipe,
         command=job.command,
     )
-    try:
-        outcome = stage.run(context)
-        kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
-        with context.saving():
-            manifest = _manifest(job, kind, stage.version, outcome, start_seconds)
-            return job.entry.commit(manifest, seconds=seconds.stop)
-    finally:
-        seconds.stop()
 
 
-def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, start_seconds: float) -> Manifest:
+def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, start_seconds: float, peak_bytes: int) -> Manifest:
     # Linux counts KiB, and of children only the largest; no number exists for several processes together.
     usage = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return Manifest(
@@ -174,7 +201,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
         dropped=outcome.dropped,
         metrics=outcome.metrics,
         start_seconds=round(start_seconds, 3),
-        peak_memory_bytes=peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
+        peak_memory_bytes=peak_bytes or peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
     )
 
 

@@ -78,11 +78,12 @@ def run(context: StageContext[Config]) -> StageOutcome:
     records = data.rows(Instruction)
     train = _train_encoder_decoder if folder.encoder_decoder else _train_decoder_only
     encoded, result = train(context, folder, records, chat_format)
-    write_rows(context.output / DROPS_NAME, encoded.drops)
-    result.history.write(context.output / METRICS_NAME)
-    if context.config.keep_epochs == "all":
-        # Not moved: a kill before the commit must find them in the work folder again.
-        link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
+    if context.is_first:
+        write_rows(context.output / DROPS_NAME, encoded.drops)
+        result.history.write(context.output / METRICS_NAME)
+        if context.config.keep_epochs == "all":
+            # Not moved: a kill before the commit must find them in the work folder again.
+            link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
     return StageOutcome(
         metrics=result.metrics, rows_in=len(records), rows_out=len({row.id for row in encoded.rows}), dropped=encoded.dropped()
     )

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from align.config.sections import Optimization
 from align.runtime.context import RunContext
+from align.runtime.group import from_first, wait_for_all
 from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
 from align.training.loop import TrainingHistory, train
+from align.training.sharding import whole
 from align.training.step import StepTrainer
 
 EPOCHS_NAME = "epochs"
@@ -46,10 +48,12 @@ def train_and_save(
 
     def keep(epoch: int) -> None:
         if every_epoch or epoch == config.num_epochs:
-            with context.saving():
-                keep_epoch(save, context.work, epoch)
+            with context.saving(), whole(trainer.model, keep=context.is_first):
+                if context.is_first:
+                    keep_epoch(save, context.work, epoch)
+                wait_for_all()
 
-    if record.exists() and trained.is_dir():
+    if from_first(record.exists() and trained.is_dir()):
         history = TrainingHistory(**json.loads(record.read_bytes()))
         trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=config.gradient_checkpointing)
         context.note(f"training was done before, after {history.steps} steps")
@@ -65,8 +69,10 @@ def train_and_save(
             per_epoch=per_epoch,
         )
         # Last, and atomically: where it exists, the model is on the disk.
-        write_bytes(record, json.dumps(asdict(history)).encode())
-    link_tree(trained, output)
+        if context.is_first:
+            write_bytes(record, json.dumps(asdict(history)).encode())
+    if context.is_first:
+        link_tree(trained, output)
     return history
 
 

@@ -15,16 +15,18 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.config.sections import Optimization
-from align.errors import Interrupted, RecipeError, StageError
+from align.errors import Interrupted, StageError
 from align.models.trainable import load_trained_state, trained_state
 from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.context import RunContext
 from align.runtime.device import device_name, has_bfloat16
+from align.runtime.group import any_of, from_first, wait_for_all
 from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
 from align.training.optimizer import moments_in_8_bits, trainer_name
+from align.training.sharding import local_part, strategy_arguments
 from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -45,27 +47,17 @@ def resolve_precision(name: str) -> Precision:
 def training_arguments(config: Optimization, context: RunContext, *, num_rows: int) -> dict[str, Any]:
     """Keyword arguments for `TrainingArguments` and its subclasses.
 
-    `batch_size` counts the rows of an optimizer step over all processes, so the number of steps does not depend on `world_size`.
-
-    Raises:
-        RecipeError: if the processes cannot share batch_size equally, or a share is not a multiple of micro_batch_size.
+    `batch_size` counts the rows of an optimizer step over all processes, so neither steps nor rows depend on how many there are.
     """
     require_for_optimizer(config.optimizer, context.name)
-    share, rest = divmod(config.batch_size, context.world_size)
-    if rest:
-        raise RecipeError(
-            f"{context.name}: batch_size {config.batch_size} is not a multiple of the number of processes, {context.world_size}"
-        )
     micro = config.micro_batch_size
     if micro == "auto":
-        micro = math.gcd(context.memory.micro_batch_size or share, share)
-    if share % micro:  # with one process the configuration has refused it
-        raise RecipeError(f"{context.name}: batch_size {share} of each process is not a multiple of micro_batch_size {micro}")
+        micro = math.gcd(context.memory.micro_batch_size or config.batch_size, config.batch_size)
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
     return {
         "output_dir": str(context.work / CHECKPOINTS_NAME),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": share // micro,
+        "gradient_accumulation_steps": config.batch_size // micro,
         "num_train_epochs": float(config.num_epochs),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler,
@@ -76,10 +68,11 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "optim": trainer_name(config.optimizer),
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": device_name() == "cpu",
+        **strategy_arguments(context.spread),
         # TRL's default is true; `train` switches it on.
         "gradient_checkpointing": False,
         # Dropout draws from `seed`, the order of rows from `data_seed`.
-        "seed": derive_seed(context.seed, "dropout"),
+        "seed": derive_seed(context.seed, "dropout", *([context.rank] if context.rank else [])),
         "data_seed": derive_seed(context.seed, "order"),
         # "no" leaves it to the clock; "steps" is there with checkpoint_steps only.
         "save_strategy": "no" if config.checkpoint_steps is None else "steps",
@@ -105,7 +98,7 @@ class GuardedTraining(StepTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # The optimizer has not stepped yet, so the weights are those of the step before.
-        if not torch.isfinite(loss).all():
+        if any_of(not torch.isfinite(loss).all()):
             step = f"step {self.state.global_step + 1} of {self.state.max_steps}"
             raise StageError(
                 f"The loss is {loss.item()} at {step}; nothing of this step was kept",
@@ -165,8 +158,8 @@ class _StageCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         # A finite loss can have an infinite gradient. One number per tensor, checked together: the GPU is waited for once.
-        sums = [parameter.grad.sum() for parameter in more["model"].parameters() if parameter.grad is not None]
-        if not torch.isfinite(torch.stack(sums)).all():
+        sums = [local_part(parameter.grad).sum() for parameter in more["model"].parameters() if parameter.grad is not None]
+        if any_of(bool(sums) and not torch.isfinite(torch.stack(sums)).all()):
             step = f"step {state.global_step + 1} of {state.max_steps}"
             raise StageError(
                 f"A gradient is not finite at {step}; the weights were not changed by it",
@@ -177,18 +170,22 @@ class _StageCallback(TrainerCallback):
         steps_per_epoch = state.max_steps / args.num_train_epochs
         per_step = {name: count / steps_per_epoch for name, count in self._per_epoch.items()}
         self._context.progress("train", state.global_step, state.max_steps, "steps", per_step, **self._loss)
-        self.stopped_by = self._context.stop_requested()
+        # Ranks learn of a stop, and their clocks run, at slightly different times: they do what rank 0 does.
+        self.stopped_by, is_due = from_first((self._context.stop_requested(), self._clock.is_due()))
         if self.stopped_by is not None:
             control.should_training_stop = True
-        control.should_save |= self.stopped_by is not None or self._clock.is_due()
+        control.should_save |= self.stopped_by is not None or is_due
         # After the last step the model itself is saved, and a checkpoint would be three times its size.
         control.should_save &= state.global_step < state.max_steps
         if control.should_save:
             self._saving.enter_context(self._context.saving())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        checkpoint.seal(self._folder / f"{checkpoint.PREFIX}{state.global_step}")
-        checkpoint.remove_old(self._folder)
+        wait_for_all()  # every rank has written its part
+        if self._context.is_first:
+            checkpoint.seal(self._folder / f"{checkpoint.PREFIX}{state.global_step}")
+            checkpoint.remove_old(self._folder)
+        wait_for_all()
         self._clock.restart()
         self._saving.close()
 
@@ -267,7 +264,8 @@ def train(
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))
-    start = checkpoint.newest_valid(folder, on_damage=context.note)
+    # One rank moves damaged ones aside; the others take what it found.
+    start = from_first(checkpoint.newest_valid(folder, on_damage=context.note) if context.is_first else None)
     if start is not None:
         context.note(f"resuming from step {checkpoint.step_of(start)}")
     trainer.train(resume_from_checkpoint=str(start) if start else None)

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from align.runtime.seed import derive_seed
+from align.training.sharding import allow_fsdp_on_cpu
 
 # Batches whose rows are sorted together: more means less padding, fewer means more randomness.
 GROUP_BATCHES = 16
@@ -71,11 +72,12 @@ class LengthGroupedTrainer(Trainer):
         # with it tensors that belong together.
         _ = args.device
         args._n_gpu = min(args.n_gpu, 1)
+        allow_fsdp_on_cpu(args)
         self._lengths = lengths
         super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Groups by length in whole optimizer batches, so that the rows of a step do not depend on the size of a micro-batch."""
         args = self.args
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps
         return LengthGroupedSampler(self._lengths, batch_size=batch_size, seed=args.data_seed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.config.sections import FineTuning
@@ -29,6 +30,7 @@ from align.training.label_guard import check_label_spans
 from align.training.loop import GuardedTraining, resolve_precision, training_arguments
 from align.training.sampler import LengthGroupedTrainer
 from align.training.sft import GUARD_ROWS, SftResult
+from align.training.sharding import sum_of_all
 
 Sample = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion."""
@@ -44,18 +46,14 @@ class Seq2SeqSftTrainer(GuardedTraining, LengthGroupedTrainer):
         self, model: PreTrainedModel, samples: Sequence[Sample], collator: Seq2SeqCollator, arguments: Mapping[str, Any]
     ) -> None:
         super().__init__(model, samples, collator, arguments, lengths=[_tokens(sample) for sample in samples])
-        self.model_accepts_loss_kwargs = True  # so that labels are counted over the whole optimizer step
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def batch_counts(self, batches: Sequence[Mapping[str, Tensor]], fillers: Sequence[Mapping[str, Tensor]] = ()) -> Any:
+        """Labels."""
+        return sum_of_all([(batch["labels"] != IGNORED_LABEL).sum() for batch in batches], self.args.device)
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Cross-entropy, summed over the labels and divided by their number in the whole optimizer step."""
-        logps = label_logps(model, inputs)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORED_LABEL).sum()
-        loss = -logps.sum() / tokens
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the count is of all processes
-        return (loss, logps) if return_outputs else loss
+        return -label_logps(model, inputs).sum() / counts  # type: ignore[no-any-return]
 
     def row_fill(self) -> float:
         """Share of the tokens of the first epoch's batches, prompts and completions, that are not padding."""

@@ -22,6 +22,7 @@ from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_rows
+from align.training.sharding import shard
 
 # Enough: a wrong template or a shifted label affects every row, and decoding all of a large file is slow.
 GUARD_ROWS = 64
@@ -64,6 +65,7 @@ def train_sft(
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
+    count = count_trained(model)
     set_dropout(model, config.dropout)
     lengths = [len(sample) for sample in samples]
     limit = longest_shared_row(model) if packing else None
@@ -76,7 +78,7 @@ def train_sft(
     built = [build_row([samples[index] for index in row]) for row in rows]
     _guard_labels(rows, built, completion_texts, chat_format)
     arguments = training_arguments(config, context, num_rows=len(built))
-    trainer = sft_trainer(model, chat_format, built, arguments)
+    trainer = sft_trainer(shard(model, context.spread), chat_format, built, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format, folder, trainable)  # noqa: E731
     tokens, keeps_all = sum(lengths), config.keep_epochs == "all"
     history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
@@ -88,7 +90,7 @@ def train_sft(
         "tokens": tokens,
         "trained_tokens": tokens * config.num_epochs,
         "row_fill": tokens / room,
-        "trained_parameters": count_trained(model),
+        "trained_parameters": count,
         "precision": resolve_precision(config.precision),
         "micro_batch_size": trainer.pass_size.size,
         "gradient_checkpointing": trainer.pass_size.recomputes,

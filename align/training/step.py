@@ -8,6 +8,7 @@ rounding: every loss is divided by what its whole optimizer batch has.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from align.runtime.group import all_of
 from align.training.pass_size import PassSize
+from align.training.sharding import own_share
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Sums:
 class StepTrainer(Trainer):
     """Cuts optimizer batches into passes itself.
 
-    Its arguments are those of transformers: passes of `per_device_train_batch_size` rows, `gradient_accumulation_steps` of them.
+    Its arguments are those of transformers: passes of `per_device_train_batch_size` rows, `gradient_accumulation_steps` of them,
+    which together are the optimizer batch of all processes. Each process is handed the whole batch and takes its share.
     """
 
     data_collator: Any
@@ -48,7 +52,10 @@ class StepTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pass_size = PassSize(self.args.per_device_train_batch_size, "rows")
+        size = self.args.per_device_train_batch_size
+        most = math.ceil(size * self.args.gradient_accumulation_steps / self.args.world_size)
+        self.pass_size = PassSize(min(size, most), "rows")
+        self._is_filler = False
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
         self.args.gradient_accumulation_steps = 1
         self._train_batch_size = self.args.train_batch_size
@@ -57,13 +64,41 @@ class StepTrainer(Trainer):
         """Optimizer batches of rows."""
         collator, self.data_collator = self.data_collator, StepRows
         try:
-            return super().get_train_dataloader()  # type: ignore[no-any-return]
+            loader: DataLoader[Any] = super().get_train_dataloader()
         finally:
             self.data_collator = collator
+        if self.args.world_size > 1:
+            # accelerate would give each process every so many batches, and repeat rows where the last ones are not enough.
+            share: Any = loader.batch_sampler
+            share.num_processes, share.process_index, share.even_batches = 1, 0, False
+        return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator[StepRows], *_: Any) -> tuple[list[StepRows], None]:
         """The next optimizer batch; its labels are counted when it is collated."""
         return [next(epoch_iterator)], None
+
+    def batch_counts(self, batches: Sequence[Mapping[str, Tensor]], fillers: Sequence[Mapping[str, Tensor]] = ()) -> Any:
+        """What the losses of an optimizer batch are divided by: numbers of the batches of all processes.
+
+        Args:
+            batches: those of this process.
+            fillers: batches that count nothing; a pass over the others is one over these too.
+        """
+        raise NotImplementedError
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any], counts: Any) -> Tensor:
+        """The loss summed over what a batch has and divided by what the whole optimizer batch has."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The part of a batch in the loss of the optimizer batch, times the number of processes, whose gradients are averaged."""
+        counts = self.batch_counts([inputs]) if num_items_in_batch is None else num_items_in_batch
+        loss = self.batch_loss(model, inputs, counts)
+        if self.args.world_size > 1:
+            loss = loss * (0 if self._is_filler else self.args.world_size)
+        return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted."""
@@ -86,37 +121,55 @@ class StepTrainer(Trainer):
 
     def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         """Remember metrics, one value per row that has the metric, for the next line of the log; called by `compute_loss`."""
+        if self._is_filler:
+            return
         before = self.metrics_so_far
         sums = {name: before.metrics.get(name, 0.0) + values.sum() for name, values in metrics.items()}
         self.metrics_so_far = Sums(sums, {name: before.counts.get(name, 0) + len(values) for name, values in metrics.items()})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the metrics over all rows since the last line."""
-        sums = self.metrics_so_far
-        if "loss" in logs and sums.metrics:
-            counts = torch.tensor(list(sums.counts.values()), dtype=torch.float32, device=self.args.device)
-            totals = torch.stack([torch.stack([value.float() for value in sums.metrics.values()]), counts])
-            if self.args.world_size > 1:
-                totals = self.accelerator.reduce(totals, reduction="sum")
-            means = {name: value / count for name, value, count in zip(sums.metrics, *totals.tolist(), strict=True) if count}
+        if "loss" in logs and (means := self._means_so_far()):
             logs = {**logs, **means, **self.derived_metrics(means)}
             self.metrics_so_far = Sums()
         super().log(logs, *args, **kwargs)
+
+    def _means_so_far(self) -> dict[str, float]:
+        """Means of the metrics over the rows of all processes."""
+        found = self.metrics_so_far
+        values = torch.stack([value.float() for value in found.metrics.values()]).tolist() if found.metrics else []
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        # A process whose share had no rows, or none with a metric, has no sum of it.
+        for sums in all_of({name: (value, found.counts[name]) for name, value in zip(found.metrics, values, strict=True)}):
+            for name, (value, count) in sums.items():
+                totals[name], counts[name] = totals.get(name, 0.0) + value, counts.get(name, 0) + count
+        return {name: total / counts[name] for name, total in totals.items() if counts[name]}
 
     def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
         """Further metrics that follow from the means."""
         return {}
 
     def _accumulate(self, model: Any, rows: Sequence[Any]) -> Tensor:
-        size = self.pass_size.size
-        batches = [self._prepare_inputs(self.data_collator(rows[start : start + size])) for start in range(0, len(rows), size)]
-        counts = self._get_num_items_in_batch(batches, self.args.device)
+        size, processes = self.pass_size.size, self.args.world_size
+        own = [rows[index] for index in own_share(len(rows), self.args.process_index, processes)]
+        batches = [self._collate(own[start : start + size]) for start in range(0, len(own), size)]
+        # Under FSDP2 every pass is one of all processes, also of those whose share is smaller.
+        num_passes = math.ceil(math.ceil(len(rows) / processes) / size)
+        fillers = [self._collate(rows[:1]) for _ in range(num_passes - len(batches))]
+        counts = self.batch_counts(batches, fillers)
+        waiting = [*((batch, False) for batch in batches), *((batch, True) for batch in fillers)]
+        del batches, fillers
         losses = []
-        while batches:
-            batch = batches.pop(0)
-            with self.accelerator.no_sync(model) if batches else contextlib.nullcontext():
+        while waiting:
+            batch, self._is_filler = waiting.pop(0)
+            with self.accelerator.no_sync(model) if waiting else contextlib.nullcontext():
                 losses.append(super().training_step(model, batch, counts))
+        self._is_filler = False
         return torch.stack(losses).sum()
+
+    def _collate(self, rows: Sequence[Any]) -> dict[str, Any]:
+        return self._prepare_inputs(self.data_collator(rows))  # type: ignore[no-any-return]
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:

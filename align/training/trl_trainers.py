@@ -7,6 +7,7 @@ the completion's tokens only; tests/numerics compares it with TRL's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -19,6 +20,7 @@ from align.losses.logps import IGNORED_LABEL
 from align.models.head import extend_forward, last_hidden_states, token_logps
 from align.training.loop import GuardedTraining
 from align.training.packing import PackedCollator
+from align.training.sharding import allow_fsdp_on_cpu, sum_of_all
 
 ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")
 
@@ -26,18 +28,14 @@ ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")
 class GuardedSFTTrainer(GuardedTraining, SFTTrainer):
     """TRL's SFTTrainer on rows that are packed already."""
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def batch_counts(self, batches: Sequence[Mapping[str, Tensor]], fillers: Sequence[Mapping[str, Tensor]] = ()) -> Any:
+        """Labelled tokens."""
+        return sum_of_all([(batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batches], self.args.device)
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Cross-entropy, summed over labelled tokens and divided by their number in the whole optimizer step."""
-        labels = inputs["labels"]
         rest = {key: value for key, value in inputs.items() if key != "labels"}
-        logps = model(**rest, logps_of=labels)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED_LABEL).sum()
-        loss = -logps.sum() / tokens
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the count is of all processes
-        return (loss, logps) if return_outputs else loss
+        return -model(**rest, logps_of=inputs["labels"]).sum() / counts  # type: ignore[no-any-return]
 
 
 def sft_trainer(
@@ -50,6 +48,7 @@ def sft_trainer(
     settings = model.config.get_text_config()
     router = {name: getattr(settings, name) for name in ROUTER_SETTINGS if hasattr(settings, name)}
     config = SFTConfig(**arguments, packing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    allow_fsdp_on_cpu(config)
     trainer = GuardedSFTTrainer(
         model=model,
         args=config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from align.models.trainable import TrainableModel
 from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
 from align.runtime.device import free_memory, frozen_dtype
-from align.scoring.batching import run_batches
+from align.runtime.group import all_of
+from align.scoring.batching import length_sorted_batches, run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
@@ -35,7 +36,7 @@ def reference_of_another_model(
 
     def load() -> tuple[Any, PairCollator]:
         loaded = load_causal_lm(reference.model_path, dtype=frozen_dtype(precision))
-        model = prepare_model(loaded, tail_weight=context.config.tail_weight)
+        model = prepare_model(loaded, tail_weight=context.config.tail_weight, spread=context.spread)
         return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 
     found = _add_reference(context, reference, rows, load, precision=precision, weights=frozen_dtype(precision))
@@ -99,14 +100,15 @@ def compute_reference_logps(
     """
     device = next(model.parameters()).device
     count = context.counter("reference", "pairs")
+    lengths = [shared_length(pair) for pair in pairs]
     found: dict[int, ReferenceLogps] = {}
 
     def compute(batch: list[int]) -> list[list[float]]:
         layout = layout_of(collator([TrainingPair(pairs[index]) for index in batch]), device)
-        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             return model(layout=layout).view(2, -1).tolist()  # type: ignore[no-any-return]
 
-    for batch, sides in run_batches([shared_length(pair) for pair in pairs], FORWARD_TOKENS, compute, note=context.note):
+    for batch, sides in _batches_of_ranks(lengths, compute, context):
         for index, chosen, rejected in zip(batch, *sides, strict=True):
             if not math.isfinite(chosen + rejected):
                 raise StageError(
@@ -114,5 +116,24 @@ def compute_reference_logps(
                     hint="Set precision: float32, or look at this row and at the reference's weights.",
                 )
             found[index] = ReferenceLogps(id=pairs[index].id, chosen_logps=chosen, rejected_logps=rejected)
-        count(len(found), len(pairs))
-    return [found[index] for index in range(len(pairs))]
+        count(min(len(found) * context.spread.processes, len(pairs)), len(pairs))
+    everywhere = {index: logps for part in all_of(found) for index, logps in part.items()}
+    return [everywhere[index] for index in range(len(pairs))]
+
+
+def _batches_of_ranks(
+    lengths: Sequence[int], compute: Callable[[list[int]], list[list[float]]], context: RunContext
+) -> Iterator[tuple[list[int], list[list[float]]]]:
+    """The batches of this process, and what `compute` returns for them: the same batches whatever the number of processes."""
+    ranks = context.spread.processes
+    if ranks == 1:
+        yield from run_batches(lengths, FORWARD_TOKENS, compute, note=context.note)
+        return
+    batches = list(length_sorted_batches(lengths, FORWARD_TOKENS))
+    for start in range(0, len(batches), ranks):
+        turn = start + context.rank
+        # Under FSDP2 a pass is one of all processes: whoever has no batch left computes the last one again.
+        batch = batches[min(turn, len(batches) - 1)]
+        sides = compute(batch)
+        if turn < len(batches):
+            yield batch, sides

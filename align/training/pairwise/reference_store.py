@@ -13,6 +13,7 @@ from align.data.encoding import EncodedPreference
 from align.errors import Interrupted
 from align.runtime.context import RunContext
 from align.runtime.device import device_name
+from align.runtime.group import from_first
 from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
 from align.store.fingerprint import FileHashes, fingerprint
 from align.store.lock import hold
@@ -95,23 +96,56 @@ def cached_reference_logps(
         Interrupted: if a stop was requested; a later run does not use a half-written entry.
     """
     entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
+    if context.spread.processes > 1:
+        return {row.id: row for row in _of_ranks(entry, key, pairs, context, compute)}
     waiting = lambda holder: context.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
     # Another run of the sweep may compute the same numbers now; waiting for it is faster than doing it twice.
     with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        state, problem = entry.check(entry.known_hashes)
-        rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
-        if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
-            state, problem = "damaged", "it is of other pairs"
-        if state == "damaged":
-            moved = entry.quarantine()
-            context.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
-        if state == "done":
-            context.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
-        else:
+        rows = _kept(entry, pairs, context)
+        if rows is None:
             rows = _keep(entry, key, compute())
     return {row.id: row for row in rows}
+
+
+def _of_ranks(
+    entry: Entry,
+    key: str,
+    pairs: Sequence[EncodedPreference],
+    context: RunContext,
+    compute: Callable[[], Sequence[ReferenceLogps]],
+) -> list[ReferenceLogps]:
+    """The same for processes that compute together: no lock is held while they do, since some would wait inside it for others.
+
+    Two runs may then compute the same numbers; whoever finds the entry locked keeps its own to itself.
+    """
+
+    def under_lock(use: Callable[[], list[ReferenceLogps] | None]) -> list[ReferenceLogps] | None:
+        with hold(entry.lock_path, on_wait=lambda holder: None, give_up=lambda: True) as held:
+            return use() if held else None
+
+    rows = from_first(under_lock(lambda: _kept(entry, pairs, context)) if context.is_first else None)
+    if rows is None:
+        rows = computed = list(compute())
+        if context.is_first:
+            under_lock(lambda: None if entry.read_manifest() else _keep(entry, key, computed))
+    return rows
+
+
+def _kept(entry: Entry, pairs: Sequence[EncodedPreference], context: RunContext) -> list[ReferenceLogps] | None:
+    """What the store has, if it is whole and of these pairs; else it is moved aside."""
+    state, problem = entry.check(entry.known_hashes)
+    rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
+    if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
+        state, problem = "damaged", "it is of other pairs"
+    if state == "damaged":
+        moved = entry.quarantine()
+        context.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
+    if state != "done":
+        return None
+    context.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
+    return rows
 
 
 def _keep(entry: Entry, key: str, computed: Sequence[ReferenceLogps]) -> list[ReferenceLogps]:

@@ -114,7 +114,7 @@ def train_pairs(
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
     frozen = frozen_dtype(precision)
     model = load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
-    model = prepare_model(model, tail_weight=config.tail_weight)
+    model = prepare_model(model, tail_weight=config.tail_weight, spread=context.spread)
     collator = choose_collator(model, rows[:count], context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
         rows = reference_of_the_policy(context, reference, rows, model, collator, policy, precision=precision)
@@ -127,7 +127,8 @@ def train_pairs(
             _check_step_zero(first_loss, config, precision)
     save = lambda folder: save_trained(trainer.model, data.chat_format, folder, policy)  # noqa: E731
     history = train_and_save(trainer, save, context, config, context.output / MODEL_FOLDER, per_epoch={"pairs": count})
-    history.write(context.output / METRICS_NAME)
+    if context.is_first:
+        history.write(context.output / METRICS_NAME)
     measured = trainer.measure(held_out) if held_out else {}
     of_epoch = partial(history.of_last_epoch, rows=count, batch_size=config.batch_size)
     return {
@@ -166,5 +167,6 @@ def loss_of_equal_models(config: PairwiseConfig) -> float:
 def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:
     """Record the dropped pairs, and count them."""
     encoded = data.rows.encoded
-    write_rows(context.output / DROPS_NAME, encoded.drops)
+    if context.is_first:
+        write_rows(context.output / DROPS_NAME, encoded.drops)
     return StageOutcome(metrics=metrics, rows_in=len(data.rows.records), rows_out=len(encoded.rows), dropped=encoded.dropped())

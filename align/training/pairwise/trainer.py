@@ -19,12 +19,14 @@ from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.models.logits import in_float32
 from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import device_name
+from align.runtime.spread import ALONE, Spread
 from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
 from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
+from align.training.sharding import shard
 
 
 class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
@@ -44,14 +46,15 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         super().__init__(model, pairs, collator, arguments, lengths=[len(pair) for pair in pairs])
         self._objective = objective
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> BatchCounts | None:
-        # Called once per optimizer batch, before its first micro-batch; transformers' own version counts labels.
-        if not batch_samples:
-            return None
-        counts = self._count(batch_samples, device)
-        if not self._objective.has_shared_value or (len(batch_samples) == 1 and self.args.world_size == 1):
+    def batch_counts(self, batches: Sequence[Mapping[str, Tensor]], fillers: Sequence[Mapping[str, Tensor]] = ()) -> BatchCounts:
+        """Pairs and tokens, and the sum of a value that the losses of the optimizer batch share."""
+        counts = self._count(batches, self.args.device)
+        if self.args.world_size > 1:
+            counts = BatchCounts(*self.accelerator.reduce(torch.stack(counts[:2]), reduction="sum"))
+        if not self._objective.has_shared_value or (len(batches) == 1 and self.args.world_size == 1):
             return counts
-        total = torch.stack([self._shared_sum(self.model_wrapped, batch) for batch in batch_samples]).sum()
+        sums = [self._shared_sum(self.model_wrapped, batch) for batch in (*batches, *fillers)]
+        total = torch.stack(sums[: len(batches)] or [0 * sums[0]]).sum()
         return counts._replace(shared_sum=self.accelerator.reduce(total, reduction="sum"))
 
     @torch.no_grad()
@@ -65,28 +68,23 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
         pairs = sum(len(batch["last_index"]) // 2 for batch in batches)
         counts = torch.tensor([pairs, sum(int(likelihood_tokens(batch).sum()) for batch in batches)], device=device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
         return BatchCounts(counts[0], counts[1])
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: BatchCounts | None = None
-    ) -> Any:
+    def batch_loss(self, model: Any, inputs: dict[str, Any], counts: BatchCounts) -> Tensor:
         """The objective summed over the pairs of a micro-batch, divided by the pairs of the optimizer batch."""
-        outputs = model(layout=layout_of(inputs))
-        counts = num_items_in_batch if num_items_in_batch is not None else self._count([inputs], outputs.device)
-        result = self._objective.pair_losses(outputs, inputs, counts)
+        result = self._objective.pair_losses(model(layout=layout_of(inputs)), inputs, counts)
         self.add_metrics(result.metrics)
-        # DDP averages gradients over processes; the counts are of all of them.
-        loss = result.losses.sum() / counts.pairs * self.args.world_size
-        return (loss, outputs) if return_outputs else loss
+        return result.losses.sum() / counts.pairs
 
     def derived_metrics(self, means: Mapping[str, float]) -> Mapping[str, float]:
         return self._objective.derived_metrics(means)
 
     @torch.no_grad()
     def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
-        """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training."""
+        """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training.
+
+        With several processes, each computes all of them: they are few.
+        """
         self.model.eval()
         device = next(self.model.parameters()).device
         found: dict[str, tuple[list[float], list[int]]] = {}
@@ -118,12 +116,16 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         return {**means, **self.derived_metrics(means)}
 
 
-def prepare_model(model: Any, *, tail_weight: float = 1.0) -> Any:
-    """The model in eval mode on the device of training, where `model(layout=…)` returns what `pair_outputs` says."""
+def prepare_model(model: Any, *, tail_weight: float = 1.0, spread: Spread = ALONE) -> Any:
+    """The model in eval mode on the device of training, where `model(layout=…)` returns what `pair_outputs` says.
+
+    Args:
+        spread: under fsdp2 the process keeps its part of the model only.
+    """
     # Dropout would make the policy differ from a reference that is itself, and the loss at step 0 from that of equal models.
     set_dropout(model, 0.0)
     extend_forward(model, "layout", partial(pair_outputs, tail_weight=tail_weight))
-    return model.eval().to(device_name())
+    return shard(model.eval(), spread) if spread.strategy == "fsdp2" else model.eval().to(device_name())
 
 
 def layout_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
@@ -149,7 +151,8 @@ def pair_outputs(model: Any, layout: Mapping[str, Tensor], *, tail_weight: float
         attention_mask=pair_mask(model, layout),
     ).flatten(0, 1)
     if (score_head := getattr(model, "score", None)) is not None:
-        return in_float32(score_head, hidden.index_select(0, layout["last_index"]))[:, 0]
+        # Not a view: FSDP2 hangs the gathering of the backward pass on the output.
+        return in_float32(score_head, hidden.index_select(0, layout["last_index"]))[:, 0].clone()
     logps = target_logps(model, hidden.index_select(0, layout["hidden_index"]), layout["target_ids"])
     if tail_weight != 1:
         logps = logps * tail_weights(layout["token_counts"], tail_weight)

@@ -1,0 +1,124 @@
+"""How the processes of a training divide the model: a copy each (DDP), or a part each (FSDP2).
+
+accelerate and torch do it. Here is what they are told, and how the whole model comes together again to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from align.runtime.device import device_name
+from align.runtime.group import group_size
+from align.runtime.spread import Spread
+
+FSDP2: Mapping[str, Any] = {
+    # Weights are gathered for each layer, in both passes, and dropped again: the least memory.
+    "reshard_after_forward": True,
+    "state_dict_type": "SHARDED_STATE_DICT",
+    "cpu_ram_efficient_loading": False,
+}
+"""Settings of accelerate's plugin, without their version."""
+
+
+def strategy_arguments(spread: Spread) -> dict[str, Any]:
+    """What transformers' trainer is told of the strategy; the number of processes it takes from the process group."""
+    # The trainer gets a model that is sharded already, in which the classes of layers have other names.
+    settings = {"version": 2, "auto_wrap_policy": "NO_WRAP", **FSDP2}
+    return {"fsdp": True, "fsdp_config": settings} if spread.strategy == "fsdp2" else {}
+
+
+def allow_fsdp_on_cpu(arguments: Any) -> None:
+    """Let accelerate use FSDP2 where there is no GPU: without a word it would use DDP, which gives every process a whole model.
+
+    Args:
+        arguments: `TrainingArguments`, whose process group exists.
+    """
+    _ = arguments.device  # reading it makes accelerate look at the process group
+    if arguments.fsdp and device_name() == "cpu":
+        _call_it_gpus()
+
+
+def _call_it_gpus() -> None:
+    from accelerate import DistributedType, PartialState
+
+    state = PartialState(cpu=True)
+    # accelerate turns FSDP on for this type only; device and back end of the group remain those of a CPU.
+    state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    state._shared_state["backend"] = "gloo"
+
+
+def shard(model: Any, spread: Spread) -> Any:
+    """Leave this process its part of the model, on its device; gathered layer by layer when the model runs.
+
+    Called before the first pass, since the whole model may not fit into a device. Does nothing unless the strategy is fsdp2.
+    """
+    if spread.strategy != "fsdp2":
+        return model
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    on_cpu = device_name() == "cpu"
+    # It is one for all of a process, and an earlier training may have left its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=on_cpu)
+    if on_cpu:
+        _call_it_gpus()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", **FSDP2)
+    return fsdp2_prepare_model(Accelerator(cpu=on_cpu, fsdp_plugin=plugin), model)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process has; any other tensor as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def whole(model: Any, *, keep: bool) -> Iterator[None]:
+    """Within it, the parameters of a sharded model are whole, on the CPU, in the process that keeps them. All processes enter it.
+
+    Args:
+        keep: whether this process keeps them; in the others the model must not be used meanwhile.
+    """
+    from torch.distributed.tensor import DTensor
+
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if isinstance(parameter, DTensor)
+    ]
+    gathered: dict[int, nn.Parameter] = {}
+    for _, _, parameter in places:
+        if id(parameter) not in gathered:  # tied ones stay one parameter
+            full = parameter.detach().full_tensor()  # type: ignore[attr-defined]
+            gathered[id(parameter)] = nn.Parameter(full.cpu() if keep else full[:0], requires_grad=parameter.requires_grad)
+    try:
+        for module, name, parameter in places if keep else ():
+            module._parameters[name] = gathered[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
+
+
+def sum_of_all(counts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The sum of what all processes counted, a scalar of whole numbers; `counts` are those of this process."""
+    total = torch.stack([torch.zeros((), dtype=torch.long, device=device), *counts]).sum()
+    if group_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def own_share(count: int, rank: int, size: int) -> range:
+    """Numbers of the rows, of `count`, that a process works on. Shares differ by one row at most, and may be empty."""
+    return range(count * rank // size, count * (rank + 1) // size)

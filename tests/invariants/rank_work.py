@@ -1,0 +1,85 @@
+"""Trainings that run in one process or in several, for tests that compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.config.peft import Lora
+from align.config.sections import Optimization
+from align.models.chat_format import load_format
+from align.models.folder import ModelFolder
+from align.models.load import load_causal_lm, load_reward_model
+from align.models.trainable import TrainableModel, load_trainable
+from align.runtime.group import wait_for_all
+from align.runtime.rank import Rank
+from align.runtime.spread import Spread
+from align.stages import dpo, kto, orpo, reward_model
+from align.testing import pairwise_config, random_pairs, run_context
+from align.training.loop import train, training_arguments
+from align.training.packing import TrainingSample, build_row
+from align.training.pairwise.collator import PairCollator, TrainingPair
+from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
+from align.training.sharding import shard, whole
+from align.training.trl_trainers import sft_trainer
+
+REFERENCE = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
+# 13 rows in batches of 6: the last batch has one row, so that other processes than the first have none.
+PAIRS = [
+    TrainingPair(pair.tokens, {**REFERENCE, "desirable": float(number % 3 == 0)})
+    for number, pair in enumerate(map(TrainingPair, random_pairs(13, seed=2, prompt_tokens=14, completion_tokens=9)))
+]
+OBJECTIVES = {
+    "dpo": pairwise_config(dpo, beta=0.3),
+    "orpo": pairwise_config(orpo, odds_ratio_weight=0.5),
+    "reward_model": pairwise_config(reward_model, center_coef=0.01),
+    "kto": pairwise_config(kto, beta=0.05, desirable_weight=6.0, undesirable_weight=4.0),
+}
+SAMPLES = [TrainingSample(pair.tokens.prompt_token_ids, pair.tokens.chosen_token_ids) for pair in PAIRS]
+# Every other row has two samples.
+ROWS = [build_row(SAMPLES[number : number + 1 + number % 2]) for number in range(13)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves."""
+
+    curve: Sequence[Mapping[str, float]]
+    weights: dict[str, torch.Tensor]
+    """Whole, and in rank 0 only."""
+    is_sharded: bool
+    """Whether a process had a part of the model only."""
+
+
+def train_all(rank: Rank, *, bases: Mapping[str, Path], work: Path, spread: Spread) -> dict[str, Trained]:
+    """Train by every kind, one after the other, each from its base model."""
+    return {kind: train_one(rank, kind, base, work / kind, spread) for kind, base in bases.items()}
+
+
+def train_one(rank: Rank, kind: str, base: Path, work: Path, spread: Spread) -> Trained:
+    if rank.number == 0:
+        work.mkdir(parents=True)
+    wait_for_all()
+    context = run_context(work, rank=rank.number, spread=spread, stop_requested=rank.stop_requested, emit=rank.emit)
+    torch.manual_seed(1)
+    config = Optimization(precision="float32", batch_size=6, micro_batch_size=2, num_epochs=2, learning_rate=0.02)
+    arguments = {**training_arguments(config, context, num_rows=len(PAIRS)), "optim": "sgd", "logging_steps": 1}
+    trainer: Any
+    if kind in OBJECTIVES:
+        model = load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base)
+        collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40)
+        trainer = PairwiseTrainer(prepare_model(model, spread=spread), PAIRS, OBJECTIVES[kind], collator, arguments)
+    else:
+        peft = Lora(method="lora", rank=4) if kind == "lora" else None
+        model = load_trainable(TrainableModel(ModelFolder(base), peft, work, "test"))
+        trainer = sft_trainer(shard(model, spread), load_format(ModelFolder(base)), ROWS, arguments)
+    recompute = kind == "recompute"
+    history = train(trainer, context, gradient_checkpointing=recompute)
+    is_sharded = all(hasattr(value, "full_tensor") for value in trainer.model.parameters())
+    with whole(trainer.model, keep=rank.number == 0):
+        weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()} if rank.number == 0 else {}
+    return Trained(history.rows, weights, is_sharded)
