@@ -168,7 +168,7 @@ def test_a_mean_over_micro_batches_would_be_noticed(project_template: Path, tmp_
     expected, _ = trained(base, tmp_path / "right", "orpo", micro=2)
     count = PairwiseTrainer._count
     monkeypatch.setattr(
-        PairwiseTrainer, "_get_num_items_in_batch", lambda self, batches, device: count(self, batches[:1], device)
+        PairwiseTrainer, "batch_counts", lambda self, batches, fillers=(): count(self, batches[:1], self.args.device)
     )
     wrong, _ = trained(base, tmp_path / "wrong", "orpo", micro=2)
     assert (wrong - expected).abs().max() > 1e-4

@@ -105,7 +105,8 @@ def assert_same_gradients(mine: dict[str, torch.Tensor], other: dict[str, torch.
     assert mine.keys() == other.keys()
     assert max(float(grad.abs().max()) for grad in mine.values()) > 1e-3
     for name, grad in mine.items():
-        assert torch.allclose(grad * times, other[name], rtol=1e-4, atol=1e-6), name
+        # Rounding is multiplied too: 2.6e-6 with 6 times, measured on a CPU with AVX2 alone.
+        assert torch.allclose(grad * times, other[name], rtol=1e-4, atol=1e-6 * times), name
 
 
 def arguments(tmp_path: Path, **changes: Any) -> dict[str, Any]:
