@@ -199,10 +199,15 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
         rows_in=outcome.rows_in,
         rows_out=outcome.rows_out,
         dropped=outcome.dropped,
+        machine={**_spread_of(job.spread), **outcome.machine},
         metrics=outcome.metrics,
         start_seconds=round(start_seconds, 3),
         peak_memory_bytes=peak_bytes or peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
     )
+
+
+def _spread_of(spread: Spread) -> dict[str, Any]:
+    return {"processes": spread.processes, "strategy": spread.strategy} if spread.is_shared else {}
 
 
 def _library_versions() -> dict[str, str]:
