@@ -108,6 +108,7 @@ def _sample_all(
             holder=holder,
             stop_requested=context.stop_requested,
             report=context.counter(f"answers of {model}", "shards", task.per_shard),
+            pool=context.pool,
         )
         answers[model] = report.candidates
         result.drops.update((drop.id, drop) for drop in drops)

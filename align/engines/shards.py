@@ -22,6 +22,7 @@ from align.errors import Interrupted, StageError
 from align.models.chat_format import load_format
 from align.records import Candidate, Prompt
 from align.runtime.executor import Inline, executor_for
+from align.runtime.pool import LOCAL, Pool
 from align.runtime.seed import derive_seed
 from align.store.artifact import read_rows
 from align.store.shard import read_seal, shard_path, write_shard
@@ -97,6 +98,7 @@ def sample(
     holder: EngineHolder,
     stop_requested: Callable[[], int | None],
     report: Callable[[int, int], None],
+    pool: Pool = LOCAL,
 ) -> SamplingReport:
     """Sample every missing shard, then return the candidates of all shards.
 
@@ -104,12 +106,13 @@ def sample(
         folder: where shards are kept between attempts.
         stop_requested: called between shards; a signal's number stops with `Interrupted`.
         report: called with (finished shards, all shards).
+        pool: where the engines are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(task.num_shards) if read_seal(shard_path(folder, index)) is None]
     finished = itertools.count(task.num_shards - len(missing))
     report(next(finished), task.num_shards)
-    executor = executor_for(task.config.num_workers, len(missing), gpus_each=1)
+    executor = executor_for(task.config.num_workers, len(missing), gpus_each=1, pool=pool, shared=folder)
     if not isinstance(executor, Inline):
         holder.close()  # the workers start their own engines and need the memory
     executor.map(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import Interrupted
+from align.runtime.pool import LOCAL, Pool
 from align.runtime.spread import ALONE, Spread
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class RunContext:
     """Survives interruptions, and is removed when the stage is committed: unfinished shards and checkpoints live here."""
     seed: int
     """Every random number follows from it."""
+    pool: Pool = LOCAL
+    """Where the workers of sampling and scoring work."""
     memory: MemoryChoice = PLAIN
     rank: int = 0
     """Number of this process among those that run the stage together, from 0."""

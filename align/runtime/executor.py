@@ -14,32 +14,29 @@ import queue
 import signal
 import sys
 import threading
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
-from align.errors import Interrupted, StageError
+from align.errors import StageError
 from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
-from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, send_output_to, start
+from align.runtime.item_flow import ItemFlow, answer, open_answer
+from align.runtime.pool import LOCAL, Pool
+from align.runtime.process import end_with_parent, how_it_ended, memory_hint, send_output_to, start
 
 POLL_SECONDS = 0.2
-STOP_SECONDS = 45.0
-"""How long items under way may take to end after a stop; less than the runner waits before it kills the stage."""
 EXIT_SECONDS = 10.0
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def _never_stop() -> None:
-    pass
+def never_stop() -> None:
+    """For callers that nobody can stop."""
 
 
 class Executor(Protocol):
@@ -51,7 +48,7 @@ class Executor(Protocol):
         items: Iterable[T],
         *,
         on_done: Callable[[T, R], None],
-        check_stop: Callable[[], None] = _never_stop,
+        check_stop: Callable[[], None] = never_stop,
         in_order: bool = False,
     ) -> None:
         """Call `work` once with every item.
@@ -75,15 +72,29 @@ class WorkerDied(StageError):
     """The process of a worker ended before its work was done."""
 
 
-def executor_for(num_workers: int, num_items: int | None = None, *, gpus_each: int = 0, items_ahead: int = 0) -> Executor:
-    """How this machine works on items: the one place that decides.
+def executor_for(
+    num_workers: int,
+    num_items: int | None = None,
+    *,
+    gpus_each: int = 0,
+    items_ahead: int = 0,
+    pool: Pool = LOCAL,
+    shared: Path | None = None,
+) -> Executor:
+    """How items are worked on: the one place that decides.
 
     Args:
         num_workers: most workers that may work at the same time; fewer where each needs a GPU and there are fewer.
         num_items: None if it is not known.
-        gpus_each, items_ahead: see `Processes`.
+        gpus_each, items_ahead: see `Processes`; `RayPool` sends no items ahead.
+        pool: where the workers are, also if there is only one.
+        shared: a folder that the items are about; workers on other machines must see it.
     """
     workers = num_workers if num_items is None else min(num_workers, num_items)
+    if pool.kind == "ray" and workers:
+        from align.runtime.ray_pool import RayPool
+
+        return RayPool(workers, gpus_each=gpus_each, address=pool.address, shared=shared)
     if gpus_each and (gpus := visible_gpus()):
         # An engine takes most of a GPU's memory, so a second worker on it would die at its start.
         workers = min(workers, max(1, len(gpus) // gpus_each))
@@ -99,7 +110,7 @@ class Inline:
         items: Iterable[T],
         *,
         on_done: Callable[[T, R], None],
-        check_stop: Callable[[], None] = _never_stop,
+        check_stop: Callable[[], None] = never_stop,
         in_order: bool = False,  # it always is
     ) -> None:
         """See `Executor.map`."""
@@ -126,16 +137,16 @@ class Processes:
         items: Iterable[T],
         *,
         on_done: Callable[[T, R], None],
-        check_stop: Callable[[], None] = _never_stop,
+        check_stop: Callable[[], None] = never_stop,
         in_order: bool = False,
     ) -> None:
         """See `Executor.map`."""
-        numbered = enumerate(items)
+        flow = ItemFlow(items, on_done, check_stop, in_order=in_order)
         # No more processes than items, of which the number may be unknown.
-        first = list(islice(numbered, self.num_workers))
-        crew = _Crew(self, pickle.dumps(work), chain(first, numbered), on_done, check_stop, in_order)
+        first = flow.first(self.num_workers)
+        crew = _Crew(self, pickle.dumps(work), flow)
         try:
-            crew.start(len(first))
+            crew.start(first)
             crew.run()
             crew.end()
         finally:
@@ -155,6 +166,10 @@ class _Worker(Generic[T]):
         theirs.close()
         self.items: deque[tuple[int, T]] = deque()
 
+    def begin(self, number: int, item: T) -> None:
+        self.items.append((number, item))
+        self.send(pickle.dumps(item))
+
     def send(self, content: bytes) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `run` notices that when it waits for the answer
             self.connection.send_bytes(content)
@@ -163,43 +178,30 @@ class _Worker(Generic[T]):
 class _Crew(Generic[T, R]):
     """The workers of one `map`."""
 
-    def __init__(
-        self,
-        how: Processes,
-        work: bytes,
-        items: Iterator[tuple[int, T]],
-        on_done: Callable[[T, R], None],
-        check_stop: Callable[[], None],
-        in_order: bool,
-    ) -> None:
+    def __init__(self, how: Processes, work: bytes, flow: ItemFlow[T, R]) -> None:
         self._how = how
         self._work = work
-        self._items = items
-        self._on_done = on_done
-        self._check_stop = check_stop
-        self._in_order = in_order
+        self._flow = flow
         self._workers: list[_Worker[T]] = []
-        self._waiting: dict[int, tuple[T, R]] = {}
-        self._num_drawn = self._num_delivered = 0
-        self._stop: Interrupted | None = None
-        self._give_up_at = 0.0
 
-    def start(self, count: int) -> None:
-        """Start all processes before the first item is sent: sending a large one waits until its process reads."""
+    def start(self, first: Sequence[tuple[int, T]]) -> None:
+        """Start a process for each of the first items, all before the first is sent: that waits until its process reads."""
         devices = visible_gpus()
-        for number in range(count):
+        for number in range(len(first)):
             gpus = share_of_gpus(devices, number, self._how.gpus_each)
             environment = {} if gpus is None else {GPU_VARIABLE: ",".join(gpus)}
             self._workers.append(_Worker(number, environment, self._how.log))
         for worker in self._workers:
             worker.send(self._work)
+        for worker, drawn in zip(self._workers, first, strict=True):
+            worker.begin(*drawn)
 
     def run(self) -> None:
         while True:
-            if self._stop is None:
+            if self._flow.stop is None:
                 self._hand_out()
             busy = {worker.connection: worker for worker in self._workers if worker.items}
-            if not busy or (self._stop is not None and time.monotonic() > self._give_up_at):
+            if not busy or self._flow.given_up:
                 break
             for ready in cast(list[Connection], wait(list(busy), POLL_SECONDS)):
                 self._take(busy[ready])
@@ -207,23 +209,20 @@ class _Crew(Generic[T, R]):
                 # A process that is gone may have left its answer in the pipe.
                 if not worker.process.is_alive() and not worker.connection.poll():
                     self._raise_death(worker)
-            self._unless_stopped(self._check_stop)
-        if self._stop is not None:
-            raise self._stop
+            self._flow.check_stop()
+        if self._flow.stop is not None:
+            raise self._flow.stop
 
     def _hand_out(self) -> None:
         """Draw items for workers that have room, those without any first."""
-        # The number of results that wait for an earlier one is bounded, because results may be large.
-        most = (self._how.items_ahead + 2) * len(self._workers) if self._in_order else sys.maxsize
+        room = (self._how.items_ahead + 2) * len(self._workers)
         for depth in range(self._how.items_ahead + 1):
             for worker in self._workers:
-                if len(worker.items) > depth or self._num_drawn - self._num_delivered >= most:
+                if len(worker.items) > depth:
                     continue
-                if (drawn := next(self._items, None)) is None:
+                if (drawn := self._flow.draw(room)) is None:
                     return
-                self._num_drawn += 1
-                worker.items.append(drawn)
-                worker.send(pickle.dumps(drawn[1]))
+                worker.begin(*drawn)
 
     def _take(self, worker: _Worker[T]) -> None:
         """Receive one result, and deliver all that are due."""
@@ -231,25 +230,11 @@ class _Crew(Generic[T, R]):
             content = worker.connection.recv_bytes()
         except (EOFError, ConnectionResetError):
             self._raise_death(worker)
-        result, error, trace = pickle.loads(content)
-        if error is not None:
-            raise error from RemoteTraceback(trace)
-        number, item = worker.items.popleft()
-        # A result waits for those with lower numbers; without an order it takes the next place.
-        self._waiting[number if self._in_order else self._num_delivered] = (item, result)
-        while (delivered := self._waiting.pop(self._num_delivered, None)) is not None:
-            self._num_delivered += 1
-            self._unless_stopped(self._on_done, *delivered)
-
-    def _unless_stopped(self, call: Callable[..., None], *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except Interrupted as stop:
-            if self._stop is None:
-                self._stop, self._give_up_at = stop, time.monotonic() + STOP_SECONDS
+        result = open_answer(content)
+        self._flow.deliver(*worker.items.popleft(), result)
 
     def _raise_death(self, worker: _Worker[T]) -> NoReturn:
-        self._check_stop()  # a signal to the whole process group may have ended it; then this is a stop, not an error
+        self._flow.raise_stop()  # a signal to the whole process group may have ended it; then this is a stop, not an error
         worker.process.join(EXIT_SECONDS)
         code = worker.process.exitcode or 0
         raise WorkerDied(
@@ -285,17 +270,18 @@ def _serve(connection: Connection, environment: Mapping[str, str], log: Path | N
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     content, work = inbox.get(), None
     while (item := inbox.get()) is not None:
-        try:
+
+        def do(item: bytes = item) -> Any:
+            nonlocal work
             # Unpickled here, not before the loop, so that an import that fails is reported like an error of the work.
             work = work or pickle.loads(content or b"")
-            answer = pickle.dumps((work(pickle.loads(item)), None, ""))
-        except Exception as error:
-            traceback.print_exc()
-            answer = pickle.dumps((None, _portable(error), traceback.format_exc()))
+            return work(pickle.loads(item))
+
+        reply = answer(do)
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(BrokenPipeError, ConnectionResetError):
-            connection.send_bytes(answer)
+            connection.send_bytes(reply)
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     os._exit(0)  # vLLM and torch may hang in their own exit handlers
 
@@ -310,13 +296,3 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[bytes | None]) -> 
 
 def _leave_to_the_parent(number: int, frame: Any) -> None:
     """Ignore a signal: a terminal sends it to every process of the group, and the parent decides what to do."""
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself if it can be pickled and restored; else a StageError with its text."""
-    try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
-            return error
-    except Exception:  # whatever its pickling raises
-        pass
-    return StageError(f"{type(error).__name__}: {error}", hint="The log has the traceback.")

@@ -294,6 +294,7 @@ def _sample_one(context: StageContext[Config], task: SamplingTask, name: str, ho
         holder=holder,
         stop_requested=context.stop_requested,
         report=context.counter(f"answers of {name}", "shards", task.per_shard),
+        pool=context.pool,
     )
 
 

@@ -53,6 +53,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         holder=EngineHolder(config),
         stop_requested=context.stop_requested,
         report=context.counter("generate", "shards", task.per_shard),
+        pool=context.pool,
     )
     firsts = (candidate for candidate in report.candidates if candidate.candidate_index == 0)
     context.sample(task.num_shards, (SampledText(prompt_id=row.prompt_id, completion=row.completion) for row in firsts))

@@ -112,6 +112,7 @@ def _score_shards(
 ) -> int:
     """Score the shards that `folder` lacks. `count` gets the number of scores that are done, of which `finished` were before."""
     from align.runtime.executor import executor_for
+    from align.runtime.pool import LOCAL
 
     missing = [(index, piece) for index, piece in shards if read_seal(shard_path(folder, index)) is None]
     finished += sum(len(piece) for _, piece in shards) * len(scorers.names)
@@ -122,7 +123,8 @@ def _score_shards(
         finished += len(item[1]) * len(scorers.names)
         count(finished)
 
-    executor_for(context.config.num_workers, len(missing), gpus_each=1).map(
+    pool = LOCAL if scorers.whole_prompts else context.pool  # a judge is called from here, with one limit on its requests
+    executor_for(context.config.num_workers, len(missing), gpus_each=1, pool=pool, shared=folder).map(
         ShardScorer(scorers, folder, lambda scores: count(finished + scores)),
         missing,
         on_done=done,

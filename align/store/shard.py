@@ -22,9 +22,14 @@ def _seal_path(shard: Path) -> Path:
 
 
 def write_shard(shard: Path, rows: list[Any], **facts: Any) -> None:
-    """Write the rows, then the seal: their hash and facts about their making."""
-    write_rows(shard, rows)
-    seal_shard(shard, **facts)
+    """Write the rows, then the seal: their hash and facts about their making.
+
+    A shard that is complete stays as it is. Two may write it at the same time, such as a worker that was given up and the one
+    that took its place: with equal rows it is complete when either has ended; with others at worst it has no valid seal.
+    """
+    if read_seal(shard) is None:
+        write_rows(shard, rows)
+        seal_shard(shard, **facts)
 
 
 def seal_shard(shard: Path, **facts: Any) -> None:

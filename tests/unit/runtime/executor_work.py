@@ -60,6 +60,43 @@ def die(item: int) -> int:
     return item
 
 
+def die_once(folder: Path, item: int) -> int:
+    """Two items kill their worker, but not the one that takes its place."""
+    if item in (2, 5) and not (folder / str(item)).exists():
+        (folder / str(item)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * item
+
+
+class EngineDeadError(Exception):
+    """By the name of vLLM's."""
+
+
+def lose_the_engine_once(folder: Path, item: int) -> tuple[int, int]:
+    if item == 1 and not (folder / "dead").exists():
+        (folder / "dead").write_text(str(os.getpid()))
+        raise RuntimeError("sampling failed") from EngineDeadError()
+    return item, os.getpid()
+
+
+def lose_the_engine(item: int) -> int:
+    raise EngineDeadError(f"nothing comes back for {item}")
+
+
+def begin_and_wait(folder: Path, item: int) -> int:
+    """The first call says which process started this one, Ray's of the node, and waits to die with it; a second one does not."""
+    if item == 0 and not list(folder.glob("0.killed")):
+        (folder / "0.part").write_text(str(os.getppid()))
+        (folder / "0.part").rename(folder / "0.begun")
+        time.sleep(60)
+    return item
+
+
+def variable(name: str) -> str | None:
+    time.sleep(0.2)  # so that no worker does all of it
+    return os.environ.get(name)
+
+
 def leave(item: int) -> int:
     os._exit(7)
 

@@ -1,0 +1,52 @@
+"""A Ray cluster whose nodes are processes of this machine, bound to loopback; for tests and benchmarks of the pool."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from align.runtime.ray_cluster import LOOPBACK_VARIABLE
+
+OBJECT_STORE_BYTES = 80 << 20
+
+
+class RayNodes:
+    """A head without room for workers, to which this process may connect, and nodes for them."""
+
+    def __init__(self, nodes: int, *, cpus: int = 2, gpus: int = 0) -> None:
+        """Start a cluster, some two to four seconds of a core per node.
+
+        Args:
+            cpus, gpus: what every node says that it has.
+        """
+        os.environ.update({LOOPBACK_VARIABLE: "0", "RAY_USAGE_STATS_ENABLED": "0"})
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster()
+        self._add(num_cpus=0)
+        self._nodes = [self._add(wait=False, num_cpus=cpus, num_gpus=gpus) for _ in range(nodes)]
+        self._cluster.wait_for_nodes(timeout=120)
+
+    def _add(self, **options: Any) -> Any:
+        return self._cluster.add_node(
+            node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options
+        )
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return str(self._cluster.address)
+
+    def add(self, *, cpus: int = 2, gpus: int = 0) -> None:
+        """Start one more node."""
+        self._nodes.append(self._add(num_cpus=cpus, num_gpus=gpus))
+
+    def kill(self, index: int) -> None:
+        """End a node at once, as if its machine had lost power: nothing on it says goodbye."""
+        self._cluster.remove_node(self._nodes.pop(index), allow_graceful=False)
+
+    def close(self) -> None:
+        """End all of them."""
+        self._cluster.shutdown()
