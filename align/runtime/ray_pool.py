@@ -18,15 +18,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import align
 from align.errors import EnvironmentProblem, StageError
 from align.runtime.executor import POLL_SECONDS, WorkerDied, never_stop
 from align.runtime.item_flow import ItemFlow, answer, open_answer
 from align.runtime.ray_cluster import connected
 
+DISTRIBUTION = "align-llm"
 MOST_DEATHS = 3
 """Workers that one item may cost, or one place may lose in a row at their start."""
 CARRIED = ("ALIGN_", "DO_NOT_TRACK", "HF_", "TOKENIZERS_", "TQDM_", "TRANSFORMERS_", "VLLM_", "WANDB_MODE")
@@ -119,14 +120,14 @@ class Surroundings:
         environment = {
             name: value for name, value in os.environ.items() if name.startswith(CARRIED) and not name.endswith(SECRETS)
         }
-        return cls(align.__version__, os.getcwd(), tuple(sys.path), environment, beacon)
+        return cls(version(DISTRIBUTION), os.getcwd(), tuple(sys.path), environment, beacon)
 
     def enter(self) -> None:
         """Make them those of this process; raises EnvironmentProblem if the node lacks them."""
         node = os.uname().nodename
-        if align.__version__ != self.version:
+        if (found := version(DISTRIBUTION)) != self.version:
             raise EnvironmentProblem(
-                f"node {node} of the Ray cluster has align {align.__version__}, this run has {self.version}",
+                f"node {node} of the Ray cluster has align {found}, this run has {self.version}",
                 hint="Install the same version on every node.",
             )
         if not Path(self.folder).is_dir() or (self.beacon is not None and not self.beacon.exists()):

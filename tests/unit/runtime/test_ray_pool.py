@@ -27,7 +27,6 @@ from executor_work import (
     variable,
 )
 
-import align
 from align.errors import DataError, EnvironmentProblem, Interrupted
 from align.runtime.executor import Inline, Processes, WorkerDied, executor_for
 from align.runtime.gpus import GPU_VARIABLE
@@ -156,7 +155,7 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_a_node_that_is_set_up_differently_is_named(tmp_path: Path) -> None:
     here = Surroundings.here(None)
-    with pytest.raises(EnvironmentProblem, match=f"has align {re.escape(align.__version__)}, this run has 0.0"):
+    with pytest.raises(EnvironmentProblem, match=f"has align {re.escape(here.version)}, this run has 0.0"):
         replace(here, version="0.0").enter()
     with pytest.raises(EnvironmentProblem, match=f"does not see {tmp_path} of"):
         replace(here, beacon=tmp_path / ".shared-1").enter()
