@@ -68,6 +68,10 @@ def init(
             show_default=False,
         ),
     ] = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option("--judge-model", metavar="MODEL", help="For compare: a reward model that judges, and that no method uses."),
+    ] = None,
     machine: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +109,8 @@ def init(
         usual_methods,
         with_problems,
     )
-    from align.pipeline.starter.rule import RULES
+    from align.pipeline.starter.model import look_at_model
+    from align.pipeline.starter.rule import RULES, missing_package
     from align.pipeline.starter.settings import THIS_MACHINE, machine_text, parse_machine
     from align.pipeline.starter.write import recipe_name, refuse_folder, write_starter
 
@@ -118,6 +123,11 @@ def init(
     rule = None if rule is None else _one_of("--rule", rule, tuple(RULES))
     if rule is not None and reward_model is not None:
         raise RecipeError("--rule and --reward-model: one of them scores answers, not both", hint="Leave one of them out.")
+    if judge_model is not None and judge is not None:
+        raise RecipeError(
+            f"--judge-model and --{'' if judge else 'no-'}judge: one of them says what judges, not both",
+            hint="Leave one of them out.",
+        )
     target = parse_machine(machine or THIS_MACHINE, folder)
     ask = _Questions(yes=yes, missing=[option for option, value in (("--model", model), ("--data", data)) if not value])
     found_model = ask.model(model, fetch=fetch)
@@ -135,13 +145,17 @@ def init(
                 _print_found(found, guessed=True)
     by_rule = reward_model is None and (rule is not None or scored_by_rule(goal, methods, found_data))
     found_rule = ask.rule(rule, found_data) if by_rule else None
-    scores = ask.reward_model(reward_model, needed=found_rule is None and lacks_scorer(goal, methods, found_data))
-    wanted = Wanted(goal, methods, found_model, tuple(found_data), scores, found_rule, judge)
+    needed = found_rule is None and lacks_scorer(goal, methods, found_data, judged=judge_model is not None)
+    scores = ask.reward_model(reward_model, needed=needed)
+    found_judge = None if judge_model is None else look_at_model(judge_model)
+    wanted = Wanted(goal, methods, found_model, tuple(found_data), scores, found_rule, judge, found_judge)
     if machine is None:
         target = ask.machine(target, lambda text: parse_machine(text, folder), machine_text(target))
     print(f"goal     {goal}: {GOALS[goal]}" + (f" ({', '.join(methods)})" if goal == COMPARE else ""))
     if found_rule is not None:
         print(f"rule     {found_rule['type']}: {RULES[found_rule['type']]}")
+        for line in missing_package(found_rule) or ():
+            print(f"         {line}")
     print(f"machine  {machine_text(target)}")
     _print_written(folder, write_starter(folder, recipe, wanted, target), wanted)
 

@@ -92,11 +92,14 @@ class FieldTaker:
         return None if value is None or value == "" else noted(problems, number_of, field, value)
 
     def messages(self, field: str, value: Any, *, weights: bool = False) -> list[PlainMessage]:
-        """A list of messages; keys that are not read are recorded.
+        """A list of messages, or a transcript; keys that are not read are recorded.
 
         Raises:
             FieldProblem: see `messages_of`.
         """
+        if is_transcript(value):
+            self.remarks[TRANSCRIPT] += 1
+            return parse_transcript(value)
         messages = messages_of(field, value, weights=weights)
         for key in extra_keys(value, weights=weights):
             self.extra_message_keys.add(f"{field}.{key}")

@@ -30,6 +30,11 @@ SAMPLED_ROWS = 512
 MAX_HELD_OUT = 200
 HELD_OUT_SHARE = 0.1
 PROMPT_FIELDS = ("prompt", "instruction", "input", "turns", "system")
+LATEX = re.compile(r"\\[a-zA-Z]{2,}")
+LATEX_SHARE = 0.1
+"""Of references, from which on they are mathematics."""
+MAX_REFERENCE_CHARACTERS = 40
+"""Of the median reference that a completion can be expected to contain word for word."""
 NUMBER_AT_END = re.compile(r"\d\W*$")
 NOUNS = {PREFERENCES.name: "preference pairs", LABELLED.name: "answers marked good or bad"}
 """Rows of a kind as messages here call them, where the kind's own phrase does not say enough."""
@@ -100,6 +105,19 @@ class FoundData:
         references = [record.reference for record in self.sample if isinstance(record, Prompt) and record.reference]
         return sum(bool(NUMBER_AT_END.search(text)) for text in references) > len(references) / 2
 
+    @property
+    def references_can_be_checked(self) -> bool:
+        """Whether its references look like right answers. Sentences are answers to imitate: no other answer contains them."""
+        lengths = sorted(len(record.reference) for record in self.sample if isinstance(record, Prompt) and record.reference)
+        short = bool(lengths) and lengths[len(lengths) // 2] <= MAX_REFERENCE_CHARACTERS
+        return short or self.references_are_numbers or self.references_are_latex
+
+    @property
+    def references_are_latex(self) -> bool:
+        """Whether references are mathematics and no plain numbers."""
+        references = [record.reference for record in self.sample if isinstance(record, Prompt) and record.reference]
+        return sum(bool(LATEX.search(text)) for text in references) > LATEX_SHARE * len(references)
+
     def columns_as(self, kind: DataKind[Any]) -> Mapping[str, str] | None:
         """How its rows are read as rows of another kind: the chosen completions of pairs as instructions, any prompts as prompts.
 
@@ -157,7 +175,8 @@ def as_problems(found: FoundData) -> FoundData | None:
     is_problem = found.kind is INSTRUCTIONS and columns.keys() == {"prompt", "completion"}
     if not is_problem or columns["completion"].lower() not in RIGHT_ANSWERS:
         return None
-    return look_at_data(found.path, {"prompt": columns["prompt"], "reference": columns["completion"]}, PROMPTS)
+    problems = look_at_data(found.path, {"prompt": columns["prompt"], "reference": columns["completion"]}, PROMPTS)
+    return problems if problems.references_can_be_checked else None
 
 
 def first_rows(path: str, location: Path) -> list[dict[str, Any]]:
@@ -186,6 +205,10 @@ def _kind_of(
             usual = _usual_columns(kind, rows)
             if usual and _reads(kind, usual, rows) and not (guess and _answers_are_references(usual, rows)):
                 return kind, usual
+    if guess is TEXT and not columns:
+        for column in rows[0]:  # a text may be a whole conversation
+            if _reads(INSTRUCTIONS, {"messages": column}, rows):
+                return INSTRUCTIONS, {"messages": column}
     if guess is not None:
         return guess, columns
     # Where two fit, the one that says more: a conversation that ends with an answer is an instruction and a prompt.

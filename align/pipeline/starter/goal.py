@@ -48,6 +48,8 @@ class Wanted:
     """The fields of the rule that scores answers, where one does."""
     judge: bool | None = None
     """Whether half of the pairs are for the judge of `compare`, a second reward model. None: if there are `JUDGE_PAIRS`."""
+    judge_model: FoundModel | None = None
+    """A reward model that only judges."""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -70,9 +72,13 @@ def usual_methods(data: Sequence[FoundData]) -> tuple[str, ...]:
     return fitting or ("rejection_sampling",)
 
 
-def lacks_scorer(goal: str, methods: Sequence[str], data: Sequence[FoundData]) -> bool:
-    """Whether the goal needs answers to be scored, and no rows can teach it or say what is right."""
-    scores = bool({*SAMPLED} & {goal, *methods}) or goal == COMPARE
+def lacks_scorer(goal: str, methods: Sequence[str], data: Sequence[FoundData], *, judged: bool) -> bool:
+    """Whether the goal needs answers to be scored, and no rows can teach it or say what is right.
+
+    Args:
+        judged: whether a comparison has a judge of its own.
+    """
+    scores = bool({*SAMPLED} & {goal, *methods}) or (goal == COMPARE and not judged)
     return scores and not any(found.kind is PREFERENCES or found.has_references for found in data)
 
 
@@ -106,6 +112,12 @@ def judge_of(wanted: Wanted) -> tuple[FoundData | None, str]:
     pairs = next((found for found in wanted.data if found.kind is PREFERENCES), None)
     decided = wanted.rule is not None or (wanted.reward_model is not None and not optimises_score(wanted))
     problem = "" if wanted.goal == COMPARE else "it is for --goal compare"
+    if wanted.judge_model is not None:
+        if not problem and wanted.reward_model is not None and wanted.reward_model.written == wanted.judge_model.written:
+            problem = "is the model of --reward-model, which methods learn from"
+        if problem:
+            raise RecipeError(f"--judge-model: {problem}", hint="Name another model, or leave --judge-model out.")
+        return None, f"{wanted.judge_model.written}, which no method uses"
     if not problem and (pairs is None or decided):
         problem = "there are no preference pairs to learn from" if pairs is None else "no method learns to raise the score here"
     if problem and wanted.judge:

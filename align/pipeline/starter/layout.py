@@ -69,6 +69,10 @@ def lay_out(wanted: Wanted) -> Layout:
         builder.compare()
     if wanted.rule is not None and not any("scorers" in part.fields for part in builder.layout.stages.values()):
         raise RecipeError(f"--rule: the goal {wanted.goal} scores no answers with these rows", hint="Leave --rule out.")
+    if wanted.reward_model is not None and "reward_model" not in builder.layout.inputs:
+        raise RecipeError(
+            f"--reward-model: the goal {wanted.goal} scores no answers with these rows", hint="Leave --reward-model out."
+        )
     return builder.layout
 
 
@@ -253,8 +257,15 @@ class _Builder:
     def compare(self) -> str:
         comment = "The models answer the held-out prompts; the table says which is better, and how sure that is."
         pairs, learns_from_pairs = self._judge_pairs, PREFERENCES.name in self.layout.inputs
-        scorers = dict([self._scorer()]) if pairs is None or optimises_score(self.wanted) else {}
-        if pairs is not None:
+        given = self.wanted.judge_model
+        has_judge = pairs is not None or given is not None
+        scorers = dict([self._scorer()]) if not has_judge or self._can_score or optimises_score(self.wanted) else {}
+        if given is not None:
+            self.layout.inputs["judge"] = Part(
+                "The judge, a reward model that no method uses.", _model_fields("reward_model", given)
+            )
+            scorers["judge"] = "judge"
+        elif pairs is not None:
             scorers["judge"] = self._judge(pairs)
         elif learns_from_pairs and "reward_model" in self.layout.stages:
             comment += (

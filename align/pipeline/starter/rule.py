@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from align.config.rules import Rule
-from align.errors import RecipeError
+from align.errors import EnvironmentProblem, RecipeError
 from align.pipeline.starter.data import FoundData
 from align.records import Prompt
 from align.rows import PROMPTS
 from align.scoring.choice import choice_of
 from align.scoring.expression import whole_numbers
+from align.scoring.math_answer import require_math_verify
 from align.scoring.rules import lack_of_prompt
 
 RULES: Mapping[str, str] = {
@@ -31,9 +31,6 @@ NAME = "answer"
 NUMBERS_NAMES = ("numbers", "nums")
 """Names of the column that problems such as countdown have."""
 LETTERS = "ABCDEFGHIJ"
-LATEX = re.compile(r"\\[a-zA-Z]{2,}")
-LATEX_SHARE = 0.1
-"""Of references, from which on they are mathematics and no plain numbers."""
 
 
 def problems_in(data: Sequence[FoundData]) -> FoundData:
@@ -59,7 +56,7 @@ def usual_rule(found: FoundData) -> str:
         return "expression"
     if len(_options(references, LETTERS)) > 1:
         return "choice_answer"
-    if sum(bool(LATEX.search(text)) for text in references) > LATEX_SHARE * len(references):
+    if found.references_are_latex:
         return "math_answer"
     return "numeric_answer" if found.references_are_numbers else "contains_reference"
 
@@ -93,6 +90,17 @@ def make_rule(name: str, found: FoundData) -> dict[str, Any]:
             hint=f"Correct these rows or take them out, or take another --rule: {', '.join(RULES)}.",
         )
     return fields
+
+
+def missing_package(rule: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What the rule needs and this environment lacks, and what to do; None if nothing is missing."""
+    if rule["type"] != "math_answer":
+        return None
+    try:
+        require_math_verify("math_answer")
+    except EnvironmentProblem as problem:
+        return problem.message, problem.hint or ""
+    return None
 
 
 def _prompts(found: FoundData) -> list[Prompt]:

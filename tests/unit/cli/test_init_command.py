@@ -205,6 +205,74 @@ def test_enough_pairs_have_a_judge_unless_the_user_wants_none(init: Init, monkey
     assert (given.code, "judge  " in given.out) == (0, False)
 
 
+@pytest.mark.parametrize(
+    ("options", "scorers"),
+    [
+        (COMPARED, {"judge": "judge"}),
+        ([*COMPARED, "--method", "rejection_sampling"], {"rm": "reward_model", "judge": "judge"}),
+        ([*COMPARED, "--method", "rejection_sampling", "--reward-model", "owner/rm"], {"rm": "reward_model", "judge": "judge"}),
+        (
+            ["--data", "openai.jsonl", "--data", "pairs.txt", "--goal", "compare", "--method", "sft"],
+            {"judge": "judge"},
+        ),
+    ],
+)
+def test_a_reward_model_that_no_method_uses_may_judge(options: list[str], scorers: dict[str, str], init: Init) -> None:
+    answer = init("mine", *options, "--judge-model", "owner/judge", "--yes")
+    assert (answer.code, answer.err) == (0, "")
+    assert "judge    owner/judge, which no method uses" in answer.out
+    recipe = load_recipe("mine")
+    compare: Any = recipe.stages["compare"].config
+    assert (compare.scorers, compare.deciding_scorer) == (scorers, "judge" if len(scorers) > 1 else None)
+    assert recipe.inputs["judge"].hub_id == "owner/judge"  # type: ignore[union-attr]
+
+
+def test_sentences_are_no_right_answers_that_a_rule_could_check(init: Init) -> None:
+    """A rule that no completion can pass would teach nothing; pairs teach a reward model instead."""
+    reply = "I am sorry to hear that; do you remember where you put it last time?"
+    write_jsonl(Path("talk.jsonl"), ({"question": prompt, "answer": f"{prompt} {reply}"} for prompt, _, _ in TURNS))
+    alone = init("mine", "--data", "talk.jsonl", "--goal", "rloo")
+    assert (alone.code, "answers must be scored, and nothing here can do it" in alone.err) == (2, True)
+    assert init("mine", "--data", "talk.jsonl", "--data", "pairs.jsonl", "--goal", "rloo").code == 0
+    assert load_recipe("mine").stages["rloo"].config.scorers == {"rm": "reward_model"}  # type: ignore[attr-defined]
+
+
+def test_what_a_rule_needs_and_is_not_installed_is_said_at_once(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(Path("halves.jsonl"), ({"prompt": f"{index} / 7?", "reference": rf"\frac{{{index}}}{{7}}"} for index in range(9)))
+    monkeypatch.setattr("align.scoring.math_answer.PACKAGE", "a_package_that_nobody_has")
+    answer = init("mine", "--data", "halves.jsonl", "--goal", "grpo")
+    assert answer.code == 0
+    assert "math_answer needs math-verify, which is not installed\n         pip install 'align-llm[math]'" in answer.out
+
+
+TALK = "\n\nHuman: {}\n\nAssistant: {}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "goal", "found", "columns"),
+    [
+        ([{"text": TALK.format(p, c)} for p, c, _ in TURNS], "sft", "40 instructions, columns text", "{messages: text}"),
+        (
+            [{"chosen": TALK.format(p, c), "rejected": TALK.format(p, r)} for p, c, r in TURNS],
+            "sft",
+            "40 preference pairs, columns chosen, rejected",
+            "{messages: chosen}",
+        ),
+        ([{"prompt": TALK.format(p, ""), "chosen": c, "rejected": r} for p, c, r in TURNS], "dpo", "40 preference pairs", ""),
+    ],
+)
+def test_transcripts_are_conversations(
+    rows: list[dict[str, str]], goal: str, found: str, columns: str, init: Init, capsys: Capture
+) -> None:
+    """As hh-rlhf and copies of it write them."""
+    write_jsonl(Path("talks.jsonl"), rows)
+    answer = init("mine", "--data", "talks.jsonl", "--goal", goal)
+    assert (answer.code, answer.err) == (0, "")
+    assert found in answer.out
+    assert columns in Path("mine/recipe.yaml").read_text()
+    assert (main(["plan", "mine"]), capsys.readouterr().err) == (0, "")
+
+
 def config_alone(folder: Path, shape: str) -> Path:
     folder.mkdir()
     kind = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[SHAPES[shape]["model_type"]]
@@ -274,6 +342,18 @@ WRONG: list[tuple[list[str], str, str]] = [
     (["--goal", "pairs", "--data", "openai.jsonl"], "model", "answers must be scored, and nothing here can do it"),
     (["--goal", "dpo", "--data", "pairs.jsonl", "--machine", "H100"], "model", "--machine H100: expected auto, cpu"),
     (["--goal", "dpo", "--data", "pairs.jsonl", "--name", "my run"], "model", "--name my run"),
+    (["--goal", "sft", "--data", "pairs.jsonl", "--reward-model", "owner/rm"], "model", "--reward-model: the goal sft scores no"),
+    (["--goal", "dpo", "--data", "pairs.jsonl", "--judge-model", "owner/rm"], "model", "--judge-model: it is for --goal compare"),
+    (
+        ["--goal", "compare", "--data", "pairs.jsonl", "--judge-model", "owner/rm", "--reward-model", "owner/rm"],
+        "model",
+        "--judge-model: is the model of --reward-model",
+    ),
+    (
+        ["--goal", "compare", "--data", "pairs.jsonl", "--judge-model", "o/rm", "--judge"],
+        "model",
+        "--judge-model and --judge: one",
+    ),
 ]
 
 

@@ -167,6 +167,13 @@ class TestPreferences:
         assert [message.content for message in record.prompt] == [" a ", "b", "c"]
         assert record.chosen == "d \n"
 
+    def test_a_transcript_is_a_conversation_where_columns_say_so(self) -> None:
+        row = {"messages": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"}
+        answer, prompt = _record("instructions", row), _record("prompts", row)
+        assert [message.content for message in answer.prompt] == ["a", "b", "c"] == [part.content for part in prompt.prompt]
+        assert answer.completion == "d"
+        assert _reasons("instructions", {"messages": "\n\nHuman: a"}) == ["bad_roles"]
+
 
 class TestIds:
     def test_made_from_the_content_so_that_no_other_row_renames_it(self) -> None:
