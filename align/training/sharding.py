@@ -75,6 +75,18 @@ def shard(model: Any, spread: Spread) -> Any:
     return fsdp2_prepare_model(Accelerator(cpu=on_cpu, fsdp_plugin=plugin), model)
 
 
+def release(model: Any) -> None:
+    """Drop what a pass without a backward pass has gathered: FSDP2 keeps the last layers whole, as if one followed.
+
+    Without it, an optimizer would be given whole parameters, and a checkpoint would not find those of the optimizer.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this process has; any other tensor as it is."""
     from torch.distributed.tensor import DTensor
@@ -91,6 +103,7 @@ def whole(model: Any, *, keep: bool) -> Iterator[None]:
     """
     from torch.distributed.tensor import DTensor
 
+    release(model)
     places = [
         (module, name, parameter)
         for module in model.modules()

@@ -26,7 +26,7 @@ from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
 from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
-from align.training.sharding import shard
+from align.training.sharding import release, shard
 
 
 class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
@@ -43,6 +43,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         collator: PairCollator,
         arguments: Mapping[str, Any],
     ) -> None:
+        release(model)
         super().__init__(model, pairs, collator, arguments, lengths=[len(pair) for pair in pairs])
         self._objective = objective
 
@@ -112,6 +113,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         for visit in (share, add) if self._objective.has_shared_value else (add,):
             for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, visit):
                 pass
+        release(self.model)
         means = {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}
         return {**means, **self.derived_metrics(means)}
 
