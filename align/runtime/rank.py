@@ -134,7 +134,9 @@ def _process_group(local: int, spread: Spread) -> Iterator[None]:
         backend = "cuda:nccl,cpu:gloo"
     else:
         # Each rank would start a thread for every core.
-        torch.set_num_threads(max(1, torch.get_num_threads() // spread.processes))
+        threads = max(1, torch.get_num_threads() // spread.processes)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate chooses, and warns
         backend = "gloo"
     # Longer than the watch waits, which says more.
     dist.init_process_group(backend, timeout=timedelta(minutes=spread.hang_minutes + 5))

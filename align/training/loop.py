@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.config.sections import Optimization
-from align.errors import Interrupted, StageError
+from align.errors import EnvironmentProblem, Interrupted, StageError
 from align.models.trainable import load_trained_state, trained_state
 from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.context import RunContext
@@ -26,7 +26,7 @@ from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
 from align.training.optimizer import moments_in_8_bits, trainer_name
-from align.training.sharding import local_part, strategy_arguments
+from align.training.sharding import is_in_parts, local_part, strategy_arguments
 from align.training.step import StepTrainer
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -255,6 +255,7 @@ def train(
         gradient_checkpointing: as in the recipe.
         per_epoch: what an epoch trains on, such as tokens or pairs and their number; shown as a rate.
     Raises:
+        EnvironmentProblem: if the checkpoint is in parts, of fsdp2, and this training has another strategy, or vice versa.
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
@@ -267,6 +268,7 @@ def train(
     # One rank moves damaged ones aside; the others take what it found.
     start = from_first(checkpoint.newest_valid(folder, on_damage=context.note) if context.is_first else None)
     if start is not None:
+        _refuse_other_parts(start, context)
         context.note(f"resuming from step {checkpoint.step_of(start)}")
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     # A request during the last step changes nothing: the training is complete.
@@ -276,6 +278,20 @@ def train(
             signal_number=callback.stopped_by,
         )
     return TrainingHistory(_curve_rows(trainer.state.log_history), trainer.state.global_step)
+
+
+def _refuse_other_parts(start: Path, context: RunContext) -> None:
+    """Raise EnvironmentProblem if a checkpoint is in parts and this training is not, or the other way round."""
+    sharded = is_in_parts(start)
+    if sharded == (context.spread.strategy == "fsdp2"):
+        return
+    was, other = ("fsdp2", "in parts") if sharded else ("ddp or single", "whole")
+    raise EnvironmentProblem(
+        f"{context.name}: its checkpoint at step {checkpoint.step_of(start)} is {other}, and strategy {context.spread.strategy} "
+        "cannot go on from it",
+        hint=f"Go on with training.strategy: {was} in the machine file (any number of processes), or remove {start.parent} to "
+        "begin again.",
+    )
 
 
 def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ FSDP2: Mapping[str, Any] = {
     "cpu_ram_efficient_loading": False,
 }
 """Settings of accelerate's plugin, without their version."""
+
+
+PARTS_NAME = "pytorch_model_fsdp_0"
+"""Folder in a checkpoint in which accelerate writes the parts of a model."""
 
 
 def strategy_arguments(spread: Spread) -> dict[str, Any]:
@@ -73,6 +78,34 @@ def shard(model: Any, spread: Spread) -> Any:
         _call_it_gpus()
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", **FSDP2)
     return fsdp2_prepare_model(Accelerator(cpu=on_cpu, fsdp_plugin=plugin), model)
+
+
+def is_in_parts(checkpoint: Path) -> bool:
+    """Whether processes with a part of the model each wrote a checkpoint."""
+    return (checkpoint / PARTS_NAME).is_dir()
+
+
+def keep_parameters(accelerator: Any) -> None:
+    """Let an optimizer keep the parameters that it was made of, when `accelerator` prepares it with a sharded model.
+
+    accelerate finds them again by their place in memory. Several parameters with fewer rows than there are processes, such as
+    those of LoRA, have an empty part somewhere, and all empty tensors are in one place.
+    """
+    prepare = accelerator._prepare_fsdp2
+
+    def prepared(*objects: Any) -> Any:
+        groups = [[list(group["params"]) for group in item.param_groups] for item in objects if _is_optimizer(item)]
+        found = prepare(*objects)
+        for item, lists in zip(filter(_is_optimizer, found), groups, strict=True):
+            for group, parameters in zip(item.param_groups, lists, strict=True):
+                group["params"] = parameters
+        return found
+
+    accelerator._prepare_fsdp2 = prepared
+
+
+def _is_optimizer(item: Any) -> bool:
+    return isinstance(item, torch.optim.Optimizer)
 
 
 def release(model: Any) -> None:

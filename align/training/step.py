@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from align.runtime.group import all_of
 from align.training.pass_size import PassSize
-from align.training.sharding import own_share
+from align.training.sharding import keep_parameters, own_share
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class StepTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        keep_parameters(self.accelerator)
         size = self.args.per_device_train_batch_size
         most = math.ceil(size * self.args.gradient_accumulation_steps / self.args.world_size)
         self.pass_size = PassSize(min(size, most), "rows")

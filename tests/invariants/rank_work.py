@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from align.config.peft import Lora
 from align.config.sections import Optimization
+from align.errors import Interrupted
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
@@ -27,6 +29,8 @@ from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 from align.training.sharding import shard, whole
 from align.training.trl_trainers import sft_trainer
 
+OPTIMIZERS = {"lora": "adamw_torch", "momentum": "adamw_torch"}
+"""Of trainings that are resumed; the others use plain gradient descent, in which a wrong gradient shows."""
 REFERENCE = {"reference_chosen_logps": -30.0, "reference_rejected_logps": -28.0}
 # 13 rows in batches of 6: the last batch has one row, so that other processes than the first have none.
 PAIRS = [
@@ -55,30 +59,45 @@ class Trained:
     """Whether a process had a part of the model only."""
 
 
-def train_all(rank: Rank, *, bases: Mapping[str, Path], work: Path, spread: Spread) -> dict[str, Trained]:
-    """Train by every kind, one after the other, each from its base model."""
-    return {kind: train_one(rank, kind, base, work / kind, spread) for kind, base in bases.items()}
+def train_all(
+    rank: Rank, *, bases: Mapping[str, Path], work: Path, spread: Spread, stop_at: int | None = None
+) -> dict[str, Trained | None]:
+    """Train by every kind, one after the other, each from its base model; None for a training that was stopped."""
+    return {kind: train_one(rank, kind, base, work / kind, spread, stop_at) for kind, base in bases.items()}
 
 
-def train_one(rank: Rank, kind: str, base: Path, work: Path, spread: Spread) -> Trained:
-    if rank.number == 0:
-        work.mkdir(parents=True)
+def train_one(rank: Rank, kind: str, base: Path, work: Path, spread: Spread, stop_at: int | None = None) -> Trained | None:
+    work.mkdir(parents=True, exist_ok=True)
     wait_for_all()
-    context = run_context(work, rank=rank.number, spread=spread, stop_requested=rank.stop_requested, emit=rank.emit)
+    steps = [0]
+
+    def stop_requested() -> int | None:
+        steps[0] += 1
+        return signal.SIGTERM if steps[0] == stop_at else None
+
+    context = run_context(work, rank=rank.number, spread=spread, stop_requested=stop_requested)
     torch.manual_seed(1)
     config = Optimization(precision="float32", batch_size=6, micro_batch_size=2, num_epochs=2, learning_rate=0.02)
-    arguments = {**training_arguments(config, context, num_rows=len(PAIRS)), "optim": "sgd", "logging_steps": 1}
+    arguments = {
+        **training_arguments(config, context, num_rows=len(PAIRS)),
+        "optim": OPTIMIZERS.get(kind, "sgd"),
+        "logging_steps": 1,
+    }
     trainer: Any
     if kind in OBJECTIVES:
         model = load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base)
         collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40)
         trainer = PairwiseTrainer(prepare_model(model, spread=spread), PAIRS, OBJECTIVES[kind], collator, arguments)
     else:
-        peft = Lora(method="lora", rank=4) if kind == "lora" else None
+        # Of rank 2, so that the parts of some processes are empty.
+        peft = Lora(method="lora", rank=2) if kind == "lora" else None
         model = load_trainable(TrainableModel(ModelFolder(base), peft, work, "test"))
         trainer = sft_trainer(shard(model, spread), load_format(ModelFolder(base)), ROWS, arguments)
     recompute = kind == "recompute"
-    history = train(trainer, context, gradient_checkpointing=recompute)
+    try:
+        history = train(trainer, context, gradient_checkpointing=recompute)
+    except Interrupted:
+        return None
     is_sharded = all(hasattr(value, "full_tensor") for value in trainer.model.parameters())
     with whole(trainer.model, keep=rank.number == 0):
         weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()} if rank.number == 0 else {}
