@@ -22,8 +22,9 @@ from typing import Any
 from align.config.peft import Lora
 from align.models.folder import ModelFolder
 from align.models.shape import ModelShape, read_shape
+from align.pipeline.estimate.loaded_model import LoadedModel, Peft
 from align.pipeline.estimate.machine import Machine
-from align.pipeline.estimate.memory import Estimate, LoadedModel, Peft, estimate_stage
+from align.pipeline.estimate.memory import Estimate, estimate_stage
 from align.stages import dpo, ppo, sft
 from align.store.atomic import write_json
 from align.testing.shapes import SHAPES

@@ -17,11 +17,13 @@ def check_memory(stages: Iterable[StageEstimate], machine: Machine) -> list[Find
 
 def _memory(stage: StageEstimate, machine: Machine) -> tuple[str, str] | None:
     chosen = stage.of_recipe
-    if chosen is None or chosen.memory.peak <= machine.free_bytes:
+    if chosen is None or chosen.memory.peak <= machine.free_for(chosen.spread):
         return None
     place = "" if machine.device == "cpu" else f" on {machine.name}"
-    text = f"needs about {size_text(chosen.memory.peak)} of memory; {size_text(machine.free_bytes)} are free{place}"
-    smaller = [other for other in stage.estimates if other.memory.peak <= machine.free_bytes]
+    each = " in each process" if chosen.spread.processes > 1 else ""
+    free = size_text(machine.free_for(chosen.spread))
+    text = f"needs about {size_text(chosen.memory.peak)} of memory{each}; {free} are free{place}"
+    smaller = [other for other in stage.estimates if other.memory.peak <= machine.free_for(other.spread)]
     if smaller:
         # The largest that fits gives up least.
         best = max(smaller, key=lambda other: other.trainable_parameters)

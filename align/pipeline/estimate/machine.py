@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.runtime.device import Device, torch_cuda, visible_gpu_and_line
+from align.runtime.gpus import visible_gpus
+from align.runtime.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Machine:
     """Whether `precision: auto` means bfloat16: on a GPU that computes it natively, never on a CPU."""
     device_line: str | None = None
     """See `runtime.device.device_line`."""
+    num_gpus: int = 0
+    """Visible ones; the numbers above are those of the first."""
+
+    def free_for(self, spread: Spread) -> int:
+        """Memory that is free now for each process of a training: of its own GPU, or its part of the computer's."""
+        return self.free_bytes // (spread.processes if self.device == "cpu" else 1)
+
+    def room_for(self, spread: Spread) -> int:
+        """Memory that there is for each process, free or not."""
+        return self.total_bytes // (spread.processes if self.device == "cpu" else 1)
 
 
 def read_machine(folder: Path) -> Machine:
@@ -43,7 +55,7 @@ def read_machine(folder: Path) -> Machine:
     if torch_cuda() is not None and gpu is not None:
         size = gpu.total_bytes
         total, free = (total, free) if size is None else (size, size - gpu.used_bytes)
-        return Machine("cuda", gpu.name, total, free, disk, gpu.has_bfloat16, line)
+        return Machine("cuda", gpu.name, total, free, disk, gpu.has_bfloat16, line, max(1, len(visible_gpus())))
     return Machine("cpu", "memory", total, free, disk, has_bfloat16=False, device_line=line)
 
 

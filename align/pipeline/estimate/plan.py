@@ -12,9 +12,12 @@ from align.models.folder import ModelFolder
 from align.models.shape import read_shape
 from align.pipeline.estimate.fit import fit_stage
 from align.pipeline.estimate.lengths import MeasuredRows
+from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine, read_machine
-from align.pipeline.estimate.memory import Estimate, Peft, method_name
+from align.pipeline.estimate.memory import Estimate, method_name
+from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
 from align.pipeline.plan import Plan, PlannedStage
+from align.runtime.spread import ALONE, Spread
 from align.store.artifact import Artifact, Manifest
 from align.training.needs import RowLength, Trains
 
@@ -33,6 +36,8 @@ class StageEstimate:
     """They include the chosen method; empty where the model's shape is not known."""
     measured_bytes: int | None
     """Peak memory of the finished stage; None where it has not run."""
+    spread: Spread = ALONE
+    """The processes that share it, with the method that the recipe names."""
 
     @property
     def of_recipe(self) -> Estimate | None:
@@ -50,10 +55,12 @@ class StageEstimate:
                 "kept_bytes": estimate.kept_bytes,
                 "fits": fits(estimate, machine),
                 "auto": asdict(estimate.choice),
+                "spread": asdict(estimate.spread),
             }
             for estimate in self.estimates
         ]
-        return {"stage": self.name, "method": self.chosen, "measured_bytes": self.measured_bytes, "methods": methods}
+        found = {"stage": self.name, "method": self.chosen, "measured_bytes": self.measured_bytes}
+        return {**found, "spread": asdict(self.spread), "methods": methods}
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class PlanEstimate:
 
 def fits(estimate: Estimate, machine: Machine) -> bool:
     """Whether memory and disk that are free now are enough."""
-    return estimate.memory.peak <= machine.free_bytes and estimate.disk_bytes <= machine.free_disk_bytes
+    return estimate.memory.peak <= machine.free_for(estimate.spread) and estimate.disk_bytes <= machine.free_disk_bytes
 
 
 def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
@@ -98,6 +105,11 @@ def starting_folder(plan: Plan, name: str) -> ModelFolder | None:
     return None if resolved is None else resolved.model
 
 
+def _by_name(methods: Iterable[Peft]) -> Iterable[Peft]:
+    """The methods, of each name the last."""
+    return {method_name(method): method for method in methods}.values()
+
+
 def _finished(plan: Plan) -> Iterator[tuple[PlannedStage, Manifest]]:
     for stage in plan.stages:
         if stage.status == "cached" and (manifest := stage.entry.read_manifest()) is not None:
@@ -110,7 +122,8 @@ def _estimates(plan: Plan, reader: PlanReader, machine: Machine) -> Iterator[Sta
             peft = config.training_needs().peft
             finished = reader.made.get(stage.name)
             measured = None if finished is None else finished.manifest.peak_memory_bytes or None
-            yield StageEstimate(stage.name, method_name(peft), reader.estimates(stage, (*METHODS, peft), machine), measured)
+            estimates = reader.estimates(stage, (*METHODS, peft), machine)
+            yield StageEstimate(stage.name, method_name(peft), estimates, measured, reader.spread(stage, peft, machine))
 
 
 class PlanReader:
@@ -127,6 +140,23 @@ class PlanReader:
 
     def estimates(self, stage: PlannedStage, methods: Iterable[Peft], machine: Machine) -> tuple[Estimate, ...]:
         """One for each method, as `fit_stage` makes it; empty where the shape of a model is not known."""
+        found = [self.estimate(stage, method, machine, self.spread(stage, method, machine)) for method in _by_name(methods)]
+        return tuple(estimate for estimate in found if estimate is not None)
+
+    def spread(self, stage: PlannedStage, peft: Peft, machine: Machine) -> Spread:
+        """How a stage is spread that trains with this method. What is not known counts as if it fitted."""
+        config, settings = stage.node.config, self._plan.machine_file.settings.training
+        assert isinstance(config, Trains)
+        refusal = fsdp2_refusal(peft, starting_folder(self._plan, config.training_needs().model))
+
+        def fits_so(spread: Spread) -> bool:
+            found = self.estimate(stage, peft, machine, spread)
+            return found is None or found.memory.peak <= machine.free_for(spread)
+
+        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so)
+
+    def estimate(self, stage: PlannedStage, peft: Peft, machine: Machine, spread: Spread) -> Estimate | None:
+        """That of one method and spread, as `fit_stage` makes it; None where the shape of a model is not known."""
         config = stage.node.config
         assert isinstance(config, Trains)
         needs = config.training_needs()
@@ -134,10 +164,9 @@ class PlanReader:
         shapes = {name: shape for name, folder in folders.items() if (shape := self._shape_in(folder)) is not None}
         # A part of the models would give a number that is too small.
         if shapes.keys() != needs.models:
-            return ()
+            return None
         lengths = self._lengths_in(needs.rows, folders[needs.model])
-        named = {method_name(method): method for method in methods}
-        return tuple(fit_stage(config, method, shapes, lengths, machine) for method in named.values())
+        return fit_stage(config, peft, shapes, lengths, machine, spread)
 
     def _read_lengths(self, rows: str, folder: ModelFolder) -> list[RowLength] | None:
         """Lengths of an input's rows, or of the rows that a finished stage made."""

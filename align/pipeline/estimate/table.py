@@ -45,14 +45,14 @@ def render_estimates(estimate: PlanEstimate, *, all_methods: bool = False) -> It
 def advice(stage: StageEstimate, machine: Machine) -> str | None:
     """A sentence where the recipe's method does not fit the memory and another does; None elsewhere."""
     chosen = stage.of_recipe
-    if chosen is None or chosen.memory.peak <= machine.free_bytes:
+    if chosen is None or chosen.memory.peak <= machine.free_for(chosen.spread):
         return None
-    fitting = [other for other in stage.estimates if other.memory.peak <= machine.free_bytes]
+    fitting = [other for other in stage.estimates if other.memory.peak <= machine.free_for(other.spread)]
     if not fitting:
         return None
     # The largest that fits gives up least.
     best = max(fitting, key=lambda other: other.trainable_parameters)
-    needs, free = size_text(chosen.memory.peak), size_text(machine.free_bytes)
+    needs, free = size_text(chosen.memory.peak), size_text(machine.free_for(chosen.spread))
     return f"{stage.name}: {chosen.method} needs about {needs} of {free}; {best.method} needs {size_text(best.memory.peak)}"
 
 
@@ -73,8 +73,8 @@ def _rows(stage: StageEstimate, machine: Machine, *, all_methods: bool) -> Itera
 def _verdict(estimate: Estimate, machine: Machine) -> str:
     if fits(estimate, machine):
         return f"fits with {estimate.choice}" if estimate.choice != PLAIN else "fits"
-    if estimate.memory.peak > machine.free_bytes:
-        return f"does not fit ({size_text(machine.free_bytes)})"
+    if estimate.memory.peak > (free := machine.free_for(estimate.spread)):
+        return f"does not fit ({size_text(free)})"
     return f"does not fit ({size_text(machine.free_disk_bytes)} of disk)"
 
 

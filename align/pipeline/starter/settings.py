@@ -15,8 +15,9 @@ from align.models.files import TOKENIZER_NAME
 from align.models.shape import ModelShape
 from align.pipeline.estimate.fit import fit_stage
 from align.pipeline.estimate.lengths import MESSAGE_TOKENS, measured_lengths
+from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine, read_machine
-from align.pipeline.estimate.memory import Peft, method_name
+from align.pipeline.estimate.memory import method_name
 from align.pipeline.estimate.plan import METHODS
 from align.pipeline.estimate.table import count_text, size_text
 from align.pipeline.starter.data import FoundData

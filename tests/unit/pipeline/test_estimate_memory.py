@@ -12,7 +12,8 @@ from align.config.peft import Lora, VirtualTokens
 from align.models.folder import ModelFolder
 from align.models.shape import ModelShape, shape_of
 from align.models.sizes import DENSE_MASK_TOKENS
-from align.pipeline.estimate.memory import LoadedModel, Peft, peak_bytes
+from align.pipeline.estimate.loaded_model import LoadedModel, Peft
+from align.pipeline.estimate.memory import peak_bytes
 from align.training.needs import Batch
 
 LAYERS = {"q": (4, 4), "k": (2, 4), "v": (2, 4), "o": (4, 4), "gate": (6, 4), "up": (6, 4), "down": (4, 6)}
