@@ -104,25 +104,29 @@ def plan(
     from align.pipeline.checks.plan import checked_plan
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
+    from align.pipeline.estimate.spread_view import spread_lines, stage_spreads
     from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
 
     choice = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
     planned, findings = checked_plan(loaded, out, quick=quick, sizes_only=True, **choice)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
-    times = stage_times(planned, estimate.machine)
+    times, spreads = stage_times(planned, estimate.machine), stage_spreads(planned, estimate)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
     if json:
         found = {
             "unusual_learning_rates": rates,
             "findings": [finding.to_json() for finding in findings],
             "time": [asdict(time) for time in times],
+            "spread": [spread.to_json() for spread in spreads],
         }
         print_json({**planned.to_json(), "memory": estimate.to_json(), **found})
     else:
         _print_plan(planned, times)
         if (sentence := time_sentence(times)) is not None:
             output_console().print(f"\n{sentence}")
+        if lines := spread_lines(spreads, machine_file.source):
+            output_console().print("\n" + "\n".join(lines))
         for part in render_estimates(estimate, all_methods=memory):
             output_console().print()
             output_console().print(part)

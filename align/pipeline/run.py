@@ -19,6 +19,7 @@ from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.machine import check_disk, check_memory
 from align.pipeline.checks.plan import checked_plan
+from align.pipeline.checks.spread import refuse_in_process
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader, estimate_plan
@@ -175,6 +176,8 @@ class _Runner:
         plan = self._plan
         write_owner(plan.recipe, plan.run_folder, self._command)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
+        if self._in_process:
+            refuse_in_process(plan)
         self._check_environment(to_run)
         # Here and not where the recipe is read: what is usual depends on the model's size.
         for name, sentence in unusual_rates(plan):

@@ -26,6 +26,7 @@ from align.pipeline.checks.limits import Reading, Rows, check_fit, check_limits,
 from align.pipeline.checks.model import check_model, check_teacher
 from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
 from align.pipeline.checks.rows import Head, check_rows, is_local, keeps_all, read_head
+from align.pipeline.checks.spread import check_spread
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.inputs import ResolvedInput
 from align.pipeline.plan import Plan, PlannedStage, make_plan
@@ -47,7 +48,7 @@ def checked_plan(recipe: Recipe, out: Path, *, quick: bool = False, **choice: An
         RecipeError, DataError, EnvironmentProblem: everything that stands in the way, all at once; and see `make_plan`.
     """
     plan = make_plan(recipe, out, look=None if quick else check_inputs, **choice)
-    findings = [] if quick else check_plan(plan)
+    findings = [*check_spread(plan), *([] if quick else check_plan(plan))]
     refuse(findings)
     return plan, findings
 

@@ -1,14 +1,14 @@
-"""How the stages of a plan are spread over the devices of a machine, by its machine file: the one place that decides.
-
-Only `training.processes` and `training.strategy` decide for trainings, only `sampling` for stages that sample or score.
-"""
+"""How the stages of a plan are spread over the devices of a machine, by its machine file: the one place that decides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from align.config.machine import TrainingProcesses, training_processes
+from align.config.judge import iterate_judges
+from align.config.machine import SamplingEngines, TrainingProcesses, training_processes
+from align.config.sections import GenerationEngine
 from align.models.folder import ModelFolder
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine
@@ -16,8 +16,33 @@ from align.runtime.spread import ALONE, Spread
 
 SPREAD_STAGES = frozenset({"sft", "reward_model", "dpo", "orpo", "simpo", "kto"})
 """Types of stages whose trainings several processes share."""
-ONE_PROCESS = "one process: online methods are not spread yet"
-"""Of the other types of stages that train."""
+
+
+@dataclass(frozen=True)
+class EngineSpread:
+    """How sampling or scoring is spread. The results do not depend on it."""
+
+    engines: int = 1
+    """Engines, or scorers, that work at the same time."""
+    tensor_parallel: int = 1
+    """GPUs of each."""
+    pool: str = "processes"
+    what: str = "engine"
+
+    def __str__(self) -> str:
+        count = f"{self.engines} {self.what}{'' if self.engines == 1 else 's'}"
+        gpus = f" of {self.tensor_parallel} GPUs" if self.tensor_parallel > 1 else ""
+        return f"{count}{gpus}{' on Ray' if self.pool == 'ray' else ''}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is as without a machine file, on one device."""
+        return (self.engines, self.tensor_parallel, self.pool) == (1, 1, "processes")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest records."""
+        return {"engines": self.engines, "tensor_parallel": self.tensor_parallel, "pool": self.pool}
 
 
 def spread_of(
@@ -33,7 +58,7 @@ def spread_of(
 
     Args:
         config: of the stage.
-        refusal: why the model cannot be shared by fsdp2; None where it can.
+        refusal: why the model cannot be divided by fsdp2; None where it can.
         fits: whether the training would fit into a device if it were spread so.
     """
     if stage_type not in SPREAD_STAGES:
@@ -54,7 +79,30 @@ def fsdp2_refusal(peft: Peft, folder: ModelFolder | None) -> str | None:
         folder: of the model; None where it is not known yet.
     """
     if peft is not None and peft.method == "qlora":
-        return "fsdp2 does not divide weights in 4 bits"
+        return "fsdp2 does not divide weights in 4 bits (qlora)"
     if folder is not None and (architecture := folder.encoder_decoder):
-        return f"fsdp2 is not there for encoder–decoder models ({architecture})"
+        return f"fsdp2 does not divide encoder–decoder models ({architecture})"
     return None
+
+
+def engines_of(config: Any, settings: SamplingEngines, machine: Machine) -> EngineSpread | None:
+    """How a stage spreads what it samples or scores; None for one that does neither, or does it beside a training.
+
+    Args:
+        config: of the stage.
+    """
+    if not hasattr(config, "num_workers"):
+        return None
+    samples = isinstance(config, GenerationEngine)
+    gpus_each, what = (settings.tensor_parallel, "engine") if samples else (1, "scorer")
+    if not samples and any(iterate_judges(config)):
+        return EngineSpread(what=what)  # its requests are sent from one process, which counts them
+    on_gpus = max(1, machine.num_gpus // gpus_each)
+    if settings.engines != "auto":
+        engines = settings.engines
+    elif "num_workers" in config.model_fields_set:
+        is_limited = machine.num_gpus > 0 and settings.pool == "processes"
+        engines = min(config.num_workers, on_gpus) if is_limited else config.num_workers
+    else:
+        engines = on_gpus
+    return EngineSpread(engines, gpus_each, settings.pool, what)

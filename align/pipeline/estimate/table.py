@@ -39,6 +39,8 @@ def render_estimates(estimate: PlanEstimate, *, all_methods: bool = False) -> It
             table.add_row(*cells)
     yield table
     sentences = [sentence for stage in estimate.stages if (sentence := advice(stage, estimate.machine))]
+    if any(stage.spread.processes > 1 for stage in estimate.stages):
+        sentences.append("Memory is that of each process, where several share a training.")
     yield Text("\n".join([*sentences, _machine_text(estimate.machine)]))
 
 

@@ -79,13 +79,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     from align.pipeline.checks import plan as checks
     from align.pipeline.estimate import plan as estimate
-    from align.pipeline.estimate import rates, stage_time
+    from align.pipeline.estimate import rates, spread_view, stage_time
     from align.pipeline.estimate.machine import Machine
 
     fake = FakePipeline()
     machine = Machine("cpu", "memory", 8 << 30, 4 << 30, 9 << 30, False)
     monkeypatch.setattr(estimate, "estimate_plan", lambda plan: estimate.PlanEstimate(machine, fake.estimates))
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
+    monkeypatch.setattr(spread_view, "stage_spreads", lambda plan, estimate: ())
     monkeypatch.setattr(checks, "checked_plan", fake.checked_plan)
     monkeypatch.setattr(stage_time, "stage_times", lambda plan, machine: fake.times)
     module = ModuleType("align.pipeline.run")

@@ -1,0 +1,119 @@
+"""Whether the devices of this machine can do what its machine file asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from align.config.sections import GenerationEngine
+from align.engines.open import resolve_engine
+from align.errors import RecipeError
+from align.pipeline.checks.finding import Finding
+from align.pipeline.estimate.machine import Machine, read_machine
+from align.pipeline.estimate.plan import starting_folder
+from align.pipeline.estimate.spread import SPREAD_STAGES, fsdp2_refusal
+from align.pipeline.plan import Plan, PlannedStage
+from align.training.needs import Trains
+
+
+def check_spread(plan: Plan, machine: Machine | None = None) -> list[Finding]:
+    """What the machine file asks of the stages to run, and this machine or their models cannot do.
+
+    Args:
+        machine: the one that they would run on; default: this one.
+    """
+    found = machine or read_machine(plan.run_folder)
+    to_run = [stage for stage in plan.stages if stage.status == "run"]
+    findings = [*_processes(plan, to_run, found), *_strategy(plan, to_run), *_engines(plan, to_run, found)]
+    # Stages of one form may say the same.
+    return list(dict.fromkeys(findings))
+
+
+def refuse_in_process(plan: Plan) -> None:
+    """Refuse to run stages in this process that the machine file divides among several.
+
+    Raises:
+        RecipeError: if it does.
+    """
+    training = plan.machine_file.settings.training
+    if training.processes in ("auto", 1) and training.strategy in ("auto", "single"):
+        return  # `auto` is one process here
+    stage = next((stage for stage in plan.stages if stage.status == "run" and stage.stage_type in SPREAD_STAGES), None)
+    if stage is not None:
+        key = "strategy" if training.processes in ("auto", 1) else "processes"
+        where, value = plan.machine_file.where("training", key), getattr(training, key)
+        raise RecipeError(
+            f"--in-process: {where} is {value}, but {stage.name} would train in this process alone",
+            hint="Leave --in-process out; or write training: {processes: 1, strategy: single} for it.",
+        )
+
+
+def _processes(plan: Plan, to_run: list[PlannedStage], machine: Machine) -> Iterator[Finding]:
+    wanted = plan.machine_file.settings.training.processes
+    if wanted == "auto" or not 0 < machine.num_gpus < wanted:
+        return
+    if any(stage.stage_type in SPREAD_STAGES for stage in to_run):
+        text = f"{plan.machine_file.where('training', 'processes')}: {wanted}, but {_gpus(machine.num_gpus)}"
+        advice = f"Write processes: {machine.num_gpus}, or auto: each process has a GPU of its own."
+        yield Finding(plan.recipe.name, text, advice, cause="machine")
+
+
+def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
+    if plan.machine_file.settings.training.strategy != "fsdp2":
+        return
+    where = plan.machine_file.where("training", "strategy")
+    for stage in to_run:
+        config = stage.node.config
+        if stage.stage_type in SPREAD_STAGES and isinstance(config, Trains):
+            needs = config.training_needs()
+            if (reason := fsdp2_refusal(needs.peft, starting_folder(plan, needs.model))) is not None:
+                advice = "Write strategy: ddp, or auto: each process then has a copy of the model."
+                yield Finding(stage.name, f"{where}: {stage.name}: {reason}", advice)
+
+
+def _engines(plan: Plan, to_run: list[PlannedStage], machine: Machine) -> Iterator[Finding]:
+    file, name = plan.machine_file, plan.recipe.name
+    sampling = file.settings.sampling
+    samplers = [stage for stage in to_run if isinstance(stage.node.config, GenerationEngine)]
+    scorers = [stage for stage in to_run if hasattr(stage.node.config, "num_workers") and stage not in samplers]
+    each, where = sampling.tensor_parallel, file.where("sampling", "tensor_parallel")
+    if each > 1:
+        for stage in samplers:
+            yield from _of_model(plan, stage, each, where)
+    if sampling.pool == "ray":  # its GPUs are on other machines
+        return
+    if samplers and each > 1 and machine.device == "cpu":
+        text = f"{where}: an engine of {each} GPUs, but there is none here that stages can use"
+        yield Finding(name, text, "Leave tensor_parallel out.", cause="machine")
+    elif samplers and each > machine.num_gpus > 0:
+        text = f"{where}: an engine of {each} GPUs, but {_gpus(machine.num_gpus)}"
+        yield Finding(name, text, f"Write tensor_parallel: {machine.num_gpus}, or leave it out.", cause="machine")
+    elif sampling.engines != "auto" and machine.num_gpus:
+        needed = max([sampling.engines * each] * bool(samplers) + [sampling.engines] * bool(scorers), default=0)
+        if needed > machine.num_gpus:
+            of = f" of {each} GPUs" if samplers and each > 1 else ""
+            where = file.where("sampling", "engines")
+            text = f"{where}: {sampling.engines} engines{of} need {needed} GPUs, but {_gpus(machine.num_gpus)}"
+            yield Finding(name, text, "Leave engines out: one is started for each GPU, or group of GPUs.", cause="machine")
+
+
+def _of_model(plan: Plan, stage: PlannedStage, each: int, where: str) -> Iterator[Finding]:
+    """What stands in the way of an engine of several GPUs in the models that a stage samples from."""
+    config: Any = stage.node.config
+    models = [name for path, name in stage.node.references if path[0] in ("model", "models")]
+    folders = [folder for name in models if (folder := starting_folder(plan, name)) is not None]
+    by_transformers = next((folder for folder in folders if folder.encoder_decoder or folder.virtual_tokens), None)
+    if by_transformers is not None or resolve_engine(config.engine) != "vllm":
+        reason = "vLLM is not what samples there" if by_transformers is None else f"vLLM does not serve {by_transformers.path}"
+        yield Finding(stage.name, f"{where}: {each}, but only vLLM's engines have several GPUs, and {stage.name}: {reason}",
+                      "Leave tensor_parallel out.")  # fmt: skip
+        return
+    for folder in folders:
+        heads = folder.base.config.get("num_attention_heads")
+        if isinstance(heads, int) and heads % each:
+            text = f"{where}: {each} GPUs cannot share the {heads} attention heads of {folder.base.path} ({stage.name})"
+            yield Finding(stage.name, text, f"Write a number that divides {heads}.")
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{' is' if count == 1 else 's are'} visible"

@@ -1,0 +1,63 @@
+"""What a plan says of how its stages are spread over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.pipeline.estimate.plan import PlanEstimate
+from align.pipeline.estimate.spread import SPREAD_STAGES, engines_of
+from align.pipeline.plan import Plan
+from align.runtime.spread import ALONE, Spread
+
+NOT_SPREAD = "1 process, as online methods are not spread yet"
+
+
+@dataclass(frozen=True)
+class StageSpread:
+    """How one stage that will run is spread."""
+
+    name: str
+    text: str
+    is_plain: bool
+    """Whether it is as on one device."""
+    facts: dict[str, Any]
+    """What its manifest will record."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"stage": self.name, "text": self.text, **self.facts}
+
+
+def stage_spreads(plan: Plan, estimate: PlanEstimate) -> tuple[StageSpread, ...]:
+    """One for every stage that will run and trains, samples or scores."""
+    return tuple(_spreads(plan, estimate))
+
+
+def _spreads(plan: Plan, estimate: PlanEstimate) -> Iterator[StageSpread]:
+    trainings = {stage.name: stage for stage in estimate.stages}
+    settings, machine = plan.machine_file.settings, estimate.machine
+    for stage in plan.stages:
+        if stage.status != "run":
+            continue
+        if (training := trainings.get(stage.name)) is not None:
+            others = stage.stage_type not in SPREAD_STAGES
+            text = NOT_SPREAD if others else str(training.spread)
+            yield StageSpread(stage.name, text, training.spread == ALONE, training_facts(training.spread))
+        elif (engines := engines_of(stage.node.config, settings.sampling, machine)) is not None:
+            yield StageSpread(stage.name, str(engines), engines.is_plain, engines.facts)
+
+
+def training_facts(spread: Spread) -> dict[str, Any]:
+    """What the manifest of a training records."""
+    return {"processes": spread.processes, "strategy": spread.strategy}
+
+
+def spread_lines(spreads: Sequence[StageSpread], source: str) -> list[str]:
+    """Lines for people, one for each way that stages are spread; none where each stage is as on one device."""
+    if all(spread.is_plain for spread in spreads):
+        return []
+    names: dict[str, list[str]] = {}
+    for spread in spreads:
+        names.setdefault(spread.text, []).append(spread.name)
+    return [f"Devices, by {source or 'default'}:", *(f"  {text}: {', '.join(of)}" for text, of in names.items())]

@@ -1,0 +1,244 @@
+"""How a plan spreads its stages over devices: what decides, what is refused, and what is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import load_recipe
+from align.config.machine import TrainingProcesses
+from align.config.machine_file import MachineFile, read_machine_settings
+from align.errors import RecipeError
+from align.models.folder import ModelFolder
+from align.pipeline.checks.spread import check_spread, refuse_in_process
+from align.pipeline.estimate.machine import Machine
+from align.pipeline.estimate.plan import PlanEstimate, estimate_plan
+from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
+from align.pipeline.estimate.spread_view import NOT_SPREAD, spread_lines, stage_spreads
+from align.pipeline.plan import Plan, make_plan
+from align.runtime.context import MemoryChoice
+from align.runtime.spread import ALONE, Spread
+from align.stages import dpo
+
+GIB = 1 << 30
+CPU = Machine("cpu", "memory", 8 * GIB, 8 * GIB, 50 * GIB, has_bfloat16=False)
+GPU = Machine("cuda", "NVIDIA L4", 24 * GIB, 23 * GIB, 50 * GIB, has_bfloat16=True, num_gpus=1)
+EIGHT = replace(GPU, num_gpus=8)
+QLORA = "stages.dpo.peft={method: qlora}"
+
+
+def plan_of(project: Path, machine: dict[str, Any], *overrides: str, text: str = "") -> Plan:
+    file = project / "machine.yaml"
+    file.write_text(text or json.dumps(machine))
+    return make_plan(load_recipe(project, overrides), project / "none", machine_file=read_machine_settings(file, project, {}))
+
+
+def spreads(project: Path, on: Machine, machine: dict[str, Any], *overrides: str) -> dict[str, str]:
+    plan = plan_of(project, machine, *overrides)
+    return {found.name: found.text for found in stage_spreads(plan, estimate_plan(plan, on))}
+
+
+def chosen(settings: dict[str, Any], machine: Machine, *, fits: bool = True, refusal: str | None = None) -> Spread:
+    config = dpo.Config.model_construct(batch_size=6)
+    given = TrainingProcesses(**settings)
+    return spread_of("dpo", config, given, machine, refusal=refusal, fits=lambda spread: fits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "machine", "fits", "expected"),
+    [
+        ({}, CPU, False, ALONE),
+        ({}, GPU, False, ALONE),
+        ({}, replace(GPU, num_gpus=4), True, Spread(4, "ddp")),
+        ({}, replace(GPU, num_gpus=4), False, Spread(4, "fsdp2")),
+        ({}, EIGHT, True, Spread(6, "ddp")),  # as many as an optimizer batch has rows
+        ({"strategy": "single"}, EIGHT, False, ALONE),
+        ({"processes": 2, "hang_minutes": 5}, CPU, True, Spread(2, "ddp", 5.0)),
+        ({"processes": 2, "strategy": "ddp"}, EIGHT, False, Spread(2, "ddp")),
+        ({"strategy": "fsdp2"}, CPU, True, Spread(1, "fsdp2")),
+    ],
+)
+def test_what_decides_how_a_training_is_spread(settings: dict[str, Any], machine: Machine, fits: bool, expected: Spread) -> None:
+    assert chosen(settings, machine, fits=fits) == expected
+
+
+def test_auto_leaves_a_model_whole_that_cannot_be_divided() -> None:
+    assert chosen({"processes": 2}, CPU, fits=False, refusal="in 4 bits") == Spread(2, "ddp")
+
+
+def test_a_model_in_4_bits_or_with_an_encoder_cannot_be_divided(project: Path) -> None:
+    needs = dict(load_recipe(project, [QLORA]).stages)["dpo"].config.training_needs()  # type: ignore[attr-defined]
+    assert "qlora" in str(fsdp2_refusal(needs.peft, None))
+    assert fsdp2_refusal(None, ModelFolder(project / "base")) is None
+    config = json.loads((project / "base" / "config.json").read_text())
+    (project / "base" / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    assert "encoder–decoder" in str(fsdp2_refusal(None, ModelFolder(project / "base")))
+
+
+def test_the_stages_of_a_plan(project: Path) -> None:
+    found = spreads(project, EIGHT, {"sampling": {"tensor_parallel": 2}}, "stages.dpo.batch_size=2")
+    assert found["reward"] == "4 processes, ddp"  # as many as rows in its batch
+    assert found["dpo"] == "2 processes, ddp"
+    assert found["ppo"] == NOT_SPREAD
+    assert found["sampled"] == "4 engines of 2 GPUs"
+    assert found["scored"] == "8 scorers"
+    assert "pairs" not in found
+
+
+def test_the_number_of_engines(project: Path) -> None:
+    def engines(on: Machine, sampling: dict[str, Any], *overrides: str) -> str:
+        return spreads(project, on, {"sampling": sampling}, *overrides)["sampled"]
+
+    two = "stages.sampled.num_workers=2"
+    assert engines(CPU, {}) == "1 engine"
+    assert engines(CPU, {}, two) == "2 engines"
+    assert engines(CPU, {"engines": 3}, two) == "3 engines"
+    assert engines(EIGHT, {}) == "8 engines"
+    assert engines(EIGHT, {}, two) == "2 engines"
+    assert engines(EIGHT, {"tensor_parallel": 8}, two) == "1 engine of 8 GPUs"
+    assert engines(GPU, {"pool": "ray"}, "stages.sampled.num_workers=9") == "9 engines on Ray"
+
+
+def test_nothing_is_said_where_every_stage_is_on_one_device(project: Path) -> None:
+    plan = plan_of(project, {})
+    found = stage_spreads(plan, estimate_plan(plan, CPU))
+    assert {spread.text for spread in found} == {"1 process", NOT_SPREAD, "1 engine", "1 scorer"}
+    assert spread_lines(found, "") == []
+
+
+def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
+    (project / "machine.yaml").write_text("training: {processes: 2, strategy: fsdp2}\nsampling: {engines: 2}\n")
+    lines = plan().out.splitlines()
+    start = lines.index("Devices, by machine.yaml:")
+    assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ")
+    assert f"  {NOT_SPREAD}: ppo" in lines[start:]
+    assert "Memory is that of each process, where several share a training." in lines
+    said = {one["stage"]: one for one in json.loads(plan(options=("--json",)).out)["spread"]}
+    assert (said["sft"]["processes"], said["sft"]["strategy"]) == (2, "fsdp2")
+    assert (said["sampled"]["engines"], said["sampled"]["pool"]) == (2, "processes")
+
+
+class TestMemory:
+    """Of one process, where several share a training."""
+
+    def estimate(self, project: Path, on: Machine, machine: dict[str, Any], *overrides: str) -> PlanEstimate:
+        return estimate_plan(plan_of(project, machine, *overrides), on)
+
+    def of_sft(self, project: Path, on: Machine, processes: int, strategy: str, *overrides: str) -> Any:
+        training = {"processes": processes, "strategy": strategy} if processes > 1 else {}
+        found = self.estimate(project, on, {"training": training}, *overrides)
+        (stage,) = [stage for stage in found.stages if stage.name == "sft"]
+        return stage.of_recipe
+
+    def test_ddp_has_a_copy_and_buckets_and_a_part_of_the_rows(self, project: Path) -> None:
+        batch = "stages.sft.batch_size=8"
+        one, two = (self.of_sft(project, CPU, count, "ddp", batch).memory for count in (1, 2))
+        assert (two.weights, two.gradients, two.optimizer) == (one.weights, one.gradients, one.optimizer)
+        assert two.exchange == one.gradients
+        assert two.activations == self.of_sft(project, CPU, 1, "", "stages.sft.batch_size=4").memory.activations
+
+    def test_fsdp2_has_a_part_of_each_and_whole_groups_of_layers(self, project: Path) -> None:
+        batch = "stages.sft.batch_size=8"
+        one, four = (self.of_sft(project, CPU, count, "fsdp2", batch).memory for count in (1, 4))
+        assert [four.weights, four.gradients, four.optimizer] == [
+            size // 4 for size in (one.weights, one.gradients, one.optimizer)
+        ]
+        assert 0 < four.exchange <= one.weights
+
+    def test_what_fsdp2_gathers_does_not_grow_with_layers(self) -> None:
+        from align.models.shape import LinearLayer, ModelShape
+        from align.pipeline.estimate.loaded_model import LoadedModel
+
+        def exchange(layers: int, strategy: str) -> int:
+            linear = tuple(LinearLayer(f"layers.{number}.up", 64, 64) for number in range(layers))
+            backbone = 100 * 64 + 64 * 64 * layers
+            shape = ModelShape(64, 64, layers, 4, 4, 16, 100, 512, True, "silu", True, linear, backbone, 0, 100 * 64)
+            return LoadedModel(shape).exchange_bytes(Spread(4, strategy))
+
+        assert exchange(10, "fsdp2") == exchange(100, "fsdp2") == 4 * (100 * 64 + 2 * 64 * 64)
+        assert exchange(100, "ddp") == 4 * (100 * 64 + 100 * 64 * 64)
+        assert exchange(10, "single") == 0
+
+    def test_processes_share_the_memory_of_a_computer_but_have_a_gpu_each(self) -> None:
+        assert CPU.free_for(Spread(4, "ddp")) == 2 * GIB
+        assert EIGHT.free_for(Spread(4, "ddp")) == 23 * GIB
+
+    def test_micro_batches_are_parts_of_the_batch_of_all(self, project: Path) -> None:
+        batch = "stages.sft.batch_size=12"
+        assert self.of_sft(project, GPU, 4, "ddp", batch).choice == MemoryChoice()
+        small = replace(GPU, free_bytes=GIB // 8, num_gpus=4)
+        off = "stages.sft.gradient_checkpointing=false"
+        assert self.of_sft(project, small, 4, "ddp", batch, off).choice == MemoryChoice(1)
+        # Shares of 5 processes have 3 rows at most; 2 is the largest divisor of 12 below that.
+        two = self.of_sft(project, GPU, 5, "ddp", batch, off, "stages.sft.micro_batch_size=2").memory.peak
+        assert self.of_sft(project, replace(small, free_bytes=two), 5, "ddp", batch, off).choice == MemoryChoice(2)
+
+    def test_auto_divides_what_does_not_fit(self, project: Path) -> None:
+        settings = [f"stages.sft.{key}" for key in ("gradient_checkpointing=false", "micro_batch_size=1", "batch_size=8")]
+        whole = self.of_sft(project, EIGHT, 8, "ddp", *settings)
+        for room, expected in ((whole.memory.peak, "ddp"), (whole.memory.peak - 1, "fsdp2")):
+            tight = replace(EIGHT, free_bytes=room)
+            (stage, *_) = self.estimate(project, tight, {}, *settings).stages
+            assert stage.spread.strategy == expected
+            assert stage.of_recipe is not None
+            assert stage.of_recipe.spread == stage.spread
+
+
+class TestRefusals:
+    def said(self, project: Path, on: Machine, text: str, *overrides: str) -> list[str]:
+        found = check_spread(plan_of(project, {}, *overrides, text=text), on)
+        return [finding.text.replace(f"{project}/", "") for finding in found]
+
+    def test_more_processes_than_gpus(self, project: Path) -> None:
+        text = "training: {processes: 8}"
+        assert self.said(project, GPU, text) == ["machine.yaml:1:23: training.processes: 8, but 1 GPU is visible"]
+        assert self.said(project, CPU, text) == []
+        assert self.said(project, EIGHT, text) == []
+
+    def test_fsdp2_of_a_model_that_cannot_be_divided(self, project: Path) -> None:
+        (line,) = self.said(project, EIGHT, "training: {strategy: fsdp2}", QLORA)
+        assert line == "machine.yaml:1:22: training.strategy: dpo: fsdp2 does not divide weights in 4 bits (qlora)"
+        assert self.said(project, EIGHT, "training: {strategy: ddp}", QLORA) == []
+        assert self.said(project, EIGHT, "training: {strategy: auto}", QLORA) == []
+
+    @pytest.mark.parametrize(
+        ("machine", "sampling", "said"),
+        [
+            (CPU, "tensor_parallel: 2", "tensor_parallel: an engine of 2 GPUs, but there is none here that stages can use"),
+            (GPU, "tensor_parallel: 2", "tensor_parallel: an engine of 2 GPUs, but 1 GPU is visible"),
+            (EIGHT, "engines: 5, tensor_parallel: 2", "engines: 5 engines of 2 GPUs need 10 GPUs, but 8 GPUs are visible"),
+            (EIGHT, "engines: 9", "engines: 9 engines need 9 GPUs, but 8 GPUs are visible"),
+            (EIGHT, "tensor_parallel: 3", "3 GPUs cannot share the 4 attention heads of"),
+        ],
+    )
+    def test_engines_that_there_are_no_gpus_for(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, sampling: str, said: str
+    ) -> None:
+        monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "vllm")
+        config = project / "base" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "num_attention_heads": 4}))
+        assert any(said in line for line in self.said(project, machine, f"sampling: {{{sampling}}}"))
+        assert self.said(project, machine, f"sampling: {{{sampling}, pool: ray}}") == [] or "heads" in said
+
+    def test_several_gpus_need_vllm(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "transformers")
+        lines = self.said(project, EIGHT, "sampling: {tensor_parallel: 2}")
+        assert any("sampled: vLLM is not what samples there" in line for line in lines)
+
+    def test_a_plan_refuses_too(self, project: Path, plan: Any) -> None:
+        (project / "machine.yaml").write_text("sampling:\n  tensor_parallel: 2\n")
+        answer = plan()
+        assert answer.code in (2, 4)
+        assert "machine.yaml:2:20: sampling.tensor_parallel" in answer.err
+
+    def test_one_process_cannot_be_several(self, project: Path) -> None:
+        with pytest.raises(RecipeError, match=r"--in-process: .*machine.yaml:1:23: training.processes is 2, but sft would train"):
+            refuse_in_process(plan_of(project, {}, text="training: {processes: 2}"))
+        with pytest.raises(RecipeError, match=r"training.strategy is fsdp2"):
+            refuse_in_process(plan_of(project, {}, text="training: {strategy: fsdp2}"))
+        refuse_in_process(plan_of(project, {"training": {"processes": 1}}))
+        refuse_in_process(make_plan(load_recipe(project), project / "none", machine_file=MachineFile()))
