@@ -24,6 +24,7 @@ from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader, estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
+from align.pipeline.estimate.spread import engines_of
 from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
 from align.pipeline.owner import write_owner
@@ -47,6 +48,7 @@ from align.runtime.events import (
 )
 from align.runtime.launcher import Job, Launcher, launcher_for
 from align.runtime.signals import StopSignals
+from align.runtime.spread import ALONE, Spread
 from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
@@ -256,19 +258,21 @@ class _Runner:
         with self._log_path.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
         needed = needed_by(self._plan.recipe, stage.name)
+        memory, spread = self._fit(stage, artifacts)
         work = StageJob(
             name=stage.name,
             stage_type=stage.stage_type,
             fingerprint=stage.fingerprint,
-            config=config,
+            config=self._with_engines(config),
             seed=stage.seed,
             entry=stage.entry,
             artifacts={name: artifact for name, artifact in artifacts.items() if name in needed},
             inputs=stage.inputs,
             recipe=self._plan.recipe.resolved(),
             command=self._command,
-            memory=self._choose_memory(stage, artifacts),
+            memory=memory,
             ordered_at=ordered_at,
+            spread=spread,
         )
         job = Job(
             name=stage.name,
@@ -288,19 +292,27 @@ class _Runner:
                 self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=code, log=str(self._log_path)))
             raise error
 
-    def _choose_memory(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> MemoryChoice:
-        """What a training does to fit into the memory that is free now; it is reported where that is not the plain way."""
+    def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> tuple[MemoryChoice, Spread]:
+        """What a training does to fit into the memory that is free now, and how it is spread; both are reported unless plain."""
         config = stage.node.config
         if not isinstance(config, Trains):
-            return PLAIN
+            return PLAIN, ALONE
         machine = read_machine(self._plan.run_folder)
         reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
-        (estimate, *_) = reader.estimates(stage, [peft], machine) or (None,)
+        spread = ALONE if self._in_process else reader.spread(stage, peft, machine)
+        if spread != ALONE:
+            self._emit(Note(stage=stage.name, text=f"{spread}"))
+        estimate = reader.estimate(stage, peft, machine, spread)
         if estimate is None or estimate.choice == PLAIN:
-            return PLAIN
-        needs, free = size_text(estimate.memory.peak), size_text(machine.free_bytes)
+            return PLAIN, spread
+        needs, free = size_text(estimate.memory.peak), size_text(machine.free_for(spread))
         self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
-        return estimate.choice
+        return estimate.choice, spread
+
+    def _with_engines(self, config: StageConfig) -> StageConfig:
+        """The configuration with as many workers as the machine file says; fingerprints do not depend on it."""
+        engines = engines_of(config, self._plan.machine_file.settings.sampling, read_machine(self._plan.run_folder))
+        return config if engines is None else config.model_copy(update={"num_workers": engines.engines})
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""
