@@ -154,3 +154,24 @@ def kinds(incomplete: str) -> list[str]:
     from align.rows import data_kinds
 
     return [name for name in data_kinds() if name.startswith(incomplete)]
+
+
+def goals(incomplete: str) -> list[tuple[str, str]]:
+    """Goals of `align init` with what they do."""
+    from align.pipeline.starter.choices import GOALS
+
+    return [one for one in GOALS.items() if one[0].startswith(incomplete)]
+
+
+def methods(incomplete: str) -> list[str]:
+    """What `align init --goal compare` can compare."""
+    from align.pipeline.starter.choices import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def rule_types(incomplete: str) -> list[tuple[str, str]]:
+    """Rules of `align init --rule` with what they want of an answer."""
+    from align.pipeline.starter.choices import RULES
+
+    return [one for one in RULES.items() if one[0].startswith(incomplete)]

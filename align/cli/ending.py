@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.metric import METRICS, duration_text
-from align.store.artifact import Entry, Manifest
+from align.store.artifact import ROWS_NAME, Entry, Manifest
 
 if TYPE_CHECKING:
     from align.errors import AlignError
@@ -54,8 +54,9 @@ def report_lines(result: RunResult) -> Iterator[str]:
 
 
 def next_commands(result: RunResult, results: Results | None) -> Iterator[str]:
-    """How to use the best model, or the last one where none was compared; nothing without a model."""
-    models = [name for name, manifest in manifests(result).items() if manifest.kind == "model"]
+    """How to use the best model, or the last one where none was compared; where none was made, the file of the last rows."""
+    made = manifests(result)
+    models = [name for name, manifest in made.items() if manifest.kind == "model"]
     if results is not None:
         best = list(dict.fromkeys(results.members(results.ranking[scorer].best)[0] for scorer in results.scorers))
         models = [name for name in best if name in models]
@@ -65,6 +66,8 @@ def next_commands(result: RunResult, results: Results | None) -> Iterator[str]:
         folders = [shlex.quote(str(result.folder / "stages" / name)) for name in models]
         yield from (f"Talk to it: align chat {folder}" for folder in folders)
         yield f"Export it:  align export {folders[0]} --to {shlex.quote(f'exported/{models[0]}')}"
+    elif made and (rows := result.folder / "stages" / list(made)[-1] / ROWS_NAME).exists():
+        yield f"Rows: {shlex.quote(str(rows))}"
 
 
 def manifests(result: RunResult) -> dict[str, Manifest]:

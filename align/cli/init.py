@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from align.cli import complete
 from align.cli.options import ColumnsOption, column_mapping
 from align.errors import AlignError, DataError, RecipeError
 
@@ -37,13 +38,17 @@ def init(
         typer.Option(
             "--goal",
             metavar="GOAL",
+            autocompletion=complete.goals,
             help="sft, dpo, orpo, kto, grpo, rloo, reward_model, pairs, rejection_sampling or compare (several methods).",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", metavar="METHOD", help="For compare: sft, dpo, orpo, rejection_sampling, grpo or rloo. Repeatable."
+            "--method",
+            metavar="METHOD",
+            autocompletion=complete.methods,
+            help="For compare: sft, dpo, orpo, rejection_sampling, grpo or rloo. Repeatable.",
         ),
     ] = None,
     reward_model: Annotated[
@@ -54,6 +59,7 @@ def init(
         typer.Option(
             "--rule",
             metavar="RULE",
+            autocompletion=complete.rule_types,
             help="What checks answers against the `reference` of their prompts: numeric_answer, choice_answer, math_answer, "
             "expression, contains_reference or json.  [default: by the references]",
             show_default=False,
@@ -97,11 +103,8 @@ def init(
 
     align init mine --model Qwen/Qwen3-0.6B --data pairs.jsonl --goal dpo
     """
+    from align.pipeline.starter.choices import COMPARE, GOALS, METHODS, ONLINE, RULES
     from align.pipeline.starter.goal import (
-        COMPARE,
-        GOALS,
-        METHODS,
-        ONLINE,
         Wanted,
         lacks_scorer,
         scored_by_rule,
@@ -110,7 +113,7 @@ def init(
         with_problems,
     )
     from align.pipeline.starter.model import look_at_model
-    from align.pipeline.starter.rule import RULES, missing_package
+    from align.pipeline.starter.rule import missing_package
     from align.pipeline.starter.settings import THIS_MACHINE, machine_text, parse_machine
     from align.pipeline.starter.write import recipe_name, refuse_folder, write_starter
 
@@ -240,7 +243,8 @@ class _Questions:
 
     def rule(self, given: str | None, data: Sequence[FoundData]) -> dict[str, Any]:
         """The rule that checks answers, with its fields."""
-        from align.pipeline.starter.rule import RULES, make_rule, problems_in, usual_rule
+        from align.pipeline.starter.choices import RULES
+        from align.pipeline.starter.rule import make_rule, problems_in, usual_rule
 
         problems = problems_in(data)
         while given is None and self._can_ask:

@@ -7,26 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.errors import RecipeError
+from align.pipeline.starter.choices import COMPARE, ONLINE
 from align.pipeline.starter.data import FoundData, as_problems
 from align.pipeline.starter.model import FoundModel
 from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES
 
-COMPARE = "compare"
-GOALS: Mapping[str, str] = {
-    "sft": "fine-tune on answers to imitate",
-    "dpo": "train on preference pairs with DPO",
-    "orpo": "train on preference pairs with ORPO: needs no sft before",
-    "kto": "train on single answers that are marked good or bad",
-    "grpo": "practise on problems whose answers a rule can check (GRPO)",
-    "rloo": "practise on prompts whose answers are scored (RLOO)",
-    "reward_model": "train a reward model on preference pairs",
-    "pairs": "sample answers, score them, build preference pairs",
-    "rejection_sampling": "sample answers, keep the best, fine-tune on them",
-    COMPARE: "train in several ways, compare on held-out prompts",
-}
-METHODS = ("sft", "dpo", "orpo", "rejection_sampling", "grpo", "rloo")
-"""What `compare` can compare."""
-ONLINE = ("grpo", "rloo")
 SAMPLED = ("pairs", "rejection_sampling", *ONLINE)
 """Goals that need scores of the model's own answers."""
 JUDGE_PAIRS = 1_000

@@ -8,8 +8,9 @@ from typing import Any
 
 from align.config.architecture import encoder_decoder_refusal
 from align.errors import RecipeError
+from align.pipeline.starter.choices import COMPARE, GOALS
 from align.pipeline.starter.data import NOUNS, FoundData
-from align.pipeline.starter.goal import COMPARE, GOALS, Wanted, judge_of, optimises_score
+from align.pipeline.starter.goal import Wanted, judge_of, optimises_score
 from align.pipeline.starter.model import REVISION, TEMPLATE, FoundModel
 from align.pipeline.starter.rule import NAME as RULE_NAME
 from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind

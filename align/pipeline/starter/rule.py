@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from align.config.rules import Rule
 from align.errors import EnvironmentProblem, RecipeError
+from align.pipeline.starter.choices import RULES
 from align.pipeline.starter.data import FoundData
 from align.records import Prompt
 from align.rows import PROMPTS
@@ -17,15 +18,6 @@ from align.scoring.expression import whole_numbers
 from align.scoring.math_answer import require_math_verify
 from align.scoring.rules import lack_of_prompt
 
-RULES: Mapping[str, str] = {
-    "numeric_answer": "the last number is the right one",
-    "choice_answer": "names the right option: A, B, C, D",
-    "math_answer": "is the same in mathematics, also in LaTeX (math-verify)",
-    "expression": "is a sum of given numbers that reaches a target: countdown",
-    "contains_reference": "contains the right answer, in any case",
-    "json": "is JSON, of a form that you add to the recipe",
-}
-"""By the type of the rule: what it wants of an answer."""
 NAME = "answer"
 """Of the scorer and its rule."""
 NUMBERS_NAMES = ("numbers", "nums")

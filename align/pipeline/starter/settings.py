@@ -20,8 +20,8 @@ from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import method_name
 from align.pipeline.estimate.plan import METHODS
 from align.pipeline.estimate.table import count_text, size_text
+from align.pipeline.starter.choices import ONLINE
 from align.pipeline.starter.data import FoundData
-from align.pipeline.starter.goal import ONLINE
 from align.pipeline.starter.layout import Layout, Part
 from align.pipeline.starter.model import FoundModel
 from align.stages.registry import STAGES

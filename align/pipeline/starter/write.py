@@ -21,7 +21,8 @@ from align.config.source import parse_text
 from align.errors import RecipeError
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.recipe import load_recipe
-from align.pipeline.starter.goal import GOALS, Wanted
+from align.pipeline.starter.choices import GOALS
+from align.pipeline.starter.goal import Wanted
 from align.pipeline.starter.layout import HELD_OUT_NAME, Part, lay_out
 from align.pipeline.starter.settings import Choice, fill_in
 

@@ -63,6 +63,9 @@ def complete(align: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         ("align stage d", ["distill", "dpo"]),
         ("align schema recip", ["recipe"]),
         ("align recipes s", ["show"]),
+        ("align init mine --goal re", ["reward_model", "rejection_sampling"]),
+        ("align init mine --goal compare --method o", ["orpo"]),
+        ("align init mine --rule choi", ["choice_answer"]),
     ],
 )
 def test_proposals(complete: Any, line: str, proposals: list[str]) -> None:

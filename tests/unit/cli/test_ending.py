@@ -50,9 +50,12 @@ def test_what_was_dropped_and_how_well_the_reward_model_ranks(tmp_path: Path) ->
     ]
 
 
-def test_no_model_no_commands(tmp_path: Path) -> None:
+def test_without_a_model_the_rows_are_what_was_made(tmp_path: Path) -> None:
     result = result_of(tmp_path, pairs={"kind": "preferences"})
     assert list(next_commands(result, None)) == list(facts(result)) == []
+    rows = tmp_path / "stages" / "pairs" / "rows.jsonl"
+    rows.touch()
+    assert list(next_commands(result, None)) == [f"Rows: {rows}"]
 
 
 def test_every_comparison_has_a_report_of_its_own() -> None:

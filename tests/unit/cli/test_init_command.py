@@ -13,7 +13,7 @@ from init_place import NUMBER, TURNS, Init
 from align.cli.main import main
 from align.errors import MAX_ERROR_LINES
 from align.pipeline.recipe import load_recipe
-from align.pipeline.starter.goal import GOALS
+from align.pipeline.starter.choices import GOALS
 from align.testing.project import write_jsonl
 from align.testing.shapes import SHAPES
 

@@ -9,7 +9,7 @@ import pytest
 from init_place import TURNS, Init
 
 from align.pipeline.recipe import load_recipe
-from align.pipeline.starter.goal import GOALS
+from align.pipeline.starter.choices import GOALS
 
 
 class Terminal(io.StringIO):
