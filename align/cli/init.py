@@ -322,7 +322,7 @@ class _Questions:
             return usual
         self._say(question)
         for number, (name, meaning) in enumerate(choices.items(), start=1):
-            self._say(f"  {number}  {name:<19} {meaning}".rstrip())
+            self._say(f"  {number:>2}  {name:<19} {meaning}".rstrip())
         names = list(choices)
 
         def pick(text: str) -> str:

@@ -95,7 +95,9 @@ def _option_meant(option: str, context: Any, arguments: Sequence[str]) -> str:
     if plain(bare) in _positional(context):
         return f"Write it without an option: {context.command_path} {_value_after(option, arguments)}"
     for word in words_for("options", option) or words_for("options", as_option):
-        if not word.commands or command in word.commands:
+        proposed = word.note.split()[0].rstrip(",")
+        fits = not proposed.startswith("--") or proposed in known  # run's --until is no advice on another command
+        if fits and (not word.commands or command in word.commands):
             return word.note.replace("$", command)
     if command in RECIPE_COMMANDS and len(bare) > 1 and (text := _as_override(plain(bare), option, arguments)):
         return text
