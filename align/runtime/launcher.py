@@ -1,7 +1,6 @@
 """Launchers run one job at a time and decide in which process: forked from a preloaded one, a new one, or the caller's own.
 
-`launcher_for` alone decides which. A launcher that starts one process per GPU fits in here: it would pass on the events of
-rank 0 and treat the death of any rank as the job's.
+`launcher_for` alone decides which. A job whose training several processes share starts them itself: see `align.runtime.ranks`.
 """
 
 from __future__ import annotations
