@@ -39,13 +39,10 @@ class RayNodes:
         """Of the head."""
         return str(self._cluster.address)
 
-    def add(self, *, cpus: int = 2, gpus: int = 0) -> None:
-        """Start one more node."""
-        self._nodes.append(self._add(num_cpus=cpus, num_gpus=gpus))
-
-    def kill(self, index: int) -> None:
-        """End a node at once, as if its machine had lost power: nothing on it says goodbye."""
-        self._cluster.remove_node(self._nodes.pop(index), allow_graceful=False)
+    @property
+    def raylets(self) -> list[int]:
+        """The process of each node that starts its workers; a node ends with it."""
+        return [node.all_processes["raylet"][0].process.pid for node in self._nodes]
 
     def close(self) -> None:
         """End all of them."""
