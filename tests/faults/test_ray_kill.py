@@ -1,0 +1,93 @@
+"""Sampling on a Ray cluster with a real engine: driver and worker are killed; the same command ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from align.records import Message, Prompt
+from align.store.artifact import write_rows
+from align.testing import tiny_causal_lm
+from align.testing.ray_nodes import RayNodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")]
+
+PROMPTS, EACH = 24, 4
+SAMPLE = """
+import sys
+from pathlib import Path
+from align.runtime.pool import Pool
+from align.stages import generate
+from align.testing import input_artifact, stage_context
+
+if __name__ == "__main__":
+    place, out = Path(sys.argv[1]), Path(sys.argv[2])
+    artifacts = {name: input_artifact(name, place / name, kind) for name, kind in (("base", "model"), ("asked", "prompts"))}
+    fields = {"model": "base", "prompts": "asked", "engine": "transformers", "shard_prompts": 1, "num_candidates": 4}
+    config = generate.Config.model_validate(fields | {"max_completion_tokens": 160, "num_workers": 2})
+    pool = Pool("ray", sys.argv[3]) if len(sys.argv) > 3 else Pool()
+    generate.run(stage_context(config, out, artifacts, pool=pool))
+"""
+
+
+@pytest.fixture
+def nodes() -> Iterator[RayNodes]:
+    pytest.importorskip("ray")
+    nodes = RayNodes(2, cpus=1)
+    yield nodes
+    nodes.close()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while not condition() and time.monotonic() < until:
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert condition()
+
+
+def workers_of(raylet: int) -> list[int]:
+    children = [text for path in Path(f"/proc/{raylet}/task").glob("*/children") for text in path.read_text().split()]
+    return [int(child) for child in children if b"ray::Worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_neither_a_killed_driver_nor_a_killed_worker_changes_a_byte(nodes: RayNodes, tmp_path: Path) -> None:
+    tiny_causal_lm(tmp_path / "base")
+    asked = [Prompt(id=f"p{number}", prompt=[Message(role="user", content="x" * number)]) for number in range(1, PROMPTS + 1)]
+    (tmp_path / "asked").mkdir()
+    write_rows(tmp_path / "asked" / "rows.jsonl", asked)
+    (tmp_path / "sampling.py").write_text(SAMPLE)
+
+    def start(out: str, *address: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, str(tmp_path / "sampling.py"), str(tmp_path), str(tmp_path / out), *address])
+
+    def sealed() -> set[Path]:
+        return set((tmp_path / "killed" / "work" / "shards").glob("shard-*.json"))
+
+    whole = start("whole")
+    driver = start("killed", nodes.address)
+    wait_for(lambda: len(sealed()) >= 2, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert whole.wait() == 0
+    before = {path: path.stat().st_mtime_ns for path in sealed()}
+    assert len(before) < PROMPTS
+    assert not (tmp_path / "killed" / "rows.jsonl").exists()
+
+    driver = start("killed", nodes.address)
+    wait_for(lambda: len(sealed()) >= len(before) + 2, driver)
+    workers = [worker for raylet in nodes.raylets for worker in workers_of(raylet)]
+    os.kill(workers[0], signal.SIGKILL)
+    assert driver.wait() == 0
+    assert len(sealed()) == PROMPTS
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    found = [(tmp_path / out / "rows.jsonl").read_bytes() for out in ("whole", "killed")]
+    assert found[0] == found[1]
+    assert len(found[0].splitlines()) == PROMPTS * EACH
