@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.records import Candidate, Message
@@ -24,8 +25,26 @@ class SimulatedSampler:
     shard_prompts: int
     seconds: float
     """That a shard takes on average; from 0.5 to 1.5 times as long, by its number."""
+    num_workers: int
+    has_begun: bool = field(default=False, init=False)
+
+    @property
+    def started(self) -> Path:
+        """Has a file for each worker that the run began with."""
+        return self.folder.with_name(f"{self.folder.name}-started")
+
+    def begin_together(self) -> None:
+        """Wait for the first item of all workers: how fast processes start on an overloaded machine is not the question."""
+        self.started.mkdir(parents=True, exist_ok=True)
+        if len(list(self.started.iterdir())) < self.num_workers:
+            (self.started / f"{os.getpid()}").touch()
+        while len(list(self.started.iterdir())) < self.num_workers:
+            time.sleep(0.5)
 
     def __call__(self, index: int) -> None:
+        if not self.has_begun:
+            self.begin_together()
+            self.has_begun = True
         first = index * self.shard_prompts
         draw = random.Random(derive_seed(SEED, "shard", str(index)))
         time.sleep(self.seconds * draw.uniform(0.5, 1.5))

@@ -19,7 +19,7 @@ from align.testing.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")]
 
-PROMPTS, EACH = 24, 4
+PROMPTS, EACH = 12, 2
 SAMPLE = """
 import sys
 from pathlib import Path
@@ -30,8 +30,8 @@ from align.testing import input_artifact, stage_context
 if __name__ == "__main__":
     place, out = Path(sys.argv[1]), Path(sys.argv[2])
     artifacts = {name: input_artifact(name, place / name, kind) for name, kind in (("base", "model"), ("asked", "prompts"))}
-    fields = {"model": "base", "prompts": "asked", "engine": "transformers", "shard_prompts": 1, "num_candidates": 4}
-    config = generate.Config.model_validate(fields | {"max_completion_tokens": 160, "num_workers": 2})
+    fields = {"model": "base", "prompts": "asked", "engine": "transformers", "shard_prompts": 1, "num_candidates": 2}
+    config = generate.Config.model_validate(fields | {"max_completion_tokens": 64, "num_workers": 2})
     pool = Pool("ray", sys.argv[3]) if len(sys.argv) > 3 else Pool()
     generate.run(stage_context(config, out, artifacts, pool=pool))
 """

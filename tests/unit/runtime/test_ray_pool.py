@@ -130,10 +130,11 @@ def test_the_items_of_a_node_that_dies_are_done_on_another(nodes: RayNodes, tmp_
             begun.rename(begun.with_suffix(".killed"))
 
     done: list[int] = []
-    RayPool(3, address=nodes.address, shared=tmp_path).map(
-        partial(begin_and_wait, tmp_path), range(3), on_done=lambda item, _: done.append(item), check_stop=kill_node
+    # As many workers as there is room for: some are on the other node.
+    RayPool(4, address=nodes.address, shared=tmp_path).map(
+        partial(begin_and_wait, tmp_path), range(4), on_done=lambda item, _: done.append(item), check_stop=kill_node
     )
-    assert sorted(done) == [0, 1, 2]
+    assert sorted(done) == [0, 1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["0.killed"]
 
 
