@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from align.cli.options import ChatOption, JsonOption, output_console, print_json, with_chat
+from align.cli.options import ChatOption, JsonOption, MachineOption, output_console, print_json, with_chat
 from align.errors import RecipeError
 
 State = Literal["ok", "differs", "missing", "info"]
@@ -99,6 +99,7 @@ def check_machine(folder: Path) -> list[Check]:
         Check("memory", "info", f"{memory / 2**30:.1f} GiB"),
         Check("disk", "info", f"{free / 2**30:.1f} GiB free in {folder.resolve()}", advice=small),
         _gpu_check(),
+        *_device_checks(),
     ]
 
 
@@ -112,16 +113,48 @@ def _gpu_check() -> Check:
     return Check("gpu", "differs" if torch_cuda() is None else "missing", line or "", advice=gpu.problem.advice)
 
 
+def _device_checks() -> list[Check]:
+    """Every visible GPU, what connects them, and how processes exchange numbers."""
+    from align.runtime.device import torch_cuda, visible_driver_gpus
+    from align.runtime.links import gpu_links, link_text
+
+    gpus = visible_driver_gpus()
+    checks = [Check(f"gpu {name}", "info", f"{gpu}, compute capability {gpu.capability:g}") for name, gpu in gpus]
+    for word, pairs in gpu_links().items() if len(gpus) > 1 else ():
+        checks.append(Check("link", "info", f"{link_text(word)}: {', '.join(f'{one}–{other}' for one, other in pairs)}"))
+    # Every build of torch for Linux has gloo; those for CUDA have NCCL too.
+    exchange = "gloo" if torch_cuda() is None else "gloo, NCCL"
+    return [*checks, Check("exchange", "info", exchange), Check("ray", "info", _version("ray") or "not installed")]
+
+
+def check_machine_file(option: Path | None, folder: Path) -> list[Check]:
+    """What is missing here for the machine file in use; nothing where there is none.
+
+    Raises:
+        RecipeError: if the file has mistakes.
+    """
+    from align.config.machine_file import read_machine_settings
+    from align.pipeline.checks.devices import check_devices
+    from align.pipeline.estimate.machine import read_machine
+
+    file = read_machine_settings(option, folder, os.environ)
+    if not file.source:
+        return []
+    findings = list(check_devices(file, read_machine(folder), "machine file"))
+    ok = Check("machine file", "ok", file.source)
+    return [Check("machine file", "missing", finding.text, advice=finding.advice) for finding in findings] or [ok]
+
+
 ModelArgument = Annotated[
     Path | None,
     typer.Argument(metavar="MODEL", help="A stage's folder, runs/<recipe>/stages/<stage>, or a folder with a config.json."),
 ]
 
 
-def doctor(model: ModelArgument = None, chat: ChatOption = None, json: JsonOption = False) -> None:
+def doctor(model: ModelArgument = None, chat: ChatOption = None, machine: MachineOption = None, json: JsonOption = False) -> None:
     """Check this machine, or the files of a model.
 
-    The machine: Python, packages, cores, memory, disk, GPU; exit code 4 when something required is missing.
+    The machine: Python, packages, cores, memory, disk, GPUs, what a machine file asks for. Exit code 4 when something is missing.
 
     A model: whether it can be trained, sampled and served as it is. Its weights are not read and none of its code runs. Exit
     code 2 when there is a problem, 4 when a file is damaged. See `align docs doctor`.
@@ -131,7 +164,7 @@ def doctor(model: ModelArgument = None, chat: ChatOption = None, json: JsonOptio
         return
     if chat is not None:
         raise RecipeError("--chat needs MODEL, whose conversations it is about")
-    checks = [check_python(), *check_packages(), *check_machine(Path.cwd())]
+    checks = [check_python(), *check_packages(), *check_machine(Path.cwd()), *check_machine_file(machine, Path.cwd())]
     missing = [check for check in checks if check.state == "missing"]
     if json:
         print_json({"ok": not missing, "checks": [asdict(check) for check in checks]})

@@ -14,8 +14,10 @@ class EngineHolder:
     A pickled holder carries no engine; in another process it starts its own.
     """
 
-    def __init__(self, config: GenerationEngine) -> None:
+    def __init__(self, config: GenerationEngine, num_gpus: int = 1) -> None:
+        """`num_gpus` are those of an engine; see `VllmEngine`."""
         self._config = config
+        self._num_gpus = num_gpus
         self._engine: TextEngine | None = None
         self._architecture = ""
         self._model_folder: ModelFolder | None = None
@@ -29,7 +31,11 @@ class EngineHolder:
             self.close()
         if self._engine is None:
             self._engine = open_engine(
-                self._config.engine, model_folder, dtype=self._config.dtype, max_model_tokens=max_model_tokens
+                self._config.engine,
+                model_folder,
+                dtype=self._config.dtype,
+                max_model_tokens=max_model_tokens,
+                num_gpus=self._num_gpus,
             )
             self._architecture, self._max_model_tokens = architecture_of(model_folder), max_model_tokens
         elif self._model_folder != model_folder:
@@ -43,5 +49,5 @@ class EngineHolder:
             self._engine = None
             self._model_folder = None
 
-    def __reduce__(self) -> tuple[type[EngineHolder], tuple[GenerationEngine]]:
-        return EngineHolder, (self._config,)
+    def __reduce__(self) -> tuple[type[EngineHolder], tuple[GenerationEngine, int]]:
+        return EngineHolder, (self._config, self._num_gpus)

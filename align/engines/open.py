@@ -36,14 +36,20 @@ def resolve_dtype(name: str) -> str:
 
 
 def open_engine(
-    name: str, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
+    name: str,
+    model_folder: ModelFolder,
+    *,
+    dtype: str,
+    max_model_tokens: int,
+    memory_share: float | None = None,
+    num_gpus: int = 1,
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
     For an encoder–decoder model `auto` is transformers.
 
     Args:
-        memory_share: see `VllmEngine`.
+        memory_share, num_gpus: see `VllmEngine`; more than one GPU only for vLLM.
     Raises:
         RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
     """
@@ -67,7 +73,13 @@ def open_engine(
     if resolved == "vllm":
         from align.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens, memory_share=memory_share)
+        return VllmEngine(
+            model_folder,
+            dtype=resolve_dtype(dtype),
+            max_model_tokens=max_model_tokens,
+            memory_share=memory_share,
+            num_gpus=num_gpus,
+        )
     from align.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)

@@ -112,7 +112,7 @@ def sample(
     missing = [index for index in range(task.num_shards) if read_seal(shard_path(folder, index)) is None]
     finished = itertools.count(task.num_shards - len(missing))
     report(next(finished), task.num_shards)
-    executor = executor_for(task.config.num_workers, len(missing), gpus_each=1, pool=pool, shared=folder)
+    executor = executor_for(task.config.num_workers, len(missing), gpus_each=pool.gpus_each, pool=pool, shared=folder)
     if not isinstance(executor, Inline):
         holder.close()  # the workers start their own engines and need the memory
     executor.map(

@@ -6,12 +6,14 @@ In-process (no engine subprocess) starts sooner and leaves nothing behind when t
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
-from align.models.stream import stored_weights, with_tied_head
+from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
 
 MAX_NUM_SEQS = 256
@@ -39,13 +41,20 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, model_folder: ModelFolder, *, dtype: str, max_model_tokens: int, memory_share: float | None = None
+        self,
+        model_folder: ModelFolder,
+        *,
+        dtype: str,
+        max_model_tokens: int,
+        memory_share: float | None = None,
+        num_gpus: int = 1,
     ) -> None:
         """Start vLLM with a model; it keeps the environment variables that are set already.
 
         Args:
             memory_share: part of a GPU's memory that the engine takes, from which it can sleep; None: most of it, for a GPU
                 that nothing else uses. On a CPU it has no effect.
+            num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
         """
         for key, value in (ENVIRONMENT | IN_PROCESS).items():
             os.environ.setdefault(key, value)
@@ -59,6 +68,7 @@ class VllmEngine:
         self._torch = torch
         self._vllm = vllm
         self._is_tied = model_folder.tied
+        self._num_gpus = num_gpus
         on_gpu = device_name() == "cuda"
         # Sleep mode needs an allocator of vLLM's own, which only some platforms have.
         self._can_sleep = memory_share is not None and current_platform.is_sleep_mode_available()
@@ -80,10 +90,11 @@ class VllmEngine:
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",  # of the distribution that tokens are drawn from, not of the raw logits
             seed=0,
+            tensor_parallel_size=num_gpus,
             **options,
         )
         # Gemma 2 and Command R have no head there: vLLM's model multiplies by the embedding table.
-        (self._has_head,) = self._llm.apply_model(_has_head)
+        self._has_head = any(self._llm.apply_model(_has_head))
         if model_folder.is_adapter:
             self.load_weights(model_folder)
 
@@ -124,12 +135,24 @@ class VllmEngine:
     def load_weights(self, model_folder: ModelFolder) -> None:
         # An adapter comes merged: an engine started with LoRA support could not switch to models without adapters.
         self._is_tied = model_folder.tied
-        self.update_weights(stored_weights(model_folder))
+        if self._num_gpus > 1 and not model_folder.is_adapter and not self._is_tied:
+            self._reload(weights_path=str(model_folder.path))
+        else:
+            self.update_weights(stored_weights(model_folder))
 
     def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
         # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
         given = with_tied_head(weights) if self._is_tied and self._has_head else iter(weights)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
+        if self._num_gpus == 1:
+            self._reload(weights_iterator=given)
+            return
+        # The processes of its GPUs cannot be handed an iterator; each reads what is its own.
+        with tempfile.TemporaryDirectory(prefix="align-weights-") as folder:
+            write_parts(given, Path(folder))
+            self._reload(weights_path=folder)
+
+    def _reload(self, **source: Any) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs=source)
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:

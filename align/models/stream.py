@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config.peft import Lora
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 LANGUAGE_MODEL = "language_model."
 """Before every name of the language model in older folders of models that see images."""
 HEAD_NAME = "lm_head.weight"
+PART_BYTES = 4 << 30
+"""Of a file of weights, so that few of them are in memory while it is written."""
 
 
 def stored_weights(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
@@ -31,6 +34,22 @@ def stored_weights(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
     else:
         # 4-bit rounding, packed layers and other names need the model itself, on the CPU.
         yield from ((name, value.detach()) for name, value in load_causal_lm(folder).named_parameters())
+
+
+def write_parts(weights: Iterable[tuple[str, Tensor]], folder: Path, *, part_bytes: int = PART_BYTES) -> None:
+    """Write weights into safetensors files of at most `part_bytes` each, or of one tensor, which no index names."""
+    from safetensors.torch import save_file
+
+    part: dict[str, Tensor] = {}
+    count = size = 0
+    for name, tensor in weights:
+        if part and size + tensor.nbytes > part_bytes:
+            save_file(part, folder / f"model-{count:05d}.safetensors")
+            part, count, size = {}, count + 1, 0
+        # A copy: a head that is the embedding table shares its memory, which the format does not have.
+        part[name] = tensor.detach().cpu().clone().contiguous()
+        size += tensor.nbytes
+    save_file(part, folder / f"model-{count:05d}.safetensors")
 
 
 def _files(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:

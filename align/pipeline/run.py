@@ -47,6 +47,7 @@ from align.runtime.events import (
     Waiting,
 )
 from align.runtime.launcher import Job, Launcher, launcher_for
+from align.runtime.pool import LOCAL, Pool
 from align.runtime.signals import StopSignals
 from align.runtime.spread import ALONE, Spread
 from align.stage import StageConfig
@@ -259,11 +260,12 @@ class _Runner:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
         needed = needed_by(self._plan.recipe, stage.name)
         memory, spread = self._fit(stage, artifacts)
+        config, pool = self._engines(config)
         work = StageJob(
             name=stage.name,
             stage_type=stage.stage_type,
             fingerprint=stage.fingerprint,
-            config=self._with_engines(config),
+            config=config,
             seed=stage.seed,
             entry=stage.entry,
             artifacts={name: artifact for name, artifact in artifacts.items() if name in needed},
@@ -273,6 +275,7 @@ class _Runner:
             memory=memory,
             ordered_at=ordered_at,
             spread=spread,
+            pool=pool,
         )
         job = Job(
             name=stage.name,
@@ -309,10 +312,15 @@ class _Runner:
         self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
         return estimate.choice, spread
 
-    def _with_engines(self, config: StageConfig) -> StageConfig:
-        """The configuration with as many workers as the machine file says; fingerprints do not depend on it."""
-        engines = engines_of(config, self._plan.machine_file.settings.sampling, read_machine(self._plan.run_folder))
-        return config if engines is None else config.model_copy(update={"num_workers": engines.engines})
+    def _engines(self, config: StageConfig) -> tuple[StageConfig, Pool]:
+        """The configuration with as many workers as the machine file says, and where they are."""
+        settings = self._plan.machine_file.settings
+        engines = engines_of(config, settings.sampling, read_machine(self._plan.run_folder))
+        if engines is None:
+            return config, LOCAL
+        address = settings.ray.address if engines.pool == "ray" else LOCAL.address
+        pool = Pool(engines.pool, address, engines.tensor_parallel)
+        return config.model_copy(update={"num_workers": engines.engines}), pool
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""

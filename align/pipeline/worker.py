@@ -19,6 +19,7 @@ from align.models.folder import ModelFolder
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
+from align.runtime.pool import LOCAL, Pool
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import ALONE, Spread
@@ -70,6 +71,8 @@ class StageJob:
     """When the runner came to it, by `time.monotonic`, which all processes of a machine share."""
     spread: Spread = ALONE
     """Into how many processes it is divided."""
+    pool: Pool = LOCAL
+    """Where its samplers and scorers work."""
 
 
 class _WorkSeconds:
@@ -178,6 +181,7 @@ def _context(job: StageJob, rank: Rank) -> StageContext[Any]:
         memory=job.memory,
         rank=rank.number,
         spread=job.spread,
+        pool=job.pool,
         recipe=job.recipe,
         command=job.command,
     )
@@ -199,15 +203,21 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
         rows_in=outcome.rows_in,
         rows_out=outcome.rows_out,
         dropped=outcome.dropped,
-        machine={**_spread_of(job.spread), **outcome.machine},
+        machine={**_machine_of(job), **outcome.machine},
         metrics=outcome.metrics,
         start_seconds=round(start_seconds, 3),
         peak_memory_bytes=peak_bytes or peak_gpu_bytes() or max(u.ru_maxrss for u in usage) * 1024,
     )
 
 
-def _spread_of(spread: Spread) -> dict[str, Any]:
-    return {"processes": spread.processes, "strategy": spread.strategy} if spread.is_shared else {}
+def _machine_of(job: StageJob) -> dict[str, Any]:
+    """How the stage was spread; empty where it was on one device."""
+    if job.spread.is_shared:
+        return {"processes": job.spread.processes, "strategy": job.spread.strategy}
+    engines, pool = getattr(job.config, "num_workers", 1), job.pool
+    if engines == 1 and pool == LOCAL:
+        return {}
+    return {"engines": engines, "tensor_parallel": pool.gpus_each, "pool": pool.kind}
 
 
 def _library_versions() -> dict[str, str]:

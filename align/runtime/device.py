@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from align.errors import AlignError, EnvironmentProblem
-from align.runtime.gpus import GPU_VARIABLE
+from align.runtime.gpus import GPU_VARIABLE, visible_gpus
 
 Device = Literal["cpu", "cuda"]
 BFLOAT16_CAPABILITY = 8.0
@@ -100,6 +100,15 @@ def visible_gpu_and_line() -> tuple[Gpu | None, str | None]:
     return gpu, f"{gpu}{several}" if gpu.problem is None else f"{gpu}{several}; {gpu.problem.text}"
 
 
+def visible_driver_gpus() -> list[tuple[str, Gpu]]:
+    """Every GPU that this process may use, with the name that CUDA_VISIBLE_DEVICES has, or may have, for it."""
+    gpus, visible = list(_driver_gpus()), os.environ.get(GPU_VARIABLE)
+    if visible is None:
+        return [(names[0], gpu) for names, gpu in gpus]
+    found = [(name, next((gpu for names, gpu in gpus if _is_called(names, name)), None)) for name in visible_gpus()]
+    return [(name, gpu) for name, gpu in found if gpu is not None]
+
+
 def refuse_unusable_gpu() -> None:
     """Refuse what `device_name` would refuse, as far as that can be seen without torch.
 
@@ -120,20 +129,21 @@ def _first_visible(gpus: Iterable[tuple[tuple[str, ...], Gpu]]) -> Gpu | None:
     if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
         return None
     first = visible.split(",")[0].strip() if visible else "0"
+    return next((gpu for names, gpu in gpus if _is_called(names, first)), None)
 
-    def is_first(name: str) -> bool:  # an index, or a UUID, which may be shortened
-        return name == first or (not first.isdigit() and name.startswith(first))
 
-    return next((gpu for names, gpu in gpus if any(map(is_first, names))), None)
+def _is_called(names: Iterable[str], given: str) -> bool:
+    """Whether a GPU with these names is meant by an index, or by a UUID, which may be shortened."""
+    return any(name == given or (not given.isdigit() and name.startswith(given)) for name in names)
 
 
 def _driver_gpus() -> Iterator[tuple[tuple[str, ...], Gpu]]:
     """Every GPU with the names that CUDA_VISIBLE_DEVICES may have for it; of a GPU that MIG has divided, its parts."""
-    lines = _ask(f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    lines = ask_driver(f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
     rows = [[cell.strip() for cell in line.split(",")] for line in lines]
     if not rows:
         return
-    found = re.search(r"CUDA Version:\s*([\d.]+)", "\n".join(_ask()))
+    found = re.search(r"CUDA Version:\s*([\d.]+)", "\n".join(ask_driver()))
     cuda_version, parts = float(found[1]) if found else None, _mig_parts()
     for index, uuid, name, total, used, capability in (row for row in rows if len(row) == len(QUERY)):
         power = _number(capability) or 0.0
@@ -152,7 +162,7 @@ def _mig_parts() -> dict[str, list[tuple[str, str, int]]]:
     """UUID, profile and GiB of every part, by the UUID of its card."""
     parts: dict[str, list[tuple[str, str, int]]] = {}
     card = ""
-    for line in _ask("-L"):
+    for line in ask_driver("-L"):
         uuid = re.search(r"\(UUID: (\S+)\)", line)
         if uuid is None:
             continue
@@ -171,8 +181,8 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _ask(*options: str) -> list[str]:
-    """The lines that nvidia-smi prints; none where it is not there or does not answer."""
+def ask_driver(*options: str) -> list[str]:
+    """The lines that nvidia-smi prints with these options; none where it is not there or does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -13,6 +13,8 @@ class Pool:
     kind: Literal["processes", "ray"] = "processes"
     address: str = "auto"
     """Of Ray's head node, such as 10.0.0.1:6379; auto: the cluster that runs on this machine. Used by kind ray only."""
+    gpus_each: int = 1
+    """GPUs of an engine, which divide its model among them; a scorer has one always."""
 
 
 LOCAL = Pool()

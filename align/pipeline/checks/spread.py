@@ -8,6 +8,7 @@ from typing import Any
 from align.config.sections import GenerationEngine
 from align.engines.open import resolve_engine
 from align.errors import RecipeError
+from align.pipeline.checks.devices import check_devices
 from align.pipeline.checks.finding import Finding
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import starting_folder
@@ -24,7 +25,17 @@ def check_spread(plan: Plan, machine: Machine | None = None) -> list[Finding]:
     """
     found = machine or read_machine(plan.run_folder)
     to_run = [stage for stage in plan.stages if stage.status == "run"]
-    findings = [*_processes(plan, to_run, found), *_strategy(plan, to_run), *_engines(plan, to_run, found)]
+    engines = [stage.node.config for stage in to_run if hasattr(stage.node.config, "num_workers")]
+    samples = [isinstance(config, GenerationEngine) for config in engines]
+    devices = check_devices(
+        plan.machine_file,
+        found,
+        plan.recipe.name,
+        trains=any(stage.stage_type in SPREAD_STAGES for stage in to_run),
+        samples=any(samples),
+        scores=not all(samples),
+    )
+    findings = [*devices, *_strategy(plan, to_run), *_engines(plan, to_run)]
     # Stages of one form may say the same.
     return list(dict.fromkeys(findings))
 
@@ -48,16 +59,6 @@ def refuse_in_process(plan: Plan) -> None:
         )
 
 
-def _processes(plan: Plan, to_run: list[PlannedStage], machine: Machine) -> Iterator[Finding]:
-    wanted = plan.machine_file.settings.training.processes
-    if wanted == "auto" or not 0 < machine.num_gpus < wanted:
-        return
-    if any(stage.stage_type in SPREAD_STAGES for stage in to_run):
-        text = f"{plan.machine_file.where('training', 'processes')}: {wanted}, but {_gpus(machine.num_gpus)}"
-        advice = f"Write processes: {machine.num_gpus}, or auto: each process has a GPU of its own."
-        yield Finding(plan.recipe.name, text, advice, cause="machine")
-
-
 def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
     if plan.machine_file.settings.training.strategy != "fsdp2":
         return
@@ -71,30 +72,11 @@ def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
                 yield Finding(stage.name, f"{where}: {stage.name}: {reason}", advice)
 
 
-def _engines(plan: Plan, to_run: list[PlannedStage], machine: Machine) -> Iterator[Finding]:
-    file, name = plan.machine_file, plan.recipe.name
-    sampling = file.settings.sampling
-    samplers = [stage for stage in to_run if isinstance(stage.node.config, GenerationEngine)]
-    scorers = [stage for stage in to_run if hasattr(stage.node.config, "num_workers") and stage not in samplers]
-    each, where = sampling.tensor_parallel, file.where("sampling", "tensor_parallel")
-    if each > 1:
-        for stage in samplers:
+def _engines(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
+    each, where = plan.machine_file.settings.sampling.tensor_parallel, plan.machine_file.where("sampling", "tensor_parallel")
+    for stage in to_run if each > 1 else ():
+        if isinstance(stage.node.config, GenerationEngine):
             yield from _of_model(plan, stage, each, where)
-    if sampling.pool == "ray":  # its GPUs are on other machines
-        return
-    if samplers and each > 1 and machine.device == "cpu":
-        text = f"{where}: an engine of {each} GPUs, but there is none here that stages can use"
-        yield Finding(name, text, "Leave tensor_parallel out.", cause="machine")
-    elif samplers and each > machine.num_gpus > 0:
-        text = f"{where}: an engine of {each} GPUs, but {_gpus(machine.num_gpus)}"
-        yield Finding(name, text, f"Write tensor_parallel: {machine.num_gpus}, or leave it out.", cause="machine")
-    elif sampling.engines != "auto" and machine.num_gpus:
-        needed = max([sampling.engines * each] * bool(samplers) + [sampling.engines] * bool(scorers), default=0)
-        if needed > machine.num_gpus:
-            of = f" of {each} GPUs" if samplers and each > 1 else ""
-            where = file.where("sampling", "engines")
-            text = f"{where}: {sampling.engines} engines{of} need {needed} GPUs, but {_gpus(machine.num_gpus)}"
-            yield Finding(name, text, "Leave engines out: one is started for each GPU, or group of GPUs.", cause="machine")
 
 
 def _of_model(plan: Plan, stage: PlannedStage, each: int, where: str) -> Iterator[Finding]:
@@ -113,7 +95,3 @@ def _of_model(plan: Plan, stage: PlannedStage, each: int, where: str) -> Iterato
         if isinstance(heads, int) and heads % each:
             text = f"{where}: {each} GPUs cannot share the {heads} attention heads of {folder.base.path} ({stage.name})"
             yield Finding(stage.name, text, f"Write a number that divides {heads}.")
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU{' is' if count == 1 else 's are'} visible"

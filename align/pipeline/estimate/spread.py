@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from align.config.judge import iterate_judges
 from align.config.machine import SamplingEngines, TrainingProcesses, training_processes
@@ -26,7 +26,7 @@ class EngineSpread:
     """Engines, or scorers, that work at the same time."""
     tensor_parallel: int = 1
     """GPUs of each."""
-    pool: str = "processes"
+    pool: Literal["processes", "ray"] = "processes"
     what: str = "engine"
 
     def __str__(self) -> str:
