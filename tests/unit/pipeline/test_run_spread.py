@@ -33,6 +33,8 @@ def test_sampling_in_two_workers(project: Path, finished_run: Path, tmp_path: Pa
     run(project, out, {"sampling": {"engines": 2}}, until="sampled")
     new = manifest(out, "sampled")
     assert new.config["num_workers"] == 2
+    assert new.machine == {"engines": 2, "tensor_parallel": 1, "pool": "processes"}
+    assert old.machine == {}
     assert new.fingerprint == old.fingerprint
     assert new.files == old.files
 
