@@ -16,6 +16,10 @@ from pathlib import Path
 from align.store.atomic import fsync_folder, sync_tree, write_json
 from align.store.fingerprint import sha256_of_file
 
+FOLDER_NAME = "checkpoints"
+"""Folder in a stage's work folder that holds its checkpoints."""
+PARTS_NAME = "pytorch_model_fsdp_0"
+"""Folder in a checkpoint in which accelerate writes a model's parts."""
 SEAL_NAME = "checkpoint.json"
 PREFIX = "checkpoint-"
 # Two, so that there is one to fall back on if the newest is damaged.
@@ -69,6 +73,11 @@ def problem_with(checkpoint: Path) -> str | None:
         if sha256_of_file(path) != digest:
             return f"{name} does not have the content it was written with"
     return None
+
+
+def is_in_parts(checkpoint: Path) -> bool:
+    """Whether processes wrote it that had a part of the model each; only such processes can go on from it."""
+    return (checkpoint / PARTS_NAME).is_dir()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -26,10 +26,9 @@ from align.store.atomic import write_bytes
 from align.training import checkpoint
 from align.training.needs import Precision, training_precision
 from align.training.optimizer import moments_in_8_bits, trainer_name
-from align.training.sharding import is_in_parts, local_part, strategy_arguments
+from align.training.sharding import local_part, strategy_arguments
 from align.training.step import StepTrainer
 
-CHECKPOINTS_NAME = "checkpoints"
 TRAINED_NAME = "trained.safetensors"
 """File in a checkpoint of an adapter that takes the place of the model."""
 # The share of all steps between two log lines: fifty points make a curve.
@@ -55,7 +54,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         micro = math.gcd(context.memory.micro_batch_size or config.batch_size, config.batch_size)
     steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
     return {
-        "output_dir": str(context.work / CHECKPOINTS_NAME),
+        "output_dir": str(context.work / checkpoint.FOLDER_NAME),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": config.batch_size // micro,
         "num_train_epochs": float(config.num_epochs),
@@ -282,7 +281,7 @@ def train(
 
 def _refuse_other_parts(start: Path, context: RunContext) -> None:
     """Raise EnvironmentProblem if a checkpoint is in parts and this training is not, or the other way round."""
-    sharded = is_in_parts(start)
+    sharded = checkpoint.is_in_parts(start)
     if sharded == (context.spread.strategy == "fsdp2"):
         return
     was, other = ("fsdp2", "in parts") if sharded else ("ddp or single", "whole")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,6 @@ FSDP2: Mapping[str, Any] = {
     "cpu_ram_efficient_loading": False,
 }
 """Settings of accelerate's plugin, without their version."""
-
-
-PARTS_NAME = "pytorch_model_fsdp_0"
-"""Folder in a checkpoint in which accelerate writes the parts of a model."""
 
 
 def strategy_arguments(spread: Spread) -> dict[str, Any]:
@@ -78,11 +73,6 @@ def shard(model: Any, spread: Spread) -> Any:
         _call_it_gpus()
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", **FSDP2)
     return fsdp2_prepare_model(Accelerator(cpu=on_cpu, fsdp_plugin=plugin), model)
-
-
-def is_in_parts(checkpoint: Path) -> bool:
-    """Whether processes with a part of the model each wrote a checkpoint."""
-    return (checkpoint / PARTS_NAME).is_dir()
 
 
 def keep_parameters(accelerator: Any) -> None:

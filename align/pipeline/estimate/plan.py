@@ -19,6 +19,7 @@ from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
 from align.pipeline.plan import Plan, PlannedStage
 from align.runtime.spread import ALONE, Spread
 from align.store.artifact import Artifact, Manifest
+from align.training.checkpoint import FOLDER_NAME, all_checkpoints, is_in_parts
 from align.training.needs import RowLength, Trains
 
 METHODS: tuple[Peft, ...] = (None, Lora(method="lora"), Lora(method="qlora"))
@@ -153,7 +154,9 @@ class PlanReader:
             found = self.estimate(stage, peft, machine, spread)
             return found is None or found.memory.peak <= machine.free_for(spread)
 
-        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so)
+        checkpoints = all_checkpoints(stage.entry.work / FOLDER_NAME)
+        in_parts = is_in_parts(checkpoints[0]) if checkpoints else None
+        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so, in_parts=in_parts)
 
     def estimate(self, stage: PlannedStage, peft: Peft, machine: Machine, spread: Spread) -> Estimate | None:
         """That of one method and spread, as `fit_stage` makes it; None where the shape of a model is not known."""

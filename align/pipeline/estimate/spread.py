@@ -53,10 +53,13 @@ def spread_of(
     *,
     refusal: str | None,
     fits: Callable[[Spread], bool],
+    in_parts: bool | None = None,
 ) -> Spread:
     """How a training is spread.
 
     Args:
+        in_parts: whether the checkpoint of an interrupted attempt is in parts; None without a checkpoint. With `auto` the attempt
+            goes on as it began, however much memory is free now.
         config: of the stage.
         refusal: why the model cannot be divided by fsdp2; None where it can.
         fits: whether the training would fit into a device if it were spread so.
@@ -66,10 +69,13 @@ def spread_of(
     processes = training_processes(settings, num_gpus=machine.num_gpus, batch_size=config.batch_size)
     if settings.strategy != "auto":
         return Spread(processes, settings.strategy, settings.hang_minutes)
+    if in_parts:
+        return Spread(processes, "fsdp2", settings.hang_minutes)
     if processes == 1:
         return ALONE
     copies = Spread(processes, "ddp", settings.hang_minutes)
-    return copies if refusal is not None or fits(copies) else Spread(processes, "fsdp2", settings.hang_minutes)
+    whole = refusal is not None or in_parts is False or fits(copies)
+    return copies if whole else Spread(processes, "fsdp2", settings.hang_minutes)
 
 
 def fsdp2_refusal(peft: Peft, folder: ModelFolder | None) -> str | None:

@@ -20,7 +20,7 @@ from align.errors import Interrupted, StageError
 from align.models.trainable import count_trained
 from align.runtime.context import RunContext
 from align.training import checkpoint
-from align.training.loop import CHECKPOINTS_NAME, TrainingHistory
+from align.training.loop import TrainingHistory
 from align.training.online.advantage import Advantage
 from align.training.online.distill import Distiller
 from align.training.online.experience import (
@@ -88,7 +88,7 @@ class OnlineTrainer:
         self._state = TrainerState(kl_coef=0.0 if rewards is None else rewards.kl_coef)
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may undo that update."""
-        self._checkpoints = context.work / CHECKPOINTS_NAME
+        self._checkpoints = context.work / checkpoint.FOLDER_NAME
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
         learning = [learner.model for learner in self._optimizers]
         models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)

@@ -1,0 +1,70 @@
+"""A training of two processes, killed: everything of it ends, and the same command gives the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from align import load_recipe, run_recipe
+from align.errors import StageError
+from align.runtime.events import Event, Progress
+from align.store.artifact import Entry
+
+pytestmark = pytest.mark.slow
+
+MACHINE = {"training": {"processes": 2, "strategy": "fsdp2"}}
+
+
+def ranks() -> list[psutil.Process]:
+    """The ranks of the training that this process runs: below its fork server is the stage, and below that they are."""
+    below = psutil.Process(os.getpid()).children(recursive=True)
+    parents = {process.pid for process in below if any(child.name() for child in process.children())}
+    leaves = [process for process in below if process.pid not in parents and process.ppid() in parents]
+    stages = [parent for parent in parents if sum(leaf.ppid() == parent for leaf in leaves) == 2]
+    return sorted((leaf for leaf in leaves if leaf.ppid() in stages), key=lambda leaf: leaf.pid)
+
+
+class KillAt:
+    """Kills a process of a training when it reports a step."""
+
+    def __init__(self, step: int, place: str) -> None:
+        self._step, self._place = step, place
+        self.seen: list[psutil.Process] = []
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Progress) and (event.task, event.done) == ("train", self._step) and not self.seen:
+            found = ranks()
+            assert len(found) == 2
+            stage = psutil.Process(found[0].ppid())
+            self.seen = [*found, stage]
+            {"rank 0": found[0], "rank 1": found[1], "stage": stage}[self._place].send_signal(signal.SIGKILL)
+
+
+def files_of(out: Path) -> dict[str, str]:
+    found = Entry(out / "tiny" / "stages" / "sft").read_manifest()
+    assert found is not None
+    # Curves are averages over the steps since the last log line, which an interruption may split.
+    return {name: entry.sha256 for name, entry in found.files.items() if name != "metrics.jsonl"}
+
+
+def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(project / "recipe.yaml", ["stages.sft.checkpoint_steps=1"])
+    run_recipe(recipe, tmp_path / "undisturbed", until="sft", machine=MACHINE)
+    out = tmp_path / "killed"
+    for step, place, message in (
+        (3, "rank 1", r"rank 1 of 2 was killed by signal 9 \(SIGKILL\) before it was done"),
+        (8, "stage", r"sft: its process was killed by signal 9 \(SIGKILL\)"),
+    ):
+        killer = KillAt(step, place)
+        with pytest.raises(StageError, match=message) as caught:
+            run_recipe(recipe, out, until="sft", machine=MACHINE, sinks=[killer])
+        assert "Run the same command again" in str(caught.value)
+        assert len(caught.value.render().splitlines()) <= 15
+        _, alive = psutil.wait_procs(killer.seen, timeout=60)
+        assert not alive
+    run_recipe(recipe, out, until="sft", machine=MACHINE)
+    assert files_of(out) == files_of(tmp_path / "undisturbed")
