@@ -118,7 +118,7 @@ def plan(
 
     loaded = _loaded(recipe, overrides)
     machine_file = read_machine_settings(machine, loaded.folder, os.environ)
-    choice = {"only": only, "start": start, "until": until, "machine_file": machine_file}
+    choice: dict[str, Any] = {"only": only, "start": start, "until": until, "machine_file": machine_file}
     planned, _ = checked_plan(loaded, Path(out).expanduser(), quick=quick, sizes_only=True, **choice)
     return Table.of(planned.to_json()["stages"])
 

@@ -21,7 +21,24 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from typer.main import get_command
 
-from align.cli import chat, complete, data, docs, doctor, export, init, pairs, recipes, run, schema, serve, stage, store, sweep
+from align.cli import (
+    chat,
+    complete,
+    data,
+    docs,
+    doctor,
+    export,
+    init,
+    launch,
+    pairs,
+    recipes,
+    run,
+    schema,
+    serve,
+    stage,
+    store,
+    sweep,
+)
 from align.cli.usage import print_error, usage_error
 from align.errors import EXIT_BUG, EXIT_OK, AlignError, Interrupted
 
@@ -42,6 +59,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("plan")(run.plan)
+app.command("launch")(launch.launch)
 app.command("sweep")(sweep.sweep)
 app.add_typer(stage.app, name="stage")
 app.command("pairs", cls=pairs.PairsCommand)(pairs.pairs)

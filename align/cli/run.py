@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,7 +108,7 @@ def plan(
     from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
 
-    choice = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
+    choice: dict[str, Any] = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
     planned, findings = checked_plan(loaded, out, quick=quick, sizes_only=True, **choice)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
     times, spreads = stage_times(planned, estimate.machine), stage_spreads(planned, estimate)

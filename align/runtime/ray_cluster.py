@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray replaces 127.0.0.1 by the machine's address in the network unless this is 0; then nodes stay on loopback, on Linux too."""
 PROBE_SECONDS = 5.0
+NODES_SECONDS = 300.0
+"""How long the nodes of a new cluster may take to find each other."""
 FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Read when Ray is imported. It tries 20 times, for 40 seconds each, where something answers that is not Ray."""
 
@@ -61,6 +64,30 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def wait_for_nodes(address: str, nodes: int, *, seconds: float = NODES_SECONDS) -> None:
+    """Return once a cluster that is being started has so many nodes.
+
+    Args:
+        address: host:port of its head.
+        nodes: the head among them.
+    Raises:
+        EnvironmentProblem: if it has not after that time.
+    """
+    deadline, alive = time.monotonic() + seconds, 0
+    while True:
+        with suppress(EnvironmentProblem), connected(address) as ray:
+            while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes and time.monotonic() < deadline:
+                time.sleep(0.5)
+        if alive >= nodes:
+            return
+        if time.monotonic() >= deadline:
+            raise EnvironmentProblem(
+                f"Ray's cluster at {address} has {alive} of {nodes} nodes after {seconds:.0f} seconds",
+                hint="The logs of Ray on each node say why.",
+            )
+        time.sleep(0.5)
 
 
 def _head_of(address: str) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from align.strict import field_docstrings
 
 COMMANDS = [
     *(["run"], ["plan"], ["stage"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"]),
-    *(["init"], ["docs"], ["sweep"], ["doctor"], ["export"], ["serve"], ["chat"], ["pairs"]),
+    *(["init"], ["docs"], ["sweep"], ["doctor"], ["export"], ["serve"], ["chat"], ["pairs"], ["launch"]),
     *(["data"], ["data", "validate"], ["data", "inspect"], ["data", "convert"]),
     *(["store"], ["store", "list"], ["store", "prune"], ["store", "verify"]),
 ]

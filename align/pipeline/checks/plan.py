@@ -27,6 +27,7 @@ from align.pipeline.checks.model import check_model, check_teacher
 from align.pipeline.checks.needs import artifact_rows, check_need, needs_of
 from align.pipeline.checks.rows import Head, check_rows, is_local, keeps_all, read_head
 from align.pipeline.checks.spread import check_spread
+from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import starting_folder
 from align.pipeline.inputs import ResolvedInput
 from align.pipeline.plan import Plan, PlannedStage, make_plan
@@ -38,17 +39,20 @@ SMALL_FILES = (".json", ".jinja", ".model", ".txt")
 """Endings of the files that decide a chat format."""
 
 
-def checked_plan(recipe: Recipe, out: Path, *, quick: bool = False, **choice: Any) -> tuple[Plan, list[Finding]]:
+def checked_plan(
+    recipe: Recipe, out: Path, *, quick: bool = False, machine: Machine | None = None, **choice: Any
+) -> tuple[Plan, list[Finding]]:
     """A plan that nothing stands in the way of, and what is worth knowing before it runs.
 
     Args:
         quick: do not look into rows and models.
+        machine: whose devices would do the work; default: this one.
         choice: see `make_plan`.
     Raises:
         RecipeError, DataError, EnvironmentProblem: everything that stands in the way, all at once; and see `make_plan`.
     """
     plan = make_plan(recipe, out, look=None if quick else check_inputs, **choice)
-    findings = [*check_spread(plan), *([] if quick else check_plan(plan))]
+    findings = [*check_spread(plan, machine), *([] if quick else check_plan(plan))]
     refuse(findings)
     return plan, findings
 

@@ -1,0 +1,1 @@
+"""Scripts and manifests with which a cluster runs `align run`."""
