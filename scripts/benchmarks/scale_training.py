@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/scale_training.py [--processes 2]
 
-A Llama of 20 million parameters is fine-tuned on rows of 128 random tokens, 16 to a batch, in float32 on the CPU. Each of several
+A Llama of 13 million parameters is fine-tuned on rows of 128 random tokens, 8 to a batch, in float32 on the CPU. Each of several
 processes has one thread. Ways take turns, round after round, so that all of them see the same machine. Seconds are medians over
 the steps of all rounds without the first two of each. Writes scripts/benchmarks/scale_training.json.
 """
@@ -37,12 +37,12 @@ from align.training.trl_trainers import sft_trainer
 
 RESULT = Path(__file__).with_suffix(".json")
 STEPS, LEFT_OUT, ROUNDS = 8, 2, 3
-BATCH, TOKENS = 16, 128
+BATCH, TOKENS = 8, 128
 SHAPE = {
     "vocab_size": 8000,
     "hidden_size": 384,
     "intermediate_size": 1024,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
 }
@@ -67,7 +67,7 @@ def steps_of(rank: Rank, *, base: Path, work: Path, spread: Spread, threads: int
     torch.manual_seed(1)
     work.mkdir(parents=True, exist_ok=True)
     context = run_context(work, rank=rank.number, spread=spread)
-    config = Optimization(precision="float32", batch_size=BATCH, micro_batch_size=4)
+    config = Optimization(precision="float32", batch_size=BATCH, micro_batch_size=2)
     tokens = torch.randint(5, SHAPE["vocab_size"], (BATCH * STEPS, TOKENS)).tolist()
     rows = [build_row([TrainingSample(row[:32], row[32:])]) for row in tokens]
     model = shard(LlamaForCausalLM(LlamaConfig(**SHAPE)), spread)  # type: ignore[arg-type]
