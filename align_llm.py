@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 DISTRIBUTION = "align-llm"
 """What pip calls this project."""
@@ -40,6 +41,7 @@ def find_clash() -> str | None:
     return None
 
 
+@cache
 def find_other() -> str | None:
     """What to say where the other project is installed, too; None where it is not."""
     for folder in _installed():
