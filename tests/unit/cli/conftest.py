@@ -27,13 +27,6 @@ stages:
 
 
 @dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass
 class FakePipeline:
     """Remembers what it was asked to run, and answers what a test puts into it."""
 
@@ -96,11 +89,11 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 
 
 @pytest.fixture
-def align(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def call(*arguments: str) -> Answer:
+def align(capsys: pytest.CaptureFixture[str]) -> Callable[..., init_place.Answer]:
+    def call(*arguments: str) -> init_place.Answer:
         code = main(arguments)
         captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
+        return init_place.Answer(code, captured.out, captured.err)
 
     return call
 
@@ -114,10 +107,9 @@ def place(project_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def init(place: Path, capsys: pytest.CaptureFixture[str]) -> init_place.Init:
+def init(place: Path, align: Callable[..., init_place.Answer], capsys: pytest.CaptureFixture[str]) -> init_place.Init:
     def call(*arguments: str, model: str = "model") -> init_place.Answer:
         capsys.readouterr()
-        code = main(["init", *arguments, *(["--model", model] if model else [])])
-        return init_place.Answer(code, *capsys.readouterr())
+        return align("init", *arguments, *(["--model", model] if model else []))
 
     return call
