@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.data.template import ChatFormat
+from align.data.template_problems import TemplateProblem
 from align.errors import AlignError
 from align.models.facts import read_facts
 from align.models.file_tokenizer import FileTokenizer
@@ -111,8 +112,12 @@ def check_teacher(
 
 
 def _asked(chat_format: ChatFormat) -> tuple[str, str]:
-    """A prompt as the model reads it, and what ends its completion."""
-    return chat_format.prompt_text([Message(role="user", content="Hello")]), chat_format.end_token
+    """A prompt as the model reads it, or why its template refuses it; and what ends its completion."""
+    try:
+        prompt = chat_format.prompt_text([Message(role="user", content="Hello")])
+    except TemplateProblem as problem:  # the rows that it refuses are found when they are encoded
+        prompt = str(problem)
+    return prompt, chat_format.end_token
 
 
 def _finding(name: str, where: str, folder: ModelFolder, problem: ModelCheck) -> Finding:

@@ -18,6 +18,7 @@ from align.pipeline.plan import Plan, make_plan
 from align.pipeline.recipe import load_recipe
 from align.testing import tiny_causal_lm
 from align.testing.project import write_jsonl
+from align.testing.tiny import CHAT_TEMPLATE
 
 RECIPE = """\
 name: small
@@ -77,6 +78,21 @@ def test_a_teacher_with_another_chat_template_is_said(base: Path) -> None:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     plan = plan_of(base, "inputs.big.chat={template: other.jinja}")
+    assert_another_template(plan)
+
+
+def test_a_template_that_refuses_a_prompt_is_another_one(base: Path) -> None:
+    shutil.copytree(base, base.parent / "big")
+    refusal = "{% if messages[0].content == 'Hello' %}{{ raise_exception('no greetings') }}{% endif %}"
+    (base.parent / "other.jinja").write_text(refusal + CHAT_TEMPLATE)
+    assert_another_template(plan_of(base, "inputs.big.chat={template: other.jinja}"))
+    # Where both refuse it, nothing is known to differ.
+    same = "{template: other.jinja}"
+    findings = check_plan(plan_of(base, f"inputs.big.chat={same}", f"inputs.base.chat={same}"))
+    assert [finding for finding in findings if finding.name == "distill"] == []
+
+
+def assert_another_template(plan: Plan) -> None:
     (finding,) = [finding for finding in check_plan(plan) if finding.name == "distill"]
     assert finding.action == "warn"
     assert "'big' was made for another chat template than 'base', in whose form it will read the prompts" in finding.text
