@@ -83,7 +83,8 @@ class OnlineTrainer:
         self._learner: Learner
         if rewards is not None:
             self._learner = PolicyLearner(self._optimizers, models.settings, rewards, context.seed)
-        elif isinstance(config, DistillTraining):
+        else:
+            assert isinstance(config, DistillTraining), "a method learns from scores or from a teacher"
             self._learner = Distiller(self._optimizers, models.settings, config, context.seed, models.reference)
         self._state = TrainerState(kl_coef=0.0 if rewards is None else rewards.kl_coef)
         self._policy_before: list[Tensor] | None = None
