@@ -51,20 +51,18 @@ def _passes(manifest: Manifest, inputs: Mapping[str, Artifact | None]) -> Iterat
     config, metrics = manifest.config, manifest.metrics
     if "rollout_batch_size" in config:
         scorers = _models({**config.get("scorers", {}), **config["watch"]})
-        seen, learned = metrics["tokens"], _trained(manifest)
-        if "teacher" in config:  # it reads what is learned from, as often as that is read
-            yield config["model"], FORWARD * seen + learned
-            yield config["teacher"], float(FORWARD * metrics["trained_tokens"])
-            yield from ((scorer, FORWARD * seen) for scorer in scorers)
-            return
-        on_groups = "group_size" in config
+        seen, learned, on_groups = metrics["tokens"], _trained(manifest), "group_size" in config
         # Methods on groups may sample more than they learn from.
         sampled = metrics["scored_tokens"] if on_groups else seen
-        has_reference = not on_groups or config["kl_coef"] > 0 or config["kl_limit"] is not None
-        # The policy samples and is read as it was; the reference is another pass. Each sees a token once.
-        yield config["model"], FORWARD * (sampled + (1 + has_reference) * seen) + learned
-        if not on_groups:
-            yield config["value_model"] or next(iter(scorers), config["model"]), FORWARD * seen + learned
+        if "teacher" in config:  # it reads what is learned from, as often as that is read
+            yield config["model"], FORWARD * sampled + learned
+            yield config["teacher"], float(FORWARD * metrics["trained_tokens"])
+        else:
+            has_reference = not on_groups or config["kl_coef"] > 0 or config["kl_limit"] is not None
+            # The policy samples and is read as it was; the reference is another pass. Each sees a token once.
+            yield config["model"], FORWARD * (sampled + (1 + has_reference) * seen) + learned
+            if not on_groups:
+                yield config["value_model"] or next(iter(scorers), config["model"]), FORWARD * seen + learned
         for scorer in scorers:
             yield scorer, FORWARD * sampled
     elif "learning_rate" in config:
