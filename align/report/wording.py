@@ -78,7 +78,7 @@ def disagreement_legend(results: Results) -> str:
         return ""
     return (
         "members ±: standard deviation of an ensemble's members on a completion, in the mean; where it is above "
-        f"{results.baseline}'s, the members guess."
+        f"{results.baseline}'s, they agree less on the model's completions than on {results.baseline}'s."
     )
 
 

@@ -309,7 +309,7 @@ def test_the_members_of_an_ensemble_and_how_much_they_disagree(make_candidate: M
     assert cells[0][header.index("rm disagreement")] == pytest.approx(1.0) and "gold disagreement" not in header
     text = printed(results, 80)
     assert text.count("members ±") == 2 and "gold members" not in text
-    assert "where it is above sft's, the members guess." in " ".join(text.split())
+    assert "where it is above sft's, they agree less on the model's completions than on sft's." in " ".join(text.split())
     assert "members ±" not in printed(make_results({"sft": [make_candidate("p", scores={"rm": 1.0})]}), 80)
 
 
