@@ -1,4 +1,7 @@
-"""What a shell proposes when a user presses Tab. A mistake in a recipe gives no proposals, and nothing slow is imported."""
+"""What a shell proposes when a user presses Tab. A mistake in a recipe gives no proposals.
+
+Nothing slow is imported, except for the stages of a recipe with `sweep`.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ def _stage_names(path: Path) -> list[str]:
 
     document = read_document(path).value
     if document.get("sweep"):
-        # The stages that a sweep writes out depend on the types of all fields. Reading them takes half a second more.
+        # The stages that a sweep writes out depend on the types of all fields. Importing them takes about a second.
         from align.pipeline.recipe import load_recipe
 
         return list(load_recipe(path).stages)
