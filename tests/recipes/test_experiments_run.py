@@ -14,6 +14,14 @@ from align.pipeline.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
+BOTH_METHODS = (
+    "stages.candidates.engine=transformers",
+    "stages.candidates.max_completion_tokens=16",
+    "stages.best_of_n.keep_truncated=true",
+    "stages.pairs.keep_truncated=true",
+    "stages.pairs.min_margin=0.0",
+)
+"""Short samples for rejection sampling and DPO, of which none is left out."""
 TUNED = ("rejection_sampling_tuned", "dpo_tuned")
 
 
@@ -57,11 +65,7 @@ def test_dpo_against_rejection_sampling(runs: Path, tmp_path: Path) -> None:
         "dpo-vs-rejection-sampling",
         tmp_path,
         runs,
-        "stages.candidates.engine=transformers",
-        "stages.candidates.max_completion_tokens=16",
-        "stages.best_of_n.keep_truncated=true",
-        "stages.pairs.keep_truncated=true",
-        "stages.pairs.min_margin=0.0",
+        *BOTH_METHODS,
     )
     assert [row for row in results.models if "best of" not in row] == ["sft_best", "rejection_sampling", "dpo"]
     assert [row for row in results.models if "best of" in row] == [f"sft_best best of {n}" for n in (1, 2, 4, 8, 16)]
@@ -76,11 +80,7 @@ def test_tuning(runs: Path, tmp_path: Path) -> None:
         "tuning",
         tmp_path,
         runs,
-        "stages.candidates.engine=transformers",
-        "stages.candidates.max_completion_tokens=16",
-        "stages.best_of_n.keep_truncated=true",
-        "stages.pairs.keep_truncated=true",
-        "stages.pairs.min_margin=0.0",
+        *BOTH_METHODS,
         "sweep.rejection_sampling_tuned.fields={rejection_sampling_tuned: {learning_rate: [1e-3], num_epochs: [1, 2]}}",
         "sweep.dpo_tuned.fields={dpo_tuned: {learning_rate: [2e-4], beta: [0.03, 0.1]}}",
         *(f"sweep.{name}.{setting}" for name in TUNED for setting in ("engine=transformers", "max_completion_tokens=16")),
