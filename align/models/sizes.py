@@ -19,8 +19,7 @@ DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
 
 TEACHER_LOGITS_SHARE = 4
-"""Where a teacher's logits are computed too, a chunk is this many times smaller: there are several tensors of its size, such as
-log-probabilities of both models and their difference."""
+"""Where a teacher's logits are computed too, a chunk is this many times smaller: see `divergence_tensors`."""
 
 
 def logits_chunk_tokens(vocabulary: int, device: str) -> int:
@@ -31,3 +30,11 @@ def logits_chunk_tokens(vocabulary: int, device: str) -> int:
 def teacher_chunk_tokens(vocabulary: int, device: str) -> int:
     """Tokens whose logits, of student and teacher, exist at once, on a device of this type."""
     return max(1, logits_chunk_tokens(vocabulary, device) // TEACHER_LOGITS_SHARE)
+
+
+def divergence_tensors(beta: float) -> int:
+    """How many tensors of the size of its logits a chunk has at most, in the divergence from a teacher and its backward pass.
+
+    `test_estimate_memory.py` counts them in a training.
+    """
+    return {0.0: 10, 1.0: 8}.get(beta, 14)

@@ -104,6 +104,16 @@ class Sampler:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model whose logits are computed beside those of the model that learns; it stays in memory."""
+
+    model: str
+    """As in the recipe."""
+    beta: float
+    """Of the divergence from it; see `align.losses.distill`."""
+
+
+@dataclass(frozen=True)
 class TrainingNeeds:
     """The models, rows and passes of a training stage. Models and rows are named as in the recipe."""
 
@@ -127,8 +137,7 @@ class TrainingNeeds:
     """Model that the value model starts from; it is trained together with the policy."""
     frozen_copies: int = 0
     """Copies of the model that stay in memory; an adapter needs none, since it is switched off instead."""
-    teacher: str | None = None
-    """Model that stays in memory and whose logits are computed beside those of the model that learns."""
+    teacher: Teacher | None = None
     scorers: tuple[str, ...] = ()
     """Reward models that stay in memory."""
     is_labelled: bool = False
@@ -138,7 +147,8 @@ class TrainingNeeds:
     @property
     def models(self) -> set[str]:
         """All models that are named."""
-        return {name for name in (self.model, self.reference, self.value_model, self.teacher, *self.scorers) if name is not None}
+        teacher = None if self.teacher is None else self.teacher.model
+        return {name for name in (self.model, self.reference, self.value_model, teacher, *self.scorers) if name is not None}
 
 
 @runtime_checkable

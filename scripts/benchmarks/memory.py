@@ -14,8 +14,6 @@ import json
 import os
 import platform
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -127,6 +125,12 @@ CONFIGURATIONS = (
         "{stage: ppo, model: base, prompts: data, scorers: {rm: reward}, num_episodes: 32, rollout_batch_size: 16, "
         "mini_batch_size: 8, ppo_epochs: 1, micro_batch_tokens: 1024, max_completion_tokens: 64, max_prompt_tokens: 128}",
     ),
+    Configuration(
+        "distill", "39 M, 16 k tokens, grouped keys", "prompts", (32, 60, 60),
+        "{stage: distill, model: base, teacher: teacher, prompts: data, beta: 0.5, engine: transformers, "
+        "num_episodes: 32, rollout_batch_size: 16, mini_batch_size: 8, micro_batch_tokens: 1024, max_completion_tokens: 64, "
+        "max_prompt_tokens: 128}",
+    ),
 )  # fmt: skip
 
 
@@ -138,6 +142,9 @@ def write_project(configuration: Configuration, folder: Path) -> Path:
     if "rm: reward" in configuration.stage:
         tiny_reward_model(folder / "reward", **shape)
         inputs.append("reward: {kind: reward_model, path: reward}")
+    if "teacher: teacher" in configuration.stage:
+        tiny_causal_lm(folder / "teacher", seed=1, **shape)
+        inputs.append("teacher: {kind: model, path: teacher}")
     write_jsonl(folder / "data.jsonl", MAKERS[configuration.kind](*configuration.rows))
     recipe = folder / "recipe.yaml"
     lines = ["name: memory", "inputs:", *(f"  {line}" for line in inputs), "stages:", f"  it: {configuration.stage}"]
@@ -171,7 +178,7 @@ def measure(configuration: Configuration) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of configurations; nothing is written then")
+    parser.add_argument("--only", nargs="*", help="names of configurations; the figures of the others stay as they are")
     options = parser.parse_args()
     measured = []
     for configuration in CONFIGURATIONS:
@@ -181,15 +188,18 @@ def main() -> None:
         measured.append(row)
         sizes = f"estimated {row['estimated_bytes'] / 1e9:.2f} GB, measured {row['measured_bytes'] / 1e9:.2f} GB"
         print(f"{row['name']}: {sizes}, ratio {row['ratio']:.2f}, {row['seconds']:.0f} s", flush=True)
-    if not options.only:
-        result = {
-            "command": shlex.join(["python", f"scripts/benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
-            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "largest_deviation": round(max(abs(row["ratio"] - 1) for row in measured), 3),
-            "configurations": measured,
-        }
-        write_json(RESULT, result)
-        print(json.dumps({"largest_deviation": result["largest_deviation"]}))
+    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
+    if options.only:
+        before = json.loads(RESULT.read_bytes())
+        if before["machine"] != machine:
+            raise SystemExit(f"not written: the other figures are of another machine, {before['machine']}, this one is {machine}")
+        new = {row["name"]: row for row in [*before["configurations"], *measured]}
+        measured = [new[configuration.name] for configuration in CONFIGURATIONS if configuration.name in new]
+    largest_deviation = round(max(abs(row["ratio"] - 1) for row in measured), 3)
+    command = f"python scripts/benchmarks/{Path(__file__).name}"
+    result = {"command": command, "machine": machine, "largest_deviation": largest_deviation, "configurations": measured}
+    write_json(RESULT, result)
+    print(json.dumps({"largest_deviation": largest_deviation}))
     if any(abs(row["ratio"] - 1) > LARGEST_DEVIATION for row in measured):
         raise SystemExit(f"an estimate is more than {LARGEST_DEVIATION:.0%} off")
 

@@ -189,11 +189,12 @@ class _PlanChecker:
         needs = stage.node.config.training_needs() if isinstance(stage.node.config, Trains) else None
         if needs is None or needs.teacher is None:
             return []
-        folders = [starting_folder(self._plan, name) for name in (needs.model, needs.teacher)]
+        names = needs.model, needs.teacher.model
+        folders = [starting_folder(self._plan, name) for name in names]
         student, teacher = (folder if folder is not None and self._is_readable(folder, refused) else None for folder in folders)
         if student is None or teacher is None:
             return []
-        where, names = self._place("stages", stage.name, "teacher"), (needs.model, needs.teacher)
+        where = self._place("stages", stage.name, "teacher")
         key = [where, *names, self._content(student), self._content(teacher)]
         formats = self._format(student), self._format(teacher)
         return self._cache.findings(key, lambda: check_teacher(stage.name, where, names, (student, teacher), formats))

@@ -147,7 +147,7 @@ class SpeedGuess:
         found, value, teacher = self._rows_of(needs.rows, needs.model), None, None
         if needs.value_model is not None and (value := self._model(needs.value_model)) is None:
             return None
-        if needs.teacher is not None and (teacher := self._model(needs.teacher)) is None:
+        if needs.teacher is not None and (teacher := self._model(needs.teacher.model)) is None:
             return None
         if found is None:
             return None

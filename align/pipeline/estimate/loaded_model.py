@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from align.config.peft import Lora, VirtualTokens
 from align.config.sections import OptimizerName
 from align.models.shape import PYTHON_GELUS, LinearLayer, ModelShape
-from align.models.sizes import logits_chunk_tokens, teacher_chunk_tokens
+from align.models.sizes import divergence_tensors, logits_chunk_tokens, teacher_chunk_tokens
 from align.runtime.device import Device
 from align.runtime.spread import Spread
-from align.training.needs import Batch, Precision
+from align.training.needs import Batch, Precision, Teacher
 
 Peft = Lora | VirtualTokens | None
 
@@ -31,9 +31,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for 64 weights, a float32 scale for 256 of those (Dettmers et al. 2023, section 3)."""
 LOGITS_BYTES = 4
 """Of a logit: log-softmax and gradient take its place, both in float32."""
-TEACHER_TENSORS = 12
-"""Of the size of a chunk's logits, in the divergence from a teacher and its backward pass: logits and log-probabilities of both
-models, their mix, its differences from both, and gradients."""
 NORM_BYTES = 8
 """Of a number that a norm reads: its input and what it normalised, in float32 whatever the precision."""
 
@@ -143,14 +140,12 @@ class LoadedModel:
         inner = number * self.peft.rank * len(self.lora_layers) // shape.num_layers if isinstance(self.peft, Lora) else 0
         return norms + inputs + attention + feed_forward + inner
 
-    def logits_bytes(self, targets: int, device: Device) -> int:
+    def logits_bytes(self, targets: int, device: Device, teacher: Teacher | None = None) -> int:
         """The head's backward pass holds the logits of one chunk of tokens at a time; a score head has none."""
-        return LOGITS_BYTES * self._logits_at_once(targets, device)
-
-    def divergence_bytes(self, targets: int, device: Device) -> int:
-        """What the divergence from a teacher holds, a chunk of tokens at a time."""
-        vocabulary = self.shape.vocabulary
-        return TEACHER_TENSORS * LOGITS_BYTES * vocabulary * min(targets, teacher_chunk_tokens(vocabulary, device))
+        if teacher is None:
+            return LOGITS_BYTES * self._logits_at_once(targets, device)
+        tokens = min(targets, teacher_chunk_tokens(self.shape.vocabulary, device))
+        return divergence_tensors(teacher.beta) * LOGITS_BYTES * tokens * self.shape.vocabulary
 
     def cast_bytes(self, precision: Precision) -> int:
         """The bfloat16 copies that autocast makes of weights; quantised layers are unpacked one by one, a head stays float32."""
@@ -161,7 +156,7 @@ class LoadedModel:
         # Layers that are computed again cast their weights again, one layer at a time.
         return NUMBER_BYTES[precision] * copied // (self.shape.num_layers if self.recomputes else 1)
 
-    def backward_bytes(self, batch: Batch, device: Device, precision: Precision) -> int:
+    def backward_bytes(self, batch: Batch, device: Device, precision: Precision, teacher: Teacher | None = None) -> int:
         """A forward and backward pass at its peak, without weights, gradients and optimizer."""
         shape = self.shape
         # The peak is the head's backward pass: it comes first, when every layer's activations are still kept.
@@ -171,7 +166,8 @@ class LoadedModel:
         head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
         largest = max((layer.parameters for layer in shape.linear_layers), default=0)
         unpacked = NUMBER_BYTES[precision] * largest if self.quantized_parameters else 0
-        return kept + retained + self.logits_bytes(batch.targets, device) + head_gradient + unpacked + self.cast_bytes(precision)
+        logits = self.logits_bytes(batch.targets, device, teacher)
+        return kept + retained + logits + head_gradient + unpacked + self.cast_bytes(precision)
 
     def forward_bytes(self, tokens: int, device: Device) -> int:
         """Peak of a pass without gradients.

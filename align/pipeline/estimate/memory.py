@@ -117,7 +117,7 @@ def estimate_stage(
     value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
     others = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
-    others += [LoadedModel(shapes[name], learns=False, frozen=frozen) for name in (needs.teacher,) if name is not None]
+    others += [LoadedModel(shapes[each.model], learns=False, frozen=frozen) for each in (needs.teacher,) if each is not None]
     if peft is None and needs.frozen_copies:  # an adapter is switched off instead
         # The reference, and what an update may go back to, which is as exact as what learns.
         reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
@@ -140,8 +140,7 @@ def estimate_stage(
 
     def with_pass(batch: Batch) -> Memory:
         # All graphs exist before the first backward pass.
-        activations = sum(learner.backward_bytes(batch, device, precision) for learner in learners)
-        activations += 0 if needs.teacher is None else model.divergence_bytes(batch.targets, device)
+        activations = sum(learner.backward_bytes(batch, device, precision, needs.teacher) for learner in learners)
         peak = peak_bytes(
             **parts | {"other_models": parts["other_models"] + exchange},
             activations=activations,

@@ -20,7 +20,7 @@ from align.config.row_need import RowNeed
 from align.config.sections import EngineChoice, OnInvalid, PointwiseScorer, reward_models_of
 from align.records import Prompt
 from align.stage import StageConfig
-from align.training.needs import Sampler, TrainingNeeds, episode_passes
+from align.training.needs import Sampler, Teacher, TrainingNeeds, episode_passes
 from align.training.online.advantage import GroupAdvantage
 
 
@@ -132,7 +132,8 @@ class DistillConfig(DistillTraining, OnlineConfig):
         return 1
 
     def training_needs(self) -> TrainingNeeds:
-        return replace(super().training_needs(), teacher=self.teacher)
+        """Those of a method with a student and a teacher."""
+        return replace(super().training_needs(), teacher=Teacher(self.teacher, self.beta))
 
 
 class GroupConfig(GroupAdvantage, GroupTraining, ScoredConfig):

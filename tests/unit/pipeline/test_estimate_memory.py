@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from align.models.shape import ModelShape, shape_of
 from align.models.sizes import DENSE_MASK_TOKENS
 from align.pipeline.estimate.loaded_model import LoadedModel, Peft
 from align.pipeline.estimate.memory import peak_bytes
-from align.training.needs import Batch
+from align.training.needs import Batch, Teacher
 
 LAYERS = {"q": (4, 4), "k": (2, 4), "v": (2, 4), "o": (4, 4), "gate": (6, 4), "up": (6, 4), "down": (4, 6)}
 
@@ -191,6 +192,39 @@ def test_logits_are_there_a_chunk_at_a_time_and_not_with_a_score_head() -> None:
     assert model(vocabulary=151_936).logits_bytes(9999, "cpu") == 4 * 110 * 151_936
     assert model(vocabulary=151_936).logits_bytes(9999, "cuda") == 4 * 883 * 151_936
     assert LoadedModel(shape(), has_score_head=True).logits_bytes(100, "cpu") == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_what_a_step_towards_a_teacher_allocates_is_what_is_counted(tmp_path: Any, beta: float) -> None:
+    """By torch's own record of what it allocates, for a chunk that is large beside all else."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from align.models.trainable import TrainableModel
+    from align.stages.distill import Config
+    from align.testing import tiny_causal_lm
+    from align.training.online.distill import Distiller
+    from align.training.online.layout import Episode
+    from align.training.online.learner import Optimizers
+    from align.training.online.models import ForwardSettings, load_models
+    from align.training.pass_size import PassSize
+
+    tokens, vocabulary = 256, 16_384
+    folder = ModelFolder(tiny_causal_lm(tmp_path / "base", vocab_size=vocabulary, hidden_size=4, head_dim=4, intermediate_size=4))
+    config = Config.model_validate({"model": "base", "teacher": "big", "prompts": "prompts", "beta": beta})
+    settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, PassSize(1024, "tokens"), 0)
+    start = TrainableModel(folder, None, tmp_path, "distill")
+    models = load_models(start, None, settings, seed=0, with_reference=False, teacher=folder)
+    learner = Distiller(Optimizers.of(models, config, num_rollouts=1), settings, config, 0, models.reference)
+    passes = list(settings.passes([Episode([5], [6] * tokens)], range(1)))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        learner._accumulate(passes)
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    counted = model(vocabulary=vocabulary).logits_bytes(tokens, "cpu", Teacher("big", beta))
+    assert counted == pytest.approx(max(itertools.accumulate(changes)), rel=0.03)
+    # Chunks as above, but a quarter of the tokens.
+    assert model(vocabulary=vocabulary).logits_bytes(9999, "cpu", Teacher("big", beta)) == counted
 
 
 def test_autocast_copies_weights_but_not_quantised_ones() -> None:
