@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from align.cli.stage import Options
     from align.cli.stage_recipe import StageRequest
     from align.config.source import Document
+    from align.export.preference_set import PreferenceSet
     from align.stage import StageConfig
 
 GENERATE, SCORE, PAIRS = "generate", "score", "pairs"
@@ -106,29 +107,35 @@ def _options() -> Options:
 
 
 def _run(given: Mapping[str, Any], command: list[str]) -> None:
-    from align.config.machine_file import read_machine_settings
-    from align.config.recipe import parse_document
-    from align.progress.display import ProgressDisplay
+    from align.cli.stage import option_words
+    from align.written import advise_options
 
     out: Path = given["out"]
     work = out.with_name(out.name + WORK_SUFFIX)
     _check_out(out, work)
-    document = _document(given, work)
+    words = {field: word for stage in (PAIRS, SCORE, GENERATE) for field, word in option_words(_config(stage)).items()}
+    with advise_options(words):
+        made = _make(_document(given, work), given, work, command)
+    if given["json"]:
+        print_json(made.to_json())
+    else:
+        for line in made.lines():
+            output_console().print(line, soft_wrap=True)
 
+
+def _make(document: Document, given: Mapping[str, Any], work: Path, command: list[str]) -> PreferenceSet:
+    from align.config.machine_file import read_machine_settings
+    from align.config.recipe import parse_document
     from align.export.preference_set import write_preference_set
     from align.pipeline.run import run_recipe
+    from align.progress.display import ProgressDisplay
     from align.stages.registry import STAGES
 
     recipe = parse_document(document, path=Path("align pairs"), folder=Path(), stage_types=STAGES)
     machine_file = read_machine_settings(given["machine"], recipe.folder, os.environ)
     with ProgressDisplay() as display:
         run_recipe(recipe, work.parent, store=work / ".store", machine_file=machine_file, sinks=[display], command=command)
-        made = write_preference_set(work / "stages" / PAIRS, out, command=command)
-    if given["json"]:
-        print_json(made.to_json())
-    else:
-        for line in made.lines():
-            output_console().print(line, soft_wrap=True)
+        return write_preference_set(work / "stages" / PAIRS, given["out"], command=command)
 
 
 def _check_out(out: Path, work: Path) -> None:

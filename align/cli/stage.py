@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from align.cli import complete
 from align.cli.options import ChatOption, JsonOption, MachineOption
-from align.written import advise_options
+from align.written import Option, advise_options
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -177,6 +177,17 @@ def _help(info: FieldInfo, text: str, *, repeated: bool) -> str:
     return f"{text}{' Repeatable.' if repeated else ''}{shown}"
 
 
+def option_words(config_type: type[StageConfig]) -> Mapping[str, Option]:
+    """The option for each field, for messages."""
+    from align.config.shape import members
+
+    words = {field: members(info.annotation) for field, info in config_type.model_fields.items()}
+    return {
+        field: Option(kinds == (bool,), tuple(str(word) for kind in kinds for word in get_args(kind) if isinstance(word, str)))
+        for field, kinds in words.items()
+    }
+
+
 def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, Any], command: list[str]) -> None:
     from align.cli.run import run_and_print
     from align.cli.stage_recipe import StageRequest
@@ -190,7 +201,7 @@ def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, An
         # What was not given stays out of the recipe, so that the stage's own default holds.
         if field != "seed" and given[field] is not None and given[field] != []:
             request.set_field(field, given[field])
-    with advise_options():
+    with advise_options(option_words(config_type)):
         recipe = parse_document(request.finish(), path=Path(f"align stage {name}"), folder=Path(), stage_types=STAGES)
         machine_file = read_machine_settings(given["machine"], recipe.folder, os.environ)
         store = out / ".store"  # a single stage keeps its store in its own folder; only runs of recipes share one

@@ -15,7 +15,6 @@ from align.data.template_problems import TemplateProblem
 from align.errors import DataError
 from align.records import Drop, Instruction, Labelled, Message, Preference, Prompt, PromptRecord
 from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
-from align.written import setting
 
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
@@ -200,12 +199,11 @@ def _advice(reasons: Sequence[str], *, any_left: bool) -> str:
         any_left: whether some rows can be used.
     """
     if "too_long" in reasons:
-        drop = setting("on_invalid", "drop")
-        some = f"Shorten or remove these rows, raise the limit, or set {drop} to go on without them."
+        some = "Shorten or remove these rows, raise the limit, or set on_invalid: drop to go on without them."
         return some if any_left else "No row is left; raise the limit or fix the data."
     advice = ROW_CHECKS[reasons[0]].advice
     if any_left:
-        return f"{advice[0].upper()}{advice[1:]}; or set {setting('on_invalid', 'drop')} to go on without these rows."
+        return f"{advice[0].upper()}{advice[1:]}; or set on_invalid: drop to go on without these rows."
     return f"No row is left; {advice}."
 
 

@@ -22,7 +22,6 @@ from align.errors import MAX_ERROR_LINES, DataError
 from align.records import Drop
 from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import atomic_writer
-from align.written import setting
 
 MAX_SHOWN = MAX_ERROR_LINES - 3
 """Most problems listed in an error; the headline, the number of hidden problems and the hint take the other lines."""
@@ -173,8 +172,7 @@ def invalid_rows(summary: Summary, problems: list[Problem]) -> DataError:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.dropped.most_common())
     bad = summary.dropped.total()
     headline = f"{name}: {bad:,} of {summary.rows_in:,} rows cannot be used" + (f" ({reasons})" if reasons else "")
-    drop = setting("on_invalid", "drop")
-    hint = f"Fix or remove these rows, or set {drop} to go on without them; every drop is listed in drops.jsonl."
+    hint = "Fix or remove these rows, or set on_invalid: drop to go on without them; every drop is listed in drops.jsonl."
     if summary.cut_short:
         hint = "The file cannot be read to its end; on_invalid: drop does not cover that, since nobody knows what is missing."
     elif not summary.rows_out:

@@ -43,7 +43,7 @@ def check_template(template: Any, where: str) -> None:
     if not template:
         raise FormatError(
             f"{where}: the tokenizer has no chat template",
-            hint="Give it one in the recipe: `chat: {template: chatml}`, which adds its tokens to the vocabulary, "
+            hint="Give it one: `chat: {template: chatml}`, which adds its tokens to the vocabulary, "
             "`chat: {template: plain}`, which needs none, or a file; or take an instruction-tuned model.",
         )
     # A tokenizer may hold several templates by name; the limit is on all of them.

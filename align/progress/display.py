@@ -25,6 +25,7 @@ from align.runtime.events import (
     StageStarted,
     Waiting,
 )
+from align.written import rewording
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -174,6 +175,7 @@ class ProgressDisplay:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._live = live
+        self._reworded = rewording()
         self._lock = threading.Lock()
         self.state = RunState(clock)
         self._display: PlainDisplay | LiveDisplay = PlainDisplay(self._stream, clock, self.state)
@@ -230,7 +232,7 @@ class ProgressDisplay:
                 parts = ["started", *filter(None, [place]), *([] if left is None else [f"{left_text(left)} left in the run"])]
                 return ", ".join(parts) + (f" ({reason})" if reason else "")
             case Note(text=text):
-                return text
+                return self._reworded(text)
             case Waiting(holder=holder):
                 return f"waiting for {holder}"
             case Quarantined(path=path, problem=problem):

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from align.config.base import Problem, StrictModel
 from align.config.selection import POLICY_OPTIONS, Combine, OnLengthFlip, PairPolicy
 from align.selection.ranking import RankingRule
-from align.written import setting
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -60,9 +59,7 @@ class PairRule(StrictModel):
         policy = fields.get("policy", cls.model_fields["policy"].default)
         for option, needed in POLICY_OPTIONS.items():
             if policy != needed and fields.get(option) is not None:
-                yield Problem(
-                    (option,), f"goes with {setting('policy', str(needed))} only; here the policy is {policy}", at_key=True
-                )
+                yield Problem((option,), f"goes with policy: {needed} only; here the policy is {policy}", at_key=True)
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

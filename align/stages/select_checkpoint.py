@@ -131,7 +131,7 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
     if artifact.manifest.stage != SFT_STAGE or not numbers:
         raise RecipeError(
             f"{artifact.name} ({artifact.path}) was made by {artifact.manifest.stage} and keeps no checkpoint per epoch",
-            hint="Name an sft stage, or give the whole folder of one as an input with artifact:.",
+            hint="Name an sft stage, or the whole folder of one's result.",
         )
     return {number: ModelFolder(artifact.path / EPOCHS_NAME / f"epoch-{number}") for number in numbers}
 

@@ -13,7 +13,7 @@ from align.config.inputs import DataInput
 from align.data.source import HubRows, Source, SourceFile, read_prefix
 from align.errors import AlignError, RecipeError
 from align.pipeline.checks.finding import Action, Finding, dropped_rows
-from align.written import for_options, mapped_columns, setting
+from align.written import for_options, mapped_columns
 
 if TYPE_CHECKING:
     from align.data.validation import Problem, Summary
@@ -148,7 +148,7 @@ def _unusable(name: str, where: str, spec: DataInput, source: Source, head: Head
         lines.pop()
     hidden = len(head.problems) - len(lines)
     headline = f"{source.shown}: {summary.dropped.total():,} of {head.count} rows cannot be used ({reasons})"
-    advice = f"Correct them, or write {setting('on_invalid', 'drop')} to go on without them."
+    advice = "Correct them, or write on_invalid: drop to go on without them."
     if summary.cut_short:
         advice = "The file cannot be read to its end: get it again, or correct it there."
     elif not summary.rows_out and "missing_field" in summary.dropped:

@@ -20,7 +20,6 @@ from align.training.pairwise.collator import TrainingPair
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
 from align.training.pairwise.split import Split, split_by_prompt
-from align.written import setting
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
@@ -69,7 +68,7 @@ def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
     if problems:
         raise DataError(
             several(problems, f"rows cannot give a margin (of {len(records):,})"),
-            hint=f"Set {setting('margin', 'none')}, or give every pair both scores.",
+            hint="Set margin: none, or give every pair both scores.",
         )
     return margins
 

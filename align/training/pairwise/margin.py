@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from align.config.row_need import RowNeed
 from align.records import Preference
-from align.written import setting
 
 
 def margin_need() -> RowNeed:
     """What rows must have for `margin: scores`."""
-    without = f"write {setting('margin', 'none')}"
-    return RowNeed("data", ("margin",), "chosen_score", lack_of_scores, "margin: scores is their difference", without)
+    return RowNeed(
+        "data", ("margin",), "chosen_score", lack_of_scores, "margin: scores is their difference", "write margin: none"
+    )
 
 
 def lack_of_scores(pair: Preference) -> str:
