@@ -173,7 +173,12 @@ def _one_of(option: str, value: str, names: Sequence[str]) -> str:
         return begun[0]
     if name not in names:
         kind = stage_type_of(name, names)
+        from align.stages.registry import STAGES
+
         text = f"did you mean '{kind}'?" if kind else unknown_stage_type(name, list(names)).partition("; ")[2]
+        if not kind and (stage := stage_type_of(name, STAGES)):
+            hint = f"`align docs {stage}` shows how its stage is written. init writes {', '.join(names)}."
+            raise RecipeError(f"{option} {value}: init writes no recipe with {stage}", hint=hint)
         raise RecipeError(f"{option} {value}: unknown name; {text}", hint=f"One of {', '.join(names)}.")
     return name
 

@@ -129,6 +129,7 @@ def _as_override(key: str, option: str, arguments: Sequence[str]) -> str:
     fields = {name for stage_type in STAGES.values() for name in stage_type.config_type.model_fields}
     targets = [key, *(here for word in words_for("keys", key) for here in word.here)]
     target = next((here for here in targets if here.partition(".")[0] in fields), None) or nearest(key, fields, likeness=0.8)
+    others = [here for here in dict.fromkeys(targets) if here.partition(".")[0] in fields and here != target]
     if key in ("seed", "name"):
         return f"--set {key}={value}"
     if target is None:
@@ -140,7 +141,9 @@ def _as_override(key: str, option: str, arguments: Sequence[str]) -> str:
         except RecipeError:
             continue
         if isinstance(document.value, dict):
-            paths = [".".join(map(str, path)) for path in paths_meant(document, [target], STAGES)]
+            # A recipe may have the key of the first only in stages that have other ones.
+            meant = (paths_meant(document, [name], STAGES) for name in (target, *others))
+            paths = [".".join(map(str, path)) for path in next(filter(None, meant), [])]
         break
     return " or ".join(f"--set {path}={value}" for path in paths or [f"stages.{STAGE_PLACE}.{target}"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from align.config.other_tools import value_here
@@ -18,6 +18,8 @@ LEAVE_OUT = ("none", "nil", "null", "default", "auto", "inf", "-", "unlimited", 
 NUMBER = re.compile(r"(?P<digits>[-+]?[0-9.,]+(?:[eE][-+]?[0-9]+)?)(?P<unit>%|[a-zA-Z]*)")
 """A number with a unit or a comma, as people write it."""
 UNITS = {"%": 0.01, "k": 1000.0, "m": 1_000_000.0}
+MOST_SEEDS = 10
+"""More seeds than this are not meant by their number."""
 BYTES = ("b", "kb", "mb", "gb", "tb", "kib", "mib", "gib")
 """Units of what is counted in tokens or rows here."""
 MINUTES = {"m": 1.0, "min": 1.0, "h": 60.0, "s": 1 / 60}
@@ -41,7 +43,8 @@ def _advice(alternatives: Members, value: Any, key: str) -> str:
     if isinstance(value, bool) or value in (None, ""):
         return ""
     if any(is_list(alternative) for alternative in alternatives):
-        return f"write [{value}]"
+        is_number_of_seeds = key == "seeds" and isinstance(value, int) and 1 < value <= MOST_SEEDS
+        return f"write {listed(range(1, value + 1))}" if is_number_of_seeds else f"write [{value}]"
     if not isinstance(value, str):
         if isinstance(value, float) and value.is_integer() and int in alternatives:
             return f"write {value:.0f}"
@@ -56,6 +59,11 @@ def _advice(alternatives: Members, value: Any, key: str) -> str:
     if type(resolve_scalar(value)) in types:
         return "remove the quotes"
     return _advice_on_number(value, types, UNITS | MINUTES if key.endswith("_minutes") else UNITS)
+
+
+def listed(values: Iterable[object]) -> str:
+    """`[1, 2, 3]`."""
+    return f"[{', '.join(map(str, values))}]"
 
 
 def _advice_on_several(alternatives: Members, value: Sequence[Any] | Mapping[str, Any], key: str) -> str:
@@ -77,6 +85,8 @@ def _advice_on_names(values: Members, value: Any) -> str:
         if any(map(is_reference, values)):
             return f"write {{{', '.join(f'{name}: {name}' for name in names)}}}"
         return "write {NAME: VALUE}" if str not in values else f"write {{NAME: {names[0]}}}"
+    if float in values and names and all(isinstance(number, (int, float)) for number in names):
+        return f"write {{NAME: {names[0]}}}, each under its name"
     return ""
 
 

@@ -120,12 +120,14 @@ def _unknown_name(name: str, wanted: Any, stage: str, kinds: Mapping[str, str]) 
     if place := _as_place(name, kinds_of(wanted)[0]):
         return f"no input or stage is called '{name}'; make it an input and write its name here: inputs: {{NAME: {place}}}"
     # First among names of the right kind, then among all: a typo is likelier than a wrong kind.
+    is_scorer = kinds_of(wanted) == ("reward_model",)
     near = nearest(name, fitting) or nearest(name, [other for other in kinds if other != stage])
     if near:
         return f"no input or stage is called '{name}'; did you mean '{near}'?"
     phrase = " or ".join(kind_phrase(kind) for kind in kinds_of(wanted))
     there = f"; of this kind there is: {listing(fitting)}" if fitting else f"; nothing in the recipe is {phrase}"
-    return f"no input or stage is called '{name}'{there}"
+    rules = "; rules that check answers are {rules: [{type: …, name: …}]}, see `align docs score`" if is_scorer else ""
+    return f"no input or stage is called '{name}'{there}{rules}"
 
 
 def _as_place(text: str, kind: str) -> str:

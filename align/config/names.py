@@ -172,8 +172,9 @@ def unknown_key(
         model: the section's model.
     """
     inner = dict(_inner_keys(model, place))
-    misspelt = nearest(given, known, likeness=MISSPELT)
     words = words_for("keys", given)
+    is_nothing_here = bool(words) and not any(word.here for word in words)
+    misspelt = None if is_nothing_here else nearest(given, known, likeness=MISSPELT)
     if not words and not misspelt and (other := nearest(given, all_words("keys"), likeness=0.85)):
         # A misspelt word of another tool.
         words = words_for("keys", other)

@@ -19,10 +19,24 @@ from align.config.expand import kind_of_entry, references_of
 from align.config.explain import kind_phrase, problems_of, show_value
 from align.config.form import NODE_NAME, Sweep
 from align.config.graph import StageTypeLike
-from align.config.names import Place, listing, nearest, unknown
+from align.config.names import Place, listing, nearest, unknown, unknown_key
 from align.config.reference import FieldPath
 from align.config.shape import below, fitting_model, follow
-from align.config.trials import MAX_TRIALS, RANGES, Choices, Sweeps, Trial, as_text, by_value, drawn, grid, grid_size, label
+from align.config.trials import (
+    MAX_TRIALS,
+    RANGES,
+    Choices,
+    Sweeps,
+    Trial,
+    as_list,
+    as_text,
+    by_value,
+    drawn,
+    grid,
+    grid_size,
+    label,
+    values_meant,
+)
 
 CHOICE_STAGE = "select_model"
 SECTION = "sweep"
@@ -163,10 +177,14 @@ class _Sweeper:
                 return None
             alternatives = follow((config_type,), around, inside)[0]
             whole = int in alternatives and float not in alternatives
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not (meant := values_meant(value)):
             return self._range(path, value, whole=whole)
-        if not isinstance(value, list):
-            self._say(path, f"expected a list of values, or {{log_uniform: [LOW, HIGH]}}, got {show_value(value)}")
+        if isinstance(value, dict):
+            self._say(path, f"expected a list of values, or a range; write {meant}")
+        elif not isinstance(value, list):
+            self._say(
+                path, f"expected a list of values, or {{log_uniform: [LOW, HIGH]}}, got {show_value(value)}{as_list(value)}"
+            )
         elif not value:
             self._say(path, "expected at least one value, got an empty list")
         elif twice := next((index for index, item in enumerate(value) if as_text(item) in map(as_text, value[:index])), 0):
@@ -306,7 +324,8 @@ class _Sweeper:
 def _flat(fields: Mapping[str, Any], path: Written = ()) -> Iterator[tuple[Written, Any]]:
     """Every field with its values; `dpo: {beta: […]}` is `dpo.beta: […]`."""
     for key, value in fields.items():
-        if isinstance(value, dict) and value and not (len(value) == 1 and next(iter(value)) in RANGES):
+        is_field = isinstance(value, dict) and value and not values_meant(value)
+        if is_field and not (len(value) == 1 and next(iter(value)) in RANGES):
             yield from _flat(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
@@ -320,7 +339,7 @@ def _refused(config_type: type[StrictModel], path: FieldPath, around: Any) -> st
         value = value if isinstance(value, (dict, list)) else {}
         model = fitting_model(alternatives, value)
         if model is not None and str(key) not in model.model_fields:
-            return unknown(str(key), list(model.model_fields))
+            return unknown_key(str(key), value, list(model.model_fields), Place(), model).text
         if model is not None and issubclass(model, StrictModel) and key in execution_fields(model):
             return "this says how the work is done and changes no result, so all trials would be the same"
         alternatives = below(alternatives, value, key)

@@ -9,12 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.config.advice import listed
 from align.config.base import Problem
 from align.config.entry import written_path
 from align.config.reference import FieldPath
 from align.runtime.seed import SEED_BITS, derive_seed
 
 RANGES = ("uniform", "log_uniform")
+LISTS = ("values", "choice", "choices", "grid_search", "grid", "categorical")
+"""Words of other tools for the values of a field; LOG_RANGES and OTHER_RANGES for a range of them."""
+LOG_RANGES = ("loguniform", "log_uniform_values")
+OTHER_RANGES = ("quniform", "randint", "int", "float")
 MAX_TRIALS = 100
 """Most trials of one sweep."""
 TRIES = 100
@@ -76,6 +81,27 @@ def drawn(fields: Mapping[str, Choices], trials: int, seed: int) -> list[dict[st
         settings = {field: choices.draw(seed, field, number) for field, choices in fields.items()}
         found.setdefault(as_text(settings), settings)
     return list(found.values())
+
+
+def as_list(value: object) -> str:
+    """How to write a value, or a text of several, as a list, in parentheses; empty for none."""
+    return "" if value is None else f" (write {listed(part.strip() for part in str(value).strip('[]()').split(','))})"
+
+
+def values_meant(value: Mapping[str, Any]) -> str:
+    """What the values of a field in the words of W&B, Optuna or Ray Tune are here; empty for others."""
+    values = next((value[word] for word in LISTS if word in value), None)
+    if isinstance(values, list):
+        return as_text(values)
+    ends = [next((value[word] for word in words if word in value), None) for words in (("min", "low"), ("max", "high"))]
+    kind = str(value.get("distribution", value.get("type", ""))).lower()
+    for word in (*LOG_RANGES, *OTHER_RANGES):
+        if isinstance(value.get(word), list) and len(value) == 1:
+            kind, ends = word, list(value[word])
+    if len(ends) != 2 or None in ends:
+        return ""
+    is_log = kind.startswith("log") or value.get("log") is True
+    return f"{{{'log_uniform' if is_log else 'uniform'}: [{ends[0]}, {ends[1]}]}}"
 
 
 def as_text(value: Any) -> str:
