@@ -26,6 +26,7 @@ class Option:
     """Whether it is --x and --no-x."""
     words: tuple[str, ...] = ()
     """Words that it takes."""
+    takes_numbers: bool = False
 
 
 _OPTIONS: ContextVar[Mapping[str, Option] | None] = ContextVar("options", default=None)
@@ -69,6 +70,7 @@ def as_options(text: str, options: Mapping[str, Option]) -> str:
 def _line(line: str, options: Mapping[str, Option]) -> str:
     line = re.sub(rf"(?P<label>^--[^:]*(?:\{{.*\}})?): {_PATH.pattern}: ", _without_path, line)
     line = re.sub(rf": {_PATH.pattern}(?=: )", lambda found: f": {_named(found)}" if _named(found) else "", line)
+    line = re.sub(r": (?:stages|inputs)\.[\w-]+(?=: )", "", line)  # the command has one stage
     line = _PATH.sub(lambda found: _named(found) or found[0], line)
     line = re.sub(r"(?<![-\w])columns: \{(?P<pairs>[^}]*)\}", _mapped, line)
     for field, option in {**options, "chat": Option()}.items():
@@ -79,8 +81,8 @@ def _line(line: str, options: Mapping[str, Option]) -> str:
 def _field_named(line: str, field: str, option: Option) -> str:
     # Names in quotes, of files, and behind -- are none of a key.
     name, bare = _flag(field), rf"(?<![-\w./']){field}"
-    words = "|".join(map(re.escape, (*option.words, "true", "false", "none", "…")))
-    line = re.sub(rf"{bare}: (?P<value>{words}|{_NUMBER})(?!\w)", lambda found: _given(name, option, found["value"]), line)
+    values = "|".join([*map(re.escape, (*option.words, "…")), *([_NUMBER] if option.takes_numbers else [])])
+    line = re.sub(rf"{bare}: (?P<value>{values})(?!\w)", lambda found: _given(name, option, found["value"]), line)
     line = re.sub(rf"{bare}: (?P<value>\{{[^`]*\}})", rf"{name} '\g<value>'", line)
     # A field of one word is a word of English too.
     before = "(?P<verb>)" if "_" in field else _AFTER_VERB

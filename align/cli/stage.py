@@ -181,11 +181,13 @@ def option_words(config_type: type[StageConfig]) -> Mapping[str, Option]:
     """The option for each field, for messages."""
     from align.config.shape import members
 
-    words = {field: members(info.annotation) for field, info in config_type.model_fields.items()}
-    return {
-        field: Option(kinds == (bool,), tuple(str(word) for kind in kinds for word in get_args(kind) if isinstance(word, str)))
-        for field, kinds in words.items()
-    }
+    options = {}
+    for field, info in config_type.model_fields.items():
+        kinds = members(info.annotation)
+        words = [word for kind in kinds for word in get_args(kind) if isinstance(word, str)]
+        words += ["true", "false"] if bool in kinds else []
+        options[field] = Option(kinds == (bool,), tuple(words), bool({int, float} & {*kinds}))
+    return options
 
 
 def _run_stage(name: str, config_type: type[StageConfig], given: Mapping[str, Any], command: list[str]) -> None:

@@ -64,7 +64,7 @@ _ALL = (
         "keep",
     ),
     RowCheck("missing_field", "row", "a required field is absent or null", "fill it, or map it with columns"),
-    RowCheck("wrong_type", "row", "a value of another type, or a message without role and content", "write texts as text"),
+    RowCheck("wrong_type", "row", "a value of another type, or a message without role and content", "write what the field takes"),
     RowCheck("ambiguous_shape", "row", "the row can be read in two ways", "say with columns which fields are meant"),
     RowCheck("empty_prompt", "row", "no prompt, or nothing visible in it", "fill or remove the row"),
     RowCheck("empty_completion", "row", "nothing visible in a completion", "fill or remove the row"),

@@ -87,19 +87,19 @@ def test_results_of_align_are_known_by_their_manifest(align: Any, pipeline: Any,
     assert pipeline.recipe.stages["pairs"].config.scorer == "5"
     answer = align("stage", "pairs", "--scored", "model", "--scorer", "rm", "--out", "p")
     assert answer.code == 2
-    assert "--scored model: stages.pairs.scored: wants scored candidates, but 'scored' holds a model" in answer.err
+    assert "--scored model: wants scored candidates, but 'scored' holds a model" in answer.err
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--num-epochs", "1.5"], "--num-epochs 1.5: stages.sft.num_epochs: expected a whole number, got the number 1.5"),
-        (["--learning-rate", "0"], "--learning-rate 0: stages.sft.learning_rate: must be more than 0, got 0"),
-        (["--precision", "float61"], "--precision float61: stages.sft.precision: expected one of auto, float32, bfloat16"),
-        (["--model", "bas"], "--model bas: inputs.model.path: there is no such folder: bas; did you mean 'base'?"),
+        (["--num-epochs", "1.5"], "--num-epochs 1.5: expected a whole number, got the number 1.5"),
+        (["--learning-rate", "0"], "--learning-rate 0: must be more than 0, got 0"),
+        (["--precision", "float61"], "--precision float61: expected one of auto, float32, bfloat16"),
+        (["--model", "bas"], "--model bas: there is no such folder: bas; did you mean 'base'?"),
         (
             ["--chat", "{thinking: never}"],
-            "--chat {thinking: never}: inputs.model.chat.thinking: expected one of refuse, strip, keep",
+            "--chat {thinking: never}: thinking: expected one of refuse, strip, keep",
         ),
         (["--out", "made/a b"], "--out made/a b: name: expected letters, digits, '.', '_' and '-'"),
         (["--seed", "-1"], "--seed -1: seed: must be from 0"),
