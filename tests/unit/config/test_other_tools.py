@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from align.config.chat import ChatSettings
+from align.config.form import Sweep
 from align.config.inputs import DataInput, MixturePart, ModelInput, artifact_kind_names
 from align.config.judge import Judge
 from align.config.machine import MachineSettings, RayCluster, SamplingEngines, TrainingProcesses
@@ -23,6 +24,7 @@ from align.config.shape import members
 from align.stages.registry import STAGES
 
 SECTIONS: tuple[type[BaseModel], ...] = (
+    Sweep,
     *(stage_type.config_type for stage_type in STAGES.values()),
     *(ChatSettings, DataInput, MixturePart, ModelInput, Judge, Lora, VirtualTokens),
     *(AvoidsRule, LengthRule, MatchesRule, RepetitionRule),
@@ -79,6 +81,7 @@ def test_every_value_here_is_one_of_its_field() -> None:
         "numeric_answer",
         "choice_answer",
         "expression",
+        "math_answer",
     }
     for section in SECTIONS:
         for name, info in section.model_fields.items():

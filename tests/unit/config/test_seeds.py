@@ -80,7 +80,7 @@ def test_one_copy_can_be_named(forms: Forms) -> None:
         (
             "seeds: [5, 6]",
             "seeds: 5",
-            "9:54: stages.rs.seeds: expected a list, each entry a whole number, got the number 5 (write [5])",
+            "9:54: stages.rs.seeds: expected a list, each entry a whole number, got the number 5 (write [1, 2, 3, 4, 5])",
         ),
         ("seeds: [5, 6]", "seeds: []", "9:54: stages.rs.seeds: must not be empty"),
         ("seeds: [5, 6]", "seeds: [5, -6]", "9:58: stages.rs.seeds.1: must be at least 0, got -6"),
