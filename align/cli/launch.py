@@ -18,12 +18,21 @@ DEFAULT_FOLDER = "launch"
 
 def launch(
     recipe: RecipeArgument,
-    on: Annotated[Literal["slurm"], typer.Option("--on", help="What runs the job.")],
+    on: Annotated[Literal["slurm", "kubernetes", "dstack", "skypilot"], typer.Option("--on", help="What runs the job.")],
     nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=0, metavar="G", help="GPUs of each.")] = 1,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, metavar="C", help="CPU cores of each.")] = None,
     time: Annotated[
         str | None, typer.Option("--time", metavar="TIME", help="Time limit of an attempt: 12h, 2d, or 1-12:00:00.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="Container image that has align; not for slurm.")
+    ] = None,
+    volume: Annotated[
+        str | None, typer.Option("--volume", metavar="NAME", help="Volume that has this folder's files; not for slurm.")
+    ] = None,
+    gpu_type: Annotated[
+        str | None, typer.Option("--gpu-type", metavar="NAME", help="Such as H100; for skypilot and dstack.")
     ] = None,
     out: OutOption = DEFAULT_OUT,
     set_: SetOption = None,
@@ -43,7 +52,7 @@ def launch(
     Nothing is submitted without --submit. A script that you have edited is never overwritten.
     """
     from align.config.machine_file import read_machine_settings
-    from align.pipeline.launch.job import Job, kept_environment, read_time, settings_for
+    from align.pipeline.launch.job import Job, kept_environment, read_time, refuse_unfit, settings_for
     from align.pipeline.recipe import load_recipe
 
     seconds = None if time is None else read_time(time)
@@ -54,7 +63,6 @@ def launch(
     from align.pipeline.launch.submit import submit as submit_job
     from align.pipeline.launch.write import write_job
 
-    notes = check_job(loaded, out, machine_file, nodes=nodes, gpus=gpus, quick=quick)
     folder = Path.cwd()
     job = Job(
         system=on,
@@ -69,7 +77,12 @@ def launch(
         cpus=cpus,
         seconds=seconds,
         environment=kept_environment(os.environ),
+        image=image,
+        volume=volume,
+        gpu_type=gpu_type,
     )
+    refuse_unfit(job)
+    notes = check_job(loaded, out, machine_file, nodes=nodes, gpus=gpus, quick=quick)
     written = write_job(job, template)
     for note in notes:
         print(note, file=sys.stderr)

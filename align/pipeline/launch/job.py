@@ -12,10 +12,12 @@ from typing import Any, Literal
 from align.config.machine import MachineSettings
 from align.errors import RecipeError
 
-System = Literal["slurm"]
+System = Literal["slurm", "kubernetes", "dstack", "skypilot"]
 MACHINE_FILE_NAME = "machine.yaml"
 KEPT_VARIABLES = ("HF_HUB_OFFLINE",)
 """Set in the job as they are here. A script never has other variables: they may hold secrets."""
+PROJECT_FOLDER = "/project"
+"""Where a container has the volume with the user's files."""
 SECONDS_OF = {"d": 86_400, "h": 3_600, "m": 60}
 PLAIN_PATH = re.compile(r"[\w./+:@=, -]+")
 """Paths that mean the same to a shell in quotes, to sbatch, and in YAML."""
@@ -47,6 +49,12 @@ class Job:
     """Time limit; None: the cluster's own."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that are set for the command."""
+    image: str | None = None
+    """Container image that has align."""
+    volume: str | None = None
+    """What has the files of `folder`, for a container."""
+    gpu_type: str | None = None
+    """Name of the GPU, such as H100."""
 
     @property
     def programs(self) -> Path:
@@ -111,13 +119,44 @@ def settings_for(given: MachineSettings, *, nodes: int, gpus: int) -> MachineSet
     return given.model_copy(update={"sampling": spread, "ray": ray})
 
 
-def machine_text(settings: MachineSettings, nodes: int) -> str:
+def machine_text(settings: MachineSettings) -> str:
     """A machine file with every setting."""
     lines = ["# Written by align launch; see `align docs launch`."]
     for section, value in settings.model_dump().items():
-        if section != "ray" or nodes > 1:
-            lines += [f"{section}:", *(f"  {key}: {item}" for key, item in value.items())]
+        lines += [f"{section}:", *(f"  {key}: {item}" for key, item in value.items())]
     return "\n".join(lines) + "\n"
+
+
+def refuse_unfit(job: Job) -> None:
+    """Refuse what a system does not have, and what it lacks.
+
+    Raises:
+        RecipeError: naming the option.
+    """
+    given = {"--image": job.image, "--volume": job.volume, "--gpu-type": job.gpu_type, "--time": job.seconds}
+    in_container = job.system != "slurm"
+    if not in_container:
+        unused = ["--image", "--volume", "--gpu-type"]
+    else:
+        unused = ["--time"] + (["--gpu-type"] if job.system == "kubernetes" or not job.gpus else [])
+    for option in unused:
+        if given[option] is not None:
+            raise RecipeError(f"{option}: has no meaning for {job.system}", hint="Leave it out, or use a --template of your own.")
+    if not in_container:
+        return
+    needed = ["--image", "--volume"] + (["--gpu-type"] if job.system == "skypilot" and job.gpus else [])
+    if missing := [option for option in needed if given[option] is None]:
+        raise RecipeError(f"--on {job.system}: needs {' and '.join(missing)}", hint="See `align docs launch`.")
+    if job.nodes > 1:
+        raise RecipeError(
+            f"--nodes {job.nodes}: align starts nothing on several nodes of {job.system}",
+            hint="Start a Ray cluster there, write its address into the machine file (`align docs scale`), and use --nodes 1.",
+        )
+    if Path(job.recipe).is_absolute() or ".." in Path(job.recipe).parts:
+        raise RecipeError(
+            f"{job.recipe}: a container has only what is below {job.folder}",
+            hint="Call align launch from the folder that the volume has, with a path from there.",
+        )
 
 
 def refuse_unwritable(paths: Sequence[Path | str]) -> None:

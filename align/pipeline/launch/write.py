@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,38 @@ from jinja2 import Environment, TemplateError
 
 from align import templates
 from align.errors import EnvironmentProblem, RecipeError
-from align.pipeline.launch.job import MACHINE_FILE_NAME, Job, machine_text, refuse_unwritable
+from align.pipeline.launch.job import (
+    MACHINE_FILE_NAME,
+    PROJECT_FOLDER,
+    Job,
+    System,
+    machine_text,
+    refuse_unfit,
+    refuse_unwritable,
+)
 
-SCRIPTS = {"slurm": "job.sh"}
-"""Name of the script by system."""
-TEMPLATES = {"slurm": "slurm.sh.jinja"}
-SUBMIT = {"slurm": ("sbatch",)}
-"""Commands that submit a script, without its path."""
+SCRIPTS: dict[System, str] = {
+    "slurm": "job.sh",
+    "kubernetes": "job.yaml",
+    "dstack": "task.dstack.yml",  # dstack asks for this ending
+    "skypilot": "task.yaml",
+}
+"""Name of the script or manifest."""
+TEMPLATES: dict[System, str] = {
+    "slurm": "slurm.sh.jinja",
+    "kubernetes": "kubernetes.yaml.jinja",
+    "dstack": "dstack.yaml.jinja",
+    "skypilot": "skypilot.yaml.jinja",
+}
+SUBMIT: dict[System, tuple[str, ...]] = {
+    "slurm": ("sbatch",),
+    "kubernetes": ("kubectl", "create", "-f"),
+    "dstack": ("dstack", "apply", "--yes", "--detach", "-f"),
+    "skypilot": ("sky", "jobs", "launch", "--yes", "--detach-run"),
+}
+"""Commands that submit a script, without its path. They ask nothing: the user has said --submit, or types them."""
+NAME_CHARACTERS = 40
+"""Of a job, for the strictest system, dstack."""
 WRITTEN_NAME = ".written.json"
 """SHA-256 of each file as align wrote it."""
 WARNING_SECONDS = 300
@@ -46,10 +72,11 @@ def write_job(job: Job, template: Path | None = None) -> Launch:
         RecipeError: if a file there was edited, the template is wrong, or a path cannot be written into a script.
         EnvironmentProblem: if nothing can be written there.
     """
+    refuse_unfit(job)
     refuse_unwritable([job.folder, job.here, job.programs])
     script = job.here / SCRIPTS[job.system]
     submit = (*SUBMIT[job.system], os.path.relpath(script, job.folder))
-    texts = {script.name: render(job, template), MACHINE_FILE_NAME: machine_text(job.settings, job.nodes)}
+    texts = {script.name: render(job, template), MACHINE_FILE_NAME: machine_text(job.settings)}
     try:
         _refuse_edited(job.here, texts, submit)
         job.logs.mkdir(parents=True, exist_ok=True)
@@ -74,7 +101,8 @@ def render(job: Job, template: Path | None = None) -> str:
     name = TEMPLATES[job.system] if template is None else template.name
     try:
         return _environment(folder).get_template(name).render(
-            job=job, warning_seconds=WARNING_SECONDS, machine_file_name=MACHINE_FILE_NAME
+            job=job, warning_seconds=WARNING_SECONDS, machine_file_name=MACHINE_FILE_NAME,
+            project_folder=PROJECT_FOLDER, container_script=container_script(job),
         )  # fmt: skip
     except (TemplateError, OSError, UnicodeDecodeError, TypeError, ValueError) as error:
         if template is None:
@@ -85,6 +113,14 @@ def render(job: Job, template: Path | None = None) -> str:
         raise RecipeError(
             f"{place}: {reason}", hint="A template gets `job`; `align docs launch` lists what it has."
         ) from error  # fmt: skip
+
+
+def container_script(job: Job) -> str:
+    """What a container runs: it has no file of this machine, so that the machine file is in the script."""
+    machine = f"/tmp/align-{MACHINE_FILE_NAME}"
+    text = machine_text(job.settings)
+    # The container's first process is align itself, which gets SIGTERM.
+    return f"set -eu\ncd {PROJECT_FOLDER}\ncat >{machine} <<'END'\n{text}END\nexec {shlex.join(job.command)} --machine {machine}"
 
 
 def _line_of(error: BaseException, name: str) -> int | None:
@@ -99,9 +135,21 @@ def _line_of(error: BaseException, name: str) -> int | None:
 
 def _environment(folder: Path) -> Environment:
     made = templates.environment(folder, autoescape=False, sandboxed=True)
-    filters: dict[str, Callable[..., str]] = {"quote": _quote, "command": _command, "slurm_time": _slurm_time}
+    filters: dict[str, Callable[..., str]] = {
+        "quote": _quote,
+        "command": _command,
+        "slurm_time": _slurm_time,
+        "yaml": json.dumps,
+        "dns_name": dns_name,
+    }
     made.filters |= filters
     return made
+
+
+def dns_name(name: str) -> str:
+    """A name as Kubernetes, dstack and SkyPilot all take it: small letters, digits and single hyphens, a letter first."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (plain if plain[:1].isalpha() else f"align-{plain}")[:NAME_CHARACTERS].strip("-")
 
 
 def _quote(value: object) -> str:

@@ -47,6 +47,7 @@ def test_several_nodes_and_what_trains_on_one(align: Align, here: Path) -> None:
         ("training: {processes: 8}", 4, "machine.yaml:1:23: training.processes: 8, but 4 GPUs are visible"),
         (
             "sampling: {tensor_parallel: 8}",
+            2,
             "machine.yaml:1:29: sampling.tensor_parallel: an engine of 8 GPUs, but each node has",
         ),
     ],

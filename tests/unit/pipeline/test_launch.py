@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from align.config.machine import MachineSettings
 from align.config.machine_file import read_machine_settings
 from align.errors import EnvironmentProblem, RecipeError
 from align.pipeline.launch.job import Job, kept_environment, machine_text, read_time, settings_for
 from align.pipeline.launch.submit import submit
-from align.pipeline.launch.write import render, write_job
+from align.pipeline.launch.write import dns_name, render, write_job
 
 
 def job(folder: Path, **fields: Any) -> Job:
@@ -69,7 +71,7 @@ def test_several_nodes_sample_on_ray_with_an_engine_for_each_group_of_gpus(tmp_p
     given = MachineSettings.model_validate(
         {"sampling": {"tensor_parallel": 4}, "training": {"processes": 8, "strategy": "fsdp2"}}
     )
-    (tmp_path / "machine.yaml").write_text(machine_text(settings_for(given, nodes=3, gpus=8), 3))
+    (tmp_path / "machine.yaml").write_text(machine_text(settings_for(given, nodes=3, gpus=8)))
     read = read_machine_settings(None, tmp_path, {}).settings
     assert (read.sampling.pool, read.sampling.engines, read.sampling.tensor_parallel) == ("ray", 6, 4)
     assert (read.training, read.ray.address) == (given.training, "auto")
@@ -154,3 +156,94 @@ def test_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
     with pytest.raises(EnvironmentProblem, match=r"refused the job \(code 1\):\ninvalid partition"):
         submit(written, tmp_path)
+
+
+CONTAINER = {"image": "registry.example/align:1", "volume": "work"}
+
+
+def manifest(folder: Path, system: str, **fields: Any) -> Any:
+    return YAML(typ="safe", pure=True).load(render(job(folder, system=system, **CONTAINER, **fields)))
+
+
+def script_of(text: str) -> None:
+    """The script of a container sets up its machine file and becomes align."""
+    assert "  pool: processes\n" in text
+    assert text.endswith(
+        "\nexec align run 'my recipe' --out runs --set stages.sft.num_epochs=2 --machine /tmp/align-machine.yaml"
+    )
+    done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_job_of_kubernetes(tmp_path: Path) -> None:
+    """Fields of batch/v1 as of Kubernetes 1.31, where podFailurePolicy is stable."""
+    read = manifest(tmp_path, "kubernetes", cpus=16, environment={"HF_HUB_OFFLINE": "1"})
+    assert (read["apiVersion"], read["kind"], read["metadata"]) == ("batch/v1", "Job", {"generateName": "mine-"})
+    assert read["spec"].keys() == {"backoffLimit", "podFailurePolicy", "template"}
+    pod = read["spec"]["template"]["spec"]
+    assert pod.keys() == {"restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"}
+    assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 300)
+    (container,) = pod["containers"]
+    rules = read["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in rules] == ["Ignore", "FailJob"]
+    assert rules[1]["onExitCodes"]["containerName"] == container["name"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8, "cpu": 16}}
+    assert container["env"] == [{"name": "HF_HUB_OFFLINE", "value": "1"}]
+    assert (container["image"], container["workingDir"]) == ("registry.example/align:1", "/project")
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "work"}
+    script_of(container["args"][0].rstrip("\n"))
+
+
+def test_a_task_of_dstack(tmp_path: Path) -> None:
+    """Fields of the task reference of dstack 0.20."""
+    read = manifest(tmp_path, "dstack", gpu_type="H100", environment={"HF_HUB_OFFLINE": "1"})
+    (command,) = read.pop("commands")
+    script_of(command.rstrip("\n"))
+    assert read == {
+        "type": "task",
+        "name": "mine",
+        "image": "registry.example/align:1",
+        "working_dir": "/project",
+        "env": ["HF_HUB_OFFLINE=1"],
+        "resources": {"gpu": {"name": "H100", "count": 8}},
+        "volumes": [{"name": "work", "path": "/project"}],
+        "retry": {"on_events": ["interruption"], "duration": "1d"},
+        "stop_duration": "300s",
+    }
+
+
+def test_a_task_of_skypilot(tmp_path: Path) -> None:
+    """Fields of the YAML reference of SkyPilot 0.10."""
+    read = manifest(tmp_path, "skypilot", gpu_type="H100", cpus=16)
+    script_of(read.pop("run").rstrip("\n"))
+    assert read == {
+        "name": "mine",
+        "num_nodes": 1,
+        "resources": {"accelerators": "H100:8", "cpus": "16+", "image_id": "docker:registry.example/align:1"},
+        "volumes": {"/project": "work"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"system": "slurm", "image": "x"}, "--image: has no meaning for slurm"),
+        ({"system": "kubernetes"}, "--on kubernetes: needs --image and --volume"),
+        ({"system": "skypilot", **CONTAINER}, "--on skypilot: needs --gpu-type"),
+        ({"system": "dstack", **CONTAINER, "seconds": 60}, "--time: has no meaning for dstack"),
+        ({"system": "kubernetes", **CONTAINER, "nodes": 2}, "--nodes 2: align starts nothing on several nodes of kubernetes"),
+        ({"system": "kubernetes", **CONTAINER, "recipe": "/a/recipe.yaml"}, "a container has only what is below"),
+        ({"system": "dstack", **CONTAINER, "recipe": "../a"}, "a container has only what is below"),
+    ],
+)
+def test_what_a_system_does_not_have_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        write_job(job(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"), [("My_run.v2", "my-run-v2"), ("3x", "align-3x"), ("a" * 60, "a" * 40), ("_", "align")]
+)
+def test_names_of_jobs(name: str, plain: str) -> None:
+    assert dns_name(name) == plain
