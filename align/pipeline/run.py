@@ -320,7 +320,9 @@ class _Runner:
             return config, LOCAL
         address = settings.ray.address if engines.pool == "ray" else LOCAL.address
         pool = Pool(engines.pool, address, engines.tensor_parallel)
-        return config.model_copy(update={"num_workers": engines.engines}), pool
+        # `auto` starts no processes where a debugger looks on, as it does not for trainings.
+        is_own = self._in_process and settings.sampling.engines == "auto"
+        return (config if is_own else config.model_copy(update={"num_workers": engines.engines})), pool
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""
