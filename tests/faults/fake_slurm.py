@@ -1,10 +1,9 @@
-"""Slurm's commands, as far as the script of `align launch` calls them; the nodes of a job are processes of this machine."""
+"""Slurm's commands, as far as the script of a job of one node calls them."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -14,29 +13,10 @@ PROGRAMS = {
     "sbatch": 'echo "$@" >"$FAKE_SLURM/submitted"\necho "Submitted batch job $FAKE_SLURM_JOB"',
     "scontrol": """\
 case "$1 $2" in
-  "show hostnames") echo node1; echo node2 ;;
   "requeue $FAKE_SLURM_JOB") touch "$FAKE_SLURM/requeued" ;;
   *) echo "scontrol $*" >&2; exit 1 ;;
 esac""",
-    # All options are before the command, and have their value in the same word.
-    "srun": """\
-while [[ "$1" == --* ]]; do
-  case "$1" in --nodelist=node[12]|--overlap|--nodes=1|--ntasks=1) shift ;; *) echo "srun $1" >&2; exit 1 ;; esac
-done
-exec "$@\"""",
-    # Of both nodes, which are this machine.
-    "hostname": 'echo "$FAKE_SLURM_ADDRESS"',
 }
-
-
-def own_address() -> str:
-    """Of this machine in its network; loopback without one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address for documentation: UDP sends nothing here
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
 
 
 class FakeSlurm:
@@ -52,8 +32,6 @@ class FakeSlurm:
         self._started: list[subprocess.Popen[bytes]] = []
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, "PATH": path, "FAKE_SLURM": str(folder), "FAKE_SLURM_JOB": str(JOB_ID)}
-        self.address = own_address()
-        self.environment["FAKE_SLURM_ADDRESS"] = self.address
 
     @property
     def submitted(self) -> Path:
@@ -72,7 +50,7 @@ class FakeSlurm:
         prefix = '#SBATCH --output="'
         (line,) = (line for line in script.read_text().splitlines() if line.startswith(prefix))
         output = Path(line.removeprefix(prefix).rstrip('"').replace("%j", str(JOB_ID)))
-        variables = {"SLURM_JOB_ID": str(JOB_ID), "SLURM_JOB_NODELIST": "node[1-2]"}
+        variables = {"SLURM_JOB_ID": str(JOB_ID)}
         if restarts:
             variables["SLURM_RESTART_COUNT"] = str(restarts)
         with output.open("ab") as log:

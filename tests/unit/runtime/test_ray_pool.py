@@ -31,6 +31,7 @@ from align.errors import DataError, EnvironmentProblem, Interrupted
 from align.runtime.executor import Inline, Processes, WorkerDied, executor_for
 from align.runtime.gpus import GPU_VARIABLE
 from align.runtime.pool import Pool
+from align.runtime.ray_cluster import wait_for_nodes
 from align.runtime.ray_pool import RayPool, Surroundings, engine_is_dead
 from align.testing.ray_nodes import RayNodes
 
@@ -166,6 +167,12 @@ def test_an_engine_is_dead_if_an_error_or_its_cause_says_so() -> None:
     caused = RuntimeError("sampling failed")
     caused.__cause__ = EngineDeadError()
     assert [engine_is_dead(error) for error in (caused, EngineDeadError(), RuntimeError(), None)] == [True, True, False, False]
+
+
+def test_a_job_waits_until_its_nodes_are_one_cluster(nodes: RayNodes) -> None:
+    wait_for_nodes(nodes.address, 2)
+    with pytest.raises(EnvironmentProblem, match=r"has \d+ of 90 nodes after 0 seconds"):
+        wait_for_nodes(nodes.address, 90, seconds=0.1)
 
 
 def test_the_pool_decides_which_executor_works(tmp_path: Path) -> None:
