@@ -318,7 +318,7 @@ def test_with_fetch_the_configuration_decides(init: Init, monkeypatch: pytest.Mo
 
 
 WRONG: list[tuple[list[str], str, str]] = [
-    (["--data", "pairs.jsonl", "--goal", "ppo"], "model", "--goal ppo: unknown name"),
+    (["--data", "pairs.jsonl", "--goal", "ppo"], "model", "--goal ppo: init writes no recipe with ppo"),
     (["--data", "pairs.jsonl", "--goal", "dop"], "model", "did you mean 'dpo'"),
     (["--data", "pairs.jsonl", "--goal", "dpo", "--method", "orpo"], "model", "--method goes with --goal compare"),
     (["--data", "pairs.jsonl", "--goal", "dpo", "--judge"], "model", "--judge: it is for --goal compare"),

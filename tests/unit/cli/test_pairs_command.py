@@ -83,7 +83,7 @@ def test_scores_that_are_there_are_taken(align: Any, pipeline: Any, files: Path)
         ([*SAMPLE[1:], "--scorer", "a=reward", "--scorer", "a=other"], "two scorers are called 'a'"),
         ([*SAMPLE[1:], "--reward-model", "rewrad"], "there is no such folder: rewrad; did you mean 'reward'?"),
         ([*SAMPLE[1:], "--reward-model", "reward", "--scorer", "rn"], "'rn': unknown scorer; valid: rm"),
-        ([*SAMPLE[1:], "--reward-model", "reward", "--policy", "worst"], "--policy worst: stages.pairs.policy: expected one of"),
+        ([*SAMPLE[1:], "--reward-model", "reward", "--policy", "worst"], "--policy worst: expected one of"),
         (["--scored", "x", "--out", "p.csv"], "--out p.csv: expected a file that ends in .jsonl or .parquet"),
         (
             ["--scored", "x", "--out", "lessons.jsonl"],
