@@ -112,7 +112,7 @@ def init(
         usual_methods,
         with_problems,
     )
-    from align.pipeline.starter.model import look_at_model
+    from align.pipeline.starter.model import look_at_reward_model
     from align.pipeline.starter.rule import missing_package
     from align.pipeline.starter.settings import THIS_MACHINE, machine_text, parse_machine
     from align.pipeline.starter.write import recipe_name, refuse_folder, write_starter
@@ -150,7 +150,7 @@ def init(
     found_rule = ask.rule(rule, found_data) if by_rule else None
     needed = found_rule is None and lacks_scorer(goal, methods, found_data, judged=judge_model is not None)
     scores = ask.reward_model(reward_model, needed=needed)
-    found_judge = None if judge_model is None else look_at_model(judge_model)
+    found_judge = None if judge_model is None else look_at_reward_model("--judge-model", judge_model)
     wanted = Wanted(goal, methods, found_model, tuple(found_data), scores, found_rule, judge, found_judge)
     if machine is None:
         target = ask.machine(target, lambda text: parse_machine(text, folder), machine_text(target))
@@ -238,13 +238,14 @@ class _Questions:
         return found
 
     def reward_model(self, given: str | None, *, needed: bool) -> FoundModel | None:
-        from align.pipeline.starter.model import look_at_model
+        from align.pipeline.starter.model import look_at_reward_model
 
         if given is not None:
-            return look_at_model(given)
+            return look_at_reward_model("--reward-model", given)
         if not needed or not self._can_ask:
             return None
-        return self._until_right("Reward model that scores answers (a folder, or a hub id)", look_at_model)
+        question = "Reward model that scores answers (a folder, or a hub id)"
+        return self._until_right(question, lambda text: look_at_reward_model("reward model", text))
 
     def rule(self, given: str | None, data: Sequence[FoundData]) -> dict[str, Any]:
         """The rule that checks answers, with its fields."""

@@ -173,6 +173,13 @@ class ModelFolder:
         return any(str(name).endswith("ForSequenceClassification") for name in self.config.get("architectures") or [])
 
     @property
+    def can_score(self) -> bool:
+        """Whether it can be a reward model: its configuration says so, or its weights have a score head."""
+        if self.is_reward_model or self.is_adapter or self.is_configuration_alone:
+            return self.is_reward_model
+        return any(tensor.endswith("score.weight") for tensor in self.tensor_shapes)
+
+    @property
     def stored_dtype(self) -> str:
         """The dtype that config.json names; float32 where it names none."""
         name = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"

@@ -28,7 +28,7 @@ def check_model(name: str, where: str, folder: ModelFolder, *, scores: bool = Fa
         where: place of the model in its recipe.
         scores: whether it is to be a reward model.
     """
-    if scores and not _can_score(folder):
+    if scores and not folder.can_score:
         text = f"{where}: {folder.path}: a language model, which gives no scores; expected a reward model"
         advice = "Train one from it with a reward_model stage, or name the folder of a reward model (it has score.weight)."
         return [Finding(name, text, advice)]
@@ -39,12 +39,6 @@ def check_model(name: str, where: str, folder: ModelFolder, *, scores: bool = Fa
     except AlignError as error:
         return [Finding(name, f"{where}: {error.message}", error.hint or "", cause=_cause(error.exit_code))]
     return [_finding(name, where, folder, problem) for problem in problems] + check_added(name, folder)
-
-
-def _can_score(folder: ModelFolder) -> bool:
-    if folder.is_reward_model or folder.is_adapter or folder.is_configuration_alone:
-        return folder.is_reward_model
-    return any(tensor.endswith("score.weight") for tensor in folder.tensor_shapes)
 
 
 def check_added(name: str, folder: ModelFolder) -> list[Finding]:

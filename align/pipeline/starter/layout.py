@@ -14,6 +14,7 @@ from align.pipeline.starter.goal import Wanted, judge_of, optimises_score
 from align.pipeline.starter.model import REVISION, TEMPLATE, FoundModel
 from align.pipeline.starter.rule import NAME as RULE_NAME
 from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
+from align.store.artifact import MODEL_FOLDER
 
 HELD_OUT_NAME = "held_out.jsonl"
 ENCODER_DECODER_GOALS = ("sft",)
@@ -300,7 +301,9 @@ class _Builder:
 def _model_fields(kind: str, model: FoundModel) -> dict[str, Any]:
     if model.hub_id is not None:
         return {"kind": kind, "hub_id": model.hub_id, "revision": REVISION}
-    return {"kind": kind, "path": model.written}
+    if model.is_result and not model.needs_template:  # an artifact cannot be given one
+        return {"kind": kind, "artifact": model.written}
+    return {"kind": kind, "path": f"{model.written}/{MODEL_FOLDER}" if model.is_result else model.written}
 
 
 def _sentence(found: FoundData, kind: DataKind[Any]) -> str:

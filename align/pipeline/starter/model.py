@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class FoundModel:
     is_reward_model: bool
     context_tokens: int | None
     """None where it is not known."""
+    is_result: bool = False
+    """Whether its folder is what a stage made, whose model is in a folder of its own."""
 
     @property
     def summary(self) -> str:
@@ -68,8 +70,9 @@ def look_at_model(written: str, *, fetch: bool = False) -> FoundModel:
     """
     path = Path(written).expanduser()
     if path.is_dir():
-        # What a stage made: its model is in a folder of its own.
-        return _in_folder(written, path / MODEL_FOLDER if (path / MANIFEST_NAME).is_file() else path, None)
+        is_result = (path / MANIFEST_NAME).is_file()
+        found = _in_folder(written, path / MODEL_FOLDER if is_result else path, None)
+        return replace(found, is_result=is_result)
     if path.exists() or not HUB_ID.fullmatch(written) or Path(written).parent.is_dir():
         raise RecipeError(
             f"model {written}: there is no such folder" + ("" if not path.exists() else "; it is a file"),
@@ -83,6 +86,23 @@ def look_at_model(written: str, *, fetch: bool = False) -> FoundModel:
         if cached is None
         else _in_folder(written, cached, written)
     )
+
+
+def look_at_reward_model(option: str, written: str) -> FoundModel:
+    """What `look_at_model` says of a model that is to score answers.
+
+    Args:
+        option: what named it.
+    Raises:
+        RecipeError: also if its files say that it is a language model.
+    """
+    found = look_at_model(written)
+    if found.folder is not None and not found.is_reward_model and not ModelFolder(found.folder).can_score:
+        raise RecipeError(
+            f"{option} {written}: a language model, which gives no scores; expected a reward model",
+            hint="With preference pairs, leave the option out: a reward model is trained on them.",
+        )
+    return found
 
 
 def _cached(hub_id: str) -> Path | None:

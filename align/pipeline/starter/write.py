@@ -83,8 +83,9 @@ def write_starter(folder: Path, name: str, wanted: Wanted, machine: Machine) -> 
     layout = lay_out(wanted)
     choice = fill_in(layout, wanted.model, machine)
     for part in layout.inputs.values():
-        if "path" in part.fields and part.fields["path"] != HELD_OUT_NAME:
-            part.fields["path"] = _from_recipe(part.fields["path"], folder)
+        for key in ("path", "artifact"):
+            if key in part.fields and part.fields[key] != HELD_OUT_NAME:
+                part.fields[key] = _from_recipe(part.fields[key], folder)
     folder.mkdir(parents=True, exist_ok=True)
     schema_line = add_schema(folder)
     text = _environment().get_template(TEMPLATE_NAME).render(name=name, wanted=wanted, layout=layout, schema_line=schema_line)
