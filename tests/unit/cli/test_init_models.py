@@ -15,11 +15,11 @@ from align.pipeline.recipe import load_recipe
 REWARD_MODEL = {"architectures": ["LlamaForSequenceClassification"]}
 
 
-def make_result(name: str, **configuration: object) -> str:
+def make_result(name: str, kind: str = "model", **configuration: object) -> str:
     """A folder as `runs/NAME/stages/STAGE` is: the model in a folder of its own, beside a manifest."""
     folder = Path("runs", "first", "stages", name)
     shutil.copytree("model", folder / "model")
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"kind": kind}))
     config = folder / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | configuration))
     return str(folder)
@@ -27,7 +27,7 @@ def make_result(name: str, **configuration: object) -> str:
 
 def test_what_a_stage_made_is_named_as_an_artifact(init: Init) -> None:
     """Its folder has no config.json: as a `path` it would be refused."""
-    judge = make_result("reward_model", **REWARD_MODEL)
+    judge = make_result("reward_model", "reward_model", **REWARD_MODEL)
     options = ["--data", "pairs.jsonl", "--goal", "compare", "--judge-model", judge]
     answer = init("deep/mine", *options, model=make_result("sft"))
     assert answer.code == 0, answer.err
