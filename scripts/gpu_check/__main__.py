@@ -6,7 +6,7 @@ Models have the true shape of Qwen3-0.6B and Llama-3.2-1B and random weights; no
 
     stages   every stage runs, trainings in float32 and in bfloat16
     parity   the first loss of a training in bfloat16 is that in float32
-    sampler  trainer and sampler agree on what PPO sampled, also after weights were exchanged and the engine slept
+    sampler  trainer and sampler agree on what PPO and GRPO sampled, also after weights were exchanged and the engine slept
     memory   peak memory of every training is near what `align plan` said
     resume   kill -9 in the middle of a training, and the same run again
     engine   vLLM's rate beside bare vLLM; its log-probabilities beside the trainer's, also after sleep and other weights

@@ -14,7 +14,10 @@ from align.testing.project import INPUTS, write_jsonl
 from align.testing.shapes import shaped_causal_lm
 
 ARITHMETICS = ("float32", "bfloat16")
-TRAINED = ("sft", "reward", "dpo", "orpo", "ppo")
+TRAINED = ("sft", "reward", "dpo", "orpo")
+"""On rows that are there before."""
+SCORED = ("ppo", "grpo")
+"""On scores of their own completions; distill learns from a teacher on them."""
 RECIPE = (
     f"name: gpu-check\nseed: 3\n{INPUTS}"
     """\
@@ -35,6 +38,8 @@ TRAINING = """\
   dpo_{0}:    {{stage: dpo, model: base, pairs: comparisons, num_epochs: 2, precision: {0}, {1}}}
   orpo_{0}:   {{stage: orpo, model: base, pairs: comparisons, num_epochs: 2, precision: {0}, {1}}}
   ppo_{0}:    {{stage: ppo, model: base, prompts: prompts, scorers: {{rm: reward_float32}}, precision: {0}, {2}}}
+  grpo_{0}:   {{stage: grpo, model: base, prompts: prompts, scorers: {{rm: reward_float32}}, group_size: 2, precision: {0}, {2}}}
+  distill_{0}: {{stage: distill, model: base, teacher: sft_float32, prompts: prompts, precision: {0}, {2}}}
 """
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gpu_check.line import Report
-from gpu_check.project import ARITHMETICS, TRAINED, Project
+from gpu_check.project import ARITHMETICS, SCORED, TRAINED, Project
 
 from align import load_recipe, run_recipe
-from align.errors import AlignError
+from align.errors import AlignError, StageError
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.plan import make_plan
+from align.pipeline.worker import ENVIRONMENT
+from align.runtime.events import Emit, Event, Saving
+from align.runtime.launcher import Job, launcher_for
+from align.runtime.signals import StopSignals
 from align.training.checkpoint import PREFIX, SEAL_NAME
 
 LOSS_TOLERANCE = 0.02
@@ -24,19 +29,6 @@ MEMORY_TOLERANCE = 0.25
 """As in docs/memory.md."""
 RESUMED_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """Of the last loss after a kill, as a share of the undisturbed one: a GPU adds in another order each time."""
-KILLED_AT_CHECKPOINT = """
-import os, signal, sys
-from align import run_recipe
-from align.runtime.events import Saving
-
-class Kill:
-    def handle(self, event):
-        if isinstance(event, Saving) and event.seconds is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-run_recipe(sys.argv[1], sys.argv[2], only=sys.argv[3], in_process=True, sinks=[Kill()])
-"""
-"""In one process, so that no step is taken between the checkpoint and the kill."""
 
 
 def run_stages(project: Project, report: Report) -> None:
@@ -63,10 +55,8 @@ def run_stages(project: Project, report: Report) -> None:
 
 
 def compare_arithmetics(project: Project, report: Report) -> None:
-    """The first loss of every training in bfloat16 is that in float32, to rounding."""
+    """The first loss of every training on given rows is the same in bfloat16 and in float32, to rounding."""
     for name in TRAINED:
-        if name == "ppo":  # its completions differ, so its losses do; `compare_samplers` looks at it
-            continue
         manifests = [project.manifest(f"{name}_{arithmetic}") for arithmetic in ARITHMETICS]
         if None in manifests:
             report.not_run(name, "a training did not finish")
@@ -81,17 +71,17 @@ def compare_arithmetics(project: Project, report: Report) -> None:
 
 
 def compare_samplers(project: Project, report: Report) -> None:
-    """Trainer and sampler agree on what was sampled in every rollout batch of PPO, so also after each exchange of weights."""
-    for arithmetic in ARITHMETICS:
-        if project.manifest(f"ppo_{arithmetic}") is None:
-            report.not_run(f"ppo_{arithmetic}", "it did not finish")
+    """Trainer and sampler agree on what was sampled in every rollout batch, so also after each exchange of weights."""
+    for stage in (f"{name}_{arithmetic}" for arithmetic in ARITHMETICS for name in SCORED):
+        if project.manifest(stage) is None:
+            report.not_run(stage, "it did not finish")
             continue
-        rows = [row for row in project.curve(f"ppo_{arithmetic}") if "rollout/sampler_gap" in row]
+        rows = [row for row in project.curve(stage) if "rollout/sampler_gap" in row]
         mean, most = (max(row[f"rollout/sampler_gap{end}"] for row in rows) for end in ("", "_max"))
-        report.keep(arithmetic, rows)
+        report.keep(stage, rows)
         passed = len(rows) > 1 and mean <= GAP_TOLERANCE["mean"] and most <= GAP_TOLERANCE["max"]
         wanted = f"mean ≤ {GAP_TOLERANCE['mean']}, largest ≤ {GAP_TOLERANCE['max']} nats in each of several batches"
-        report.check(f"ppo_{arithmetic}", passed, f"mean {mean:.1e}, largest {most:.1e} in {len(rows)} batches", wanted)
+        report.check(stage, passed, f"mean {mean:.1e}, largest {most:.1e} in {len(rows)} batches", wanted)
 
 
 def compare_memory(project: Project, report: Report) -> None:
@@ -113,13 +103,16 @@ def kill_and_resume(project: Project, report: Report) -> None:
         report.not_run(stage, "there is no undisturbed training to compare with")
         return
     runs = project.folder / "killed"
-    command = [sys.executable, "-c", KILLED_AT_CHECKPOINT, str(project.recipe), str(runs), stage]
-    log = project.folder / "killed.log"
-    with log.open("w") as file:
-        killed = subprocess.run(command, stdout=file, stderr=file, check=False)
+    job = Job(stage, partial(_train_until_killed, project.recipe, runs, stage), project.folder / "killed.log", ENVIRONMENT)
+    ended = "it ended by itself"
+    try:
+        # Where stages are forked from a server with the trainers, this is too: the imports take longer than the training.
+        launcher_for(preload="align.pipeline.preload", environment=ENVIRONMENT).run(job, lambda event: None, StopSignals())
+    except StageError as error:
+        ended = error.message
     kept = _checkpoints(runs)
-    if killed.returncode != -signal.SIGKILL or not kept:
-        report.check(stage, False, f"it ended with {killed.returncode}: {log.read_text()[-400:]}", "a checkpoint, then a kill")
+    if signal.SIGKILL.name not in ended or not kept:
+        report.check(stage, False, ended[-400:], "a checkpoint, then a kill")
         return
     try:
         run_recipe(load_recipe(project.recipe), runs, only=stage)
@@ -132,6 +125,19 @@ def kill_and_resume(project: Project, report: Report) -> None:
     found = f"killed after step {kept[-1]}; last loss {last:.6f} beside {undisturbed:.6f}"
     report.keep(stage, {"killed_after_step": kept[-1], "last_loss": last, "undisturbed": undisturbed})
     report.check(stage, off <= tolerance, found, "equal" if tolerance == 0 else f"within {tolerance:g}")
+
+
+class _Kill:
+    """Ends the process as soon as a checkpoint is written."""
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Saving) and event.seconds is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train_until_killed(recipe: Path, runs: Path, stage: str, _emit: Emit, _stop: Callable[[], int | None]) -> None:
+    # In this process, so that no step is taken between the checkpoint and the kill.
+    run_recipe(recipe, runs, only=stage, in_process=True, sinks=[_Kill()])
 
 
 def _checkpoints(runs: Path) -> list[int]:
