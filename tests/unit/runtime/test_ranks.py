@@ -43,6 +43,11 @@ def test_a_group_of_one_is_a_group(tmp_path: Path) -> None:
     assert value == [[0], "said by 0", False, False]
 
 
+def test_ranks_are_spawned_where_there_are_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert run(rank_jobs.talk, tmp_path)[0] == [[0, 1], "said by 0", True, False]
+
+
 def test_a_rank_that_is_killed_ends_all_and_is_named(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(StageError, match=r"rank 1 of 2 was killed by signal 9 \(SIGKILL\) before it was done"):
