@@ -47,7 +47,9 @@ def launch(
     quick: QuickOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check a recipe as `align plan` does, and write the script with which a cluster runs it.
+    """Write the script with which a cluster runs a recipe.
+
+    The recipe is checked as `align plan` does.
 
     Nothing is submitted without --submit. A script that you have edited is never overwritten.
     """

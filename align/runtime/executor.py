@@ -22,21 +22,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
-from align.errors import StageError
 from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
-from align.runtime.item_flow import ItemFlow, answer, open_answer
+from align.runtime.item_flow import POLL_SECONDS, ItemFlow, WorkerDied, answer, never_stop, open_answer
 from align.runtime.pool import LOCAL, Pool
 from align.runtime.process import end_with_parent, how_it_ended, memory_hint, send_output_to, start
 
-POLL_SECONDS = 0.2
 EXIT_SECONDS = 10.0
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def never_stop() -> None:
-    """For callers that nobody can stop."""
 
 
 class Executor(Protocol):
@@ -66,10 +60,6 @@ class Executor(Protocol):
             Interrupted: from `check_stop` or `on_done`, once the items under way have ended.
             WorkerDied: if a process of a worker ends by itself.
         """
-
-
-class WorkerDied(StageError):
-    """The process of a worker ended before its work was done."""
 
 
 def executor_for(

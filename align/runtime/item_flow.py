@@ -12,11 +12,20 @@ from typing import Any, Generic, TypeVar
 from align.errors import Interrupted, StageError
 from align.runtime.process import RemoteTraceback
 
+POLL_SECONDS = 0.2
 STOP_SECONDS = 45.0
 """How long items under way may take to end after a stop; less than the runner waits before it kills the stage."""
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class WorkerDied(StageError):
+    """The process of a worker ended before its work was done."""
+
+
+def never_stop() -> None:
+    """For callers that nobody can stop."""
 
 
 class ItemFlow(Generic[T, R]):

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from align.errors import EnvironmentProblem, StageError
-from align.runtime.executor import POLL_SECONDS, WorkerDied, never_stop
-from align.runtime.item_flow import ItemFlow, answer, open_answer
+from align.runtime.item_flow import POLL_SECONDS, ItemFlow, WorkerDied, answer, never_stop, open_answer
 from align.runtime.ray_cluster import connected
 
 DISTRIBUTION = "align-llm"

@@ -16,7 +16,8 @@ from align.data.formats.raw import MAX_LINE_BYTES, RawRow
 from align.data.source import Source, SourceFile, read_file
 from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, scan
 from align.errors import EnvironmentProblem
-from align.runtime.executor import Inline, WorkerDied, executor_for
+from align.runtime.executor import Inline, executor_for
+from align.runtime.item_flow import WorkerDied
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 8192

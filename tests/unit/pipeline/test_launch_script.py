@@ -21,10 +21,14 @@ PROGRAMS = {
     "hostname": 'if [ "$1" = --ip-address ]; then echo 127.0.1.1; else echo "10.1.2.3 fe80::1"; fi',
     # A head or a worker, until it is told to end.
     "ray": """\
-echo "$*" >>"$HERE/ray"
+trap 'echo ended >>"$HERE/ray_ended"; exit' TERM
 echo "$RAY_AUTH_MODE $(wc -c <"$RAY_AUTH_TOKEN_PATH") $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >>"$HERE/token"
-trap 'echo ended >>"$HERE/ray_ended"; exit' TERM; while true; do sleep 0.05; done""",
-    "python": 'echo "$*" >>"$HERE/waited"',
+echo "$*" >>"$HERE/ray"
+while true; do sleep 0.05; done""",
+    # Waits, as the true one does, for so many nodes.
+    "python": """\
+echo "$*" >>"$HERE/waited"
+until [ "$(wc -l 2>/dev/null <"$HERE/ray" || echo 0)" -ge "${@: -1}" ]; do sleep 0.05; done""",
     "align": """\
 trap 'echo stopped >>"$HERE/stopped"; exit 143' TERM
 echo "$*" >"$HERE/started"; for _ in $(seq "${TENTHS:-0}"); do sleep 0.1; done; exit "${CODE:-0}\"""",

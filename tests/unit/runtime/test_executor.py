@@ -28,8 +28,9 @@ from executor_work import (
 )
 
 from align.errors import DataError, Interrupted, StageError
-from align.runtime.executor import Executor, Inline, Processes, WorkerDied, executor_for
+from align.runtime.executor import Executor, Inline, Processes, executor_for
 from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
+from align.runtime.item_flow import WorkerDied
 
 BOTH = pytest.mark.parametrize("executor", [Inline(), Processes(2)], ids=["inline", "processes"])
 

@@ -28,8 +28,9 @@ from executor_work import (
 )
 
 from align.errors import DataError, EnvironmentProblem, Interrupted
-from align.runtime.executor import Inline, Processes, WorkerDied, executor_for
+from align.runtime.executor import Inline, Processes, executor_for
 from align.runtime.gpus import GPU_VARIABLE
+from align.runtime.item_flow import WorkerDied
 from align.runtime.pool import Pool
 from align.runtime.ray_cluster import wait_for_nodes
 from align.runtime.ray_pool import RayPool, Surroundings, engine_is_dead
