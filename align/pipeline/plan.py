@@ -258,13 +258,14 @@ def _chosen(recipe: Recipe, *, only: str | None, start: str | None, until: str |
 
 
 def _stage_meant(name: str, recipe: Recipe) -> str:
-    # The name of rounds, or of a stage with several seeds, stands for all of its stages.
-    copies = [stage for stage in recipe.stages if recipe.expansion.written(("stages", stage))[:2] == ("stages", name)]
+    # The name of rounds, or of a stage with several seeds, stands for the last of its stages.
+    last = {str(recipe.expansion.written(("stages", stage))[1]): stage for stage in recipe.stages}
+    names = {**last, **{stage: stage for stage in recipe.stages}}
     # Or the type of a stage that has another name.
     kind = stage_type_of(name, STAGES)
     typed = [key for key, stage in recipe.stages.items() if stage.type == kind]
-    near = copies[-1] if copies else nearest(name, recipe.stages, likeness=MISSPELT) or next(iter(typed), None)
-    near = near or nearest(name, recipe.stages)
+    misspelt = name if name in last else nearest(name, names, likeness=MISSPELT)
+    near = names.get(misspelt or "") or next(iter(typed), None) or names.get(nearest(name, names) or "")
     return f"; did you mean '{near}'?" if near else ""
 
 

@@ -137,10 +137,12 @@ class Recogniser:
             return len(shape.required.keys() - present(shape).keys())
 
         def distance(shape: Shape) -> tuple[int, int]:
-            # If a row has none of a shape's fields, a short shape is no closer than a long one.
+            # A short shape is no closer than the kind's usual one, unless the row has a field that tells them apart.
             num_present = len(shape.required) - missing(shape)
-            return -num_present, missing(shape) if num_present else 0
+            own = present(shape).keys() - usual
+            return -num_present, missing(shape) if own else 0
 
+        usual = {name for shape in self._shapes if shape.name == self._shapes[0].name for name in shape.required}
         best = min((shape for shape in self._shapes if not shape.without & folded.keys()), key=distance)
         return Fit(best, present(best))
 

@@ -186,6 +186,7 @@ class TestPreferences:
     @pytest.mark.parametrize(
         ("more", "problem"),
         [
+            ({"answer": "a"}, ("chosen", "missing_field")),
             ({"completions": ["a", "b"]}, ("scores", "missing_field")),
             ({"completions": ["a", "b"], "scores": [1]}, ("scores", "wrong_type")),
             ({"completions": ["a", "b"], "scores": [1, float("nan")]}, ("scores 2", "nonfinite_score")),
