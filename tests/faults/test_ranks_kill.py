@@ -51,7 +51,7 @@ def files_of(out: Path) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in found.files.items() if name != "metrics.jsonl"}
 
 
-def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_path: Path) -> None:
+def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
     recipe = load_recipe(project / "recipe.yaml", ["stages.sft.checkpoint_steps=1"])
     run_recipe(recipe, tmp_path / "undisturbed", until="sft", machine=MACHINE)
     out = tmp_path / "killed"
@@ -68,3 +68,6 @@ def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_pat
         assert not alive
     run_recipe(recipe, out, until="sft", machine=MACHINE)
     assert files_of(out) == files_of(tmp_path / "undisturbed")
+    of_one_process = files_of(finished_run.parent)
+    assert files_of(out).keys() == of_one_process.keys()
+    assert files_of(out)["model/config.json"] == of_one_process["model/config.json"]
