@@ -94,10 +94,12 @@ def plan(
 
     Looks into the first rows of each file, and at the tokenizer and chat template of each model, and refuses what cannot work.
     """
-    from align.config.machine_file import read_machine_settings
     from align.pipeline.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_ or ())  # before the slow import, so that mistakes show at once
+    loaded = load_recipe(recipe, set_ or ())  # before the slow imports, so that mistakes show at once
+
+    from align.config.machine_file import read_machine_settings
+
     machine_file = read_machine_settings(machine, loaded.folder, os.environ)
 
     from align.pipeline.checks.machine import check_disk

@@ -1,9 +1,21 @@
-"""The words of TRL, axolotl, LLaMA-Factory and others, and what they are here, from other_tools.toml."""
+"""The words of TRL, axolotl, LLaMA-Factory and others, and what they are here, from other_tools.json.
+
+Messages about unknown keys and docs/from-other-tools.md are made from that file. The words are those of TRL 0.9 to 1.9, axolotl
+0.4 to 0.18, LLaMA-Factory 0.8 to 0.9.5, OpenRLHF 0.4 to 0.11, verl 0.3 to 0.7, torchtune 0.4 to 0.6: each is in the source of one
+of these, and the keys that the examples of each have most often are all here. Of a dotted name, data.max_len, the last part is
+looked up. The parts of the file, each a list of groups:
+
+- `keys`: `here` has keys, of which the first that the section has is proposed; empty: there is none. One entry per tool has its
+  words, with * for any beginning or ending; `people` has words of no tool that people write. For the rest see `Word`.
+- `stages`: the same for types of stages.
+- `values`: fields, and their words by the words of others.
+- `commands`, `options`: words of the command line, with what to do.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,7 +67,8 @@ def plain(name: str) -> str:
 
 @cache
 def _content() -> Mapping[str, Any]:
-    return tomllib.loads(files("align.config").joinpath("other_tools.toml").read_text(encoding="utf-8"))
+    # Not TOML: Python takes thirty times as long to read that, which every mistake would wait for.
+    return json.loads(files("align.config").joinpath("other_tools.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 @cache

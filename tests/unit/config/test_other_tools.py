@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import tomllib
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +31,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     *(MachineSettings, TrainingProcesses, SamplingEngines, RayCluster),
 )
 KEYS = {*TOP_KEYS, "stage", "seeds", "rounds", *(name for section in SECTIONS for name in section.model_fields)}
-FILE = Path(__file__).resolve().parents[3] / "align" / "config" / "other_tools.toml"
+FILE = Path(__file__).resolve().parents[3] / "align" / "config" / "other_tools.json"
 CONFIGURATIONS = {
     "transformers.training_args": ("TrainingArguments",),
     "trl.trainer.sft_config": ("SFTConfig",),
@@ -87,7 +87,7 @@ def test_every_value_here_is_one_of_its_field() -> None:
         for name, info in section.model_fields.items():
             arguments = {str(value) for alternative in members(info.annotation) for value in get_args(alternative)}
             choices.setdefault(name, set()).update(arguments)
-    for entry in tomllib.loads(FILE.read_text(encoding="utf-8"))["values"]:
+    for entry in json.loads(FILE.read_text(encoding="utf-8"))["values"]:
         for name in entry["fields"]:
             assert set(entry["words"].values()) <= choices[name], name
 
