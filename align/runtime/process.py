@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -54,6 +55,10 @@ def send_output_to(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A line is one write, so that processes do not mix theirs. With PYTHONUNBUFFERED, print writes its line end apart.
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def how_it_ended(code: int) -> str:
