@@ -102,6 +102,13 @@ def test_a_run_that_ends_in_time_after_the_warning_is_not_requeued(tmp_path: Pat
     assert script.lines("requeued") == []
 
 
+def test_a_warning_while_align_ends_leaves_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(tmp_path, monkeypatch, nodes=1)
+    (tmp_path / "bin" / "align").write_text('#!/bin/bash\ntrap "" TERM\nkill -USR1 $PPID\nexit 3\n')
+    assert script.start().wait(timeout=60) == 3
+    assert script.lines("requeued") == []
+
+
 def test_a_cancelled_job_waits_for_align_and_sends_it_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm signals every process of a job that it cancels, and a second SIGTERM would end align at once."""
     script = Script(tmp_path, monkeypatch, nodes=1)
