@@ -5,14 +5,15 @@ accelerate and torch do it. Here is what they are told, and how the whole model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from align.models.head import extend_forward
 from align.runtime.device import device_name
 from align.runtime.group import group_size
 from align.runtime.spread import Spread
@@ -24,6 +25,10 @@ FSDP2: Mapping[str, Any] = {
     "cpu_ram_efficient_loading": False,
 }
 """Settings of accelerate's plugin, without their version."""
+BUCKET_NUMBERS = 1 << 24
+"""Of gradients that are exchanged at once where every process has a whole model."""
+
+T = TypeVar("T")
 
 
 def strategy_arguments(spread: Spread) -> dict[str, Any]:
@@ -110,11 +115,109 @@ def release(model: Any) -> None:
             module.reshard()
 
 
+def place(model: Any, spread: Spread) -> Any:
+    """The model on the device of this process, whole or its part; `within` computes with it."""
+    if spread.strategy != "fsdp2":
+        return model.to(device_name())
+    extend_forward(model, "within", lambda itself, compute: compute(itself))
+    return shard(model, spread)
+
+
+def within(model: Any, compute: Callable[[Any], T], *, then_release: bool = True) -> T:
+    """What `compute` returns for a model of `place`. Of a sharded model it is one pass, which all processes make.
+
+    FSDP2 gathers weights where a model's own forward begins, so that whatever reads them is done in it.
+
+    Args:
+        compute: returns tensors, also in a tuple, that are no views: FSDP2 hangs the gathering of the backward pass on them.
+        then_release: after a pass without gradients; else its head can be used until `release`.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        return compute(model)
+    found: T = model(within=compute)  # type: ignore[operator]
+    if then_release and not torch.is_grad_enabled():
+        release(model)
+    return found
+
+
+@contextmanager
+def without_exchange(model: Any) -> Iterator[None]:
+    """Within it, a backward pass through the head of a sharded model leaves gradients in this process.
+
+    They are exchanged in the backward pass that follows, through the whole model. So processes may differ in the number of them.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+
+    def exchange(does: bool) -> None:
+        model.set_requires_gradient_sync(does)
+        model.set_is_last_backward(does)
+        model.set_reshard_after_backward(does)
+
+    exchange(False)
+    try:
+        yield
+    finally:
+        exchange(True)
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this process has; any other tensor as it is."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, which all processes do; any other tensor as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(whole: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, divided as a sharded one of its shape is; nothing is exchanged for it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(other, DTensor) or whole.shape != other.shape:
+        return whole
+    return distribute_tensor(whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Add up the gradients of all processes, each of which has the parameters whole; as DDP does, but once for all passes.
+
+    A process without one counts as zero. Where none has one, there is none afterwards.
+    """
+    if group_size() == 1:
+        return
+    device = parameters[0].device
+    found = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    bucket: list[Tensor] = []
+    for parameter, exists in zip(parameters, found.tolist(), strict=True):
+        if not exists:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and sum(grad.numel() for grad in bucket) + parameter.grad.numel() > BUCKET_NUMBERS:
+            _sum_together(bucket)
+            bucket = []
+        bucket.append(parameter.grad)
+    if bucket:
+        _sum_together(bucket)
+
+
+def _sum_together(tensors: Sequence[Tensor]) -> None:
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
 
 
 @contextmanager

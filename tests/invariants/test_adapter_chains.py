@@ -165,7 +165,7 @@ def ppo_models(folder: Path, base: Path, peft: dict[str, Any]) -> tuple[Models, 
     settings = ForwardSettings(torch.device("cpu"), "float32", 1.0, PassSize(256, "tokens"), pad)
     models = load_models(start, value, settings, seed=3)
     episodes = [Episode([5, 6, 7 + n], [20 + n, 21, 2]) for n in range(4)]
-    (batch,) = settings.passes(episodes, range(4))
+    (batch,) = settings.passes(episodes, range(4)).own
 
     def logps(model: Any) -> torch.Tensor:
         with torch.no_grad():

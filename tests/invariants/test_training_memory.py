@@ -102,7 +102,7 @@ def test_an_optimizer_goes_on_where_it_was(name: OptimizerName) -> None:
     whole = torch.nn.Parameter(start.clone())
     optimizer = make_optimizer([whole], config, learning_rate=1e-2)
     advance(whole, optimizer, range(3))
-    kept = {key: value.clone() for key, value in _moments(optimizer).items()}  # as a file would keep it
+    kept = {key: value.clone() for key, value in _moments(optimizer)}  # as a file would keep it
     resumed, forgetful = (torch.nn.Parameter(whole.detach().clone()) for _ in range(2))
     fresh = make_optimizer([resumed], config, learning_rate=1e-2)
     _load_moments(fresh, kept)

@@ -60,7 +60,7 @@ def ours(config: Any, base: Path, *, ratios: float) -> tuple[dict[str, torch.Ten
         reference_logps=logps + 0.3 * noise if config.surrogate.kl_in_loss and config.kl_coef > 0 else None,
     )
     passes = models.settings.passes(EPISODES, range(len(EPISODES)))
-    assert len(passes) > 1
+    assert len(passes.own) > 1
     learner._accumulate(experience, 0.0, True, passes, kl_coef=config.kl_coef)
     return {name: parameter.grad for name, parameter in models.policy.named_parameters()}, experience
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from align.config.online import DistillTraining
 from align.losses.distill import generalized_jsd_loss
 from align.models.logits import logits_of
 from align.models.sizes import teacher_chunk_tokens
-from align.training.online.layout import PackedEpisodes
 from align.training.online.learner import Accumulate, Learner, LearningPhase
 from align.training.online.models import target_states
+from align.training.online.shares import Passes, total_numbers
+from align.training.sharding import release, within, without_exchange
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class Distiller(Learner):
     def accumulator(self, phase: LearningPhase, *, learn_policy: bool, score_bias: float, kl_coef: float) -> Accumulate:
         return self._accumulate
 
-    def _accumulate(self, passes: Sequence[PackedEpisodes]) -> dict[str, float]:
-        """Gradients of the mean over all completion tokens of the mini-batch; they add up over its passes."""
+    def _accumulate(self, passes: Passes) -> dict[str, float]:
+        """Gradients of the mean over all completion tokens of the mini-batch; they add up over passes and processes."""
         self.clear_gradients()
-        count = sum(len(batch.tokens) for batch in passes)
+        count = passes.tokens
         policy = self.optimizers.policy.model
         sums: dict[str, float] = {}
-        for batch in passes:
+        for batch, weight in passes.weighted():
             with self.settings.autocast():
                 with torch.no_grad():
-                    known = target_states(self.teacher, batch)
-                states = target_states(policy, batch)
+                    known = within(self.teacher, partial(target_states, batch=batch), then_release=False)
+                states = within(policy, partial(target_states, batch=batch))
             tokens = teacher_chunk_tokens(len(policy.get_output_embeddings().weight), states.device.type)
             gradients = []
             # The logits of a chunk are gone before those of the next, so no [tokens, vocabulary] exists; and the backward pass
@@ -46,12 +47,14 @@ class Distiller(Learner):
             for chunk, other in zip(states.split(tokens), known.split(tokens), strict=True):
                 leaf = chunk.detach().requires_grad_()
                 losses, numbers = self._divergences(leaf, other)
-                (losses.sum() / count).backward()
+                with without_exchange(policy):
+                    (losses.sum() / count * weight).backward()
                 gradients.append(leaf.grad)
-                for name, values in {"loss/divergence_avg": losses.detach(), **numbers}.items():
+                for name, values in {"loss/divergence_avg": losses.detach(), **numbers}.items() if weight else ():
                     sums[name] = sums.get(name, 0.0) + float(values.sum())
+            release(self.teacher)
             states.backward(torch.cat(gradients))
-        return {name: value / count for name, value in sums.items()}
+        return {name: total / count for name, total in total_numbers(sums).items()}
 
     def _divergences(self, states: Tensor, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """[tokens] losses, and what is logged of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch import Tensor
 from align.config.online import Rewards, RewardTraining
 from align.losses.ppo import kl_penalized_rewards
 from align.training.online.advantage import Advantage, RewardedBatch
-from align.training.online.layout import Episode, PackedEpisodes, completion_offsets, to_rows
+from align.training.online.layout import Episode, completion_offsets, to_rows
 from align.training.online.models import Models, policy_logps, policy_logps_and_entropy, token_values
 from align.training.online.rollout import Rollout
+from align.training.online.shares import Passes, fill_from_all
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,22 @@ def make_experience(
     reference_logps = torch.zeros_like(logps) if config.needs_reference else None
     values = None if models.value is None else torch.zeros_like(logps)
 
-    def fill_in(passes: list[PackedEpisodes]) -> None:
-        for batch in passes:
-            logps[batch.tokens], entropy[batch.tokens] = policy_logps_and_entropy(models.policy, batch, settings)
-            if reference_logps is not None:
-                with models.as_reference() as reference:
-                    reference_logps[batch.tokens] = policy_logps(reference, batch, settings)
-            if values is not None:
-                values[batch.tokens] = token_values(models.value, batch, settings) - score_bias
+    def fill_in(passes: Passes) -> None:
+        for batch, weight in passes.weighted():
+            found = policy_logps_and_entropy(models.policy, batch, settings)
+            with models.as_reference() if reference_logps is not None else contextlib.nullcontext() as reference:
+                of_reference = None if reference is None else policy_logps(reference, batch, settings)
+            of_value = None if values is None else token_values(models.value, batch, settings) - score_bias
+            if not weight:
+                continue
+            logps[batch.tokens], entropy[batch.tokens] = found
+            if reference_logps is not None and of_reference is not None:
+                reference_logps[batch.tokens] = of_reference
+            if values is not None and of_value is not None:
+                values[batch.tokens] = of_value
 
     settings.run_passes(episodes, range(len(episodes)), fill_in)
+    fill_from_all([tensor for tensor in (logps, entropy, reference_logps, values) if tensor is not None])
     scores = shaped_scores(rollout.scores, rollout.ended, config, score_bias).to(settings.device)
     logps_rows, mask = to_rows(logps, offsets)
     # Without a reference there is no difference to one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from align.runtime.seed import derive_seed
 from align.training.online.experience import Experience
 from align.training.online.layout import Episode, PackedEpisodes, to_rows
 from align.training.online.models import ForwardSettings, Models, policy_logps, token_values, trainable
+from align.training.online.shares import Passes, total_numbers
 from align.training.optimizer import make_optimizer
+from align.training.sharding import local_part, sum_gradients, whole_tensor
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,24 @@ class LearningModel:
         Raises:
             StageError: if it is not finite.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(trainable(self.model), max_norm))
+        parameters = trainable(self.model)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # accelerate's own fails for the second of two sharded models.
+        total = whole_tensor(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+        norm = float(total)
         if not math.isfinite(norm):
             raise StageError(
                 f"The gradient norm of the {self.name} model is {norm}; this update was not made",
                 hint="Lower learning_rate, set precision: float32, or look at the scores: are they of a sensible size?",
             )
         return norm
+
+    def add_gradients_of_all(self) -> None:
+        """Of all processes, where each has the model whole; of a sharded model they are added up with each backward pass."""
+        parameters = trainable(self.model)
+        if local_part(parameters[0]) is parameters[0]:
+            sum_gradients(parameters)
 
     def step(self) -> None:
         self.optimizer.step()
@@ -134,8 +147,8 @@ class LearningPhase:
     """Numbers of every update that was made."""
 
 
-Accumulate = Callable[[list[PackedEpisodes]], dict[str, float]]
-"""Adds the gradients of one mini-batch up over its passes, and returns its numbers."""
+Accumulate = Callable[[Passes], dict[str, float]]
+"""Adds the gradients of one mini-batch up over the passes of this process, and returns the numbers of all."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,7 @@ class Learner:
     ) -> None:
         """Learn from one rollout batch, from where `phase` stands; the numbers of every update join it, under TRL's names.
 
-        What losses are divided by is counted over the whole mini-batch, whatever forward passes it is cut into.
+        What losses are divided by is counted over the whole mini-batch, whatever processes and forward passes share it.
 
         Args:
             rollout: number of the rollout batch.
@@ -212,6 +225,7 @@ class Learner:
             numbers["lr"] = policy.schedule.get_last_lr()[0]
         # All norms are checked before the first step, so that no model is ahead of the other after an error.
         for learner in learners:
+            learner.add_gradients_of_all()
             numbers[f"{learner.name}/grad_norm"] = learner.clip_gradients(self.config.max_grad_norm)
         for learner in learners:
             learner.step()
@@ -237,18 +251,17 @@ class PolicyLearner(Learner):
         experience: Experience,
         score_bias: float,
         learn_policy: bool,
-        passes: Sequence[PackedEpisodes],
+        passes: Passes,
         *,
         kl_coef: float = 0.0,
     ) -> dict[str, float]:
         """Gradients of one mini-batch. They add up over its passes; each pass frees its graph."""
         self.clear_gradients()
-        config, count = self.config, sum(len(batch.tokens) for batch in passes)
-        completions = sum(len(batch.offsets) - 1 for batch in passes)
+        config, count, completions = self.config, passes.tokens, passes.completions
         aggregation = config.surrogate.aggregation
         divisor = {"tokens": count, "sequences": completions, "constant": completions * config.max_completion_tokens}[aggregation]
         sums: dict[str, Tensor] = {}
-        for batch in passes:
+        for batch, weight in passes.weighted():
             old = experience.at(batch.tokens)
             value_losses, value_numbers = self._value_losses(batch, old, score_bias)
             with torch.set_grad_enabled(learn_policy):
@@ -260,10 +273,12 @@ class PolicyLearner(Learner):
                 policy_losses, kl_numbers = policy_losses + kl_coef * kl, {"loss/kl_avg": kl.detach()}
             if value_losses is not None and config.value_settings is not None:
                 # Divided by the tokens of the mini-batch, not of the pass, so that the size of a pass changes no gradient.
-                (config.value_settings.vf_coef * value_losses.sum() / count).backward()
+                (config.value_settings.vf_coef * value_losses.sum() / count * weight).backward()
             if learn_policy:
                 weighted = policy_losses / batch.lengths(logps.device) if aggregation == "sequences" else policy_losses
-                (weighted.sum() / divisor).backward()
+                (weighted.sum() / divisor * weight).backward()
+            if not weight:
+                continue
             numbers = {
                 "loss/policy_avg": policy_losses.detach(),
                 "policy/clipfrac_avg": policy.clipped,
@@ -274,7 +289,7 @@ class PolicyLearner(Learner):
             }
             for name, values_of_pass in numbers.items():
                 sums[name] = sums.get(name, torch.zeros((), device=logps.device)) + values_of_pass.sum()
-        return {name: float(value) / count for name, value in sums.items()}
+        return {name: total / count for name, total in total_numbers({name: float(sums[name]) for name in sums}).items()}
 
     def _policy_loss(self, batch: PackedEpisodes, old: Experience, logps: Tensor) -> PolicyLoss:
         """[completion tokens] of each; in rows of one completion each while the loss is computed, as it may have one ratio."""

@@ -20,9 +20,13 @@ from align.models.lora import merged_weights
 from align.models.sizes import EPISODE_ROW_TOKENS
 from align.models.trainable import TrainableModel, load_trainable
 from align.runtime.device import frozen_dtype
+from align.runtime.group import all_of
 from align.runtime.seed import derive_seed
+from align.runtime.spread import ALONE, Spread
 from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
+from align.training.online.shares import Passes
 from align.training.pass_size import PassSize
+from align.training.sharding import local_part, own_share, place, release, whole, whole_tensor, within
 
 T = TypeVar("T")
 
@@ -40,11 +44,27 @@ class ForwardSettings:
     pad_token_id: int
     longest_shared_row: int | None = None
     """Of the models, see `align.models.attention`."""
+    rank: int = 0
+    """Of this process among those that train together."""
+    spread: Spread = ALONE
+    """The processes that train together."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def passes(self, episodes: Sequence[Episode], chosen: Sequence[int]) -> list[PackedEpisodes]:
+    def passes(self, episodes: Sequence[Episode], chosen: Sequence[int]) -> Passes:
+        """This process's share of the chosen episodes; all processes call it together."""
+        processes, is_sharded = self.spread.processes, self.spread.strategy == "fsdp2"
+        own = self._packed(episodes, [chosen[place] for place in own_share(len(chosen), self.rank, processes)])
+        fillers: list[PackedEpisodes] = []
+        if is_sharded and (missing := max(all_of(len(own))) - len(own)):
+            fillers = self._packed(episodes, [min(chosen, key=lambda index: len(episodes[index]))]) * missing
+        tokens = sum(len(episodes[index].completion_token_ids) for index in chosen)
+        return Passes(own, fillers, tokens, len(chosen), scale=processes if is_sharded else 1)
+
+    def _packed(self, episodes: Sequence[Episode], chosen: Sequence[int]) -> list[PackedEpisodes]:
+        if not chosen:
+            return []
         packed = pack_episodes(
             episodes,
             chosen,
@@ -55,11 +75,16 @@ class ForwardSettings:
         )
         return [batch.to(self.device) for batch in packed]
 
-    def run_passes(self, episodes: Sequence[Episode], chosen: Sequence[int], compute: Callable[[list[PackedEpisodes]], T]) -> T:
-        """What `compute` returns for the passes of the chosen episodes; after an out-of-memory error it gets smaller ones."""
+    def run_passes(self, episodes: Sequence[Episode], chosen: Sequence[int], compute: Callable[[Passes], T]) -> T:
+        """What `compute` returns for the passes of the chosen episodes; after an out-of-memory error it gets smaller ones.
+
+        Not where several processes train: the others would wait for passes that this one has given up.
+        """
+        if self.spread.processes > 1:
+            return compute(self.passes(episodes, chosen))
         return self.pass_size.retry(
             lambda: compute(self.passes(episodes, chosen)),
-            used=lambda: max(batch.input_ids.numel() for batch in self.passes(episodes, chosen)),
+            used=lambda: max(batch.input_ids.numel() for batch in self.passes(episodes, chosen).own),
             smallest=lambda: max(len(episodes[index]) for index in chosen),
         )
 
@@ -78,13 +103,20 @@ class Models:
     differ_from_folder: bool
     """Whether the policy's weights are not exactly those of its folder before the first update: rounded to fewer bits."""
     initial_adapter: Mapping[str, Tensor] = field(default_factory=dict)
-    """The adapter's parameters before the first step, by name."""
+    """The adapter's parameters before the first step, by name; of a sharded one the part of this process."""
 
     def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What an engine needs of the policy, by the names in its folder. An adapter is merged tensor by tensor."""
-        if self.initial_adapter:
-            return merged_weights(self.policy)
-        return ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
+        """What an engine needs of the policy, by the names in its folder. An adapter is merged tensor by tensor.
+
+        All processes go through it together: a policy that they divide comes whole, one parameter after the other.
+        """
+        release(self.policy)
+        if not self.initial_adapter:
+            yield from ((name, whole_tensor(parameter.detach())) for name, parameter in self.policy.named_parameters())
+            return
+        with whole(self.policy, keep=self.settings.rank == 0):
+            if self.settings.rank == 0:
+                yield from merged_weights(self.policy)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Any]:
@@ -92,16 +124,17 @@ class Models:
         if self.reference is not None:
             yield self.reference
             return
-        trained = {name: value for name, value in self.policy.named_parameters() if name in self.initial_adapter}
-        # Tensors change places; no weight is copied.
-        now = {name: value.data for name, value in trained.items()}
+        trained = {
+            name: local_part(value.detach()) for name, value in self.policy.named_parameters() if name in self.initial_adapter
+        }
+        now = {name: value.clone() for name, value in trained.items()}
         try:
             for name, value in trained.items():
-                value.data = self.initial_adapter[name]
+                value.copy_(self.initial_adapter[name])
             yield self.policy
         finally:
             for name, value in trained.items():
-                value.data = now[name]
+                value.copy_(now[name])
 
 
 def trainable(model: Any) -> list[Tensor]:
@@ -148,42 +181,55 @@ def load_models(
         )
         if value.zero_head:
             torch.nn.init.zeros_(value_model.score.weight)
-        value_model.to(settings.device).eval()
-    trained = load_trainable(policy, frozen_dtype=frozen).to(settings.device).eval()
+        value_model = place(value_model.eval(), settings.spread)
+    trained = place(load_trainable(policy, frozen_dtype=frozen).eval(), settings.spread)
     reference: Any = None
     if teacher is not None or (with_reference and policy.peft is None):
-        reference = load_causal_lm(teacher or policy.folder, dtype=frozen)
-        reference.to(settings.device).eval().requires_grad_(False)
-    if teacher is not None:
-        check_logits(reference, str(teacher.path))
+        reference = load_causal_lm(teacher or policy.folder, dtype=frozen).eval().requires_grad_(False)
+        if settings.spread.strategy != "fsdp2":
+            reference.to(settings.device)
+        if teacher is not None:
+            check_logits(reference, str(teacher.path))
+        reference = place(reference, settings.spread)
     limits = [longest_shared_row(model) for model in (trained, value_model, reference) if model is not None]
     settings = replace(settings, longest_shared_row=min((limit for limit in limits if limit is not None), default=None))
     initial, differs = {}, False
     if policy.peft is not None:
-        initial = {name: parameter.detach().clone() for name, parameter in trained.named_parameters() if parameter.requires_grad}
+        learning = ((name, parameter) for name, parameter in trained.named_parameters() if parameter.requires_grad)
+        initial = {name: local_part(parameter.detach()).clone() for name, parameter in learning}
         differs = policy.is_quantized or frozen != "float32"
     return Models(trained, reference, value_model, settings, differ_from_folder=differs, initial_adapter=initial)
 
 
 def policy_logps(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] log-probability of every sampled token, nats; carries the gradient."""
+
+    def compute(model: Any) -> Tensor:
+        return target_logps(model, target_states(model, batch), batch.targets, temperature=settings.temperature)
+
     with settings.autocast():
-        states = target_states(model, batch)
-        return target_logps(model, states, batch.targets, temperature=settings.temperature)
+        return within(model, compute)
 
 
 @torch.no_grad()
 def policy_logps_and_entropy(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> LogpsAndEntropy:
     """[completion tokens] log-probability of every sampled token, and the entropy it was drawn with, nats."""
+
+    def compute(model: Any) -> LogpsAndEntropy:
+        return target_logps_and_entropy(model, target_states(model, batch), batch.targets, temperature=settings.temperature)
+
     with settings.autocast():
-        states = target_states(model, batch)
-        return target_logps_and_entropy(model, states, batch.targets, temperature=settings.temperature)
+        return within(model, compute)
 
 
 def token_values(model: Any, batch: PackedEpisodes, settings: ForwardSettings) -> Tensor:
     """[completion tokens] value of the state before each token was drawn, float32; carries the gradient."""
+
+    def compute(model: Any) -> Tensor:
+        return in_float32(model.score, target_states(model, batch))[:, 0].clone()
+
     with settings.autocast():
-        return in_float32(model.score, target_states(model, batch))[:, 0]
+        return within(model, compute)
 
 
 def target_states(model: Any, batch: PackedEpisodes) -> Tensor:

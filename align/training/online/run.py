@@ -28,6 +28,7 @@ from align.training.online.rollout import RolloutSampler
 from align.training.online.trainer import OnlineTrainer
 from align.training.online.value import ValueModel
 from align.training.pass_size import PassSize
+from align.training.sharding import whole
 
 
 def run_online(
@@ -89,6 +90,8 @@ def _run(
         config.temperature,
         PassSize(config.micro_batch_tokens, "tokens"),
         chat_format.pad_token_id,
+        rank=context.rank,
+        spread=context.spread,
     )
     require_for_optimizer(config.optimizer, context.name)
     value_start = None if value_model is None else value_model.start(start)
@@ -113,18 +116,23 @@ def _run(
         seed=context.seed,
         group_size=1 if advantage is None else advantage.group_size,
     )
-    engine = open_engine(
-        config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
-    )
+    # One process samples and scores for all.
+    engine = None
+    if context.is_first:
+        engine = open_engine(
+            config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
+        )
     result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()
-    with context.saving():
-        save_trained(models.policy, chat_format, context.output / MODEL_FOLDER, start)
-    write_rows(context.output / DROPS_NAME, encoded.drops)
-    result.history.write(context.output / METRICS_NAME)
+    with context.saving(), whole(models.policy, keep=context.is_first):
+        if context.is_first:
+            save_trained(models.policy, chat_format, context.output / MODEL_FOLDER, start)
+    if context.is_first:
+        write_rows(context.output / DROPS_NAME, encoded.drops)
+        result.history.write(context.output / METRICS_NAME)
     return StageOutcome(
         metrics=result.metrics,
         rows_in=len(records),
         rows_out=len(encoded.rows),
         dropped=encoded.dropped(),
-        versions={engine.name: engine.version},
+        versions={} if engine is None else {engine.name: engine.version},
     )

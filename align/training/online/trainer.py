@@ -5,10 +5,11 @@ Ouyang et al. 2022 (InstructGPT), appendix C.4; Huang et al. 2024, "The N+ imple
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from align.config.online import DistillTraining, OnlineTraining
 from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
-from align.models.trainable import count_trained
 from align.runtime.context import RunContext
+from align.runtime.group import from_first
 from align.training import checkpoint
 from align.training.loop import TrainingHistory
 from align.training.online.advantage import Advantage
@@ -34,14 +35,13 @@ from align.training.online.experience import (
 from align.training.online.learner import Learner, LearningPhase, Optimizers, PolicyLearner, num_mini_batches
 from align.training.online.models import Models, trainable
 from align.training.online.noted import unusual
-from align.training.online.rollout import Rollout, RolloutSampler, ScoredEpisode
+from align.training.online.rollout import Rollout, RolloutSampler, SampledEpisode, ScoredEpisode
 from align.training.online.state import TrainerState, load_state, save_state
+from align.training.online.summary import summary
 
 MAX_KL_ERROR = 0.2
 SHOWN = (("score", "objective/scores"), ("kl", "objective/kl"), ("kl", "teacher/kl"))
 """What progress shows of a rollout batch, where it has it: short name and metric."""
-FIRST = (("scores_first", "objective/scores"), ("teacher/kl_first", "teacher/kl"))
-"""Numbers of the first rollout batch that the manifest keeps, and their metrics."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OnlineTrainer:
         self,
         models: Models,
         sampler: RolloutSampler,
-        engine: TextEngine,
+        engine: TextEngine | None,
         context: RunContext,
         config: OnlineTraining,
         advantage: Advantage | None,
@@ -68,7 +68,7 @@ class OnlineTrainer:
 
         Args:
             advantage: None for a method that learns from a teacher, the reference in `models`.
-            engine: runs the model that training starts from; it is closed at the end.
+            engine: runs the model that training starts from; it is closed at the end. Of several processes the first has one.
         """
         self._models = models
         self._sampler = sampler
@@ -120,17 +120,31 @@ class OnlineTrainer:
             if self._kl_limit is not None:
                 self._state.new_tokens += phase.new_tokens  # the last batch only measured the KL
         finally:
-            self._engine.close()
+            if self._engine is not None:
+                self._engine.close()
         if stopped_by_kl:
             self._restore_policy(phase.numbers)
-        return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), self._metrics(stopped_by_kl))
+        metrics = summary(self._state, self._config, self._models, stopped_by_kl=stopped_by_kl)
+        return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), metrics)
 
     def _let_engine_sleep(self) -> None:
-        self._engine.sleep()
+        if self._engine is not None:
+            self._engine.sleep()
         self._engine_sleeps = True
 
+    def _hand_over_weights(self) -> None:
+        """Give the engine those of the policy, which all processes put together."""
+        weights = self._models.policy_weights()
+        if self._engine is None:
+            collections.deque(weights, maxlen=0)
+        else:
+            if self._engine_sleeps:
+                self._engine.wake_up()
+            self._engine.update_weights(weights)
+        self._engine_sleeps = False
+
     def _sample_and_score(self, *, drawn: int, groups: int) -> list[ScoredEpisode]:
-        """Completions of the policy as it is.
+        """Completions of the policy as it is; the first process alone samples and scores.
 
         Args:
             drawn: prompts that were drawn for this rollout batch before.
@@ -142,16 +156,15 @@ class OnlineTrainer:
         # it has none.
         if state.rollouts > 0 or self._models.differ_from_folder or self._engine_sleeps:
             with self._timed("sync"):
-                if self._engine_sleeps:
-                    self._engine.wake_up()
-                    self._engine_sleeps = False
-                self._engine.update_weights(self._models.policy_weights())
+                self._hand_over_weights()
+        sampled: list[SampledEpisode] = []
         with self._timed("rollout"):
-            sampled = self._sampler.sample(state.rollouts, self._engine, after=state.refilled + drawn, groups=groups)
+            if self._engine is not None:
+                sampled = self._sampler.sample(state.rollouts, self._engine, after=state.refilled + drawn, groups=groups)
             self._let_engine_sleep()
         self._check_stop()
         with self._timed("score"):
-            return self._sampler.score(sampled)
+            return self._sampler.score(sampled) if sampled else []
 
     def _roll_out(self) -> LearningPhase:
         """Sample and score, and compute what the updates need. Changes nothing but the score bias."""
@@ -163,19 +176,28 @@ class OnlineTrainer:
             missing = size - (drawn - len(equal))
             scored += self._sample_and_score(drawn=drawn, groups=missing)
             drawn += missing
-            equal = set() if settings is None else self._sampler.equal_groups(scored)
+            equal = set() if settings is None else from_first(self._sampler.equal_groups(scored))
             if not equal:
                 break
         # Where no group teaches anything, equal ones do no harm.
         skipped = equal if refills and len(equal) < drawn else set()
-        rollout = self._sampler.rollout(scored, skipped=skipped)
-        self._context.sample(state.rollouts, rollout.texts)
+        # An error of the first process ends all of them.
+        rollout = self._sampler.rollout(scored, skipped=skipped) if self._context.is_first else None
+        sampled = [row.sampled for row in scored]
+        new_tokens = sum(len(episode.completion.token_ids) for episode in sampled)
+        scored_tokens = new_tokens + sum(len(episode.prompt_token_ids) for episode in sampled)
+        if rollout is not None:
+            self._context.sample(state.rollouts, rollout.texts)
+            rollout = replace(rollout, texts=[])
+        rollout, counts = from_first((rollout, (len(scored), new_tokens, scored_tokens)))
+        assert rollout is not None
         # Set once, while the policy is still the reference: a bias that follows the policy would cancel its progress.
         value_config = self._config.value_settings
         if state.rollouts == 0 and value_config is not None and value_config.center_scores:
             state.score_bias = float(rollout.scores.mean())
         with self._timed("experience"):
             experience, numbers = self._experience(rollout)
+        numbers = from_first(numbers)  # decisions follow from them
         self._check_stop()
         episodes = rollout.episodes
         if settings is not None and experience is not None:
@@ -184,16 +206,15 @@ class OnlineTrainer:
                 episodes, experience = without_cut_ones(rollout, experience)
                 numbers["rollout/truncated_masked"] = 1 - len(episodes) / len(rollout.episodes)
         self._note_unusual(numbers)
-        sampled = [row.sampled for row in scored]
-        new_tokens = sum(len(episode.completion.token_ids) for episode in sampled)
+        num_scored, new_tokens, scored_tokens = counts
         return LearningPhase(
             episodes,
             experience,
             numbers,
             rollout.nonfinite,
             new_tokens,
-            scored=len(scored),
-            scored_tokens=new_tokens + sum(len(episode.prompt_token_ids) for episode in sampled),
+            scored=num_scored,
+            scored_tokens=scored_tokens,
             refilled=drawn - size,
             truncated=len(rollout.episodes) - len(episodes),
         )
@@ -259,7 +280,7 @@ class OnlineTrainer:
         per_batch = {"episodes": float(self._config.rollout_batch_size)}
         self._context.progress("train", state.rollouts, self._num_rollouts, "rollouts", per_batch, **shown)
         steps = self._config.checkpoint_steps
-        is_due = self._clock.is_due() or (steps is not None and state.rollouts % steps == 0)
+        is_due = from_first(self._clock.is_due()) or (steps is not None and state.rollouts % steps == 0)
         if is_due and state.rollouts < self._num_rollouts:
             self._write_checkpoint()
 
@@ -282,54 +303,6 @@ class OnlineTrainer:
             f"{limit:g}; the policy from before the last updates is kept"
         )
 
-    def _metrics(self, stopped_by_kl: bool) -> dict[str, Any]:
-        state = self._state
-        work = sum(state.seconds.get(kind, 0.0) for kind in ("rollout", "score", "experience", "train", "sync"))
-        episodes = state.rollouts * self._config.rollout_batch_size
-        names = (
-            *("objective/scores", "objective/kl", "val/explained_var", "policy/clipfrac_avg", "rollout/sampler_gap"),
-            *("zero_variance_groups", "rollout/truncated_masked", "teacher/kl", "teacher/agreement"),
-        )
-        first, last = state.rows[0], state.rows[-1]
-        return {
-            "rollouts": state.rollouts,
-            "episodes": episodes,
-            "new_tokens": state.new_tokens,
-            "tokens": state.tokens,
-            "trained_tokens": state.trained_tokens,
-            **({} if self._rewards is None else {"stopped_by_kl_limit": stopped_by_kl}),
-            **{short: first[name] for short, name in FIRST if name in first},
-            **{name: last[name] for name in names if name in last},
-            **self._reward_metrics(),
-            "trained_parameters": count_trained(self._models.policy),
-            "precision": self._models.settings.precision,
-            "micro_batch_tokens": self._models.settings.pass_size.size,
-            "gradient_checkpointing": self._models.settings.pass_size.recomputes,
-            "seconds": {kind: round(seconds, 3) for kind, seconds in state.seconds.items()},
-            "sync_share": round(state.seconds.get("sync", 0.0) / work, 5),
-            "episodes_per_second": round(episodes / work, 2),
-        }
-
-    def _reward_metrics(self) -> dict[str, Any]:
-        """Of a method that learns from scores; of one on groups also what it sampled beyond what it learned from."""
-        state = self._state
-        if self._rewards is None:
-            return {}
-        metrics = {
-            "policy/approxkl_max": max(row.get("policy/approxkl_avg", 0.0) for row in state.rows),
-            "kl_coef": state.kl_coef,
-            "score_bias": state.score_bias,
-            "nonfinite_scores": state.nonfinite,
-        }
-        if self._config.group_settings is None:
-            return metrics
-        return metrics | {
-            "scored_completions": state.scored,
-            "scored_tokens": state.scored_tokens,
-            "replaced_groups": state.refilled,
-            "truncated_completions": state.truncated,
-        }
-
     @contextlib.contextmanager
     def _timed(self, kind: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -344,7 +317,10 @@ class OnlineTrainer:
         Args:
             phase: what is learned from at present.
         """
-        number = self._context.stop_requested()
+        if not self._context.is_first:
+            # Shown to nobody: who watches over the processes sees that this one goes on.
+            self._context.progress("train", self._state.rollouts, self._num_rollouts, "rollouts")
+        number = from_first(self._context.stop_requested())
         if number is None:
             return
         updates = len(phase.updates) if phase is not None else 0
@@ -360,17 +336,21 @@ class OnlineTrainer:
         folder = self._checkpoints / f"{checkpoint.PREFIX}{self._state.rollouts}"
         with self._timed("checkpoint"), self._context.saving():
             # Without updates since, a checkpoint of this name was written when its rollout batch was done.
-            if phase is not None or checkpoint.problem_with(folder) is not None:
+            first = self._context.is_first
+            if from_first(phase is not None or (first and checkpoint.problem_with(folder) is not None)):
                 new = folder.with_name("unfinished")
-                save_state(new, self._state, self._optimizers, self._policy_before, phase)
-                checkpoint.seal(new)
-                checkpoint.replace(folder, new)
-                checkpoint.remove_old(self._checkpoints)
+                save_state(new, self._state, self._optimizers, self._policy_before, phase, writes=first)
+                if first:
+                    checkpoint.seal(new)
+                    checkpoint.replace(folder, new)
+                    checkpoint.remove_old(self._checkpoints)
         self._clock.restart()
 
     def _resume(self) -> LearningPhase | None:
         """Go back to the newest checkpoint; what it had begun to learn from, if anything."""
-        start = checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note)
+        # One process moves damaged ones aside; the others take what it found.
+        first = self._context.is_first
+        start = from_first(checkpoint.newest_valid(self._checkpoints, on_damage=self._context.note) if first else None)
         if start is None:
             return None
         self._state, self._policy_before, phase = load_state(start, self._optimizers, self._models.settings.device)

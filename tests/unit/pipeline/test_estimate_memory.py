@@ -216,7 +216,7 @@ def test_what_a_step_towards_a_teacher_allocates_is_what_is_counted(tmp_path: An
     start = TrainableModel(folder, None, tmp_path, "distill")
     models = load_models(start, None, settings, seed=0, with_reference=False, teacher=folder)
     learner = Distiller(Optimizers.of(models, config, num_rollouts=1), settings, config, 0, models.reference)
-    passes = list(settings.passes([Episode([5], [6] * tokens)], range(1)))
+    passes = settings.passes([Episode([5], [6] * tokens)], range(1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         learner._accumulate(passes)
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]

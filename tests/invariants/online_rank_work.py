@@ -1,0 +1,113 @@
+"""Online stages that run in one process or in several, for tests that compare them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from align.engines.transformers_engine import TransformersEngine
+from align.errors import Interrupted
+from align.records import Message, Prompt
+from align.runtime.group import wait_for_all
+from align.runtime.rank import Rank
+from align.runtime.ranks import run_ranks
+from align.runtime.spread import Spread
+from align.stages import distill, grpo, ppo, rloo
+from align.store.artifact import ROWS_NAME, write_rows
+from align.testing import input_artifact, stage_context, tiny_causal_lm
+
+TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
+RULES = {"rules": {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}}
+# An epsilon as large as gradients: Adam would make a whole step of the rounding of a small one.
+COMMON: dict[str, Any] = {
+    "model": "base", "prompts": "prompts", "engine": "transformers", "precision": "float32", "max_prompt_tokens": 96,
+    "num_episodes": 36, "rollout_batch_size": 12, "mini_batch_size": 5, "ppo_epochs": 2, "max_completion_tokens": 6,
+    "learning_rate": 1e-2, "adam_epsilon": 1e-2, "weight_decay": 0.1, "micro_batch_tokens": 40, "checkpoint_steps": 1,
+}  # fmt: skip
+SCORED: dict[str, Any] = {**COMMON, "scorers": {"short": RULES}}
+GROUPS: dict[str, Any] = {**SCORED, "group_size": 4, "truncated": "score"}
+LORA = {"method": "lora", "rank": 2}
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "grpo": (grpo, GROUPS),
+    # Groups are replaced, completions left out, so that some processes have no passes; one mini-batch of several passes.
+    "everything": (grpo, {**GROUPS, "group_size": 2, "kl_coef": 0.05, "refill_limit": 1, "truncated": "mask", "ppo_epochs": 1,
+                          "loss_aggregation": "sequences", "ratio_level": "sequence", "update_kl_limit": 10.0}),
+    "tied": (grpo, {**GROUPS, "model": "tied", "loss_aggregation": "constant"}),
+    "recompute": (grpo, {**GROUPS, "gradient_checkpointing": True}),
+    "lora": (grpo, {**GROUPS, "peft": LORA, "kl_coef": 0.05}),
+    "rloo": (rloo, {**GROUPS, "kl_coef": 0.05}),
+    "ppo": (ppo, {**SCORED, "value_learning_rate": 2e-2}),
+    "ppo_lora": (ppo, {**SCORED, "peft": LORA, "whiten_rewards": True, "critic_warmup_batches": 1}),
+    "distill": (distill, {**COMMON, "teacher": "teacher", "watch": {"short": RULES}}),
+    "distill_lora": (distill, {**COMMON, "model": "tied", "teacher": "teacher", "beta": 0.5, "peft": LORA}),
+}  # fmt: skip
+
+
+def write_inputs(folder: Path) -> None:
+    """A model with a head of its own, one whose head is its embedding, a wider teacher, and prompts."""
+    tiny_causal_lm(folder / "base", texts=TEXTS, seed=2)
+    tiny_causal_lm(folder / "tied", texts=TEXTS, seed=2, tie_word_embeddings=True)
+    tiny_causal_lm(folder / "teacher", texts=TEXTS, seed=3, hidden_size=48)
+    prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]
+    write_rows(folder / "prompts" / ROWS_NAME, prompts)
+
+
+def run_kinds(
+    inputs: Path, folder: Path, spread: Spread, kinds: Sequence[str], *, stop_at: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """The outcome of each kind of stage, whose files are in a folder of its name; None for one that was stopped.
+
+    Args:
+        stop_at: number of the question, of a process, whether to stop.
+    """
+    work: Any = partial(_run_all, inputs=inputs, folder=folder, spread=spread, kinds=kinds, stop_at=stop_at, changes=changes)
+    if not spread.is_shared:
+        return work(Rank(0, 1, lambda event: None, lambda: None))  # type: ignore[no-any-return]
+    found = run_ranks(work, spread, folder=folder / "ranks", emit=lambda event: None, stop_requested=lambda: None)
+    return found.value  # type: ignore[no-any-return]
+
+
+def _run_all(
+    rank: Rank, *, inputs: Path, folder: Path, spread: Spread, kinds: Sequence[str], stop_at: int | None, changes: dict[str, Any]
+) -> dict[str, Any]:
+    return {kind: _run(rank, kind, inputs, folder / kind / "output", spread, stop_at, changes) for kind in kinds}
+
+
+def _run(rank: Rank, kind: str, inputs: Path, output: Path, spread: Spread, stop_at: int | None, changes: dict[str, Any]) -> Any:
+    asked = [0]
+
+    def stop_requested() -> int | None:
+        asked[0] += 1
+        return signal.SIGTERM if asked[0] == stop_at else None
+
+    stage, fields = KINDS[kind]
+    config = stage.Config.model_validate({**fields, **changes})
+    kinds = {"base": "model", "tied": "model", "teacher": "model", "prompts": "prompts"}
+    artifacts = {name: input_artifact(name, inputs / name, of) for name, of in kinds.items()}
+    wait_for_all()
+    context = stage_context(
+        config, output, artifacts, emit=rank.emit, stop_requested=stop_requested, rank=rank.number, spread=spread
+    )
+    if kind == "everything":
+        TransformersEngine.generate = _half_end  # type: ignore[method-assign]
+    try:
+        return stage.run(context)
+    except Interrupted:
+        return None
+    finally:
+        TransformersEngine.generate = _generate  # type: ignore[method-assign]
+
+
+_generate = TransformersEngine.generate
+
+
+def _half_end(self: Any, requests: Any, settings: Any) -> Any:
+    """Says of every second completion that it ended by itself, as a random model's hardly ever does."""
+    groups = _generate(self, requests, settings)
+    for group in groups:
+        for completion in group[::2]:
+            object.__setattr__(completion, "finish_reason", "stop")
+    return groups
