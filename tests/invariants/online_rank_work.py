@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 def write_inputs(folder: Path) -> None:
     """A model with a head of its own, one whose head is its embedding, a wider teacher, and prompts."""
-    tiny_causal_lm(folder / "base", texts=TEXTS, seed=2)
+    tiny_causal_lm(folder / "base", texts=TEXTS, seed=2, tie_word_embeddings=False)
     tiny_causal_lm(folder / "tied", texts=TEXTS, seed=2, tie_word_embeddings=True)
     tiny_causal_lm(folder / "teacher", texts=TEXTS, seed=3, hidden_size=48)
     prompts = [Prompt(id=f"p{n}", prompt=[Message(role="user", content=text)]) for n, text in enumerate(TEXTS)]

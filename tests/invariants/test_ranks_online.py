@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 ALL = tuple(KINDS)
 SOME = ("grpo", "ppo", "lora", "distill")
 SPREADS = {Spread(2, "ddp"): ALL, Spread(2, "fsdp2"): ALL, Spread(4, "fsdp2"): SOME, Spread(1, "fsdp2"): SOME[:1]}
-CURVES, WEIGHTS = 1e-5, 1e-5
+# Sums in another order. Measured in float32: curves 5e-7 of a number, weights 2.4e-7.
+CURVES, WEIGHTS = 1e-5, 2e-6
 CLOCKS = {"seconds", "sync_share", "episodes_per_second"}
 
 
