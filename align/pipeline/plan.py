@@ -289,9 +289,15 @@ def _check_complete(plan: Plan) -> None:
     for stage in plan.stages:
         lacking = [name for name in stage.inputs if name in missing]
         if stage.status == "run" and lacking:
+            *others, last = lacking
+            names, none = f"{', '.join(others)} and {last}", "which have no result yet and are"
+            if not others:
+                names, none = last, "which has no result yet and is"
+            needed = needed_by(plan.recipe, stage.name) & missing
+            behind = [name for name in plan.recipe.stages if name in needed]
             raise RecipeError(
-                f"{stage.name} needs {', '.join(lacking)}, which has no result yet and is not among the chosen stages",
-                hint=f"Run it first: --until {lacking[0]}, or leave the choice out.",
+                f"{stage.name} needs {names}, {none} not among the chosen stages",
+                hint=f"`--until {stage.name}` runs it after what it needs: {listing(behind)}.",
             )
 
 
