@@ -26,7 +26,8 @@ def resolve_chat(settings: ChatSettings, folder: ModelFolder, *, locate: Callabl
     tokens = settings.add_tokens
     if tokens is None:
         tokens = list(CONTROL_TOKENS.get(settings.template or "", ()))
-    missing = missing_tokens(folder.check(), tokens) or None
+    # A plan can be made with a configuration alone.
+    missing = missing_tokens(folder if folder.is_configuration_alone else folder.check(), tokens) or None
     text = None if settings.template is None else _text_of(settings.template, locate, where)
     return settings.model_copy(update={"template": text, "add_tokens": missing})
 

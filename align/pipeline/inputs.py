@@ -103,13 +103,13 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store, *,
             folder, _ = fetch_model(spec.hub_id, spec.revision or "main")
     else:
         folder = recipe.locate(spec.path or "")
-    if sizes_only and is_configuration_alone(folder):
-        sizes = ModelFolder(folder)
-        return ResolvedInput(name, fingerprint({"kind": spec.kind, "config": sizes.config}), None, spec, None, model=sizes)
     if spec.chat is not None:
         where = recipe.where(("inputs", name, "chat", "template"))
         chat = resolve_chat(spec.chat, ModelFolder(folder), locate=recipe.locate, where=where)
         spec = spec.model_copy(update={"chat": chat})
+    if sizes_only and is_configuration_alone(folder):
+        sizes = ModelFolder(folder, spec.chat)
+        return ResolvedInput(name, fingerprint({"kind": spec.kind, "config": sizes.config}), None, spec, None, model=sizes)
     model = ModelFolder(folder, spec.chat).check()
     files = {
         path.name: store.hashes.of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def test_plan_says_that_no_weights_are_there(project: Path, tmp_path: Path, caps
     (project / "base" / "model.safetensors").unlink()
     assert main(["plan", str(project / "recipe.yaml"), "--out", str(tmp_path)]) == 0
     assert "base: no weights are here; its sizes are those of config.json" in capsys.readouterr().out
+
+
+def test_a_template_of_the_recipe_is_the_models_here_too(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was left out, and the plan then told to write what was written."""
+    (project / "base" / "model.safetensors").unlink()
+    settings = json.loads((project / "base" / "tokenizer_config.json").read_text())
+    (project / "base" / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": None}))
+    (project / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    plan = ["plan", str(project / "recipe.yaml"), "--out", str(tmp_path)]
+    assert main(plan) == 2
+    assert "the tokenizer has no chat template" in capsys.readouterr().err
+    assert main([*plan, "--set", "inputs.base.chat.template=chatml"]) == 0
+    assert "base: no weights are here" in capsys.readouterr().out
 
 
 def test_pickled_weights_are_refused_in_a_plan_too(project: Path, tmp_path: Path) -> None:
