@@ -14,7 +14,7 @@ from align.config.explain import kind_phrase
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
 from align.config.names import listing, unknown
-from align.config.paths import advice_on_missing
+from align.config.paths import advice_on_missing, locate
 from align.config.reference import FieldPath, kinds_of
 from align.config.sections import says_right_or_wrong
 
@@ -28,7 +28,7 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
     field, written = ("artifact", spec.artifact) if isinstance(spec, ArtifactInput) else ("path", spec.path)
     if written is None:
         return
-    place = folder / Path(written).expanduser()
+    place = locate(written, folder)
     if not written:
         yield Problem((*path, field), "must not be empty")
     elif not place.exists():
@@ -51,7 +51,7 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
     mixture = spec.mixture if isinstance(spec, DataInput) else None
     written |= {("mixture", name, "path"): part.path for name, part in (mixture or {}).items()}
     for field, text in written.items():
-        place = folder / Path(text or "").expanduser()
+        place = locate(text or "", folder)
         # An empty path would be the recipe's own folder, which exists.
         if text == "":
             yield Problem((*path, *field), "must not be empty")
@@ -267,7 +267,7 @@ def _place_of(name: str, graph: RecipeGraph) -> Any:
     spec = graph.inputs.get(name)
     if not isinstance(spec, DataInput) or spec.mixture is not None:
         return name
-    return (graph.folder / Path(spec.path).expanduser()).resolve() if spec.path else (spec.dataset, spec.subset, spec.split)
+    return locate(spec.path, graph.folder).resolve() if spec.path else (spec.dataset, spec.subset, spec.split)
 
 
 def _uses(scorer: Any, value: Any) -> bool:

@@ -14,7 +14,7 @@ from align.config.base import Problem, StrictModel
 from align.config.explain import kind_phrase
 from align.config.inputs import AnyInput, ArtifactInput, ModelInput, ModelKind
 from align.config.names import listing, nearest
-from align.config.paths import DATA_SUFFIXES, hub_id_in
+from align.config.paths import DATA_SUFFIXES, hub_id_in, locate
 from align.config.reference import FieldPath, kinds_of
 from align.config.shape import reference_kinds, references_in
 
@@ -76,7 +76,7 @@ class RecipeGraph:
         for name, spec in self.inputs.items():
             if isinstance(spec, ModelInput) and spec.kind == "model" and spec.path:
                 places[name] = spec.path
-        found = {name: architecture_in(self.folder / Path(place).expanduser()) for name, place in places.items()}
+        found = {name: architecture_in(locate(place, self.folder)) for name, place in places.items()}
         return {name: architecture for name, architecture in found.items() if architecture is not None}
 
 

@@ -1,4 +1,4 @@
-"""What to do about a path that leads nowhere."""
+"""Where a path of a recipe leads, and what to do about one that leads nowhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ HUB_ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:
 VARIABLE = re.compile(r"\$\{?\w+\}?|%\w+%|\{\{.*\}\}")
 SEARCHED = 2_000
 """Files that are looked at for one of the same name."""
+
+
+def locate(written: str, folder: Path) -> Path:
+    """A path as a recipe has it, which starts at the recipe's folder, from where the command runs.
+
+    `mine/../rows.jsonl` is rows.jsonl, unless `mine` is a link.
+    """
+    path = folder / Path(written).expanduser()
+    plain = Path(os.path.normpath(path))
+    try:
+        return plain if plain.parent.samefile(path.parent) else path
+    except OSError:
+        return path
 
 
 def is_written_as_path(text: str) -> bool:

@@ -35,7 +35,7 @@ from align.config.misplaced import TOP_KEYS, put_right
 from align.config.names import Place, listing, show_path, unknown, unknown_stage_type
 from align.config.other_tools import value_here
 from align.config.override import apply_override
-from align.config.paths import advice_on_missing
+from align.config.paths import advice_on_missing, locate
 from align.config.reference import FieldPath, iterate_references
 from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
@@ -94,7 +94,7 @@ class Recipe:
 
     def locate(self, written: str) -> Path:
         """A path of the recipe, relative to the current folder."""
-        return self.folder / Path(written).expanduser()
+        return locate(written, self.folder)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain JSON: overrides applied, rule files put in place, forms written out, defaults filled in."""
@@ -348,7 +348,7 @@ class _Parser:
                 if scorer not in alternatives or not isinstance(part, dict) or not isinstance(part.get(key), str):
                     continue
                 where = (*path, *inner, key)
-                file = self.folder / Path(part[key]).expanduser()
+                file = locate(part[key], self.folder)
                 self.ranks += 1
                 try:
                     self.document.graft(where, read_document(file, rank=self.ranks))

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from align.config.inputs import ArtifactInput, DataInput, ModelInput
+from align.config.paths import locate
 from align.config.recipe import Recipe, parse_recipe
 from align.errors import RecipeError
 from align.pipeline.recipe import load_recipe
@@ -52,6 +53,14 @@ def test_where_and_locate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HOME", "/home/someone")
     assert recipe.locate("~/model") == Path("/home/someone/model")
     assert recipe.locate("/models/x") == Path("/models/x")
+
+
+def test_a_way_back_out_of_the_folder_is_left_out_unless_it_leads_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "here" / "mine")
+    assert locate("../rows.jsonl", tmp_path / "here" / "mine") == tmp_path / "here" / "rows.jsonl"
+    assert locate("../rows.jsonl", tmp_path / "linked") == tmp_path / "linked" / ".." / "rows.jsonl"
+    assert locate("../nothing/rows.jsonl", tmp_path / "here") == tmp_path / "here" / ".." / "nothing" / "rows.jsonl"
 
 
 def test_resolved_is_json_with_defaults_and_reads_as_the_same_recipe(folder: Path) -> None:
