@@ -39,6 +39,7 @@ MemoryOption = Annotated[
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="Run the stages in this process, for a debugger or a profiler.")
 ]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not look into rows and models first.")]
 STATUS_WORDS = {"cached": "done before", "run": "to run", "skipped": "left out"}
 
@@ -54,6 +55,7 @@ def run(
     machine: MachineOption = None,
     in_process: InProcessOption = False,
     quick: QuickOption = False,
+    profile: ProfileOption = False,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe; finished stages do not run again.
@@ -75,6 +77,7 @@ def run(
         until=until,
         in_process=in_process,
         quick=quick,
+        profile=profile,
     )
 
 
@@ -154,6 +157,7 @@ def run_and_print(
     store: Path | None = None,
     in_process: bool = False,
     quick: bool = False,
+    profile: bool = False,
 ) -> None:
     """Run a recipe with progress on stderr and the result on stdout."""
     from align.cli.ending import say_how_to_go_on
@@ -182,6 +186,11 @@ def run_and_print(
         print_json(result.to_json())
     else:
         _print_result(result)
+        if profile and result.seconds is not None:
+            from align.report.profile import profile_table
+
+            output_console().print()
+            output_console().print(profile_table(result.stages, result.seconds))
 
 
 def _print_result(result: RunResult) -> None:

@@ -15,6 +15,7 @@ from align.data.template_problems import TemplateProblem
 from align.errors import DataError
 from align.records import Drop, Instruction, Labelled, Message, Preference, Prompt, PromptRecord
 from align.rows import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, DataKind
+from align.runtime.profile import phase
 
 Where = Callable[[int | None], str]
 """`file:line` of a row's origin; see `Artifact.where`."""
@@ -212,6 +213,7 @@ def _require_length(tokens: int, limit: int, what: str, option: str) -> None:
         raise TemplateProblem("too_long", f"{what}: {tokens:,} tokens; {option} is {limit:,}")
 
 
+@phase("tokenize")
 def _encode(
     kind: DataKind[RecordT],
     records: Sequence[RecordT],

@@ -9,6 +9,7 @@ from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder
 from align.runtime.device import has_bfloat16
+from align.runtime.profile import phase
 
 # Keys of config.json that do not change what weights fit into a running engine.
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
@@ -35,6 +36,7 @@ def resolve_dtype(name: str) -> str:
     return "bfloat16" if has_bfloat16() else "float32"
 
 
+@phase("engine")
 def open_engine(
     name: str,
     model_folder: ModelFolder,

@@ -23,6 +23,7 @@ from align.models.chat_format import load_format
 from align.records import Candidate, Prompt
 from align.runtime.executor import Inline, executor_for
 from align.runtime.pool import LOCAL, Pool
+from align.runtime.profile import phase
 from align.runtime.seed import derive_seed
 from align.store.artifact import read_rows
 from align.store.shard import read_seal, shard_path, write_shard
@@ -115,12 +116,13 @@ def sample(
     executor = executor_for(task.config.num_workers, len(missing), gpus_each=pool.gpus_each, pool=pool, shared=folder)
     if not isinstance(executor, Inline):
         holder.close()  # the workers start their own engines and need the memory
-    executor.map(
-        ShardSampler(task, folder, holder),
-        missing,
-        on_done=lambda index, _: report(next(finished), task.num_shards),
-        check_stop=lambda: _check_stop(stop_requested),
-    )
+    with phase("sample"):
+        executor.map(
+            ShardSampler(task, folder, holder),
+            missing,
+            on_done=lambda index, _: report(next(finished), task.num_shards),
+            check_stop=lambda: _check_stop(stop_requested),
+        )
     return _collect(task, folder)
 
 

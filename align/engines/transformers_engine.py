@@ -17,6 +17,7 @@ from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
 from align.runtime.device import device_name, free_memory, out_of_memory
+from align.runtime.profile import phase
 
 NextLogits = Callable[[list[int] | None], Tensor]
 """Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
@@ -73,6 +74,7 @@ class TransformersEngine:
         self._model = None
         free_memory()
 
+    @phase("sample")
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         rows = [
             (request.prompt_token_ids, request.seed + index) for request in requests for index in range(settings.num_candidates)

@@ -15,6 +15,7 @@ from align.engines.protocol import GenerationRequest, SampledCompletion, Samplin
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
+from align.runtime.profile import phase
 
 MAX_NUM_SEQS = 256
 MAX_BATCHED_TOKENS = 8192
@@ -98,6 +99,7 @@ class VllmEngine:
         if model_folder.is_adapter:
             self.load_weights(model_folder)
 
+    @phase("sample")
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         # Entries of an earlier call would change the shapes of this prefill and with them the last bits of its results.
         self._llm.reset_prefix_cache()

@@ -13,6 +13,7 @@ from align.models.folder import ModelFolder
 from align.models.tokenizer import differing_ids
 from align.runtime.bitsandbytes_check import require_for_qlora
 from align.runtime.device import device_name
+from align.runtime.profile import phase
 from align.store.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def _refuse_encoder_decoder(folder: ModelFolder, wanted: str) -> None:
         )
 
 
+@phase("load")
 def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of weights that the folder lacks, which transformers fills with random numbers."""
     try:

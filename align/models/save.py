@@ -11,6 +11,7 @@ from align.config.architecture import CONFIG_NAME
 from align.errors import StageError
 from align.models.chat_format import Tokens, save_tokens
 from align.models.folder import ModelFolder
+from align.runtime.profile import phase
 from align.store.atomic import write_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@phase("save")
 def save_model(model: PreTrainedModel, tokens: Tokens, folder: Path, *, dtype: str | None = None) -> None:
     """Write weights, configuration, tokenizer and chat template into `folder`, which is created.
 

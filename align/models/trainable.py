@@ -36,6 +36,7 @@ from align.models.lora import (
 from align.models.save import check_finite, save_model
 from align.models.virtual_tokens import NAME, WEIGHT, add_virtual_tokens, read_vectors, write_virtual_tokens_config
 from align.runtime.bitsandbytes_check import require_for_qlora
+from align.runtime.profile import phase
 
 if TYPE_CHECKING:
     pass
@@ -196,6 +197,7 @@ def load_trained_state(model: Any, state: dict[str, Tensor]) -> None:
                 parameter.copy_(state[name])
 
 
+@phase("save")
 def save_trained(model: Any, tokens: Tokens, folder: Path, trainable: TrainableModel) -> None:
     """Write the trained model into `folder`, which is created: the whole model, or the adapter and a record of its base.
 

@@ -69,6 +69,8 @@ class RunResult:
 
     folder: Path
     stages: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float | None = None
+    """Time of the run, from the plan on; None while it runs."""
     comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results by the stage that made them, in the order of the recipe."""
 
@@ -84,9 +86,19 @@ class RunResult:
             stage = next(stage for stage in self.stages if stage["name"] == event.stage)
             # A second name for a result of this run was planned to run, and did not.
             stage |= {"seconds": event.seconds} | ({"status": "cached"} if isinstance(event, StageCached) else {})
+            if isinstance(event, StageFinished):
+                stage["phases"] = dict(event.phases)
+        elif isinstance(event, RunFinished):
+            self.seconds = event.seconds
 
     def to_json(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "stages": self.stages, "results": self.results, "comparisons": self.comparisons}
+        return {
+            "folder": str(self.folder),
+            "seconds": self.seconds,
+            "stages": self.stages,
+            "results": self.results,
+            "comparisons": self.comparisons,
+        }
 
 
 def run_recipe(
@@ -113,7 +125,7 @@ def run_recipe(
         AlignError: see `align.errors` for what each kind means.
         StageBug: if a stage failed for a reason that is ours; in this process the error itself.
     """
-    signals = StopSignals()
+    began, signals = time.monotonic(), StopSignals()
     with signals.active():
         plan, findings = checked_plan(recipe, out, quick=quick, **choice)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +144,7 @@ def run_recipe(
             if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, **choice)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
-                return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process).run()
+                return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process, began).run()
 
 
 class _Runner:
@@ -144,12 +156,14 @@ class _Runner:
         sinks: list[EventSink],
         command: list[str],
         in_process: bool,
+        began: float,
     ) -> None:
         self._plan = plan
         self._findings = findings
         self._signals = signals
         self._command = command
         self._in_process = in_process
+        self._began = began
         self._log_path = plan.run_folder / LOG_NAME
         self._result = RunResult(plan.run_folder)
         self._durations = DurationEstimator(plan)
@@ -170,10 +184,15 @@ class _Runner:
             self._run_stages()
         except BaseException as error:
             with contextlib.suppress(EnvironmentProblem):  # a full disk may be what ended the run
-                self._emit(RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error)))
+                self._emit(
+                    RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error), seconds=self._seconds())
+                )
             raise
-        self._emit(RunFinished(exit_code=EXIT_OK))
+        self._emit(RunFinished(exit_code=EXIT_OK, seconds=self._seconds()))
         return self._result
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
 
     def _run_stages(self) -> None:
         plan = self._plan

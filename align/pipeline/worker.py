@@ -20,6 +20,7 @@ from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
 from align.runtime.pool import LOCAL, Pool
+from align.runtime.profile import Phase, Profile, profiled
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import ALONE, Spread
@@ -135,11 +136,13 @@ def _run_under_lock(job: StageJob, emit: Emit, stop: StopRequested, start_second
         if made_by_another is not None:
             emit(StageCached(stage=job.name, seconds=made_by_another.seconds, source="a run that went on beside this one"))
             return
-        manifest = _run_and_commit(job, emit, stop, start_seconds)
-    emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics))
+        with profiled(start=start_seconds) as profile:
+            manifest = _run_and_commit(job, emit, stop, start_seconds, profile)
+            phases = profile.seconds()
+    emit(StageFinished(stage=job.name, seconds=manifest.seconds, metrics=manifest.metrics, phases=phases))
 
 
-def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_seconds: float) -> Manifest:
+def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_seconds: float, profile: Profile) -> Manifest:
     stage = STAGES[job.stage_type]
     job.entry.begin()
     seconds = _WorkSeconds(job.entry)
@@ -152,7 +155,9 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
             found = run_ranks(
                 partial(_run_rank, job), job.spread, folder=job.entry.work / RANKS_NAME, emit=emit, stop_requested=stop
             )
-            outcome, peak_bytes = found.value, found.peak_bytes
+            (outcome, phases), peak_bytes = found.value, found.peak_bytes
+            for phase in phases.keys() - {"other"}:
+                profile.add(phase, phases[phase])
         else:
             outcome = stage.run(context)
         kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
@@ -163,8 +168,10 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
         seconds.stop()
 
 
-def _run_rank(job: StageJob, rank: Rank) -> StageOutcome:
-    return STAGES[job.stage_type].run(_context(job, rank))
+def _run_rank(job: StageJob, rank: Rank) -> tuple[StageOutcome, dict[Phase, float]]:
+    """The outcome, and where the time of this rank went."""
+    with profiled() as profile:
+        return STAGES[job.stage_type].run(_context(job, rank)), profile.seconds()
 
 
 def _context(job: StageJob, rank: Rank) -> StageContext[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import Interrupted
 from align.runtime.pool import LOCAL, Pool
+from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class RunContext:
         started = time.perf_counter()
         self.emit(Saving(stage=self.name))
         try:
-            yield
+            with phase("save"):
+                yield
         finally:
             self.emit(Saving(stage=self.name, seconds=round(time.perf_counter() - started, 3)))
 

@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from align.runtime.profile import Phase
+
 EVENTS_VERSION = 1
 """Raised when a reader of the old form would misread the new one."""
 
@@ -178,6 +180,9 @@ class StageFinished(StageEvent):
     """Time over all interrupted attempts."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """As in the manifest."""
+    phases: Mapping[Phase, float] = field(default_factory=dict)
+    """Seconds of this attempt by phase: start, load, engine, tokenize, sample, score, train, save, hash, and other, which is what
+    belongs to none of these. They add up to the time since the run came to the stage, without that of waiting for another run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +203,8 @@ class RunFinished(Event):
     exit_code: int
     """As of `align run`; 0: every result is there."""
     error: str | None = None
+    seconds: float | None = None
+    """Time since the run began."""
 
 
 KINDS: dict[str, type[Event]] = {

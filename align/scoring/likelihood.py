@@ -20,6 +20,7 @@ from align.models.seq2seq import Seq2SeqCollator, label_logps
 from align.records import Candidate
 from align.runtime.context import RunContext
 from align.runtime.device import device_name, free_memory, frozen_dtype
+from align.runtime.profile import phase
 from align.scoring.batching import map_batches, pad_right
 
 
@@ -161,6 +162,7 @@ class Likelihoods:
     """Of plain texts, by model."""
 
 
+@phase("score")
 def measure_likelihoods(
     context: RunContext,
     folders: Mapping[str, ModelFolder],

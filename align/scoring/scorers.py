@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from align.config.sections import EnsembleScorer, JudgeScorer, RulesScorer, Scorer, reward_models_of
 from align.models.folder import ModelFolder
 from align.records import Candidate, ScoredCandidate
+from align.runtime.profile import phase
 from align.scoring.ensemble import combine_members
 from align.scoring.judge import PairwiseJudge
 from align.scoring.rules import RuledPrompt, score_with_rules
@@ -95,6 +96,7 @@ class ScorerSet:
         """The counts since the last call, by judge."""
         return {name: judge.take_tally() for name, judge in self._judges.items()}
 
+    @phase("score")
     def score(self, candidates: Sequence[Candidate], report: Callable[[int], None]) -> list[ScoredCandidate]:
         """The candidates in the order given, with a number per scorer; None where it is not finite.
 
@@ -105,6 +107,7 @@ class ScorerSet:
             columns[name] = self._column(name, candidates, _shifted(report, len(columns) * len(candidates)))
         return with_scores(candidates, columns)
 
+    @phase("score")
     def score_lists(
         self, lists: Mapping[str, Sequence[Candidate]], report: Callable[[str, int], None]
     ) -> dict[str, list[ScoredCandidate]]:

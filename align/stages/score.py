@@ -23,6 +23,7 @@ from align.config.row_need import RowNeed
 from align.config.sections import JudgeScorer, Scorer
 from align.errors import StageError
 from align.records import Candidate, ScoredCandidate
+from align.runtime.profile import phase
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import ROWS_NAME, read_rows, write_rows
 from align.store.shard import read_seal, shard_path, write_shard
@@ -124,12 +125,13 @@ def _score_shards(
         count(finished)
 
     pool = LOCAL if scorers.whole_prompts else context.pool  # a judge is called from here, with one limit on its requests
-    executor_for(context.config.num_workers, len(missing), gpus_each=1, pool=pool, shared=folder).map(
-        ShardScorer(scorers, folder, lambda scores: count(finished + scores)),
-        missing,
-        on_done=done,
-        check_stop=context.check_stop,
-    )
+    with phase("score"):
+        executor_for(context.config.num_workers, len(missing), gpus_each=1, pool=pool, shared=folder).map(
+            ShardScorer(scorers, folder, lambda scores: count(finished + scores)),
+            missing,
+            on_done=done,
+            check_stop=context.check_stop,
+        )
     return finished
 
 

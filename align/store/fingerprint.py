@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from align.runtime.profile import phase
 from align.store.atomic import write_json
 
 FINGERPRINT_LENGTH = 16
@@ -25,6 +26,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
 
+@phase("hash")
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal; a file of any size is read in pieces."""
     with path.open("rb") as stream:

@@ -21,6 +21,7 @@ from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.context import RunContext
 from align.runtime.device import device_name, has_bfloat16
 from align.runtime.group import any_of, from_first, wait_for_all
+from align.runtime.profile import phase
 from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
 from align.training import checkpoint
@@ -269,7 +270,8 @@ def train(
     if start is not None:
         _refuse_other_parts(start, context)
         context.note(f"resuming from step {checkpoint.step_of(start)}")
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    with phase("train"):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
     # A request during the last step changes nothing: the training is complete.
     if callback.stopped_by is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(

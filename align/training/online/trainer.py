@@ -20,6 +20,7 @@ from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.runtime.context import RunContext
 from align.runtime.group import from_first
+from align.runtime.profile import phase
 from align.training import checkpoint
 from align.training.loop import TrainingHistory
 from align.training.online.advantage import Advantage
@@ -96,6 +97,7 @@ class OnlineTrainer:
         self._engine_sleeps = False
         self._noted: set[str] = set()
 
+    @phase("train")
     def train(self) -> OnlineResult:
         """To the end, from the newest whole checkpoint where there is one.
 
@@ -155,7 +157,7 @@ class OnlineTrainer:
         # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange. After its sleep
         # it has none.
         if state.rollouts > 0 or self._models.differ_from_folder or self._engine_sleeps:
-            with self._timed("sync"):
+            with self._timed("sync"), phase("engine"):
                 self._hand_over_weights()
         sampled: list[SampledEpisode] = []
         with self._timed("rollout"):

@@ -19,6 +19,7 @@ from align.models.virtual_tokens import without_virtual_tokens
 from align.runtime.context import RunContext
 from align.runtime.device import free_memory, frozen_dtype
 from align.runtime.group import all_of
+from align.runtime.profile import phase
 from align.scoring.batching import length_sorted_batches, run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
@@ -87,6 +88,7 @@ def _add_reference(
     return [replace(row, extra_columns={**row.extra_columns, **found[row.tokens.id].columns()}) for row in rows]
 
 
+@phase("train")
 def compute_reference_logps(
     model: Any, pairs: Sequence[EncodedPreference], collator: PairCollator, context: RunContext, *, precision: str
 ) -> list[ReferenceLogps]:

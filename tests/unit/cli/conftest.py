@@ -45,10 +45,15 @@ class FakePipeline:
         if self.error is not None:
             raise self.error
         display.handle(StageFinished(stage="sft", seconds=2.0, metrics={"loss": 1.23456}))
-        stages = [{"name": "sft", "status": "run", "seconds": 2.0}]
+        phases = {"start": 0.5, "train": 1.75, "other": 0.25}
+        stages = [{"name": "sft", "status": "run", "seconds": 2.0, "phases": phases}]
         folder = out / recipe.name
         return SimpleNamespace(
-            folder=folder, comparisons=self.comparisons, stages=stages, to_json=lambda: {"folder": str(folder)}
+            folder=folder,
+            seconds=4.0,
+            comparisons=self.comparisons,
+            stages=stages,
+            to_json=lambda: {"folder": str(folder)},
         )
 
     def checked_plan(self, recipe: Recipe, out: Path, **options: Any) -> Any:

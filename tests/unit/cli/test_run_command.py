@@ -42,6 +42,18 @@ def test_run_names_the_report_when_there_is_one(align: Any, pipeline: Any, folde
     assert align("run", ".").out.splitlines()[-1] == "Report: runs/small/report.html"
 
 
+def test_run_says_where_the_time_went_if_asked(align: Any, pipeline: Any, folder: Path) -> None:
+    assert "between" not in align("run", ".").out
+    rows = [line.split() for line in align("run", ".", "--profile").out.splitlines()[3:] if line.strip(" ─")]
+    assert rows == [
+        ["seconds", "all", "start", "train", "other"],
+        ["sft", "2.5", "0.5", "1.8", "0.2"],
+        ["between", "stages", "1.5", "1.5"],
+        ["all", "4.0", "0.5", "1.8", "1.8"],
+        ["share", "100", "%", "12", "%", "44", "%", "44", "%"],
+    ]
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_json_is_one_document(align: Any, pipeline: Any, folder: Path, command: str) -> None:
     assert isinstance(json.loads(align(command, ".", "--json").out), dict)

@@ -85,11 +85,29 @@ def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:
     names = [stage.name for stage in planned.stages]
     assert [event.stage for event in events if isinstance(event, StageStarted)] == names
     assert [event.stage for event in events if isinstance(event, StageFinished)] == names
-    assert finished == RunFinished(time=finished.time, exit_code=0)
+    assert isinstance(finished, RunFinished)
+    assert finished == RunFinished(time=finished.time, exit_code=0, seconds=finished.seconds)
     assert [event.time for event in events] == sorted(event.time for event in events)
     curves = metrics_of(finished_run / EVENTS_NAME)
     assert curves == {name: rows_of(finished_run, name, "metrics.jsonl") for name in curves}
     assert curves.keys() == {path.parent.name for path in (finished_run / "stages").glob("*/metrics.jsonl")}
+
+
+def test_the_phases_of_a_stage_are_all_its_time(finished_run: Path) -> None:
+    events = list(read_events(finished_run / EVENTS_NAME))
+    started = {event.stage: event.time for event in events if isinstance(event, StageStarted)}
+    finished = {event.stage: event for event in events if isinstance(event, StageFinished)}
+    for name, event in finished.items():
+        assert sum(event.phases.values()) == pytest.approx(event.time - started[name], abs=0.5), name
+        assert min(event.phases.values()) >= 0, (name, event.phases)
+    own = {name: set(event.phases) - {"start", "save", "hash", "other"} for name, event in finished.items()}
+    assert own["sft"] == {"load", "tokenize", "train"}
+    assert own["sampled"] - {"load"} == {"engine", "tokenize", "sample"}
+    assert own["scored"] == {"load", "score"}
+    assert own["pairs"] == set()
+    assert own["ppo"] == {"load", "engine", "tokenize", "sample", "score", "train"}
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].seconds >= sum(sum(event.phases.values()) for event in finished.values())  # type: ignore[operator]
 
 
 def test_events_show_a_few_completions(finished_run: Path) -> None:
