@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
+from typing import Any
 
 from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
@@ -92,3 +94,12 @@ def architecture_of(model_folder: ModelFolder) -> str:
     kept = {key: value for key, value in model_folder.config.items() if key not in NOT_ARCHITECTURE}
     # Virtual tokens are no key of config.json, and only an engine with such tokens can use them.
     return json.dumps({**kept, "virtual_tokens": model_folder.virtual_tokens}, sort_keys=True)
+
+
+def open_beside_ranks(name: str, model_folder: ModelFolder, **options: Any) -> TextEngine:
+    """What `open_engine` starts, in a process that trains together with others: vLLM has a process of its own."""
+    if resolve_engine(name) != "vllm":
+        return open_engine(name, model_folder, **options)
+    from align.engines.apart import EngineApart
+
+    return EngineApart(partial(open_engine, name, model_folder, **options))

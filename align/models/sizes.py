@@ -17,6 +17,8 @@ ENGINE_ROWS = 64
 """Completions that the transformers engine samples at once."""
 DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
+GRADIENTS_AT_ONCE = 1 << 24
+"""Of a model that every process of an online training has whole: numbers that are copied at once to be summed over processes."""
 
 TEACHER_LOGITS_SHARE = 4
 """Where a teacher's logits are computed too, a chunk is this many times smaller: see `divergence_tensors`."""

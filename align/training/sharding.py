@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from align.models.head import extend_forward
+from align.models.sizes import GRADIENTS_AT_ONCE
 from align.runtime.device import device_name
 from align.runtime.group import group_size
 from align.runtime.spread import Spread
@@ -25,8 +26,6 @@ FSDP2: Mapping[str, Any] = {
     "cpu_ram_efficient_loading": False,
 }
 """Settings of accelerate's plugin, without their version."""
-BUCKET_NUMBERS = 1 << 24
-"""Of gradients that are exchanged at once where every process has a whole model."""
 
 T = TypeVar("T")
 
@@ -205,7 +204,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        if bucket and sum(grad.numel() for grad in bucket) + parameter.grad.numel() > BUCKET_NUMBERS:
+        if bucket and sum(grad.numel() for grad in bucket) + parameter.grad.numel() > GRADIENTS_AT_ONCE:
             _sum_together(bucket)
             bucket = []
         bucket.append(parameter.grad)
@@ -214,6 +213,9 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _sum_together(tensors: Sequence[Tensor]) -> None:
+    if len(tensors) == 1 and tensors[0].is_contiguous():  # it may be larger than any bucket
+        dist.all_reduce(tensors[0])
+        return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

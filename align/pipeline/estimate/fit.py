@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from align.config.online import OnlineTraining
 from align.models.shape import ModelShape
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.memory import Estimate, estimate_stage
+from align.pipeline.estimate.spread import rows_of_a_step
 from align.runtime.context import MemoryChoice
 from align.runtime.spread import ALONE, Spread
 from align.training.needs import RowLength
@@ -53,16 +55,15 @@ def fit_stage(
     return found
 
 
-def _share(config: Any, spread: Spread) -> int | None:
-    """Rows of an optimizer batch that a process has at most; None where batches do not count rows."""
-    batch_size = getattr(config, "batch_size", None)
-    return None if batch_size is None else math.ceil(batch_size / spread.processes)
+def _share(config: Any, spread: Spread) -> int:
+    """Rows of an optimizer batch that a process has at most."""
+    return math.ceil(rows_of_a_step(config) / spread.processes)
 
 
-def _choices(config: Any, share: int | None) -> Iterator[MemoryChoice]:
+def _choices(config: Any, share: int) -> Iterator[MemoryChoice]:
     """What may be chosen, the fastest first. The size of a pass divides the batch of all processes."""
     sizes: list[int | None] = [None]
-    if share is not None and getattr(config, "micro_batch_size", None) == AUTO:
+    if getattr(config, "micro_batch_size", None) == AUTO:
         sizes += [size for size in range(share - 1, 0, -1) if config.batch_size % size == 0]
     for recompute in (False, True) if config.gradient_checkpointing == AUTO else (False,):
         yield from (MemoryChoice(size, recompute) for size in sizes)
@@ -73,7 +74,9 @@ def _adapted(config: Any, choice: MemoryChoice, spread: Spread) -> Any:
     update: dict[str, Any] = {"gradient_checkpointing": True} if choice.gradient_checkpointing else {}
     if choice.micro_batch_size is not None:
         update["micro_batch_size"] = choice.micro_batch_size
-    if spread.processes > 1:
+    if spread.processes > 1 and isinstance(config, OnlineTraining):
+        update["mini_batch_size"] = _share(config, spread)
+    elif spread.processes > 1:
         share, micro = _share(config, spread), update.get("micro_batch_size", config.micro_batch_size)
         update |= {"batch_size": share, "micro_batch_size": micro if micro == AUTO else min(micro, share)}
     return config.model_copy(update=update)

@@ -17,7 +17,7 @@ from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
 from align.models.shape import ModelShape
-from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS
+from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, GRADIENTS_AT_ONCE
 from align.pipeline.estimate.loaded_model import NUMBER_BYTES, WEIGHT_BYTES, LoadedModel, Peft
 from align.pipeline.estimate.machine import Machine
 from align.runtime.context import PLAIN, MemoryChoice
@@ -116,12 +116,13 @@ def estimate_stage(
     model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen, recomputes=recomputes)
     value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
-    others = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
-    others += [LoadedModel(shapes[each.model], learns=False, frozen=frozen) for each in (needs.teacher,) if each is not None]
+    scorers = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
+    passed = [LoadedModel(shapes[each.model], learns=False, frozen=frozen) for each in (needs.teacher,) if each is not None]
+    kept_copies: list[LoadedModel] = []
     if peft is None and needs.frozen_copies:  # an adapter is switched off instead
         # The reference, and what an update may go back to, which is as exact as what learns.
         reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
-        others += [reference, *[before] * (needs.frozen_copies - 1)]
+        passed, kept_copies = [*passed, reference], [before] * (needs.frozen_copies - 1)
     learning = sum(learner.trainable_parameters for learner in learners)
     sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
     divided = spread.processes if spread.strategy == "fsdp2" else 1
@@ -129,14 +130,21 @@ def estimate_stage(
         "weights": sum(learner.weight_bytes for learner in learners) // divided,
         "gradients": WEIGHT_BYTES * learning // divided,
         "optimizer": round(moments * learning) // divided,
-        "other_models": sum(other.weight_bytes for other in others) + (0 if sleeps else sampler),
+        # One process samples and scores for all of an online training.
+        "other_models": sum(scorer.weight_bytes for scorer in scorers)
+        + sum(other.weight_bytes for other in (*passed, *kept_copies)) // divided
+        + (0 if sleeps else sampler),
         "process": PROCESS_BYTES[device],
     }
-    exchange = sum(learner.exchange_bytes(spread) for learner in learners)
+    exchange = _exchange_bytes(learners, passed, spread, in_buckets=needs.sampler is not None)
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device, needs.memory.optimizer) // divided
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen, device)
-    sampling = sampler + sum(parts[name] for name in ("weights", "optimizer", "other_models")) if sleeps else 0
+    between_updates = sum(parts[name] for name in ("weights", "optimizer", "other_models"))
+    sampling = sampler + between_updates if sleeps else 0
+    # A checkpoint of an online method puts a model's parameters, then its moments together, in the computer's memory.
+    together = max(WEIGHT_BYTES, moments) * max(learner.trainable_parameters for learner in learners)
+    saving = between_updates + round(together) if divided > 1 and device == "cpu" and needs.sampler is not None else 0
 
     def with_pass(batch: Batch) -> Memory:
         # All graphs exist before the first backward pass.
@@ -147,7 +155,7 @@ def estimate_stage(
             step=step,
             accumulates=batch.accumulates,
             has_moments=batch.has_moments,
-            other_phases=[*beside, sampling],
+            other_phases=[*beside, sampling, saving],
         )
         return Memory(**parts, activations=activations, peak=peak, exchange=exchange)
 
@@ -159,6 +167,19 @@ def estimate_stage(
     kept = max(1, needs.num_epochs_kept) * number * model.trainable_parameters
     full = kept + round(CHECKPOINTS * (WEIGHT_BYTES + moments) * learning)
     return Estimate(method_name(peft), model.trainable_parameters, memory, full, kept, spread=spread)
+
+
+def _exchange_bytes(learners: Sequence[LoadedModel], passed: Sequence[LoadedModel], spread: Spread, *, in_buckets: bool) -> int:
+    """What the processes that share a training need to exchange gradients or weights.
+
+    Args:
+        passed: models without gradients that passes go through, too.
+        in_buckets: whether a part of the gradients at a time is summed, after all passes.
+    """
+    if spread.strategy == "fsdp2":
+        return sum(model.exchange_bytes(spread) for model in (*learners, *passed))
+    at_once = sum(learner.exchange_bytes(spread) for learner in learners)
+    return min(at_once, WEIGHT_BYTES * GRADIENTS_AT_ONCE) if in_buckets else at_once
 
 
 def peak_bytes(

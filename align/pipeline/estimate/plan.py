@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from align.config.online import OnlineTraining
 from align.config.peft import Lora
 from align.models.folder import ModelFolder
 from align.models.shape import read_shape
@@ -155,7 +156,8 @@ class PlanReader:
             return found is None or found.memory.peak <= machine.free_for(spread)
 
         checkpoints = all_checkpoints(stage.entry.work / FOLDER_NAME)
-        in_parts = is_in_parts(checkpoints[0]) if checkpoints else None
+        # Those of online methods are whole, and fit any strategy.
+        in_parts = is_in_parts(checkpoints[0]) if checkpoints and not isinstance(config, OnlineTraining) else None
         return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so, in_parts=in_parts)
 
     def estimate(self, stage: PlannedStage, peft: Peft, machine: Machine, spread: Spread) -> Estimate | None:

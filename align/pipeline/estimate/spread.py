@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 from align.config.judge import iterate_judges
 from align.config.machine import SamplingEngines, TrainingProcesses, training_processes
+from align.config.online import OnlineTraining
 from align.config.sections import GenerationEngine
 from align.models.folder import ModelFolder
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine
 from align.runtime.spread import ALONE, Spread
 
-SPREAD_STAGES = frozenset({"sft", "reward_model", "dpo", "orpo", "simpo", "kto"})
+SPREAD_STAGES = frozenset(
+    {"sft", "reward_model", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo", "distill"},
+)
 """Types of stages whose trainings several processes share."""
 
 
@@ -66,7 +69,7 @@ def spread_of(
     """
     if stage_type not in SPREAD_STAGES:
         return ALONE
-    processes = training_processes(settings, num_gpus=machine.num_gpus, batch_size=config.batch_size)
+    processes = training_processes(settings, num_gpus=machine.num_gpus, batch_size=rows_of_a_step(config))
     if settings.strategy != "auto":
         return Spread(processes, settings.strategy, settings.hang_minutes)
     if in_parts:
@@ -76,6 +79,12 @@ def spread_of(
     copies = Spread(processes, "ddp", settings.hang_minutes)
     whole = refusal is not None or in_parts is False or fits(copies)
     return copies if whole else Spread(processes, "fsdp2", settings.hang_minutes)
+
+
+def rows_of_a_step(config: Any) -> int:
+    """Rows, pairs or episodes of an optimizer step, by the configuration of a stage that trains."""
+    size: int = config.mini_batch_size if isinstance(config, OnlineTraining) else config.batch_size
+    return size
 
 
 def fsdp2_refusal(peft: Peft, folder: ModelFolder | None) -> str | None:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.pipeline.estimate.plan import PlanEstimate
-from align.pipeline.estimate.spread import SPREAD_STAGES, engines_of
+from align.pipeline.estimate.spread import engines_of
 from align.pipeline.plan import Plan
 from align.runtime.spread import ALONE, Spread
-
-NOT_SPREAD = "1 process, as online methods are not spread yet"
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,8 @@ def _spreads(plan: Plan, estimate: PlanEstimate) -> Iterator[StageSpread]:
         if stage.status != "run":
             continue
         if (training := trainings.get(stage.name)) is not None:
-            others = stage.stage_type not in SPREAD_STAGES
-            text = NOT_SPREAD if others else str(training.spread)
-            yield StageSpread(stage.name, text, training.spread == ALONE, training_facts(training.spread))
+            spread = training.spread
+            yield StageSpread(stage.name, str(spread), spread == ALONE, training_facts(spread))
         elif (engines := engines_of(stage.node.config, settings.sampling, machine)) is not None:
             yield StageSpread(stage.name, str(engines), engines.is_plain, engines.facts)
 

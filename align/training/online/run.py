@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from align.data.encoding import encode_prompts
-from align.engines.open import open_engine
+from align.engines.open import open_beside_ranks, open_engine
 from align.engines.task import max_prompt_tokens_for
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
@@ -119,7 +119,8 @@ def _run(
     # One process samples and scores for all.
     engine = None
     if context.is_first:
-        engine = open_engine(
+        start_engine = open_beside_ranks if context.spread.is_shared else open_engine
+        engine = start_engine(
             config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
         )
     result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()

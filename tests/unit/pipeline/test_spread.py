@@ -18,7 +18,7 @@ from align.pipeline.checks.spread import check_spread, refuse_in_process
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import PlanEstimate, estimate_plan
 from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
-from align.pipeline.estimate.spread_view import NOT_SPREAD, spread_lines, stage_spreads
+from align.pipeline.estimate.spread_view import spread_lines, stage_spreads
 from align.pipeline.plan import Plan, make_plan
 from align.runtime.context import MemoryChoice
 from align.runtime.spread import ALONE, Spread
@@ -80,10 +80,11 @@ def test_a_model_in_4_bits_or_with_an_encoder_cannot_be_divided(project: Path) -
 
 
 def test_the_stages_of_a_plan(project: Path) -> None:
-    found = spreads(project, EIGHT, {"sampling": {"tensor_parallel": 2}}, "stages.dpo.batch_size=2")
+    small = ("stages.dpo.batch_size=2", "stages.ppo.mini_batch_size=3")
+    found = spreads(project, EIGHT, {"sampling": {"tensor_parallel": 2}}, *small)
     assert found["reward"] == "4 processes, ddp"  # as many as rows in its batch
     assert found["dpo"] == "2 processes, ddp"
-    assert found["ppo"] == NOT_SPREAD
+    assert found["ppo"] == "3 processes, ddp"  # as many as completions in a mini-batch
     assert found["sampled"] == "4 engines of 2 GPUs"
     assert found["scored"] == "8 scorers"
     assert "pairs" not in found
@@ -106,7 +107,7 @@ def test_the_number_of_engines(project: Path) -> None:
 def test_nothing_is_said_where_every_stage_is_on_one_device(project: Path) -> None:
     plan = plan_of(project, {})
     found = stage_spreads(plan, estimate_plan(plan, CPU))
-    assert {spread.text for spread in found} == {"1 process", NOT_SPREAD, "1 engine", "1 scorer"}
+    assert {spread.text for spread in found} == {"1 process", "1 engine", "1 scorer"}
     assert spread_lines(found, "") == []
 
 
@@ -114,8 +115,7 @@ def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
     (project / "machine.yaml").write_text("training: {processes: 2, strategy: fsdp2}\nsampling: {engines: 2}\n")
     lines = plan().out.splitlines()
     start = lines.index("Devices, by machine.yaml:")
-    assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ")
-    assert f"  {NOT_SPREAD}: ppo" in lines[start:]
+    assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ") and ", ppo" in lines[start + 1]
     assert "Memory is that of each process, where several share a training." in lines
     said = {one["stage"]: one for one in json.loads(plan(options=("--json",)).out)["spread"]}
     assert (said["sft"]["processes"], said["sft"]["strategy"]) == (2, "fsdp2")
