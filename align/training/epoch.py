@@ -73,6 +73,7 @@ def train_and_save(
             write_bytes(record, json.dumps(asdict(history)).encode())
     if context.is_first:
         link_tree(trained, output)
+    wait_for_all()  # a reward model is measured next, by all processes
     return history
 
 
