@@ -67,7 +67,8 @@ def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
         config = stage.node.config
         if stage.stage_type in SPREAD_STAGES and isinstance(config, Trains):
             needs = config.training_needs()
-            if (reason := fsdp2_refusal(needs.peft, starting_folder(plan, needs.model))) is not None:
+            reason = fsdp2_refusal(needs.peft, starting_folder(plan, needs.model), needs.memory.optimizer)
+            if reason is not None:
                 advice = "Write strategy: ddp, or auto: each process then has a copy of the model."
                 yield Finding(stage.name, f"{where}: {stage.name}: {reason}", advice)
 

@@ -149,7 +149,8 @@ class PlanReader:
         """How a stage is spread that trains with this method. What is not known counts as if it fitted."""
         config, settings = stage.node.config, self._plan.machine_file.settings.training
         assert isinstance(config, Trains)
-        refusal = fsdp2_refusal(peft, starting_folder(self._plan, config.training_needs().model))
+        needs = config.training_needs()
+        refusal = fsdp2_refusal(peft, starting_folder(self._plan, needs.model), needs.memory.optimizer)
 
         def fits_so(spread: Spread) -> bool:
             found = self.estimate(stage, peft, machine, spread)

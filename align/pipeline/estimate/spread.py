@@ -9,7 +9,7 @@ from typing import Any, Literal
 from align.config.judge import iterate_judges
 from align.config.machine import SamplingEngines, TrainingProcesses, training_processes
 from align.config.online import OnlineTraining
-from align.config.sections import GenerationEngine
+from align.config.sections import GenerationEngine, OptimizerName
 from align.models.folder import ModelFolder
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine
@@ -87,7 +87,7 @@ def rows_of_a_step(config: Any) -> int:
     return size
 
 
-def fsdp2_refusal(peft: Peft, folder: ModelFolder | None) -> str | None:
+def fsdp2_refusal(peft: Peft, folder: ModelFolder | None, optimizer: OptimizerName = "adamw") -> str | None:
     """Why fsdp2 cannot divide a model; None where it can.
 
     Args:
@@ -97,6 +97,8 @@ def fsdp2_refusal(peft: Peft, folder: ModelFolder | None) -> str | None:
         return "fsdp2 does not divide weights in 4 bits (qlora)"
     if folder is not None and (architecture := folder.encoder_decoder):
         return f"fsdp2 does not divide encoder–decoder models ({architecture})"
+    if optimizer != "adamw":  # they fail at their first step
+        return f"fsdp2 does not divide what optimizer {optimizer} keeps; adamw's it does"
     return None
 
 

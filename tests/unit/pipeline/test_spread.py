@@ -177,6 +177,24 @@ class TestMemory:
         two = self.of_sft(project, GPU, 5, "ddp", batch, off, "stages.sft.micro_batch_size=2").memory.peak
         assert self.of_sft(project, replace(small, free_bytes=two), 5, "ddp", batch, off).choice == MemoryChoice(2)
 
+    def test_online_methods_divide_their_other_models_too(self, project: Path) -> None:
+        def of_ppo(processes: int, strategy: str, *overrides: str) -> Any:
+            training = {"processes": processes, "strategy": strategy} if processes > 1 else {}
+            settings = ("stages.ppo.mini_batch_size=8", *overrides)
+            found = self.estimate(project, CPU, {"training": training}, *settings)
+            return next(stage for stage in found.stages if stage.name == "ppo").of_recipe.memory  # type: ignore[union-attr]
+
+        one, copies, parts = of_ppo(1, ""), of_ppo(4, "ddp"), of_ppo(4, "fsdp2")
+        assert (copies.weights, copies.other_models) == (one.weights, one.other_models)
+        assert 0 < copies.exchange <= copies.gradients
+        assert copies.activations == of_ppo(1, "", "stages.ppo.mini_batch_size=2").activations
+        assert [parts.weights, parts.gradients, parts.optimizer] == [
+            size // 4 for size in (one.weights, one.gradients, one.optimizer)
+        ]
+        # Three quarters of the reference are elsewhere; engine and reward model are not divided.
+        reference = one.weights // 2
+        assert parts.other_models == pytest.approx(one.other_models - 3 * reference / 4, rel=0.02)
+
     def test_auto_divides_what_does_not_fit(self, project: Path) -> None:
         settings = [f"stages.sft.{key}" for key in ("gradient_checkpointing=false", "micro_batch_size=1", "batch_size=8")]
         whole = self.of_sft(project, EIGHT, 8, "ddp", *settings)
@@ -202,6 +220,8 @@ class TestRefusals:
     def test_fsdp2_of_a_model_that_cannot_be_divided(self, project: Path) -> None:
         (line,) = self.said(project, EIGHT, "training: {strategy: fsdp2}", QLORA)
         assert line == "machine.yaml:1:22: training.strategy: dpo: fsdp2 does not divide weights in 4 bits (qlora)"
+        (line,) = self.said(project, EIGHT, "training: {strategy: fsdp2}", "stages.ppo.optimizer=adamw_8bit")
+        assert line.endswith("ppo: fsdp2 does not divide what optimizer adamw_8bit keeps; adamw's it does")
         assert self.said(project, EIGHT, "training: {strategy: ddp}", QLORA) == []
         assert self.said(project, EIGHT, "training: {strategy: auto}", QLORA) == []
 
