@@ -51,11 +51,11 @@ def chat(
     from rich.console import Console
 
     from align.export.source import open_source
-    from align.pipeline.worker import ENVIRONMENT
+    from align.pipeline.worker import process_environment
 
     source = open_source(model)
     source.require("language", "chat")
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(process_environment(os.environ))
     folder = with_chat(source.folder, chat)
     if folder.new_tokens:
         raise RecipeError(

@@ -87,9 +87,9 @@ def open_model_format(model: Path, chat: str | None) -> ModelFormat:
     Raises:
         RecipeError, EnvironmentProblem: see `find_source`, `with_chat` and `load_format`.
     """
-    from align.pipeline.worker import ENVIRONMENT
+    from align.pipeline.worker import process_environment
 
-    os.environ.update(ENVIRONMENT)  # before transformers is imported: no network, no telemetry, no warnings
+    os.environ.update(process_environment(os.environ))  # before transformers is imported: no network, no telemetry, no warnings
     from align.export.source import find_source
     from align.models.chat_format import load_format
 

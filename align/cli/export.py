@@ -39,10 +39,10 @@ def export(
     The folder appears once it is complete and its answers match the model's. Reward models can be exported too.
     """
     from align.export import export_model, open_source
-    from align.pipeline.worker import ENVIRONMENT
+    from align.pipeline.worker import process_environment
 
     source = open_source(model)
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(process_environment(os.environ))
     result = export_model(source, to, dtype=dtype, check=check, note=lambda text: print(text, file=sys.stderr))
     if json:
         print_json(result.to_json())

@@ -30,12 +30,12 @@ def serve(
     """
     from align.engines.vllm_server import check_can_serve
     from align.export.source import open_source
-    from align.pipeline.worker import ENVIRONMENT
+    from align.pipeline.worker import process_environment
 
     source = open_source(model)
     source.require("language", "serve")
     check_can_serve(port)
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(process_environment(os.environ))
     # By default SIGTERM ends Python at once. As an exception it leaves the `with` block, which stops the server.
     signal.signal(signal.SIGTERM, _end)
     try:

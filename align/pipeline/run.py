@@ -29,7 +29,7 @@ from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
 from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
-from align.pipeline.worker import ENVIRONMENT, PRELOAD_LOG_VARIABLE, StageJob, run_stage
+from align.pipeline.worker import PRELOAD_LOG_VARIABLE, StageJob, process_environment, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
@@ -250,7 +250,7 @@ class _Runner:
         """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
-        environment = {**ENVIRONMENT, PRELOAD_LOG_VARIABLE: str(self._log_path.resolve())}
+        environment = {**process_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._log_path.resolve())}
         return launcher_for(preload=preload, environment=environment, in_process=self._in_process)
 
     def _maker(self, stage: PlannedStage) -> str:
@@ -300,7 +300,7 @@ class _Runner:
             name=stage.name,
             run=partial(run_stage, work),
             log=self._log_path.resolve(),
-            environment={**judge_environment(config, os.environ), **ENVIRONMENT},
+            environment={**judge_environment(config, os.environ), **process_environment(os.environ)},
             can_fork=not _needs_bitsandbytes(config),
         )
         try:

@@ -24,6 +24,7 @@ from align.runtime.profile import Phase, Profile, profiled
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import ALONE, Spread
+from align.runtime.threads import thread_environment
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
@@ -41,6 +42,7 @@ ENVIRONMENT = {
     # A killed worker leaves semaphores to the resource tracker, which removes them and warns; users need not know.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
+
 PRELOAD_LOG_VARIABLE = "ALIGN_PRELOAD_LOG"
 """Names the file that takes what libraries print while the fork server imports them; see `align.pipeline.preload`."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "safetensors")
@@ -51,6 +53,15 @@ RANKS_NAME = "ranks"
 
 
 StopRequested = Callable[[], int | None]
+
+
+def process_environment(user: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a process that loads models, to be set before it imports torch.
+
+    Args:
+        user: the variables that the user has set; those about threads stay.
+    """
+    return {**ENVIRONMENT, **thread_environment(user)}
 
 
 @dataclass(frozen=True)

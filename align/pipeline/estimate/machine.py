@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.runtime.control_group import group_folders
 from align.runtime.device import Device, torch_cuda, visible_gpu_and_line
 from align.runtime.gpus import visible_gpus
 from align.runtime.spread import Spread
+
+MEMORY_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+"""Names of limit and usage in a control group, by version."""
 
 
 @dataclass(frozen=True)
@@ -74,37 +78,16 @@ def _memory() -> tuple[int, int]:
 
 def _control_groups() -> Iterator[tuple[int, int]]:
     """Limit and free part of it, for this process's control group and every group above it that has a limit."""
-    for root, limit_name, usage_name in _group_folders():
+    for version, folder in group_folders("memory"):
+        limit_name, usage_name = MEMORY_FILES[version]
         try:
-            limit, usage = int((root / limit_name).read_text()), int((root / usage_name).read_text())
+            limit, usage = int((folder / limit_name).read_text()), int((folder / usage_name).read_text())
         except (OSError, ValueError):
             continue
         # The kernel counts cached files as used, but gives them up when memory is needed.
-        stat = dict(_numbers(root / "memory.stat"))
+        stat = dict(_numbers(folder / "memory.stat"))
         reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
         yield limit, limit - max(usage - reclaimable, 0)
-
-
-def _group_folders() -> Iterator[tuple[Path, str, str]]:
-    """Folders of the memory controller from this process's group up, with the names of limit and usage in them."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        # Version 2 has one hierarchy with an empty name; version 1 has one for each controller.
-        if controllers == "":
-            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        for place in (folder, *folder.parents):
-            yield place, *names
-            if place == root:
-                break
 
 
 def _numbers(path: Path) -> Iterator[tuple[str, int]]:

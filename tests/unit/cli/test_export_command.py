@@ -18,9 +18,9 @@ Align = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command sets variables for its process; a test gives them back."""
-    from align.pipeline.worker import ENVIRONMENT
+    from align.pipeline.worker import process_environment
 
-    for key, value in ENVIRONMENT.items():
+    for key, value in process_environment({}).items():
         monkeypatch.setenv(key, value)
 
 

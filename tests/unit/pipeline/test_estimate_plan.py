@@ -296,8 +296,8 @@ def test_control_groups_are_respected(tmp_path: Path, monkeypatch: pytest.Monkey
     unlimited = tmp_path / "parent"
     unlimited.mkdir()
     (unlimited / "memory.max").write_text("max\n")
-    places = [(place, "memory.max", "memory.current") for place in (folder, unlimited, tmp_path / "absent")]
-    monkeypatch.setattr(machine, "_group_folders", lambda: iter(places))
+    places = [(2, place) for place in (folder, unlimited, tmp_path / "absent")]
+    monkeypatch.setattr(machine, "group_folders", lambda controller: iter(places))
     found = read_machine(tmp_path)
     assert found.total_bytes <= 2 * GIB
     assert found.free_bytes <= 3 * GIB // 2
