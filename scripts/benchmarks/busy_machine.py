@@ -4,7 +4,7 @@
 
 `torch` leaves the threads as torch has them, `align` sets what `align.runtime.threads` chooses. Each measurement is a process
 of its own with a thread for every core: optimizer steps of a Llama of 2 million parameters (16 rows of 128 tokens), or 256
-completions of 64 tokens by vLLM. The two take turns, alone and beside processes that only count (one core of two, or a half of more). A
+completions of 64 tokens by vLLM. The two take turns, alone and beside processes that only count, on half of the cores. A
 measurement that takes longer than LIMIT_SECONDS is given up and counts as what it had done by then. Writes busy_machine.json.
 """
 
