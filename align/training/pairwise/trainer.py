@@ -19,6 +19,7 @@ from align.models.head import extend_forward, last_hidden_states, target_logps
 from align.models.logits import in_float32
 from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import device_name
+from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
 from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
@@ -81,6 +82,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         return self._objective.derived_metrics(means)
 
     @torch.no_grad()
+    @phase("score")
     def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
         """Means of loss and metrics over some pairs under the weights as they are, in the arithmetic of training.
 
