@@ -30,6 +30,7 @@ from align.errors import RecipeError, StageError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
 from align.records import Drop, Instruction, Prompt
+from align.runtime.profile import phase
 from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageContext, StageOutcome
@@ -136,6 +137,7 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
     return {number: ModelFolder(artifact.path / EPOCHS_NAME / f"epoch-{number}") for number in numbers}
 
 
+@phase("score")
 def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -> tuple[dict[int, float | None], list[Drop]]:
     """Held-out loss by epoch, in nats per completion token, and the rows that do not fit; nothing where there is no data.
 
