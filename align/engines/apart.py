@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.errors import AlignError, StageError
+from align.runtime.device import free_memory
 from align.runtime.process import RemoteTraceback, end_with_parent, how_it_ended, memory_hint, start
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class EngineApart:
         self._call("sleep")
 
     def wake_up(self) -> None:
+        free_memory()  # what torch keeps for itself in this process is the engine's again
         self._call("wake_up")
 
     def close(self) -> None:

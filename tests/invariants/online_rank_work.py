@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted
+from align.models import head
 from align.records import Message, Prompt
 from align.runtime.group import wait_for_all
 from align.runtime.rank import Rank
@@ -18,14 +22,16 @@ from align.runtime.spread import Spread
 from align.stages import distill, grpo, ppo, rloo
 from align.store.artifact import ROWS_NAME, write_rows
 from align.testing import input_artifact, stage_context, tiny_causal_lm
+from align.training.online import distill as distill_module
+from align.training.online.learner import PolicyLearner
 
 TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
 RULES = {"rules": {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}}
 # An epsilon as large as gradients: Adam would make a whole step of the rounding of a small one.
 COMMON: dict[str, Any] = {
     "model": "base", "prompts": "prompts", "engine": "transformers", "precision": "float32", "max_prompt_tokens": 96,
-    "num_episodes": 36, "rollout_batch_size": 12, "mini_batch_size": 5, "ppo_epochs": 2, "max_completion_tokens": 6,
-    "learning_rate": 1e-2, "adam_epsilon": 1e-2, "weight_decay": 0.1, "micro_batch_tokens": 40, "checkpoint_steps": 1,
+    "num_episodes": 24, "rollout_batch_size": 12, "mini_batch_size": 5, "ppo_epochs": 2, "max_completion_tokens": 6,
+    "learning_rate": 1e-2, "adam_epsilon": 1e-2, "weight_decay": 0.1, "micro_batch_tokens": 40,
 }  # fmt: skip
 SCORED: dict[str, Any] = {**COMMON, "scorers": {"short": RULES}}
 GROUPS: dict[str, Any] = {**SCORED, "group_size": 4, "truncated": "score"}
@@ -37,8 +43,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
                           "loss_aggregation": "sequences", "ratio_level": "sequence", "update_kl_limit": 10.0}),
     "tied": (grpo, {**GROUPS, "model": "tied", "loss_aggregation": "constant"}),
     "recompute": (grpo, {**GROUPS, "gradient_checkpointing": True}),
-    "lora": (grpo, {**GROUPS, "peft": LORA, "kl_coef": 0.05}),
-    "rloo": (rloo, {**GROUPS, "kl_coef": 0.05}),
+    "lora": (grpo, {**GROUPS, "peft": LORA, "kl_coef": 0.05, "kl_limit": 100.0}),
+    "rloo": (rloo, {**GROUPS, "kl_coef": 0.05, "num_episodes": 36}),
     "ppo": (ppo, {**SCORED, "value_learning_rate": 2e-2}),
     "ppo_lora": (ppo, {**SCORED, "peft": LORA, "whiten_rewards": True, "critic_warmup_batches": 1}),
     "distill": (distill, {**COMMON, "teacher": "teacher", "watch": {"short": RULES}}),
@@ -56,14 +62,24 @@ def write_inputs(folder: Path) -> None:
 
 
 def run_kinds(
-    inputs: Path, folder: Path, spread: Spread, kinds: Sequence[str], *, stop_at: int | None = None, **changes: Any
+    inputs: Path,
+    folder: Path,
+    spread: Spread,
+    kinds: Sequence[str],
+    *,
+    stop_at: int | None = None,
+    broken: int | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """The outcome of each kind of stage, whose files are in a folder of its name; None for one that was stopped.
 
     Args:
         stop_at: number of the question, of a process, whether to stop.
+        broken: rank whose losses are no numbers.
     """
-    work: Any = partial(_run_all, inputs=inputs, folder=folder, spread=spread, kinds=kinds, stop_at=stop_at, changes=changes)
+    work: Any = partial(
+        _run_all, inputs=inputs, folder=folder, spread=spread, kinds=kinds, stop_at=stop_at, broken=broken, changes=changes
+    )
     if not spread.is_shared:
         return work(Rank(0, 1, lambda event: None, lambda: None))  # type: ignore[no-any-return]
     found = run_ranks(work, spread, folder=folder / "ranks", emit=lambda event: None, stop_requested=lambda: None)
@@ -71,9 +87,18 @@ def run_kinds(
 
 
 def _run_all(
-    rank: Rank, *, inputs: Path, folder: Path, spread: Spread, kinds: Sequence[str], stop_at: int | None, changes: dict[str, Any]
+    rank: Rank,
+    *,
+    inputs: Path,
+    folder: Path,
+    spread: Spread,
+    kinds: Sequence[str],
+    stop_at: int | None,
+    broken: int | None,
+    changes: dict[str, Any],
 ) -> dict[str, Any]:
-    return {kind: _run(rank, kind, inputs, folder / kind / "output", spread, stop_at, changes) for kind in kinds}
+    with patch.object(PolicyLearner, "_policy_loss", _no_number if rank.number == broken else _policy_loss):
+        return {kind: _run(rank, kind, inputs, folder / kind / "output", spread, stop_at, changes) for kind in kinds}
 
 
 def _run(rank: Rank, kind: str, inputs: Path, output: Path, spread: Spread, stop_at: int | None, changes: dict[str, Any]) -> Any:
@@ -91,17 +116,22 @@ def _run(rank: Rank, kind: str, inputs: Path, output: Path, spread: Spread, stop
     context = stage_context(
         config, output, artifacts, emit=rank.emit, stop_requested=stop_requested, rank=rank.number, spread=spread
     )
-    if kind == "everything":
-        TransformersEngine.generate = _half_end  # type: ignore[method-assign]
-    try:
-        return stage.run(context)
-    except Interrupted:
-        return None
-    finally:
-        TransformersEngine.generate = _generate  # type: ignore[method-assign]
+    with ExitStack() as patched:
+        for target, name, other in PATCHES.get(kind, ()):
+            patched.enter_context(patch.object(target, name, other))
+        try:
+            return stage.run(context)
+        except Interrupted:
+            return None
 
 
 _generate = TransformersEngine.generate
+_policy_loss = PolicyLearner._policy_loss
+
+
+def _no_number(self: Any, batch: Any, old: Any, logps: Any) -> Any:
+    loss = _policy_loss(self, batch, old, logps)
+    return loss._replace(losses=loss.losses * math.nan)
 
 
 def _half_end(self: Any, requests: Any, settings: Any) -> Any:
@@ -111,3 +141,10 @@ def _half_end(self: Any, requests: Any, settings: Any) -> Any:
         for completion in group[::2]:
             object.__setattr__(completion, "finish_reason", "stop")
     return groups
+
+
+# Chunks of few tokens, so that processes have different numbers of them.
+PATCHES: dict[str, list[tuple[Any, str, Any]]] = {
+    "everything": [(TransformersEngine, "generate", _half_end), (head, "logits_chunk_tokens", lambda *_: 4)],
+    "distill": [(distill_module, "teacher_chunk_tokens", lambda *_: 3)],
+}

@@ -12,16 +12,19 @@ import torch
 from online_rank_work import KINDS, run_kinds
 from safetensors.torch import load_file
 
+from align.errors import StageError
 from align.runtime.spread import ALONE, Spread
 from align.store.artifact import METRICS_NAME
 
 pytestmark = pytest.mark.slow
 
 ALL = tuple(KINDS)
-SOME = ("grpo", "ppo", "lora", "distill")
+SOME = ("ppo", "lora")
 SPREADS = {Spread(2, "ddp"): ALL, Spread(2, "fsdp2"): ALL, Spread(4, "fsdp2"): SOME, Spread(1, "fsdp2"): SOME[:1]}
 # Sums in another order. Measured in float32: curves 5e-7 of a number, weights 2.4e-7.
 CURVES, WEIGHTS = 1e-5, 2e-6
+# A process asks three times for each rollout batch, and once for each update.
+STOP_AT = 12
 CLOCKS = {"seconds", "sync_share", "episodes_per_second"}
 
 
@@ -72,3 +75,58 @@ def assert_same(folder: Path, expected: Path, kind: str) -> None:
     model = Path(kind) / "output" / "model"
     assert {path.name for path in (folder / model).iterdir()} == {path.name for path in (expected / model).iterdir()}
     assert (folder / model / "config.json").read_bytes() == (expected / model / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(Spread(2, "fsdp2"), ALONE), (ALONE, Spread(2, "ddp")), (Spread(2, "ddp"), Spread(2, "fsdp2"))]
+)
+def test_a_checkpoint_is_resumed_by_any_number_of_processes_and_any_strategy(
+    inputs: Path, alone: Any, tmp_path: Path, first: Spread, then: Spread
+) -> None:
+    """Between two updates from the second rollout batch."""
+    kinds = ("ppo", "lora")
+    assert run_kinds(inputs, tmp_path, first, kinds, stop_at=STOP_AT) == dict.fromkeys(kinds)
+    for kind in kinds:
+        (newest, *_) = sorted((tmp_path / kind).glob("output/work/checkpoints/checkpoint-*"), reverse=True)
+        assert json.loads((newest / "phase.json").read_bytes())["updates"], kind
+    run_kinds(inputs, tmp_path, then, kinds)
+    for kind in kinds:
+        assert_same(tmp_path, alone[0], kind)
+
+
+def test_equal_numbers_of_processes_give_equal_bytes_also_after_a_stop(inputs: Path, tmp_path: Path) -> None:
+    kinds, spread = ("ppo", "distill"), Spread(2, "fsdp2")
+    run_kinds(inputs, tmp_path / "once", spread, kinds)
+    run_kinds(inputs, tmp_path / "stopped", spread, kinds, stop_at=STOP_AT)
+    run_kinds(inputs, tmp_path / "stopped", spread, kinds)
+    for kind in kinds:
+        assert rows_of(tmp_path / "once", kind) == rows_of(tmp_path / "stopped", kind), kind
+        first, second = (weights_of(tmp_path / name, kind) for name in ("once", "stopped"))
+        assert all(torch.equal(value, second[name]) for name, value in first.items()), kind
+
+
+def test_the_kl_limit_stops_all_and_keeps_the_policy_from_before(inputs: Path, alone: Any, tmp_path: Path) -> None:
+    limit = max(row["objective/kl"] for row in rows_of(alone[0], "rloo")) / 2
+    found, expected = (
+        run_kinds(inputs, tmp_path / str(spread), spread, ("rloo",), kl_limit=limit)["rloo"]
+        for spread in (Spread(2, "fsdp2"), ALONE)
+    )
+    assert found.metrics["stopped_by_kl_limit"] and expected.metrics["stopped_by_kl_limit"]
+    assert_same(tmp_path / str(Spread(2, "fsdp2")), tmp_path / str(ALONE), "rloo")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_gradient_of_one_process_that_is_no_number_ends_all_before_the_update(
+    inputs: Path, tmp_path: Path, strategy: str
+) -> None:
+    with pytest.raises(StageError, match="The gradient norm of the policy model is nan; this update was not made"):
+        run_kinds(inputs, tmp_path, Spread(2, strategy), ("grpo",), broken=1)
+
+
+def test_vllm_samples_beside_the_ranks_with_their_weights(inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    (outcome,) = run_kinds(inputs, tmp_path, Spread(2, "fsdp2"), ("grpo",), engine="vllm").values()
+    assert outcome.versions.keys() == {"vllm"}
+    rows = rows_of(tmp_path, "grpo")
+    assert len(rows) == 2 and rows[0]["policy/grad_norm"] > 0
+    assert all(row["rollout/sampler_gap_max"] < 1e-4 for row in rows)
