@@ -203,6 +203,7 @@ METRICS: Mapping[str, Metric] = {
     "rollout/eos_share": _share("completions that end"),
     "rollout/sampler_gap": Metric("gap between engine and trainer", unit="nats per token"),
     "rollout/sampler_gap_max": Metric("largest gap between engine and trainer", unit="nats per token"),
+    "rollout/weights_version": Metric("rollout batches learned from when it was sampled"),
     "kl_coef": Metric("KL coefficient"),
     "score_bias": Metric("score that counts as 0"),
     "nonfinite_scores": Metric("scores that are not finite"),

@@ -90,6 +90,8 @@ class OnlineExecution(StrictModel):
     """Minutes between checkpoints to resume from. A stop writes one at once."""
     checkpoint_steps: ExecutionOnly[int | None] = Field(default=None, ge=1)
     """Also write a checkpoint after this many rollout batches. Default: by time only."""
+    check_weights: ExecutionOnly[bool] = False
+    """Compare checksums of the engine's weights with the policy's before every rollout batch; a difference ends the stage."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
 from align.errors import AlignError, StageError
 from align.runtime.device import free_memory
@@ -50,8 +52,8 @@ class EngineApart:
     def load_weights(self, model_folder: Any) -> None:
         self._call("load_weights", model_folder)
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self._send(("update_weights", ()))
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        self._send(("update_weights", (version,)))
         for name, tensor in weights:
             import torch
 
@@ -61,6 +63,9 @@ class EngineApart:
                 self._connection.send_bytes(numbers.numpy().data)
         self._send(None)
         self._answer()
+
+    def weight_checksums(self) -> WeightChecksums:
+        return self._call("weight_checksums")  # type: ignore[no-any-return]
 
     def sleep(self) -> None:
         self._call("sleep")
@@ -119,9 +124,10 @@ def _serve(connection: Connection, open_engine: Callable[[], TextEngine]) -> Non
         return
     while (message := connection.recv()) is not None:
         method, arguments = message
+        compute = getattr(engine, method)
         if method == "update_weights":
-            arguments = (_weights(connection),)
-        _answer_with(connection, getattr(engine, method), *arguments)
+            compute, arguments = partial(compute, version=arguments[0]), (_weights(connection),)
+        _answer_with(connection, compute, *arguments)
     assert engine is not None
     engine.close()
 

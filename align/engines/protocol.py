@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from align.engines.checksum import WeightChecksums
 from align.models.folder import ModelFolder
 from align.records import FinishReason
 
@@ -43,6 +44,8 @@ class SampledCompletion:
     finish_reason: FinishReason
     logps: list[float] | None = None
     """Nats per token, under the distribution drawn from (after temperature, top-k and top-p); None without `with_logps`."""
+    weights_version: int = 0
+    """The number that came with the weights that drew every token, see `TextEngine.update_weights`; 0: those of a folder."""
 
 
 class TextEngine(Protocol):
@@ -62,11 +65,18 @@ class TextEngine(Protocol):
         """Replace the weights by those of another model of the same architecture and vocabulary."""
         ...
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Replace all weights, given by their names in the model's folder; tied weights are given once.
 
         They are taken one at a time, so an iterator may make each when it is asked for the next.
+
+        Args:
+            version: a number for these weights, which every completion that they draw carries.
         """
+        ...
+
+    def weight_checksums(self) -> WeightChecksums:
+        """Of the weights that completions are computed with, read from where they are computed with."""
         ...
 
     def sleep(self) -> None:

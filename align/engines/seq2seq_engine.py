@@ -22,6 +22,7 @@ class Seq2SeqEngine(TransformersEngine):
 
     def load_weights(self, model_folder: ModelFolder) -> None:
         self.close()
+        self._weights_version = 0
         self._model = load_seq2seq_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
     def _room(self, prompts: Sequence[list[int]]) -> int:

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from align.engines.checksum import WeightChecksums, checksums_of
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
@@ -49,13 +50,15 @@ class TransformersEngine:
         self._dtype = dtype
         self._max_model_tokens = max_model_tokens
         self._model: Any = None
+        self._weights_version = 0
         self.load_weights(model_folder)
 
     def load_weights(self, model_folder: ModelFolder) -> None:
         self.close()  # the old model and the new one together may not fit
+        self._weights_version = 0
         self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         own = dict(self._model.named_parameters())  # tied weights once
         with torch.no_grad():
             for name, tensor in weights:
@@ -63,6 +66,11 @@ class TransformersEngine:
                     parameter.copy_(tensor)
         if own:
             raise ValueError(f"no new weights for {', '.join(sorted(own)[:3])}")
+        self._weights_version = version
+
+    def weight_checksums(self) -> WeightChecksums:
+        parts = checksums_of(self._model.named_parameters(), self._dtype)  # tied weights once
+        return WeightChecksums(parts, self._dtype, has_tied_head=False)
 
     def sleep(self) -> None:
         """Nothing is freed: between two calls it holds its weights only."""
@@ -123,7 +131,9 @@ class TransformersEngine:
             if not open_rows:
                 break
         return (
-            SampledCompletion(ids, "length" if row in open_rows else "stop", logps[row] if settings.with_logps else None)
+            SampledCompletion(
+                ids, "length" if row in open_rows else "stop", logps[row] if settings.with_logps else None, self._weights_version
+            )
             for row, ids in enumerate(tokens)
         )
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.engines.vllm_weights import checksums_in, has_head
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
@@ -30,10 +33,6 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
 }
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-
-
-def _has_head(model: Any) -> bool:
-    return any(name.rpartition(".")[2] == "lm_head" for name, _ in model.named_modules())
 
 
 class VllmEngine:
@@ -95,7 +94,9 @@ class VllmEngine:
             **options,
         )
         # Gemma 2 and Command R have no head there: vLLM's model multiplies by the embedding table.
-        self._has_head = any(self._llm.apply_model(_has_head))
+        self._has_head = any(self._llm.apply_model(has_head))
+        self._dtype = dtype
+        self._llm.update_weight_version("0")
         if model_folder.is_adapter:
             self.load_weights(model_folder)
 
@@ -132,30 +133,38 @@ class VllmEngine:
         logps = None
         if output.logprobs is not None:
             logps = [position[token].logprob for token, position in zip(ids, output.logprobs, strict=True)]
-        return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps)
+        # vLLM keeps the version of every token: weights can be exchanged while it samples, though not here.
+        (version,) = {int(span.version) for span in output.weight_versions}
+        return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps, version)
 
     def load_weights(self, model_folder: ModelFolder) -> None:
         # An adapter comes merged: an engine started with LoRA support could not switch to models without adapters.
         self._is_tied = model_folder.tied
         if self._num_gpus > 1 and not model_folder.is_adapter and not self._is_tied:
-            self._reload(weights_path=str(model_folder.path))
+            self._reload(0, weights_path=str(model_folder.path))
         else:
-            self.update_weights(stored_weights(model_folder))
+            self.update_weights(stored_weights(model_folder), version=0)
 
-    def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, Any]], *, version: int) -> None:
         # With tied embeddings the file has no head of its own, and the engine's copy would keep its old values.
         given = with_tied_head(weights) if self._is_tied and self._has_head else iter(weights)
         if self._num_gpus == 1:
-            self._reload(weights_iterator=given)
+            self._reload(version, weights_iterator=given)
             return
         # The processes of its GPUs cannot be handed an iterator; each reads what is its own.
         with tempfile.TemporaryDirectory(prefix="align-weights-") as folder:
             write_parts(given, Path(folder))
-            self._reload(weights_path=folder)
+            self._reload(version, weights_path=folder)
 
-    def _reload(self, **source: Any) -> None:
+    def _reload(self, version: int, **source: Any) -> None:
         self._llm.collective_rpc("reload_weights", kwargs=source)
+        self._llm.update_weight_version(str(version))
         self._llm.reset_prefix_cache()
+
+    def weight_checksums(self) -> WeightChecksums:
+        # Those of several GPUs would have to be put together from parts that overlap.
+        (parts,) = self._llm.apply_model(partial(checksums_in, dtype=self._dtype))
+        return WeightChecksums(parts, self._dtype, has_tied_head=self._is_tied and self._has_head)
 
     def sleep(self) -> None:
         if self._can_sleep:

@@ -180,7 +180,7 @@ def _answer_with_source(source: ModelFolder, dtype: str, texts: list[str], promp
     engine = open_engine("transformers", source, dtype="float32", max_model_tokens=answered.max_model_tokens)
     # The exported weights are rounded to `dtype`. The same rounding here leaves only real differences; both compute in float32.
     if dtype != "float32":
-        engine.update_weights(load_causal_lm(source, dtype=dtype).named_parameters())
+        engine.update_weights(load_causal_lm(source, dtype=dtype).named_parameters(), version=0)
     answered.tokens.extend(_greedy(engine, answered))
     engine.close()
     free_memory()  # vLLM, which is next, takes most of a GPU

@@ -55,8 +55,10 @@ CURVES_FIRST = (
 )
 # Settings and health of the optimizer rather than results: shown after everything else.
 CURVES_LAST = ("lr", "learning_rate", "grad_norm", "eps")
-# Totals that the trainer logs once at the end, and clocks: no curve of training.
-NOT_A_CURVE = re.compile(r"step|epoch|episode|total_flos|num_input_tokens_seen|num_tokens|train_.*|.*_runtime|.*_per_second")
+# Counters, totals that the trainer logs once at the end, and clocks: no curve of training.
+NOT_A_CURVE = re.compile(
+    r"step|epoch|episode|rollout/weights_version|total_flos|num_input_tokens_seen|num_tokens|train_.*|.*_runtime|.*_per_second"
+)
 
 
 def training_curves(stage: str, curve: Curve, *, selected_epoch: float | None = None) -> list[Plot]:

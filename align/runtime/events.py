@@ -136,6 +136,8 @@ class SampledText:
     prompt_id: str
     completion: str
     score: float | None = None
+    weights_version: int | None = None
+    """In an online training: how many rollout batches the policy that sampled it had learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)

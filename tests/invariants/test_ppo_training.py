@@ -129,10 +129,10 @@ class SleepingEngine(TransformersEngine):
         self.happened.append("wake")
         self.asleep = False
 
-    def update_weights(self, weights: Any) -> None:
+    def update_weights(self, weights: Any, *, version: int) -> None:
         assert not self.asleep
         self.happened.append("weights")
-        super().update_weights(weights)
+        super().update_weights(weights, version=version)
 
     def generate(self, requests: Any, settings: Any) -> Any:
         assert not self.asleep

@@ -43,6 +43,8 @@ class Rollout:
     """Mean of every scorer that is optimised, by name; empty where `scores` are those of the only one."""
     nonfinite: int
     """Completions left out because a score was not finite."""
+    weights_version: int
+    """Rollout batches that the policy had learned from when it sampled these completions."""
     texts: list[SampledText] = field(default_factory=list)
     """The completions as text, with their scores."""
 
@@ -207,11 +209,13 @@ class RolloutSampler:
             },
             parts={name: means[name] for name in self._score_weights if len(self._score_weights) > 1},
             nonfinite=len(scored) - len(finite),
+            weights_version=scored[0].sampled.completion.weights_version,
             texts=[
                 SampledText(
                     prompt_id=row.candidate.prompt_id,
                     completion=row.candidate.completion,
                     score=row.score if self._score_weights else None,
+                    weights_version=row.sampled.completion.weights_version,
                 )
                 for row in scored
             ],

@@ -5,7 +5,6 @@ Ouyang et al. 2022 (InstructGPT), appendix C.4; Huang et al. 2024, "The N+ imple
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,8 @@ from align.training.online.experience import (
 from align.training.online.learner import Learner, LearningPhase, Optimizers, PolicyLearner, num_mini_batches
 from align.training.online.models import Models, trainable
 from align.training.online.noted import unusual
-from align.training.online.rollout import Rollout, RolloutSampler, SampledEpisode, ScoredEpisode
+from align.training.online.policy_engine import PolicyEngine
+from align.training.online.rollout import Rollout, RolloutSampler, ScoredEpisode
 from align.training.online.state import TrainerState, load_state, save_state
 from align.training.online.summary import summary
 
@@ -73,7 +73,7 @@ class OnlineTrainer:
         """
         self._models = models
         self._sampler = sampler
-        self._engine = engine
+        self._engine = PolicyEngine(engine, sampler, models, checks=config.check_weights)
         self._context = context
         self._config = config
         self._advantage = advantage
@@ -94,7 +94,6 @@ class OnlineTrainer:
         self._clock = checkpoint.Clock(config.checkpoint_minutes)
         learning = [learner.model for learner in self._optimizers]
         models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)
-        self._engine_sleeps = False
         self._noted: set[str] = set()
 
     @phase("train")
@@ -110,7 +109,7 @@ class OnlineTrainer:
         try:
             while self._state.rollouts < self._num_rollouts and not stopped_by_kl:
                 if unfinished is not None:
-                    self._let_engine_sleep()
+                    self._engine.sleep()
                 phase, unfinished = unfinished or self._roll_out(), None
                 stopped_by_kl = self._exceeds_kl_limit(phase.numbers)
                 if not stopped_by_kl:
@@ -122,28 +121,11 @@ class OnlineTrainer:
             if self._kl_limit is not None:
                 self._state.new_tokens += phase.new_tokens  # the last batch only measured the KL
         finally:
-            if self._engine is not None:
-                self._engine.close()
+            self._engine.close()
         if stopped_by_kl:
             self._restore_policy(phase.numbers)
         metrics = summary(self._state, self._config, self._models, stopped_by_kl=stopped_by_kl)
         return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), metrics)
-
-    def _let_engine_sleep(self) -> None:
-        if self._engine is not None:
-            self._engine.sleep()
-        self._engine_sleeps = True
-
-    def _hand_over_weights(self) -> None:
-        """Give the engine those of the policy, which all processes put together."""
-        weights = self._models.policy_weights()
-        if self._engine is None:
-            collections.deque(weights, maxlen=0)
-        else:
-            if self._engine_sleeps:
-                self._engine.wake_up()
-            self._engine.update_weights(weights)
-        self._engine_sleeps = False
 
     def _sample_and_score(self, *, drawn: int, groups: int) -> list[ScoredEpisode]:
         """Completions of the policy as it is; the first process alone samples and scores.
@@ -154,16 +136,11 @@ class OnlineTrainer:
         """
         state = self._state
         self._check_stop()
-        # The engine starts with the weights of the policy's folder, so the first batch usually needs no exchange. After its sleep
-        # it has none.
-        if state.rollouts > 0 or self._models.differ_from_folder or self._engine_sleeps:
-            with self._timed("sync"), phase("engine"):
-                self._hand_over_weights()
-        sampled: list[SampledEpisode] = []
+        with self._timed("sync"), phase("engine"):
+            self._engine.exchange(state.rollouts)
         with self._timed("rollout"):
-            if self._engine is not None:
-                sampled = self._sampler.sample(state.rollouts, self._engine, after=state.refilled + drawn, groups=groups)
-            self._let_engine_sleep()
+            sampled = self._engine.sample(state.rollouts, after=state.refilled + drawn, groups=groups)
+            self._engine.sleep()
         self._check_stop()
         with self._timed("score"):
             return self._sampler.score(sampled) if sampled else []
@@ -200,6 +177,7 @@ class OnlineTrainer:
         with self._timed("experience"):
             experience, numbers = self._experience(rollout)
         numbers = from_first(numbers)  # decisions follow from them
+        numbers["rollout/weights_version"] = rollout.weights_version
         self._check_stop()
         episodes = rollout.episodes
         if settings is not None and experience is not None:

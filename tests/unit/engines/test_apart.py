@@ -58,8 +58,10 @@ def test_it_samples_the_same_before_and_after_new_weights(folders: tuple[ModelFo
     first = here.generate(REQUESTS, SETTINGS)
     assert apart.generate(REQUESTS, SETTINGS) == first
     for engine in (here, apart):
-        engine.update_weights(load_causal_lm(folders[1]).named_parameters())
+        engine.update_weights(load_causal_lm(folders[1]).named_parameters(), version=3)
     assert apart.generate(REQUESTS, SETTINGS) == here.generate(REQUESTS, SETTINGS) != first
+    assert apart.generate(REQUESTS, SETTINGS)[0][0].weights_version == 3
+    assert apart.weight_checksums() == here.weight_checksums()
     apart.load_weights(folders[0])
     assert apart.generate(REQUESTS, SETTINGS) == first
 
@@ -71,4 +73,4 @@ def test_errors_arrive_and_a_dead_process_is_named(apart: EngineApart) -> None:
     with pytest.raises(StageError, match="The process of the sampling engine ended with code 7"):
         apart.wake_up()
     with pytest.raises(StageError, match="ended with code 7"):
-        apart.update_weights([("weight", torch.zeros(3))])
+        apart.update_weights([("weight", torch.zeros(3))], version=4)

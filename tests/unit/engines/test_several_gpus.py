@@ -33,6 +33,9 @@ class FakeLlm:
         else:
             self.given["weights"] = dict(kwargs["weights_iterator"])
 
+    def update_weight_version(self, version: str) -> None:
+        self.given["version"] = version
+
     def reset_prefix_cache(self) -> None:
         self.given["reset"] = True
 
@@ -61,15 +64,16 @@ def test_a_holder_opens_engines_of_so_many_gpus_also_in_another_process(
 
 def test_one_gpu_is_handed_the_weights_themselves(model: ModelFolder) -> None:
     made, llm = engine(1)
-    made.update_weights([("a.weight", torch.ones(2))])
+    made.update_weights([("a.weight", torch.ones(2))], version=3)
     assert llm.given["weights"]["a.weight"].tolist() == [1.0, 1.0]
     assert llm.given["reset"]
+    assert llm.given["version"] == "3"
 
 
 def test_several_gpus_read_them_from_files_that_are_gone_afterwards(model: ModelFolder) -> None:
     made, llm = engine(2)
     made._is_tied = True
-    made.update_weights(stored_weights(model))
+    made.update_weights(stored_weights(model), version=4)
     (read,) = llm.given["files"]
     assert read.keys() == {*dict(stored_weights(model)), "lm_head.weight"}
     assert not Path(llm.given["weights_path"]).exists()

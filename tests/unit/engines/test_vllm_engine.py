@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from align.engines.checksum import differing_parts
 from align.engines.transformers_engine import TransformersEngine
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
+from align.models.stream import stored_weights
 from align.testing import tiny_causal_lm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -68,6 +70,40 @@ def test_exchanged_weights_are_the_new_models_with_its_head(engine, requests_, s
     assert engine.generate(requests_, greedy) == before
 
 
+def test_completions_carry_the_version_of_the_weights_that_drew_them(engine, requests_, settings, project_template) -> None:  # type: ignore[no-untyped-def]
+    def versions() -> set[int]:
+        return {candidate.weights_version for row in engine.generate(requests_, settings) for candidate in row}
+
+    base = ModelFolder(project_template / "base")
+    assert versions() == {0}
+    engine.update_weights(stored_weights(base), version=7)
+    assert versions() == {7}
+    engine.load_weights(base)
+    assert versions() == {0}
+
+
+def test_checksums_are_those_of_the_weights_that_were_exchanged(engine, tmp_path, project_template, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """vLLM joins projections and packs them for the kernels of a CPU."""
+    base = ModelFolder(project_template / "base")
+    start = dict(stored_weights(base))
+    assert differing_parts(start.items(), engine.weight_checksums()) == []
+    other = ModelFolder(tiny_causal_lm(tmp_path / "other", seed=98, vocab_size=base.config["vocab_size"]))
+    weights = dict(stored_weights(other))
+    engine.update_weights(weights.items(), version=1)
+    assert differing_parts(weights.items(), engine.weight_checksums()) == []
+    # vLLM says nothing of a tensor that it did not get.
+    incomplete = {name: value for name, value in start.items() if name != "model.layers.1.mlp.up_proj.weight"}
+    engine.update_weights(incomplete.items(), version=2)
+    assert differing_parts(start.items(), engine.weight_checksums()) == ["layer 1"]
+    # Without its own copy of the new table, a tied head stays as it was.
+    monkeypatch.setattr(engine, "_is_tied", False)
+    engine.update_weights(weights.items(), version=3)
+    assert differing_parts(weights.items(), engine.weight_checksums()) == ["head"]
+    monkeypatch.undo()
+    engine.load_weights(base)
+    assert differing_parts(start.items(), engine.weight_checksums()) == []
+
+
 def test_a_tied_model_with_other_names_is_exchanged_with_its_head(requests_, settings, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """GPT-2: its table is not called as Llama's, and its layers are stored the other way round."""
     import torch
@@ -93,7 +129,9 @@ def test_a_tied_model_with_other_names_is_exchanged_with_its_head(requests_, set
         assert engine.generate(requests_, greedy) == expected[0]
         engine.load_weights(folders[1])
         assert engine.generate(requests_, greedy) == expected[1]
-        engine.update_weights((name, value.detach()) for name, value in load_causal_lm(folders[0]).named_parameters())
+        weights = {name: value.detach() for name, value in load_causal_lm(folders[0]).named_parameters()}
+        engine.update_weights(weights.items(), version=0)
+        assert differing_parts(weights.items(), engine.weight_checksums()) == []
         assert engine.generate(requests_, greedy) == expected[0]
     finally:
         engine.close()
