@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class KillAt:
             {"rank 0": found[0], "rank 1": found[1], "stage": stage}[self._place].send_signal(signal.SIGKILL)
 
 
-def files_of(out: Path) -> dict[str, str]:
-    found = Entry(out / "tiny" / "stages" / "sft").read_manifest()
+def files_of(out: Path, stage: str = "sft") -> dict[str, str]:
+    found = Entry(out / "tiny" / "stages" / stage).read_manifest()
     assert found is not None
     # Curves are averages over the steps since the last log line, which an interruption may split.
     return {name: entry.sha256 for name, entry in found.files.items() if name != "metrics.jsonl"}
@@ -71,3 +72,22 @@ def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_pat
     of_one_process = files_of(finished_run.parent)
     assert files_of(out).keys() == of_one_process.keys()
     assert files_of(out)["model/config.json"] == of_one_process["model/config.json"]
+
+
+def test_an_online_training_goes_on_where_it_was_killed(project: Path, tmp_path: Path, finished_run: Path) -> None:
+    """The rank that samples, and one that does not."""
+    recipe = load_recipe(project / "recipe.yaml")
+    for name in ("undisturbed", "killed"):
+        shutil.copytree(finished_run.parent, tmp_path / name, symlinks=True)
+        shutil.rmtree((tmp_path / name / "tiny" / "stages" / "ppo").resolve())
+    run_recipe(recipe, tmp_path / "undisturbed", until="ppo", machine=MACHINE)
+    out = tmp_path / "killed"
+    for step, place in ((1, "rank 1"), (2, "rank 0")):
+        killer = KillAt(step, place)
+        with pytest.raises(StageError, match=rf"{place} of 2 was killed by signal 9 \(SIGKILL\) before it was done"):
+            run_recipe(recipe, out, until="ppo", machine=MACHINE, sinks=[killer])
+        _, alive = psutil.wait_procs(killer.seen[:2], timeout=60)
+        assert not alive
+    run_recipe(recipe, out, until="ppo", machine=MACHINE)
+    assert files_of(out, "ppo") == files_of(tmp_path / "undisturbed", "ppo")
+    assert files_of(out, "ppo").keys() == files_of(finished_run.parent, "ppo").keys()
