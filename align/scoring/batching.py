@@ -72,18 +72,27 @@ def map_batches(
     batch_tokens: int,
     compute: Callable[[list[int]], torch.Tensor],
     report: Callable[[int], None] = lambda done: None,
+    *,
+    units: Sequence[Sequence[int]] | None = None,
 ) -> list[float]:
-    """One number per sequence, in the order of `lengths`.
+    """One number per sequence, in their order.
 
     Args:
+        lengths: tokens of each sequence, or of each unit.
         compute: from the indices of a batch to its numbers, [batch].
         report: called with the number of sequences done.
+        units: indices of sequences that stay together in a batch, next to each other, such as those of one prompt.
     """
-    values, done = [0.0] * len(lengths), 0
-    for batch, numbers in run_batches(lengths, batch_tokens, lambda batch: compute(batch).tolist()):
-        for index, value in zip(batch, numbers, strict=True):
+    units = [[index] for index in range(len(lengths))] if units is None else units
+    values, done = [0.0] * sum(map(len, units)), 0
+
+    def members(batch: list[int]) -> list[int]:
+        return [index for unit in batch for index in units[unit]]
+
+    for batch, numbers in run_batches(lengths, batch_tokens, lambda batch: compute(members(batch)).tolist()):
+        for index, value in zip(members(batch), numbers, strict=True):
             values[index] = value
-        done += len(batch)
+        done += len(numbers)
         report(done)
     return values
 

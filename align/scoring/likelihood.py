@@ -13,7 +13,7 @@ import torch
 from align.losses.logps import IGNORED_LABEL
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.models.head import last_hidden_states, token_logps
+from align.models.head import last_hidden_states, target_logps, token_logps
 from align.models.load import differing_tokens, load_causal_lm, load_seq2seq_lm
 from align.models.logits import check_logits
 from align.models.seq2seq import Seq2SeqCollator, label_logps
@@ -22,6 +22,7 @@ from align.runtime.context import RunContext
 from align.runtime.device import device_name, free_memory, frozen_dtype
 from align.runtime.profile import phase
 from align.scoring.batching import map_batches, pad_right
+from align.scoring.shared_prompt import lay_out, row_units, unit_tokens
 
 
 @torch.inference_mode()
@@ -46,6 +47,13 @@ def completion_logps(
         One number per row, in the order given; 0.0 for an empty completion.
     """
     device = next(model.parameters()).device
+    units = row_units(model, rows, batch_tokens)
+
+    def totals_of_shared(batch: list[int]) -> torch.Tensor:
+        row = lay_out([rows[index] for index in batch])
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            logps = target_logps(model, row.states(model)[row.sources.to(device)], row.targets.to(device))
+        return torch.zeros(len(batch), dtype=torch.float64, device=device).index_add_(0, row.numbers.to(device), logps.double())
 
     def totals(batch: list[int]) -> torch.Tensor:
         sequences = [rows[index][0] + rows[index][1] for index in batch]
@@ -61,7 +69,8 @@ def completion_logps(
         # Summed in float64: in float32, the rounding would grow with the length of a completion.
         return logps.double().sum(-1)
 
-    return map_batches([len(prompt) + len(completion) for prompt, completion in rows], batch_tokens, totals, report)
+    compute = totals if len(units) == len(rows) else totals_of_shared
+    return map_batches([unit_tokens(rows, unit) for unit in units], batch_tokens, compute, report, units=units)
 
 
 class LikelihoodModel:

@@ -29,12 +29,12 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
 def test_reward_scores_do_not_depend_on_batch_size_or_order(reward_model: Path, batch_tokens: int) -> None:
     folder = ModelFolder(reward_model)
-    alone = [RewardModelScorer(folder, batch_tokens=1).score_token_ids([sequence])[0] for sequence in SEQUENCES[:5]]
+    alone = [RewardModelScorer(folder, batch_tokens=1).score_rows([([], sequence)])[0] for sequence in SEQUENCES[:5]]
     scorer = RewardModelScorer(folder, batch_tokens=batch_tokens)
-    scores = scorer.score_token_ids(SEQUENCES)
+    scores = scorer.score_rows([([], sequence) for sequence in SEQUENCES])
     assert scores[:5] == pytest.approx(alone, abs=1e-5)
     order = CHANCE.sample(range(len(SEQUENCES)), len(SEQUENCES))
-    shuffled = scorer.score_token_ids([SEQUENCES[index] for index in order])
+    shuffled = scorer.score_rows([([], SEQUENCES[index]) for index in order])
     assert shuffled == pytest.approx([scores[index] for index in order], abs=1e-5)
     assert max(scores) - min(scores) > 0.01
 
@@ -55,6 +55,42 @@ def test_log_probabilities_do_not_depend_on_batch_size_or_order(project_template
     one_by_one = completion_logps(model, ROWS, pad_token_id=0, batch_tokens=1)
     together = completion_logps(model, ROWS[::-1], pad_token_id=0, batch_tokens=100_000)[::-1]
     assert together == pytest.approx(one_by_one, rel=1e-5, abs=1e-5)
+
+
+PROMPTS = SEQUENCES[:6]
+SHARED = [(PROMPTS[CHANCE.randrange(6)], sequence) for sequence in [*SEQUENCES[6:], [], []]]
+"""Completions of a few prompts in a mixed order; two are empty."""
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 300, 100_000])
+def test_completions_behind_one_prompt_have_the_numbers_of_rows_of_their_own(
+    reward_model: Path, project_template: Path, batch_tokens: int
+) -> None:
+    scorer = RewardModelScorer(ModelFolder(reward_model), batch_tokens=batch_tokens)
+    model = load_causal_lm(project_template / "base").eval()
+    seen: list[int] = []
+    scores = scorer.score_rows(SHARED, report=seen.append)
+    assert scores == pytest.approx([scorer.score_rows([row])[0] for row in SHARED], abs=1e-5)
+    assert seen[-1] == len(SHARED)
+    logps = completion_logps(model, SHARED, pad_token_id=0, batch_tokens=batch_tokens)
+    alone = [completion_logps(model, [row], pad_token_id=0, batch_tokens=batch_tokens)[0] for row in SHARED]
+    assert logps == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    assert logps[-2:] == [0.0, 0.0]
+
+
+def test_a_prompt_is_computed_once_for_all_its_completions(reward_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, tokens = RewardModelScorer(ModelFolder(reward_model), batch_tokens=10_000), 0
+    forward = type(scorer._model.base_model).forward
+
+    def counted(self: torch.nn.Module, **inputs: torch.Tensor) -> object:
+        nonlocal tokens
+        tokens += inputs["input_ids"].numel()
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(scorer._model.base_model), "forward", counted)
+    scorer.score_rows(SHARED)
+    prompts = {tuple(prompt): len(prompt) for prompt, _ in SHARED}
+    assert tokens == sum(prompts.values()) + sum(len(completion) for _, completion in SHARED)
 
 
 def test_perplexity_is_that_of_all_tokens_but_the_first(project_template: Path) -> None:

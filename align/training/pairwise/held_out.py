@@ -83,8 +83,8 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     from align.scoring.reward_model import RewardModelScorer
 
     scorer = RewardModelScorer(ModelFolder(folder), batch_tokens=FORWARD_TOKENS)
-    sequences = [row.prompt_token_ids + ids for row in split.held_out for ids in (row.chosen_token_ids, row.rejected_token_ids)]
-    scores = scorer.score_token_ids(sequences)
+    rows = [(row.prompt_token_ids, ids) for row in split.held_out for ids in (row.chosen_token_ids, row.rejected_token_ids)]
+    scores = scorer.score_rows(rows)
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]
     won = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     # Ties count half, but the interval needs a whole number of successes.
