@@ -10,6 +10,7 @@ from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME
 from align.models.folder import ModelFolder
+from align.models.later_weights import build_without_weights, do_weights_come_later
 from align.models.tokenizer import differing_ids
 from align.runtime.bitsandbytes_check import require_for_qlora
 from align.runtime.device import device_name
@@ -53,7 +54,7 @@ def check_vocabulary(
 
 
 def load_causal_lm(model: ModelFolder | Path, *, dtype: Any = "float32", quantization: Any = None) -> PreTrainedModel:
-    """A language model, in eval mode, on the CPU. Never goes to the network.
+    """A language model, in eval mode, on the CPU; within `weights_come_later`, without weights. Never goes to the network.
 
     The folder may hold an adapter. LoRA is merged into its base model (for qlora, into the base model as training saw it, with
     weights rounded to 4 bits); virtual tokens are put in front of theirs.
@@ -161,7 +162,8 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
     if isinstance(peft, Lora):
         if peft.method == "qlora":
             require_for_qlora(str(path))
-        lora.merge(base, state, peft, folder.trained_token_ids)
+        if not do_weights_come_later():
+            lora.merge(base, state, peft, folder.trained_token_ids)
     else:
         virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))
         # `add_virtual_tokens` freezes the base; a loaded model is not frozen.
@@ -190,6 +192,12 @@ def _refuse_encoder_decoder(folder: ModelFolder, wanted: str) -> None:
 @phase("load")
 def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of weights that the folder lacks, which transformers fills with random numbers."""
+    from align.models.kernels import use_kernels
+
+    if do_weights_come_later():  # whoever reads them checks them
+        model = build_without_weights(auto_class, path, dtype=dtype, **options)
+        use_kernels(model)
+        return model, set()
     try:
         # The folder was checked; these options enforce the same rules while transformers reads it.
         model, info = auto_class.from_pretrained(
@@ -222,8 +230,6 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         from align.models.lora import keep_plain_format
 
         keep_plain_format(model)
-    from align.models.kernels import use_kernels
-
     use_kernels(model)
     return model, set(info["missing_keys"])
 

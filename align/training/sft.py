@@ -14,15 +14,18 @@ from align.data.encoding import EncodedInstruction
 from align.data.template import ChatFormat
 from align.models.attention import longest_shared_row
 from align.models.dropout import set_dropout
+from align.models.later_weights import has_weights
 from align.models.trainable import TrainableModel, count_trained, load_trainable, save_trained
 from align.runtime.context import RunContext
 from align.runtime.device import frozen_dtype
+from align.runtime.group import from_first
 from align.runtime.seed import derive_seed
 from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, training_arguments
 from align.training.packing import PackedCollator, TrainingSample, build_row, pack_rows
 from align.training.sharding import shard
+from align.training.weights_of_first import weights_of_first
 
 # Enough: a wrong template or a shifted label affects every row, and decoding all of a large file is slow.
 GUARD_ROWS = 64
@@ -64,11 +67,12 @@ def train_sft(
     samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids, row.earlier) for row in encoded]
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
-    model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
+    with weights_of_first(context.spread, all_read=trainable.changes_initial_policy):
+        model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
     count = count_trained(model)
     set_dropout(model, config.dropout)
     lengths = [len(sample) for sample in samples]
-    limit = longest_shared_row(model) if packing else None
+    limit = from_first(longest_shared_row(model) if has_weights(model) else None) if packing else None
     if limit is not None and limit < max_tokens:
         context.note(
             f"samples share rows of at most {limit} tokens, others have a row of their own (slower, same result): this model "

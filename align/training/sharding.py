@@ -18,11 +18,13 @@ from align.models.sizes import GRADIENTS_AT_ONCE
 from align.runtime.device import device_name
 from align.runtime.group import group_size
 from align.runtime.spread import Spread
+from align.training.weights_of_first import give_parts, send_buffers, take_weights
 
 FSDP2: Mapping[str, Any] = {
     # Weights are gathered for each layer, in both passes, and dropped again: the least memory.
     "reshard_after_forward": True,
     "state_dict_type": "SHARDED_STATE_DICT",
+    # It sends parameters only, and whole ones; see `align.training.weights_of_first`.
     "cpu_ram_efficient_loading": False,
 }
 """Settings of accelerate's plugin, without their version."""
@@ -58,9 +60,10 @@ def _call_it_gpus() -> None:
 
 
 def shard(model: Any, spread: Spread) -> Any:
-    """Leave this process its part of the model, on its device; gathered layer by layer when the model runs.
+    """Leave this process its part of rank 0's model, on its device; gathered layer by layer when the model runs.
 
-    Called before the first pass, since the whole model may not fit into a device. Does nothing unless the strategy is fsdp2.
+    The others may have loaded it within `weights_of_first`, so that it is in memory once. Called before the first pass, since
+    the whole model may not fit into a device. Does nothing unless the strategy is fsdp2.
     """
     if spread.strategy != "fsdp2":
         return model
@@ -76,7 +79,12 @@ def shard(model: Any, spread: Spread) -> Any:
     if on_cpu:
         _call_it_gpus()
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", **FSDP2)
-    return fsdp2_prepare_model(Accelerator(cpu=on_cpu, fsdp_plugin=plugin), model)
+    accelerator = Accelerator(cpu=on_cpu, fsdp_plugin=plugin)
+    weights = take_weights(model)
+    send_buffers(model, accelerator.device)
+    model = fsdp2_prepare_model(accelerator, model)
+    give_parts(model, weights)
+    return model
 
 
 def keep_parameters(accelerator: Any) -> None:

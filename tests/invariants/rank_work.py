@@ -15,6 +15,7 @@ from align.config.sections import Optimization
 from align.errors import Interrupted
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
+from align.models.later_weights import has_weights
 from align.models.load import load_causal_lm, load_reward_model
 from align.models.trainable import TrainableModel, load_trainable
 from align.runtime.group import wait_for_all
@@ -28,6 +29,7 @@ from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 from align.training.sharding import shard, whole
 from align.training.trl_trainers import sft_trainer
+from align.training.weights_of_first import weights_of_first
 
 OPTIMIZERS = {"lora": "adamw_torch", "momentum": "adamw_torch"}
 """Of trainings that are resumed; the others use plain gradient descent, in which a wrong gradient shows."""
@@ -85,13 +87,16 @@ def train_one(rank: Rank, kind: str, base: Path, work: Path, spread: Spread, sto
     }
     trainer: Any
     if kind in OBJECTIVES:
-        model = load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base)
+        with weights_of_first(spread):
+            model = load_reward_model(base, new_head=True) if kind == "reward_model" else load_causal_lm(base)
+        assert has_weights(model) == (rank.number == 0 or spread.strategy != "fsdp2")
         collator = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=40)
         trainer = PairwiseTrainer(prepare_model(model, spread=spread), PAIRS, OBJECTIVES[kind], collator, arguments)
     else:
         # Of rank 2, so that the parts of some processes are empty.
         peft = Lora(method="lora", rank=2) if kind == "lora" else None
-        model = load_trainable(TrainableModel(ModelFolder(base), peft, work, "test"))
+        with weights_of_first(spread):
+            model = load_trainable(TrainableModel(ModelFolder(base), peft, work, "test"))
         trainer = sft_trainer(shard(model, spread), load_format(ModelFolder(base)), ROWS, arguments)
     recompute = kind == "recompute"
     try:

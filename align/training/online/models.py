@@ -27,6 +27,7 @@ from align.training.online.layout import Episode, PackedEpisodes, pack_episodes
 from align.training.online.shares import Passes
 from align.training.pass_size import PassSize
 from align.training.sharding import local_part, own_share, place, release, whole, whole_tensor, within
+from align.training.weights_of_first import weights_of_first
 
 T = TypeVar("T")
 
@@ -176,16 +177,20 @@ def load_models(
     value_model, frozen = None, frozen_dtype(settings.precision)
     if value is not None:
         new_head, pad_token_id = not value.is_reward_model, settings.pad_token_id
-        value_model = load_trainable(
-            value.start, task="SEQ_CLS", new_head=new_head, pad_token_id=pad_token_id, frozen_dtype=frozen
-        )
+        with weights_of_first(settings.spread):
+            value_model = load_trainable(
+                value.start, task="SEQ_CLS", new_head=new_head, pad_token_id=pad_token_id, frozen_dtype=frozen
+            )
         if value.zero_head:
             torch.nn.init.zeros_(value_model.score.weight)
         value_model = place(value_model.eval(), settings.spread)
-    trained = place(load_trainable(policy, frozen_dtype=frozen).eval(), settings.spread)
+    with weights_of_first(settings.spread, all_read=policy.changes_initial_policy):
+        trained = load_trainable(policy, frozen_dtype=frozen).eval()
+    trained = place(trained, settings.spread)
     reference: Any = None
     if teacher is not None or (with_reference and policy.peft is None):
-        reference = load_causal_lm(teacher or policy.folder, dtype=frozen).eval().requires_grad_(False)
+        with weights_of_first(settings.spread):
+            reference = load_causal_lm(teacher or policy.folder, dtype=frozen).eval().requires_grad_(False)
         if settings.spread.strategy != "fsdp2":
             reference.to(settings.device)
         if teacher is not None:

@@ -28,6 +28,7 @@ from align.training.pairwise.collator import PairCollator, TrainingPair, shared_
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 from align.training.pairwise.trainer import layout_of, prepare_model
+from align.training.weights_of_first import weights_of_first
 
 
 def reference_of_another_model(
@@ -36,7 +37,8 @@ def reference_of_another_model(
     """The rows with the log-probabilities of a model that is not the policy. Its memory is freed before the policy is loaded."""
 
     def load() -> tuple[Any, PairCollator]:
-        loaded = load_causal_lm(reference.model_path, dtype=frozen_dtype(precision))
+        with weights_of_first(context.spread):
+            loaded = load_causal_lm(reference.model_path, dtype=frozen_dtype(precision))
         model = prepare_model(loaded, tail_weight=context.config.tail_weight, spread=context.spread)
         return model, choose_collator(model, rows, context, pad_token_id=pad_token_id)
 

@@ -28,6 +28,7 @@ from align.training.pairwise.reference import reference_of_another_model, refere
 from align.training.pairwise.rows import PairRows
 from align.training.pairwise.split import split_by_prompt
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
+from align.training.weights_of_first import weights_of_first
 
 CHECKED_PAIRS = 16
 HELD_OUT = "held_out/"
@@ -113,7 +114,8 @@ def train_pairs(
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     task: Task = "SEQ_CLS" if new_score_head else "CAUSAL_LM"
     frozen = frozen_dtype(precision)
-    model = load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
+    with weights_of_first(context.spread, all_read=policy.changes_initial_policy):
+        model = load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
     model = prepare_model(model, tail_weight=config.tail_weight, spread=context.spread)
     collator = choose_collator(model, rows[:count], context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
