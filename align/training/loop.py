@@ -297,5 +297,6 @@ def _refuse_other_parts(start: Path, context: RunContext) -> None:
 
 def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """The rows of transformers' log that have a value besides epoch and step."""
-    rows = [{key: value for key, value in row.items() if key not in NOT_CURVES} for row in log_history]
+    # A checkpoint sorts the keys: without it, an interruption would change the bytes of the rows before it.
+    rows = [{key: row[key] for key in sorted(row) if key not in NOT_CURVES} for row in log_history]
     return [row for row in rows if len(row) > 2]
