@@ -3,6 +3,8 @@
 An out-of-memory error costs one optimizer batch: what it accumulated is thrown away, and it is computed again in passes of half
 the size. No step and no row is lost, and the result is the same to rounding. accelerate's `find_executable_batch_size` would
 start the whole training again. Where the smallest pass is too much, layers are computed again from there on, if the stage may.
+Ranks cannot compute a batch again, as the others wait for the one that failed in the middle of a pass: the training ends, and the
+next attempt begins with the smaller size.
 
 work/memory.json    what the passes came to, for an attempt that goes on after an interruption
 """
@@ -91,21 +93,46 @@ class PassSize:
                     raise
             # Not in the handler: the error holds the frames of the pass, and they its tensors.
             free_memory()
-            self._shrink(used(), smallest(), problem)
+            passes = f"{used():,} {self._unit} in a forward pass"
+            change = self._shrink(used(), smallest(), problem)
+            if self._context is not None:
+                self._context.note(f"out of memory with {passes}; computed again {change} ({problem})")
 
-    def _shrink(self, used: int, smallest: int, problem: str) -> None:
-        passes = f"{used:,} {self._unit} in a forward pass"
+    def only_try(self, compute: Callable[[], T], *, used: Callable[[], int]) -> T:
+        """What `compute` returns, in one of several ranks. After an out-of-memory error the next attempt takes half of `used`.
+
+        Args:
+            compute, used: as of `retry`; `used` is equal in all ranks.
+        Raises:
+            StageError: if there was not enough memory.
+        """
+        try:
+            return compute()
+        except Exception as error:
+            problem = out_of_memory(error)
+            if problem is None:
+                raise
+        change = self._shrink(used(), 1, problem)
+        rank = 0 if self._context is None else self._context.rank
+        raise StageError(
+            f"{self._name}: rank {rank} was out of memory with {used():,} {self._unit} in a forward pass: {problem}",
+            hint=f"Run the same command again: it goes on from the last checkpoint {change}. Or use fsdp2, or more processes.",
+        )
+
+    def _shrink(self, used: int, smallest: int, problem: str) -> str:
+        """Halve the size, or else compute layers again; in words, with what. It is written down."""
         if used > smallest:
             self.size = max(used // 2, smallest)
-            change = f"computed again with {self.size:,}"
+            change = f"with {self.size:,}"
         elif self._may_recompute:
             self._recompute()
-            change = "computed again with gradient_checkpointing"
+            change = "with gradient_checkpointing"
         else:
+            passes = f"{used:,} {self._unit} in a forward pass"
             raise StageError(f"{self._name}: out of memory with {passes}, the fewest: {problem}", hint=self._advice())
         if self._context is not None:
             write_json(self._context.work / RECORD_NAME, {SIZE_KEY: self.size, RECOMPUTE_KEY: self.recomputes})
-            self._context.note(f"out of memory with {passes}; {change} ({problem})")
+        return change
 
     def _advice(self) -> str:
         first = "Lower" if self.recomputes else "Set gradient_checkpointing: true, lower"

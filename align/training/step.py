@@ -116,9 +116,12 @@ class StepTrainer(Trainer):
             model.zero_grad()
             return self._accumulate(model, inputs.rows)
 
+        def used() -> int:
+            return min(self.pass_size.size, math.ceil(len(inputs.rows) / self.args.world_size))
+
         if self.args.world_size > 1:  # the others would wait for gradients that this process has thrown away
-            return step()
-        return self.pass_size.retry(step, used=lambda: min(self.pass_size.size, len(inputs.rows)))
+            return self.pass_size.only_try(step, used=used)
+        return self.pass_size.retry(step, used=used)
 
     def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         """Remember metrics, one value per row that has the metric, for the next line of the log; called by `compute_loss`."""

@@ -42,6 +42,7 @@ from align.runtime.ray_pool import RayPool
 from align.store.artifact import read_rows
 from align.store.atomic import write_json
 from align.store.shard import read_seal, shard_path
+from align.testing.processes import children, command_of
 from align.testing.ray_nodes import RayNodes
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -49,25 +50,9 @@ SHARD_PROMPTS, SHARD_SECONDS = 64, 4.0
 SEED = 11
 
 
-def children(process: int) -> list[int]:
-    found = []
-    for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        found += [int(child) for child in thread.read_text().split()]
-    return found
-
-
 def workers_of(raylets: list[int]) -> list[int]:
     """Processes of actors that have begun."""
-    found = []
-    for raylet in raylets:
-        for child in children(raylet) if Path(f"/proc/{raylet}").exists() else []:
-            try:
-                name = Path(f"/proc/{child}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::Worker"):
-                found.append(child)
-    return sorted(found)
+    return sorted(child for raylet in raylets for child in children(raylet) if command_of(child).startswith(b"ray::Worker"))
 
 
 def kills_at(num_shards: int, workers: int, nodes: int) -> dict[int, str]:

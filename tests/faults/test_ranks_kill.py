@@ -7,26 +7,17 @@ import shutil
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from align import load_recipe, run_recipe
 from align.errors import StageError
 from align.runtime.events import Event, Progress
 from align.store.artifact import Entry
+from align.testing.processes import training_of, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
 MACHINE = {"training": {"processes": 2, "strategy": "fsdp2"}}
-
-
-def ranks() -> list[psutil.Process]:
-    """The ranks of the training that this process runs: below its fork server is the stage, and below that they are."""
-    below = psutil.Process(os.getpid()).children(recursive=True)
-    parents = {process.pid for process in below if any(child.name() for child in process.children())}
-    leaves = [process for process in below if process.pid not in parents and process.ppid() in parents]
-    stages = [parent for parent in parents if sum(leaf.ppid() == parent for leaf in leaves) == 2]
-    return sorted((leaf for leaf in leaves if leaf.ppid() in stages), key=lambda leaf: leaf.pid)
 
 
 class KillAt:
@@ -34,22 +25,19 @@ class KillAt:
 
     def __init__(self, step: int, place: str) -> None:
         self._step, self._place = step, place
-        self.seen: list[psutil.Process] = []
+        self.seen: dict[str, int] = {}
 
     def handle(self, event: Event) -> None:
         if isinstance(event, Progress) and (event.task, event.done) == ("train", self._step) and not self.seen:
-            found = ranks()
-            assert len(found) == 2
-            stage = psutil.Process(found[0].ppid())
-            self.seen = [*found, stage]
-            {"rank 0": found[0], "rank 1": found[1], "stage": stage}[self._place].send_signal(signal.SIGKILL)
+            self.seen = training_of(os.getpid())
+            assert self.seen.keys() == {"stage", "rank 0", "rank 1"}
+            os.kill(self.seen[self._place], signal.SIGKILL)
 
 
 def files_of(out: Path, stage: str = "sft") -> dict[str, str]:
     found = Entry(out / "tiny" / "stages" / stage).read_manifest()
     assert found is not None
-    # Curves are averages over the steps since the last log line, which an interruption may split.
-    return {name: entry.sha256 for name, entry in found.files.items() if name != "metrics.jsonl"}
+    return {name: entry.sha256 for name, entry in found.files.items()}
 
 
 def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_path: Path, finished_run: Path) -> None:
@@ -65,8 +53,7 @@ def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_pat
             run_recipe(recipe, out, until="sft", machine=MACHINE, sinks=[killer])
         assert "Run the same command again" in str(caught.value)
         assert len(caught.value.render().splitlines()) <= 15
-        _, alive = psutil.wait_procs(killer.seen, timeout=60)
-        assert not alive
+        assert wait_until_gone(killer.seen.values(), 60.0) == []
     run_recipe(recipe, out, until="sft", machine=MACHINE)
     assert files_of(out) == files_of(tmp_path / "undisturbed")
     of_one_process = files_of(finished_run.parent)

@@ -15,6 +15,7 @@ import pytest
 from align.records import Message, Prompt
 from align.store.artifact import write_rows
 from align.testing import tiny_causal_lm
+from align.testing.processes import children, command_of
 from align.testing.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")]
@@ -31,7 +32,7 @@ if __name__ == "__main__":
     place, out = Path(sys.argv[1]), Path(sys.argv[2])
     artifacts = {name: input_artifact(name, place / name, kind) for name, kind in (("base", "model"), ("asked", "prompts"))}
     fields = {"model": "base", "prompts": "asked", "engine": "transformers", "shard_prompts": 1, "num_candidates": 2}
-    config = generate.Config.model_validate(fields | {"max_completion_tokens": 64, "num_workers": 2})
+    config = generate.Config.model_validate(fields | {"max_completion_tokens": 64, "num_workers": 1})
     pool = Pool("ray", sys.argv[3]) if len(sys.argv) > 3 else Pool()
     generate.run(stage_context(config, out, artifacts, pool=pool))
 """
@@ -40,7 +41,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def nodes() -> Iterator[RayNodes]:
     pytest.importorskip("ray")
-    nodes = RayNodes(2, cpus=1)
+    nodes = RayNodes(1, cpus=1)  # a node more, or a worker, would be ten seconds more of imports
     yield nodes
     nodes.close()
 
@@ -54,8 +55,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 def workers_of(raylet: int) -> list[int]:
-    children = [text for path in Path(f"/proc/{raylet}/task").glob("*/children") for text in path.read_text().split()]
-    return [int(child) for child in children if b"ray::Worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children(raylet) if b"ray::Worker" in command_of(child)]
 
 
 def test_neither_a_killed_driver_nor_a_killed_worker_changes_a_byte(nodes: RayNodes, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from align.config.peft import Lora
 from align.config.sections import Optimization
@@ -21,7 +22,7 @@ from align.models.trainable import TrainableModel, load_trainable
 from align.runtime.group import wait_for_all
 from align.runtime.rank import Rank
 from align.runtime.spread import Spread
-from align.stages import dpo, kto, orpo, reward_model
+from align.stages import dpo, kto, orpo, reward_model, simpo
 from align.testing import pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
@@ -42,6 +43,7 @@ PAIRS = [
 OBJECTIVES = {
     "dpo": pairwise_config(dpo, beta=0.3),
     "orpo": pairwise_config(orpo, odds_ratio_weight=0.5),
+    "simpo": pairwise_config(simpo, beta=2.0),
     "reward_model": pairwise_config(reward_model, center_coef=0.01),
     "kto": pairwise_config(kto, beta=0.05, desirable_weight=6.0, undesirable_weight=4.0),
 }
@@ -66,6 +68,20 @@ def train_all(
 ) -> dict[str, Trained | None]:
     """Train by every kind, one after the other, each from its base model; None for a training that was stopped."""
     return {kind: train_one(rank, kind, base, work / kind, spread, stop_at) for kind, base in bases.items()}
+
+
+def train_with_little_memory(rank: Rank, *, base: Path, work: Path, spread: Spread) -> Trained | None:
+    """SFT in which a pass of more than one row does not fit into the memory of rank 1."""
+    forward = LlamaModel.forward
+
+    def forward_or_fail(self: Any, *arguments: Any, **options: Any) -> Any:
+        if len(options["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full. Of the")
+        return forward(self, *arguments, **options)
+
+    if rank.number == 1:
+        LlamaModel.forward = forward_or_fail  # type: ignore[method-assign]
+    return train_one(rank, "sft", base, work, spread)
 
 
 def train_one(rank: Rank, kind: str, base: Path, work: Path, spread: Spread, stop_at: int | None = None) -> Trained | None:

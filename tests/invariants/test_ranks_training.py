@@ -11,7 +11,7 @@ import rank_work
 import torch
 from rank_work import Trained
 
-from align.errors import EnvironmentProblem
+from align.errors import EnvironmentProblem, StageError
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import ALONE, Spread
@@ -19,7 +19,7 @@ from align.testing import tiny_causal_lm
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("sft", "tied", "recompute", "momentum", "lora", "dpo", "orpo", "reward_model", "kto")
+KINDS = ("sft", "tied", "recompute", "momentum", "lora", "dpo", "orpo", "simpo", "reward_model", "kto")
 SOME = ("sft", "lora", "dpo", "kto")
 SPREADS = {Spread(2, "ddp"): KINDS, Spread(2, "fsdp2"): KINDS, **dict.fromkeys((Spread(4, "ddp"), Spread(4, "fsdp2")), SOME)}
 SPREADS[Spread(1, "fsdp2")] = SOME[:1]
@@ -81,6 +81,33 @@ def test_a_checkpoint_is_resumed_by_any_number_of_processes(
     finished = run(some, tmp_path, Spread(1, strategy))
     for kind in some:
         assert_same(finished[kind], alone[kind], kind)
+
+
+def test_a_training_of_four_that_goes_on_has_the_bytes_of_an_undisturbed_one(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Of four, as the order of a sum of two makes no difference."""
+    some, spread = {kind: bases[kind] for kind in ("momentum", "recompute")}, Spread(4, "ddp")
+    whole = run(some, tmp_path / "whole", spread)
+    assert run(some, tmp_path / "parts", spread, stop_at=2) == dict.fromkeys(some)
+    parts = run(some, tmp_path / "parts", spread)
+    for kind in some:
+        assert parts[kind].curve == whole[kind].curve
+        assert all(torch.equal(value, parts[kind].weights[name]) for name, value in whole[kind].weights.items()), kind
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_after_an_out_of_memory_error_the_next_attempt_has_smaller_passes(
+    bases: dict[str, Path], alone: dict[str, Trained], tmp_path: Path, strategy: str
+) -> None:
+    spread = Spread(2, strategy)
+    work: Any = partial(rank_work.train_with_little_memory, base=bases["sft"], work=tmp_path / "sft", spread=spread)
+
+    def attempt() -> Any:
+        return run_ranks(work, spread, folder=tmp_path, emit=lambda event: None, stop_requested=lambda: None).value
+
+    with pytest.raises(StageError, match=r"rank 1 was out of memory with 2 rows in a forward pass: CUDA .* 2\.00 GiB") as found:
+        attempt()
+    assert "Run the same command again: it goes on from the last checkpoint with 1." in str(found.value.hint)
+    assert_same(attempt(), alone["sft"], "sft")
 
 
 def test_equal_numbers_of_processes_give_equal_bytes(bases: dict[str, Path], tmp_path: Path) -> None:
