@@ -117,7 +117,8 @@ class StepTrainer(Trainer):
             return self._accumulate(model, inputs.rows)
 
         def used() -> int:
-            return min(self.pass_size.size, math.ceil(len(inputs.rows) / self.args.world_size))
+            largest: int = min(self.pass_size.size, math.ceil(len(inputs.rows) / self.args.world_size))
+            return largest
 
         if self.args.world_size > 1:  # the others would wait for gradients that this process has thrown away
             return self.pass_size.only_try(step, used=used)

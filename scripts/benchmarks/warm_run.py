@@ -25,7 +25,7 @@ def import_libraries() -> None:
     """Import what the fork server of a run imports. No thread may exist in this process afterwards: call it, then only fork."""
     os.environ.update(ENVIRONMENT)
     importlib.import_module("align.pipeline.preload")
-    util.spawnv_passfds = _spawn_warm  # type: ignore[attr-defined]
+    vars(util)["spawnv_passfds"] = _spawn_warm
 
 
 def in_a_fork(work: Callable[[], Any], output: Path | None = None) -> int:
