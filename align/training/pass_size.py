@@ -112,10 +112,11 @@ class PassSize:
             problem = out_of_memory(error)
             if problem is None:
                 raise
-        change = self._shrink(used(), 1, problem)
         rank = 0 if self._context is None else self._context.rank
+        message = f"{self._name}: rank {rank} was out of memory with {used():,} {self._unit} in a forward pass: {problem}"
+        change = self._shrink(used(), 1, problem)
         raise StageError(
-            f"{self._name}: rank {rank} was out of memory with {used():,} {self._unit} in a forward pass: {problem}",
+            message,
             hint=f"Run the same command again: it goes on from the last checkpoint {change}. Or use fsdp2, or more processes.",
         )
 
