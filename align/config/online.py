@@ -22,6 +22,9 @@ class Rollouts(StrictModel):
     """Completions to learn from in all; rounded up to whole rollout batches. Default: one per prompt."""
     rollout_batch_size: int = Field(default=256, ge=1)
     """Completions sampled with one state of the policy."""
+    rollouts_ahead: int = Field(default=0, ge=0, le=1)
+    """Rollout batches that are sampled ahead. 1: while the models learn from a batch, the next one is sampled with the weights
+    from before; importance weights correct for their age. 0: sampling and learning take turns."""
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature of sampling; the trainer's logits are divided by it as well."""
     max_completion_tokens: int = Field(default=256, ge=1)
@@ -227,6 +230,9 @@ class GroupTraining(RewardTraining):
     def check_fields(cls, fields: Mapping[str, Any]) -> Iterator[Problem]:
         yield from super().check_fields(fields)
         values = {name: fields.get(name, info.default) for name, info in cls.model_fields.items()}
+        if values["rollouts_ahead"] and values["refill_limit"]:
+            text = "it replaces prompts once a rollout batch is scored, which is sampled ahead then; leave one of the two out"
+            yield Problem(("refill_limit",), f"not together with rollouts_ahead: {text}")
         batch, group = values["rollout_batch_size"], values["group_size"]
         if isinstance(batch, int) and isinstance(group, int) and batch > 0 and group > 0 and batch % group:
             key = "rollout_batch_size" if "rollout_batch_size" in fields else "group_size"

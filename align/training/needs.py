@@ -101,6 +101,8 @@ class Sampler:
     """Of a prompt and completion together, at most."""
     rows: int
     """Completions sampled with one state of the policy."""
+    samples_ahead: bool = False
+    """Whether it samples while models learn, and so never sleeps."""
 
 
 @dataclass(frozen=True)

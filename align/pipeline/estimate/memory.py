@@ -234,7 +234,7 @@ def _sampler_bytes(sampler: Sampler | None, policy: ModelShape, machine: Machine
     number = NUMBER_BYTES["bfloat16" if is_half else "float32"]
     # vLLM fills its share with cache, whatever the model's size.
     if engine == "vllm" and on_gpu:
-        return round(sampler.memory_share * machine.total_bytes), True
+        return round(sampler.memory_share * machine.total_bytes), not sampler.samples_ahead
     if engine == "vllm":
         cache_gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB))
         return number * policy.parameters + round(cache_gib * (1 << 30)) + VLLM_BYTES, False

@@ -84,7 +84,11 @@ class OnlineConfig(PolicyConfig):
             save_dtype=self.save_dtype,
             scorers=tuple(name for each in self.all_scorers.values() for name in reward_models_of(each)),
             sampler=Sampler(
-                self, self.engine_memory_share, self.max_prompt_tokens + self.max_completion_tokens, self.rollout_batch_size
+                self,
+                self.engine_memory_share,
+                self.max_prompt_tokens + self.max_completion_tokens,
+                self.rollout_batch_size,
+                samples_ahead=self.rollouts_ahead > 0,
             ),
         )
 

@@ -39,6 +39,12 @@ NOTED = {
 }
 """Metrics that are noted when they are above a value: the value, the unit, and what that means."""
 
+AHEAD = (
+    "the policy has moved far since it sampled this batch ahead, and updates are weighted down for it; lower learning_rate, or "
+    "set rollouts_ahead: 0"
+)
+"""What a large gap means where other weights sampled than those that learn."""
+
 
 def unusual(numbers: Mapping[str, float], rollout: int) -> dict[str, str]:
     """Notes on the metrics of a rollout batch that are beyond their usual range, by metric.
@@ -46,8 +52,10 @@ def unusual(numbers: Mapping[str, float], rollout: int) -> dict[str, str]:
     Args:
         rollout: number of the batch, from 1.
     """
+    was_ahead = numbers.get("rollout/weights_version", rollout - 1) < rollout - 1
+    noted = {**NOTED, "rollout/sampler_gap": (MOST_SAMPLER_GAP, "nats per token", AHEAD)} if was_ahead else NOTED
     return {
         name: f"{name} is {numbers[name]:.2g} {unit} in rollout batch {rollout}, above {most:g}: {meaning}"
-        for name, (most, unit, meaning) in NOTED.items()
+        for name, (most, unit, meaning) in noted.items()
         if numbers.get(name, 0.0) > most
     }

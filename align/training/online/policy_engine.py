@@ -7,6 +7,7 @@ and comes back with every completion, so that nothing is learned from completion
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
 from align.engines.checksum import differing_parts
 from align.engines.protocol import TextEngine
@@ -51,6 +52,9 @@ class PolicyEngine:
         if self._checks:
             self._compare(version)
 
+    def wait(self) -> None:
+        """Return once the weights may change."""
+
     def sample(self, number: int, *, after: int, groups: int) -> list[SampledEpisode]:
         """The completions of a rollout batch, see `RolloutSampler.sample`; empty in all processes but the first.
 
@@ -73,6 +77,12 @@ class PolicyEngine:
         """End the engine."""
         if self._engine is not None:
             self._engine.close()
+
+    def save(self, folder: Path, number: int) -> None:
+        """Write what a checkpoint needs beyond the models; see `AheadEngine.save`."""
+
+    def load(self, folder: Path) -> None:
+        """Take over what `save` wrote."""
 
     def _hand_over(self, version: int) -> None:
         """Give the engine the policy's weights, which all processes put together."""

@@ -155,10 +155,23 @@ class RolloutSampler:
 
     def sample(self, number: int, engine: TextEngine, *, after: int = 0, groups: int | None = None) -> list[SampledEpisode]:
         """The completions of rollout batch `number`, see `drawn`; those of one prompt follow each other."""
-        drawn, settings = self.drawn(number, after=after, groups=groups), self.settings
+        outputs = engine.generate(self.requests(number, after=after, groups=groups), self.settings)
+        return self.episodes(number, outputs, after=after, groups=groups)
+
+    def requests(self, number: int, *, after: int = 0, groups: int | None = None) -> list[GenerationRequest]:
+        """What an engine is asked for rollout batch `number`, see `drawn`."""
         # By draw, not by prompt: a prompt that is drawn again gets other completions.
-        requests = [GenerationRequest(row.prompt_token_ids, derive_seed(self._seed, "sample", draw)) for draw, _, row in drawn]
-        outputs = engine.generate(requests, settings)
+        return [
+            GenerationRequest(row.prompt_token_ids, derive_seed(self._seed, "sample", draw))
+            for draw, _, row in self.drawn(number, after=after, groups=groups)
+        ]
+
+    def episodes(
+        self, number: int, outputs: Sequence[Sequence[SampledCompletion]], *, after: int = 0, groups: int | None = None
+    ) -> list[SampledEpisode]:
+        """The completions that an engine gave for `requests`, with their texts."""
+        drawn = self.drawn(number, after=after, groups=groups)
+        requests = self.requests(number, after=after, groups=groups)
         episodes = []
         for (draw, prompt, row), request, completions in zip(drawn, requests, outputs, strict=True):
             for place, completion in enumerate(completions):

@@ -23,6 +23,7 @@ from align.runtime.profile import phase
 from align.training import checkpoint
 from align.training.loop import TrainingHistory
 from align.training.online.advantage import Advantage
+from align.training.online.ahead import AheadEngine
 from align.training.online.distill import Distiller
 from align.training.online.experience import (
     Experience,
@@ -73,7 +74,8 @@ class OnlineTrainer:
         """
         self._models = models
         self._sampler = sampler
-        self._engine = PolicyEngine(engine, sampler, models, checks=config.check_weights)
+        kind = AheadEngine if config.rollouts_ahead else PolicyEngine
+        self._engine = kind(engine, sampler, models, checks=config.check_weights)
         self._context = context
         self._config = config
         self._advantage = advantage
@@ -136,6 +138,8 @@ class OnlineTrainer:
         """
         state = self._state
         self._check_stop()
+        with self._timed("rollout"):
+            self._engine.wait()
         with self._timed("sync"), phase("engine"):
             self._engine.exchange(state.rollouts)
         with self._timed("rollout"):
@@ -321,6 +325,7 @@ class OnlineTrainer:
                 new = folder.with_name("unfinished")
                 save_state(new, self._state, self._optimizers, self._policy_before, phase, writes=first)
                 if first:
+                    self._engine.save(new, self._state.rollouts + (phase is not None))
                     checkpoint.seal(new)
                     checkpoint.replace(folder, new)
                     checkpoint.remove_old(self._checkpoints)
@@ -334,6 +339,7 @@ class OnlineTrainer:
         if start is None:
             return None
         self._state, self._policy_before, phase = load_state(start, self._optimizers, self._models.settings.device)
+        self._engine.load(start)
         for row in self._state.rows:  # they may not have reached a file of events before the kill
             self._context.metrics(row)
         behind = f" and {len(phase.updates)} updates" if phase is not None else ""

@@ -217,6 +217,11 @@ def test_an_engine_on_a_gpu_sleeps_while_models_learn(project: Path, tmp_path: P
     # Either the small models of this project learn, or the engine samples; the two are never added.
     assert peaks[0.02] - peaks[0.01] == pytest.approx(0.01 * 80 * GIB, abs=2)
     assert peaks[0.01] - peaks[0.001] < 0.009 * 80 * GIB
+    # One that samples ahead is awake while they learn.
+    ahead = estimate(project, tmp_path / "empty", "stages.ppo.rollouts_ahead=1", machine=gpu)["ppo"].of_recipe
+    asleep = estimate(project, tmp_path / "empty", "stages.ppo.engine_memory_share=0.001", machine=gpu)["ppo"].of_recipe
+    assert ahead is not None and asleep is not None
+    assert ahead.memory.other_models - asleep.memory.other_models == pytest.approx(0.3 * 80 * GIB, abs=2)
 
 
 def rendered(found: PlanEstimate, *, width: int = 100, all_methods: bool = False) -> str:
