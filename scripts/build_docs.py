@@ -12,6 +12,7 @@ import argparse
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from align.config.shape import members, reference_kinds
 from align.stages.registry import STAGES, StageType
 from align.strict import field_docstrings
 
+LINE_COLUMNS = 130
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"(<!-- fields: (?P<name>[a-z_ ]+) -->\n).*?(<!-- /fields -->\n)", re.DOTALL)
 
@@ -123,7 +125,8 @@ def stage_text(stage: StageType) -> str:
     taken = ", ".join(sorted(kind_phrase(kind) for kind in reference_kinds(stage.config_type)))
     text = f"Takes: {taken}. Makes: {kind_phrase(stage.produces)}.\n\n{table(stage.config_type)}"
     if outside := sorted(execution_fields(stage.config_type)):
-        text += f"\n\nNot in the fingerprint: {', '.join(f'`{name}`' for name in outside)}."
+        listed = f"Not in the fingerprint: {', '.join(f'`{name}`' for name in outside)}."
+        text += "\n\n" + textwrap.fill(listed, LINE_COLUMNS, break_on_hyphens=False)
     return text
 
 
