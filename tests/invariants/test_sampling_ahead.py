@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from online_workshop import SMALL, TEXTS, Training, assert_same, assert_tokens_count_once
 
 from align.config.online import GroupTraining, RewardTraining, ValueOptimization
+from align.engines.apart import EngineApart
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted, StageError
 from align.runtime.events import Sample
@@ -69,7 +71,7 @@ def test_every_batch_but_the_first_is_one_version_old(base: Path, tmp_path: Path
 def test_it_samples_while_the_models_learn_and_the_order_changes_nothing(
     base: Path, tmp_path: Path, method: str, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learning, sampled, update = threading.Event(), threading.Semaphore(0), PolicyLearner.update
+    learning, update = threading.Event(), PolicyLearner.update
 
     class WaitingEngine(TransformersEngine):
         """Samples what is sampled ahead only once the models have begun to learn."""
@@ -79,9 +81,7 @@ def test_it_samples_while_the_models_learn_and_the_order_changes_nothing(
         def generate(self, *arguments: Any) -> Any:
             self.calls += 1
             assert self.calls == 1 or learning.wait(120)
-            completions = super().generate(*arguments)
-            sampled.release()
-            return completions
+            return super().generate(*arguments)
 
     def learn(self: PolicyLearner, *arguments: Any, **options: Any) -> Any:
         learning.set()
@@ -94,6 +94,15 @@ def test_it_samples_while_the_models_learn_and_the_order_changes_nothing(
     training.engine = WaitingEngine
     rows = training.run(4).history.rows
     assert rows == undisturbed[1]
+    assert_same(training.weights(), undisturbed[0])
+
+
+def test_an_engine_in_a_process_of_its_own_gives_the_same_bytes(
+    base: Path, tmp_path: Path, method: str, undisturbed: Undisturbed
+) -> None:
+    training = Training(base, tmp_path, CONFIGS[method].model_copy(update={"check_weights": True}))
+    training.engine = lambda folder, **options: EngineApart(partial(TransformersEngine, folder, **options))  # type: ignore[assignment]
+    assert training.run(4).history.rows == undisturbed[1]
     assert_same(training.weights(), undisturbed[0])
 
 
