@@ -69,7 +69,7 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": device_name() == "cpu",
         # Without it, DDP changes its buckets after a process's first step. A gradient's place in a bucket decides in which order
-        # three or more ranks sum it, so that a training that goes on from a checkpoint would round otherwise.
+        # three or more ranks sum it, so that a training that goes on from a checkpoint may round otherwise.
         "ddp_find_unused_parameters": True,
         **strategy_arguments(context.spread),
         # TRL's default is true; `train` switches it on.

@@ -83,17 +83,6 @@ def test_a_checkpoint_is_resumed_by_any_number_of_processes(
         assert_same(finished[kind], alone[kind], kind)
 
 
-def test_a_training_of_four_that_goes_on_has_the_bytes_of_an_undisturbed_one(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Of four, as the order of a sum of two makes no difference."""
-    some, spread = {kind: bases[kind] for kind in ("momentum", "recompute")}, Spread(4, "ddp")
-    whole = run(some, tmp_path / "whole", spread)
-    assert run(some, tmp_path / "parts", spread, stop_at=2) == dict.fromkeys(some)
-    parts = run(some, tmp_path / "parts", spread)
-    for kind in some:
-        assert parts[kind].curve == whole[kind].curve
-        assert all(torch.equal(value, parts[kind].weights[name]) for name, value in whole[kind].weights.items()), kind
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_after_an_out_of_memory_error_the_next_attempt_has_smaller_passes(
     bases: dict[str, Path], alone: dict[str, Trained], tmp_path: Path, strategy: str
