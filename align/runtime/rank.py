@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.synchronize
 import multiprocessing.util
 import os
 import pickle
@@ -24,6 +25,8 @@ from align.runtime.spread import Spread
 BEAT_SECONDS = 1.0
 CONSEQUENCE_SECONDS = 5.0
 """How long a rank with an error that may follow from another's death lives on, so that the death itself is found first."""
+
+DONE_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,20 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
         if known is None:
             time.sleep(CONSEQUENCE_SECONDS)
         os._exit(1)
+    multiprocessing.synchronize.Event.wait = _wait_until_set  # type: ignore[assignment, method-assign]
     send(ended)
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     _flush()
+
+
+def _wait_until_set(event: Any) -> bool:
+    """In place of `Event.wait`, in which torch lets a rank wait for the others at the end.
+
+    A process that is killed in the original stays registered, and in the caller's process `Event.set` would wait for it for ever.
+    """
+    while event._flag._semlock._is_zero():
+        time.sleep(DONE_POLL_SECONDS)
+    return True
 
 
 @contextmanager

@@ -207,8 +207,10 @@ class _Watch:
         if self._told_to_stop and (stopped := [e.error for e in failed.values() if isinstance(e.error, Interrupted)]):
             raise stopped[0]
         # A rank that says nothing was killed. What the others then say follows from that.
+        # So does one that was killed when it was done, while rank 0 was not.
         for rank, code in codes.items():
-            if rank not in self._ended and code != -signal.SIGTERM:
+            is_silent = rank not in self._ended or (0 not in self._ended and rank not in failed)
+            if is_silent and code != -signal.SIGTERM:
                 raise StageError(
                     f"rank {rank} of {self._spread.processes} {how_it_ended(code)} before it was done",
                     hint=f"{memory_hint(code)}Run the same command again to go on from the last checkpoint.",

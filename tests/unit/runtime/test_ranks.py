@@ -53,6 +53,8 @@ def test_a_rank_that_is_killed_ends_all_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"rank 1 of 2 was killed by signal 9 \(SIGKILL\) before it was done"):
         run(rank_jobs.die, tmp_path)
     assert time.monotonic() - started < 60
+    with pytest.raises(StageError, match=r"rank 1 of 2 was killed by signal 9"):
+        run(rank_jobs.die_when_done, tmp_path)
 
 
 def test_the_error_is_that_of_the_rank_that_failed(tmp_path: Path) -> None:
