@@ -109,14 +109,15 @@ def plan(
     from align.pipeline.checks.plan import checked_plan
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
-    from align.pipeline.estimate.spread_view import spread_lines, stage_spreads
+    from align.pipeline.estimate.spread_view import spread_lines, stage_spreads, workers_of
     from align.pipeline.estimate.stage_time import stage_times, time_sentence
     from align.pipeline.estimate.table import render_estimates
 
     choice: dict[str, Any] = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
     planned, findings = checked_plan(loaded, out, quick=quick, sizes_only=True, **choice)
     estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
-    times, spreads = stage_times(planned, estimate.machine), stage_spreads(planned, estimate)
+    times = stage_times(planned, estimate.machine, workers_of(planned, estimate))
+    spreads = stage_spreads(planned, estimate)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
     if json:
         found = {

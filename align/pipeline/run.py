@@ -25,6 +25,7 @@ from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader, estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.spread import engines_of
+from align.pipeline.estimate.spread_view import workers_of
 from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
 from align.pipeline.owner import write_owner
@@ -233,6 +234,7 @@ class _Runner:
         if not to_run:
             return []
         estimate, names = estimate_plan(self._plan), {stage.name for stage in to_run}
+        self._durations = DurationEstimator(self._plan, workers_of(self._plan, estimate))
         stages = [stage for stage in estimate.stages if stage.name in names]
         return [*check_memory(stages, estimate.machine), *check_disk(self._plan.recipe.name, estimate, names)]
 

@@ -22,21 +22,42 @@ class DurationEstimator:
     """Knows the finished results of a store. A similar stage is one of the same type that starts from the same models.
 
     Among several, the one whose configuration differs least counts, and of these the newest. Its time is scaled by rows, epochs,
-    candidates and episodes. What a process takes to start comes on top, as it was lately.
+    candidates and episodes, and by how many workers shared the work then and will now. What a process takes to start comes on
+    top, as it was lately.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, workers: Mapping[str, int] | None = None) -> None:
+        """`workers` of a stage, by its name, have devices of their own; a stage without them is not scaled by their number."""
         self._plan = plan
+        self._workers = workers or {}
         self._stages = {stage.fingerprint: stage for stage in plan.stages}
         self._manifests: dict[Path, Manifest] = {}
         self._models = {value.fingerprint for value in plan.inputs.values() if value.model is not None}
 
     def seconds(self, stage: PlannedStage) -> float | None:
         """About how long a stage takes; None where no similar one has finished."""
-        config = stage.node.config
-        assert isinstance(config, StageConfig)
         if self._is_made(stage):
             return 0.0
+        if (nearest := self._nearest(stage)) is None:
+            return None
+        settings = semantic_config(_config(stage))
+        scale = self._scale(settings, stage.inputs, nearest) * self._share(stage, nearest)
+        newest = sorted(self._finished(), key=lambda item: -item[0].stat().st_mtime)
+        return self._start_seconds(stage, [manifest for _, manifest in newest]) + nearest.seconds * scale
+
+    def is_scaled_by_workers(self, stage: PlannedStage) -> bool:
+        """Whether `seconds` supposes that twice the workers take half the time."""
+        nearest = None if self._is_made(stage) else self._nearest(stage)
+        return nearest is not None and self._share(stage, nearest) != 1
+
+    def _share(self, stage: PlannedStage, before: Manifest) -> float:
+        """Workers that shared the work before, for each that will now."""
+        now = self._workers.get(stage.name)
+        then: int = before.machine.get("processes", before.machine.get("engines", 1))
+        return 1.0 if now is None else then / now
+
+    def _nearest(self, stage: PlannedStage) -> Manifest | None:
+        config = _config(stage)
         settings, models = semantic_config(config), self._models_below(stage.fingerprint)
         finished = sorted(self._finished(), key=lambda item: -item[0].stat().st_mtime)
         similar = [
@@ -46,9 +67,7 @@ class DurationEstimator:
         ]
         if not similar:
             return None
-        _, _, nearest = min(similar, key=lambda item: item[:2])
-        scale = self._scale(settings, stage.inputs, nearest)
-        return self._start_seconds(stage, [manifest for _, manifest in finished]) + nearest.seconds * scale
+        return min(similar, key=lambda item: item[:2])[2]
 
     def later_seconds(self, stage: PlannedStage) -> float | None:
         """About how long the stages after `stage` take together; None where one of them is not known."""
@@ -113,6 +132,12 @@ class DurationEstimator:
 
     def _manifest(self, fingerprint: str | None) -> Manifest | None:
         return next((manifest for _, manifest in self._finished() if manifest.fingerprint == fingerprint), None)
+
+
+def _config(stage: PlannedStage) -> StageConfig:
+    config = stage.node.config
+    assert isinstance(config, StageConfig)
+    return config
 
 
 def _differences(settings: Mapping[str, Any], others: Mapping[str, Any]) -> int:

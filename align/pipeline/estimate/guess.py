@@ -50,8 +50,12 @@ class SpeedGuess:
         self._planner = RowsPlanner(plan, measured)
         self._shape_in = cache(read_shape)  # stages of a plan often share a model
 
-    def guess(self, stage: PlannedStage) -> Guess | None:
-        """None where a model or its rows are not known."""
+    def guess(self, stage: PlannedStage, workers: int = 1) -> Guess | None:
+        """None where a model or its rows are not known.
+
+        Args:
+            workers: that share the work, each with a device of its own.
+        """
         config: Any = stage.node.config
         match stage.stage_type:
             case "generate":
@@ -74,7 +78,7 @@ class SpeedGuess:
                 work = self._training(config)
             case _:
                 work = None
-        return None if work is None else Guess(self._start(stage) + work.seconds, work.is_bound)
+        return None if work is None else Guess(self._start(stage) + work.seconds / workers, work.is_bound)
 
     def _start(self, stage: PlannedStage) -> float:
         first = next((other for other in self._plan.stages if other.status == "run"), None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.config.online import OnlineTraining
 from align.pipeline.estimate.plan import PlanEstimate
 from align.pipeline.estimate.spread import engines_of
 from align.pipeline.plan import Plan
@@ -43,6 +44,20 @@ def _spreads(plan: Plan, estimate: PlanEstimate) -> Iterator[StageSpread]:
             yield StageSpread(stage.name, str(spread), spread == ALONE, training_facts(spread))
         elif (engines := engines_of(stage.node.config, settings.sampling, machine)) is not None:
             yield StageSpread(stage.name, str(engines), engines.is_plain, engines.facts)
+
+
+def workers_of(plan: Plan, estimate: PlanEstimate) -> dict[str, int]:
+    """Processes or engines of each stage that will run, where each has a device of its own: a GPU, or its place in a Ray cluster.
+
+    Processes of a CPU share its cores. The first process of an online method samples for all, so that more do not help as much.
+    """
+    online = {stage.name for stage in plan.stages if isinstance(stage.node.config, OnlineTraining)}
+    has_gpus = estimate.machine.device == "cuda"
+    return {
+        spread.name: spread.facts.get("processes") or spread.facts["engines"]
+        for spread in stage_spreads(plan, estimate)
+        if spread.name not in online and (has_gpus or spread.facts.get("pool") == "ray")
+    }
 
 
 def training_facts(spread: Spread) -> dict[str, Any]:

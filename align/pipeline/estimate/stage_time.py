@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align.metric import left_text
@@ -27,11 +27,18 @@ class StageTime:
     """Whether the seconds are operations at a stated speed, not what a similar stage took."""
     is_bound: bool = False
     """Whether they count completions that are yet to be sampled as long as they may become."""
+    is_scaled: bool = False
+    """Whether a similar stage had another number of workers, and the seconds suppose that twice as many take half the time."""
 
 
-def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
-    """One for every stage that will run; a second name for another stage's result takes no time."""
-    earlier, speed = DurationEstimator(plan), stated_speed(machine)
+def stage_times(plan: Plan, machine: Machine, workers: Mapping[str, int] | None = None) -> tuple[StageTime, ...]:
+    """One for every stage that will run; a second name for another stage's result takes no time.
+
+    Args:
+        workers: see `workers_of`.
+    """
+    workers = workers or {}
+    earlier, speed = DurationEstimator(plan, workers), stated_speed(machine)
     measured = MeasuredRows(plan.store)
     guesser = None if speed is None else SpeedGuess(plan, machine, speed, measured)
     times = []
@@ -39,11 +46,12 @@ def stage_times(plan: Plan, machine: Machine) -> tuple[StageTime, ...]:
         if stage.status != "run":
             continue
         seconds = earlier.seconds(stage)
-        guess = guesser.guess(stage) if guesser is not None and seconds is None else None
+        guess = guesser.guess(stage, workers.get(stage.name, 1)) if guesser is not None and seconds is None else None
         if guess is not None:
             times.append(StageTime(stage.name, guess.seconds, is_stated=True, is_bound=guess.is_bound))
         else:
-            times.append(StageTime(stage.name, seconds, is_stated=seconds is None))
+            scaled = earlier.is_scaled_by_workers(stage)
+            times.append(StageTime(stage.name, seconds, is_stated=seconds is None, is_scaled=scaled))
     measured.save()
     return tuple(times)
 
@@ -60,11 +68,15 @@ def time_sentence(times: Sequence[StageTime]) -> str | None:
     sentence = f"Time: {left_text(total)} in all"
     if unknown:
         sentence = f"Time: {left_text(total)}, and that of {_names(unknown)}, which is not known yet"
-    stated = [time for time in known if time.is_stated]
-    if not stated:
-        return f"{sentence}."
-    longest = ", with all completions at full length" if any(time.is_bound for time in stated) else ""
-    return f"{sentence}. {_names([time.name for time in stated])}: a guess{longest}, see `align docs plan`."
+    stated, scaled = [time for time in known if time.is_stated], [time for time in known if time.is_scaled]
+    guesses = []
+    if stated:
+        longest = ", with all completions at full length" if any(time.is_bound for time in stated) else ""
+        guesses.append(f"{_names([time.name for time in stated])}: a guess{longest}")
+    if scaled:
+        names = _names([time.name for time in scaled])
+        guesses.append(f"{names}: a guess, from a time with another number of devices")
+    return f"{sentence}. {'; '.join(guesses)}, see `align docs plan`." if guesses else f"{sentence}."
 
 
 def _names(names: Sequence[str]) -> str:

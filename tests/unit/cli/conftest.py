@@ -86,7 +86,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
     monkeypatch.setattr(spread_view, "stage_spreads", lambda plan, estimate: ())
     monkeypatch.setattr(checks, "checked_plan", fake.checked_plan)
-    monkeypatch.setattr(stage_time, "stage_times", lambda plan, machine: fake.times)
+    monkeypatch.setattr(spread_view, "workers_of", lambda plan, estimate: {})
+    monkeypatch.setattr(stage_time, "stage_times", lambda plan, machine, workers: fake.times)
     module = ModuleType("align.pipeline.run")
     module.run_recipe = fake.run_recipe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)

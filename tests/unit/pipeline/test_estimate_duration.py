@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from align import load_recipe, run_recipe
+from align.config.machine_file import read_machine_settings
 from align.metric import METRICS, is_number
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
+from align.pipeline.estimate.plan import estimate_plan
+from align.pipeline.estimate.spread_view import workers_of
 from align.pipeline.estimate.stage_time import StageTime, stage_times
 from align.pipeline.plan import Plan, make_plan
 from align.progress.display import ProgressDisplay
@@ -64,6 +68,30 @@ def test_time_is_scaled_by_epochs_and_rows(project: Path, out: Path, tmp_path: P
     times = {time.name: time for time in stage_times(plan, read_machine(tmp_path))}
     assert times["sft"] == StageTime("sft", estimator.seconds(stages["sft"]))
     assert not any(time.is_stated for time in times.values())
+
+
+def test_time_is_scaled_by_processes_and_engines_with_devices_of_their_own(project: Path, out: Path, tmp_path: Path) -> None:
+    settings = ("stages.sft.num_epochs=6", "stages.sampled.num_candidates=9")
+    machine = replace(read_machine(tmp_path), device="cuda", num_gpus=8, total_bytes=80 << 30, free_bytes=80 << 30)
+    spread = read_machine_settings({"training": {"processes": 4}, "sampling": {"engines": 8}}, tmp_path, {})
+    plan = make_plan(load_recipe(project / "recipe.yaml", settings), out, machine_file=spread)
+    workers = workers_of(plan, estimate_plan(plan, machine))
+    assert (workers["sft"], workers["sampled"]) == (2, 8)  # a batch of sft has two rows
+    assert "ppo" not in workers
+    alone, spread_out = DurationEstimator(plan), DurationEstimator(plan, workers)
+    stages = {stage.name: stage for stage in plan.stages}
+    finished = out / "tiny" / "stages" / "sampled" / "manifest.json"
+    manifest = manifest_of(out, "sampled").model_copy(update={"machine": {"engines": 2, "tensor_parallel": 1}})
+    finished.write_text(manifest.model_dump_json())
+    # Of one process then, two now; of two engines then, 8 now. Starts are not divided.
+    starts = {name: start_of(out, name) for name in stages}
+    first, later = max(starts.values()), statistics.median(starts.values())
+    assert spread_out.seconds(stages["sft"]) == pytest.approx(first + 2 * seconds_of(out, "sft") / 2)
+    assert spread_out.seconds(stages["sampled"]) == pytest.approx(later + 3 * seconds_of(out, "sampled") * 2 / 8)
+    assert spread_out.is_scaled_by_workers(stages["sft"])
+    assert not alone.is_scaled_by_workers(stages["sft"])
+    # On a CPU the same cores do the work of any number of processes.
+    assert workers_of(plan, estimate_plan(plan, replace(machine, device="cpu", num_gpus=0))) == {}
 
 
 def test_a_manifest_has_what_a_user_waited_for(out: Path) -> None:

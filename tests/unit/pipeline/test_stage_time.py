@@ -25,6 +25,11 @@ from align.pipeline.plan import make_plan
             "Time: about 2 min in all. b: a guess, with all completions at full length, see `align docs plan`.",
         ),
         (
+            [StageTime("a", 60.0, True), StageTime("b", 60.0, is_scaled=True)],
+            "Time: about 2 min in all. a: a guess; b: a guess, from a time with another number of devices, see "
+            "`align docs plan`.",
+        ),
+        (
             [StageTime("a", 7200.0), *(StageTime(name, None) for name in "bcdefg")],
             "Time: about 2 h 00 min, and that of b, c, d, e and 2 more, which is not known yet.",
         ),
