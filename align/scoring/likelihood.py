@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +12,18 @@ from align.losses.logps import IGNORED_LABEL
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, target_logps, token_logps
-from align.models.load import differing_tokens, load_causal_lm, load_seq2seq_lm
+from align.models.load import load_causal_lm, load_seq2seq_lm
 from align.models.logits import check_logits
 from align.models.seq2seq import Seq2SeqCollator, label_logps
-from align.records import Candidate
-from align.runtime.context import RunContext
 from align.runtime.device import device_name, free_memory, frozen_dtype
-from align.runtime.profile import phase
 from align.scoring.batching import map_batches, pad_right
-from align.scoring.shared_prompt import lay_out, row_units, unit_tokens
+from align.scoring.shared_prompt import Row, lay_out, row_units, unit_tokens
 
 
 @torch.inference_mode()
 def completion_logps(
     model: Any,
-    rows: Sequence[tuple[list[int], list[int]]],
+    rows: Sequence[Row],
     *,
     pad_token_id: int,
     batch_tokens: int,
@@ -73,17 +68,42 @@ def completion_logps(
     return map_batches([unit_tokens(rows, unit) for unit in units], batch_tokens, compute, report, units=units)
 
 
+def text_rows(folder: ModelFolder, texts: Sequence[str]) -> list[Row]:
+    """Plain texts as a causal model reads them: completions without a prompt. Those of less than two tokens are left out.
+
+    They begin with the tokenizer's beginning-of-sequence token where it has one: models that were trained with it predict badly
+    without. The model has no positions beyond its limit, so longer ones are cut.
+    """
+    from transformers import AutoConfig
+
+    path = (folder.base if folder.is_adapter else folder).path
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    limit = config.get_text_config().max_position_embeddings
+    encoded = [list(ids)[:limit] for ids in load_format(folder).tokenizer(list(texts), add_special_tokens=True)["input_ids"]]
+    return [([], ids) for ids in encoded if len(ids) > 1]
+
+
+def perplexity_of(rows: Sequence[Row], logps: Sequence[float]) -> float | None:
+    """exp of the mean negative log-probability per token of `text_rows`; None without any.
+
+    The first token of a text is not predicted by anything, and is not counted.
+    """
+    tokens = sum(len(ids) - 1 for _, ids in rows)
+    return math.exp(-sum(logps) / tokens) if tokens else None
+
+
 class LikelihoodModel:
     """A causal language model, loaded to read log-probabilities from."""
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._model = load_causal_lm(folder, dtype=frozen_dtype()).to(device_name()).eval()
         check_logits(self._model, str(folder.path))
+        self._folder = folder
         self._format = load_format(folder)
         self._batch_tokens = batch_tokens
 
     def completion_logps(
-        self, rows: Sequence[tuple[list[int], list[int]]], *, report: Callable[[int, int], None] = lambda done, total: None
+        self, rows: Sequence[Row], *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[float]:
         """See `completion_logps`; `report` is called with (rows done, all rows)."""
         return completion_logps(
@@ -95,19 +115,9 @@ class LikelihoodModel:
         )
 
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
-        """exp of the mean negative log-probability per token of plain texts; None where no text has two tokens.
-
-        Texts begin with the tokenizer's beginning-of-sequence token where it has one: models that were trained with it predict
-        badly without. The first token is not predicted by anything and is not counted.
-        """
-        limit = self._model.config.get_text_config().max_position_embeddings
-        # The model has no positions beyond its limit.
-        encoded = [ids[:limit] for ids in self._format.tokenizer(list(texts), add_special_tokens=True)["input_ids"]]
-        rows: list[tuple[list[int], list[int]]] = [([], list(ids)) for ids in encoded if len(ids) > 1]
-        tokens = sum(len(ids) - 1 for _, ids in rows)
-        if tokens == 0:
-            return None
-        return math.exp(-sum(self.completion_logps(rows, report=report)) / tokens)
+        """See `perplexity_of`."""
+        rows = text_rows(self._folder, texts)
+        return perplexity_of(rows, self.completion_logps(rows, report=report))
 
     def close(self) -> None:
         """Free its memory; it cannot be used any more."""
@@ -128,7 +138,7 @@ class Seq2SeqLikelihoodModel:
 
     @torch.inference_mode()
     def completion_logps(
-        self, rows: Sequence[tuple[list[int], list[int]]], *, report: Callable[[int, int], None] = lambda done, total: None
+        self, rows: Sequence[Row], *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[float]:
         """Log-probability of each completion given its prompt, summed over the completion's tokens, in nats.
 
@@ -159,66 +169,3 @@ def open_likelihood_model(folder: ModelFolder, *, batch_tokens: int) -> Likeliho
     """The model in `folder`, whether it is a causal or an encoder–decoder one, to read log-probabilities from."""
     reader = Seq2SeqLikelihoodModel if folder.encoder_decoder else LikelihoodModel
     return reader(folder, batch_tokens=batch_tokens)
-
-
-@dataclass
-class Likelihoods:
-    """What a comparison reads from its models' likelihoods."""
-
-    kl: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Model → prompt id → KL to the baseline in nats."""
-    perplexity: dict[str, float | None] = field(default_factory=dict)
-    """Of plain texts, by model."""
-
-
-@phase("score")
-def measure_likelihoods(
-    context: RunContext,
-    folders: Mapping[str, ModelFolder],
-    answers: Mapping[str, Sequence[Candidate]],
-    prompt_token_ids: Mapping[str, Mapping[str, list[int]]],
-    *,
-    baseline: str,
-    texts: Sequence[str],
-    batch_tokens: int,
-) -> Likelihoods:
-    """KL to the baseline on each model's own answers, and perplexity on plain texts; each model is loaded once, alone.
-
-    Args:
-        folders: by model, the baseline's among them.
-        answers: by model.
-        prompt_token_ids: model → prompt id → token ids: every model reads a prompt through its own template.
-        texts: for the perplexity, which is None without any.
-    """
-    result = Likelihoods()
-    rows = {
-        name: [(prompt_token_ids[name][row.prompt_id], row.completion_token_ids) for row in candidates]
-        for name, candidates in answers.items()
-    }
-    comparable = {name for name, folder in folders.items() if _same_tokens(folder, folders[baseline])}
-    own: dict[str, list[float]] = {}
-    others: dict[str, list[float]] = {}
-    for name, folder in folders.items():
-        report = context.counter(f"likelihoods of {name}", "texts")
-        if texts and folder.encoder_decoder:
-            context.note(f"{name}: no perplexity, which is not defined for an encoder–decoder model on plain text")
-        with closing(open_likelihood_model(folder, batch_tokens=batch_tokens)) as model:
-            result.perplexity[name] = model.perplexity(texts, report=report) if texts else None
-            if name in comparable and name != baseline:
-                own[name] = model.completion_logps(rows[name], report=report)
-            if name == baseline:
-                # The baseline reads every model's answers while it is loaded.
-                for other in sorted(comparable - {name}):
-                    others[other] = model.completion_logps(rows[other], report=report)
-    for name, logps in own.items():
-        differences: dict[str, list[float]] = {}
-        for row, mine, theirs in zip(answers[name], logps, others[name], strict=True):
-            differences.setdefault(row.prompt_id, []).append(mine - theirs)
-        result.kl[name] = {prompt_id: sum(values) / len(values) for prompt_id, values in differences.items()}
-    return result
-
-
-def _same_tokens(first: ModelFolder, second: ModelFolder) -> bool:
-    """Log-probabilities are of tokens; they can be subtracted only where both models have the same, and read prompts alike."""
-    same_reader = bool(first.encoder_decoder) == bool(second.encoder_decoder)
-    return same_reader and not differing_tokens(first, second)

@@ -151,7 +151,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.report.pass_at import PassAt
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
-    from align.scoring.likelihood import measure_likelihoods
+    from align.scoring.compared_likelihoods import measure_likelihoods
 
     config = context.config
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -167,6 +167,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         baseline=config.baseline,
         texts=[row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else [],
         batch_tokens=config.batch_tokens,
+        num_workers=config.num_workers,
     )
     results = build_results(
         scored,
