@@ -168,7 +168,9 @@ class StepTrainer(Trainer):
         losses = []
         while waiting:
             batch, self._is_filler = waiting.pop(0)
-            with self.accelerator.no_sync(model) if waiting else contextlib.nullcontext():
+            # FSDP2 would keep whole gradients until the last pass, as large as the whole model.
+            keeps = waiting and not self.accelerator.is_fsdp2
+            with self.accelerator.no_sync(model) if keeps else contextlib.nullcontext():
                 losses.append(super().training_step(model, batch, counts))
         self._is_filler = False
         return torch.stack(losses).sum()
