@@ -24,7 +24,10 @@ class TrainingProcesses(StrictModel):
     """How trainings are spread."""
 
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Processes of a training stage, one per GPU. auto: one for each GPU that is visible, or a single one without GPUs."""
+    """Processes of a training stage on each node, one per GPU. auto: one for each GPU that is visible, or a single one without
+    GPUs."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines that train a stage together, with so many processes on each. More than 1 needs a Ray cluster: see ray."""
     strategy: Literal["auto", Strategy] = "auto"
     """single: one process. ddp: every process has a copy of the model, and they share the rows of a batch. fsdp2: they share the
     model too, so that each holds a part of weights, gradients and optimizer. auto: single for one process, ddp where a copy fits
@@ -36,6 +39,8 @@ class TrainingProcesses(StrictModel):
     def _single_is_one_process(self) -> TrainingProcesses:
         if self.strategy == "single" and self.processes not in ("auto", 1):
             raise ValueError(f"strategy single is one process, not {self.processes}; write ddp or fsdp2, or leave processes out")
+        if self.strategy == "single" and self.nodes > 1:
+            raise ValueError(f"strategy single is one process, not {self.nodes} nodes; write ddp or fsdp2, or leave nodes out")
         return self
 
 
@@ -52,7 +57,7 @@ class SamplingEngines(StrictModel):
 
 
 class RayCluster(StrictModel):
-    """The Ray cluster of `pool: ray`."""
+    """The Ray cluster of `pool: ray`, and of trainings on several nodes."""
 
     address: str = "auto"
     """Address of its head node, such as 10.0.0.1:6379. auto: the one that is running on this machine."""
@@ -69,14 +74,15 @@ class MachineSettings(StrictModel):
     """The Ray cluster, if one is used."""
 
 
-def training_processes(settings: TrainingProcesses, *, num_gpus: int, batch_size: int) -> int:
-    """How many processes train a stage: at least one, and no more than an optimizer batch has rows.
+def training_processes(settings: TrainingProcesses, *, num_gpus: int, batch_size: int) -> tuple[int, int]:
+    """How many nodes train a stage, and with how many processes each: together no more than an optimizer batch has rows.
 
     Args:
         num_gpus: visible ones.
         batch_size: rows of an optimizer batch.
     """
     if settings.strategy == "single":
-        return 1
+        return 1, 1
+    nodes = min(settings.nodes, batch_size)
     wanted = max(num_gpus, 1) if settings.processes == "auto" else settings.processes
-    return min(wanted, batch_size)
+    return nodes, min(wanted, batch_size // nodes)

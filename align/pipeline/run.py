@@ -19,7 +19,7 @@ from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.machine import check_disk, check_memory
 from align.pipeline.checks.plan import checked_plan
-from align.pipeline.checks.spread import refuse_in_process
+from align.pipeline.checks.spread import refuse_in_process, refuse_missing_nodes
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import PlanReader, estimate_plan
@@ -202,6 +202,8 @@ class _Runner:
         if self._in_process:
             refuse_in_process(plan)
         self._check_environment(to_run)
+        if not self._in_process:
+            refuse_missing_nodes(self._plan, to_run)
         # Here and not where the recipe is read: what is usual depends on the model's size.
         for name, sentence in unusual_rates(plan):
             self._emit(Note(stage=name, text=sentence))
@@ -297,6 +299,7 @@ class _Runner:
             ordered_at=ordered_at,
             spread=spread,
             pool=pool,
+            ray_address=self._plan.machine_file.settings.ray.address,
         )
         job = Job(
             name=stage.name,

@@ -85,6 +85,8 @@ class StageJob:
     """Into how many processes it is divided."""
     pool: Pool = LOCAL
     """Where its samplers and scorers work."""
+    ray_address: str = "auto"
+    """Of the Ray cluster, if several nodes train."""
 
 
 class _WorkSeconds:
@@ -164,7 +166,13 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
         if job.spread.is_shared:
             # This process holds the lock and commits; the ranks only train.
             found = run_ranks(
-                partial(_run_rank, job), job.spread, folder=job.entry.work / RANKS_NAME, emit=emit, stop_requested=stop
+                partial(_run_rank, job),
+                job.spread,
+                folder=job.entry.work / RANKS_NAME,
+                emit=emit,
+                stop_requested=stop,
+                address=job.ray_address,
+                name=job.name,
             )
             (outcome, phases), peak_bytes = found.value, found.peak_bytes
             for phase in phases.keys() - {"other"}:
@@ -231,7 +239,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
 def _machine_of(job: StageJob) -> dict[str, Any]:
     """How the stage was spread; empty where it was on one device."""
     if job.spread.is_shared:
-        return {"processes": job.spread.processes, "strategy": job.spread.strategy}
+        return job.spread.facts
     engines, pool = getattr(job.config, "num_workers", 1), job.pool
     if engines == 1 and pool == LOCAL:
         return {}

@@ -48,8 +48,8 @@ class Beat:
     """Sent every second."""
 
     pid: int
-    step_at: float
-    """When the rank last reported progress, by `time.monotonic`."""
+    idle_seconds: float
+    """Since the rank last reported progress. Clocks of two machines differ, so that no moment is sent."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,16 @@ class Ended:
     """The last message of a rank."""
 
     at: float
+    """By `time.time`, which machines agree on, more or less."""
     result: Any = None
     peak_bytes: int = 0
     error: AlignError | None = None
     trace: str = ""
     """Traceback of the error; without an error, that of a bug."""
+
+
+Message = Event | Beat | Ended
+"""What a rank sends."""
 
 
 @dataclass
@@ -85,13 +90,13 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
             theirs.close()
     lock, state = threading.Lock(), _State()
 
-    def send(message: Event | Beat | Ended) -> None:
+    def send(message: Message) -> None:
         with lock:
             send_message(connection, message)
 
     def beat() -> None:
         while True:
-            send(Beat(os.getpid(), state.step_at))
+            send(Beat(os.getpid(), time.monotonic() - state.step_at))
             if connection.poll(BEAT_SECONDS):
                 try:
                     state.stop = pickle.loads(connection.recv_bytes())
@@ -107,9 +112,9 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
     try:
         with _process_group(local, spread):
             result = work(Rank(number, spread.processes, emit, lambda: state.stop))
-            ended = Ended(time.monotonic(), result if number == 0 else None, _peak_bytes())
+            ended = Ended(time.time(), result if number == 0 else None, _peak_bytes())
     except BaseException as error:  # the caller decides what the user sees
-        at, trace = time.monotonic(), traceback.format_exc()
+        at, trace = time.time(), traceback.format_exc()
         traceback.print_exc()
         known = error if isinstance(error, AlignError) else None
         send(Ended(at, error=known, trace=trace))
@@ -148,7 +153,7 @@ def _process_group(local: int, spread: Spread) -> Iterator[None]:
         backend = "cuda:nccl,cpu:gloo"
     else:
         # Each rank would start a thread for every core.
-        threads = max(1, torch.get_num_threads() // spread.processes)
+        threads = max(1, torch.get_num_threads() // spread.processes_each)
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate chooses, and warns
         backend = "gloo"

@@ -27,17 +27,19 @@ FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Any]:
+def connected(address: str, what: str = "pool: ray") -> Iterator[Any]:
     """The module `ray`, connected to the cluster at `address` (host:port of its head, or auto).
 
     A connection that the caller's process has already is used, and stays.
 
+    Args:
+        what: setting that needs it.
     Raises:
         EnvironmentProblem: if Ray is not installed, or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
         raise EnvironmentProblem(
-            "pool: ray needs Ray, which is not installed in this environment", hint="pip install 'align-llm[ray]', on every node."
+            f"{what} needs Ray, which is not installed in this environment", hint="pip install 'align-llm[ray]', on every node."
         )
     host, port = _head_of(address)
     if not _listens(host, port):

@@ -29,8 +29,11 @@ from align.runtime.ray_cluster import connected
 DISTRIBUTION = "align-llm"
 MOST_DEATHS = 3
 """Workers that one item may cost, or one place may lose in a row at their start."""
-CARRIED = ("ALIGN_", "DO_NOT_TRACK", "HF_", "TOKENIZERS_", "TQDM_", "TRANSFORMERS_", "VLLM_", "WANDB_MODE")
-"""Beginnings of the variables that workers take over from this process: what keeps libraries offline and quiet."""
+CARRIED = (
+    *("ALIGN_", "DO_NOT_TRACK", "GLOO_", "HF_", "NCCL_", "TOKENIZERS_", "TQDM_", "TRANSFORMERS_"),
+    *("VLLM_", "WANDB_MODE"),
+)
+"""Beginnings of the variables that workers take over from this process: what tunes libraries and keeps them quiet."""
 SECRETS = ("_TOKEN", "_KEY", "_SECRET", "_PASSWORD")
 REASON_CHARACTERS = 300
 LOOK_SECONDS = 30.0
@@ -79,7 +82,7 @@ class RayPool:
         first = flow.first(self.num_workers)
         if not first:
             return
-        with connected(self.address) as ray, _beacon(self.shared) as beacon:
+        with connected(self.address) as ray, beacon_in(self.shared) as beacon:
             crew = _Crew(ray, self.gpus_each, Surroundings.here(beacon), content, flow)
             try:
                 crew.start([_Task(number, item) for number, item in first])
@@ -89,7 +92,7 @@ class RayPool:
 
 
 @contextmanager
-def _beacon(folder: Path | None) -> Iterator[Path | None]:
+def beacon_in(folder: Path | None) -> Iterator[Path | None]:
     """A file by which a worker sees that a folder of its node is the one of this process."""
     if folder is None:
         yield None
@@ -292,7 +295,7 @@ class _Crew(Generic[T, R]):
                 f"a worker of the Ray cluster cannot start: {reason}", hint="Every node needs align and what it needs."
             ) from error
         except RayError as error:
-            self._replace(place, _reason(error))
+            self._replace(place, reason_of_death(error))
             return
         task, place.task, place.failed_starts = place.task, None, 0
         self._free.append(place)
@@ -328,7 +331,7 @@ class _Crew(Generic[T, R]):
             self._end(place)
 
 
-def _reason(error: Exception) -> str:
+def reason_of_death(error: Exception) -> str:
     """What Ray says about a death, without its list of possible causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("pid:", "ip:"))]

@@ -21,6 +21,11 @@ def check_devices(
     """
     if trains:
         yield from _processes(file, machine, name)
+        if file.settings.training.nodes > 1 and importlib.util.find_spec("ray") is None:
+            text = (
+                f"{file.where('training', 'nodes')}: {file.settings.training.nodes}, but Ray is not installed in this environment"
+            )
+            yield Finding(name, text, "Install it: pip install 'align-llm[ray]'.", cause="machine")
     if not (samples or scores):
         return
     if file.settings.sampling.pool == "ray":  # its GPUs are those of the cluster

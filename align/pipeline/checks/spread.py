@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from align.config.machine import training_processes
 from align.config.sections import GenerationEngine
 from align.engines.open import resolve_engine
 from align.errors import RecipeError
@@ -12,7 +13,7 @@ from align.pipeline.checks.devices import check_devices
 from align.pipeline.checks.finding import Finding
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import starting_folder
-from align.pipeline.estimate.spread import SPREAD_STAGES, fsdp2_refusal
+from align.pipeline.estimate.spread import NODE_STAGES, SPREAD_STAGES, fsdp2_refusal
 from align.pipeline.plan import Plan, PlannedStage
 from align.training.needs import Trains
 
@@ -47,16 +48,35 @@ def refuse_in_process(plan: Plan) -> None:
         RecipeError: if it does.
     """
     training = plan.machine_file.settings.training
-    if training.processes in ("auto", 1) and training.strategy in ("auto", "single"):
+    if training.processes in ("auto", 1) and training.strategy in ("auto", "single") and training.nodes == 1:
         return  # `auto` is one process here
     stage = next((stage for stage in plan.stages if stage.status == "run" and stage.stage_type in SPREAD_STAGES), None)
     if stage is not None:
-        key = "strategy" if training.processes in ("auto", 1) else "processes"
+        key = "nodes" if training.nodes > 1 else "strategy" if training.processes in ("auto", 1) else "processes"
         where, value = plan.machine_file.where("training", key), getattr(training, key)
         raise RecipeError(
             f"--in-process: {where} is {value}, but {stage.name} would train in this process alone",
             hint="Leave --in-process out; or write training: {processes: 1, strategy: single} for it.",
         )
+
+
+def refuse_missing_nodes(plan: Plan, to_run: Sequence[PlannedStage]) -> None:
+    """Refuse trainings on several nodes whose Ray cluster does not have them now; asked before the first stage begins.
+
+    Raises:
+        EnvironmentProblem: if there is no cluster, or it has too few nodes.
+    """
+    training = plan.machine_file.settings.training
+    configs: list[Any] = [stage.node.config for stage in to_run if stage.stage_type in NODE_STAGES]
+    if training.nodes == 1 or not configs:
+        return
+    from align.runtime.ray_ranks import refuse_few_nodes
+
+    gpus = read_machine(plan.run_folder).num_gpus
+    spreads = [training_processes(training, num_gpus=gpus, batch_size=config.batch_size) for config in configs]
+    nodes, each = max(spreads)
+    if nodes > 1:
+        refuse_few_nodes(plan.machine_file.settings.ray.address, nodes, each)
 
 
 def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:

@@ -41,11 +41,11 @@ class Machine:
 
     def free_for(self, spread: Spread) -> int:
         """Memory that is free now for each process of a training: of its own GPU, or its part of the computer's."""
-        return self.free_bytes // (spread.processes if self.device == "cpu" else 1)
+        return self.free_bytes // (spread.processes_each if self.device == "cpu" else 1)
 
     def room_for(self, spread: Spread) -> int:
         """Memory that there is for each process, free or not."""
-        return self.total_bytes // (spread.processes if self.device == "cpu" else 1)
+        return self.total_bytes // (spread.processes_each if self.device == "cpu" else 1)
 
 
 def read_machine(folder: Path) -> Machine:

@@ -19,6 +19,8 @@ SPREAD_STAGES = frozenset(
     {"sft", "reward_model", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo", "distill"},
 )
 """Types of stages whose trainings several processes share."""
+NODE_STAGES = frozenset({"sft", "reward_model", "dpo", "orpo", "simpo", "kto"})
+"""Those that processes of several nodes share. Online methods sample and score in rank 0: other nodes would wait."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,21 @@ def spread_of(
     """
     if stage_type not in SPREAD_STAGES:
         return ALONE
-    processes = training_processes(settings, num_gpus=machine.num_gpus, batch_size=rows_of_a_step(config))
+    if stage_type not in NODE_STAGES:
+        settings = settings.model_copy(update={"nodes": 1})
+    nodes, each = training_processes(settings, num_gpus=machine.num_gpus, batch_size=rows_of_a_step(config))
+
+    def spread(strategy: str) -> Spread:
+        return Spread(nodes * each, strategy, settings.hang_minutes, nodes)
+
     if settings.strategy != "auto":
-        return Spread(processes, settings.strategy, settings.hang_minutes)
+        return spread(settings.strategy)
     if in_parts:
-        return Spread(processes, "fsdp2", settings.hang_minutes)
-    if processes == 1:
+        return spread("fsdp2")
+    if nodes * each == 1:
         return ALONE
-    copies = Spread(processes, "ddp", settings.hang_minutes)
-    whole = refusal is not None or in_parts is False or fits(copies)
-    return copies if whole else Spread(processes, "fsdp2", settings.hang_minutes)
+    whole = refusal is not None or in_parts is False or fits(spread("ddp"))
+    return spread("ddp" if whole else "fsdp2")
 
 
 def rows_of_a_step(config: Any) -> int:

@@ -62,7 +62,7 @@ def workers_of(plan: Plan, estimate: PlanEstimate) -> dict[str, int]:
 
 def training_facts(spread: Spread) -> dict[str, Any]:
     """What the manifest of a training records."""
-    return {"processes": spread.processes, "strategy": spread.strategy}
+    return spread.facts
 
 
 def spread_lines(spreads: Sequence[StageSpread], source: str) -> list[str]:

@@ -12,9 +12,10 @@ from align.config.recipe import Recipe
 from align.errors import EnvironmentProblem, RecipeError
 from align.pipeline.checks.plan import checked_plan
 from align.pipeline.estimate.machine import read_machine
-from align.pipeline.estimate.spread import SPREAD_STAGES
+from align.pipeline.estimate.spread import NODE_STAGES
 from align.pipeline.launch.job import settings_for
 from align.pipeline.plan import Plan
+from align.training.needs import Trains
 
 
 def check_job(recipe: Recipe, out: Path, machine_file: MachineFile, *, nodes: int, gpus: int, quick: bool) -> list[str]:
@@ -30,6 +31,11 @@ def check_job(recipe: Recipe, out: Path, machine_file: MachineFile, *, nodes: in
     if nodes > 1 and importlib.util.find_spec("ray") is None:
         raise EnvironmentProblem(
             f"--nodes {nodes} needs Ray, which is not installed in this environment", hint="pip install 'align-llm[ray]'"
+        )
+    if (wanted := machine_file.settings.training.nodes) > nodes:
+        raise RecipeError(
+            f"{machine_file.where('training', 'nodes')}: {wanted}, but the job has {nodes} node{'' if nodes == 1 else 's'}",
+            hint=f"Ask for --nodes {wanted}, or leave it out: all nodes of the job train.",
         )
     each = machine_file.settings.sampling.tensor_parallel
     if each > max(gpus, 1):
@@ -51,12 +57,16 @@ def _notes(plan: Plan, nodes: int, gpus: int) -> Iterator[str]:
     to_run = [stage for stage in plan.stages if stage.status == "run"]
     if not to_run:
         yield "Every stage is finished: the job would only show the results."
-    trainings = [stage.name for stage in to_run if stage.stage_type in SPREAD_STAGES]
-    if nodes > 1 and trainings:
+    trainings = [stage for stage in to_run if isinstance(stage.node.config, Trains)]
+    together = plan.machine_file.settings.training.nodes
+    alone = [stage.name for stage in trainings if together == 1 or stage.stage_type not in NODE_STAGES]
+    if nodes > 1 and alone:
         devices = f"its {gpus} GPUs" if gpus > 1 else "its GPU" if gpus else "its CPU"
         yield (
-            f"{', '.join(trainings)}: training runs on the first node alone, on {devices}. Sampling and scoring run on all "
+            f"{', '.join(alone)}: training runs on the first node alone, on {devices}. Sampling and scoring run on all "
             f"{nodes} nodes; the GPUs of the others wait meanwhile."
         )
-    elif nodes > 1 and not any(hasattr(stage.node.config, "num_workers") for stage in to_run):
+    elif 1 < together < nodes:
+        yield f"Training runs on {together} of the {nodes} nodes, by the machine file; the others wait meanwhile."
+    elif nodes > 1 and not trainings and not any(hasattr(stage.node.config, "num_workers") for stage in to_run):
         yield f"No stage that will run samples or scores: {nodes - 1} of the {nodes} nodes would do nothing."

@@ -102,7 +102,10 @@ def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings_for(given: MachineSettings, *, nodes: int, gpus: int) -> MachineSettings:
-    """How the work is spread over the nodes: on several, sampling and scoring by Ray, with an engine for each group of GPUs.
+    """How the work is spread over the nodes.
+
+    On several, all of them train, unless the file says how many; Ray spreads sampling and scoring, with an engine for each group
+    of GPUs.
 
     Args:
         given: of the machine file, for one node.
@@ -113,10 +116,15 @@ def settings_for(given: MachineSettings, *, nodes: int, gpus: int) -> MachineSet
     sampling: dict[str, Any] = {"pool": "ray"}
     if given.sampling.engines == "auto":
         sampling["engines"] = nodes * max(1, gpus // given.sampling.tensor_parallel)
+    training: dict[str, Any] = {}
+    if given.training.strategy != "single" and "nodes" not in given.training.model_fields_set:
+        training["nodes"] = nodes
+        if given.training.processes == "auto":
+            training["processes"] = max(1, gpus)
     spread = given.sampling.model_copy(update=sampling)
     # The address of the first node is known once the job runs; the script writes it.
     ray = given.ray.model_copy(update={"address": "auto"})
-    return given.model_copy(update={"sampling": spread, "ray": ray})
+    return given.model_copy(update={"training": given.training.model_copy(update=training), "sampling": spread, "ray": ray})
 
 
 def machine_text(settings: MachineSettings) -> str:

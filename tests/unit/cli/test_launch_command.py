@@ -31,19 +31,25 @@ def test_it_writes_says_how_to_submit_and_submits_nothing(align: Align, here: Pa
     assert not (here / "runs" / "tiny").exists()
 
 
-def test_several_nodes_and_what_trains_on_one(align: Align, here: Path) -> None:
+def test_several_nodes_train_together_unless_the_machine_file_says_how_many(align: Align, here: Path) -> None:
     answer = align("launch", ".", "--on", "slurm", "--nodes", "2", "--gpus", "8", "--write", "job", "--json")
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
     assert told["submit"] == ["sbatch", "job/job.sh"]
     assert told["submitted"] is None
-    assert "sft, reward, rs, orpo, dpo: training runs on the first node alone, on its 8 GPUs" in told["notes"][0]
-    assert "engines: 16" in (here / "job" / "machine.yaml").read_text()
+    assert "ppo: training runs on the first node alone, on its 8 GPUs" in told["notes"][0]
+    written = (here / "job" / "machine.yaml").read_text()
+    assert "engines: 16" in written
+    assert "  processes: 8\n  nodes: 2\n" in written
+    (here / "machine.yaml").write_text("training: {nodes: 1}")
+    answer = align("launch", ".", "--on", "slurm", "--nodes", "2", "--gpus", "8", "--write", "other", "--json")
+    assert "sft, reward, rs, orpo, dpo, ppo: training runs on the first node alone" in json.loads(answer.out)["notes"][0]
 
 
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
+        ("training: {nodes: 3}", 2, "machine.yaml:1:19: training.nodes: 3, but the job has 2 nodes"),
         ("training: {processes: 8}", 4, "machine.yaml:1:23: training.processes: 8, but 4 GPUs are visible"),
         (
             "sampling: {tensor_parallel: 8}",

@@ -74,8 +74,12 @@ def test_several_nodes_sample_on_ray_with_an_engine_for_each_group_of_gpus(tmp_p
     (tmp_path / "machine.yaml").write_text(machine_text(settings_for(given, nodes=3, gpus=8)))
     read = read_machine_settings(None, tmp_path, {}).settings
     assert (read.sampling.pool, read.sampling.engines, read.sampling.tensor_parallel) == ("ray", 6, 4)
-    assert (read.training, read.ray.address) == (given.training, "auto")
+    assert (read.training.nodes, read.training.processes, read.training.strategy) == (3, 8, "fsdp2")
+    assert read.ray.address == "auto"
     assert settings_for(given, nodes=1, gpus=8) == given
+    alone = MachineSettings.model_validate({"training": {"strategy": "single"}})
+    assert settings_for(alone, nodes=3, gpus=8).training == alone.training
+    assert settings_for(MachineSettings(), nodes=3, gpus=8).training.processes == 8
 
 
 def test_nothing_but_known_variables_is_in_a_script(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def chosen(settings: dict[str, Any], machine: Machine, *, fits: bool = True, ref
         ({"processes": 2, "hang_minutes": 5}, CPU, True, Spread(2, "ddp", 5.0)),
         ({"processes": 2, "strategy": "ddp"}, EIGHT, False, Spread(2, "ddp")),
         ({"strategy": "fsdp2"}, CPU, True, Spread(1, "fsdp2")),
+        ({"nodes": 2}, CPU, True, Spread(2, "ddp", nodes=2)),
+        ({"nodes": 2, "processes": 2}, EIGHT, False, Spread(4, "fsdp2", nodes=2)),
+        ({"nodes": 2}, EIGHT, True, Spread(6, "ddp", nodes=2)),  # 3 on each
+        ({"nodes": 8}, EIGHT, True, Spread(6, "ddp", nodes=6)),
     ],
 )
 def test_what_decides_how_a_training_is_spread(settings: dict[str, Any], machine: Machine, fits: bool, expected: Spread) -> None:
@@ -117,6 +121,8 @@ def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
     start = lines.index("Devices, by machine.yaml:")
     assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ") and ", ppo" in lines[start + 1]
     assert "Memory is that of each process, where several share a training." in lines
+    (project / "machine.yaml").write_text("training: {processes: 2, nodes: 2, strategy: fsdp2}\n")
+    assert any(line.startswith("  2 nodes × 2 processes, fsdp2: sft, reward, ") for line in plan().out.splitlines())
     said = {one["stage"]: one for one in json.loads(plan(options=("--json",)).out)["spread"]}
     assert (said["sft"]["processes"], said["sft"]["strategy"]) == (2, "fsdp2")
     assert (said["sampled"]["engines"], said["sampled"]["pool"]) == (2, "processes")
@@ -162,6 +168,14 @@ class TestMemory:
         assert exchange(10, "fsdp2") == exchange(100, "fsdp2") == 4 * (100 * 64 + 2 * 64 * 64)
         assert exchange(100, "ddp") == 4 * (100 * 64 + 100 * 64 * 64)
         assert exchange(10, "single") == 0
+
+    def test_fsdp2_divides_a_model_by_the_processes_of_all_nodes(self, project: Path) -> None:
+        training = {"processes": 2, "nodes": 2, "strategy": "fsdp2"}
+        found = self.estimate(project, CPU, {"training": training}, "stages.sft.batch_size=8").stages[0].of_recipe
+        four = self.of_sft(project, CPU, 4, "fsdp2", "stages.sft.batch_size=8")
+        assert found is not None
+        assert found.memory == four.memory
+        assert CPU.free_for(found.spread) == 2 * CPU.free_for(four.spread)
 
     def test_processes_share_the_memory_of_a_computer_but_have_a_gpu_each(self) -> None:
         assert CPU.free_for(Spread(4, "ddp")) == 2 * GIB
@@ -255,10 +269,17 @@ class TestRefusals:
         assert answer.code in (2, 4)
         assert "machine.yaml:2:20: sampling.tensor_parallel" in answer.err
 
+    def test_nodes_need_ray(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        (line,) = self.said(project, CPU, "training: {nodes: 2}")
+        assert line == "machine.yaml:1:19: training.nodes: 2, but Ray is not installed in this environment"
+
     def test_one_process_cannot_be_several(self, project: Path) -> None:
         with pytest.raises(RecipeError, match=r"--in-process: .*machine.yaml:1:23: training.processes is 2, but sft would train"):
             refuse_in_process(plan_of(project, {}, text="training: {processes: 2}"))
         with pytest.raises(RecipeError, match=r"training.strategy is fsdp2"):
             refuse_in_process(plan_of(project, {}, text="training: {strategy: fsdp2}"))
+        with pytest.raises(RecipeError, match=r"training.nodes is 2"):
+            refuse_in_process(plan_of(project, {}, text="training: {nodes: 2}"))
         refuse_in_process(plan_of(project, {"training": {"processes": 1}}))
         refuse_in_process(make_plan(load_recipe(project), project / "none", machine_file=MachineFile()))

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from align.errors import DataError, Interrupted
 from align.runtime.events import Note
@@ -77,3 +79,17 @@ def addresses(rank: Rank) -> list[str]:
                 continue
     wait_for_all()
     return [row[1].partition(":")[0] for row in found if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+
+
+@dataclass(frozen=True)
+class TalkUntilStopped:
+    """Says who is there, and works with the others, in steps, until a stop."""
+
+    ready: Path
+
+    def __call__(self, rank: Rank) -> None:
+        rank.emit(Note(stage="talk", text=f"from {rank.number}: {all_of(rank.number)}"))
+        self.ready.touch()
+        while not any_of(rank.stop_requested() is not None):
+            time.sleep(0.05)
+        raise Interrupted("Stopped.", signal_number=rank.stop_requested() or signal.SIGTERM)

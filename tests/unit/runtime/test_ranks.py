@@ -12,9 +12,10 @@ import pytest
 import rank_jobs
 
 from align.errors import DataError, Interrupted, StageError
-from align.runtime import ranks
+from align.runtime import rank_watch
 from align.runtime.events import Event, Note
-from align.runtime.ranks import RankBug, run_ranks
+from align.runtime.rank_watch import RankBug
+from align.runtime.ranks import run_ranks
 from align.runtime.spread import Spread
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,7 @@ def test_a_request_to_stop_reaches_every_rank(tmp_path: Path) -> None:
 
 
 def test_a_frozen_rank_is_found_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "FROZEN_SECONDS", 3.0)
+    monkeypatch.setattr(rank_watch, "FROZEN_SECONDS", 3.0)
     with pytest.raises(StageError, match=r"rank 1 \(process \d+\) has not answered for \d s; its last step was \d+ s ago"):
         run(rank_jobs.freeze, tmp_path)
 
