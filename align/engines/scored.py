@@ -110,7 +110,7 @@ def _sample_all(
             report=context.counter(f"answers of {model}", "shards", task.per_shard),
             pool=context.pool,
         )
-        answers[model] = report.candidates
+        answers[model] = list(report.candidates())
         result.drops.update((drop.id, drop) for drop in drops)
         result.engine, result.engine_version = report.engine, report.engine_version
         result.prompt_tokens += report.prompt_tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,15 +31,20 @@ from align.store.shard import read_seal, shard_path, write_shard
 
 @dataclass(frozen=True)
 class SamplingReport:
-    """What sampling did: the candidates in prompt order, the engine really used, tokens and seconds spent inside it."""
+    """What sampling did: where the candidates are, the engine really used, tokens and seconds spent inside it."""
 
-    candidates: list[Candidate]
+    shards: tuple[Path, ...]
     engine: str
     engine_version: str
     new_tokens: int
     engine_seconds: float
     prompt_tokens: int
     """Of the prompts, each counted once."""
+
+    def candidates(self) -> Iterator[Candidate]:
+        """In the order of the prompts, those of a prompt in theirs. They are read from the shards, one at a time."""
+        for shard in self.shards:
+            yield from read_rows(shard, Candidate)
 
 
 @dataclass
@@ -56,8 +61,7 @@ class ShardSampler:
 
     def __call__(self, index: int) -> None:
         task = self.task
-        chosen = slice(index * task.config.shard_prompts, (index + 1) * task.config.shard_prompts)
-        prompts, token_ids = task.prompts[chosen], task.prompt_token_ids[chosen]
+        prompts, token_ids = task.prompts_of(index), task.prompt_token_ids[task.slice_of(index)]
         engine = self.holder.engine_for(task.model_folder, task.max_model_tokens)
         # By id, not by place: more prompts in the file change no other prompt's candidates.
         seeds = [derive_seed(task.seed, "sample", prompt.id) for prompt in prompts]
@@ -101,7 +105,7 @@ def sample(
     report: Callable[[int, int], None],
     pool: Pool = LOCAL,
 ) -> SamplingReport:
-    """Sample every missing shard, then return the candidates of all shards.
+    """Sample every missing shard, then look through all of them.
 
     Args:
         folder: where shards are kept between attempts.
@@ -127,29 +131,28 @@ def sample(
 
 
 def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
-    candidates: list[Candidate] = []
+    """What the shards hold; one of them at a time is in memory."""
+    shards = tuple(shard_path(folder, index) for index in range(task.num_shards))
     engines: dict[tuple[str, str], None] = {}
     tokens, seconds = 0, 0.0
-    for index in range(task.num_shards):
-        path = shard_path(folder, index)
+    for index, path in enumerate(shards):
         # Read again: a shard may come from an earlier run, or from another process.
         seal = read_seal(path)
         if seal is None:
             raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
-        candidates.extend(read_rows(path, Candidate))
+        expected = [(prompt.id, number) for prompt in task.prompts_of(index) for number in range(task.config.num_candidates)]
+        found = [(candidate.prompt_id, candidate.candidate_index) for candidate in read_rows(path, Candidate)]
+        if found != expected:
+            raise StageError(
+                f"{path}: {len(found)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
+                hint=f"Remove {folder} and run the command again.",
+            )
         engines[seal["engine"], seal["version"]] = None
         tokens, seconds = tokens + seal["tokens"], seconds + seal["seconds"]
-    expected = {(prompt.id, index) for prompt in task.prompts for index in range(task.config.num_candidates)}
-    found = [(candidate.prompt_id, candidate.candidate_index) for candidate in candidates]
-    if len(found) != len(expected) or set(found) != expected:
-        raise StageError(
-            f"{folder}: {len(found)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
-            hint="Remove this folder and run the command again.",
-        )
     # More than one, if sampling was resumed with another engine or version.
     names = sorted(engines)
     engine, version = "+".join(name for name, _ in names), "+".join(v for _, v in names)
-    return SamplingReport(candidates, engine, version, tokens, seconds, prompt_tokens=sum(map(len, task.prompt_token_ids)))
+    return SamplingReport(shards, engine, version, tokens, seconds, prompt_tokens=sum(map(len, task.prompt_token_ids)))
 
 
 def _check_stop(stop_requested: Callable[[], int | None]) -> None:

@@ -33,6 +33,13 @@ class SamplingTask:
     def num_shards(self) -> int:
         return -(-len(self.prompts) // self.config.shard_prompts)
 
+    def slice_of(self, shard: int) -> slice:
+        """Which prompts are in a shard."""
+        return slice(shard * self.config.shard_prompts, (shard + 1) * self.config.shard_prompts)
+
+    def prompts_of(self, shard: int) -> Sequence[Prompt]:
+        return self.prompts[self.slice_of(shard)]
+
     @property
     def per_shard(self) -> dict[str, float]:
         """Completions of one shard, on average, for a rate."""

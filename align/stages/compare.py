@@ -270,7 +270,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
         report = _sample_one(context, task, name, holder)
         result.drops.update((drop.id, drop) for drop in drops)
-        result.answers[name] = report.candidates
+        result.answers[name] = list(report.candidates())
         # Every model reads a prompt through its own template; its likelihoods need exactly these ids.
         result.prompt_token_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
         result.count(report)
@@ -278,7 +278,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
             # Apart from its answers, which must not move by a rounding because more candidates share their batches.
             more = replace(task, config=config.model_copy(update={"num_candidates": config.pool_candidates}))
             report = _sample_one(context, more, f"{name} {POOL_LABEL}", holder)
-            result.pool = report.candidates
+            result.pool = list(report.candidates())
             result.count(report)
     # Scoring loads models too, and needs the memory.
     holder.close()

@@ -8,7 +8,7 @@ In: a model, prompts. Out: candidates. Metrics: tokens, tokens per second, finis
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from align.config.reference import ModelReference, RowsReference
@@ -55,33 +55,62 @@ def run(context: StageContext[Config]) -> StageOutcome:
         report=context.counter("generate", "shards", task.per_shard),
         pool=context.pool,
     )
-    firsts = (candidate for candidate in report.candidates if candidate.candidate_index == 0)
+    firsts = (candidate for candidate in report.candidates() if candidate.candidate_index == 0)
     context.sample(task.num_shards, (SampledText(prompt_id=row.prompt_id, completion=row.completion) for row in firsts))
-    write_rows(context.output / ROWS_NAME, report.candidates)
+    tally = CandidateTally()
+    write_rows(context.output / ROWS_NAME, tally.counted(report.candidates()))
     write_rows(context.output / DROPS_NAME, drops)
     return StageOutcome(
         metrics={
-            **describe(report.candidates),
+            **tally.metrics(),
             "prompt_tokens": report.prompt_tokens,
             "new_tokens": report.new_tokens,
             "engine_seconds": round(report.engine_seconds, 3),
             "tokens_per_second": round(report.new_tokens / max(report.engine_seconds, 1e-9), 1),
         },
         rows_in=len(records),
-        rows_out=len(report.candidates),
+        rows_out=tally.rows,
         dropped=dict(Counter(drop.drop_reason for drop in drops)),
         versions={report.engine: report.engine_version},
     )
 
 
-def describe(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Finish reasons, lengths and the share of completions that are different texts of their prompt."""
-    lengths = sorted(candidate.completion_tokens for candidate in candidates)
-    texts = {(candidate.prompt_id, candidate.completion) for candidate in candidates}
-    return {
-        "finish_reasons": dict(Counter(candidate.finish_reason for candidate in candidates)),
-        "completion_tokens_mean": sum(lengths) / len(lengths),
-        "completion_tokens_p50": lengths[len(lengths) // 2],
-        "completion_tokens_p95": lengths[int(len(lengths) * 0.95)],
-        "distinct_share": len(texts) / len(candidates),
-    }
+class CandidateTally:
+    """Finish reasons, lengths and the share of completions that are different texts of their prompt, counted as rows go by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._reasons: Counter[str] = Counter()
+        self._lengths: Counter[int] = Counter()
+        self._distinct = 0
+
+    def counted(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        """The candidates as they are; those of a prompt must follow each other."""
+        prompt, texts = None, set[str]()
+        for candidate in candidates:
+            if candidate.prompt_id != prompt:
+                prompt, texts = candidate.prompt_id, set()
+            self.rows += 1
+            self._reasons[candidate.finish_reason] += 1
+            self._lengths[candidate.completion_tokens] += 1
+            self._distinct += candidate.completion not in texts
+            texts.add(candidate.completion)
+            yield candidate
+
+    def metrics(self) -> dict[str, Any]:
+        """Of the candidates so far, one at least."""
+        return {
+            "finish_reasons": dict(self._reasons),
+            "completion_tokens_mean": sum(length * count for length, count in self._lengths.items()) / self.rows,
+            "completion_tokens_p50": self._length_at(self.rows // 2),
+            "completion_tokens_p95": self._length_at(int(self.rows * 0.95)),
+            "distinct_share": self._distinct / self.rows,
+        }
+
+    def _length_at(self, place: int) -> int:
+        """The length at a place, from 0, if all are sorted."""
+        for length in sorted(self._lengths):
+            place -= self._lengths[length]
+            if place < 0:
+                return length
+        raise IndexError(place)

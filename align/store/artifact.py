@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -146,8 +146,8 @@ def read_rows(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
             yield record_type.model_validate_json(line)
 
 
-def write_rows(path: Path, rows: list[Any]) -> None:
-    """Write records as JSON Lines, atomically."""
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write records as JSON Lines, atomically, each as it comes."""
     with atomic_writer(path) as stream:
         for row in rows:
             stream.write((row.model_dump_json() + "\n").encode())

@@ -37,7 +37,7 @@ def run(sampling_task: SamplingTask, folder: Path, stop_after: int | None = None
 
     stop = lambda: signal.SIGTERM if stop_after is not None and done[0] >= stop_after else None  # noqa: E731
     holder = EngineHolder(sampling_task.config)
-    return sample(sampling_task, folder, holder=holder, stop_requested=stop, report=report).candidates
+    return list(sample(sampling_task, folder, holder=holder, stop_requested=stop, report=report).candidates())
 
 
 @pytest.fixture(scope="module")
