@@ -30,10 +30,10 @@ from align.store.atomic import write_json
 RESULT = Path(__file__).with_suffix(".json")
 TASKS = ("train", "sample")
 POLICIES = ("torch", "align")
-REPEATS = 3
+REPEATS = 2
 STEPS = 10
 BATCHES = 3
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 60.0
 SHAPE = {
     "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": 512,

@@ -43,7 +43,7 @@ def test_several_nodes_train_together_unless_the_machine_file_says_how_many(alig
     assert "  processes: 8\n  nodes: 2\n" in written
     (here / "machine.yaml").write_text("training: {nodes: 1}")
     answer = align("launch", ".", "--on", "slurm", "--nodes", "2", "--gpus", "8", "--write", "other", "--json")
-    assert "sft, reward, rs, orpo, dpo, ppo: training runs on the first node alone" in json.loads(answer.out)["notes"][0]
+    assert "sft, reward, rs, orpo, ppo, dpo: training runs on the first node alone" in json.loads(answer.out)["notes"][0]
 
 
 @pytest.mark.parametrize(

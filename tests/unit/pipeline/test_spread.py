@@ -121,11 +121,14 @@ def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
     start = lines.index("Devices, by machine.yaml:")
     assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ") and ", ppo" in lines[start + 1]
     assert "Memory is that of each process, where several share a training." in lines
-    (project / "machine.yaml").write_text("training: {processes: 2, nodes: 2, strategy: fsdp2}\n")
-    assert any(line.startswith("  2 nodes × 2 processes, fsdp2: sft, reward, ") for line in plan().out.splitlines())
     said = {one["stage"]: one for one in json.loads(plan(options=("--json",)).out)["spread"]}
     assert (said["sft"]["processes"], said["sft"]["strategy"]) == (2, "fsdp2")
     assert (said["sampled"]["engines"], said["sampled"]["pool"]) == (2, "processes")
+    (project / "machine.yaml").write_text("training: {processes: 2, nodes: 2, strategy: fsdp2}\n")
+    lines = plan().out.splitlines()
+    # A batch of two or three rows is for two processes.
+    assert "  2 nodes × 1 process, fsdp2: sft, rs" in lines
+    assert "  2 nodes × 2 processes, fsdp2: reward, orpo, dpo" in lines
 
 
 class TestMemory:
