@@ -40,6 +40,8 @@ SILENT_SECONDS = 30.0
 ORPHAN_SECONDS = 20.0
 """An actor that is not asked for so long ends its ranks. Less than SILENT_SECONDS: when the caller gives up a node that it cannot
 reach, and a new attempt may begin, nothing of the old one writes any more."""
+FIRST_SECONDS = 300.0
+"""The same before it is first asked: the caller waits until all nodes have imported torch and started their ranks."""
 WAIT_NOTE_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -102,7 +104,7 @@ class NodeRanks:
             self._codes: Mapping[int, int] | None = None
             self._trace = ""
             self._told, self._killed_at = False, 0.0
-            self._asked_at = time.monotonic()
+            self._alone_at = time.monotonic() + FIRST_SECONDS
             self._agent = threading.Thread(target=self._run, args=(_Unpickled(work), folder), name="agent", daemon=True)
             self._agent.start()
             threading.Thread(target=self._end_alone, name="end-alone", daemon=True).start()
@@ -116,9 +118,9 @@ class NodeRanks:
             self._trace = traceback.format_exc()
 
     def _end_alone(self) -> None:
-        while time.monotonic() - self._asked_at < ORPHAN_SECONDS:
+        while time.monotonic() < self._alone_at:
             time.sleep(1)
-        print(f"Nobody has asked for {ORPHAN_SECONDS:.0f} s: the ranks of this node are ended.", file=sys.stderr, flush=True)
+        print("Nobody asks any more: the ranks of this node are ended.", file=sys.stderr, flush=True)
         os._exit(1)  # the ranks end with this process
 
     def hear(self, stop: int | None, end: bool) -> bytes:
@@ -130,7 +132,7 @@ class NodeRanks:
         """
 
         def report() -> _Report:
-            self._asked_at = time.monotonic()
+            self._alone_at = time.monotonic() + ORPHAN_SECONDS
             if stop is not None and not self._told:
                 self._told = True
                 self._ranks.tell_to_stop(stop)
@@ -141,7 +143,7 @@ class NodeRanks:
             if end and not is_over and not self._killed_at:
                 self._killed_at = time.monotonic()
                 self._ranks.kill()
-            self._asked_at = time.monotonic()
+            self._alone_at = time.monotonic() + ORPHAN_SECONDS
             codes = None if not is_over else {} if self._killed_at else self._codes or {}
             return _Report(messages, codes, self._trace if is_over and not self._killed_at else "")
 
