@@ -33,7 +33,8 @@ from align.store.shard import read_seal, shard_path, write_shard
 class SamplingReport:
     """What sampling did: where the candidates are, the engine really used, tokens and seconds spent inside it."""
 
-    shards: tuple[Path, ...]
+    task: SamplingTask
+    folder: Path
     engine: str
     engine_version: str
     new_tokens: int
@@ -42,9 +43,21 @@ class SamplingReport:
     """Of the prompts, each counted once."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """In the order of the prompts, those of a prompt in theirs. They are read from the shards, one at a time."""
-        for shard in self.shards:
-            yield from read_rows(shard, Candidate)
+        """In the order of the prompts, those of a prompt in theirs. They are read from the shards, one at a time.
+
+        Raises:
+            StageError: if a shard does not hold the candidates of its prompts.
+        """
+        for index in range(self.task.num_shards):
+            path = shard_path(self.folder, index)
+            rows, prompts = list(read_rows(path, Candidate)), self.task.prompts_of(index)
+            expected = [(prompt.id, number) for prompt in prompts for number in range(self.task.config.num_candidates)]
+            if [(row.prompt_id, row.candidate_index) for row in rows] != expected:
+                raise StageError(
+                    f"{path}: {len(rows)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
+                    hint=f"Remove {self.folder} and run the command again.",
+                )
+            yield from rows
 
 
 @dataclass
@@ -105,7 +118,7 @@ def sample(
     report: Callable[[int, int], None],
     pool: Pool = LOCAL,
 ) -> SamplingReport:
-    """Sample every missing shard, then look through all of them.
+    """Sample every missing shard, then look at the seals of all.
 
     Args:
         folder: where shards are kept between attempts.
@@ -131,28 +144,21 @@ def sample(
 
 
 def _collect(task: SamplingTask, folder: Path) -> SamplingReport:
-    """What the shards hold; one of them at a time is in memory."""
-    shards = tuple(shard_path(folder, index) for index in range(task.num_shards))
+    """What the seals of the shards say."""
     engines: dict[tuple[str, str], None] = {}
     tokens, seconds = 0, 0.0
-    for index, path in enumerate(shards):
+    for index in range(task.num_shards):
+        path = shard_path(folder, index)
         # Read again: a shard may come from an earlier run, or from another process.
         seal = read_seal(path)
         if seal is None:
             raise StageError(f"{path}: the shard changed while it was being used", hint="Run the same command again.")
-        expected = [(prompt.id, number) for prompt in task.prompts_of(index) for number in range(task.config.num_candidates)]
-        found = [(candidate.prompt_id, candidate.candidate_index) for candidate in read_rows(path, Candidate)]
-        if found != expected:
-            raise StageError(
-                f"{path}: {len(found)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
-                hint=f"Remove {folder} and run the command again.",
-            )
         engines[seal["engine"], seal["version"]] = None
         tokens, seconds = tokens + seal["tokens"], seconds + seal["seconds"]
     # More than one, if sampling was resumed with another engine or version.
     names = sorted(engines)
     engine, version = "+".join(name for name, _ in names), "+".join(v for _, v in names)
-    return SamplingReport(shards, engine, version, tokens, seconds, prompt_tokens=sum(map(len, task.prompt_token_ids)))
+    return SamplingReport(task, folder, engine, version, tokens, seconds, prompt_tokens=sum(map(len, task.prompt_token_ids)))
 
 
 def _check_stop(stop_requested: Callable[[], int | None]) -> None:

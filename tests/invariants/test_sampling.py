@@ -10,12 +10,12 @@ import pytest
 from align.engines.holder import EngineHolder
 from align.engines.shards import sample
 from align.engines.task import SamplingTask, max_prompt_tokens_for
-from align.errors import Interrupted, RecipeError
+from align.errors import Interrupted, RecipeError, StageError
 from align.models.folder import ModelFolder
 from align.records import Candidate, Message, Prompt
 from align.runtime.seed import derive_seed
 from align.stages.generate import Config
-from align.store.shard import read_seal, shard_path
+from align.store.shard import read_seal, shard_path, write_shard
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +63,13 @@ def test_an_interruption_changes_no_text(
         run(task(project_template), tmp_path, stop_after=stop_after)
     assert len(list(tmp_path.glob("*.jsonl"))) == stop_after
     assert run(task(project_template), tmp_path) == expected
+
+
+def test_a_shard_of_other_candidates_is_refused(project_template: Path, tmp_path: Path, expected: list[Candidate]) -> None:
+    shard, seal = shard_path(tmp_path, 1), {"engine": "transformers", "version": "1", "tokens": 1, "seconds": 1.0}
+    write_shard(shard, [expected[6], expected[8], expected[7], *expected[9:12]], **seal)
+    with pytest.raises(StageError, match=r"6 candidates were sampled, but 6 are needed, or their ids differ\n→ Remove"):
+        run(task(project_template), tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.with_suffix(".json").unlink()])
