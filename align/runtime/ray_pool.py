@@ -290,10 +290,7 @@ class _Crew(Generic[T, R]):
             return
         except RayTaskError as error:
             # `answer` holds what the work raises: this one is older than it.
-            reason = " ".join(str(error).split())[-REASON_CHARACTERS:]
-            raise EnvironmentProblem(
-                f"a worker of the Ray cluster cannot start: {reason}", hint="Every node needs align and what it needs."
-            ) from error
+            raise cannot_start("a worker of the Ray cluster cannot start", error) from error
         except RayError as error:
             self._replace(place, reason_of_death(error))
             return
@@ -329,6 +326,12 @@ class _Crew(Generic[T, R]):
     def kill(self) -> None:
         for place in self._places:
             self._end(place)
+
+
+def cannot_start(problem: str, error: Exception) -> EnvironmentProblem:
+    """A problem with what Ray says of it."""
+    reason = " ".join(str(error).split())[-REASON_CHARACTERS:]
+    return EnvironmentProblem(f"{problem}: {reason}", hint="Every node needs align and what it needs.")
 
 
 def reason_of_death(error: Exception) -> str:

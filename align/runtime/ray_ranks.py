@@ -28,7 +28,7 @@ from align.runtime.process import send_output_to
 from align.runtime.rank import Message, Rank
 from align.runtime.rank_watch import RankBug, RanksResult, Watch
 from align.runtime.ray_cluster import connected
-from align.runtime.ray_pool import REASON_CHARACTERS, Surroundings, beacon_in, reason_of_death
+from align.runtime.ray_pool import Surroundings, beacon_in, cannot_start, reason_of_death
 from align.runtime.spread import Spread
 from align.runtime.threads import SPINNING, THREADS, thread_environment
 
@@ -300,10 +300,7 @@ class _Crew:
         try:
             return [open_answer(self._ray.get(call)) for call in calls]
         except RayTaskError as error:
-            reason = " ".join(str(error).split())[-REASON_CHARACTERS:]
-            raise EnvironmentProblem(
-                f"a node of the Ray cluster cannot start its ranks: {reason}", hint="Every node needs align and what it needs."
-            ) from error
+            raise cannot_start("a node of the Ray cluster cannot start its ranks", error) from error
         except RayError as error:
             raise EnvironmentProblem(
                 f"a node of the Ray cluster died before the training began: {reason_of_death(error)}",
