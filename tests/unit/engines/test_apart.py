@@ -32,6 +32,11 @@ class Telling(TransformersEngine):
     def wake_up(self) -> None:
         os._exit(7)
 
+    def update_weights(self, weights: Any, *, version: int) -> None:
+        if version == 9:
+            raise RecipeError(f"no {next(iter(weights))[0]}")
+        super().update_weights(weights, version=version)
+
 
 def telling(folder: ModelFolder) -> Any:
     return Telling(folder, dtype="float32", max_model_tokens=32)
@@ -69,6 +74,10 @@ def test_it_samples_the_same_before_and_after_new_weights(folders: tuple[ModelFo
 def test_errors_arrive_and_a_dead_process_is_named(apart: EngineApart) -> None:
     """The engine's process knows nothing of the ranks around it."""
     with pytest.raises(RecipeError, match="RANK is None"):
+        apart.sleep()
+    with pytest.raises(RecipeError, match="no first"):
+        apart.update_weights([("first", torch.zeros(3)), ("second", torch.zeros(3))], version=9)
+    with pytest.raises(RecipeError, match="RANK is None"):  # what was left of the weights is not taken for a call
         apart.sleep()
     with pytest.raises(StageError, match="The process of the sampling engine ended with code 7"):
         apart.wake_up()
