@@ -18,8 +18,17 @@ def group_size() -> int:
 
 
 def from_first(value: T) -> T:
-    """What rank 0 passed. Values must be picklable."""
-    return _gathered_on_all(value)[0]
+    """What rank 0 passed. Values must be picklable.
+
+    Only its value travels: a rollout batch has millions of tokens, and there may be hundreds of ranks.
+    """
+    if group_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def any_of(flag: bool) -> bool:

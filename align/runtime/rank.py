@@ -58,7 +58,8 @@ class Ended:
 
     at: float
     """By `time.time`, which machines agree on, more or less."""
-    result: Any = None
+    result: bytes = b""
+    """Of rank 0, pickled: whoever hands it on must not wait for the imports that opening it may need."""
     peak_bytes: int = 0
     error: AlignError | None = None
     trace: str = ""
@@ -112,7 +113,7 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
     try:
         with _process_group(local, spread):
             result = work(Rank(number, spread.processes, emit, lambda: state.stop))
-            ended = Ended(time.time(), result if number == 0 else None, _peak_bytes())
+            ended = Ended(time.time(), pickle.dumps(result) if number == 0 else b"", _peak_bytes())
     except BaseException as error:  # the caller decides what the user sees
         at, trace = time.time(), traceback.format_exc()
         traceback.print_exc()

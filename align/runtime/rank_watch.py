@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -133,4 +134,4 @@ class Watch:
             raise RankBug(self._name(rank), ended.trace)
         if 0 not in self._ended:
             raise StageError("rank 0 ended without a result", hint="The log says more.")
-        return RanksResult(self._ended[0].result, max(ended.peak_bytes for ended in self._ended.values()))
+        return RanksResult(pickle.loads(self._ended[0].result), max(ended.peak_bytes for ended in self._ended.values()))

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import Interrupted
 from align.models import head
 from align.records import Message, Prompt
+from align.runtime.events import Emit
 from align.runtime.group import wait_for_all
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import Spread
 from align.stages import distill, grpo, ppo, rloo
-from align.store.artifact import ROWS_NAME, write_rows
+from align.store.artifact import METRICS_NAME, ROWS_NAME, write_rows
 from align.testing import input_artifact, stage_context, tiny_causal_lm
 from align.training.online import distill as distill_module
 from align.training.online.learner import PolicyLearner
 
+# Sums in another order. Measured in float32: curves 5e-7 of a number, weights 2.4e-7.
+CURVES, WEIGHTS = 1e-5, 2e-6
+# A process asks three times for each rollout batch, and once for each update: here between two updates from the second batch.
+STOP_AT = 12
 TEXTS = ["tell me something", "what is it", "why", "말해 줘", "왜 그래", "go on then", "and you", "hello there"]
 RULES = {"rules": {"rules": [{"type": "length", "name": "short", "max_characters": 6}]}}
 # An epsilon as large as gradients: Adam would make a whole step of the rounding of a small one.
@@ -69,6 +81,10 @@ def run_kinds(
     *,
     stop_at: int | None = None,
     broken: int | None = None,
+    killed: bool = False,
+    address: str = "",
+    emit: Emit = lambda event: None,
+    stop: Callable[[], int | None] = lambda: None,
     **changes: Any,
 ) -> dict[str, Any]:
     """The outcome of each kind of stage, whose files are in a folder of its name; None for one that was stopped.
@@ -76,37 +92,67 @@ def run_kinds(
     Args:
         stop_at: number of the question, of a process, whether to stop.
         broken: rank whose losses are no numbers.
+        killed: see `run_all`.
+        address: of the Ray cluster, if there are several nodes.
+        emit, stop: of the caller of the ranks.
     """
     work: Any = partial(
-        _run_all, inputs=inputs, folder=folder, spread=spread, kinds=kinds, stop_at=stop_at, broken=broken, changes=changes
+        run_all,
+        inputs=inputs,
+        folder=folder,
+        spread=spread,
+        kinds=kinds,
+        stop_at=stop_at,
+        broken=broken,
+        killed=killed,
+        changes=changes,
     )
     if not spread.is_shared:
         return work(Rank(0, 1, lambda event: None, lambda: None))  # type: ignore[no-any-return]
-    found = run_ranks(work, spread, folder=folder / "ranks", emit=lambda event: None, stop_requested=lambda: None)
+    found = run_ranks(
+        work, spread, folder=folder / "ranks", emit=emit, stop_requested=stop, address=address
+    )  # fmt: skip
     return found.value  # type: ignore[no-any-return]
 
 
-def _run_all(
+def run_all(
     rank: Rank,
     *,
     inputs: Path,
     folder: Path,
     spread: Spread,
     kinds: Sequence[str],
-    stop_at: int | None,
-    broken: int | None,
-    changes: dict[str, Any],
+    stop_at: int | None = None,
+    broken: int | None = None,
+    killed: bool = False,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
+    """What a rank does for `run_kinds`.
+
+    Args:
+        killed: whether the last rank is killed where the others would be asked to stop.
+    """
     with patch.object(PolicyLearner, "_policy_loss", _no_number if rank.number == broken else _policy_loss):
-        return {kind: _run(rank, kind, inputs, folder / kind / "output", spread, stop_at, changes) for kind in kinds}
+        return {kind: _run(rank, kind, inputs, folder / kind / "output", spread, stop_at, killed, changes) for kind in kinds}
 
 
-def _run(rank: Rank, kind: str, inputs: Path, output: Path, spread: Spread, stop_at: int | None, changes: dict[str, Any]) -> Any:
+def _run(
+    rank: Rank,
+    kind: str,
+    inputs: Path,
+    output: Path,
+    spread: Spread,
+    stop_at: int | None,
+    killed: bool,
+    changes: Mapping[str, Any],
+) -> Any:
     asked = [0]
 
     def stop_requested() -> int | None:
         asked[0] += 1
-        return signal.SIGTERM if asked[0] == stop_at else None
+        if asked[0] == stop_at and killed and rank.number == rank.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return signal.SIGTERM if asked[0] == stop_at and not killed else rank.stop_requested()
 
     stage, fields = KINDS[kind]
     config = stage.Config.model_validate({**fields, **changes})
@@ -123,6 +169,36 @@ def _run(rank: Rank, kind: str, inputs: Path, output: Path, spread: Spread, stop
             return stage.run(context)
         except Interrupted:
             return None
+
+
+def rows_of(folder: Path, kind: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / kind / "output" / METRICS_NAME).read_text().splitlines()]
+
+
+def weights_of(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    (file,) = (folder / kind / "output" / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same(folder: Path, expected: Path, kind: str) -> None:
+    """Curves and weights are equal to rounding, and the model has the same files."""
+    for row, other in zip(rows_of(folder, kind), rows_of(expected, kind), strict=True):
+        assert row == pytest.approx(other, rel=CURVES, abs=CURVES), kind
+    found, wanted = weights_of(folder, kind), weights_of(expected, kind)
+    assert found.keys() == wanted.keys(), kind
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=WEIGHTS, msg=f"{kind}: {name}")
+    model = Path(kind) / "output" / "model"
+    assert {path.name for path in (folder / model).iterdir()} == {path.name for path in (expected / model).iterdir()}
+    assert (folder / model / "config.json").read_bytes() == (expected / model / "config.json").read_bytes()
+
+
+def assert_equal(folder: Path, expected: Path, kind: str) -> None:
+    """Curves and weights have the same bytes."""
+    assert rows_of(folder, kind) == rows_of(expected, kind), kind
+    found, wanted = weights_of(folder, kind), weights_of(expected, kind)
+    assert found.keys() == wanted.keys(), kind
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items()), kind
 
 
 _generate = TransformersEngine.generate

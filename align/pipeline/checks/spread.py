@@ -13,7 +13,7 @@ from align.pipeline.checks.devices import check_devices
 from align.pipeline.checks.finding import Finding
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import starting_folder
-from align.pipeline.estimate.spread import NODE_STAGES, SPREAD_STAGES, fsdp2_refusal
+from align.pipeline.estimate.spread import SPREAD_STAGES, fsdp2_refusal, rows_of_a_step
 from align.pipeline.plan import Plan, PlannedStage
 from align.training.needs import Trains
 
@@ -67,13 +67,13 @@ def refuse_missing_nodes(plan: Plan, to_run: Sequence[PlannedStage]) -> None:
         EnvironmentProblem: if there is no cluster, or it has too few nodes.
     """
     training = plan.machine_file.settings.training
-    configs: list[Any] = [stage.node.config for stage in to_run if stage.stage_type in NODE_STAGES]
+    configs: list[Any] = [stage.node.config for stage in to_run if stage.stage_type in SPREAD_STAGES]
     if training.nodes == 1 or not configs:
         return
     from align.runtime.ray_ranks import refuse_few_nodes
 
     gpus = read_machine(plan.run_folder).num_gpus
-    spreads = [training_processes(training, num_gpus=gpus, batch_size=config.batch_size) for config in configs]
+    spreads = [training_processes(training, num_gpus=gpus, batch_size=rows_of_a_step(config)) for config in configs]
     nodes, each = max(spreads)
     if nodes > 1:
         refuse_few_nodes(plan.machine_file.settings.ray.address, nodes, each)

@@ -18,9 +18,7 @@ from align.runtime.spread import ALONE, Spread
 SPREAD_STAGES = frozenset(
     {"sft", "reward_model", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo", "distill"},
 )
-"""Types of stages whose trainings several processes share."""
-NODE_STAGES = frozenset({"sft", "reward_model", "dpo", "orpo", "simpo", "kto"})
-"""Those that processes of several nodes share. Online methods sample and score in rank 0: other nodes would wait."""
+"""Types of stages whose trainings several processes share, of one node or of several."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,6 @@ def spread_of(
     """
     if stage_type not in SPREAD_STAGES:
         return ALONE
-    if stage_type not in NODE_STAGES:
-        settings = settings.model_copy(update={"nodes": 1})
     nodes, each = training_processes(settings, num_gpus=machine.num_gpus, batch_size=rows_of_a_step(config))
 
     def spread(strategy: str) -> Spread:

@@ -12,7 +12,6 @@ from align.config.recipe import Recipe
 from align.errors import EnvironmentProblem, RecipeError
 from align.pipeline.checks.plan import checked_plan
 from align.pipeline.estimate.machine import read_machine
-from align.pipeline.estimate.spread import NODE_STAGES
 from align.pipeline.launch.job import settings_for
 from align.pipeline.plan import Plan
 from align.training.needs import Trains
@@ -59,11 +58,11 @@ def _notes(plan: Plan, nodes: int, gpus: int) -> Iterator[str]:
         yield "Every stage is finished: the job would only show the results."
     trainings = [stage for stage in to_run if isinstance(stage.node.config, Trains)]
     together = plan.machine_file.settings.training.nodes
-    alone = [stage.name for stage in trainings if together == 1 or stage.stage_type not in NODE_STAGES]
-    if nodes > 1 and alone:
+    if nodes > 1 and together == 1 and trainings:
         devices = f"its {gpus} GPUs" if gpus > 1 else "its GPU" if gpus else "its CPU"
+        names = ", ".join(stage.name for stage in trainings)
         yield (
-            f"{', '.join(alone)}: training runs on the first node alone, on {devices}. Sampling and scoring run on all "
+            f"{names}: training runs on the first node alone, on {devices}. Sampling and scoring run on all "
             f"{nodes} nodes; the GPUs of the others wait meanwhile."
         )
     elif 1 < together < nodes:
