@@ -6,13 +6,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.config.judge import judge_environment
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
@@ -21,17 +19,14 @@ from align.pipeline.checks.machine import check_disk, check_memory
 from align.pipeline.checks.plan import checked_plan
 from align.pipeline.checks.spread import refuse_in_process, refuse_missing_nodes
 from align.pipeline.estimate.duration import DurationEstimator
-from align.pipeline.estimate.machine import read_machine
-from align.pipeline.estimate.plan import PlanReader, estimate_plan
+from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
-from align.pipeline.estimate.spread import engines_of
 from align.pipeline.estimate.spread_view import workers_of
-from align.pipeline.estimate.table import size_text
 from align.pipeline.inputs import import_inputs
+from align.pipeline.jobs import JobMaker
 from align.pipeline.owner import write_owner
-from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan, needed_by
-from align.pipeline.worker import PRELOAD_LOG_VARIABLE, StageJob, process_environment, run_stage
-from align.runtime.context import PLAIN, MemoryChoice
+from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.pipeline.worker import PRELOAD_LOG_VARIABLE, process_environment
 from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
@@ -47,18 +42,13 @@ from align.runtime.events import (
     StageStarted,
     Waiting,
 )
-from align.runtime.launcher import Job, Launcher, launcher_for
-from align.runtime.pool import LOCAL, Pool
+from align.runtime.launcher import Launcher, launcher_for
 from align.runtime.signals import StopSignals
-from align.runtime.spread import ALONE, Spread
-from align.stage import StageConfig
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
 from align.store.atomic import fsync_folder, write_bytes
 from align.store.lock import hold
-from align.training.needs import Trains
 
-LOG_NAME = "run.log"
 INPUT_LINKS_NAME = "inputs"
 PUBLISHED = ("results.json", "report.html")
 EARLIER_RUN = "an earlier run"
@@ -165,9 +155,9 @@ class _Runner:
         self._command = command
         self._in_process = in_process
         self._began = began
-        self._log_path = plan.run_folder / LOG_NAME
         self._result = RunResult(plan.run_folder)
         self._durations = DurationEstimator(plan)
+        self._jobs = JobMaker(plan, self._emit, command, in_process=in_process)
         self._sinks = [*sinks, self._result]
 
     def _emit(self, event: Event) -> None:
@@ -254,7 +244,7 @@ class _Runner:
         """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
-        environment = {**process_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._log_path.resolve())}
+        environment = {**process_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._jobs.log.resolve())}
         return launcher_for(preload=preload, environment=environment, in_process=self._in_process)
 
     def _maker(self, stage: PlannedStage) -> str:
@@ -269,8 +259,7 @@ class _Runner:
         return ""
 
     def _run_stage(self, launcher: Launcher, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
-        config, ordered_at = stage.node.config, time.monotonic()
-        assert isinstance(config, StageConfig)
+        ordered_at = time.monotonic()
         self._emit(
             StageStarted(
                 stage=stage.name,
@@ -279,35 +268,9 @@ class _Runner:
                 later_seconds=self._durations.later_seconds(stage),
             )
         )
-        with self._log_path.open("a", encoding="utf-8") as log:
+        with self._jobs.log.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
-        needed = needed_by(self._plan.recipe, stage.name)
-        memory, spread = self._fit(stage, artifacts)
-        config, pool = self._engines(config)
-        work = StageJob(
-            name=stage.name,
-            stage_type=stage.stage_type,
-            fingerprint=stage.fingerprint,
-            config=config,
-            seed=stage.seed,
-            entry=stage.entry,
-            artifacts={name: artifact for name, artifact in artifacts.items() if name in needed},
-            inputs=stage.inputs,
-            recipe=self._plan.recipe.resolved(),
-            command=self._command,
-            memory=memory,
-            ordered_at=ordered_at,
-            spread=spread,
-            pool=pool,
-            ray_address=self._plan.machine_file.settings.ray.address,
-        )
-        job = Job(
-            name=stage.name,
-            run=partial(run_stage, work),
-            log=self._log_path.resolve(),
-            environment={**judge_environment(config, os.environ), **process_environment(os.environ)},
-            can_fork=not _needs_bitsandbytes(config),
-        )
+        job = self._jobs.job(stage, artifacts, ordered_at)
         try:
             launcher.run(job, self._emit, self._signals)
         except BaseException as error:
@@ -316,37 +279,8 @@ class _Runner:
                 error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)
             with contextlib.suppress(EnvironmentProblem):
                 code = getattr(error, "exit_code", EXIT_BUG)
-                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=code, log=str(self._log_path)))
+                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=code, log=str(self._jobs.log)))
             raise error
-
-    def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> tuple[MemoryChoice, Spread]:
-        """What a training does to fit into the memory that is free now, and how it is spread; both are reported unless plain."""
-        config = stage.node.config
-        if not isinstance(config, Trains):
-            return PLAIN, ALONE
-        machine = read_machine(self._plan.run_folder)
-        reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
-        spread = ALONE if self._in_process else reader.spread(stage, peft, machine)
-        if spread != ALONE:
-            self._emit(Note(stage=stage.name, text=f"{spread}"))
-        estimate = reader.estimate(stage, peft, machine, spread)
-        if estimate is None or estimate.choice == PLAIN:
-            return PLAIN, spread
-        needs, free = size_text(estimate.memory.peak), size_text(machine.free_for(spread))
-        self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
-        return estimate.choice, spread
-
-    def _engines(self, config: StageConfig) -> tuple[StageConfig, Pool]:
-        """The configuration with as many workers as the machine file says, and where they are."""
-        settings = self._plan.machine_file.settings
-        engines = engines_of(config, settings.sampling, read_machine(self._plan.run_folder))
-        if engines is None:
-            return config, LOCAL
-        address = settings.ray.address if engines.pool == "ray" else LOCAL.address
-        pool = Pool(engines.pool, address, engines.tensor_parallel)
-        # `auto` starts no processes where a debugger looks on, as it does not for trainings.
-        is_own = self._in_process and settings.sampling.engines == "auto"
-        return (config if is_own else config.model_copy(update={"num_workers": engines.engines})), pool
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""
@@ -391,9 +325,3 @@ def _planned(plan: Plan, command: list[str]) -> RunPlanned:
 def _check(signals: StopSignals) -> None:
     if (number := signals()) is not None:
         raise Interrupted("Stopped between two stages.", signal_number=number)
-
-
-def _needs_bitsandbytes(config: StageConfig) -> bool:
-    """Whether the stage trains over a model in 4 bits; a forked process cannot: the preload hides bitsandbytes from peft."""
-    peft = getattr(config, "peft", None)
-    return peft is not None and peft.method == "qlora"

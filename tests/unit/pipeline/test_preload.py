@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.config.peft import Lora
-from align.pipeline.run import _needs_bitsandbytes
+from align.pipeline.jobs import _needs_bitsandbytes
 from align.stages.sft import Config
 
 # On a machine without a GPU nothing would ask for a capability; so CUDA seems to be there.

@@ -1,0 +1,113 @@
+"""How a stage of a plan is run on this machine: its job, for a launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from align.config.judge import judge_environment
+from align.pipeline.estimate.machine import read_machine
+from align.pipeline.estimate.plan import PlanReader
+from align.pipeline.estimate.spread import engines_of
+from align.pipeline.estimate.table import size_text
+from align.pipeline.plan import Plan, PlannedStage, needed_by
+from align.pipeline.worker import StageJob, process_environment, run_stage
+from align.runtime.context import PLAIN, MemoryChoice
+from align.runtime.events import Emit, Note
+from align.runtime.launcher import Job
+from align.runtime.pool import LOCAL, Pool
+from align.runtime.spread import ALONE, Spread
+from align.stage import StageConfig
+from align.store.artifact import Artifact
+from align.training.needs import Trains
+
+LOG_NAME = "run.log"
+
+
+class JobMaker:
+    """Makes the jobs of a run, when it comes to them."""
+
+    def __init__(self, plan: Plan, emit: Emit, command: list[str], *, in_process: bool) -> None:
+        """`emit` takes what users should know of it; `command` is what they typed."""
+        self._plan = plan
+        self._emit = emit
+        self._command = command
+        self._in_process = in_process
+
+    @property
+    def log(self) -> Path:
+        """Takes what the processes of jobs print."""
+        return self._plan.run_folder / LOG_NAME
+
+    def job(self, stage: PlannedStage, artifacts: Mapping[str, Artifact], ordered_at: float) -> Job:
+        """The job of a stage whose inputs are there.
+
+        Args:
+            ordered_at: see `StageJob`.
+        """
+        config, plan = stage.node.config, self._plan
+        assert isinstance(config, StageConfig)
+        needed = needed_by(plan.recipe, stage.name)
+        memory, spread = self._fit(stage, artifacts)
+        config, pool = self._engines(config)
+        work = StageJob(
+            name=stage.name,
+            stage_type=stage.stage_type,
+            fingerprint=stage.fingerprint,
+            config=config,
+            seed=stage.seed,
+            entry=stage.entry,
+            artifacts={name: artifact for name, artifact in artifacts.items() if name in needed},
+            inputs=stage.inputs,
+            recipe=plan.recipe.resolved(),
+            command=self._command,
+            memory=memory,
+            ordered_at=ordered_at,
+            spread=spread,
+            pool=pool,
+            ray_address=plan.machine_file.settings.ray.address,
+        )
+        return Job(
+            name=stage.name,
+            run=partial(run_stage, work),
+            log=self.log.resolve(),
+            environment={**judge_environment(config, os.environ), **process_environment(os.environ)},
+            can_fork=not _needs_bitsandbytes(config),
+        )
+
+    def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> tuple[MemoryChoice, Spread]:
+        """What a training does to fit into the memory that is free now, and how it is spread; both are reported unless plain."""
+        config = stage.node.config
+        if not isinstance(config, Trains):
+            return PLAIN, ALONE
+        machine = read_machine(self._plan.run_folder)
+        reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
+        spread = ALONE if self._in_process else reader.spread(stage, peft, machine)
+        if spread != ALONE:
+            self._emit(Note(stage=stage.name, text=f"{spread}"))
+        estimate = reader.estimate(stage, peft, machine, spread)
+        if estimate is None or estimate.choice == PLAIN:
+            return PLAIN, spread
+        needs, free = size_text(estimate.memory.peak), size_text(machine.free_for(spread))
+        self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
+        return estimate.choice, spread
+
+    def _engines(self, config: StageConfig) -> tuple[StageConfig, Pool]:
+        """The configuration with as many workers as the machine file says, and where they are."""
+        settings = self._plan.machine_file.settings
+        engines = engines_of(config, settings.sampling, read_machine(self._plan.run_folder))
+        if engines is None:
+            return config, LOCAL
+        address = settings.ray.address if engines.pool == "ray" else LOCAL.address
+        pool = Pool(engines.pool, address, engines.tensor_parallel)
+        # `auto` starts no processes where a debugger looks on, as it does not for trainings.
+        is_own = self._in_process and settings.sampling.engines == "auto"
+        return (config if is_own else config.model_copy(update={"num_workers": engines.engines})), pool
+
+
+def _needs_bitsandbytes(config: StageConfig) -> bool:
+    """Whether the stage trains over a model in 4 bits; a forked process cannot: the preload hides bitsandbytes from peft."""
+    peft = getattr(config, "peft", None)
+    return peft is not None and peft.method == "qlora"
