@@ -17,18 +17,39 @@ from align.runtime.profile import phase
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
 
 
+def has_vllm() -> bool:
+    """Whether vLLM is installed. This only looks for the package: importing it takes seconds."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def resolve_engine(name: str) -> str:
     """The engine that `auto` means on this machine; raises EnvironmentProblem when the named one is not installed."""
-    # This only looks for the package: importing vLLM takes seconds.
-    has_vllm = importlib.util.find_spec("vllm") is not None
     if name == "auto":
-        return "vllm" if has_vllm else "transformers"
-    if name == "vllm" and not has_vllm:
+        return "vllm" if has_vllm() else "transformers"
+    if name == "vllm" and not has_vllm():
         raise EnvironmentProblem(
             "engine: vllm is not installed in this environment",
             hint="Install it with `make setup`, or set engine: transformers (slower).",
         )
     return name
+
+
+def engine_for_model(name: str, model_folder: ModelFolder) -> str:
+    """The engine, vllm or transformers, that `name` means for a model; `auto` is transformers where vLLM cannot serve it.
+
+    Raises:
+        RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
+    """
+    problem = ""
+    if architecture := model_folder.encoder_decoder:
+        problem = f"does not serve encoder–decoder models, and {model_folder.path} is one ({architecture})"
+    elif count := model_folder.virtual_tokens:
+        problem = f"cannot sample behind virtual tokens, and {model_folder.path} has {count}"
+    if not problem:
+        return resolve_engine(name)
+    if name == "vllm":
+        raise RecipeError(f"engine: vllm {problem}", hint="Set engine: transformers, or leave engine out.")
+    return "transformers"
 
 
 def resolve_dtype(name: str) -> str:
@@ -50,30 +71,16 @@ def open_engine(
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
-    For an encoder–decoder model `auto` is transformers.
-
     Args:
         memory_share, num_gpus: see `VllmEngine`; more than one GPU only for vLLM.
     Raises:
-        RecipeError: if `name` is vllm and vLLM cannot serve the model. EnvironmentProblem: see `resolve_engine`.
+        RecipeError, EnvironmentProblem: see `engine_for_model`.
     """
-    if architecture := model_folder.encoder_decoder:
-        if name == "vllm":
-            raise RecipeError(
-                f"engine: vllm does not serve encoder–decoder models, and {model_folder.path} is one ({architecture})",
-                hint="Set engine: transformers, or leave engine out.",
-            )
+    resolved = engine_for_model(name, model_folder)
+    if model_folder.encoder_decoder:
         from align.engines.seq2seq_engine import Seq2SeqEngine
 
         return Seq2SeqEngine(model_folder, dtype=resolve_dtype(dtype), max_model_tokens=max_model_tokens)
-    if count := model_folder.virtual_tokens:
-        if name == "vllm":
-            raise RecipeError(
-                f"engine: vllm cannot sample behind virtual tokens, and {model_folder.path} has {count}",
-                hint="Set engine: transformers, or leave engine out.",
-            )
-        name = "transformers"
-    resolved = resolve_engine(name)
     if resolved == "vllm":
         from align.engines.vllm_engine import VllmEngine
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
-from align.errors import AlignError
-from align.runtime.device import free_memory
+from align.errors import AlignError, StageError
+from align.runtime.device import free_memory, out_of_memory
 from align.runtime.process import RemoteTraceback
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ def answer_with(connection: Connection, compute: Callable[..., Any], *arguments:
     try:
         connection.send((compute(*arguments), None, ""))
     except Exception as error:  # whoever asked deals with it
-        connection.send((None, error if isinstance(error, AlignError) else None, traceback.format_exc()))
+        known = error if isinstance(error, AlignError) else None
+        if (problem := out_of_memory(error)) is not None:
+            hint = "Lower max_prompt_tokens or max_completion_tokens, or give the engine more GPUs (tensor_parallel)."
+            known = StageError(f"the sampling engine is out of memory ({problem})", hint=hint)
+        connection.send((None, known, traceback.format_exc()))
         return False
     return True
 

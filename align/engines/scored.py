@@ -98,7 +98,8 @@ def _sample_all(
     from align.engines.task import prepare_task
 
     config, answers = context.config, {}
-    where, holder = context.artifact(config.prompts).where, EngineHolder(context.config, context.pool.gpus_each)
+    where = context.artifact(config.prompts).where
+    holder = EngineHolder(config, context.pool.gpus_each, host=context.engine_host)
     for number, (model, folder) in enumerate(folders.items(), start=1):
         chat_format = load_format(folder)
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)

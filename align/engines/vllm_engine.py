@@ -35,6 +35,20 @@ ENVIRONMENT = {
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
+def batched_tokens(max_model_tokens: int) -> int:
+    """Most tokens of prompts that an engine reads together: an engine with another number rounds otherwise."""
+    return max(MAX_BATCHED_TOKENS, max_model_tokens)
+
+
+def import_vllm() -> Any:
+    """The module, imported with the environment that an engine in this process needs; variables that are set stay."""
+    for key, value in (ENVIRONMENT | IN_PROCESS).items():
+        os.environ.setdefault(key, value)
+    import vllm
+
+    return vllm
+
+
 class VllmEngine:
     """A vLLM engine for one architecture, whose weights can be exchanged."""
 
@@ -56,10 +70,8 @@ class VllmEngine:
                 that nothing else uses. On a CPU it has no effect.
             num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
         """
-        for key, value in (ENVIRONMENT | IN_PROCESS).items():
-            os.environ.setdefault(key, value)
+        vllm = import_vllm()
         import torch
-        import vllm
         from vllm.platforms import current_platform
 
         self.version = str(vllm.__version__)
@@ -83,7 +95,7 @@ class VllmEngine:
             # A prompt is never split: vLLM 0.32 rewinds the generator of a seeded request after a partial prefill, which CPU
             # generators cannot do ("CPU Generator does not use offset").
             enable_chunked_prefill=False,
-            max_num_batched_tokens=max(MAX_BATCHED_TOKENS, max_model_tokens),
+            max_num_batched_tokens=batched_tokens(max_model_tokens),
             enable_prefix_caching=True,
             # The recipe alone decides how tokens are drawn, not the model's generation_config.json.
             generation_config="vllm",
@@ -165,6 +177,11 @@ class VllmEngine:
         # Those of several GPUs would have to be put together from parts that overlap.
         (parts,) = self._llm.apply_model(partial(checksums_in, dtype=self._dtype))
         return WeightChecksums(parts, self._dtype, has_tied_head=self._is_tied and self._has_head)
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` gives the memory of a GPU back."""
+        return self._can_sleep
 
     def sleep(self) -> None:
         if self._can_sleep:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from align.config.judge import judge_environment
-from align.pipeline.estimate.machine import read_machine
+from align.pipeline.estimate.machine import Machine, read_machine
+from align.pipeline.estimate.memory import Estimate
 from align.pipeline.estimate.plan import PlanReader
 from align.pipeline.estimate.spread import engines_of
 from align.pipeline.estimate.table import size_text
 from align.pipeline.plan import Plan, PlannedStage, needed_by
+from align.pipeline.shared_engine import SharedEngine
 from align.pipeline.worker import StageJob, process_environment, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.events import Emit, Note
@@ -35,6 +37,12 @@ class JobMaker:
         self._emit = emit
         self._command = command
         self._in_process = in_process
+
+    @cached_property
+    def shared_engine(self) -> SharedEngine:
+        """The engine that the stages share; none in this process, where everything stays in sight of a debugger."""
+        to_run = [] if self._in_process else [stage.node.config for stage in self._plan.stages if stage.status == "run"]
+        return SharedEngine(to_run, self.log.resolve(), process_environment(os.environ))
 
     @property
     def log(self) -> Path:
@@ -67,6 +75,7 @@ class JobMaker:
             ordered_at=ordered_at,
             spread=spread,
             pool=pool,
+            engine_host=self.shared_engine.lend(config, pool, spread),
             ray_address=plan.machine_file.settings.ray.address,
         )
         return Job(
@@ -85,9 +94,13 @@ class JobMaker:
         machine = read_machine(self._plan.run_folder)
         reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
         spread = ALONE if self._in_process else reader.spread(stage, peft, machine)
+        estimate = reader.estimate(stage, peft, machine, spread)
+        if not _is_plain(estimate, machine, spread) and self.shared_engine.make_room():
+            machine = read_machine(self._plan.run_folder)
+            spread = reader.spread(stage, peft, machine)
+            estimate = reader.estimate(stage, peft, machine, spread)
         if spread != ALONE:
             self._emit(Note(stage=stage.name, text=f"{spread}"))
-        estimate = reader.estimate(stage, peft, machine, spread)
         if estimate is None or estimate.choice == PLAIN:
             return PLAIN, spread
         needs, free = size_text(estimate.memory.peak), size_text(machine.free_for(spread))
@@ -105,6 +118,11 @@ class JobMaker:
         # `auto` starts no processes where a debugger looks on, as it does not for trainings.
         is_own = self._in_process and settings.sampling.engines == "auto"
         return (config if is_own else config.model_copy(update={"num_workers": engines.engines})), pool
+
+
+def _is_plain(estimate: Estimate | None, machine: Machine, spread: Spread) -> bool:
+    """Whether a training fits into the memory that is free, without doing anything for it."""
+    return estimate is None or (estimate.choice == PLAIN and estimate.memory.peak <= machine.free_for(spread))
 
 
 def _needs_bitsandbytes(config: StageConfig) -> bool:

@@ -172,7 +172,10 @@ class _Runner:
         """
         try:
             self._emit(_planned(self._plan, self._command))
-            self._run_stages()
+            try:
+                self._run_stages()
+            finally:
+                self._jobs.shared_engine.end()
         except BaseException as error:
             with contextlib.suppress(EnvironmentProblem):  # a full disk may be what ended the run
                 self._emit(
@@ -274,6 +277,7 @@ class _Runner:
         try:
             launcher.run(job, self._emit, self._signals)
         except BaseException as error:
+            self._jobs.shared_engine.end(at_once=True)
             # A worker gets SIGTERM whatever the user sent; the exit code must be that of the user's signal.
             if isinstance(error, Interrupted) and (number := self._signals()) is not None:
                 error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)

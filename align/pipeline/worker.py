@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
@@ -85,6 +86,8 @@ class StageJob:
     """Into how many processes it is divided."""
     pool: Pool = LOCAL
     """Where its samplers and scorers work."""
+    engine_host: Connection | None = None
+    """Where it reaches the engine of the run."""
     ray_address: str = "auto"
     """Of the Ray cluster, if several nodes train."""
 
@@ -208,6 +211,7 @@ def _context(job: StageJob, rank: Rank) -> StageContext[Any]:
         rank=rank.number,
         spread=job.spread,
         pool=job.pool,
+        engine_host=job.engine_host,
         recipe=job.recipe,
         command=job.command,
     )

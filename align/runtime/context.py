@@ -16,6 +16,8 @@ from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     # Imported late: recipes are read with this module, and the classes of all events take longer to make than it.
     from align.runtime.events import Emit, Event, SampledText
 
@@ -61,6 +63,8 @@ class RunContext:
     """Every random number follows from it."""
     pool: Pool = LOCAL
     """Where the workers of sampling and scoring work."""
+    engine_host: Connection | None = None
+    """Where the stage reaches the engine that the stages of a run share; None: it starts one of its own."""
     memory: MemoryChoice = PLAIN
     rank: int = 0
     """Number of this process among those that run the stage together, from 0."""

@@ -263,7 +263,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sample
 
     config = context.config
     result = _Sampled({name: ModelFolder.of(context.artifact(name)) for name in config.models})
-    holder = EngineHolder(config, context.pool.gpus_each)
+    holder = EngineHolder(config, context.pool.gpus_each, host=context.engine_host)
     for name, folder in result.folders.items():
         chat_format = load_format(folder, where=context.artifact(name).where(None))
         where = context.artifact(config.prompts).where

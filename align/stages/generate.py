@@ -50,7 +50,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     report = sample(
         task,
         context.work / "shards",
-        holder=EngineHolder(config, context.pool.gpus_each),
+        holder=EngineHolder(config, context.pool.gpus_each, host=context.engine_host),
         stop_requested=context.stop_requested,
         report=context.counter("generate", "shards", task.per_shard),
         pool=context.pool,

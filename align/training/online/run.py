@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from align.data.encoding import encode_prompts
-from align.engines.open import open_beside_ranks, open_engine
+from align.engines.holder import EngineHolder
+from align.engines.open import open_beside_ranks
 from align.engines.task import max_prompt_tokens_for
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
@@ -119,10 +120,12 @@ def _run(
     # One process samples and scores for all.
     engine = None
     if context.is_first:
-        start_engine = open_beside_ranks if context.spread.is_shared else open_engine
-        engine = start_engine(
-            config.engine, folder, dtype=config.dtype, max_model_tokens=max_tokens, memory_share=config.engine_memory_share
-        )
+        if context.spread.is_shared:
+            options = {"dtype": config.dtype, "max_model_tokens": max_tokens, "memory_share": config.engine_memory_share}
+            engine = open_beside_ranks(config.engine, folder, **options)
+        else:
+            holder = EngineHolder(config, memory_share=config.engine_memory_share, host=context.engine_host)
+            engine = holder.engine_for(folder, max_tokens)
     result = OnlineTrainer(models, sampler, engine, context, config, advantage).train()
     with context.saving(), whole(models.policy, keep=context.is_first):
         if context.is_first:
