@@ -128,7 +128,7 @@ def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
     lines = plan().out.splitlines()
     # A batch of two or three rows is for two processes.
     assert "  2 nodes × 1 process, fsdp2: sft, rs" in lines
-    assert "  2 nodes × 2 processes, fsdp2: reward, orpo, dpo" in lines
+    assert "  2 nodes × 2 processes, fsdp2: reward, orpo, ppo, dpo" in lines
 
 
 class TestMemory:
