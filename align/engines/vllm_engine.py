@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
 }
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# vLLM compiles a few small functions even so, for every process anew: the count of tokens that are likelier than the drawn one
+# takes a C++ compiler several seconds.
+ON_CPU = {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def batched_tokens(max_model_tokens: int) -> int:
@@ -42,7 +45,8 @@ def batched_tokens(max_model_tokens: int) -> int:
 
 def import_vllm() -> Any:
     """The module, imported with the environment that an engine in this process needs; variables that are set stay."""
-    for key, value in (ENVIRONMENT | IN_PROCESS).items():
+    on_cpu = device_name() == "cpu"
+    for key, value in (ENVIRONMENT | IN_PROCESS | (ON_CPU if on_cpu else {})).items():
         os.environ.setdefault(key, value)
     import vllm
 
@@ -71,6 +75,7 @@ class VllmEngine:
             num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
         """
         vllm = import_vllm()
+        on_gpu = device_name() == "cuda"
         import torch
         from vllm.platforms import current_platform
 
@@ -81,7 +86,6 @@ class VllmEngine:
         self._vllm = vllm
         self._is_tied = model_folder.tied
         self._num_gpus = num_gpus
-        on_gpu = device_name() == "cuda"
         # Sleep mode needs an allocator of vLLM's own, which only some platforms have.
         self._can_sleep = memory_share is not None and current_platform.is_sleep_mode_available()
         options: dict[str, Any] = {"enforce_eager": True}

@@ -322,7 +322,7 @@ def rates(lengths: list[list[int]], flops: float, seconds: float, peak: float | 
     return rate if peak is None else {**rate, "model_flop_utilisation": round(flops / seconds / peak, 3)}
 
 
-def main() -> int:
+def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(MEDIANS), help="default: all")
     parser.add_argument("--steps", type=int, default=4, help="that are timed")
@@ -332,9 +332,15 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--layout", action="append", choices=["padded", "padding_free"], help=f"of TRL, default: {TRL_LAYOUTS}")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["python", "scripts/benchmarks/real_shape.py", *arguments])
+    return options
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All cases, each side in a process of its own."""
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "scripts/benchmarks/real_shape.py", *sys.argv[1:]]),
+        "command": options.command,
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)},
         "threads": options.threads,
         "precision": options.precision,
@@ -348,6 +354,11 @@ def main() -> int:
         for case in options.case or MEDIANS:
             result["cases"].append(found := compare(case, options, Path(name)))
             print(json.dumps(found), file=sys.stderr)
+    return result
+
+
+def main() -> int:
+    result = measure(options_of(sys.argv[1:]))
     if len(sys.argv) == 1:
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -2,13 +2,15 @@
 
     PYTHONPATH=scripts .venv/bin/python -m gpu_check [--only parity …] [--shape qwen3-0.6b] [--device cpu] [--out FILE]
 
-Models have the true shape of Qwen3-0.6B and Llama-3.2-1B and random weights; nothing is downloaded. The parts:
+Models have the true shape of Qwen3-0.6B and Llama-3.2-1B and random weights; nothing is downloaded. Trainings go
+through the launcher of several processes, with one. The parts:
 
     stages   every stage runs, trainings in float32 and in bfloat16
     parity   the first loss of a training in bfloat16 is that in float32
+    ranks    a training with fsdp2 has the losses of one with ddp
     sampler  trainer and sampler agree on what PPO and GRPO sampled, also after weights were exchanged and the engine slept
     memory   peak memory of every training is near what `align plan` said
-    resume   kill -9 in the middle of a training, and the same run again
+    resume   kill -9 in the middle of a training in the stage's own process, and the same run again
     engine   vLLM's rate beside bare vLLM; its log-probabilities beside the trainer's, also after sleep and other weights
     speed    tokens per second and MFU of SFT and DPO beside TRL
 
@@ -30,10 +32,18 @@ from pathlib import Path
 from typing import Any
 
 from gpu_check.engine import check_engine
+from gpu_check.job import in_job
 from gpu_check.line import Report, print_table
 from gpu_check.project import Project
 from gpu_check.speed import compare_speed
-from gpu_check.stages import compare_arithmetics, compare_memory, compare_samplers, kill_and_resume, run_stages
+from gpu_check.stages import (
+    compare_arithmetics,
+    compare_memory,
+    compare_samplers,
+    compare_strategies,
+    kill_and_resume,
+    run_stages,
+)
 
 from align.engines.open import resolve_engine
 from align.pipeline.worker import ENVIRONMENT, LIBRARIES
@@ -45,13 +55,14 @@ RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.json"
 PARTS: dict[str, Callable[[Project, Report], None]] = {
     "stages": run_stages,
     "parity": compare_arithmetics,
+    "ranks": compare_strategies,
     "sampler": compare_samplers,
     "memory": compare_memory,
     "resume": kill_and_resume,
     "engine": check_engine,
     "speed": compare_speed,
 }
-NEED_STAGES = {"parity", "sampler", "memory", "resume"}
+NEED_STAGES = {"parity", "ranks", "sampler", "memory", "resume"}
 SHAPES = {"cuda": ["qwen3-0.6b", "llama-3.2-1b"], "cpu": ["tiny"]}
 
 
@@ -92,7 +103,8 @@ def check_shape(shape: str, options: argparse.Namespace, folder: Path, report: R
     engine = resolve_engine("auto") if options.device == "cuda" else "transformers"
     project = Project(folder, shape, options.device, engine)
     with report.part("model", shape):
-        project.write()
+        folder.mkdir(parents=True, exist_ok=True)
+        in_job("project", folder, project.write)
     for name, run in PARTS.items():
         if name not in chosen:
             continue

@@ -1,30 +1,27 @@
 """The sampling engine alone: its rate beside bare vLLM, its log-probabilities beside the trainer's, and new weights after sleep.
 
-    PYTHONPATH=scripts python -m gpu_check.engine MODEL OTHER_MODEL [--bare]
-
-Prints one JSON line. A process of its own, since vLLM keeps what it took; with --bare vLLM alone, as it comes.
+Each engine is in a process of its own, since vLLM keeps what it took.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_check.job import in_job
 from gpu_check.line import Report
 from gpu_check.project import Project
 from gpu_check.stages import GAP_TOLERANCE
 
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.engines.vllm_engine import VllmEngine
 from align.runtime.device import device_name
+from align.runtime.gpus import visible_gpus
 
 RATE_TOLERANCE = 0.8
 """Of bare vLLM's tokens per second."""
@@ -35,42 +32,42 @@ RUNS = 4
 CHECKED = 8
 """Completions whose log-probabilities are compared."""
 OTHER_SEED = 1
+DIVIDED_AMONG = 2
+"""GPUs of an engine, where there are several (tensor parallelism)."""
 
 
 def check_engine(project: Project, report: Report) -> None:
     """vLLM with the shape's model; see the module."""
-    from align.testing.shapes import shaped_causal_lm
-
-    other = project.folder / "other"
-    dtype = "bfloat16" if project.device == "cuda" else "float32"
-    shaped_causal_lm(other, project.shape, dtype=dtype, seed=OTHER_SEED)
-    found = _in_process(project.folder / "base", other)
+    base, other = project.folder / "base", project.folder / "other"
+    found = in_job("engine", project.folder, partial(measure, base, other, project.shape))
     if project.device == "cuda":
-        found["bare_tokens_per_second"] = _in_process(project.folder / "base", other, "--bare")["tokens_per_second"]
+        bare = in_job("bare_engine", project.folder, partial(measure_bare, base))
+        found["bare_tokens_per_second"] = bare["tokens_per_second"]
     report.keep("engine", found)
     ratio = found["tokens_per_second"] / found["bare_tokens_per_second"]
     rates = f"{found['tokens_per_second']:,.0f} tokens/s beside {found['bare_tokens_per_second']:,.0f}: {ratio:.2f}"
     report.check("rate beside bare vLLM", ratio >= RATE_TOLERANCE, rates, f"at least {RATE_TOLERANCE}")
-    for name, what in (("gap", "log-probabilities"), ("gap_after_exchange", "the same of other weights, after sleep")):
-        mean, most = found[name]
-        passed = mean <= GAP_TOLERANCE["mean"] and most <= GAP_TOLERANCE["max"]
-        wanted = f"mean ≤ {GAP_TOLERANCE['mean']}, largest ≤ {GAP_TOLERANCE['max']} nats"
-        report.check(what, passed, f"mean {mean:.1e}, largest {most:.1e} nats", wanted)
+    _check_gaps(found, report, "log-probabilities", "the same of other weights, after sleep")
     if project.device == "cuda":
         freed = found["freed_bytes"] / 2**30
         report.check("memory that sleep frees", freed > 0, f"{freed:.2f} GiB", "more than 0")
     else:
         report.not_run("memory that sleep frees", "vLLM sleeps on a GPU only")
+    what = f"log-probabilities of an engine of {DIVIDED_AMONG} GPUs"
+    if len(visible_gpus()) < DIVIDED_AMONG:
+        report.not_run(what, f"it needs {DIVIDED_AMONG} GPUs")
+        return
+    found = in_job("divided_engine", project.folder, partial(measure_divided, base, other))
+    report.keep("divided_engine", found)
+    _check_gaps(found, report, what, f"{what}, other weights")
 
 
-def _in_process(*arguments: str | Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "gpu_check.engine", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if not lines or not lines[-1].startswith("{"):
-        raise RuntimeError(f"the engine's process ended with {done.returncode}: {done.stderr[-1500:]}")
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+def _check_gaps(found: Mapping[str, Any], report: Report, *lines: str) -> None:
+    for name, what in zip(("gap", "gap_after_exchange"), lines, strict=True):
+        mean, most = found[name]
+        passed = mean <= GAP_TOLERANCE["mean"] and most <= GAP_TOLERANCE["max"]
+        wanted = f"mean ≤ {GAP_TOLERANCE['mean']}, largest ≤ {GAP_TOLERANCE['max']} nats"
+        report.check(what, passed, f"mean {mean:.1e}, largest {most:.1e} nats", wanted)
 
 
 def make_requests(count: int) -> list[GenerationRequest]:
@@ -78,18 +75,19 @@ def make_requests(count: int) -> list[GenerationRequest]:
     return [GenerationRequest([draw.randrange(10, 250) for _ in range(draw.randint(8, 64))], 1000 * i) for i in range(count)]
 
 
-def measure(base: Path, other: Path) -> dict[str, Any]:
-    from align.engines.open import resolve_dtype
-    from align.engines.vllm_engine import VllmEngine
+def measure(base: Path, other: Path, shape: str) -> dict[str, Any]:
+    """Figures of an engine; writes the model `other`, whose weights it gets."""
     from align.models.folder import ModelFolder
+    from align.testing.shapes import shaped_causal_lm
 
     device = device_name()
+    shaped_causal_lm(other, shape, dtype="bfloat16" if device == "cuda" else "float32", seed=OTHER_SEED)
     prompts, candidates, tokens = COUNTS[device]
     requests = make_requests(prompts)
     settings = SamplingSettings(
         temperature=1.0, top_p=1.0, top_k=None, max_completion_tokens=tokens, num_candidates=candidates, stop_token_ids=()
     )
-    engine = VllmEngine(ModelFolder(base), dtype=resolve_dtype("auto"), max_model_tokens=64 + tokens, memory_share=0.5)
+    engine = _engine(base, tokens)
 
     def generate() -> int:
         return sum(len(sample.token_ids) for row in engine.generate(requests, settings) for sample in row)
@@ -104,6 +102,26 @@ def measure(base: Path, other: Path) -> dict[str, Any]:
     engine.load_weights(ModelFolder(other))
     found["gap_after_exchange"] = _gap(engine, other, requests)
     return found
+
+
+def measure_divided(base: Path, other: Path) -> dict[str, Any]:
+    """An engine of several GPUs; the weights of `other` reach it as files."""
+    from align.models.folder import ModelFolder
+
+    prompts, _, tokens = COUNTS[device_name()]
+    requests, engine = make_requests(prompts), _engine(base, tokens, num_gpus=DIVIDED_AMONG)
+    found = {"gap": _gap(engine, base, requests)}
+    engine.load_weights(ModelFolder(other))
+    return {**found, "gap_after_exchange": _gap(engine, other, requests)}
+
+
+def _engine(base: Path, tokens: int, *, num_gpus: int = 1) -> VllmEngine:
+    from align.engines.open import resolve_dtype
+    from align.models.folder import ModelFolder
+
+    return VllmEngine(
+        ModelFolder(base), dtype=resolve_dtype("auto"), max_model_tokens=64 + tokens, memory_share=0.5, num_gpus=num_gpus
+    )
 
 
 def measure_bare(base: Path) -> dict[str, float]:
@@ -191,18 +209,3 @@ def _trainer_logps(model: Path, requests: Sequence[GenerationRequest], samples: 
             states = last_hidden_states(loaded, input_ids=ids)[0, len(request.prompt_token_ids) - 1 : -1]
             found.append(target_logps(loaded, states, ids[0, len(request.prompt_token_ids) :]).tolist())
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("other", type=Path)
-    parser.add_argument("--bare", action="store_true")
-    options = parser.parse_args()
-    result = measure_bare(options.model) if options.bare else measure(options.model, options.other)
-    print("\n" + json.dumps(result), flush=True)
-    os._exit(0)  # vLLM may hang in its exit handlers
-
-
-if __name__ == "__main__":
-    main()

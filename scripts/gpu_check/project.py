@@ -1,4 +1,7 @@
-"""A recipe with every stage on a model of true shape, trained in both arithmetics: what the parts of the check look at."""
+"""A recipe with every stage on a model of true shape, trained in both arithmetics: what the parts of the check look at.
+
+Trainings go through the launcher of several processes, with one: `RANK` and `DIVIDED` are the machine files.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from align.testing.project import INPUTS, write_jsonl
 from align.testing.shapes import shaped_causal_lm
 
 ARITHMETICS = ("float32", "bfloat16")
+RANK = {"training": {"processes": 1, "strategy": "ddp"}}
+DIVIDED = {"training": {"processes": 1, "strategy": "fsdp2"}}
+ALONE = {"training": {"processes": 1, "strategy": "single"}}
+"""In the stage's own process, without ranks."""
 TRAINED = ("sft", "reward", "dpo", "orpo")
 """On rows that are there before."""
 SCORED = ("ppo", "grpo")

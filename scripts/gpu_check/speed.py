@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import importlib
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from gpu_check.job import in_job
 from gpu_check.line import Report
 from gpu_check.project import Project
 
@@ -21,23 +23,9 @@ GOAL_SHAPE, GOAL_DEVICES = "llama-3.2-1b", ("H100", "H200")
 
 
 def compare_speed(project: Project, report: Report) -> None:
-    """One optimizer step of either side, the same rows. Both cases come from one process: most of its time is imports."""
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--shape",
-        project.shape,
-        "--device",
-        project.device,
-        "--case",
-        "sft",
-        "--case",
-        "dpo",
-    ]
-    done = subprocess.run([*command, *OPTIONS[project.device]], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{SCRIPT.name} ended with {done.returncode}: {done.stderr[-600:]}")
-    for figures in json.loads(done.stdout)["cases"]:
+    """One optimizer step of either side, the same rows."""
+    cases = ["--shape", project.shape, "--device", project.device, "--case", "sft", "--case", "dpo"]
+    for figures in in_job("speed", project.folder, partial(_measure, [*cases, *OPTIONS[project.device]]))["cases"]:
         case = figures["case"]
         report.keep(case, figures)
         ours, theirs = figures["align"], figures["trl"][figures["beside"]]
@@ -51,6 +39,12 @@ def compare_speed(project: Project, report: Report) -> None:
         else:
             report.check(case, speed >= SPEED_TARGET, found, f"at least {SPEED_TARGET} times TRL")
         _check_utilisation(case, project, report, ours.get("model_flop_utilisation"))
+
+
+def _measure(arguments: list[str]) -> Any:
+    sys.path.insert(0, str(SCRIPT.parent))
+    script = importlib.import_module(SCRIPT.stem)
+    return script.measure(script.options_of(arguments))
 
 
 def _check_utilisation(case: str, project: Project, report: Report, found: float | None) -> None:

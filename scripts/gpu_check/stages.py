@@ -1,4 +1,4 @@
-"""Every stage, bfloat16 against float32, the sampler's gap, memory against the plan, and a kill in the middle."""
+"""Every stage, bfloat16 against float32, strategies, the sampler's gap, memory against the plan, and a kill in the middle."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from gpu_check.job import stage_launcher
 from gpu_check.line import Report
-from gpu_check.project import ARITHMETICS, SCORED, TRAINED, Project
+from gpu_check.project import ALONE, ARITHMETICS, DIVIDED, RANK, SCORED, TRAINED, Project
 
 from align import load_recipe, run_recipe
+from align.config.machine_file import read_machine_settings
 from align.errors import AlignError, StageError
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.plan import make_plan
 from align.pipeline.worker import ENVIRONMENT
 from align.runtime.events import Emit, Event, Saving
-from align.runtime.launcher import Job, launcher_for
+from align.runtime.launcher import Job
 from align.runtime.signals import StopSignals
 from align.training.checkpoint import PREFIX, SEAL_NAME
 
@@ -29,15 +31,17 @@ MEMORY_TOLERANCE = 0.25
 """As in docs/memory.md."""
 RESUMED_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """Of the last loss after a kill, as a share of the undisturbed one: a GPU adds in another order each time."""
+STRATEGY_TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
+"""Of losses with another strategy, as a share; docs/scale.md promises the first."""
 
 
 def run_stages(project: Project, report: Report) -> None:
     """Every stage of the recipe runs; the parts that follow read what it leaves."""
     recipe = load_recipe(project.recipe)
-    plan = make_plan(recipe, project.runs)
+    plan = make_plan(recipe, project.runs, machine_file=read_machine_settings(RANK, project.folder, {}))
     estimates = {stage.name: stage.of_recipe for stage in estimate_plan(plan).stages}
     try:
-        run_recipe(recipe, project.runs)
+        run_recipe(recipe, project.runs, machine=RANK)
     finally:
         for stage in plan.stages:
             manifest = project.manifest(stage.name)
@@ -96,8 +100,26 @@ def compare_memory(project: Project, report: Report) -> None:
         report.check(stage, abs(ratio - 1) <= MEMORY_TOLERANCE, found, f"within {MEMORY_TOLERANCE:.0%}")
 
 
+def compare_strategies(project: Project, report: Report) -> None:
+    """A model that is divided by fsdp2, among one rank, learns what one with ddp did."""
+    stage, runs = "sft_float32", project.folder / "divided"
+    undivided = project.manifest(stage)
+    if undivided is None:
+        report.not_run(stage, "there is no training with ddp to compare with")
+        return
+    run_recipe(load_recipe(project.recipe), runs, only=stage, machine=DIVIDED)
+    divided = project.manifest(stage, runs)
+    spreads = [manifest.machine if manifest is not None else {} for manifest in (undivided, divided)]
+    ours, theirs = ([row["loss"] for row in project.curve(stage, folder) if "loss" in row] for folder in (runs, project.runs))
+    off = max(abs(loss - other) / abs(other) for loss, other in zip(ours, theirs, strict=True))
+    tolerance = STRATEGY_TOLERANCE[project.device]
+    report.keep(stage, {"fsdp2": ours, "ddp": theirs, "fsdp2_peak_bytes": divided.peak_memory_bytes if divided else 0})
+    passed = off <= tolerance and spreads == [RANK["training"], DIVIDED["training"]]
+    report.check(stage, passed, f"losses off by {off:.1e}; {spreads[1]}", f"within {tolerance:g} of ddp")
+
+
 def kill_and_resume(project: Project, report: Report) -> None:
-    """A training that is killed right after its first checkpoint goes on from it, and ends as the undisturbed one did."""
+    """A training without ranks that is killed right after its first checkpoint goes on from it, and ends as one with a rank."""
     stage = "sft_bfloat16"
     if project.manifest(stage) is None:
         report.not_run(stage, "there is no undisturbed training to compare with")
@@ -107,7 +129,7 @@ def kill_and_resume(project: Project, report: Report) -> None:
     ended = "it ended by itself"
     try:
         # Where stages are forked from a server with the trainers, this is too: the imports take longer than the training.
-        launcher_for(preload="align.pipeline.preload", environment=ENVIRONMENT).run(job, lambda event: None, StopSignals())
+        stage_launcher(project.folder).run(job, lambda event: None, StopSignals())
     except StageError as error:
         ended = error.message
     kept = _checkpoints(runs)
@@ -115,7 +137,7 @@ def kill_and_resume(project: Project, report: Report) -> None:
         report.check(stage, False, ended[-400:], "a checkpoint, then a kill")
         return
     try:
-        run_recipe(load_recipe(project.recipe), runs, only=stage)
+        run_recipe(load_recipe(project.recipe), runs, only=stage, machine=ALONE)
     except AlignError as error:
         report.check(stage, False, f"the second run ended with {error}", "it goes on")
         return
@@ -137,7 +159,7 @@ class _Kill:
 
 def _train_until_killed(recipe: Path, runs: Path, stage: str, _emit: Emit, _stop: Callable[[], int | None]) -> None:
     # In this process, so that no step is taken between the checkpoint and the kill.
-    run_recipe(recipe, runs, only=stage, in_process=True, sinks=[_Kill()])
+    run_recipe(recipe, runs, only=stage, machine=ALONE, in_process=True, sinks=[_Kill()])
 
 
 def _checkpoints(runs: Path) -> list[int]:

@@ -28,13 +28,16 @@ def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     result: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())
     verdicts: dict[str, Counter[str]] = {
-        part: Counter() for part in ("stages", "parity", "sampler", "memory", "resume", "engine", "speed")
+        part: Counter() for part in ("stages", "parity", "ranks", "sampler", "memory", "resume", "engine", "speed")
     }
     for line in result["lines"]:
         verdicts[line["part"]][line["verdict"]] += 1
     passed = {part: counts["pass"] for part, counts in verdicts.items()}
-    assert passed == {"stages": 19, "parity": 4, "sampler": 4, "memory": 14, "resume": 1, "engine": 3, "speed": 4}
-    assert [line["what"] for line in result["lines"] if line["verdict"] == "not run"] == ["memory that sleep frees"]
+    assert passed == {"stages": 19, "parity": 4, "ranks": 1, "sampler": 4, "memory": 14, "resume": 1, "engine": 3, "speed": 4}
+    assert [line["what"] for line in result["lines"] if line["verdict"] == "not run"] == [
+        "memory that sleep frees",
+        "log-probabilities of an engine of 2 GPUs",
+    ]
     assert result["versions"]["torch"]
 
 
