@@ -20,7 +20,8 @@ class RayNodes:
         Args:
             cpus, gpus: what every node says that it has.
         """
-        os.environ.update({LOOPBACK_VARIABLE: "0", "RAY_USAGE_STATS_ENABLED": "0"})
+        # Ray gives its workers what other processes leave of the cores. Beside other tests they would take minutes to start.
+        os.environ.update({LOOPBACK_VARIABLE: "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
         logging.getLogger("ray").setLevel(logging.ERROR)
         from ray.cluster_utils import Cluster
 
