@@ -26,8 +26,9 @@ class RayNodes:
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster()
+        self._has = {"num_cpus": cpus, "num_gpus": gpus}
         self._add(num_cpus=0)
-        self._nodes = [self._add(wait=False, num_cpus=cpus, num_gpus=gpus) for _ in range(nodes)]
+        self._nodes = [self._add(wait=False, **self._has) for _ in range(nodes)]
         self._cluster.wait_for_nodes(timeout=120)
 
     def _add(self, **options: Any) -> Any:
@@ -44,6 +45,14 @@ class RayNodes:
     def raylets(self) -> list[int]:
         """The process of each node that starts its workers; a node ends with it."""
         return [node.all_processes["raylet"][0].process.pid for node in self._nodes]
+
+    def replace(self, raylet: int) -> int:
+        """Add a node in place of one that was killed; its `raylet`."""
+        [dead] = [node for node, process in zip(self._nodes, self.raylets, strict=True) if process == raylet]
+        self._nodes.remove(dead)
+        self._cluster.remove_node(dead, allow_graceful=False)
+        self._nodes.append(self._add(**self._has))
+        return self.raylets[-1]
 
     def close(self) -> None:
         """End all of them."""

@@ -283,10 +283,10 @@ def main() -> None:
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    found |= {"command": "python scripts/benchmarks/rank_faults.py", "seed": options.seed}
+    found["command"] = "python scripts/benchmarks/rank_faults.py"
 
-    def report(part: str, figures: dict[str, Any]) -> None:
-        found[part] = figures
+    def report(part: str, asked: dict[str, int], figures: dict[str, Any]) -> None:
+        found[part] = {"asked": asked, **figures}
         write_json(options.out, found)
 
     with tempfile.TemporaryDirectory() as name:
@@ -297,7 +297,8 @@ def main() -> None:
         for part in options.parts:
             kills = max(1, options.kills // {"ddp": 1, "fsdp2": 4, "command": 10}[part])
             stops = 0 if part == "command" else options.stops
-            check(folder, part, random.Random(options.seed), kills=kills, stops=stops, report=partial(report, part))
+            asked = {"kills_of_each_place": kills, "stops_of_each_rank": stops, "seed": options.seed}
+            check(folder, part, random.Random(options.seed), kills=kills, stops=stops, report=partial(report, part, asked))
     if problems := [problem for part in options.parts for problem in found[part]["problems"]]:
         raise SystemExit("\n".join(problems))
 

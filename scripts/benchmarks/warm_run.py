@@ -6,10 +6,14 @@ ten seconds. From there on everything is the command's: the same processes below
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
+import pickle
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, util
 from pathlib import Path
@@ -18,7 +22,10 @@ from typing import Any
 from align.cli.main import main
 from align.pipeline.worker import ENVIRONMENT
 
+MESSAGE_BYTES, MOST_DESCRIPTORS, HIGH_DESCRIPTOR = 1 << 17, 16, 1000
 _spawn: Callable[..., int] = util.spawnv_passfds
+_server: tuple[int, socket.socket] | None = None
+"""The process that becomes the run's fork server, and the connection to it."""
 
 
 def import_libraries() -> None:
@@ -52,21 +59,54 @@ def in_a_fork(work: Callable[[], Any], output: Path | None = None) -> int:
 
 def start_warm(arguments: Sequence[str], output: Path) -> int:
     """Start `align` with these arguments; the id of its process."""
-    return in_a_fork(lambda: main(arguments), output)
+
+    def run() -> object:
+        _prepare_fork_server()
+        return main(arguments)
+
+    return in_a_fork(run, output)
+
+
+def _prepare_fork_server() -> None:
+    """Fork the run's fork server before the run does anything: what Ray starts for its look at a cluster would not survive."""
+    global _server
+    ours, theirs = socket.socketpair()
+    if process := os.fork():
+        theirs.close()
+        _server = process, ours
+        return
+    code = 1
+    try:
+        ours.close()
+        content, received, *_ = socket.recv_fds(theirs, MESSAGE_BYTES, MOST_DESCRIPTORS)
+        if not content:  # the run ended without a stage
+            os._exit(0)
+        command, environment, wanted = pickle.loads(content)
+        os.environ.clear()
+        os.environ.update(environment)
+        high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH_DESCRIPTOR) for descriptor in received]
+        for source, target in zip(high, wanted, strict=True):
+            os.dup2(source, target)
+        kept = sorted({0, 1, 2, *wanted})
+        for low, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, min(above, 4096))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        forkserver._forkserver.__init__()  # type: ignore[misc]
+        exec(command, {})
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _spawn_warm(path: bytes, arguments: list[str], descriptors: Sequence[int]) -> int:
-    """In place of multiprocessing's function that starts a Python: a fork server is forked."""
-    if "forkserver" not in arguments[-1]:
+    """In place of multiprocessing's function that starts a Python: the fork server is there."""
+    global _server
+    if "forkserver" not in arguments[-1] or _server is None:
         return _spawn(path, arguments, descriptors)
-    if process := os.fork():
-        return process
-    kept = sorted({0, 1, 2, *descriptors})
-    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-        os.closerange(low + 1, min(high, 4096))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    forkserver._forkserver.__init__()  # type: ignore[misc]  # its lock is held where it was forked
-    try:
-        exec(arguments[-1], {})
-    finally:
-        os._exit(1)
+    (process, connection), _server = _server, None
+    content = pickle.dumps((arguments[-1], dict(os.environ), list(descriptors)))
+    socket.send_fds(connection, [content], descriptors)
+    connection.close()
+    return process
