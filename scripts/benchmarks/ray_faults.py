@@ -273,7 +273,7 @@ class Run:
 
     def content(self) -> dict[str, str]:
         """sha256 of every file of the results."""
-        found = {}
+        found: dict[str, str] = {}
         for stage in STAGES:
             manifest = json.loads((self.out / "tiny" / "stages" / stage / "manifest.json").read_text())
             found |= {f"{stage}/{name}": entry["sha256"] for name, entry in manifest["files"].items()}
