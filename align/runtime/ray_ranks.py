@@ -20,13 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from align.errors import EnvironmentProblem, Interrupted
+from align.errors import EnvironmentProblem, Interrupted, StageError
 from align.runtime.events import Emit, Event, Note
 from align.runtime.item_flow import answer, open_answer
 from align.runtime.local_ranks import END_SECONDS, LocalRanks, Meeting
 from align.runtime.process import send_output_to
 from align.runtime.rank import Message, Rank
-from align.runtime.rank_watch import RankBug, RanksResult, Watch
+from align.runtime.rank_watch import AGAIN, RankBug, RanksResult, Watch
 from align.runtime.ray_cluster import connected
 from align.runtime.ray_pool import Surroundings, beacon_in, cannot_start, reason_of_death
 from align.runtime.spread import Spread
@@ -302,9 +302,9 @@ class _Crew:
         except RayTaskError as error:
             raise cannot_start("a node of the Ray cluster cannot start its ranks", error) from error
         except RayError as error:
-            raise EnvironmentProblem(
+            raise StageError(
                 f"a node of the Ray cluster died before the training began: {reason_of_death(error)}",
-                hint="Ray's logs on that node say more.",
+                hint=f"{AGAIN} Ray's logs on that node say more.",
             ) from error
 
     def _check_stop(self) -> None:

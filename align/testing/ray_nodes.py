@@ -14,11 +14,13 @@ OBJECT_STORE_BYTES = 80 << 20
 class RayNodes:
     """A head without room for workers, to which this process may connect, and nodes for them."""
 
-    def __init__(self, nodes: int, *, cpus: int = 2, gpus: int = 0) -> None:
+    def __init__(self, nodes: int, *, cpus: int = 2, gpus: int = 0, look_milliseconds: int = 1000) -> None:
         """Start a cluster, some two to four seconds of a core per node.
 
         Args:
             cpus, gpus: what every node says that it has.
+            look_milliseconds: how often the head looks whether a node is there. After five looks in vain it is gone; Ray itself
+                would look every 3000.
         """
         # Ray gives its workers what other processes leave of the cores. Beside other tests they would take minutes to start.
         os.environ.update({LOOPBACK_VARIABLE: "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
@@ -27,7 +29,7 @@ class RayNodes:
 
         self._cluster = Cluster()
         self._has = {"num_cpus": cpus, "num_gpus": gpus}
-        self._add(num_cpus=0)
+        self._add(num_cpus=0, _system_config={"health_check_period_ms": look_milliseconds})
         self._nodes = [self._add(wait=False, **self._has) for _ in range(nodes)]
         self._cluster.wait_for_nodes(timeout=120)
 

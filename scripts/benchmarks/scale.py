@@ -47,6 +47,8 @@ from align.testing.ray_nodes import RayNodes
 
 RESULT = Path(__file__).with_suffix(".json")
 SHARD_PROMPTS, SHARD_SECONDS = 64, 4.0
+RAY_LOOK_MILLISECONDS = 3000
+"""Ray's own value, which decides how long a dead node stays unnoticed."""
 SEED = 11
 
 
@@ -144,7 +146,7 @@ def failures(folder: Path, *, prompts: int, nodes: int, workers: int, kills: tup
     found: dict[str, Any] = {"prompts": prompts, "nodes": nodes, "workers": workers, "shard_seconds": SHARD_SECONDS}
     hashes: set[str] = set()
     for name, chosen in (("undisturbed", (0, 0)), ("disturbed", kills)):
-        cluster = RayNodes(nodes, cpus=workers // nodes)
+        cluster = RayNodes(nodes, cpus=workers // nodes, look_milliseconds=RAY_LOOK_MILLISECONDS)
         job = {"folder": str(folder / name), "prompts": prompts, "seconds": SHARD_SECONDS, "workers": workers, "kills": chosen}
         try:
             found[name] = in_a_process(job | {"address": cluster.address, "raylets": cluster.raylets})

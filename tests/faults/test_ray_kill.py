@@ -37,7 +37,7 @@ if __name__ == "__main__":
 def sample(place: Path, out: str, pool: Pool = LOCAL, stop: Callable[[], int | None] = lambda: None) -> None:
     artifacts = {name: input_artifact(name, place / name, kind) for name, kind in (("base", "model"), ("asked", "prompts"))}
     fields = {"model": "base", "prompts": "asked", "engine": "transformers", "shard_prompts": 1, "num_candidates": EACH}
-    config = generate.Config.model_validate(fields | {"max_completion_tokens": 64, "num_workers": 1})
+    config = generate.Config.model_validate(fields | {"max_completion_tokens": 32, "num_workers": 1})
     generate.run(stage_context(config, place / out, artifacts, pool=pool, stop_requested=stop))
 
 
@@ -64,7 +64,6 @@ def test_neither_a_killed_driver_nor_a_killed_worker_changes_a_byte(nodes: RayNo
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     driver = subprocess.Popen([sys.executable, "-c", SAMPLE, str(tmp_path), nodes.address], env=environment)
-    sample(tmp_path, "whole")  # meanwhile
     until = time.monotonic() + 120
     while len(sealed()) < 2 and time.monotonic() < until:
         assert driver.poll() is None
@@ -86,6 +85,7 @@ def test_neither_a_killed_driver_nor_a_killed_worker_changes_a_byte(nodes: RayNo
     assert killed
     assert len(sealed()) == PROMPTS
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    sample(tmp_path, "whole")
     found = [(tmp_path / out / "rows.jsonl").read_bytes() for out in ("whole", "killed")]
     assert found[0] == found[1]
     assert len(found[0].splitlines()) == PROMPTS * EACH

@@ -83,6 +83,20 @@ def test_the_interface_of_an_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
 
 
+def test_a_node_that_dies_before_its_ranks_start_is_an_error_of_the_stage(nodes: RayNodes, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_node() -> None:
+        if not killed:
+            killed.append(nodes.raylets[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(StageError, match="a node of the Ray cluster died before the training began: ") as caught:
+        run(nodes, rank_jobs.die, tmp_path, stop=kill_node)
+    assert "Run the same command again" in str(caught.value)
+    nodes.replace(killed[0])
+
+
 def test_a_node_that_dies_is_named(nodes: RayNodes, tmp_path: Path) -> None:
     """It is the last test with these nodes."""
 
