@@ -131,17 +131,18 @@ def draw(title: str, description: str, width: float, height: float, *, rows: int
         mpl.rcParams.update(settings)
         # Not pyplot, which keeps every figure open and may look for a window system.
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
+        canvas = FigureCanvasSVG(figure)
         plot = Plot(title, description, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]))
         yield plot
-        plot.svg = _to_svg(figure, plot)
+        plot.svg = _to_svg(canvas, plot)
         plot.axes = []  # they hold the whole figure, which a page of many drawings would keep in memory
 
 
-def _to_svg(figure: Figure, plot: Plot) -> str:
+def _to_svg(canvas: FigureCanvasSVG, plot: Plot) -> str:
     """The figure as an <svg> element: same bytes every time, no date, no links, no fonts, colours as CSS variables."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # `savefig` would draw everything twice, the first time for the layout, which this makes as well.
+    canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()
     # An XML declaration and a doctype are not allowed inside HTML.
     svg = svg[svg.index("<svg") :].strip()
