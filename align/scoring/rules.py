@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -285,31 +284,32 @@ def _compiled(pattern: str, ignore_case: bool) -> regex.Pattern[str]:
 
 
 def _finds_any(rule: Rule, patterns: Sequence[str], ignore_case: bool, text: str, prompt_id: str) -> bool:
-    for pattern in patterns:
-        with _limit_of_time(rule, pattern, text, prompt_id):
+    pattern = ""
+    # Around the loop: a rule may have hundreds of patterns.
+    try:
+        for pattern in patterns:
             if _compiled(pattern, ignore_case).search(text, timeout=PATTERN_TIMEOUT_S):
                 return True
+    except TimeoutError:
+        raise _took_too_long(rule, pattern, text, prompt_id) from None
     return False
 
 
 def _last_match(rule: AnswerRule, pattern: str, text: str, prompt_id: str) -> str | None:
     """What the pattern's first group found last, or the whole of it; None if nothing matches."""
-    with _limit_of_time(rule, pattern, text, prompt_id):
-        found = list(_compiled(pattern, True).finditer(text, timeout=PATTERN_TIMEOUT_S))
-        last: str | None = found[-1][1 if found[-1].re.groups else 0] if found else None
-    return last
-
-
-@contextmanager
-def _limit_of_time(rule: RuleBase, pattern: str, text: str, prompt_id: str) -> Iterator[None]:
     try:
-        yield
+        found = list(_compiled(pattern, True).finditer(text, timeout=PATTERN_TIMEOUT_S))
     except TimeoutError:
-        raise StageError(
-            f"rule {rule.name!r}: the pattern {pattern!r} took more than {PATTERN_TIMEOUT_S:g} s"
-            f" on a completion of prompt {prompt_id!r} ({len(text)} characters)",
-            hint="Write the pattern without nested repetition such as (a+)+.",
-        ) from None
+        raise _took_too_long(rule, pattern, text, prompt_id) from None
+    return found[-1][1 if found[-1].re.groups else 0] if found else None
+
+
+def _took_too_long(rule: RuleBase, pattern: str, text: str, prompt_id: str) -> StageError:
+    return StageError(
+        f"rule {rule.name!r}: the pattern {pattern!r} took more than {PATTERN_TIMEOUT_S:g} s"
+        f" on a completion of prompt {prompt_id!r} ({len(text)} characters)",
+        hint="Write the pattern without nested repetition such as (a+)+.",
+    )
 
 
 def _folded(text: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import regex
 
 _SENTENCE_END = regex.compile(r"(?<=[.!?。！？…])\s+|\n+")
 
 
+@lru_cache(maxsize=1024)  # one answer may be scored for every prompt
 def repeated_share(text: str, *, ngram_words: int) -> float:
     """How much of `text` repeats what it said before, in [0, 1].
 
@@ -41,9 +43,10 @@ def copied_share(text: str, source: str, *, ngram_words: int) -> float:
     return sum(ngram in known for ngram in ngrams) / len(ngrams) if ngrams else 0.0
 
 
-def word_pairs(text: str) -> list[tuple[str, ...]]:
+@lru_cache(maxsize=1024)
+def word_pairs(text: str) -> tuple[tuple[str, ...], ...]:
     """Pairs of neighbouring words within the sentences of a text, in lower case and without outer punctuation."""
-    return [pair for sentence in _SENTENCE_END.split(text) for pair in _ngrams(sentence, 2)]
+    return tuple(pair for sentence in _SENTENCE_END.split(text) for pair in _ngrams(sentence, 2))
 
 
 def _ngrams(text: str, count: int) -> list[tuple[str, ...]]:
@@ -51,6 +54,7 @@ def _ngrams(text: str, count: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + count]) for start in range(len(words) - count + 1)]
 
 
+@lru_cache(maxsize=65_536)  # most words come again
 def _bare(text: str) -> str:
     """Without case and outer punctuation, which do not make a repetition new."""
     text = text.casefold()
