@@ -16,8 +16,8 @@ MACHINE_NAME = "machine.yaml"
 MACHINE_VARIABLE = "ALIGN_MACHINE"
 """Environment variable that names such a file."""
 
-Strategy = Literal["single", "ddp", "fsdp2"]
-"""How the processes of a training divide the model: one process; a copy each; a part each."""
+Strategy = Literal["single", "ddp", "fsdp2", "zero3"]
+"""How the processes of a training divide the model: one process; a copy each; a part each (fsdp2, zero3)."""
 
 
 class TrainingProcesses(StrictModel):
@@ -30,8 +30,8 @@ class TrainingProcesses(StrictModel):
     """Machines that train a stage together, with so many processes on each. More than 1 needs a Ray cluster: see ray."""
     strategy: Literal["auto", Strategy] = "auto"
     """single: one process. ddp: every process has a copy of the model, and they share the rows of a batch. fsdp2: they share the
-    model too, so that each holds a part of weights, gradients and optimizer. auto: single for one process, ddp where a copy fits
-    into a GPU, else fsdp2."""
+    model too, so that each holds a part of weights, gradients and optimizer. zero3: the same by DeepSpeed's ZeRO-3, for all but
+    online methods. auto: single for one process, ddp where a copy fits into a GPU, else fsdp2."""
     hang_minutes: float = Field(default=30.0, gt=0)
     """A training of several processes is ended if none of them has finished a step, or a batch of rows, for so long."""
 

@@ -38,7 +38,7 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
 
 
 def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    tokens = logits_chunk_tokens(len(model.get_output_embeddings().weight), states.device.type)
+    tokens = logits_chunk_tokens(model.get_output_embeddings().out_features, states.device.type)
     return list(zip(states.split(tokens), targets.split(tokens), strict=True))
 
 

@@ -19,6 +19,8 @@ DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
 GRADIENTS_AT_ONCE = 1 << 24
 """Of a model that every process of an online training has whole: numbers that are copied at once to be summed over processes."""
+ZERO3_NUMBERS_AT_ONCE = 1 << 25
+"""Gradients that zero3 exchanges at once; parameters that it updates at once, or fetches ahead."""
 
 TEACHER_LOGITS_SHARE = 4
 """Where a teacher's logits are computed too, a chunk is this many times smaller: see `divergence_tensors`."""

@@ -15,7 +15,7 @@ class Spread:
     processes: int = 1
     """Of all nodes together."""
     strategy: str = "single"
-    """single, ddp or fsdp2, as in `config.machine.TrainingProcesses`."""
+    """single, ddp, fsdp2 or zero3, as in `config.machine.TrainingProcesses`."""
     hang_minutes: float = DEFAULT_HANG_MINUTES
     """The training is ended if no process has finished anything for so long."""
     nodes: int = 1
@@ -37,6 +37,11 @@ class Spread:
         """What a manifest records, in the words of the machine file."""
         nodes = {"nodes": self.nodes} if self.nodes > 1 else {}
         return {**nodes, "processes": self.processes_each, "strategy": self.strategy}
+
+    @property
+    def divides_model(self) -> bool:
+        """Whether each process has a part of weights, gradients and optimizer."""
+        return self.strategy in ("fsdp2", "zero3")
 
     @property
     def is_shared(self) -> bool:

@@ -20,6 +20,9 @@ FOLDER_NAME = "checkpoints"
 """Folder in a stage's work folder that holds its checkpoints."""
 PARTS_NAME = "pytorch_model_fsdp_0"
 """Folder in a checkpoint in which accelerate writes a model's parts."""
+ZERO3_PARTS = "global_step*/*_optim_states.pt"
+"""Files in a checkpoint in which DeepSpeed writes what each process has of an optimizer."""
+WHOLE = "whole"
 SEAL_NAME = "checkpoint.json"
 PREFIX = "checkpoint-"
 # Two, so that there is one to fall back on if the newest is damaged.
@@ -75,9 +78,16 @@ def problem_with(checkpoint: Path) -> str | None:
     return None
 
 
-def is_in_parts(checkpoint: Path) -> bool:
-    """Whether processes wrote it that had a part of the model each; only such processes can go on from it."""
-    return (checkpoint / PARTS_NAME).is_dir()
+def strategy_of(checkpoint: Path) -> str:
+    """fsdp2 or zero3 if processes wrote it that had a part of the model each, who alone can go on from it; else `WHOLE`."""
+    if (checkpoint / PARTS_NAME).is_dir():
+        return "fsdp2"
+    return "zero3" if zero3_processes(checkpoint) else WHOLE
+
+
+def zero3_processes(checkpoint: Path) -> int:
+    """The number of processes whose parts it has, as zero3 writes them."""
+    return len(list(checkpoint.glob(ZERO3_PARTS)))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -24,10 +24,10 @@ from align.runtime.group import any_of, from_first, wait_for_all
 from align.runtime.profile import phase
 from align.runtime.seed import derive_seed
 from align.store.atomic import write_bytes
-from align.training import checkpoint
+from align.training import checkpoint, zero3
 from align.training.needs import Precision, training_precision
 from align.training.optimizer import moments_in_8_bits, trainer_name
-from align.training.sharding import local_part, strategy_arguments
+from align.training.sharding import own_gradients, strategy_arguments
 from align.training.step import StepTrainer
 
 TRAINED_NAME = "trained.safetensors"
@@ -66,12 +66,11 @@ def training_arguments(config: Optimization, context: RunContext, *, num_rows: i
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "optim": trainer_name(config.optimizer),
-        "bf16": resolve_precision(config.precision) == "bfloat16",
         "use_cpu": device_name() == "cpu",
         # Without it, DDP changes its buckets after a process's first step. A gradient's place in a bucket decides in which order
         # three or more ranks sum it, so that a training that goes on from a checkpoint may round otherwise.
         "ddp_find_unused_parameters": True,
-        **strategy_arguments(context.spread),
+        **strategy_arguments(context.spread, resolve_precision(config.precision)),
         # TRL's default is true; `train` switches it on.
         "gradient_checkpointing": False,
         # Dropout draws from `seed`, the order of rows from `data_seed`.
@@ -101,13 +100,27 @@ class GuardedTraining(StepTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # The optimizer has not stepped yet, so the weights are those of the step before.
+        step = f"step {self.state.global_step + 1} of {self.state.max_steps}"
         if any_of(not torch.isfinite(loss).all()):
-            step = f"step {self.state.global_step + 1} of {self.state.max_steps}"
             raise StageError(
                 f"The loss is {loss.item()} at {step}; nothing of this step was kept",
                 hint="Lower learning_rate, raise warmup_ratio, set precision: float32, or look for odd rows in the data.",
             )
+        # A finite loss can have an infinite gradient. One number per tensor, checked together: the GPU is waited for once.
+        sums = [gradient.sum() for gradient in own_gradients(self.model)]
+        if any_of(bool(sums) and not torch.isfinite(torch.stack(sums)).all()):
+            raise StageError(
+                f"A gradient is not finite at {step}; the weights were not changed by it",
+                hint="Lower learning_rate, set precision: float32, or look for odd rows in the data.",
+            )
+        if self.is_deepspeed_enabled:
+            zero3.step(self.accelerator)
         return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint's model; that of ZeRO-3 is written together with the optimizer."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
@@ -158,16 +171,6 @@ class _StageCallback(TrainerCallback):
             self._context.metrics(row)
         logs = more.get("logs") or {}
         self._loss = {"loss": logs["loss"]} if "loss" in logs else self._loss
-
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        # A finite loss can have an infinite gradient. One number per tensor, checked together: the GPU is waited for once.
-        sums = [local_part(parameter.grad).sum() for parameter in more["model"].parameters() if parameter.grad is not None]
-        if any_of(bool(sums) and not torch.isfinite(torch.stack(sums)).all()):
-            step = f"step {state.global_step + 1} of {state.max_steps}"
-            raise StageError(
-                f"A gradient is not finite at {step}; the weights were not changed by it",
-                hint="Lower learning_rate, set precision: float32, or look for odd rows in the data.",
-            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         steps_per_epoch = state.max_steps / args.num_train_epochs
@@ -258,7 +261,8 @@ def train(
         gradient_checkpointing: as in the recipe.
         per_epoch: what an epoch trains on, such as tokens or pairs and their number; shown as a rate.
     Raises:
-        EnvironmentProblem: if the checkpoint is in parts, of fsdp2, and this training has another strategy, or vice versa.
+        EnvironmentProblem: if this training cannot go on from the checkpoint, which is in parts of another strategy, or of
+            another number of processes (zero3).
         Interrupted: if a stop was requested; a checkpoint of that very step was written before.
         StageError: if a loss or gradient is not finite.
     """
@@ -285,17 +289,25 @@ def train(
 
 
 def _refuse_other_parts(start: Path, context: RunContext) -> None:
-    """Raise EnvironmentProblem if a checkpoint is in parts and this training is not, or the other way round."""
-    sharded = checkpoint.is_in_parts(start)
-    if sharded == (context.spread.strategy == "fsdp2"):
-        return
-    was, other = ("fsdp2", "in parts") if sharded else ("ddp or single", "whole")
-    raise EnvironmentProblem(
-        f"{context.name}: its checkpoint at step {checkpoint.step_of(start)} is {other}, and strategy {context.spread.strategy} "
-        "cannot go on from it",
-        hint=f"Go on with training.strategy: {was} in the machine file (any number of processes), or remove {start.parent} to "
-        "begin again.",
-    )
+    """Raise EnvironmentProblem if a checkpoint is in parts that this training does not have, or the other way round."""
+    spread, was = context.spread, checkpoint.strategy_of(start)
+    processes = checkpoint.zero3_processes(start)
+    begin_again = f"or remove {start.parent} to begin again"
+    if was != (spread.strategy if spread.divides_model else checkpoint.WHOLE):
+        form = "whole" if was == checkpoint.WHOLE else "in parts"
+        before = "ddp or single" if was == checkpoint.WHOLE else was
+        number = f"{processes} processes" if was == "zero3" else "any number of processes"
+        raise EnvironmentProblem(
+            f"{context.name}: its checkpoint at step {checkpoint.step_of(start)} is {form}, and strategy {spread.strategy} "
+            "cannot go on from it",
+            hint=f"Go on with training.strategy: {before} in the machine file ({number}), {begin_again}.",
+        )
+    if was == "zero3" and processes != spread.processes:
+        raise EnvironmentProblem(
+            f"{context.name}: its checkpoint at step {checkpoint.step_of(start)} has the parts of {processes} processes, and "
+            f"zero3 cannot go on from it with {spread.processes}",
+            hint=f"Go on with {processes} processes in all, {begin_again}.",
+        )
 
 
 def _curve_rows(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

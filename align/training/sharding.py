@@ -1,4 +1,4 @@
-"""How the processes of a training divide the model: a copy each (DDP), or a part each (FSDP2).
+"""How the processes of a training divide the model: a copy each (DDP), or a part each (FSDP2, ZeRO-3).
 
 accelerate and torch do it. Here is what they are told, and how the whole model comes together again to be saved.
 """
@@ -18,6 +18,8 @@ from align.models.sizes import GRADIENTS_AT_ONCE
 from align.runtime.device import device_name
 from align.runtime.group import group_size
 from align.runtime.spread import Spread
+from align.training import zero3
+from align.training.needs import Precision
 from align.training.weights_of_first import give_parts, send_buffers, take_weights
 
 FSDP2: Mapping[str, Any] = {
@@ -32,11 +34,21 @@ FSDP2: Mapping[str, Any] = {
 T = TypeVar("T")
 
 
-def strategy_arguments(spread: Spread) -> dict[str, Any]:
-    """What transformers' trainer is told of the strategy; the number of processes it takes from the process group."""
+def strategy_arguments(spread: Spread, precision: Precision) -> dict[str, Any]:
+    """What transformers' trainer is told of strategy and arithmetic; the number of processes it takes from the process group."""
+    in_bfloat16 = precision == "bfloat16"
+    if spread.strategy == "zero3":
+        # Told of bfloat16, it would round what comes with a batch, such as log-probabilities of the reference.
+        return {"bf16": False, "deepspeed": zero3.settings(autocast=in_bfloat16)}
     # The trainer gets a model that is sharded already, in which the classes of layers have other names.
     settings = {"version": 2, "auto_wrap_policy": "NO_WRAP", **FSDP2}
-    return {"fsdp": True, "fsdp_config": settings} if spread.strategy == "fsdp2" else {}
+    fsdp = {"fsdp": True, "fsdp_config": settings} if spread.strategy == "fsdp2" else {}
+    return {"bf16": in_bfloat16, **fsdp}
+
+
+def computes_in_bfloat16(arguments: Any) -> bool:
+    """Whether passes are under autocast, by the trainer's arguments."""
+    return bool(arguments.bf16 or "torch_autocast" in (arguments.deepspeed or {}))
 
 
 def allow_fsdp_on_cpu(arguments: Any) -> None:
@@ -63,8 +75,10 @@ def shard(model: Any, spread: Spread) -> Any:
     """Leave this process its part of rank 0's model, on its device; gathered layer by layer when the model runs.
 
     The others may have loaded it within `weights_of_first`, so that it is in memory once. Called before the first pass, since
-    the whole model may not fit into a device. Does nothing unless the strategy is fsdp2.
+    the whole model may not fit into a device. Does nothing unless the strategy is fsdp2 or zero3.
     """
+    if spread.strategy == "zero3":
+        return zero3.divide(model)
     if spread.strategy != "fsdp2":
         return model
     from accelerate import Accelerator, PartialState
@@ -180,10 +194,19 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def own_gradients(model: Any) -> list[Tensor]:
+    """What this process has of the gradients of all processes, after a step's last backward pass."""
+    if zero3.divides(model):
+        return zero3.own_gradients(model)
+    return [local_part(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+
+
 def whole_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor put together, which all processes do; any other tensor as it is."""
     from torch.distributed.tensor import DTensor
 
+    if zero3.is_part(tensor):
+        return zero3.whole_parameter(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -244,12 +267,12 @@ def whole(model: Any, *, keep: bool) -> Iterator[None]:
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module._parameters.items()
-        if isinstance(parameter, DTensor)
+        if isinstance(parameter, DTensor) or zero3.is_part(parameter)
     ]
     gathered: dict[int, nn.Parameter] = {}
     for _, _, parameter in places:
         if id(parameter) not in gathered:  # tied ones stay one parameter
-            full = parameter.detach().full_tensor()  # type: ignore[attr-defined]
+            full = whole_tensor(parameter).detach()
             gathered[id(parameter)] = nn.Parameter(full.cpu() if keep else full[:0], requires_grad=parameter.requires_grad)
     try:
         for module, name, parameter in places if keep else ():

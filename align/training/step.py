@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from align.runtime.group import all_of
+from align.training import zero3
 from align.training.pass_size import PassSize
 from align.training.sharding import keep_parameters, own_share
 
@@ -52,7 +53,10 @@ class StepTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        keep_parameters(self.accelerator)
+        if self.is_deepspeed_enabled:
+            zero3.prepare_otherwise(self.accelerator)
+        else:
+            keep_parameters(self.accelerator)
         size = self.args.per_device_train_batch_size
         most = math.ceil(size * self.args.gradient_accumulation_steps / self.args.world_size)
         self.pass_size = PassSize(min(size, most), "rows")
@@ -120,7 +124,8 @@ class StepTrainer(Trainer):
             largest: int = min(self.pass_size.size, math.ceil(len(inputs.rows) / self.args.world_size))
             return largest
 
-        if self.args.world_size > 1:  # the others would wait for gradients that this process has thrown away
+        # The others would wait for gradients that this process has thrown away. ZeRO-3 has exchanged those of passes before.
+        if self.args.world_size > 1 or self.is_deepspeed_enabled:
             return self.pass_size.only_try(step, used=used)
         return self.pass_size.retry(step, used=used)
 
@@ -168,8 +173,9 @@ class StepTrainer(Trainer):
         losses = []
         while waiting:
             batch, self._is_filler = waiting.pop(0)
-            # FSDP2 would keep whole gradients until the last pass, as large as the whole model.
+            # FSDP2 would keep whole gradients until the last pass, as large as the whole model. ZeRO-3 never does.
             keeps = waiting and not self.accelerator.is_fsdp2
+            self.accelerator.gradient_state._set_sync_gradients(not waiting)
             with self.accelerator.no_sync(model) if keeps else contextlib.nullcontext():
                 losses.append(super().training_step(model, batch, counts))
         self._is_filler = False

@@ -21,12 +21,12 @@ from align.runtime.spread import Spread
 
 @contextmanager
 def weights_of_first(spread: Spread, *, all_read: bool = False) -> Iterator[None]:
-    """Within it, models are loaded with weights in rank 0 only, where the strategy is fsdp2; `shard` sends them to the others.
+    """Within it, models are loaded with weights in rank 0 only, where they divide it; `shard` sends them to the others.
 
     Args:
         all_read: for a model that every process must compute with before it is divided.
     """
-    with weights_come_later(spread.strategy == "fsdp2" and not all_read and dist.get_rank() != 0):
+    with weights_come_later(spread.divides_model and not all_read and dist.get_rank() != 0):
         yield
 
 
@@ -48,15 +48,13 @@ def take_weights(model: nn.Module) -> dict[str, Tensor]:
         Rank 0: what the parameters were, by their first name. Others: nothing.
     """
     is_first = dist.get_rank() == 0
-    named: dict[Tensor, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        named.setdefault(parameter, []).append(name)
+    named = names_of_parameters(model)
     layouts = [_Layout(names, each.shape, each.dtype, each.requires_grad) for each, names in named.items()]
     weights = {names[0]: each.detach() for each, names in named.items()} if is_first else {}
     # Whether weights are tied also depends on the files, which the others have not read.
     for layout in from_first(layouts if is_first else None) or ():
         empty = nn.Parameter(torch.empty(layout.shape, dtype=layout.dtype, device="meta"), requires_grad=layout.requires_grad)
-        _set(model, layout.names, empty)
+        set_parameter(model, layout.names, empty)
     return weights
 
 
@@ -66,11 +64,8 @@ def give_parts(model: nn.Module, weights: dict[str, Tensor]) -> None:
     Args:
         model: divided by FSDP2 since.
     """
-    named: dict[Tensor, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        named.setdefault(parameter, []).append(name)
-    for empty, names in named.items():
-        _set(model, names, _part(empty, weights.pop(names[0], None)))
+    for empty, names in names_of_parameters(model).items():
+        set_parameter(model, names, _part(empty, weights.pop(names[0], None)))
 
 
 def _part(empty: Any, weight: Tensor | None) -> nn.Parameter:
@@ -105,7 +100,16 @@ def send_buffers(model: nn.Module, device: torch.device) -> None:
         model.get_submodule(module)._buffers[leaf] = buffer
 
 
-def _set(model: nn.Module, names: Sequence[str], parameter: nn.Parameter) -> None:
+def names_of_parameters(model: nn.Module) -> dict[Tensor, list[str]]:
+    """The names of each parameter: more than one where it is tied."""
+    named: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        named.setdefault(parameter, []).append(name)
+    return named
+
+
+def set_parameter(model: nn.Module, names: Sequence[str], parameter: nn.Parameter) -> None:
+    """Put a parameter where the names say."""
     for name in names:
         module, _, leaf = name.rpartition(".")
         model.get_submodule(module)._parameters[leaf] = parameter

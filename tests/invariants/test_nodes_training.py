@@ -67,7 +67,7 @@ def test_losses_gradient_norms_and_weights_are_those_of_one_process(trained: Any
     for kind in KINDS:
         found, expected = together[kind], alone[kind]
         assert found.is_sharded == (strategy == "fsdp2")
-        assert len(found.curve) == len(expected.curve) == 6
+        assert len(found.curve) == len(expected.curve) == 6 + 2
         for row, expected_row in zip(found.curve, expected.curve, strict=True):
             assert row == pytest.approx(expected_row, rel=CURVES, abs=CURVES), kind
         for name, weight in expected.weights.items():

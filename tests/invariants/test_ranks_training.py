@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import rank_work
 import torch
-from rank_work import Trained
+from rank_work import Trained, assert_same, make_bases, run
 
 from align.errors import EnvironmentProblem, StageError
-from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.spread import ALONE, Spread
-from align.testing import tiny_causal_lm
 
 pytestmark = pytest.mark.slow
 
@@ -23,29 +21,16 @@ KINDS = ("sft", "tied", "recompute", "momentum", "lora", "dpo", "orpo", "simpo",
 SOME = ("sft", "lora", "dpo", "kto")
 SPREADS = {Spread(2, "ddp"): KINDS, Spread(2, "fsdp2"): KINDS, **dict.fromkeys((Spread(4, "ddp"), Spread(4, "fsdp2")), SOME)}
 SPREADS[Spread(1, "fsdp2")] = SOME[:1]
-# Sums in another order. Measured in float32: curves 6e-7 of a number, weights 6e-8.
-CURVES, WEIGHTS = 1e-5, 1e-6
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model with a head of its own, and one whose head is its embedding."""
-    folder = tmp_path_factory.mktemp("bases")
-    for tied in (False, True):
-        tiny_causal_lm(folder / str(tied), texts=["hello there", "안녕"] * 5, seed=1, tie_word_embeddings=tied)
-    return {kind: folder / str(kind == "tied") for kind in KINDS}
+    return make_bases(tmp_path_factory.mktemp("bases"), KINDS)
 
 
 @pytest.fixture(scope="module")
 def alone(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     return run(bases, tmp_path_factory.mktemp("alone"), ALONE)
-
-
-def run(bases: dict[str, Path], folder: Path, spread: Spread, stop_at: int | None = None) -> dict[str, Trained]:
-    work: Any = partial(rank_work.train_all, bases=bases, work=folder, spread=spread, stop_at=stop_at)
-    if not spread.is_shared:
-        return work(Rank(0, 1, lambda event: None, lambda: None))  # type: ignore[no-any-return]
-    return run_ranks(work, spread, folder=folder / "ranks", emit=lambda event: None, stop_requested=lambda: None).value
 
 
 @pytest.mark.parametrize("spread", SPREADS, ids=str)
@@ -57,15 +42,6 @@ def test_losses_gradient_norms_and_weights_are_those_of_one_process(
     for kind in kinds:
         assert_same(together[kind], alone[kind], kind)
         assert together[kind].is_sharded == (spread.strategy == "fsdp2"), kind
-
-
-def assert_same(found: Trained, expected: Trained, kind: str) -> None:
-    assert len(found.curve) == len(expected.curve) == 6
-    for row, expected_row in zip(found.curve, expected.curve, strict=True):
-        assert row == pytest.approx(expected_row, rel=CURVES, abs=CURVES), kind
-    assert found.weights.keys() == expected.weights.keys(), kind
-    for name, weight in expected.weights.items():
-        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=WEIGHTS, msg=f"{kind}: {name}")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

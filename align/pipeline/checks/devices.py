@@ -21,6 +21,10 @@ def check_devices(
     """
     if trains:
         yield from _processes(file, machine, name)
+        if file.settings.training.strategy == "zero3" and importlib.util.find_spec("deepspeed") is None:
+            text = f"{file.where('training', 'strategy')}: zero3, but DeepSpeed is not installed in this environment"
+            advice = "Install it: pip install 'align-llm[zero3]'; or write strategy: fsdp2, which divides the same."
+            yield Finding(name, text, advice, cause="machine")
         if file.settings.training.nodes > 1 and importlib.util.find_spec("ray") is None:
             text = (
                 f"{file.where('training', 'nodes')}: {file.settings.training.nodes}, but Ray is not installed in this environment"

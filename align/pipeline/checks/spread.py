@@ -13,7 +13,7 @@ from align.pipeline.checks.devices import check_devices
 from align.pipeline.checks.finding import Finding
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import starting_folder
-from align.pipeline.estimate.spread import SPREAD_STAGES, fsdp2_refusal, rows_of_a_step
+from align.pipeline.estimate.spread import SPREAD_STAGES, division_refusal, rows_of_a_step
 from align.pipeline.plan import Plan, PlannedStage
 from align.training.needs import Trains
 
@@ -80,14 +80,16 @@ def refuse_missing_nodes(plan: Plan, to_run: Sequence[PlannedStage]) -> None:
 
 
 def _strategy(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
-    if plan.machine_file.settings.training.strategy != "fsdp2":
+    strategy = plan.machine_file.settings.training.strategy
+    if strategy not in ("fsdp2", "zero3"):
         return
     where = plan.machine_file.where("training", "strategy")
     for stage in to_run:
         config = stage.node.config
         if stage.stage_type in SPREAD_STAGES and isinstance(config, Trains):
             needs = config.training_needs()
-            reason = fsdp2_refusal(needs.peft, starting_folder(plan, needs.model), needs.memory.optimizer)
+            folder = starting_folder(plan, needs.model)
+            reason = division_refusal(strategy, stage.stage_type, needs.peft, folder, needs.memory.optimizer)
             if reason is not None:
                 advice = "Write strategy: ddp, or auto: each process then has a copy of the model."
                 yield Finding(stage.name, f"{where}: {stage.name}: {reason}", advice)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from align.config.peft import Lora, VirtualTokens
 from align.config.sections import OptimizerName
 from align.models.shape import PYTHON_GELUS, LinearLayer, ModelShape
-from align.models.sizes import divergence_tensors, logits_chunk_tokens, teacher_chunk_tokens
+from align.models.sizes import ZERO3_NUMBERS_AT_ONCE, divergence_tensors, logits_chunk_tokens, teacher_chunk_tokens
 from align.runtime.device import Device
 from align.runtime.spread import Spread
 from align.training.needs import Batch, Precision, Teacher
@@ -186,11 +186,14 @@ class LoadedModel:
         """What a process has besides its share of weights, gradients and moments, because others share the training."""
         if spread.strategy == "ddp":  # the buckets in which gradients are summed: gradient_as_bucket_view is off
             return WEIGHT_BYTES * self.trainable_parameters
-        if spread.strategy != "fsdp2":
+        if not spread.divides_model:
             return 0
         # Whole: a layer, the next, which is fetched meanwhile, and the head, which stays from its forward to its backward pass.
         whole = self.shape.vocabulary * self.shape.hidden_size + 2 * self.shape.linear_parameters // self.shape.num_layers
-        return min(whole, self.parameters) * self.weight_bytes // self.parameters
+        gathered = min(whole, self.parameters) * self.weight_bytes // self.parameters
+        if spread.strategy == "zero3":  # the buffer in which it exchanges gradients, and what it fetches ahead
+            gathered += WEIGHT_BYTES * (ZERO3_NUMBERS_AT_ONCE + min(ZERO3_NUMBERS_AT_ONCE, self.parameters))
+        return gathered
 
     def step_bytes(self, device: Device, optimizer: OptimizerName = "adamw") -> int:
         """The optimizer's step besides gradients and moments: tensor by tensor; AdamW on a GPU needs no copies."""

@@ -17,7 +17,7 @@ from align.engines.open import resolve_engine
 from align.engines.vllm_engine import CPU_KV_CACHE_GIB
 from align.errors import EnvironmentProblem
 from align.models.shape import ModelShape
-from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, GRADIENTS_AT_ONCE
+from align.models.sizes import ENGINE_ROWS, FORWARD_TOKENS, GRADIENTS_AT_ONCE, ZERO3_NUMBERS_AT_ONCE
 from align.pipeline.estimate.loaded_model import NUMBER_BYTES, WEIGHT_BYTES, LoadedModel, Peft
 from align.pipeline.estimate.machine import Machine
 from align.runtime.context import PLAIN, MemoryChoice
@@ -125,7 +125,7 @@ def estimate_stage(
         passed, kept_copies = [*passed, reference], [before] * (needs.frozen_copies - 1)
     learning = sum(learner.trainable_parameters for learner in learners)
     sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
-    divided = spread.processes if spread.strategy == "fsdp2" else 1
+    divided = spread.processes if spread.divides_model else 1
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners) // divided,
         "gradients": WEIGHT_BYTES * learning // divided,
@@ -139,6 +139,8 @@ def estimate_stage(
     exchange = _exchange_bytes(learners, passed, spread, in_buckets=needs.sampler is not None)
     # The optimizers of a training with a value model are fused: their step needs nothing more.
     step = 0 if value else model.step_bytes(device, needs.memory.optimizer) // divided
+    if spread.strategy == "zero3":  # it copies the gradients of so many parameters to update them
+        step += WEIGHT_BYTES * min(ZERO3_NUMBERS_AT_ONCE, learning // divided)
     beside = _phases_beside_training(needs, parts["weights"], shapes, lengths, frozen, device)
     between_updates = sum(parts[name] for name in ("weights", "optimizer", "other_models"))
     sampling = sampler + between_updates if sleeps else 0
@@ -176,7 +178,7 @@ def _exchange_bytes(learners: Sequence[LoadedModel], passed: Sequence[LoadedMode
         passed: models without gradients that passes go through, too.
         in_buckets: whether a part of the gradients at a time is summed, after all passes.
     """
-    if spread.strategy == "fsdp2":
+    if spread.divides_model:
         return sum(model.exchange_bytes(spread) for model in (*learners, *passed))
     at_once = sum(learner.exchange_bytes(spread) for learner in learners)
     return min(at_once, WEIGHT_BYTES * GRADIENTS_AT_ONCE) if in_buckets else at_once

@@ -16,11 +16,11 @@ from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import Estimate, method_name
-from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
+from align.pipeline.estimate.spread import division_refusal, spread_of
 from align.pipeline.plan import Plan, PlannedStage
 from align.runtime.spread import ALONE, Spread
 from align.store.artifact import Artifact, Manifest
-from align.training.checkpoint import FOLDER_NAME, all_checkpoints, is_in_parts
+from align.training.checkpoint import FOLDER_NAME, all_checkpoints, strategy_of
 from align.training.needs import RowLength, Trains
 
 METHODS: tuple[Peft, ...] = (None, Lora(method="lora"), Lora(method="qlora"))
@@ -150,7 +150,8 @@ class PlanReader:
         config, settings = stage.node.config, self._plan.machine_file.settings.training
         assert isinstance(config, Trains)
         needs = config.training_needs()
-        refusal = fsdp2_refusal(peft, starting_folder(self._plan, needs.model), needs.memory.optimizer)
+        folder = starting_folder(self._plan, needs.model)
+        refusal = division_refusal("fsdp2", stage.stage_type, peft, folder, needs.memory.optimizer)
 
         def fits_so(spread: Spread) -> bool:
             found = self.estimate(stage, peft, machine, spread)
@@ -158,8 +159,8 @@ class PlanReader:
 
         checkpoints = all_checkpoints(stage.entry.work / FOLDER_NAME)
         # Those of online methods are whole, and fit any strategy.
-        in_parts = is_in_parts(checkpoints[0]) if checkpoints and not isinstance(config, OnlineTraining) else None
-        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so, in_parts=in_parts)
+        began = strategy_of(checkpoints[0]) if checkpoints and not isinstance(config, OnlineTraining) else None
+        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so, checkpoint=began)
 
     def estimate(self, stage: PlannedStage, peft: Peft, machine: Machine, spread: Spread) -> Estimate | None:
         """That of one method and spread, as `fit_stage` makes it; None where the shape of a model is not known."""

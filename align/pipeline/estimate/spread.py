@@ -19,6 +19,8 @@ SPREAD_STAGES = frozenset(
     {"sft", "reward_model", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo", "distill"},
 )
 """Types of stages whose trainings several processes share, of one node or of several."""
+ZERO3_STAGES = frozenset({"sft", "reward_model", "dpo", "orpo", "simpo", "kto"})
+"""Those that zero3 divides. Online methods compute states and logits apart, so that DeepSpeed would not know what to gather."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ def spread_of(
     *,
     refusal: str | None,
     fits: Callable[[Spread], bool],
-    in_parts: bool | None = None,
+    checkpoint: str | None = None,
 ) -> Spread:
     """How a training is spread.
 
     Args:
-        in_parts: whether the checkpoint of an interrupted attempt is in parts; None without a checkpoint. With `auto` the attempt
-            goes on as it began, however much memory is free now.
+        checkpoint: the strategy of an interrupted attempt's checkpoint, as `training.checkpoint.strategy_of` says it. With `auto`
+            the attempt goes on as it began, however much memory is free now.
         config: of the stage.
-        refusal: why the model cannot be divided by fsdp2; None where it can.
+        refusal: why fsdp2 cannot divide the model; None where it can.
         fits: whether the training would fit into a device if it were spread so.
     """
     if stage_type not in SPREAD_STAGES:
@@ -76,11 +78,11 @@ def spread_of(
 
     if settings.strategy != "auto":
         return spread(settings.strategy)
-    if in_parts:
-        return spread("fsdp2")
+    if checkpoint in ("fsdp2", "zero3"):
+        return spread(checkpoint)
     if nodes * each == 1:
         return ALONE
-    whole = refusal is not None or in_parts is False or fits(spread("ddp"))
+    whole = refusal is not None or checkpoint is not None or fits(spread("ddp"))
     return spread("ddp" if whole else "fsdp2")
 
 
@@ -90,18 +92,23 @@ def rows_of_a_step(config: Any) -> int:
     return size
 
 
-def fsdp2_refusal(peft: Peft, folder: ModelFolder | None, optimizer: OptimizerName = "adamw") -> str | None:
-    """Why fsdp2 cannot divide a model; None where it can.
+def division_refusal(
+    strategy: str, stage_type: str, peft: Peft, folder: ModelFolder | None, optimizer: OptimizerName = "adamw"
+) -> str | None:
+    """Why a strategy cannot divide a model among processes; None where it can.
 
     Args:
+        strategy: fsdp2 or zero3.
         folder: of the model; None where it is not known yet.
     """
-    if peft is not None and peft.method == "qlora":
-        return "fsdp2 does not divide weights in 4 bits (qlora)"
+    if strategy == "zero3" and stage_type not in ZERO3_STAGES:
+        return f"zero3 does not train {stage_type}; ddp and fsdp2 do"
+    if peft is not None and (peft.method == "qlora" or (strategy == "zero3" and peft.method != "lora")):
+        return f"{strategy} does not divide {'weights in 4 bits' if peft.method == 'qlora' else 'virtual tokens'} ({peft.method})"
     if folder is not None and (architecture := folder.encoder_decoder):
-        return f"fsdp2 does not divide encoder–decoder models ({architecture})"
+        return f"{strategy} does not divide encoder–decoder models ({architecture})"
     if optimizer != "adamw":  # they fail at their first step
-        return f"fsdp2 does not divide what optimizer {optimizer} keeps; adamw's it does"
+        return f"{strategy} does not divide what optimizer {optimizer} keeps; adamw's it does"
     return None
 
 

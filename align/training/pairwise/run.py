@@ -116,6 +116,7 @@ def train_pairs(
     frozen = frozen_dtype(precision)
     with weights_of_first(context.spread, all_read=policy.changes_initial_policy):
         model = load_trainable(policy, task=task, new_head=new_score_head, pad_token_id=pad_token_id, frozen_dtype=frozen)
+    count_of_trained = count_trained(model)
     model = prepare_model(model, tail_weight=config.tail_weight, spread=context.spread)
     collator = choose_collator(model, rows[:count], context, pad_token_id=pad_token_id, with_prompts=config.counts_prompts)
     if reference is not None and is_own_reference:
@@ -140,7 +141,7 @@ def train_pairs(
         "steps": history.steps,
         "tokens": tokens,
         "trained_tokens": tokens * config.num_epochs,
-        "trained_parameters": count_trained(trainer.model),
+        "trained_parameters": count_of_trained,
         "precision": precision,
         "micro_batch_size": trainer.pass_size.size,
         "gradient_checkpointing": trainer.pass_size.recomputes,

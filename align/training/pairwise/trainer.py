@@ -27,7 +27,7 @@ from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
 from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
-from align.training.sharding import release, shard
+from align.training.sharding import computes_in_bfloat16, release, shard
 
 
 class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
@@ -65,7 +65,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
             return self._objective.shared_value(model(layout=layout_of(inputs)), inputs).sum()
 
     def _arithmetic(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16(self.args))
 
     def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> BatchCounts:
         pairs = sum(len(batch["last_index"]) // 2 for batch in batches)
@@ -124,12 +124,12 @@ def prepare_model(model: Any, *, tail_weight: float = 1.0, spread: Spread = ALON
     """The model in eval mode on the device of training, where `model(layout=…)` returns what `pair_outputs` says.
 
     Args:
-        spread: under fsdp2 the process keeps its part of the model only.
+        spread: under fsdp2 or zero3 the process keeps its part of the model only.
     """
     # Dropout would make the policy differ from a reference that is itself, and the loss at step 0 from that of equal models.
     set_dropout(model, 0.0)
     extend_forward(model, "layout", partial(pair_outputs, tail_weight=tail_weight))
-    return shard(model.eval(), spread) if spread.strategy == "fsdp2" else model.eval().to(device_name())
+    return shard(model.eval(), spread) if spread.divides_model else model.eval().to(device_name())
 
 
 def layout_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from align.config.machine import TrainingProcesses
 from align.config.machine_file import MachineFile, read_machine_settings
 from align.errors import RecipeError
 from align.models.folder import ModelFolder
+from align.models.sizes import ZERO3_NUMBERS_AT_ONCE
 from align.pipeline.checks.spread import check_spread, refuse_in_process
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.plan import PlanEstimate, estimate_plan
-from align.pipeline.estimate.spread import fsdp2_refusal, spread_of
+from align.pipeline.estimate.spread import division_refusal, spread_of
 from align.pipeline.estimate.spread_view import spread_lines, stage_spreads
 from align.pipeline.plan import Plan, make_plan
 from align.runtime.context import MemoryChoice
@@ -64,6 +66,7 @@ def chosen(settings: dict[str, Any], machine: Machine, *, fits: bool = True, ref
         ({"nodes": 2, "processes": 2}, EIGHT, False, Spread(4, "fsdp2", nodes=2)),
         ({"nodes": 2}, EIGHT, True, Spread(6, "ddp", nodes=2)),  # 3 on each
         ({"nodes": 8}, EIGHT, True, Spread(6, "ddp", nodes=6)),
+        ({"strategy": "zero3"}, EIGHT, True, Spread(6, "zero3")),
     ],
 )
 def test_what_decides_how_a_training_is_spread(settings: dict[str, Any], machine: Machine, fits: bool, expected: Spread) -> None:
@@ -76,11 +79,11 @@ def test_auto_leaves_a_model_whole_that_cannot_be_divided() -> None:
 
 def test_a_model_in_4_bits_or_with_an_encoder_cannot_be_divided(project: Path) -> None:
     needs = dict(load_recipe(project, [QLORA]).stages)["dpo"].config.training_needs()  # type: ignore[attr-defined]
-    assert "qlora" in str(fsdp2_refusal(needs.peft, None))
-    assert fsdp2_refusal(None, ModelFolder(project / "base")) is None
+    assert "qlora" in str(division_refusal("fsdp2", "dpo", needs.peft, None))
+    assert division_refusal("fsdp2", "dpo", None, ModelFolder(project / "base")) is None
     config = json.loads((project / "base" / "config.json").read_text())
     (project / "base" / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
-    assert "encoder–decoder" in str(fsdp2_refusal(None, ModelFolder(project / "base")))
+    assert "encoder–decoder" in str(division_refusal("fsdp2", "dpo", None, ModelFolder(project / "base")))
 
 
 def test_the_stages_of_a_plan(project: Path) -> None:
@@ -169,6 +172,7 @@ class TestMemory:
             return LoadedModel(shape).exchange_bytes(Spread(4, strategy))
 
         assert exchange(10, "fsdp2") == exchange(100, "fsdp2") == 4 * (100 * 64 + 2 * 64 * 64)
+        assert exchange(10, "zero3") - exchange(10, "fsdp2") == 4 * (ZERO3_NUMBERS_AT_ONCE + 100 * 64 + 10 * 64 * 64)
         assert exchange(100, "ddp") == 4 * (100 * 64 + 100 * 64 * 64)
         assert exchange(10, "single") == 0
 
@@ -240,6 +244,25 @@ class TestRefusals:
         (line,) = self.said(project, EIGHT, "training: {strategy: fsdp2}", "stages.ppo.optimizer=adamw_8bit")
         assert line.endswith("ppo: fsdp2 does not divide what optimizer adamw_8bit keeps; adamw's it does")
         assert self.said(project, EIGHT, "training: {strategy: ddp}", QLORA) == []
+
+    def test_what_zero3_does_not_train(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        find = importlib.util.find_spec
+        installed: dict[str, Any] = {"deepspeed": None}
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: installed[name] if name in installed else find(name))
+        missing, online = self.said(project, EIGHT, "training: {strategy: zero3}")
+        assert missing == "machine.yaml:1:22: training.strategy: zero3, but DeepSpeed is not installed in this environment"
+        assert online == "machine.yaml:1:22: training.strategy: ppo: zero3 does not train ppo; ddp and fsdp2 do"
+        assert self.said(project, EIGHT, "training: {strategy: auto}") == []
+        installed["deepspeed"] = find("json")
+        for override, reason in (
+            (QLORA, "does not divide weights in 4 bits (qlora)"),
+            ("stages.dpo.peft={method: prompt_tuning}", "does not divide virtual tokens (prompt_tuning)"),
+            ("stages.dpo.optimizer=adafactor", "does not divide what optimizer adafactor keeps; adamw's it does"),
+        ):
+            dpo = next(line for line in self.said(project, EIGHT, "training: {strategy: zero3}", override) if " dpo: " in line)
+            assert dpo.endswith(f"dpo: zero3 {reason}")
+
+    def test_auto_is_possible_where_a_strategy_is_not(self, project: Path) -> None:
         assert self.said(project, EIGHT, "training: {strategy: auto}", QLORA) == []
 
     @pytest.mark.parametrize(
