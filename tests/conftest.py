@@ -25,11 +25,15 @@ for variable in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from align.testing.ray_nodes import RayNodes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +61,17 @@ def short_collections() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # or libraries say at the end that their objects are still there
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[RayNodes]:
+    """A Ray cluster with two nodes of one CPU each."""
+    pytest.importorskip("ray")
+    from align.testing.ray_nodes import RayNodes
+
+    nodes = RayNodes(2, cpus=1)
+    yield nodes
+    nodes.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ CURVES, WEIGHTS = 1e-5, 1e-6
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    pytest.importorskip("ray")
-    nodes = RayNodes(2, cpus=1)
-    yield nodes
-    nodes.close()
-
-
-@pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     online_rank_work.write_inputs(folder)
@@ -43,7 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(nodes: RayNodes, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def trained(two_nodes: RayNodes, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """What one process trains, and what two nodes do, in folders named by the strategy; and what they return."""
     folder = tmp_path_factory.mktemp("trained")
     tiny_causal_lm(folder / "base", texts=["hello there", "안녕"] * 5, seed=1)
@@ -55,7 +46,7 @@ def trained(nodes: RayNodes, inputs: Path, tmp_path_factory: pytest.TempPathFact
         work: Any = partial(node_work.train, **given, folder=folder / strategy, spread=spread)
         ranks = folder / strategy / "ranks"
         found[strategy] = run_ranks(
-            work, spread, folder=ranks, emit=lambda event: None, stop_requested=lambda: None, address=nodes.address
+            work, spread, folder=ranks, emit=lambda event: None, stop_requested=lambda: None, address=two_nodes.address
         ).value
     return folder, found
 
@@ -77,10 +68,12 @@ def test_losses_gradient_norms_and_weights_are_those_of_one_process(trained: Any
 
 
 def test_an_online_training_is_stopped_and_killed_and_goes_on(
-    nodes: RayNodes, inputs: Path, trained: Any, tmp_path: Path
+    two_nodes: RayNodes, inputs: Path, trained: Any, tmp_path: Path
 ) -> None:
     """The first node has the engine; a rank of the other is killed."""
-    run: Any = partial(online_rank_work.run_kinds, inputs, tmp_path, Spread(2, "fsdp2", nodes=2), ("ppo",), address=nodes.address)
+    run: Any = partial(
+        online_rank_work.run_kinds, inputs, tmp_path, Spread(2, "fsdp2", nodes=2), ("ppo",), address=two_nodes.address
+    )
     checkpoints = tmp_path / "ppo" / "output" / "work" / "checkpoints"
     with pytest.raises(StageError, match=r"rank 1 of 2 on node 2 of 2 \(.+, 127\.0\.0\.1\) was killed by signal 9"):
         run(killed=True, stop_at=online_rank_work.STOP_AT, checkpoint_steps=1)

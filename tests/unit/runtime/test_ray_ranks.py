@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,18 @@ from align.testing.ray_nodes import RayNodes
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")]
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    pytest.importorskip("ray")
-    nodes = RayNodes(2, cpus=1)
-    yield nodes
-    nodes.close()
-
-
 def run(
-    nodes: RayNodes, work: Callable[..., Any], folder: Path, *, stop: Callable[[], int | None] = lambda: None
+    two_nodes: RayNodes, work: Callable[..., Any], folder: Path, *, stop: Callable[[], int | None] = lambda: None
 ) -> tuple[Any, list[Event]]:
     events: list[Event] = []
     spread = Spread(2, "ddp", 5.0, nodes=2)
     found = run_ranks(
-        work, spread, folder=folder / "ranks", emit=events.append, stop_requested=stop, address=nodes.address
+        work, spread, folder=folder / "ranks", emit=events.append, stop_requested=stop, address=two_nodes.address
     )  # fmt: skip
     return found.value, events
 
 
-def test_ranks_of_two_nodes_are_one_group_and_a_stop_reaches_all(nodes: RayNodes, tmp_path: Path) -> None:
+def test_ranks_of_two_nodes_are_one_group_and_a_stop_reaches_all(two_nodes: RayNodes, tmp_path: Path) -> None:
     seen: list[Event] = []
 
     def stop() -> int | None:
@@ -56,57 +48,57 @@ def test_ranks_of_two_nodes_are_one_group_and_a_stop_reaches_all(nodes: RayNodes
             folder=tmp_path / "ranks",
             emit=seen.append,
             stop_requested=stop,
-            address=nodes.address,
+            address=two_nodes.address,
         )
     assert caught.value.signal_number == signal.SIGTERM
     assert [event.text for event in seen if isinstance(event, Note)] == ["from 0: [0, 1]"]
 
 
-def test_a_rank_that_is_killed_is_named_with_its_node(nodes: RayNodes, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_named_with_its_node(two_nodes: RayNodes, tmp_path: Path) -> None:
     started = time.monotonic()
     message = r"rank 1 of 2 on node 2 of 2 \(.+, 127\.0\.0\.1\) was killed by signal 9 \(SIGKILL\) before it was done"
     with pytest.raises(StageError, match=message):
-        run(nodes, rank_jobs.die, tmp_path)
+        run(two_nodes, rank_jobs.die, tmp_path)
     assert time.monotonic() - started < 60
 
 
-def test_a_cluster_with_too_few_nodes_is_refused(nodes: RayNodes) -> None:
+def test_a_cluster_with_too_few_nodes_is_refused(two_nodes: RayNodes) -> None:
     # The head has no CPU.
     with pytest.raises(EnvironmentProblem, match=r"training: nodes: 3, but 2 of the 3 nodes of the Ray cluster have 1 CPU"):
-        refuse_few_nodes(nodes.address, 3, 1)
+        refuse_few_nodes(two_nodes.address, 3, 1)
     with pytest.raises(EnvironmentProblem, match="no Ray cluster answers at 127.0.0.1:1"):
         refuse_few_nodes("127.0.0.1:1", 2, 1)
-    refuse_few_nodes(nodes.address, 2, 8)  # without GPUs, their number does not matter
+    refuse_few_nodes(two_nodes.address, 2, 8)  # without GPUs, their number does not matter
 
 
 def test_the_interface_of_an_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
 
 
-def test_a_node_that_dies_before_its_ranks_start_is_an_error_of_the_stage(nodes: RayNodes, tmp_path: Path) -> None:
+def test_a_node_that_dies_before_its_ranks_start_is_an_error_of_the_stage(two_nodes: RayNodes, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_node() -> None:
         if not killed:
-            killed.append(nodes.raylets[0])
+            killed.append(two_nodes.raylets[0])
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(StageError, match="a node of the Ray cluster died before the training began: ") as caught:
-        run(nodes, rank_jobs.die, tmp_path, stop=kill_node)
+        run(two_nodes, rank_jobs.die, tmp_path, stop=kill_node)
     assert "Run the same command again" in str(caught.value)
-    nodes.replace(killed[0])
+    two_nodes.replace(killed[0])
 
 
-def test_a_node_that_dies_is_named(nodes: RayNodes, tmp_path: Path) -> None:
+def test_a_node_that_dies_is_named(two_nodes: RayNodes, tmp_path: Path) -> None:
     """It is the last test with these nodes."""
 
     def kill_node() -> None:
         if (tmp_path / "ready").exists():
-            os.kill(nodes.raylets[0], signal.SIGKILL)
+            os.kill(two_nodes.raylets[0], signal.SIGKILL)
 
     started = time.monotonic()
     with pytest.raises(StageError, match=r"node \d of 2 \(.+, 127\.0\.0\.1\) is gone: .*; all ranks were ended") as caught:
-        run(nodes, rank_jobs.TalkUntilStopped(tmp_path / "ready"), tmp_path, stop=kill_node)
+        run(two_nodes, rank_jobs.TalkUntilStopped(tmp_path / "ready"), tmp_path, stop=kill_node)
     assert "Run the same command again to go on from the last checkpoint." in str(caught.value)
     assert len(caught.value.render().splitlines()) <= 15
     assert time.monotonic() - started < 90
