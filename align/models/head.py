@@ -38,7 +38,9 @@ def target_logps(model: Any, states: Tensor, targets: Tensor, *, temperature: fl
 
 
 def _chunks(model: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    tokens = logits_chunk_tokens(model.get_output_embeddings().out_features, states.device.type)
+    weight = model.get_output_embeddings().weight
+    vocabulary = getattr(weight, "ds_shape", weight.shape)[0]  # DeepSpeed leaves it empty between passes
+    tokens = logits_chunk_tokens(vocabulary, states.device.type)
     return list(zip(states.split(tokens), targets.split(tokens), strict=True))
 
 
