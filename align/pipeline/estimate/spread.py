@@ -107,6 +107,8 @@ def division_refusal(
         return f"{strategy} does not divide {'weights in 4 bits' if peft.method == 'qlora' else 'virtual tokens'} ({peft.method})"
     if folder is not None and (architecture := folder.encoder_decoder):
         return f"{strategy} does not divide encoder–decoder models ({architecture})"
+    if strategy == "zero3" and peft is not None and folder is not None and (folder.new_tokens or folder.trained_token_ids):
+        return "zero3 does not divide a head in which rows of new tokens learn beside an adapter"
     if optimizer != "adamw":  # they fail at their first step
         return f"{strategy} does not divide what optimizer {optimizer} keeps; adamw's it does"
     return None

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from align import load_recipe
 from align.config.machine import TrainingProcesses
 from align.config.machine_file import MachineFile, read_machine_settings
+from align.config.peft import Lora
 from align.errors import RecipeError
 from align.models.folder import ModelFolder
 from align.models.sizes import ZERO3_NUMBERS_AT_ONCE
@@ -81,6 +83,9 @@ def test_a_model_in_4_bits_or_with_an_encoder_cannot_be_divided(project: Path) -
     needs = dict(load_recipe(project, [QLORA]).stages)["dpo"].config.training_needs()  # type: ignore[attr-defined]
     assert "qlora" in str(division_refusal("fsdp2", "dpo", needs.peft, None))
     assert division_refusal("fsdp2", "dpo", None, ModelFolder(project / "base")) is None
+    new_tokens: Any = SimpleNamespace(encoder_decoder=None, new_tokens=("<call>",), trained_token_ids={})
+    assert "rows of new tokens" in str(division_refusal("zero3", "dpo", Lora(method="lora"), new_tokens))
+    assert division_refusal("zero3", "dpo", None, new_tokens) is None
     config = json.loads((project / "base" / "config.json").read_text())
     (project / "base" / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
     assert "encoder–decoder" in str(division_refusal("fsdp2", "dpo", None, ModelFolder(project / "base")))
