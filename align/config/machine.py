@@ -54,6 +54,22 @@ class SamplingEngines(StrictModel):
     """GPUs of one vLLM engine, for models that do not fit into one."""
     pool: Literal["processes", "ray"] = "processes"
     """Where engines run: in processes of this machine, or in actors of a Ray cluster."""
+    devices: Literal["cpu"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """GPUs that sample for online methods and never train, by their place among those that are visible, from 0. Default: they
+    sample on the GPU of the first process that trains. cpu: without GPUs, an engine in a process of its own."""
+
+    @model_validator(mode="after")
+    def _engines_share_devices(self) -> SamplingEngines:
+        if isinstance(self.devices, list):
+            twice = [gpu for gpu in self.devices if self.devices.count(gpu) > 1]
+            if twice:
+                raise ValueError(f"devices names GPU {twice[0]} twice; write each once")
+            if len(self.devices) % self.tensor_parallel:
+                raise ValueError(
+                    f"devices names {len(self.devices)} GPUs, which engines of {self.tensor_parallel} (tensor_parallel) cannot "
+                    "share; write a multiple of it"
+                )
+        return self
 
 
 class RayCluster(StrictModel):

@@ -10,8 +10,9 @@ from typing import Any
 from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder
-from align.runtime.device import has_bfloat16
+from align.runtime.device import has_bfloat16, own_device
 from align.runtime.profile import phase
+from align.runtime.spread import EngineDevices
 
 # Keys of config.json that do not change what weights fit into a running engine.
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "attention_dropout")
@@ -68,11 +69,12 @@ def open_engine(
     max_model_tokens: int,
     memory_share: float | None = None,
     num_gpus: int = 1,
+    joins_training: bool = False,
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
     Args:
-        memory_share, num_gpus: see `VllmEngine`; more than one GPU only for vLLM.
+        memory_share, num_gpus, joins_training: see `VllmEngine`; more than one GPU, and joining, only for vLLM.
     Raises:
         RecipeError, EnvironmentProblem: see `engine_for_model`.
     """
@@ -90,6 +92,7 @@ def open_engine(
             max_model_tokens=max_model_tokens,
             memory_share=memory_share,
             num_gpus=num_gpus,
+            joins_training=joins_training,
         )
     from align.engines.transformers_engine import TransformersEngine
 
@@ -110,3 +113,11 @@ def open_beside_ranks(name: str, model_folder: ModelFolder, **options: Any) -> T
     from align.engines.apart import EngineApart
 
     return EngineApart(partial(open_engine, name, model_folder, **options))
+
+
+def open_separate(name: str, model_folder: ModelFolder, devices: EngineDevices, **options: Any) -> TextEngine:
+    """Engines of vLLM as `open_engine` starts them, on devices that are not those of the training in this process."""
+    from align.engines.separate import SeparateEngines
+
+    opened = partial(open_engine, name, model_folder, num_gpus=devices.tensor_parallel, joins_training=True, **options)
+    return SeparateEngines(opened, devices, own_device())

@@ -29,6 +29,8 @@ class RemoteEngine:
 
     name: str
     version: str
+    title = "the sampling engine"
+    """What errors call it."""
 
     def __init__(self, connection: Connection) -> None:
         """`connection` is answered by `serve`, in another process."""
@@ -83,7 +85,7 @@ class RemoteEngine:
         if error is not None:
             raise error from RemoteTraceback(trace)
         if trace:
-            raise RuntimeError(f"the sampling engine failed:\n{trace}")
+            raise RuntimeError(f"{self.title} failed:\n{trace}")
         return value
 
 

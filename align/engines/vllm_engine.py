@@ -15,6 +15,7 @@ from typing import Any
 from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.engines.vllm_weights import checksums_in, has_head
+from align.engines.weight_transfer import ReceivingWorker, TransferPlace
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
@@ -66,6 +67,7 @@ class VllmEngine:
         max_model_tokens: int,
         memory_share: float | None = None,
         num_gpus: int = 1,
+        joins_training: bool = False,
     ) -> None:
         """Start vLLM with a model; it keeps the environment variables that are set already.
 
@@ -73,6 +75,7 @@ class VllmEngine:
             memory_share: part of a GPU's memory that the engine takes, from which it can sleep; None: most of it, for a GPU
                 that nothing else uses. On a CPU it has no effect.
             num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
+            joins_training: whether `join_training` will be called.
         """
         vllm = import_vllm()
         on_gpu = device_name() == "cuda"
@@ -91,6 +94,8 @@ class VllmEngine:
         options: dict[str, Any] = {"enforce_eager": True}
         if on_gpu:
             options = {"gpu_memory_utilization": memory_share or GPU_MEMORY_SHARE, "enable_sleep_mode": self._can_sleep}
+        if joins_training:
+            options["worker_extension_cls"] = f"{ReceivingWorker.__module__}.{ReceivingWorker.__name__}"
         self._llm = vllm.LLM(
             str(model_folder.base.path),
             dtype=dtype,
@@ -172,8 +177,20 @@ class VllmEngine:
             write_parts(given, Path(folder))
             self._reload(version, weights_path=folder)
 
+    def join_training(self, place: TransferPlace) -> None:
+        """Be ready for `take_weights`: all processes of the engine join the group of `place`."""
+        self._llm.collective_rpc("join_training", args=(place,))
+
+    def take_weights(self, version: int) -> None:
+        """What `update_weights` does, with the weights that a training sends next."""
+        self._llm.collective_rpc("take_weights", args=(self._is_tied and self._has_head,))
+        self._changed(version)
+
     def _reload(self, version: int, **source: Any) -> None:
         self._llm.collective_rpc("reload_weights", kwargs=source)
+        self._changed(version)
+
+    def _changed(self, version: int) -> None:
         self._llm.update_weight_version(str(version))
         self._llm.reset_prefix_cache()
 

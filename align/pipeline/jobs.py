@@ -18,6 +18,7 @@ from align.pipeline.shared_engine import SharedEngine
 from align.pipeline.worker import StageJob, process_environment, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.events import Emit, Note
+from align.runtime.gpus import divided_gpus
 from align.runtime.launcher import Job
 from align.runtime.pool import LOCAL, Pool
 from align.runtime.spread import ALONE, Spread
@@ -82,7 +83,7 @@ class JobMaker:
             name=stage.name,
             run=partial(run_stage, work),
             log=self.log.resolve(),
-            environment={**judge_environment(config, os.environ), **process_environment(os.environ)},
+            environment={**judge_environment(config, os.environ), **process_environment(os.environ), **divided_gpus(spread)},
             can_fork=not _needs_bitsandbytes(config),
         )
 

@@ -242,7 +242,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
 
 def _machine_of(job: StageJob) -> dict[str, Any]:
     """How the stage was spread; empty where it was on one device."""
-    if job.spread.is_shared:
+    if job.spread.is_shared or job.spread.engines is not None:
         return job.spread.facts
     engines, pool = getattr(job.config, "num_workers", 1), job.pool
     if engines == 1 and pool == LOCAL:

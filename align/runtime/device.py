@@ -17,10 +17,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from align.errors import AlignError, EnvironmentProblem
 from align.runtime.gpus import GPU_VARIABLE, visible_gpus
+
+if TYPE_CHECKING:
+    import torch
 
 Device = Literal["cpu", "cuda"]
 BFLOAT16_CAPABILITY = 8.0
@@ -220,6 +223,13 @@ def device_name() -> Device:
         unknown = Problem(f"torch cannot initialise CUDA {torch_cuda():g}", f"Install a newer NVIDIA driver. {ON_THE_CPU}")
         raise _unusable(gpu, gpu.problem or unknown)
     return "cpu"
+
+
+def own_device() -> torch.device:
+    """The device of this process, with its number. Imports torch."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if device_name() == "cuda" else torch.device("cpu")
 
 
 def has_bfloat16() -> bool:

@@ -6,7 +6,11 @@ import glob
 import os
 from itertools import takewhile
 
+from align.runtime.spread import Spread
+
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+SAMPLING_VARIABLE = "ALIGN_SAMPLING_GPUS"
+"""Names the GPUs of a stage on which it samples and does not train; `GPU_VARIABLE` then names the others."""
 
 
 def visible_gpus() -> list[str]:
@@ -24,3 +28,18 @@ def share_of_gpus(devices: list[str], number: int, each: int) -> list[str] | Non
     if each == 0 or len(devices) <= each:
         return None
     return devices[number * each : (number + 1) * each]
+
+
+def divided_gpus(spread: Spread) -> dict[str, str]:
+    """Environment of the process of a stage whose training leaves some of the visible GPUs to engines."""
+    sampling = () if spread.engines is None else spread.engines.gpus
+    if not sampling:
+        return {}
+    names = visible_gpus()
+    others = [name for place, name in enumerate(names) if place not in sampling]
+    return {GPU_VARIABLE: ",".join(others), SAMPLING_VARIABLE: ",".join(names[place] for place in sampling)}
+
+
+def sampling_gpus() -> list[str]:
+    """Names of the GPUs that are not for training, in a process that has the environment of `divided_gpus`."""
+    return [name for name in os.environ.get(SAMPLING_VARIABLE, "").split(",") if name]

@@ -113,7 +113,7 @@ class LocalRanks:
             shutdown_timeout=END_SECONDS,
         )
         try:
-            with _environment(meeting.own_address), _nothing_collected():
+            with talking_over(meeting.own_address), _nothing_collected():
                 elastic_launch(config, serve_rank)(self._theirs, work, self._spread)
         except ChildFailedError as error:
             return {rank: found.exitcode for rank, found in error.failures.items()}
@@ -150,8 +150,8 @@ class LocalRanks:
 
 
 @contextmanager
-def _environment(address: str) -> Iterator[None]:
-    """What ranks find in their environment: the interface that they talk over, unless the user named another."""
+def talking_over(address: str) -> Iterator[None]:
+    """Around the start of a group: the interface with this address in the environment, unless the user named another."""
     new = {name: interface_of(address) for name in INTERFACE_VARIABLES if name not in os.environ}
     os.environ.update(new)
     try:

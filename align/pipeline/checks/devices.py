@@ -11,13 +11,20 @@ from align.pipeline.estimate.machine import Machine
 
 
 def check_devices(
-    file: MachineFile, machine: Machine, name: str, *, trains: bool = True, samples: bool = True, scores: bool = True
+    file: MachineFile,
+    machine: Machine,
+    name: str,
+    *,
+    trains: bool = True,
+    online: bool = True,
+    samples: bool = True,
+    scores: bool = True,
 ) -> Iterator[Finding]:
     """What is missing here.
 
     Args:
         name: of the findings.
-        trains, samples, scores: what will be done; the settings of other work are not looked at.
+        trains, online, samples, scores: what will be done; the settings of other work are not looked at.
     """
     if trains:
         yield from _processes(file, machine, name)
@@ -30,6 +37,8 @@ def check_devices(
                 f"{file.where('training', 'nodes')}: {file.settings.training.nodes}, but Ray is not installed in this environment"
             )
             yield Finding(name, text, "Install it: pip install 'align-llm[ray]'.", cause="machine")
+    if online:
+        yield from _apart(file, machine, name)
     if not (samples or scores):
         return
     if file.settings.sampling.pool == "ray":  # its GPUs are those of the cluster
@@ -46,6 +55,25 @@ def _processes(file: MachineFile, machine: Machine, name: str) -> Iterator[Findi
         text = f"{file.where('training', 'processes')}: {wanted}, but {_gpus(machine.num_gpus)}"
         advice = f"Write processes: {machine.num_gpus}, or auto: each process has a GPU of its own."
         yield Finding(name, text, advice, cause="machine")
+
+
+def _apart(file: MachineFile, machine: Machine, name: str) -> Iterator[Finding]:
+    """What is wrong with devices that only sample for online methods."""
+    devices, there = file.settings.sampling.devices, machine.num_gpus
+    if devices is None:
+        return
+    text, advice = "", "Leave devices out: online methods then sample on the GPU of the first process."
+    if devices == "cpu":
+        text = f"cpu, but {_gpus(there)}" if there else ""
+    elif machine.device == "cpu":
+        text, advice = f"{devices}, but there is no GPU here that stages can use", "Leave devices out, or write cpu."
+    elif max(devices) >= there:
+        # A count from 1 is what a mistake looks like most often.
+        text, advice = f"there is no GPU {max(devices)}: {_gpus(there)}, numbered from 0", "Write other numbers."
+    elif len(devices) == there:
+        text = f"{devices} are all the GPUs that are visible, which leaves none to train on"
+    if text:
+        yield Finding(name, f"{file.where('sampling', 'devices')}: {text}", advice, cause="machine")
 
 
 def _engines(file: MachineFile, machine: Machine, name: str, *, samples: bool) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from align.config.machine import training_processes
+from align.config.online import OnlineTraining
 from align.config.sections import GenerationEngine
 from align.engines.open import resolve_engine
 from align.errors import RecipeError
@@ -13,7 +14,7 @@ from align.pipeline.checks.devices import check_devices
 from align.pipeline.checks.finding import Finding
 from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.plan import starting_folder
-from align.pipeline.estimate.spread import SPREAD_STAGES, division_refusal, rows_of_a_step
+from align.pipeline.estimate.spread import SPREAD_STAGES, division_refusal, engine_devices, rows_of_a_step
 from align.pipeline.plan import Plan, PlannedStage
 from align.training.needs import Trains
 
@@ -33,10 +34,11 @@ def check_spread(plan: Plan, machine: Machine | None = None) -> list[Finding]:
         found,
         plan.recipe.name,
         trains=any(stage.stage_type in SPREAD_STAGES for stage in to_run),
+        online=any(isinstance(stage.node.config, OnlineTraining) for stage in to_run),
         samples=any(samples),
         scores=not all(samples),
     )
-    findings = [*devices, *_strategy(plan, to_run), *_engines(plan, to_run)]
+    findings = [*devices, *_strategy(plan, to_run), *_engines(plan, to_run), *_apart(plan, to_run)]
     # Stages of one form may say the same.
     return list(dict.fromkeys(findings))
 
@@ -47,7 +49,16 @@ def refuse_in_process(plan: Plan) -> None:
     Raises:
         RecipeError: if it does.
     """
-    training = plan.machine_file.settings.training
+    training, sampling = plan.machine_file.settings.training, plan.machine_file.settings.sampling
+    online = next(
+        (stage.name for stage in plan.stages if stage.status == "run" and engine_devices(stage.node.config, sampling)), ""
+    )
+    if online:
+        where = plan.machine_file.where("sampling", "devices")
+        raise RecipeError(
+            f"--in-process: {where} gives {online} an engine on other devices, which takes other processes",
+            hint="Leave --in-process or devices out.",
+        )
     if training.processes in ("auto", 1) and training.strategy in ("auto", "single") and training.nodes == 1:
         return  # `auto` is one process here
     stage = next((stage for stage in plan.stages if stage.status == "run" and stage.stage_type in SPREAD_STAGES), None)
@@ -66,8 +77,9 @@ def refuse_missing_nodes(plan: Plan, to_run: Sequence[PlannedStage]) -> None:
     Raises:
         EnvironmentProblem: if there is no cluster, or it has too few nodes.
     """
-    training = plan.machine_file.settings.training
-    configs: list[Any] = [stage.node.config for stage in to_run if stage.stage_type in SPREAD_STAGES]
+    training, sampling = plan.machine_file.settings.training, plan.machine_file.settings.sampling
+    trainings: list[Any] = [stage.node.config for stage in to_run if stage.stage_type in SPREAD_STAGES]
+    configs = [config for config in trainings if engine_devices(config, sampling) is None]  # the others are on this node
     if training.nodes == 1 or not configs:
         return
     from align.runtime.ray_ranks import refuse_few_nodes
@@ -100,6 +112,25 @@ def _engines(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
     for stage in to_run if each > 1 else ():
         if isinstance(stage.node.config, GenerationEngine):
             yield from _of_model(plan, stage, each, where)
+
+
+def _apart(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
+    """What stands in the way of engines on devices of their own, beside online methods."""
+    sampling = plan.machine_file.settings.sampling
+    for stage in to_run:
+        config: Any = stage.node.config
+        if engine_devices(config, sampling) is None:
+            continue
+        if resolve_engine(config.engine) != "vllm":
+            where = plan.machine_file.where("sampling", "devices")
+            text = f"{where}: only vLLM samples on devices of its own, and it is not what samples in {stage.name}"
+            yield Finding(stage.name, text, "Leave devices out, or let vLLM sample (engine: vllm).")
+        elif sampling.tensor_parallel > 1:
+            where = plan.machine_file.where("sampling", "tensor_parallel")
+            yield from _of_model(plan, stage, sampling.tensor_parallel, where)
+            if config.check_weights:
+                text = f"{where}: {stage.name} has check_weights, which knows engines of one GPU only"
+                yield Finding(stage.name, text, "Leave one of the two out.")
 
 
 def _of_model(plan: Plan, stage: PlannedStage, each: int, where: str) -> Iterator[Finding]:

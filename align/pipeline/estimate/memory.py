@@ -124,7 +124,9 @@ def estimate_stage(
         reference, before = (LoadedModel(shapes[needs.model], learns=learns, frozen=frozen) for learns in (False, True))
         passed, kept_copies = [*passed, reference], [before] * (needs.frozen_copies - 1)
     learning = sum(learner.trainable_parameters for learner in learners)
-    sampler, sleeps = _sampler_bytes(needs.sampler, model.shape, machine)
+    # An engine on GPUs of its own takes nothing from those that train.
+    is_elsewhere = spread.engines is not None and device == "cuda"
+    sampler, sleeps = _sampler_bytes(None if is_elsewhere else needs.sampler, model.shape, machine)
     divided = spread.processes if spread.divides_model else 1
     parts = {
         "weights": sum(learner.weight_bytes for learner in learners) // divided,

@@ -147,7 +147,7 @@ class PlanReader:
 
     def spread(self, stage: PlannedStage, peft: Peft, machine: Machine) -> Spread:
         """How a stage is spread that trains with this method. What is not known counts as if it fitted."""
-        config, settings = stage.node.config, self._plan.machine_file.settings.training
+        config, settings = stage.node.config, self._plan.machine_file.settings
         assert isinstance(config, Trains)
         needs = config.training_needs()
         folder = starting_folder(self._plan, needs.model)
@@ -160,7 +160,16 @@ class PlanReader:
         checkpoints = all_checkpoints(stage.entry.work / FOLDER_NAME)
         # Those of online methods are whole, and fit any strategy.
         began = strategy_of(checkpoints[0]) if checkpoints and not isinstance(config, OnlineTraining) else None
-        return spread_of(stage.stage_type, config, settings, machine, refusal=refusal, fits=fits_so, checkpoint=began)
+        return spread_of(
+            stage.stage_type,
+            config,
+            settings.training,
+            machine,
+            refusal=refusal,
+            fits=fits_so,
+            checkpoint=began,
+            sampling=settings.sampling,
+        )
 
     def estimate(self, stage: PlannedStage, peft: Peft, machine: Machine, spread: Spread) -> Estimate | None:
         """That of one method and spread, as `fit_stage` makes it; None where the shape of a model is not known."""

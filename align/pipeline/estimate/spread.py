@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from align.config.judge import iterate_judges
@@ -13,7 +13,7 @@ from align.config.sections import GenerationEngine, OptimizerName
 from align.models.folder import ModelFolder
 from align.pipeline.estimate.loaded_model import Peft
 from align.pipeline.estimate.machine import Machine
-from align.runtime.spread import ALONE, Spread
+from align.runtime.spread import ALONE, EngineDevices, Spread
 
 SPREAD_STAGES = frozenset(
     {"sft", "reward_model", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo", "distill"},
@@ -59,10 +59,12 @@ def spread_of(
     refusal: str | None,
     fits: Callable[[Spread], bool],
     checkpoint: str | None = None,
+    sampling: SamplingEngines | None = None,
 ) -> Spread:
     """How a training is spread.
 
     Args:
+        sampling: of the machine file; an online method may sample on devices of its own.
         checkpoint: the strategy of an interrupted attempt's checkpoint, as `training.checkpoint.strategy_of` says it. With `auto`
             the attempt goes on as it began, however much memory is free now.
         config: of the stage.
@@ -71,19 +73,39 @@ def spread_of(
     """
     if stage_type not in SPREAD_STAGES:
         return ALONE
-    nodes, each = training_processes(settings, num_gpus=machine.num_gpus, batch_size=rows_of_a_step(config))
+    engines = engine_devices(config, sampling)
+    if engines is not None:
+        settings = settings.model_copy(update={"nodes": 1})
+    num_gpus = machine.num_gpus
+    if engines is not None and engines.gpus:
+        num_gpus -= len(engines.gpus)
+        if settings.processes != "auto":  # that is for trainings that have all GPUs
+            settings = settings.model_copy(update={"processes": max(1, min(settings.processes, num_gpus))})
+    nodes, each = training_processes(settings, num_gpus=num_gpus, batch_size=rows_of_a_step(config))
 
     def spread(strategy: str) -> Spread:
-        return Spread(nodes * each, strategy, settings.hang_minutes, nodes)
+        return Spread(nodes * each, strategy, settings.hang_minutes, nodes, engines)
 
     if settings.strategy != "auto":
         return spread(settings.strategy)
     if checkpoint in ("fsdp2", "zero3"):
         return spread(checkpoint)
     if nodes * each == 1:
-        return ALONE
+        return replace(ALONE, engines=engines)
     whole = refusal is not None or checkpoint is not None or fits(spread("ddp"))
     return spread("ddp" if whole else "fsdp2")
+
+
+def engine_devices(config: Any, sampling: SamplingEngines | None) -> EngineDevices | None:
+    """Devices that only sample while a stage trains; None: it samples on those that train, or not at all.
+
+    Args:
+        config: of the stage.
+    """
+    if sampling is None or sampling.devices is None or not isinstance(config, OnlineTraining):
+        return None
+    gpus = () if sampling.devices == "cpu" else tuple(sampling.devices)
+    return EngineDevices(gpus, sampling.tensor_parallel)
 
 
 def rows_of_a_step(config: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from align.data.encoding import encode_prompts
 from align.engines.holder import EngineHolder
-from align.engines.open import open_beside_ranks
+from align.engines.open import open_beside_ranks, open_separate
 from align.engines.task import max_prompt_tokens_for
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder, refuse_encoder_decoder
@@ -120,9 +120,11 @@ def _run(
     # One process samples and scores for all.
     engine = None
     if context.is_first:
-        if context.spread.is_shared:
-            options = {"dtype": config.dtype, "max_model_tokens": max_tokens, "memory_share": config.engine_memory_share}
-            engine = open_beside_ranks(config.engine, folder, **options)
+        options = {"dtype": config.dtype, "max_model_tokens": max_tokens}
+        if context.spread.engines is not None:
+            engine = open_separate(config.engine, folder, context.spread.engines, **options)
+        elif context.spread.is_shared:
+            engine = open_beside_ranks(config.engine, folder, memory_share=config.engine_memory_share, **options)
         else:
             holder = EngineHolder(config, memory_share=config.engine_memory_share, host=context.engine_host)
             engine = holder.engine_for(folder, max_tokens)

@@ -232,6 +232,43 @@ class TestMemory:
             assert stage.of_recipe.spread == stage.spread
 
 
+class TestDevicesThatOnlySample:
+    """Of online methods, by `sampling: {devices: …}`."""
+
+    def of_ppo(self, project: Path, on: Machine, devices: Any, *overrides: str, **training: Any) -> Any:
+        machine = {"sampling": {"devices": devices} if devices else {}, "training": training}
+        found = estimate_plan(plan_of(project, machine, "stages.ppo.mini_batch_size=16", *overrides), on)
+        return next(stage for stage in found.stages if stage.name == "ppo")
+
+    def test_the_others_train(self, project: Path) -> None:
+        both = "2 engines on GPUs 6, 7"
+        assert str(self.of_ppo(project, EIGHT, [6, 7]).spread) == f"6 processes, ddp; {both}"
+        assert str(self.of_ppo(project, EIGHT, [6, 7], processes=8).spread) == f"6 processes, ddp; {both}"
+        assert str(self.of_ppo(project, EIGHT, [6, 7], processes=4, strategy="fsdp2").spread) == f"4 processes, fsdp2; {both}"
+        assert str(self.of_ppo(project, replace(GPU, num_gpus=2), [0]).spread) == "1 process; 1 engine on GPU 0"
+        assert str(self.of_ppo(project, CPU, "cpu").spread) == "1 process; 1 engine on the CPU"
+
+    def test_a_plan_shows_them_and_other_stages_have_all_gpus(self, project: Path) -> None:
+        two = {"sampling": {"devices": [4, 5, 6, 7], "tensor_parallel": 2}}
+        plan = plan_of(project, two, "stages.sft.batch_size=8", "stages.ppo.mini_batch_size=8")
+        found = stage_spreads(plan, estimate_plan(plan, EIGHT))
+        assert {"  8 processes, ddp: sft", "  4 processes, ddp; 2 engines of 2 GPUs on GPUs 4, 5, 6, 7: ppo"} <= set(
+            spread_lines(found, "machine.yaml")
+        )
+        (ppo,) = [one.to_json() for one in found if one.name == "ppo"]
+        assert (ppo["processes"], ppo["devices"], ppo["tensor_parallel"]) == (4, [4, 5, 6, 7], 2)
+
+    def test_the_engine_is_not_in_the_memory_of_what_trains(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("align.pipeline.estimate.memory.resolve_engine", lambda name: "vllm")
+        on, ahead = replace(GPU, num_gpus=2), "stages.ppo.rollouts_ahead=1"
+        beside = self.of_ppo(project, on, None, ahead, strategy="single").of_recipe.memory
+        apart = self.of_ppo(project, on, [1], ahead).of_recipe.memory
+        assert beside.other_models - apart.other_models == round(0.3 * GPU.total_bytes)
+        assert beside.peak - apart.peak >= 0.3 * GPU.total_bytes * 0.99
+        # A computer has one memory.
+        assert self.of_ppo(project, CPU, "cpu").of_recipe.memory == self.of_ppo(project, CPU, None).of_recipe.memory
+
+
 class TestRefusals:
     def said(self, project: Path, on: Machine, text: str, *overrides: str) -> list[str]:
         found = check_spread(plan_of(project, {}, *overrides, text=text), on)
@@ -289,6 +326,45 @@ class TestRefusals:
         assert any(said in line for line in self.said(project, machine, f"sampling: {{{sampling}}}"))
         assert self.said(project, machine, f"sampling: {{{sampling}, pool: ray}}") == [] or "heads" in said
 
+    @pytest.mark.parametrize(
+        ("machine", "sampling", "said"),
+        [
+            (CPU, "[1]", "[1], but there is no GPU here that stages can use"),
+            (EIGHT, "[7, 8]", "there is no GPU 8: 8 GPUs are visible, numbered from 0"),
+            (replace(GPU, num_gpus=2), "[1, 0]", "[1, 0] are all the GPUs that are visible, which leaves none to train on"),
+            (EIGHT, "cpu", "cpu, but 8 GPUs are visible"),
+        ],
+    )
+    def test_devices_that_cannot_only_sample(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, sampling: str, said: str
+    ) -> None:
+        monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "vllm")
+        assert self.said(project, machine, f"sampling: {{devices: {sampling}}}") == [
+            f"machine.yaml:1:21: sampling.devices: {said}"
+        ]
+
+    def test_devices_of_their_own_need_vllm_and_weights_that_are_whole(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "transformers")
+        (line,) = self.said(project, EIGHT, "sampling: {devices: [7]}")
+        assert line.startswith("machine.yaml:1:21: sampling.devices: only vLLM") and line.endswith("samples in ppo")
+        monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "vllm")
+        config = project / "base" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "num_attention_heads": 4}))
+        two = "sampling: {devices: [6, 7], tensor_parallel: 2}"
+        assert self.said(project, EIGHT, two) == []
+        (line,) = self.said(project, EIGHT, two, "stages.ppo.check_weights=true")
+        assert line.startswith("machine.yaml:1:46: sampling.tensor_parallel: ppo has check_weights")
+
+    @pytest.mark.parametrize(
+        ("devices", "said"),
+        [("[3, 1, 3]", "GPU 3 twice"), ("[1, 2, 3], tensor_parallel: 2", "3 GPUs, which engines of 2"), ("[]", "at least 1")],
+    )
+    def test_lists_that_make_no_sense(self, project: Path, devices: str, said: str) -> None:
+        with pytest.raises(RecipeError, match=rf"machine.yaml:1:1\d?: sampling.*{said}"):
+            plan_of(project, {}, text=f"sampling: {{devices: {devices}}}")
+
     def test_several_gpus_need_vllm(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("align.pipeline.checks.spread.resolve_engine", lambda name: "transformers")
         lines = self.said(project, EIGHT, "sampling: {tensor_parallel: 2}")
@@ -312,5 +388,7 @@ class TestRefusals:
             refuse_in_process(plan_of(project, {}, text="training: {strategy: fsdp2}"))
         with pytest.raises(RecipeError, match=r"training.nodes is 2"):
             refuse_in_process(plan_of(project, {}, text="training: {nodes: 2}"))
+        with pytest.raises(RecipeError, match=r"--in-process: .*machine.yaml:1:21: sampling.devices gives ppo an engine"):
+            refuse_in_process(plan_of(project, {}, text="sampling: {devices: cpu}"))
         refuse_in_process(plan_of(project, {"training": {"processes": 1}}))
         refuse_in_process(make_plan(load_recipe(project), project / "none", machine_file=MachineFile()))
