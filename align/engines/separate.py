@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.engines.apart import EngineApart
 from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings, TextEngine
-from align.engines.weight_transfer import WeightSender
+from align.engines.weight_transfer import CONSEQUENCE_SECONDS, WeightSender
 from align.runtime.gpus import GPU_VARIABLE, sampling_gpus
 from align.runtime.local_ranks import LOOPBACK, talking_over
 from align.runtime.spread import EngineDevices
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CONSEQUENCE_SECONDS = 1.0
-"""How long the end of one engine may be known later than the error that it causes in another."""
 DIFFERS = -1
 """In place of a checksum that engines do not agree on; it is none."""
 
@@ -113,7 +111,8 @@ class SeparateEngines:
     def _look_after(self) -> None:
         """Raise the error of an engine that answers before it can be done, or is gone; of one that is gone first."""
         if any(engine.has_answered() for engine in self._engines):
-            time.sleep(CONSEQUENCE_SECONDS)
+            if len(self._engines) > 1:  # the end of another may be the cause
+                time.sleep(CONSEQUENCE_SECONDS)
             for engine in sorted(self._engines, key=EngineApart.is_alive):
                 if engine.has_answered():
                     engine.answer()

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 300.0
 """How long one tensor may take, or the others to join."""
 POLL_SECONDS = 0.0005
+LOOK_SECONDS = 0.1
+CONSEQUENCE_SECONDS = 3.0
+"""How much later than the error that it causes the end of an engine may be known."""
 HEAD = "head/"
 """Before the number of a tensor, in keys of the store."""
 SENDER = 0
@@ -215,7 +218,7 @@ def _wait(is_done: Callable[[], bool], look_after: Callable[[], None], what: str
     started, looked = time.monotonic(), 0.0
     while not is_done():
         now = time.monotonic()
-        if now - looked > 0.1:
+        if now - looked > LOOK_SECONDS:
             look_after()
             looked = now
         if now - started > PATIENCE_SECONDS:
@@ -227,8 +230,11 @@ def _wait(is_done: Callable[[], bool], look_after: Callable[[], None], what: str
 
 
 def _failed(error: RuntimeError, look_after: Callable[[], None]) -> StageError:
-    """The error of a transfer that failed; raises that of a receiver that is gone."""
-    look_after()
+    """The error of a transfer that failed; raises that of a receiver that is gone, which may be known a little later."""
+    until = time.monotonic() + CONSEQUENCE_SECONDS
+    while time.monotonic() < until:
+        look_after()
+        time.sleep(LOOK_SECONDS)
     return StageError(
         f"The weights could not be handed to the sampling engine: {str(error).splitlines()[0]}",
         hint="The log says more; run the same command again to go on from the last checkpoint.",
