@@ -66,10 +66,12 @@ class SeparateEngines:
             engine.wait_until_open()
 
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
-        share = -(-len(requests) // len(self._engines))
-        for number, engine in enumerate(self._engines):
-            engine.begin("generate", list(requests[number * share : (number + 1) * share]), settings)
-        return [completions for found in self._answers() for completions in found]
+        size = -(-len(requests) // len(self._engines)) or 1
+        shares = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
+        used = self._engines[: len(shares)]
+        for engine, share in zip(used, shares, strict=True):
+            engine.begin("generate", share, settings)
+        return [completions for engine in used for completions in engine.answer()]
 
     def load_weights(self, model_folder: Any) -> None:
         self._all("load_weights", model_folder)
