@@ -25,10 +25,11 @@ setup: $(BIN)/python
 quickstart: setup
 	$(BIN)/align run recipes/quickstart
 
-# Two processes with one thread each, for two cores; the tests of a file stay together, as they share what they made.
+# Three processes with one thread each, for two cores, as tests wait a third of their time: for processes to start and to end. The
+# tests of a file stay together, as they share what they made.
 # xdist would start with the files that have the most tests; tests/conftest.py knows which are slow. Bytecode is kept even where
 # the variable forbids it: tests start many processes, and each would compile align again.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST)
