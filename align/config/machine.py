@@ -33,7 +33,8 @@ class TrainingProcesses(StrictModel):
     model too, so that each holds a part of weights, gradients and optimizer. zero3: the same by DeepSpeed's ZeRO-3, for all but
     online methods. auto: single for one process, ddp where a copy fits into a GPU, else fsdp2."""
     hang_minutes: float = Field(default=30.0, gt=0)
-    """A training of several processes is ended if none of them has finished a step, or a batch of rows, for so long."""
+    """A training of several processes is ended if none of them has finished a step, or a batch of rows, for so long. While an
+    online method samples, scores or goes through a rollout batch, every token, batch and pass counts."""
 
     @model_validator(mode="after")
     def _single_is_one_process(self) -> TrainingProcesses:

@@ -9,7 +9,7 @@ tensors of one layer that have changed places; those show in `rollout/sampler_ga
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,12 +56,32 @@ def checksums_of(weights: Iterable[tuple[str, Tensor]], dtype: str) -> dict[str,
         weights: by name.
         dtype: that all of them are rounded to before.
     """
+    return of_parts([sums_by_name(weights, dtype)])
+
+
+def sums_by_name(weights: Iterable[tuple[str, Tensor]], dtype: str) -> dict[str, int]:
+    """The same of every tensor, by its name."""
     import torch
 
-    parts: dict[str, int] = {}
+    sums: dict[str, int] = {}
     for name, tensor in weights:
+        sums[name] = (sums.get(name, 0) + _mixed_sum(tensor.detach(), getattr(torch, dtype))) % WORD
+    return sums
+
+
+def of_parts(devices: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The checksum of every part of a model that several devices divide.
+
+    Each has some rows or columns of most tensors, and the whole of others, such as norms; or the same heads of keys and values as
+    some of the others. What several of them hold alike therefore counts once.
+
+    Args:
+        devices: of each, what `sums_by_name` found there.
+    """
+    parts: dict[str, int] = {}
+    for name in dict.fromkeys(name for sums in devices for name in sums):
         part = part_of(name)
-        parts[part] = (parts.get(part, 0) + _mixed_sum(tensor.detach(), getattr(torch, dtype))) % WORD
+        parts[part] = (parts.get(part, 0) + sum({sums.get(name, 0) for sums in devices})) % WORD
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,10 +15,14 @@ from align.engines.checksum import WeightChecksums
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
 from align.errors import AlignError, StageError
 from align.runtime.device import free_memory, out_of_memory
+from align.runtime.life import still_working, watched_by
 from align.runtime.process import RemoteTraceback
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LIFE_SECONDS = 1.0
 
 
 class ConnectionEnded(Exception):
@@ -79,9 +84,11 @@ class RemoteEngine:
             ConnectionEnded: if the process died. AlignError: what was raised there. RuntimeError: for another error there.
         """
         try:
-            value, error, trace = self._connection.recv()
+            while (answer := self._connection.recv()) is None:
+                still_working()
         except (EOFError, ConnectionResetError):
             raise ConnectionEnded from None
+        value, error, trace = answer
         if error is not None:
             raise error from RemoteTraceback(trace)
         if trace:
@@ -107,9 +114,19 @@ def serve(connection: Connection, method_of: Callable[[str], Callable[..., Any]]
 
 
 def answer_with(connection: Connection, compute: Callable[..., Any], *arguments: Any) -> bool:
-    """Send the result of `compute`, or its error; whether it is a result."""
+    """Send the result of `compute`, or its error; whether it is a result. Signs of life travel meanwhile, one a second."""
+    said = time.monotonic()
+
+    def say() -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said > LIFE_SECONDS:
+            said = now
+            connection.send(None)
+
     try:
-        connection.send((compute(*arguments), None, ""))
+        with watched_by(say):
+            result = compute(*arguments)
+        connection.send((result, None, ""))
     except Exception as error:  # whoever asked deals with it
         known = error if isinstance(error, AlignError) else None
         if (problem := out_of_memory(error)) is not None:

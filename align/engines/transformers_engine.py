@@ -18,6 +18,7 @@ from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
 from align.models.virtual_tokens import start_cache
 from align.runtime.device import device_name, free_memory, out_of_memory
+from align.runtime.life import still_working
 from align.runtime.profile import phase
 
 NextLogits = Callable[[list[int] | None], Tensor]
@@ -122,6 +123,7 @@ class TransformersEngine:
         open_rows = set(range(len(rows)))
         drawn: list[int] | None = None
         for _ in range(min(settings.max_completion_tokens, self._room(prompts))):
+            still_working()
             drawn, drawn_logps = self._draw(following(drawn), generators, settings)
             for row in list(open_rows):
                 tokens[row].append(drawn[row])

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.engines.checksum import WeightChecksums
+from align.engines.checksum import WeightChecksums, of_parts
 from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
-from align.engines.vllm_weights import checksums_in, has_head
+from align.engines.vllm_weights import has_head, sums_in
 from align.engines.weight_transfer import ReceivingWorker, TransferPlace
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
+from align.runtime.life import still_working
 from align.runtime.profile import phase
 
 MAX_NUM_SEQS = 256
@@ -114,6 +115,8 @@ class VllmEngine:
             tensor_parallel_size=num_gpus,
             **options,
         )
+        engine = self._llm.llm_engine
+        engine.step = partial(_step, engine.step)
         # Gemma 2 and Command R have no head there: vLLM's model multiplies by the embedding table.
         self._has_head = any(self._llm.apply_model(has_head))
         self._dtype = dtype
@@ -195,8 +198,7 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
 
     def weight_checksums(self) -> WeightChecksums:
-        # Those of several GPUs would have to be put together from parts that overlap.
-        (parts,) = self._llm.apply_model(partial(checksums_in, dtype=self._dtype))
+        parts = of_parts(self._llm.apply_model(partial(sums_in, dtype=self._dtype)))
         return WeightChecksums(parts, self._dtype, has_tied_head=self._is_tied and self._has_head)
 
     @property
@@ -220,3 +222,9 @@ class VllmEngine:
         del self._llm
         gc.collect()
         self._torch.set_num_threads(self._threads)
+
+
+def _step(step: Callable[[], Any]) -> Any:
+    """A step of vLLM's engine, in which every open completion gets a token."""
+    still_working()
+    return step()

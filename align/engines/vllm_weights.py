@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from align.engines.checksum import checksums_of
+from align.engines.checksum import sums_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,19 +19,37 @@ def has_head(model: Any) -> bool:
     return any(name.rpartition(".")[2] == "lm_head" for name, _ in model.named_modules())
 
 
-def checksums_in(model: Any, *, dtype: str) -> dict[str, int]:
-    """The checksum of every part of a vLLM model, of the numbers that its layers multiply by."""
-    return checksums_of(_weights(model), dtype)
+def sums_in(model: Any, *, dtype: str) -> dict[str, int]:
+    """The checksums of what a device has of a vLLM model, by name, of the numbers that its layers multiply by."""
+    return sums_by_name(_weights(model), dtype)
 
 
 def _weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Every parameter in pieces. One that two modules share comes twice, as the tied head that an exchange is given."""
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "weight" and hasattr(module, "cpu_linear"):
-                yield from ((f"{prefix}.{name}", piece) for piece in _as_multiplied(module, parameter))
-            else:
-                yield f"{prefix}.{name}", parameter
+            is_packed = name == "weight" and hasattr(module, "cpu_linear")
+            for piece in _as_multiplied(module, parameter) if is_packed else [parameter]:
+                yield from _by_projection(f"{prefix}.{name}", module, piece, outputs=1 if is_packed else 0)
+
+
+def _by_projection(name: str, module: Any, piece: Tensor, *, outputs: int) -> Iterator[tuple[str, Tensor]]:
+    """Queries, keys and values, which vLLM joins, each for itself: of a model that several devices divide, some may have the same
+    heads of keys and values, but never of queries.
+
+    Args:
+        outputs: dimension of the layer's outputs.
+    """
+    if not hasattr(module, "num_kv_head_replicas"):
+        yield name, piece
+        return
+    heads = (
+        module.num_heads * module.head_size,
+        module.num_kv_heads * module.head_size,
+        module.num_kv_heads * module.v_head_size,
+    )
+    for projection, part in zip("qkv", piece.split(heads, outputs), strict=True):
+        yield f"{name}.{projection}", part
 
 
 def _as_multiplied(module: Any, weight: Tensor) -> Iterator[Tensor]:

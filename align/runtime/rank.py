@@ -14,11 +14,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
 from align.errors import AlignError
 from align.runtime.events import Emit, Event
+from align.runtime.life import watched_by
 from align.runtime.process import end_with_parent
 from align.runtime.spread import Spread
 
@@ -27,6 +29,8 @@ CONSEQUENCE_SECONDS = 5.0
 """How long a rank with an error that may follow from another's death lives on, so that the death itself is found first."""
 
 DONE_POLL_SECONDS = 0.05
+NO_TIMEOUT = timedelta(days=10)
+"""Of collectives: in effect none, and few enough milliseconds for an int of C."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class _State:
     step_at: float = field(default_factory=time.monotonic)
     stop: int | None = None
 
+    def gets_on(self) -> None:
+        self.step_at = time.monotonic()
+
 
 def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], spread: Spread) -> None:
     """A rank's process."""
@@ -105,13 +112,13 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
                     return
 
     def emit(event: Event) -> None:
-        state.step_at = time.monotonic()
+        state.gets_on()
         if number == 0:
             send(event)
 
     threading.Thread(target=beat, name="beat", daemon=True).start()
     try:
-        with _process_group(local, spread):
+        with _process_group(local, spread), watched_by(state.gets_on):
             result = work(Rank(number, spread.processes, emit, lambda: state.stop))
             ended = Ended(time.time(), pickle.dumps(result) if number == 0 else b"", _peak_bytes())
     except BaseException as error:  # the caller decides what the user sees
@@ -142,8 +149,6 @@ def _wait_until_set(event: Any) -> bool:
 @contextmanager
 def _process_group(local: int, spread: Spread) -> Iterator[None]:
     """torch's process group of the ranks. It is left as it is after an error: the others may never answer."""
-    from datetime import timedelta
-
     import torch
     import torch.distributed as dist
 
@@ -158,8 +163,8 @@ def _process_group(local: int, spread: Spread) -> Iterator[None]:
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate chooses, and warns
         backend = "gloo"
-    # Longer than the watch waits, which says more.
-    dist.init_process_group(backend, timeout=timedelta(minutes=spread.hang_minutes + 5))
+    # The watch alone ends a group that hangs. Ranks may wait for long while rank 0 samples, and gets on.
+    dist.init_process_group(backend, timeout=NO_TIMEOUT)
     yield
     dist.destroy_process_group()
 

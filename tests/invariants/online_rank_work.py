@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "recompute": (grpo, {**GROUPS, "gradient_checkpointing": True}),
     "lora": (grpo, {**GROUPS, "peft": LORA, "kl_coef": 0.05, "kl_limit": 100.0}),
     "rloo": (rloo, {**GROUPS, "kl_coef": 0.05, "num_episodes": 36}),
+    "ahead": (grpo, {**GROUPS, "num_episodes": 36, "rollouts_ahead": 1, "importance": "token_truncate", "check_weights": True}),
     "ppo": (ppo, {**SCORED, "value_learning_rate": 2e-2}),
     "ppo_lora": (ppo, {**SCORED, "peft": LORA, "whiten_rewards": True, "critic_warmup_batches": 1}),
     "distill": (distill, {**COMMON, "teacher": "teacher", "watch": {"short": RULES}}),

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_resumed_by_any_number_of_processes_and_any_strategy(
 
 
 def test_equal_numbers_of_processes_give_equal_bytes_also_after_a_stop(inputs: Path, tmp_path: Path) -> None:
-    kinds, spread = ("ppo", "distill"), Spread(2, "fsdp2")
+    kinds, spread = ("ppo", "distill", "ahead"), Spread(2, "fsdp2")
     run_kinds(inputs, tmp_path / "once", spread, kinds)
     run_kinds(inputs, tmp_path / "stopped", spread, kinds, stop_at=STOP_AT)
     run_kinds(inputs, tmp_path / "stopped", spread, kinds)

@@ -17,6 +17,7 @@ from align.engines.shards import make_candidate
 from align.errors import RecipeError, StageError
 from align.records import Candidate, Prompt, ScoredCandidate
 from align.runtime.events import SampledText
+from align.runtime.life import still_working
 from align.runtime.seed import derive_seed
 from align.scoring.scorers import ScorerSet
 from align.training.online.layout import Episode
@@ -183,7 +184,7 @@ class RolloutSampler:
 
     def score(self, sampled: Sequence[SampledEpisode]) -> list[ScoredEpisode]:
         """The same episodes with their scores."""
-        scored = self._scorers.score([episode.candidate for episode in sampled], lambda done: None)
+        scored = self._scorers.score([episode.candidate for episode in sampled], lambda done: still_working())
         return [
             ScoredEpisode(episode, candidate, self._weighted(candidate))
             for episode, candidate in zip(sampled, scored, strict=True)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from align.runtime.group import all_of, group_size
+from align.runtime.life import still_working
 from align.training.online.layout import PackedEpisodes
 
 
@@ -28,8 +29,10 @@ class Passes:
 
     def weighted(self) -> Iterator[tuple[PackedEpisodes, int]]:
         """Every pass, and what its loss is multiplied by: 0 for one that counts nothing."""
-        yield from ((batch, self.scale) for batch in self.own)
-        yield from ((batch, 0) for batch in self.fillers)
+        for batches, scale in ((self.own, self.scale), (self.fillers, 0)):
+            for batch in batches:
+                still_working()
+                yield batch, scale
 
 
 def total_numbers(sums: Mapping[str, float]) -> dict[str, float]:

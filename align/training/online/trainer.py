@@ -19,6 +19,7 @@ from align.engines.protocol import TextEngine
 from align.errors import Interrupted, StageError
 from align.runtime.context import RunContext
 from align.runtime.group import from_first
+from align.runtime.life import still_working
 from align.runtime.profile import phase
 from align.training import checkpoint
 from align.training.loop import TrainingHistory
@@ -301,9 +302,7 @@ class OnlineTrainer:
         Args:
             phase: what is learned from at present.
         """
-        if not self._context.is_first:
-            # Shown to nobody: who watches over the processes sees that this one goes on.
-            self._context.progress("train", self._state.rollouts, self._num_rollouts, "rollouts")
+        still_working()
         number = from_first(self._context.stop_requested())
         if number is None:
             return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing import Pipe
 from typing import Any
 
 import pytest
 import torch
 
+from align.engines import remote
 from align.engines.apart import EngineApart
 from align.engines.open import open_engine
 from align.engines.protocol import GenerationRequest, SamplingSettings
@@ -17,6 +19,7 @@ from align.engines.transformers_engine import TransformersEngine
 from align.errors import RecipeError, StageError
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
+from align.runtime.life import still_working, watched_by
 from align.testing import tiny_causal_lm
 
 REQUESTS = [GenerationRequest([5, 6, 7], 1), GenerationRequest([8, 9], 2)]
@@ -69,6 +72,25 @@ def test_it_samples_the_same_before_and_after_new_weights(folders: tuple[ModelFo
     assert apart.weight_checksums() == here.weight_checksums()
     apart.load_weights(folders[0])
     assert apart.generate(REQUESTS, SETTINGS) == first
+
+
+def test_signs_of_life_arrive_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LIFE_SECONDS", -1.0)
+    ours, theirs = Pipe()
+
+    def work() -> str:
+        still_working()
+        still_working()
+        return "done"
+
+    for _ in range(2):
+        assert remote.answer_with(theirs, work)
+    engine, signs = remote.RemoteEngine(ours), []
+    with watched_by(lambda: signs.append(1)):
+        assert engine._answer() == "done"
+    assert len(signs) == 2
+    assert engine._answer() == "done"  # nobody watches any more
+    assert len(signs) == 2
 
 
 def test_errors_arrive_and_a_dead_process_is_named(apart: EngineApart) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.engines.checksum import WeightChecksums, checksums_of, differing_parts
+from align.engines.checksum import WeightChecksums, checksums_of, differing_parts, of_parts, sums_by_name
 from align.engines.transformers_engine import TransformersEngine
+from align.engines.vllm_weights import sums_in
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights
 
@@ -50,6 +51,28 @@ def test_layers_that_changed_places_and_missing_parts_are_found() -> None:
     assert differing_parts(POLICY.items(), found) == ["layer 0", "layer 1"]
     found = WeightChecksums(checksums_of(list(POLICY.items())[:3], "float32"), "float32", has_tied_head=True)
     assert differing_parts(POLICY.items(), found) == ["layer 1", "head"]
+
+
+def test_a_model_that_devices_divide_has_the_checksums_of_the_whole() -> None:
+    """As vLLM does: queries and their like by halves, the only head of keys on both, and norms whole."""
+
+    class Attention(torch.nn.Module):
+        def __init__(self, queries: torch.Tensor, values: torch.Tensor) -> None:
+            super().__init__()
+            self.num_heads, self.num_kv_heads, self.num_kv_head_replicas, self.head_size, self.v_head_size = 1, 1, 2, 2, 1
+            self.weight = torch.nn.Parameter(torch.cat([queries, K[:2], values]))
+
+    def device(number: int, norm: torch.Tensor) -> dict[str, int]:
+        own = slice(2 * number, 2 * number + 2)
+        attention = sums_in(torch.nn.ModuleDict({"0": Attention(Q[own], UP[:1])}), dtype="float32")
+        rest = {"layers.1.up.weight": UP[:, 3 * number : 3 * number + 3], "layers.1.norm.weight": norm}
+        return attention | sums_by_name(rest.items(), "float32")
+
+    whole = {"0.q": Q, "0.k": K[:2], "0.v": UP[:1], "1.up": UP, "1.norm": TABLE[0]}
+    expected = checksums_of(((f"layers.{name}.weight", value) for name, value in whole.items()), "float32")
+    assert of_parts([device(0, TABLE[0]), device(1, TABLE[0])]) == expected
+    one_is_old = of_parts([device(0, TABLE[0]), device(1, TABLE[1])])
+    assert [part for part in expected if one_is_old[part] != expected[part]] == ["layer 1"]
 
 
 @pytest.mark.slow

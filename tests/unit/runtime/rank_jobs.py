@@ -12,6 +12,7 @@ from pathlib import Path
 from align.errors import DataError, Interrupted
 from align.runtime.events import Note
 from align.runtime.group import all_of, any_of, from_first, wait_for_all
+from align.runtime.life import still_working
 from align.runtime.rank import Rank
 
 
@@ -61,6 +62,13 @@ def freeze(rank: Rank) -> None:
 
 def never_step(rank: Rank) -> None:
     time.sleep(600)
+
+
+def step_while_the_others_wait(rank: Rank) -> None:
+    for _ in range(60 if rank.number == 0 else 0):
+        time.sleep(0.1)
+        still_working()
+    wait_for_all()
 
 
 def addresses(rank: Rank) -> list[str]:

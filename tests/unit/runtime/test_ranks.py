@@ -82,6 +82,10 @@ def test_ranks_without_a_step_are_ended(tmp_path: Path) -> None:
         run(rank_jobs.never_step, tmp_path, hang_minutes=2 / 60)
 
 
+def test_ranks_that_wait_for_one_which_gets_on_do_not_hang(tmp_path: Path) -> None:
+    run(rank_jobs.step_while_the_others_wait, tmp_path, hang_minutes=2 / 60)
+
+
 def test_nothing_listens_beyond_this_machine(tmp_path: Path) -> None:
     value, _ = run(rank_jobs.addresses, tmp_path)
     assert value  # the meeting point listens
