@@ -34,8 +34,9 @@ def _weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _by_projection(name: str, module: Any, piece: Tensor, *, outputs: int) -> Iterator[tuple[str, Tensor]]:
-    """Queries, keys and values, which vLLM joins, each for itself: of a model that several devices divide, some may have the same
-    heads of keys and values, but never of queries.
+    """Queries, keys and values, which vLLM joins, each for itself.
+
+    Of several devices that divide a model, some may have the same heads of keys and values, but never of queries.
 
     Args:
         outputs: dimension of the layer's outputs.
@@ -43,12 +44,9 @@ def _by_projection(name: str, module: Any, piece: Tensor, *, outputs: int) -> It
     if not hasattr(module, "num_kv_head_replicas"):
         yield name, piece
         return
-    heads = (
-        module.num_heads * module.head_size,
-        module.num_kv_heads * module.head_size,
-        module.num_kv_heads * module.v_head_size,
-    )
-    for projection, part in zip("qkv", piece.split(heads, outputs), strict=True):
+    queries, others = module.num_heads, module.num_kv_heads
+    sizes = (queries * module.head_size, others * module.head_size, others * module.v_head_size)
+    for projection, part in zip("qkv", piece.split(sizes, outputs), strict=True):
         yield f"{name}.{projection}", part
 
 
