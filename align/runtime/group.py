@@ -41,6 +41,18 @@ def all_of(value: T) -> list[T]:
     return _gathered_on_all(value)
 
 
+def to_first(value: T) -> list[T]:
+    """What every process passed, in the order of ranks, in rank 0; nothing in the others. Values must be picklable."""
+    if group_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    is_first = dist.get_rank() == 0
+    found: list[Any] = [None] * group_size() if is_first else []
+    dist.gather_object(value, found if is_first else None, dst=0)
+    return found
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     _gathered_on_all(None)

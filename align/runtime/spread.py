@@ -48,13 +48,16 @@ class Spread:
     nodes: int = 1
     """Machines, each with the same number of processes."""
     engines: EngineDevices | None = None
-    """Devices that sample for it; None: an online method samples on the device of the first process."""
+    """Devices that sample for it; None: an online method samples on devices that train."""
+    samplers: int = 1
+    """Of an online method, the first so many processes have an engine, and sample a share of every rollout batch."""
 
     def __str__(self) -> str:
         engines = "" if self.engines is None else f"; {self.engines}"
         if self.strategy == "single":
             return f"1 process{engines}"
         nodes = f"{self.nodes} nodes × " if self.nodes > 1 else ""
+        engines = f", {self.samplers} engines" if self.samplers > 1 else engines
         return f"{nodes}{self.processes_each} process{'' if self.processes_each == 1 else 'es'}, {self.strategy}{engines}"
 
     @property
@@ -66,7 +69,9 @@ class Spread:
     def facts(self) -> dict[str, Any]:
         """What a manifest records, in the words of the machine file."""
         nodes = {"nodes": self.nodes} if self.nodes > 1 else {}
-        engines = {} if self.engines is None else self.engines.facts
+        engines: dict[str, Any] = {"engines": self.samplers} if self.samplers > 1 else {}
+        if self.engines is not None:
+            engines = self.engines.facts
         return {**nodes, "processes": self.processes_each, "strategy": self.strategy, **engines}
 
     @property

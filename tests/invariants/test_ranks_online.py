@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 
 ALL = tuple(KINDS)
 SOME = ("ppo", "lora")
-SPREADS = {Spread(2, "ddp"): ALL, Spread(2, "fsdp2"): ALL, Spread(4, "fsdp2"): SOME, Spread(1, "fsdp2"): SOME[:1]}
+SPREADS = {
+    Spread(2, "ddp"): ALL,
+    Spread(2, "fsdp2"): ALL,
+    Spread(4, "fsdp2"): SOME,
+    Spread(1, "fsdp2"): SOME[:1],
+    Spread(2, "ddp", samplers=2): ("ahead", "distill"),
+    Spread(2, "fsdp2", samplers=2): ("everything", "lora", "ahead"),
+}
 CLOCKS = {"seconds", "sync_share", "episodes_per_second"}
 
 
@@ -67,7 +74,7 @@ def test_a_checkpoint_is_resumed_by_any_number_of_processes_and_any_strategy(
 
 
 def test_equal_numbers_of_processes_give_equal_bytes_also_after_a_stop(inputs: Path, tmp_path: Path) -> None:
-    kinds, spread = ("ppo", "distill", "ahead"), Spread(2, "fsdp2")
+    kinds, spread = ("ppo", "distill", "ahead"), Spread(2, "fsdp2", samplers=2)
     run_kinds(inputs, tmp_path / "once", spread, kinds)
     run_kinds(inputs, tmp_path / "stopped", spread, kinds, stop_at=STOP_AT)
     run_kinds(inputs, tmp_path / "stopped", spread, kinds)

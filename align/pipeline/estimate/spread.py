@@ -84,7 +84,8 @@ def spread_of(
     nodes, each = training_processes(settings, num_gpus=num_gpus, batch_size=rows_of_a_step(config))
 
     def spread(strategy: str) -> Spread:
-        return Spread(nodes * each, strategy, settings.hang_minutes, nodes, engines)
+        samplers = 1 if engines is not None else samplers_of(config, sampling or SamplingEngines(), nodes * each, machine)
+        return Spread(nodes * each, strategy, settings.hang_minutes, nodes, engines, samplers)
 
     if settings.strategy != "auto":
         return spread(settings.strategy)
@@ -106,6 +107,18 @@ def engine_devices(config: Any, sampling: SamplingEngines | None) -> EngineDevic
         return None
     gpus = () if sampling.devices == "cpu" else tuple(sampling.devices)
     return EngineDevices(gpus, sampling.tensor_parallel)
+
+
+def samplers_of(config: Any, sampling: SamplingEngines, processes: int, machine: Machine) -> int:
+    """How many processes of a training have an engine of their own, to sample for an online method.
+
+    All that have a GPU, unless the machine file says a number; without GPUs one, as engines would share the cores.
+    """
+    if not isinstance(config, OnlineTraining):
+        return 1
+    if sampling.engines == "auto":
+        return processes if machine.num_gpus else 1
+    return min(sampling.engines, processes)
 
 
 def rows_of_a_step(config: Any) -> int:

@@ -16,21 +16,20 @@ from typing import Any
 
 from align.engines.protocol import SampledCompletion
 from align.store.atomic import write_json
-from align.training.online.policy_engine import PolicyEngine, check_version
+from align.training.online.policy_engine import Completions, PolicyEngine
 from align.training.online.rollout import SampledEpisode
 
 AHEAD_NAME = "sampled-ahead.json"
-Completions = list[list[SampledCompletion]]
 
 
 class AheadEngine(PolicyEngine):
-    """A policy's engine that does not sleep, and samples in a thread of the first process."""
+    """A policy's engine that does not sleep, and samples in a thread."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
         self._batches: dict[int, Future[Completions]] = {}
-        """By number: the batch that is learned from, and the next one. In the other processes they are empty."""
+        """By number: the batch that is learned from, and the next one; of each what this process sampled."""
 
     def wait(self) -> None:
         """Return once nothing is being sampled, as the weights must not change meanwhile.
@@ -54,11 +53,8 @@ class AheadEngine(PolicyEngine):
         outputs = self._batches[number].result()
         if number + 1 < self._sampler.num_rollouts:
             self._start(number + 1)
-        if self._engine is None:
-            return []
-        episodes = self._sampler.episodes(number, outputs, after=after, groups=groups)
-        check_version(episodes, max(number - 1, 0) if was_ahead else self._version)
-        return episodes
+        version = max(number - 1, 0) if was_ahead else self._version
+        return self._episodes(number, outputs, version, after=after, groups=groups)
 
     def sleep(self) -> None:
         """It goes on sampling."""
@@ -68,14 +64,17 @@ class AheadEngine(PolicyEngine):
         self._thread.shutdown(cancel_futures=True)
         super().close()
 
-    def save(self, folder: Path, number: int) -> None:
+    def save(self, folder: Path, number: int, *, writes: bool) -> None:
         """Write a batch into a checkpoint, if it was begun: the weights that sampled it are no longer there.
 
         Args:
             number: of the first rollout batch that nothing has been learned from.
+            writes: whether this process does; all put it together.
         """
-        if number in self._batches:
-            outputs = self._batches[number].result()
+        if number not in self._batches:
+            return
+        outputs = self._of_all(self._batches[number].result())
+        if writes:
             completions = [[asdict(completion) for completion in group] for group in outputs]
             write_json(folder / AHEAD_NAME, {"number": number, "completions": completions})
 
@@ -84,13 +83,10 @@ class AheadEngine(PolicyEngine):
         if (folder / AHEAD_NAME).exists():
             kept = json.loads((folder / AHEAD_NAME).read_text())
             batch: Future[Completions] = Future()
-            batch.set_result([[SampledCompletion(**completion) for completion in group] for group in kept["completions"]])
+            # As if the first process had sampled all of it.
+            groups = kept["completions"] if self._settings.rank == 0 else []
+            batch.set_result([[SampledCompletion(**completion) for completion in group] for group in groups])
             self._batches = {kept["number"]: batch}
 
     def _start(self, number: int) -> None:
-        engine, sampler = self._engine, self._sampler
-        if engine is None:
-            self._batches[number] = Future()
-            self._batches[number].set_result([])
-        else:
-            self._batches[number] = self._thread.submit(lambda: engine.generate(sampler.requests(number), sampler.settings))
+        self._batches[number] = self._thread.submit(self._generate, self._share(number))

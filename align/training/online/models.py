@@ -115,8 +115,9 @@ class Models:
         if not self.initial_adapter:
             yield from ((name, whole_tensor(parameter.detach())) for name, parameter in self.policy.named_parameters())
             return
-        with whole(self.policy, keep=self.settings.rank == 0):
-            if self.settings.rank == 0:
+        has_engine = self.settings.rank < self.settings.spread.samplers
+        with whole(self.policy, keep=has_engine):
+            if has_engine:
                 yield from merged_weights(self.policy)
 
     @contextlib.contextmanager

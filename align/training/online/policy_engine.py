@@ -10,29 +10,37 @@ import collections
 from pathlib import Path
 
 from align.engines.checksum import differing_parts
-from align.engines.protocol import TextEngine
+from align.engines.protocol import GenerationRequest, SampledCompletion, TextEngine
 from align.errors import StageError
-from align.runtime.group import from_first
+from align.runtime.group import all_of, to_first
 from align.training.online.models import Models
 from align.training.online.rollout import RolloutSampler, SampledEpisode
+from align.training.sharding import own_share
 
 SHOWN_PARTS = 3
 AGAIN = "Run again to go on from the last checkpoint; report it if it recurs."
 
 
+Completions = list[list[SampledCompletion]]
+
+
 class PolicyEngine:
-    """Samples with the policy's weights. All processes of a training call its methods together; the first has the engine."""
+    """Samples with the policy's weights. All processes of a training call its methods together; the first ones have engines.
+
+    Each engine samples its share of the prompts, and the first process gets the completions of all.
+    """
 
     def __init__(self, engine: TextEngine | None, sampler: RolloutSampler, models: Models, *, checks: bool) -> None:
         """Take over an engine.
 
         Args:
-            engine: runs the model that training starts from, and is closed by `close`; None in all processes but the first.
+            engine: runs the model that training starts from, and is closed by `close`; None in a process without one.
             checks: whether the engine's weights are compared with the policy's before it samples.
         """
         self._engine = engine
         self._sampler = sampler
         self._models = models
+        self._settings = models.settings
         self._checks = checks
         self._version = 0
         self._sleeps = False
@@ -56,16 +64,42 @@ class PolicyEngine:
         """Return once the weights may change."""
 
     def sample(self, number: int, *, after: int, groups: int) -> list[SampledEpisode]:
-        """The completions of a rollout batch, see `RolloutSampler.sample`; empty in all processes but the first.
+        """The completions of a rollout batch, see `RolloutSampler.requests`; empty in all processes but the first.
 
         Raises:
             StageError: if other weights sampled them than those of the last exchange.
         """
-        if self._engine is None:
+        outputs = self._generate(self._share(number, after=after, groups=groups))
+        return self._episodes(number, outputs, self._version, after=after, groups=groups)
+
+    def _share(self, number: int, *, after: int = 0, groups: int | None = None) -> list[GenerationRequest]:
+        """What the engine of this process is asked for a rollout batch."""
+        requests = self._sampler.requests(number, after=after, groups=groups)
+        own = own_share(len(requests), self._settings.rank, self._settings.spread.samplers)
+        return requests[own.start : own.stop] if self._engine is not None else []
+
+    def _generate(self, requests: list[GenerationRequest]) -> Completions:
+        return self._engine.generate(requests, self._sampler.settings) if self._engine is not None and requests else []
+
+    def _episodes(self, number: int, outputs: Completions, version: int, *, after: int, groups: int) -> list[SampledEpisode]:
+        """What all engines sampled for a rollout batch; empty in all processes but the first.
+
+        Args:
+            outputs: of this process.
+            version: of the weights that are meant.
+        """
+        outputs = self._of_all(outputs)
+        if self._settings.rank > 0:
             return []
-        episodes = self._sampler.sample(number, self._engine, after=after, groups=groups)
-        check_version(episodes, self._version)
+        episodes = self._sampler.episodes(number, outputs, after=after, groups=groups)
+        check_version(episodes, version)
         return episodes
+
+    def _of_all(self, outputs: Completions) -> Completions:
+        """The completions of all engines, in the order of the prompts, in the first process; nothing in the others."""
+        if self._settings.spread.samplers == 1:
+            return outputs
+        return [group for part in to_first(outputs) for group in part]
 
     def sleep(self) -> None:
         """Let the engine lend its memory to what follows, where it can."""
@@ -78,7 +112,7 @@ class PolicyEngine:
         if self._engine is not None:
             self._engine.close()
 
-    def save(self, folder: Path, number: int) -> None:
+    def save(self, folder: Path, number: int, *, writes: bool) -> None:
         """Write what a checkpoint needs beyond the models; see `AheadEngine.save`."""
 
     def load(self, folder: Path) -> None:
@@ -102,8 +136,7 @@ class PolicyEngine:
             collections.deque(weights, maxlen=0)
         else:
             differing = differing_parts(weights, self._engine.weight_checksums())
-        # An error of the first process ends all of them.
-        if differing := from_first(differing):
+        if differing := list(dict.fromkeys(part for parts in all_of(differing) for part in parts)):
             raise wrong_weights(differing, version)
 
 

@@ -117,9 +117,9 @@ def _run(
         seed=context.seed,
         group_size=1 if advantage is None else advantage.group_size,
     )
-    # One process samples and scores for all.
+    # One process scores for all.
     engine = None
-    if context.is_first:
+    if context.rank < context.spread.samplers:
         options = {"dtype": config.dtype, "max_model_tokens": max_tokens}
         if context.spread.engines is not None:
             engine = open_separate(config.engine, folder, context.spread.engines, **options)

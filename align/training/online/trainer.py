@@ -71,7 +71,7 @@ class OnlineTrainer:
 
         Args:
             advantage: None for a method that learns from a teacher, the reference in `models`.
-            engine: runs the model that training starts from; it is closed at the end. Of several processes the first has one.
+            engine: runs the model that training starts from; it is closed at the end. Of several processes the first have one.
         """
         self._models = models
         self._sampler = sampler
@@ -131,7 +131,7 @@ class OnlineTrainer:
         return OnlineResult(TrainingHistory(self._state.rows, self._state.rollouts), metrics)
 
     def _sample_and_score(self, *, drawn: int, groups: int) -> list[ScoredEpisode]:
-        """Completions of the policy as it is; the first process alone samples and scores.
+        """Completions of the policy as it is; the first process alone scores.
 
         Args:
             drawn: prompts that were drawn for this rollout batch before.
@@ -323,8 +323,8 @@ class OnlineTrainer:
             if from_first(phase is not None or (first and checkpoint.problem_with(folder) is not None)):
                 new = folder.with_name("unfinished")
                 save_state(new, self._state, self._optimizers, self._policy_before, phase, writes=first)
+                self._engine.save(new, self._state.rollouts + (phase is not None), writes=first)
                 if first:
-                    self._engine.save(new, self._state.rollouts + (phase is not None))
                     checkpoint.seal(new)
                     checkpoint.replace(folder, new)
                     checkpoint.remove_old(self._checkpoints)
