@@ -49,7 +49,7 @@ def _spreads(plan: Plan, estimate: PlanEstimate) -> Iterator[StageSpread]:
 def workers_of(plan: Plan, estimate: PlanEstimate) -> dict[str, int]:
     """Processes or engines of each stage that will run, where each has a device of its own: a GPU, or its place in a Ray cluster.
 
-    Processes of a CPU share its cores. The first process of an online method samples for all, so that more do not help as much.
+    Processes of a CPU share its cores. The first process of an online method scores for all, so that more do not help as much.
     """
     online = {stage.name for stage in plan.stages if isinstance(stage.node.config, OnlineTraining)}
     has_gpus = estimate.machine.device == "cuda"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from align import load_recipe
-from align.config.machine import TrainingProcesses
+from align.config.machine import SamplingEngines, TrainingProcesses
 from align.config.machine_file import MachineFile, read_machine_settings
 from align.config.peft import Lora
 from align.errors import RecipeError
@@ -26,7 +26,7 @@ from align.pipeline.estimate.spread_view import spread_lines, stage_spreads
 from align.pipeline.plan import Plan, make_plan
 from align.runtime.context import MemoryChoice
 from align.runtime.spread import ALONE, Spread
-from align.stages import dpo
+from align.stages import dpo, ppo
 
 GIB = 1 << 30
 CPU = Machine("cpu", "memory", 8 * GIB, 8 * GIB, 50 * GIB, has_bfloat16=False)
@@ -75,6 +75,19 @@ def test_what_decides_how_a_training_is_spread(settings: dict[str, Any], machine
     assert chosen(settings, machine, fits=fits) == expected
 
 
+@pytest.mark.parametrize(
+    ("engines", "machine", "expected"), [("auto", EIGHT, 4), ("auto", CPU, 1), (3, EIGHT, 3), (8, CPU, 4), (1, EIGHT, 1)]
+)
+def test_online_methods_have_an_engine_in_each_process_with_a_gpu(engines: Any, machine: Machine, expected: int) -> None:
+    def of(module: Any, **batch: int) -> Spread:
+        config, sampling = module.Config.model_construct(**batch), SamplingEngines(engines=engines)
+        given = TrainingProcesses(processes=4)
+        return spread_of("ppo", config, given, machine, refusal=None, fits=lambda spread: True, sampling=sampling)
+
+    assert of(ppo, mini_batch_size=6) == Spread(4, "ddp", samplers=expected)
+    assert of(dpo, batch_size=6) == Spread(4, "ddp")
+
+
 def test_auto_leaves_a_model_whole_that_cannot_be_divided() -> None:
     assert chosen({"processes": 2}, CPU, fits=False, refusal="in 4 bits") == Spread(2, "ddp")
 
@@ -96,7 +109,7 @@ def test_the_stages_of_a_plan(project: Path) -> None:
     found = spreads(project, EIGHT, {"sampling": {"tensor_parallel": 2}}, *small)
     assert found["reward"] == "4 processes, ddp"  # as many as rows in its batch
     assert found["dpo"] == "2 processes, ddp"
-    assert found["ppo"] == "3 processes, ddp"  # as many as completions in a mini-batch
+    assert found["ppo"] == "3 processes, ddp, 3 engines"  # as many as completions in a mini-batch
     assert found["sampled"] == "4 engines of 2 GPUs"
     assert found["scored"] == "8 scorers"
     assert "pairs" not in found
@@ -127,7 +140,8 @@ def test_a_plan_says_how_stages_are_spread(project: Path, plan: Any) -> None:
     (project / "machine.yaml").write_text("training: {processes: 2, strategy: fsdp2}\nsampling: {engines: 2}\n")
     lines = plan().out.splitlines()
     start = lines.index("Devices, by machine.yaml:")
-    assert lines[start + 1].startswith("  2 processes, fsdp2: sft, reward, ") and ", ppo" in lines[start + 1]
+    assert lines[start + 1] == "  2 processes, fsdp2: sft, reward, rs, orpo, dpo"
+    assert "  2 processes, fsdp2, 2 engines: ppo" in lines
     assert "Memory is that of each process, where several share a training." in lines
     said = {one["stage"]: one for one in json.loads(plan(options=("--json",)).out)["spread"]}
     assert (said["sft"]["processes"], said["sft"]["strategy"]) == (2, "fsdp2")
