@@ -58,7 +58,7 @@ class SamplingEngines(StrictModel):
     """Where engines run: in processes of this machine, or in actors of a Ray cluster."""
     devices: Literal["cpu"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """GPUs that sample for online methods and never train, by their place among those that are visible, from 0. Default: they
-    sample on the GPU of the first process that trains. cpu: without GPUs, an engine in a process of its own."""
+    sample on the GPUs that train. cpu: without GPUs, an engine in a process of its own."""
 
     @model_validator(mode="after")
     def _engines_share_devices(self) -> SamplingEngines:

@@ -11,6 +11,7 @@ from align.engines.protocol import TextEngine
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.folder import ModelFolder
 from align.runtime.device import has_bfloat16, own_device
+from align.runtime.gpus import gpu_of_rank
 from align.runtime.profile import phase
 from align.runtime.spread import EngineDevices
 
@@ -107,12 +108,12 @@ def architecture_of(model_folder: ModelFolder) -> str:
 
 
 def open_beside_ranks(name: str, model_folder: ModelFolder, **options: Any) -> TextEngine:
-    """What `open_engine` starts, in a process that trains together with others: vLLM has a process of its own."""
+    """What `open_engine` starts, in a process that trains together with others: vLLM has its own process, on the same GPU."""
     if resolve_engine(name) != "vllm":
         return open_engine(name, model_folder, **options)
     from align.engines.apart import EngineApart
 
-    return EngineApart(partial(open_engine, name, model_folder, **options))
+    return EngineApart(partial(open_engine, name, model_folder, **options), environment=gpu_of_rank())
 
 
 def open_separate(name: str, model_folder: ModelFolder, devices: EngineDevices, **options: Any) -> TextEngine:

@@ -43,3 +43,9 @@ def divided_gpus(spread: Spread) -> dict[str, str]:
 def sampling_gpus() -> list[str]:
     """Names of the GPUs that are not for training, in a process that has the environment of `divided_gpus`."""
     return [name for name in os.environ.get(SAMPLING_VARIABLE, "").split(",") if name]
+
+
+def gpu_of_rank() -> dict[str, str]:
+    """Environment of a process that is to see only the GPU of this rank; empty without GPUs."""
+    names = visible_gpus()
+    return {GPU_VARIABLE: names[int(os.environ["LOCAL_RANK"])]} if names else {}
