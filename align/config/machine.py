@@ -51,7 +51,7 @@ class SamplingEngines(StrictModel):
     engines: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Engines that sample, or scorers, at the same time, each in a process of its own. auto: the recipe's num_workers; without
     it, one for each group of tensor_parallel GPUs, or a single one without GPUs. Online methods sample in the processes that
-    train: the first so many have an engine; auto: all of them, or a single one without GPUs."""
+    train: as many have an engine as these have GPUs; auto: all of them, or a single one without GPUs."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one vLLM engine, for models that do not fit into one."""
     pool: Literal["processes", "ray"] = "processes"

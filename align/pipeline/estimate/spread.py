@@ -112,13 +112,13 @@ def engine_devices(config: Any, sampling: SamplingEngines | None) -> EngineDevic
 def samplers_of(config: Any, sampling: SamplingEngines, processes: int, machine: Machine) -> int:
     """How many processes of a training have an engine of their own, to sample for an online method.
 
-    All that have a GPU, unless the machine file says a number; without GPUs one, as engines would share the cores.
+    All that have a GPU, unless the machine file says how many GPUs sample; without GPUs one, as engines would share the cores.
     """
     if not isinstance(config, OnlineTraining):
         return 1
     if sampling.engines == "auto":
         return processes if machine.num_gpus else 1
-    return min(sampling.engines, processes)
+    return min(sampling.engines * sampling.tensor_parallel, processes)
 
 
 def rows_of_a_step(config: Any) -> int:
