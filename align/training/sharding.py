@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from align.models.head import extend_forward
 from align.models.sizes import GRADIENTS_AT_ONCE
+from align.runtime.allocator import return_freed_memory
 from align.runtime.device import device_name
 from align.runtime.group import group_size
 from align.runtime.spread import Spread
@@ -87,6 +88,8 @@ def shard(model: Any, spread: Spread) -> Any:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     on_cpu = device_name() == "cpu"
+    if on_cpu:
+        return_freed_memory()
     # It is one for all of a process, and an earlier training may have left its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=on_cpu)

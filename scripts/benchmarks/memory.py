@@ -3,8 +3,8 @@
     python scripts/benchmarks/memory.py
 
 Random Llamas, rows of random lengths, two to seven steps. Every stage runs as `align run` runs it, in a worker of its own, whose
-largest resident set is measured; the estimate is the one that `align plan` printed before. Writes
-scripts/benchmarks/memory.json; docs/memory.md has the table.
+largest resident set is measured, of several that train together that of the largest; the estimate is the one that `align plan`
+printed before. Writes scripts/benchmarks/memory.json; docs/memory.md has the table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from align import load_recipe, run_recipe
+from align.config.machine_file import read_machine_settings
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.plan import make_plan
 from align.store.artifact import Entry
@@ -86,6 +87,13 @@ class Configuration:
     """How many, and letters of the longest prompt and completion."""
     stage: str
     """As in a recipe."""
+    processes: int = 1
+    strategy: str = "single"
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine file."""
+        return {"training": {"processes": self.processes, "strategy": self.strategy}}
 
 
 PAIRS = "max_tokens: 256, batch_size: 8, micro_batch_size: 4"
@@ -131,6 +139,16 @@ CONFIGURATIONS = (
         "num_episodes: 32, rollout_batch_size: 16, mini_batch_size: 8, micro_batch_tokens: 1024, max_completion_tokens: 64, "
         "max_prompt_tokens: 128}",
     ),
+    *(
+        Configuration(f"{name}, {processes} processes, {strategy}", "56 M", kind, rows, stage, processes, strategy)
+        for name, kind, rows, stage in (
+            ("sft", "instructions", (14, 150, 200),
+             "{stage: sft, model: base, data: data, max_tokens: 512, batch_size: 4, micro_batch_size: 1}"),
+            ("dpo", "preferences", (16, 100, 120), f"{{stage: dpo, model: base, pairs: data, {PAIRS}}}"),
+        )
+        for processes in (2, 4)
+        for strategy in ("ddp", "fsdp2")
+    ),
 )  # fmt: skip
 
 
@@ -156,12 +174,13 @@ def measure(configuration: Configuration) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = load_recipe(write_project(configuration, folder))
-        (stage,) = estimate_plan(make_plan(recipe, folder / "runs")).stages
+        machine_file = read_machine_settings(configuration.machine, folder, {})
+        (stage,) = estimate_plan(make_plan(recipe, folder / "runs", machine_file=machine_file)).stages
         estimate = stage.of_recipe
         if estimate is None:
             raise SystemExit(f"{configuration.name}: no estimate")
         started = time.perf_counter()
-        result = run_recipe(recipe, folder / "runs")
+        result = run_recipe(recipe, folder / "runs", machine=configuration.machine)
         manifest = Entry(result.folder / "stages" / "it").read_manifest()
         if manifest is None:
             raise SystemExit(f"{configuration.name}: no manifest")

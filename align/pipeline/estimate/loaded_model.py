@@ -49,6 +49,8 @@ class LoadedModel:
     """What weights that do not learn are kept in; virtual tokens need them in float32."""
     recomputes: bool = False
     """Whether the backward pass computes each layer again."""
+    is_divided: bool = False
+    """Whether fsdp2 divides it. On a CPU freed memory then leaves the process (`runtime.allocator`)."""
 
     @property
     def parameters(self) -> int:
@@ -162,6 +164,8 @@ class LoadedModel:
         # The peak is the head's backward pass: it comes first, when every layer's activations are still kept.
         kept = self.activation_bytes(batch, precision)
         retained = round(ALLOCATOR_SHARE[device, isinstance(self.peft, Lora)] * kept)
+        if self.is_divided and device == "cpu":
+            retained = 0
         head_learns = self.peft is None and not self.has_score_head
         head_gradient = WEIGHT_BYTES * shape.vocabulary * shape.hidden_size if head_learns else 0
         largest = max((layer.parameters for layer in shape.linear_layers), default=0)

@@ -113,7 +113,10 @@ def estimate_stage(
     frozen_scorer: Precision = "bfloat16" if machine.has_bfloat16 else "float32"
     frozen: Precision = "float32" if precision == "float32" else frozen_scorer
     moments, recomputes = MOMENTS_BYTES[needs.memory.optimizer], needs.memory.gradient_checkpointing is True
-    model = LoadedModel(shapes[needs.model], peft, needs.has_score_head, frozen=frozen, recomputes=recomputes)
+    is_divided = spread.strategy == "fsdp2"
+    model = LoadedModel(
+        shapes[needs.model], peft, needs.has_score_head, frozen=frozen, recomputes=recomputes, is_divided=is_divided
+    )
     value = [replace(model, shape=shapes[name], has_score_head=True) for name in (needs.value_model,) if name is not None]
     learners = [model, *value]
     scorers = [LoadedModel(shapes[name], None, True, learns=False, frozen=frozen_scorer) for name in needs.scorers]
