@@ -128,10 +128,10 @@ def settings_for(given: MachineSettings, *, nodes: int, gpus: int) -> MachineSet
 
 
 def machine_text(settings: MachineSettings) -> str:
-    """A machine file with every setting."""
+    """A machine file with every setting that has a value."""
     lines = ["# Written by align launch; see `align docs launch`."]
     for section, value in settings.model_dump().items():
-        lines += [f"{section}:", *(f"  {key}: {item}" for key, item in value.items())]
+        lines += [f"{section}:", *(f"  {key}: {item}" for key, item in value.items() if item is not None)]
     return "\n".join(lines) + "\n"
 
 
