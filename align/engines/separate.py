@@ -82,6 +82,7 @@ class SeparateEngines:
             engine.begin("take_weights", version)
         self._sender.send(weights, self._look_after)
         self._answers()
+        self._sender.forget()
         self._is_broken = False
 
     def weight_checksums(self) -> WeightChecksums:

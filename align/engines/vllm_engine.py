@@ -219,6 +219,8 @@ class VllmEngine:
     def close(self) -> None:
         import gc
 
+        # The processes of several GPUs would otherwise live, with their memory, as long as this one.
+        self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
         self._torch.set_num_threads(self._threads)

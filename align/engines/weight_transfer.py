@@ -64,7 +64,7 @@ class WeightSender:
         firsts = [1 + sum(sizes[:number]) for number in range(len(sizes))]
         self.places = [TransferPlace(LOOPBACK, meeting.port, size, first) for first in firsts]
         """Of the engines."""
-        self._sent = 0
+        self._sent = self._forgotten = 0
 
     def join(self, look_after: Callable[[], None]) -> None:
         """Wait for the receivers, which join at the same time.
@@ -96,15 +96,18 @@ class WeightSender:
         Raises:
             StageError: if a receiver does not take them.
         """
-        began = self._sent
         for name, tensor in weights:
             ready = tensor.detach().to(self._device).contiguous()
             self._tell([name, str(ready.dtype).removeprefix("torch."), list(ready.shape)])
             if ready.numel():
                 _broadcast(self._group, ready, look_after)
         self._tell(None)
-        for number in range(began, self._sent - 1):  # all but the last have been read
+
+    def forget(self) -> None:
+        """Delete what stands in the store of tensors that were sent. To be called once all receivers have them all."""
+        for number in range(self._forgotten, self._sent):
             self._store.delete_key(f"{HEAD}{number}")
+        self._forgotten = self._sent
 
     def _tell(self, head: list[Any] | None) -> None:
         self._store.set(f"{HEAD}{self._sent}", json.dumps(head))

@@ -210,7 +210,7 @@ def test_passes_without_gradients_become_smaller(
 
 def test_a_run_does_what_was_chosen_and_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("cpu", "memory", 128 << 20, 128 << 20, 50 << 30, has_bfloat16=False)
-    monkeypatch.setattr("align.pipeline.run.read_machine", lambda folder: machine)
+    monkeypatch.setattr("align.pipeline.jobs.read_machine", lambda folder: machine)
     recorder = Recorder()
     recipe = load_recipe(project, ["stages.sft.num_epochs=1"])
     result = run_recipe(recipe, project / "runs", only="sft", sinks=[recorder], in_process=True)

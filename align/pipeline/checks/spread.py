@@ -128,9 +128,6 @@ def _apart(plan: Plan, to_run: list[PlannedStage]) -> Iterator[Finding]:
         elif sampling.tensor_parallel > 1:
             where = plan.machine_file.where("sampling", "tensor_parallel")
             yield from _of_model(plan, stage, sampling.tensor_parallel, where)
-            if config.check_weights:
-                text = f"{where}: {stage.name} has check_weights, which knows engines of one GPU only"
-                yield Finding(stage.name, text, "Leave one of the two out.")
 
 
 def _of_model(plan: Plan, stage: PlannedStage, each: int, where: str) -> Iterator[Finding]:

@@ -7,30 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_folder import adapter
 
-from align.config.peft import Lora
 from align.engines.protocol import GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.models.folder import ModelFolder
-from align.models.trainable import TrainableModel, load_trainable, save_trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
 
 PROMPTS = 50
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=None, max_completion_tokens=12, num_candidates=1, stop_token_ids=(2,))
-
-
-def adapter(base: Path, folder: Path, method: str) -> Path:
-    """An adapter far from nothing."""
-    torch.manual_seed(7)
-    start = TrainableModel(ModelFolder(base), Lora(method=method, rank=4), folder.parent, "test")  # type: ignore[arg-type]
-    model = load_trainable(start)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.3)
-    save_trained(model, ModelFolder(base).tokenizer, folder, start)
-    return folder
 
 
 @pytest.fixture(scope="module")

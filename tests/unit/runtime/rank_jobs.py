@@ -65,6 +65,7 @@ def never_step(rank: Rank) -> None:
 
 
 def step_while_the_others_wait(rank: Rank) -> None:
+    wait_for_all()
     for _ in range(60 if rank.number == 0 else 0):
         time.sleep(0.1)
         still_working()

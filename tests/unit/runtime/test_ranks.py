@@ -83,7 +83,7 @@ def test_ranks_without_a_step_are_ended(tmp_path: Path) -> None:
 
 
 def test_ranks_that_wait_for_one_which_gets_on_do_not_hang(tmp_path: Path) -> None:
-    run(rank_jobs.step_while_the_others_wait, tmp_path, hang_minutes=2 / 60)
+    run(rank_jobs.step_while_the_others_wait, tmp_path, hang_minutes=4 / 60)
 
 
 def test_nothing_listens_beyond_this_machine(tmp_path: Path) -> None:
