@@ -72,8 +72,9 @@ def run(command: list[str]) -> tuple[float, str]:
 def by_align(training: Training, rows: Path, folder: Path) -> dict[str, float]:
     """Seconds of `align run` with a recipe of one stage, and of the training in it."""
     field = "pairs" if training.method == "dpo" else "data"
-    # A pair or two stay out of the training, which changes no number of steps: a reward model needs some to say how good it is.
-    more = "keep_epochs: none" if training.method == "sft" else "held_out_share: 0.002"
+    # Packed rows would make fewer steps. A pair or two stay out of the training, which changes no number of steps: a reward model
+    # needs some to say how good it is.
+    more = "keep_epochs: none, packing: false" if training.method == "sft" else "held_out_share: 0.002"
     (folder / "recipe.yaml").write_text(
         f"name: peer\ninputs:\n  base: {{kind: model, path: {MODEL}}}\n  rows: {{kind: {training.kind}, path: {rows}}}\n"
         f"stages:\n  trained: {{stage: {training.method}, model: base, {field}: rows, num_epochs: {training.epochs}, "
