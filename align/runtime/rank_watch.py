@@ -70,7 +70,7 @@ class Watch:
         if isinstance(message, Beat):
             self._pids[rank], self._steps[rank] = message.pid, now - message.idle_seconds
         elif isinstance(message, Ended):
-            self._ended[rank] = message
+            self._ended[rank], self._steps[rank] = message, now
         else:
             self._emit(message)
 
@@ -92,8 +92,8 @@ class Watch:
             if (silent := now - self._heard[rank]) > FROZEN_SECONDS:
                 last = f"its last step was {now - self._steps[rank]:.0f} s ago"
                 return f"{self._name(rank)} (process {self._pids[rank]}) has not answered for {silent:.0f} s; {last}"
-        # The rank that is behind waits for nobody; the others wait for it.
-        if running and (idle := now - max(self._steps[rank] for rank in running)) > 60 * self._spread.hang_minutes:
+        # The rank that is behind waits for nobody; the others wait for it. One that has just ended may have been that rank.
+        if running and (idle := now - max(self._steps.values())) > 60 * self._spread.hang_minutes:
             steps = ", ".join(f"{self._name(rank)} {now - self._steps[rank]:.0f} s ago" for rank in sorted(running))
             return f"no rank has finished a step for {idle:.0f} s (last: {steps})"
         return ""
