@@ -20,16 +20,12 @@ from functools import partial
 from typing import Any, Literal
 
 from align.config.chat import PINNED_DATE, ChatSettings
-from align.data.template_problems import Aspect, FormatError, TemplateProblem, check_template
+from align.data.template_problems import Aspect, FormatError, TemplateProblem, check_template, seconds_for, too_slow
 from align.data.time_limit import TimeLimitExceeded, time_limit
 from align.data.tokens import BehindPrompt, Tokenizer, tokenize
 from align.data.tool_messages import not_shown, render_with_tools, up_to_end
 from align.data.turns import PROBE, added_tokens, choose_padding, difference, find_turns, leading_token, with_system
 from align.records import Message
-
-RENDER_SECONDS = 10.0
-SECONDS_PER_CONVERSATION = 0.02
-"""Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
 
 MAX_CACHED_PROMPTS = 50_000
 """Rendered prompts are cached, since several completions follow each; the bound keeps memory from growing with the data."""
@@ -258,17 +254,12 @@ class ChatFormat:
         if self._limited:
             yield
             return
-        seconds = RENDER_SECONDS + conversations * SECONDS_PER_CONVERSATION
         self._limited = True
         try:
-            with time_limit(seconds):
+            with time_limit(seconds_for(conversations)):
                 yield
         except TimeLimitExceeded:
-            what = "a conversation" if conversations == 1 else f"{conversations:,} conversations"
-            raise FormatError(
-                f"{self.where}: its chat template took more than {seconds:.0f} seconds for {what}",
-                hint="Look at chat_template.jinja of that model; it may not end.",
-            ) from None
+            raise too_slow(self.where, conversations) from None
         finally:
             self._limited = False
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 from align.errors import RecipeError
 
 MAX_TEMPLATE_BYTES = 64 * 1024
+RENDER_SECONDS = 10.0
+SECONDS_PER_CONVERSATION = 0.02
+"""Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
 Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
 
 
@@ -53,3 +56,17 @@ def check_template(template: Any, where: str) -> None:
             f"{where}: the chat template is larger than {MAX_TEMPLATE_BYTES // 1024} KiB; no honest one is",
             hint="Look at chat_template.jinja of that model.",
         )
+
+
+def seconds_for(conversations: int) -> float:
+    """Time limit for rendering so many."""
+    return RENDER_SECONDS + conversations * SECONDS_PER_CONVERSATION
+
+
+def too_slow(where: str, conversations: int) -> FormatError:
+    """The error when that time is over."""
+    what = "a conversation" if conversations == 1 else f"{conversations:,} conversations"
+    return FormatError(
+        f"{where}: its chat template took more than {seconds_for(conversations):.0f} seconds for {what}",
+        hint="Look at chat_template.jinja of that model; it may not end.",
+    )

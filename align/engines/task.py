@@ -81,7 +81,7 @@ def prepare_task(
         config=config,
         seed=seed,
     )
-    return task, encoded.drops
+    return task, list(encoded.drops)
 
 
 class TokenLimits(Protocol):

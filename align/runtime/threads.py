@@ -30,6 +30,12 @@ def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
+def usable_cores() -> int:
+    """Cores that processes of this one may use at a time: its affinity, and the limit of its control groups."""
+    quota = cpu_quota()
+    return _cores() if quota is None else max(1, min(_cores(), int(quota)))
+
+
 def _cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -166,7 +166,7 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
             loss = -sum(logps) / tokens
             write_json(path, loss if math.isfinite(loss) else None)
         losses[epoch] = json.loads(path.read_text())
-    return losses, encoded.drops
+    return losses, list(encoded.drops)
 
 
 def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, float]], losses: Mapping[int, float | None]) -> Any:

@@ -8,7 +8,8 @@ Metrics: loss, learning rate and gradient norm per logging step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -17,14 +18,15 @@ from pydantic import Field, model_validator
 from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import FineTuning, OnInvalid
-from align.data.encoding import Encoded, EncodedInstruction, encode_instructions
+from align.data.encoding import EncodedInstruction, encode_instructions
+from align.data.forms import COMPLETION, EVERY_TURN
 from align.data.template import ChatFormat
 from align.errors import RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.records import Instruction
+from align.records import Drop, Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, write_rows
+from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.store.atomic import link_tree
 from align.training.needs import TrainingNeeds, sample_passes
 
@@ -75,34 +77,36 @@ def run(context: StageContext[Config]) -> StageOutcome:
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
     folder = ModelFolder.of(source)
     chat_format = load_format(folder, where=source.where(None))
-    records = data.rows(Instruction)
     train = _train_encoder_decoder if folder.encoder_decoder else _train_decoder_only
-    encoded, result = train(context, folder, records, chat_format)
+    drops, num_records, result = train(context, folder, data, chat_format)
     if context.is_first:
-        write_rows(context.output / DROPS_NAME, encoded.drops)
+        write_rows(context.output / DROPS_NAME, drops)
         result.history.write(context.output / METRICS_NAME)
         if context.config.keep_epochs == "all":
             # Not moved: a kill before the commit must find them in the work folder again.
             link_tree(context.work / EPOCHS_NAME, context.output / EPOCHS_NAME)
-    return StageOutcome(
-        metrics=result.metrics, rows_in=len(records), rows_out=len({row.id for row in encoded.rows}), dropped=encoded.dropped()
-    )
+    dropped = dict(Counter(drop.drop_reason for drop in drops).most_common())
+    return StageOutcome(metrics=result.metrics, rows_in=num_records, rows_out=num_records - len(drops), dropped=dropped)
 
 
 def _train_decoder_only(
-    context: StageContext[Config], folder: ModelFolder, records: Sequence[Instruction], chat_format: ChatFormat
-) -> tuple[Encoded[EncodedInstruction], SftResult]:
-    """All weights or an adapter, on rows in which samples may be packed."""
+    context: StageContext[Config], folder: ModelFolder, data: Artifact, chat_format: ChatFormat
+) -> tuple[Sequence[Drop], int, SftResult]:
+    """All weights or an adapter, on rows in which samples may be packed; dropped rows and the number of all."""
     from align.models.trainable import TrainableModel
     from align.training.sft import train_sft
+    from align.training.token_store import stored_tokens
 
     config = context.config
     trainable = TrainableModel(folder, config.peft, context.store_root, context.name, config.save_dtype)
     limit = min(config.max_tokens, trainable.context_tokens)
-    encoded = _encode(context, records, chat_format, max_tokens=limit)
+    tokens = stored_tokens(context, data, folder, chat_format, EVERY_TURN if config.train_on == "all" else COMPLETION)
+    rows, drops = tokens.read(max_tokens=limit, on_invalid=config.on_invalid, where=data.where)
+    records = data.row_file(Instruction)
     result = train_sft(
-        encoded.rows,
-        _completion_texts(encoded, records, chat_format),
+        rows,
+        tokens.total[rows.places].tolist(),
+        lambda number: _completion_texts(rows[number], records[int(tokens.records[rows.places[number]])], chat_format),
         context,
         config,
         trainable=trainable,
@@ -111,12 +115,12 @@ def _train_decoder_only(
         max_tokens=limit,
         packing=config.packing and not isinstance(config.peft, VirtualTokens),
     )
-    return encoded, result
+    return drops, len(records), result
 
 
 def _train_encoder_decoder(
-    context: StageContext[Config], folder: ModelFolder, records: Sequence[Instruction], chat_format: ChatFormat
-) -> tuple[Encoded[EncodedInstruction], SftResult]:
+    context: StageContext[Config], folder: ModelFolder, data: Artifact, chat_format: ChatFormat
+) -> tuple[Sequence[Drop], int, SftResult]:
     """All weights, one sample a row; prompt and completion may each be as long as the model can see."""
     from align.training.seq2seq import train_seq2seq_sft
 
@@ -127,53 +131,32 @@ def _train_encoder_decoder(
             f"{context.name}: peft is for decoder-only models, and {where} is encoder–decoder",
             hint="Leave peft out: all its weights are trained.",
         )
-    seen = folder.context_tokens
-    encoded = _encode(context, records, chat_format, max_tokens=config.max_tokens, max_side_tokens=seen)
+    records = data.rows(Instruction)
+    encoded = encode_instructions(
+        records,
+        chat_format,
+        max_tokens=config.max_tokens,
+        max_side_tokens=folder.context_tokens,
+        every_turn=config.train_on == "all",
+        on_invalid=config.on_invalid,
+        where=data.where,
+    )
+    # Dropped rows leave gaps, so texts are matched by id.
+    by_id = {record.id: record for record in records}
     result = train_seq2seq_sft(
         encoded.rows,
-        _completion_texts(encoded, records, chat_format),
+        lambda number: _completion_texts(encoded.rows[number], by_id[encoded.rows[number].id], chat_format),
         context,
         config,
         source=folder,
         output=context.output / MODEL_FOLDER,
         chat_format=chat_format,
     )
-    return encoded, result
+    return encoded.drops, len(records), result
 
 
-def _encode(
-    context: StageContext[Config],
-    records: Sequence[Instruction],
-    chat_format: ChatFormat,
-    *,
-    max_tokens: int,
-    max_side_tokens: int | None = None,
-) -> Encoded[EncodedInstruction]:
-    config = context.config
-    where = context.artifact(config.data).where
-    return encode_instructions(
-        records,
-        chat_format,
-        max_tokens=max_tokens,
-        max_side_tokens=max_side_tokens,
-        every_turn=config.train_on == "all",
-        on_invalid=config.on_invalid,
-        where=where,
-    )
-
-
-def _completion_texts(
-    encoded: Encoded[EncodedInstruction], records: Sequence[Instruction], chat_format: ChatFormat
-) -> Callable[[int], list[str]]:
-    """From the number of an encoded row to the texts of its completions."""
-    # Dropped rows leave gaps, so texts are matched by id.
-    by_id = {record.id: record for record in records}
-
-    def texts(number: int) -> list[str]:
-        row = encoded.rows[number]
-        record = by_id[row.id]
-        messages = [*record.prompt, record.answer]
-        places = row.turns or (len(record.prompt),)
-        return [chat_format.completion_text(messages[:place], messages[place]) for place in places]
-
-    return texts
+def _completion_texts(row: EncodedInstruction, record: Instruction, chat_format: ChatFormat) -> list[str]:
+    """The texts of a row's completions."""
+    messages = [*record.prompt, record.answer]
+    places = row.turns or (len(record.prompt),)
+    return [chat_format.completion_text(messages[:place], messages[place]) for place in places]

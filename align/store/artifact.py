@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,9 @@ from align.records import place_of
 from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes
+
+if TYPE_CHECKING:
+    from align.store.row_file import RowFile  # numpy, which plans do not need
 
 MANIFEST_SCHEMA_VERSION = 1
 WORK_NAME = "work"
@@ -129,9 +132,19 @@ class Artifact:
 
     def rows(self, record_type: type[RecordT]) -> list[RecordT]:
         """All rows, in file order. `record_type` must be the type of this artifact's kind."""
+        self._check_kind(record_type)
+        return list(read_rows(self.path / ROWS_NAME, record_type))
+
+    def row_file(self, record_type: type[RecordT]) -> RowFile[RecordT]:
+        """The same rows, each read when it is asked for."""
+        from align.store.row_file import RowFile
+
+        self._check_kind(record_type)
+        return RowFile(self.path / ROWS_NAME, record_type)
+
+    def _check_kind(self, record_type: type[BaseModel]) -> None:
         if kind_of(record_type).name != self.kind:
             raise TypeError(f"{self.name} holds {self.kind}, not rows of {record_type.__name__}")
-        return list(read_rows(self.path / ROWS_NAME, record_type))
 
     def where(self, line: int | None) -> str:
         """A row's origin, for messages; see `place_of`."""

@@ -5,13 +5,16 @@ First-fit decreasing: the longest sample goes first into the first row with room
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 
+from align.data.encoding import EncodedInstruction
 from align.losses.logps import IGNORED_LABEL
 
 
@@ -71,6 +74,40 @@ def pack_rows(lengths: Sequence[int], capacity: int, longest_shared_row: int | N
     others = [index for index, length in enumerate(lengths) if length <= longest_shared_row]
     shared = pack_first_fit([lengths[index] for index in others], longest_shared_row)
     return [*([index] for index in alone), *([others[place] for place in row] for row in shared)]
+
+
+class PackedRows(Sequence[dict[str, list[int]]]):
+    """Rows of samples as `build_row` makes them, each when it is asked for."""
+
+    def __init__(self, samples: Sequence[EncodedInstruction], rows: Sequence[Sequence[int]]) -> None:
+        """Rows of these samples.
+
+        Args:
+            rows: numbers of the samples in each row.
+        """
+        self._samples = samples
+        # Millions of lists would take gigabytes.
+        self._ends = np.cumsum([len(row) for row in rows])
+        self._numbers = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, list[int]]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        rows = (self._samples[number] for number in self.samples_of(index))
+        return build_row([TrainingSample(row.prompt_token_ids, row.completion_token_ids, row.earlier) for row in rows])
+
+    def samples_of(self, row: int) -> list[int]:
+        """Numbers of the samples in a row."""
+        place = range(len(self))[row]
+        numbers: list[int] = self._numbers[self._ends[place - 1] if place else 0 : self._ends[place]].tolist()
+        return numbers
 
 
 def build_row(samples: Sequence[TrainingSample]) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ from align.runtime.seed import derive_seed
 from align.training.epoch import train_and_save
 from align.training.label_guard import check_label_spans
 from align.training.loop import TrainingHistory, resolve_precision, training_arguments
-from align.training.packing import PackedCollator, TrainingSample, build_row, pack_rows
+from align.training.packing import PackedCollator, PackedRows, pack_rows
 from align.training.sharding import shard
 from align.training.weights_of_first import weights_of_first
 
@@ -41,6 +41,7 @@ class SftResult:
 
 def train_sft(
     encoded: Sequence[EncodedInstruction],
+    lengths: Sequence[int],
     completion_texts: Callable[[int], list[str]],
     context: RunContext,
     config: FineTuning,
@@ -55,6 +56,7 @@ def train_sft(
 
     Args:
         encoded: samples; the loss is taken on completions, averaged over all their tokens of an optimizer step.
+        lengths: tokens of each sample.
         completion_texts: from a sample's number to the texts of its completions, to check the labels against.
         output: folder for the trained model.
         max_tokens: tokens of a packed row.
@@ -64,31 +66,28 @@ def train_sft(
     """
     from align.training.trl_trainers import sft_trainer
 
-    samples = [TrainingSample(row.prompt_token_ids, row.completion_token_ids, row.earlier) for row in encoded]
     # A new adapter is drawn from the global generator.
     torch.manual_seed(derive_seed(context.seed, "parameters"))
     with weights_of_first(context.spread, all_read=trainable.changes_initial_policy):
         model = load_trainable(trainable, frozen_dtype=frozen_dtype(config.precision))
     count = count_trained(model)
     set_dropout(model, config.dropout)
-    lengths = [len(sample) for sample in samples]
     limit = from_first(longest_shared_row(model) if has_weights(model) else None) if packing else None
     if limit is not None and limit < max_tokens:
         context.note(
             f"samples share rows of at most {limit} tokens, others have a row of their own (slower, same result): this model "
             + ("does not keep samples of a row apart" if limit == 1 else "needs a mask that grows with the square of a row")
         )
-    rows = pack_rows(lengths, max_tokens, limit) if packing else [[i] for i in range(len(samples))]
-    built = [build_row([samples[index] for index in row]) for row in rows]
-    _guard_labels(rows, built, completion_texts, chat_format)
-    arguments = training_arguments(config, context, num_rows=len(built))
-    trainer = sft_trainer(shard(model, context.spread), chat_format, built, arguments)
+    rows = PackedRows(encoded, pack_rows(lengths, max_tokens, limit) if packing else [[i] for i in range(len(encoded))])
+    _guard_labels(rows, completion_texts, chat_format)
+    arguments = training_arguments(config, context, num_rows=len(rows))
+    trainer = sft_trainer(shard(model, context.spread), chat_format, rows, arguments)
     save = lambda folder: save_trained(trainer.model, chat_format, folder, trainable)  # noqa: E731
     tokens, keeps_all = sum(lengths), config.keep_epochs == "all"
     history = train_and_save(trainer, save, context, config, output, every_epoch=keeps_all, per_epoch={"tokens": tokens})
     room = len(rows) * max_tokens if packing else tokens
     metrics = {
-        "train_loss": history.of_last_epoch("loss", rows=len(built), batch_size=config.batch_size),
+        "train_loss": history.of_last_epoch("loss", rows=len(rows), batch_size=config.batch_size),
         "steps": history.steps,
         "packed_rows": len(rows),
         "tokens": tokens,
@@ -102,16 +101,10 @@ def train_sft(
     return SftResult(history, metrics)
 
 
-def _guard_labels(
-    rows: Sequence[Sequence[int]],
-    built: Sequence[dict[str, list[int]]],
-    completion_texts: Callable[[int], list[str]],
-    chat_format: ChatFormat,
-) -> None:
+def _guard_labels(rows: PackedRows, completion_texts: Callable[[int], list[str]], chat_format: ChatFormat) -> None:
     """Decode the labels of a sample of rows, as the trainer will see them, and compare them with the completions."""
     step = max(1, len(rows) // GUARD_ROWS)
     chosen = list(range(0, len(rows), step))
-    labels = PackedCollator(chat_format.pad_token_id)([built[index] for index in chosen])["labels"]
-    check_label_spans(
-        labels.tolist(), [text for index in chosen for sample in rows[index] for text in completion_texts(sample)], chat_format
-    )
+    labels = PackedCollator(chat_format.pad_token_id)([rows[index] for index in chosen])["labels"]
+    expected = [text for index in chosen for sample in rows.samples_of(index) for text in completion_texts(sample)]
+    check_label_spans(labels.tolist(), expected, chat_format)

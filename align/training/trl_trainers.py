@@ -39,7 +39,7 @@ class GuardedSFTTrainer(GuardedTraining, SFTTrainer):
 
 
 def sft_trainer(
-    model: PreTrainedModel, chat_format: ChatFormat, rows: list[dict[str, list[int]]], arguments: dict[str, Any]
+    model: PreTrainedModel, chat_format: ChatFormat, rows: Sequence[dict[str, list[int]]], arguments: dict[str, Any]
 ) -> SFTTrainer:
     """Cross-entropy on labels, normalised by the number of labelled tokens of the whole batch."""
     packed = getattr(model, "is_loaded_in_4bit", False)
@@ -52,10 +52,12 @@ def sft_trainer(
     trainer = GuardedSFTTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows[:1]),
         processing_class=chat_format.tokenizer,
         data_collator=PackedCollator(chat_format.pad_token_id),
     )
+    # TRL asks for a data set of its own kind, which would hold every token of all rows.
+    trainer.train_dataset = rows
     settings.update(router)
     for name, value in model.named_parameters():
         if name in adapter:  # TRL makes the adapter of a 4-bit model bfloat16, in which small updates vanish

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def chat_format(template: str, **settings: Any) -> ChatFormat:
     return ChatFormat(tokenizer, settings=ChatSettings(**settings))
 
 
-def encode(form: ChatFormat, records: list[Instruction], **changes: Any) -> list[EncodedInstruction]:
+def encode(form: ChatFormat, records: list[Instruction], **changes: Any) -> Sequence[EncodedInstruction]:
     options: dict[str, Any] = {"max_tokens": 200, "on_invalid": "error", "every_turn": True, **changes}
     return encode_instructions(records, form, where=lambda line: "rows", **options).rows
 

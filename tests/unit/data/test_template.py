@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.data import template as template_module
+from align.data import template_problems as template_module
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
 from align.errors import RecipeError

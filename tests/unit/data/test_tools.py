@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_rows_without_tools_have_the_id_that_they_had() -> None:
     assert record({"prompt": "a", "completion": "b"}).id == "0910e5349cd4b814"
 
 
-def encode(row: dict[str, Any], form: ChatFormat, **options: Any) -> list[EncodedInstruction]:
+def encode(row: dict[str, Any], form: ChatFormat, **options: Any) -> Sequence[EncodedInstruction]:
     return encode_instructions(
         [record(row)], form, where=lambda line: "rows", max_tokens=2000, on_invalid="error", **options
     ).rows

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.data import template as template_module
+from align.data import template_problems as template_module
 from align.data.template import ChatFormat
 from align.models.facts import ModelFacts
 from align.models.folder import ModelFolder
