@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, SupportsIndex, TypeVar, overload
@@ -23,10 +23,16 @@ T = TypeVar("T")
 class LazyRows(Sequence[T], Generic[T]):
     """Rows that a function makes when they are asked for; a slice, and `take`, are such rows too."""
 
-    def __init__(self, make: Callable[[int], T], places: Integers) -> None:
-        """Rows with these numbers, which `make` takes."""
+    def __init__(self, make: Callable[[int], T], places: Integers, measures: Mapping[str, Integers] | None = None) -> None:
+        """Rows with these numbers, which `make` takes.
+
+        Args:
+            measures: what is known of each row without making it: `total`, its tokens, and `longest`, those of its prompt and
+                longest completion.
+        """
         self._make = make
         self.places = places
+        self.measures = dict(measures or {})
 
     def __len__(self) -> int:
         return len(self.places)
@@ -45,7 +51,7 @@ class LazyRows(Sequence[T], Generic[T]):
 
     def take(self, rows: Integers) -> LazyRows[T]:
         """Those of the rows that are at these places."""
-        return LazyRows(self._make, self.places[rows])
+        return LazyRows(self._make, self.places[rows], {name: values[rows] for name, values in self.measures.items()})
 
 
 class StoredTokens:
@@ -117,7 +123,8 @@ class StoredTokens:
         def line(place: int) -> int | None:
             return self._refused.value(place, "line") if place < len(refused) else self.line(int(long_rows[place - len(refused)]))
 
-        rows, drops = LazyRows(make, kept), LazyRows(drop, order)
+        measures = {"total": self.total[kept], "longest": self._longest[kept]}
+        rows, drops = LazyRows(make, kept, measures), LazyRows(drop, order)
         require_rows(Encoded(rows, drops), LazyRows(line, order), self.num_records, on_invalid, where)
         return rows, drops
 

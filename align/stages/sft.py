@@ -105,7 +105,7 @@ def _train_decoder_only(
     records = data.row_file(Instruction)
     result = train_sft(
         rows,
-        tokens.total[rows.places].tolist(),
+        rows.measures["total"].tolist(),
         lambda number: _completion_texts(rows[number], records[int(tokens.records[rows.places[number]])], chat_format),
         context,
         config,

@@ -74,7 +74,7 @@ class LengthGroupedTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)
         allow_fsdp_on_cpu(args)
         self._lengths = lengths
-        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collator)
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Groups by length in whole optimizer batches, so that the rows of a step do not depend on the size of a micro-batch."""

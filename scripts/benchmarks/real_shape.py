@@ -169,11 +169,13 @@ def run_ours(options: argparse.Namespace) -> None:
     rows = "pairs" if case == "dpo" else "data"
     kind = "instructions" if case == "sft" else "preferences"
     if case == "reward_model":
-        from align.training.pairwise import held_out
-        from align.training.pairwise.split import Split
+        import numpy as np
+
+        from align.training.pairwise.rows import PairRows
 
         # Every pair is trained on, as TRL does; the stage ends before it measures accuracy.
-        vars(held_out)["split_by_prompt"] = lambda records, encoded, **_: Split(list(encoded), list(encoded))
+        PairRows.held_out = lambda rows, **_: np.arange(len(rows.pairs))  # type: ignore[method-assign]
+        PairRows.others = lambda rows, places: places  # type: ignore[method-assign]  # noqa: ARG005
     with tempfile.TemporaryDirectory() as work:
         recipe = Path(work) / "recipe.yaml"
         recipe.write_text(f"""\

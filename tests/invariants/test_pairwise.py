@@ -191,7 +191,8 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(project_template: Path, tmp_path: Path) -> None:
     trainer, context = build(project_template / "base", tmp_path, "dpo")
-    trainer.train_dataset[0] = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].extra_columns, "reference_chosen_logps": float("nan")})
+    broken = TrainingPair(PAIRS[0].tokens, {**PAIRS[0].extra_columns, "reference_chosen_logps": float("nan")})
+    trainer.train_dataset = [broken, *trainer.train_dataset[1:]]
     with pytest.raises(StageError, match="The loss is nan at step"):
         train(trainer, context)
     assert torch.isfinite(weights_of(trainer)).all()

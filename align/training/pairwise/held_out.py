@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import binomtest
 
 from align.data.encoding import EncodedPreference, Where
+from align.data.stored_tokens import StoredTokens
+from align.data.token_file import Integers
 from align.errors import DataError, several
 from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
-from align.records import Preference
 from align.runtime.device import free_memory
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import MODEL_FOLDER
-from align.training.pairwise.collator import TrainingPair
+from align.training.pairwise.collator import Floats
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
-from align.training.pairwise.split import Split, split_by_prompt
+from align.training.pairwise.split import Split
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""
@@ -32,44 +34,46 @@ def run_with_held_out(context: StageContext[PairwiseConfig], *, share: float, ma
         margins: train with the margin chosen_score - rejected_score of every pair.
     """
     data = read_pairs(context)
-    split = split_by_prompt(data.rows.records, data.rows.encoded.rows, share=share, seed=context.seed)
+    pairs = data.rows.pairs
+    held_out = data.rows.held_out(share=share, seed=context.seed)
+    trained = data.rows.others(held_out)
+    split = Split(pairs.tokens.take(trained), pairs.tokens.take(held_out))
     where = data.artifact.where
     if not split.train or not split.held_out:
         raise DataError(
-            f"{where(None)}: {len(data.rows.encoded.rows)} pairs leave {len(split.train)} to train on and "
+            f"{where(None)}: {len(pairs)} pairs leave {len(split.train)} to train on and "
             f"{len(split.held_out)} to measure accuracy on; both are needed",
             hint="Give more pairs with different prompts, or change held_out_share.",
         )
-    rows = [TrainingPair(row) for row in split.train]
+    rows = pairs.take(trained)
     if margins:
-        trained = {row.id for row in split.train}
         # Only of pairs that are trained on: dropped and held-out pairs need no scores.
-        margin_of = _margins([record for record in data.rows.records if record.id in trained], where)
-        rows = [TrainingPair(row, {"margin": margin_of[row.id]}) for row in split.train]
-    metrics = train_pairs(context, data, rows)
+        rows = rows.with_columns(margin=_margins(data.rows.tokens, data.rows.rows[trained], where))
+    metrics = train_pairs(context, data, rows, len(rows))
     # The trained model and its optimizer are gone before the reward model is loaded, as every scorer later loads it.
     free_memory()
     accuracy = evaluate_reward_model(context.output / MODEL_FOLDER, split)
     return outcome_of(context, data, {"train_loss": metrics.pop("loss"), **metrics, **accuracy})
 
 
-def _margins(records: Sequence[Preference], where: Where) -> dict[str, float]:
-    """By how much the chosen completion scored higher, by pair id."""
-    margins: dict[str, float] = {}
+def _margins(tokens: StoredTokens, rows: Integers, where: Where) -> Floats:
+    """By how much the chosen completion scored higher, of these rows."""
+    chosen, rejected = (tokens.number(name)[rows] for name in ("chosen_score", "rejected_score"))
     problems: list[str] = []
-    for record in records:
-        if record.chosen_score is None or record.rejected_score is None:
-            problems.append(f"{where(record.line)}: {record.id}: has no chosen_score or no rejected_score")
-        elif record.chosen_score < record.rejected_score:
-            scores = f"chosen_score {record.chosen_score:g}, rejected_score {record.rejected_score:g}"
-            problems.append(f"{where(record.line)}: {record.id}: the rejected completion scored higher ({scores})")
+    for place in np.flatnonzero(~(chosen >= rejected)):
+        row = int(rows[place])
+        if np.isnan(chosen[place]) or np.isnan(rejected[place]):
+            problem = "has no chosen_score or no rejected_score"
         else:
-            margins[record.id] = record.chosen_score - record.rejected_score
+            scores = f"chosen_score {chosen[place]:g}, rejected_score {rejected[place]:g}"
+            problem = f"the rejected completion scored higher ({scores})"
+        problems.append(f"{where(tokens.line(row))}: {tokens.row_id(row)}: {problem}")
     if problems:
         raise DataError(
-            several(problems, f"rows cannot give a margin (of {len(records):,})"),
+            several(problems, f"rows cannot give a margin (of {len(rows):,})"),
             hint="Set margin: none, or give every pair both scores.",
         )
+    margins: Floats = chosen - rejected
     return margins
 
 

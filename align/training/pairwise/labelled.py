@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ class LabelledConfig(PairwiseConfig):
     def training_needs(self) -> TrainingNeeds:
         return replace(labelled_needs(self, self.model, self.data, self.peft), reference=self.reference or self.model)
 
-    def read(self, *source: Any, **limits: Any) -> PairRows:
+    @property
+    def reads(self) -> Callable[..., PairRows]:
         from align.training.pairwise.rows import read_labelled
 
-        return read_labelled(*source, on_invalid=self.on_invalid, **limits)
+        return read_labelled

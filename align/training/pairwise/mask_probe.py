@@ -12,7 +12,7 @@ from align.models.sizes import DENSE_MASK_TOKENS, PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
 from align.runtime.device import out_of_memory
-from align.training.pairwise.collator import PairCollator, TrainingPair
+from align.training.pairwise.collator import PairCollator, TrainingPair, TrainingPairs, pair_lengths
 from align.training.pairwise.trainer import layout_of
 
 # Attention that takes a mask of which token sees which; others take only a mask of the padding.
@@ -52,10 +52,14 @@ def choose_collator(
 
 def _sample(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
     """The pair with the longest side, where a window would cut most, and others of every length."""
-    longest = max(pairs, key=_longer_side)
-    others = sorted(pairs, key=len)
+    if isinstance(pairs, TrainingPairs):
+        longest = pairs[int(pairs.tokens.measures["longest"].argmax())]
+    else:
+        longest = max(pairs, key=_longer_side)
+    lengths = pair_lengths(pairs)
+    others = sorted(range(len(pairs)), key=lambda place: lengths[place])
     step = max(1, len(others) // (PROBED_PAIRS - 1))
-    return [longest, *others[step // 2 :: step][: PROBED_PAIRS - 1]]
+    return [longest, *(pairs[place] for place in others[step // 2 :: step][: PROBED_PAIRS - 1])]
 
 
 def _longer_side(pair: TrainingPair) -> int:

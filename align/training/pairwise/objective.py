@@ -5,7 +5,7 @@ A stage's Config is its method, so that a default stands once. Recipes are read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -21,8 +21,6 @@ from align.training.needs import TrainingNeeds, pair_needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.data.template import ChatFormat
-    from align.store.artifact import Artifact
     from align.training.pairwise.rows import PairRows
 
 
@@ -85,11 +83,12 @@ class PairwiseConfig(PairwiseOptimization, AnyPeft, StageConfig):
         """[pairs], without gradient: what of a pair the others' losses depend on."""
         raise NotImplementedError
 
-    def read(self, artifact: Artifact, chat_format: ChatFormat, *, max_tokens: int, seed: int) -> PairRows:
-        """The rows in tokens, none longer than `max_tokens`."""
+    @property
+    def reads(self) -> Callable[..., PairRows]:
+        """Reads the rows in tokens; see `align.training.pairwise.rows.read_preferences`."""
         from align.training.pairwise.rows import read_preferences
 
-        return read_preferences(artifact, chat_format, max_tokens=max_tokens, on_invalid=self.on_invalid)
+        return read_preferences
 
     def training_needs(self) -> TrainingNeeds:
         """It names the pairs, the reference if the method has one, and says whether a score head is trained."""

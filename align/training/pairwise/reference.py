@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from align.data.encoding import EncodedPreference
+from align.data.stored_tokens import LazyRows
 from align.errors import StageError
 from align.models.load import load_causal_lm
 from align.models.sizes import FORWARD_TOKENS
@@ -24,7 +25,7 @@ from align.scoring.batching import length_sorted_batches, run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
-from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
+from align.training.pairwise.collator import PairCollator, TrainingPair, TrainingPairs, shared_length
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 from align.training.pairwise.trainer import layout_of, prepare_model
@@ -32,8 +33,8 @@ from align.training.weights_of_first import weights_of_first
 
 
 def reference_of_another_model(
-    context: StageContext[Any], reference: Artifact, rows: Sequence[TrainingPair], *, pad_token_id: int, precision: str
-) -> list[TrainingPair]:
+    context: StageContext[Any], reference: Artifact, rows: TrainingPairs, *, pad_token_id: int, precision: str
+) -> TrainingPairs:
     """The rows with the log-probabilities of a model that is not the policy. Its memory is freed before the policy is loaded."""
 
     def load() -> tuple[Any, PairCollator]:
@@ -50,13 +51,13 @@ def reference_of_another_model(
 def reference_of_the_policy(
     context: StageContext[Any],
     reference: Artifact,
-    rows: Sequence[TrainingPair],
+    rows: TrainingPairs,
     model: Any,
     collator: PairCollator,
     policy: TrainableModel,
     *,
     precision: str,
-) -> list[TrainingPair]:
+) -> TrainingPairs:
     """The rows with the log-probabilities of the policy before its first step, so that no second copy is ever in memory.
 
     A new LoRA changes nothing yet. New virtual tokens do, so the model is run without them.
@@ -70,14 +71,14 @@ def reference_of_the_policy(
 def _add_reference(
     context: StageContext[Any],
     reference: Artifact,
-    rows: Sequence[TrainingPair],
+    rows: TrainingPairs,
     load: Callable[[], tuple[Any, PairCollator]],
     *,
     precision: str,
     weights: str,
-) -> list[TrainingPair]:
+) -> TrainingPairs:
     """From the store, or computed with the model and the collator that `load` gives."""
-    pairs = [row.tokens for row in rows]
+    pairs = rows.tokens
 
     def compute() -> list[ReferenceLogps]:
         model, collator = load()
@@ -87,7 +88,8 @@ def _add_reference(
     arithmetic = {"precision": precision, "weights": weights, "tail_weight": context.config.tail_weight}
     key = reference_key(reference, pairs, hashes, **arithmetic)
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
-    return [replace(row, extra_columns={**row.extra_columns, **found[row.tokens.id].columns()}) for row in rows]
+    sides = np.array([(found[pair.id].chosen_logps, found[pair.id].rejected_logps) for pair in pairs])
+    return rows.with_columns(reference_chosen_logps=sides[:, 0], reference_rejected_logps=sides[:, 1])
 
 
 @phase("train")
@@ -104,7 +106,8 @@ def compute_reference_logps(
     """
     device = next(model.parameters()).device
     count = context.counter("reference", "pairs")
-    lengths = [shared_length(pair) for pair in pairs]
+    known = pairs.measures["total"].tolist() if isinstance(pairs, LazyRows) else None
+    lengths: list[int] = known or [shared_length(pair) for pair in pairs]
     found: dict[int, ReferenceLogps] = {}
 
     def compute(batch: list[int]) -> list[list[float]]:

@@ -35,10 +35,6 @@ class ReferenceLogps(BaseModel):
     rejected_logps: float
     """Nats, summed over the rejected completion."""
 
-    def columns(self) -> dict[str, float]:
-        """As a batch has them."""
-        return {"reference_chosen_logps": self.chosen_logps, "reference_rejected_logps": self.rejected_logps}
-
 
 def reference_key(
     artifact: Artifact,

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
-from align.config.sections import OnInvalid
-from align.data.encoding import Encoded, EncodedInstruction, EncodedPreference, encode_labelled, encode_preferences
+import numpy as np
+
+from align.data.encoding import EncodedInstruction, EncodedPreference
+from align.data.forms import LABEL, PAIR, SIDES
+from align.data.stored_tokens import LazyRows, StoredTokens
 from align.data.template import ChatFormat
+from align.data.token_file import Integers
 from align.errors import DataError
-from align.records import Labelled, Preference
+from align.models.folder import ModelFolder
+from align.records import Drop, PromptRecord
 from align.runtime.seed import derive_seed
+from align.stage import StageContext
 from align.store.artifact import Artifact
+from align.training.pairwise.collator import TrainingPairs
+from align.training.pairwise.objective import PairwiseConfig
+from align.training.pairwise.split import held_out_records
+from align.training.token_store import stored_tokens
 
 
 @dataclass(frozen=True)
 class PairRows:
     """What was read, and what of it can be trained on."""
 
-    records: Sequence[Any]
-    """Preferences or labelled rows."""
-    encoded: Encoded[EncodedPreference]
-    columns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Numbers that the loss needs, by the id of the pair."""
+    pairs: TrainingPairs
+    """With the numbers that the loss needs."""
+    drops: Sequence[Drop]
+    tokens: StoredTokens
+    rows: Integers
+    """Number of each pair's row among the tokens."""
+    records: Iterable[PromptRecord]
+    """Those of the file; `tokens.form.each` rows of tokens belong to each of them."""
     note: str = ""
     """What the user should know about how they were read."""
 
+    def held_out(self, *, share: float, seed: int) -> Integers:
+        """Which pairs are kept to measure: their places, in order."""
+        if not share:
+            return np.zeros(0, dtype=np.int64)
+        records = self.tokens.records[self.rows] // self.tokens.form.each
+        return np.flatnonzero(held_out_records(self.records, share=share, seed=seed)[records])
 
-def read_preferences(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: int, on_invalid: OnInvalid) -> PairRows:
+    def others(self, places: Integers) -> Integers:
+        """The places of all other pairs."""
+        return np.setdiff1d(np.arange(len(self.pairs)), places, assume_unique=True)
+
+    def dropped(self) -> dict[str, int]:
+        """Dropped rows by reason."""
+        return dict(Counter(drop.drop_reason for drop in self.drops).most_common())
+
+
+def read_preferences(
+    context: StageContext[PairwiseConfig], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
+) -> PairRows:
     """Pairs of a chosen and a rejected completion."""
-    records = artifact.rows(Preference)
-    encoded = encode_preferences(records, chat_format, max_tokens=max_tokens, on_invalid=on_invalid, where=artifact.where)
-    return PairRows(records, encoded)
+    tokens = stored_tokens(context, artifact, folder, chat_format, PAIR)
+    rows, drops = tokens.read(max_tokens=max_tokens, on_invalid=context.config.on_invalid, where=artifact.where)
+    return PairRows(TrainingPairs(rows), drops, tokens, rows.places, artifact.row_file(PAIR.record))
 
 
-def read_labelled(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: int, on_invalid: OnInvalid, seed: int) -> PairRows:
+def read_labelled(
+    context: StageContext[PairwiseConfig], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
+) -> PairRows:
     """Completions with column `desirable`, 1 or 0; see `beside_others`.
 
     Preferences are read as two completions each, the chosen one desirable and the rejected one not.
@@ -44,58 +77,57 @@ def read_labelled(artifact: Artifact, chat_format: ChatFormat, *, max_tokens: in
     Raises:
         DataError: if all rows have the same prompt.
     """
+    form = SIDES if artifact.kind == "preferences" else LABEL
+    tokens = stored_tokens(context, artifact, folder, chat_format, form)
     note = ""
-    if artifact.kind == "preferences":
-        records = [side for pair in artifact.rows(Preference) for side in sides_of(pair)]
-        note = f"both sides of {len(records) // 2:,} pairs are used: {len(records):,} completions, half of them good"
-    else:
-        records = artifact.rows(Labelled)
-    encoded = encode_labelled(records, chat_format, max_tokens=max_tokens, on_invalid=on_invalid, where=artifact.where)
-    if len({tuple(row.prompt_token_ids) for row in encoded.rows}) < 2:
+    if form is SIDES:
+        count = tokens.num_records
+        note = f"both sides of {count // 2:,} pairs are used: {count:,} completions, half of them good"
+    rows, drops = tokens.read(max_tokens=max_tokens, on_invalid=context.config.on_invalid, where=artifact.where)
+    prompts = np.fromiter((_digest(row.prompt_token_ids) for row in rows), dtype=np.uint64, count=len(rows))
+    if len(np.unique(prompts)) < 2:
         raise DataError(
             f"{artifact.where(None)}: all rows have the same prompt, and KTO compares completions of different prompts",
             hint="Add rows with other prompts.",
         )
-    rows = beside_others(encoded.rows, max_tokens=max_tokens, seed=seed)
-    columns = {record.id: {"desirable": float(record.desirable)} for record in records}
-    return PairRows(records, Encoded(rows, encoded.drops), columns, note)
+    prompt, completion = (tokens.lengths[part][rows.places] for part in form.parts)
+    other = other_of(prompts.tolist(), seed=context.seed)
+    rejected = np.minimum(completion[other], max_tokens - prompt)
+    measures = {"total": prompt + completion + rejected, "longest": prompt + np.maximum(completion, rejected)}
+    pairs = LazyRows(lambda place: beside_other(rows, other, place, max_tokens=max_tokens), np.arange(len(rows)), measures)
+    columns = {"desirable": tokens.number("desirable")[rows.places]}
+    return PairRows(TrainingPairs(pairs, columns), drops, tokens, rows.places, artifact.row_file(form.record), note)
 
 
-def sides_of(pair: Preference) -> list[Labelled]:
-    """A pair as two labelled completions."""
-
-    def side(name: str, completion: str, desirable: bool) -> Labelled:
-        row_id = f"{pair.id}/{name}"
-        return Labelled(id=row_id, line=pair.line, file=pair.file, prompt=pair.prompt, completion=completion, desirable=desirable)
-
-    return [side("chosen", pair.chosen, True), side("rejected", pair.rejected, False)]
+def _digest(token_ids: list[int]) -> int:
+    """A number that another prompt has with a chance of 1 in 2^64."""
+    return int.from_bytes(hashlib.blake2b(np.array(token_ids, dtype=np.int32).tobytes(), digest_size=8).digest())
 
 
-def beside_others(rows: Sequence[EncodedInstruction], *, max_tokens: int, seed: int) -> list[EncodedPreference]:
-    """Each completion as `chosen`, and as `rejected` one that belongs to another prompt, cut where it would be too long.
+def other_of(prompts: Sequence[Hashable], *, seed: int) -> Integers:
+    """For each completion one that belongs to another prompt, and stands beside it as `rejected`.
 
-    KTO estimates from the latter how far the policy is from the reference. The choice follows from the rows and the seed, so that
-    the reference's log-probabilities can be kept.
+    KTO estimates from it how far the policy is from the reference. The choice follows from the rows and the seed, so that the
+    reference's log-probabilities can be kept.
 
     Args:
-        rows: with two prompts or more.
+        prompts: what tells the prompts apart, of two or more.
     """
-    order = list(range(len(rows)))
+    order = list(range(len(prompts)))
     random.Random(derive_seed(seed, "mismatched")).shuffle(order)
-    other_of: dict[int, int] = {}
+    found = np.zeros(len(prompts), dtype=np.int64)
     # From the back, and once more around: the next row in the order whose prompt is another one.
     following, next_other = order[0], 0
     for place in reversed(range(2 * len(order))):
         row = order[place % len(order)]
-        if rows[row].prompt_token_ids != rows[following].prompt_token_ids:
+        if prompts[row] != prompts[following]:
             next_other = following
-        other_of[row], following = next_other, row
-    return [
-        EncodedPreference(
-            row.id,
-            row.prompt_token_ids,
-            row.completion_token_ids,
-            rows[other_of[index]].completion_token_ids[: max_tokens - len(row.prompt_token_ids)],
-        )
-        for index, row in enumerate(rows)
-    ]
+        found[row], following = next_other, row
+    return found
+
+
+def beside_other(rows: Sequence[EncodedInstruction], other: Integers, place: int, *, max_tokens: int) -> EncodedPreference:
+    """A completion as `chosen` and its other one as `rejected`, cut where it would be too long."""
+    row, rejected = rows[place], rows[int(other[place])].completion_token_ids
+    prompt = row.prompt_token_ids
+    return EncodedPreference(row.id, prompt, row.completion_token_ids, rejected[: max_tokens - len(prompt)])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from align.data.template import ChatFormat
@@ -21,12 +21,11 @@ from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.epoch import train_and_save
 from align.training.loop import resolve_precision, training_arguments
-from align.training.pairwise.collator import TrainingPair
+from align.training.pairwise.collator import TrainingPairs, pair_lengths
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig
 from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
 from align.training.pairwise.rows import PairRows
-from align.training.pairwise.split import split_by_prompt
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
 from align.training.weights_of_first import weights_of_first
 
@@ -60,13 +59,13 @@ def run_pairwise(context: StageContext[PairwiseConfig]) -> StageOutcome:
         Interrupted: if a stop was requested.
     """
     data = read_pairs(context)
-    read = data.rows
-    split = split_by_prompt(read.records, read.encoded.rows, share=context.config.held_out_share, seed=context.seed)
-    # Too few prompts for a share of them: all are trained on.
-    rows, held_out = (split.train, split.held_out) if split.train else (read.encoded.rows, [])
-    pairs = [TrainingPair(row, read.columns.get(row.id, {})) for row in (*rows, *held_out)]
-    metrics = train_pairs(context, data, pairs[: len(rows)], pairs[len(rows) :])
-    return outcome_of(context, data, {**metrics, "pairs_train": len(rows), "pairs_held_out": len(held_out)})
+    held_out = data.rows.held_out(share=context.config.held_out_share, seed=context.seed)
+    if len(held_out) == len(data.rows.pairs):  # too few prompts for a share of them: all are trained on
+        held_out = held_out[:0]
+    places = np.concatenate([data.rows.others(held_out), held_out])
+    count = len(places) - len(held_out)
+    metrics = train_pairs(context, data, data.rows.pairs.take(places), count)
+    return outcome_of(context, data, {**metrics, "pairs_train": count, "pairs_held_out": len(held_out)})
 
 
 def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
@@ -85,24 +84,19 @@ def read_pairs(context: StageContext[PairwiseConfig]) -> PairData:
     if reference is not None:
         check_vocabulary(source, folder, reference, reference_folder)
         limit = min(limit, reference_folder.context_tokens)
-    rows = config.read(pairs, chat_format, max_tokens=limit, seed=context.seed)
+    rows = config.reads(context, pairs, folder, chat_format, max_tokens=limit)
     if rows.note:
         context.note(rows.note)
     return PairData(pairs, rows, chat_format, policy, reference)
 
 
-def train_pairs(
-    context: StageContext[PairwiseConfig], data: PairData, rows: Sequence[TrainingPair], held_out: Sequence[TrainingPair] = ()
-) -> dict[str, Any]:
-    """Train on `rows`, save the model and its curve into the stage's output, and return metrics for the manifest.
+def train_pairs(context: StageContext[PairwiseConfig], data: PairData, rows: TrainingPairs, count: int) -> dict[str, Any]:
+    """Train on the first `count` pairs, save the model and its curve into the stage's output, and return metrics.
 
-    A reward model gets a new head of a single score in place of the language model's.
-
-    Args:
-        held_out: pairs that the trained model is measured on.
+    A reward model gets a new head of a single score in place of the language model's. The trained model is measured on the
+    other pairs; references are computed for both in one go.
     """
-    # References are computed for both in one go.
-    count, tokens, rows = len(rows), sum(map(len, rows)), [*rows, *held_out]
+    tokens = sum(pair_lengths(rows[:count]))
     config, policy, pad_token_id, reference = context.config, data.policy, data.chat_format.pad_token_id, data.reference
     new_score_head = config.training_needs().has_score_head
     precision = resolve_precision(config.precision)
@@ -169,7 +163,7 @@ def loss_of_equal_models(config: PairwiseConfig) -> float:
 
 def outcome_of(context: StageContext[PairwiseConfig], data: PairData, metrics: dict[str, Any]) -> StageOutcome:
     """Record the dropped pairs, and count them."""
-    encoded = data.rows.encoded
     if context.is_first:
-        write_rows(context.output / DROPS_NAME, encoded.drops)
-    return StageOutcome(metrics=metrics, rows_in=len(data.rows.records), rows_out=len(encoded.rows), dropped=encoded.dropped())
+        write_rows(context.output / DROPS_NAME, data.rows.drops)
+    total = data.rows.tokens.num_records
+    return StageOutcome(metrics=metrics, rows_in=total, rows_out=len(data.rows.pairs), dropped=data.rows.dropped())

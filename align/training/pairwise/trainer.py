@@ -23,7 +23,7 @@ from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
 from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
-from align.training.pairwise.collator import PairCollator, TrainingPair
+from align.training.pairwise.collator import PairCollator, TrainingPair, pair_lengths
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
 from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
@@ -45,7 +45,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
         arguments: Mapping[str, Any],
     ) -> None:
         release(model)
-        super().__init__(model, pairs, collator, arguments, lengths=[len(pair) for pair in pairs])
+        super().__init__(model, pairs, collator, arguments, lengths=pair_lengths(pairs))
         self._objective = objective
 
     def batch_counts(self, batches: Sequence[Mapping[str, Tensor]], fillers: Sequence[Mapping[str, Tensor]] = ()) -> BatchCounts:
@@ -113,7 +113,7 @@ class PairwiseTrainer(GuardedTraining, LengthGroupedTrainer):
                 numbers.append(len(values))
 
         for visit in (share, add) if self._objective.has_shared_value else (add,):
-            for _ in run_batches([len(pair) for pair in pairs], FORWARD_TOKENS, visit):
+            for _ in run_batches(pair_lengths(pairs), FORWARD_TOKENS, visit):
                 pass
         release(self.model)
         means = {name: sum(sums) / sum(numbers) for name, (sums, numbers) in found.items() if any(numbers)}

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from align import load_recipe
-from align.data.encoding import EncodedPreference, encode_preferences
+from align.data.encoding import encode_preferences
+from align.data.forms import sides_of
 from align.errors import DataError, RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
@@ -24,9 +25,8 @@ from align.stages import dpo, kto, orpo, reward_model, simpo
 from align.store.artifact import ROWS_NAME, Artifact, write_rows
 from align.testing import Recorder, input_artifact, pairwise_config, stage_context, tiny_causal_lm
 from align.training.pairwise.collator import shared_length
-from align.training.pairwise.rows import sides_of
 from align.training.pairwise.run import loss_of_equal_models
-from align.training.pairwise.split import split_by_prompt
+from align.training.pairwise.split import held_out_records
 
 pytestmark = pytest.mark.slow
 
@@ -241,9 +241,8 @@ def test_a_share_of_the_prompts_is_measured_and_not_trained_on(bench: Bench) -> 
     assert outcome.metrics["held_out/loss"] != outcome.metrics["loss"]
     # Which prompts they are follows from the prompt, and a run on the other rows alone trains the same model; the reference is
     # computed in other batches there, which moves the last digits.
-    encoded = [EncodedPreference(each.id, [1], [2], [3]) for each in rows]
-    kept = {pair.id for pair in split_by_prompt(rows, encoded, share=0.25, seed=1).train}
-    alone = bench.run(dpo, [each for each in rows if each.id in kept], held_out_share=0.0)
+    is_held_out = held_out_records(rows, share=0.25, seed=1)
+    alone = bench.run(dpo, [each for each, is_out in zip(rows, is_held_out, strict=True) if not is_out], held_out_share=0.0)
     assert alone.metrics["pairs_held_out"] == 0
     assert alone.metrics["loss"] == pytest.approx(outcome.metrics["loss"], rel=1e-5)
     assert "held_out/loss" not in alone.metrics

@@ -7,27 +7,22 @@ import random
 from align.data.encoding import EncodedPreference
 from align.records import Message, Preference
 from align.training.pairwise.held_out import length_only_accuracy
-from align.training.pairwise.split import Split, split_by_prompt
-
-
-def pair(number: int, prompt: str) -> tuple[Preference, EncodedPreference]:
-    row = Preference(id=f"r{number}", prompt=[Message(role="user", content=prompt)], chosen="a", rejected="b")
-    return row, EncodedPreference(f"r{number}", [1], [2], [3])
+from align.training.pairwise.split import Split, held_out_records
 
 
 def test_a_prompt_is_on_one_side_whatever_the_order() -> None:
-    rows = [pair(number, f"prompt {number % 50}") for number in range(300)]
-    split = split_by_prompt([r for r, _ in rows], [e for _, e in rows], share=0.3, seed=1)
-    prompt_of = {record.id: record.prompt[0].content for record, _ in rows}
-    train, held_out = ({prompt_of[row.id] for row in side} for side in (split.train, split.held_out))
-    assert not train & held_out
-    assert 5 <= len(held_out) <= 25
-    assert len(split.train) + len(split.held_out) == 300
-    random.Random(0).shuffle(rows)
-    again = split_by_prompt([r for r, _ in rows], [e for _, e in rows], share=0.3, seed=1)
-    assert {row.id for row in again.held_out} == {row.id for row in split.held_out}
-    other = split_by_prompt([r for r, _ in rows], [e for _, e in rows], share=0.3, seed=2)
-    assert {row.id for row in other.held_out} != {row.id for row in split.held_out}
+    def held_out(numbers: list[int], seed: int) -> set[int]:
+        prompts = ([Message(role="user", content=f"prompt {number % 50}")] for number in numbers)
+        rows = [Preference(id="r", prompt=prompt, chosen="a", rejected="b") for prompt in prompts]
+        return {number for number, is_out in zip(numbers, held_out_records(rows, share=0.3, seed=seed), strict=True) if is_out}
+
+    numbers = list(range(300))
+    found = held_out(numbers, seed=1)
+    assert not {number % 50 for number in found} & {number % 50 for number in set(numbers) - found}
+    assert 5 <= len({number % 50 for number in found}) <= 25
+    random.Random(0).shuffle(numbers)
+    assert held_out(numbers, seed=1) == found
+    assert held_out(numbers, seed=2) != found
 
 
 def lengths(*pairs: tuple[int, int]) -> list[EncodedPreference]:
