@@ -175,7 +175,7 @@ def run_ours(options: argparse.Namespace) -> None:
 
         # Every pair is trained on, as TRL does; the stage ends before it measures accuracy.
         PairRows.held_out = lambda rows, **_: np.arange(len(rows.pairs))  # type: ignore[method-assign]
-        PairRows.others = lambda rows, places: places  # type: ignore[method-assign]  # noqa: ARG005
+        PairRows.others = lambda rows, places: places  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as work:
         recipe = Path(work) / "recipe.yaml"
         recipe.write_text(f"""\
