@@ -15,18 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from align.data.encoding import EncodedPreference
-from align.data.stored_tokens import LazyRows
 from align.training.packing import pack_first_fit
 
 BatchForm = Literal["shared_prompt", "padded"]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 NO_PAIR = -1
 """Pair of the padding."""
@@ -42,47 +39,6 @@ class TrainingPair:
 
     def __len__(self) -> int:
         return shared_length(self.tokens)
-
-
-class TrainingPairs(Sequence[TrainingPair]):
-    """Pairs that are built when they are asked for; a slice, and `take`, are such pairs too."""
-
-    def __init__(self, tokens: LazyRows[EncodedPreference], columns: Mapping[str, Floats] | None = None) -> None:
-        """Pairs of these tokens.
-
-        Args:
-            columns: `extra_columns` of all pairs: [pairs], float64, by name.
-        """
-        self.tokens = tokens
-        self.columns = dict(columns or {})
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @overload
-    def __getitem__(self, index: int) -> TrainingPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> TrainingPairs: ...
-    def __getitem__(self, index: int | slice) -> TrainingPair | TrainingPairs:
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        return TrainingPair(self.tokens[index], {name: float(values[index]) for name, values in self.columns.items()})
-
-    def take(self, places: Any) -> TrainingPairs:
-        """Those at these places."""
-        return TrainingPairs(self.tokens.take(places), {name: values[places] for name, values in self.columns.items()})
-
-    def with_columns(self, **columns: Floats) -> TrainingPairs:
-        """The same pairs with further numbers."""
-        return TrainingPairs(self.tokens, {**self.columns, **columns})
-
-
-def pair_lengths(pairs: Sequence[TrainingPair]) -> list[int]:
-    """Tokens of each pair, as `shared_length` counts them."""
-    if not isinstance(pairs, TrainingPairs):
-        return [len(pair) for pair in pairs]
-    lengths: list[int] = pairs.tokens.measures["total"].tolist()
-    return lengths
 
 
 def shared_length(pair: EncodedPreference) -> int:

@@ -18,10 +18,10 @@ from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import free_memory
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import MODEL_FOLDER
-from align.training.pairwise.collator import Floats
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.run import outcome_of, read_pairs, train_pairs
 from align.training.pairwise.split import Split
+from align.training.pairwise.training_pairs import Floats
 
 LENGTH_BUCKETS = ((None, -8), (-8, 0), (0, 8), (8, None))
 """Bounds of (chosen - rejected) length in tokens, low inclusive, high exclusive."""

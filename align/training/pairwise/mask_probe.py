@@ -12,8 +12,9 @@ from align.models.sizes import DENSE_MASK_TOKENS, PAIR_ROW_TOKENS
 from align.models.virtual_tokens import virtual_tokens_of
 from align.runtime.context import RunContext
 from align.runtime.device import out_of_memory
-from align.training.pairwise.collator import PairCollator, TrainingPair, TrainingPairs, pair_lengths
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import layout_of
+from align.training.pairwise.training_pairs import TrainingPairs, pair_lengths
 
 # Attention that takes a mask of which token sees which; others take only a mask of the padding.
 TAKES_ANY_MASK = (IMPLEMENTATION, "sdpa", "eager")

@@ -25,10 +25,11 @@ from align.scoring.batching import length_sorted_batches, run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.store.fingerprint import HASHES_NAME, FileHashes
-from align.training.pairwise.collator import PairCollator, TrainingPair, TrainingPairs, shared_length
+from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
 from align.training.pairwise.trainer import layout_of, prepare_model
+from align.training.pairwise.training_pairs import TrainingPairs
 from align.training.weights_of_first import weights_of_first
 
 

@@ -21,9 +21,9 @@ from align.records import Drop, PromptRecord
 from align.runtime.seed import derive_seed
 from align.stage import StageContext
 from align.store.artifact import Artifact
-from align.training.pairwise.collator import TrainingPairs
 from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.split import held_out_records
+from align.training.pairwise.training_pairs import TrainingPairs
 from align.training.token_store import stored_tokens
 
 

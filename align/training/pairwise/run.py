@@ -21,12 +21,12 @@ from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.training.epoch import train_and_save
 from align.training.loop import resolve_precision, training_arguments
-from align.training.pairwise.collator import TrainingPairs, pair_lengths
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig
 from align.training.pairwise.reference import reference_of_another_model, reference_of_the_policy
 from align.training.pairwise.rows import PairRows
 from align.training.pairwise.trainer import PairwiseTrainer, prepare_model
+from align.training.pairwise.training_pairs import TrainingPairs, pair_lengths
 from align.training.weights_of_first import weights_of_first
 
 CHECKED_PAIRS = 16

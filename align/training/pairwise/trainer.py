@@ -23,8 +23,9 @@ from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
 from align.scoring.batching import run_batches
 from align.training.loop import GuardedTraining
-from align.training.pairwise.collator import PairCollator, TrainingPair, pair_lengths
+from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.objective import BatchCounts, PairwiseConfig, likelihood_tokens
+from align.training.pairwise.training_pairs import pair_lengths
 from align.training.pairwise.visibility import pair_mask
 from align.training.sampler import LengthGroupedTrainer
 from align.training.sharding import computes_in_bfloat16, release, shard
