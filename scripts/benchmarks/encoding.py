@@ -25,8 +25,8 @@ from typing import Any
 from align.store.atomic import write_json
 
 RESULT = Path(__file__).with_suffix(".json")
-ROWS, ROUNDS = 8_000, 2
-ENCODED = (10_000, 40_000)
+ROWS, ROUNDS = 4_000, 2
+ENCODED = (5_000, 20_000)
 READ = (100_000, 1_000_000, 5_000_000)
 ROW_TOKENS = 2048
 
