@@ -15,8 +15,9 @@ FORWARD_TOKENS = 8192
 """Tokens of a forward pass without gradients: a reference over pairs, or a reward model over held-out pairs."""
 ENGINE_ROWS = 64
 """Completions that the transformers engine samples at once."""
-DENSE_MASK_TOKENS = {"cpu": 256, "cuda": 4096}
-"""Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without."""
+DENSE_MASK_TOKENS = {"cpu": 32, "cuda": 4096}
+"""Tokens of the longest row whose attention gets a mask of all pairs of tokens, where it could do without. With a
+mask, padding is computed too."""
 GRADIENTS_AT_ONCE = 1 << 24
 """Of a model that every process of an online training has whole: numbers that are copied at once to be summed over processes."""
 ZERO3_NUMBERS_AT_ONCE = 1 << 25

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from align.report.best_of import BestOfPool
     from align.scoring.probes import Probe
 
-VERSION = 10
+VERSION = 11
 
 
 class Config(Generation, StageConfig):

@@ -14,7 +14,7 @@ from typing import ClassVar
 from align.stage import StageContext, StageOutcome
 from align.training.online.config import DistillConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(DistillConfig):

@@ -21,7 +21,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, Reference
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 5
+VERSION = 6
 
 
 class Config(DpoLoss, ReferenceConfig):

@@ -13,7 +13,7 @@ from typing import ClassVar
 from align.stage import StageContext, StageOutcome
 from align.training.online.config import GroupConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(GroupConfig):

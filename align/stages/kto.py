@@ -21,7 +21,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(LabelledConfig):

@@ -18,7 +18,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, Preferenc
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(PreferenceConfig):

@@ -19,7 +19,7 @@ from align.training.needs import TrainingNeeds
 from align.training.online.advantage import Gae
 from align.training.online.config import ScoredConfig
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(Gae, ValueOptimization, ScoredConfig):

@@ -23,7 +23,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, PairwiseC
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 5
+VERSION = 6
 
 
 class Config(LoraOnly, PairwiseConfig):

@@ -16,7 +16,7 @@ from align.config.online import LossAggregation
 from align.stage import StageContext, StageOutcome
 from align.training.online.config import GroupConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(GroupConfig):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from align.scoring.judge import JudgeTally
     from align.scoring.scorers import Column, ScorerSet
 
-VERSION = 3
+VERSION = 4
 SHARD_ROWS = 4096
 """Candidates that an interruption can cost; what is in a shard follows from their order."""
 

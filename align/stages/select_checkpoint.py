@@ -40,7 +40,7 @@ from align.store.atomic import link_tree, write_bytes, write_json
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(ChoiceConfig):

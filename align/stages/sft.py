@@ -33,7 +33,7 @@ from align.training.needs import TrainingNeeds, sample_passes
 if TYPE_CHECKING:
     from align.training.sft import SftResult
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(FineTuning, AnyPeft, StageConfig):

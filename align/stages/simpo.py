@@ -18,7 +18,7 @@ from align.training.pairwise.objective import BatchCounts, PairLosses, Preferenc
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(PreferenceConfig):

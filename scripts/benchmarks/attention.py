@@ -4,7 +4,9 @@
 
 Three ways, in turns in one process: `sdpa` (transformers' own: a mask of pairs of tokens, which torch makes into numbers and
 keeps in every layer), `mask` (one mask for all layers) and `segments` (no mask). Four layers, on the CPU in float32, one thread.
-Writes scripts/benchmarks/attention.json.
+
+Then batches as trainings make them, of sequences of many lengths, so that rows have padding, `mask` against `segments`: samples
+of SFT in rows of their own and packed, pairs, episodes. Writes scripts/benchmarks/attention.json.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.data.encoding import EncodedPreference
 from align.models.attention import use_segments
 from align.models.head import last_hidden_states
-from align.models.sizes import DENSE_MASK_TOKENS
+from align.models.sizes import DENSE_MASK_TOKENS, EPISODE_ROW_TOKENS, PAIR_ROW_TOKENS
 from align.store.atomic import write_json
+from align.training.online.layout import Episode, pack_episodes
+from align.training.packing import PackedCollator, TrainingSample, build_row, pack_first_fit
 from align.training.pairwise.collator import PairCollator, TrainingPair
 from align.training.pairwise.trainer import layout_of, prepare_model
 
@@ -40,6 +46,7 @@ PACKED = [(256, 4), (1024, 4), (4096, 8)]
 PAIRS = [(128, 2), (1024, 2), (2048, 1)]
 """Tokens of a row, and pairs in it; half of a pair is its prompt."""
 WAYS = ("sdpa", "mask", "segments")
+TURNS = 3
 
 
 def model_of(shape: str) -> Any:
@@ -96,6 +103,63 @@ def measure(model: Any, compute: Any, tokens: int, count: int) -> dict[str, Any]
     }
 
 
+def lengths_of(chance: random.Random) -> Iterator[int]:
+    """Lengths of short replies, in tokens: 24 at the median, 4 to 140."""
+    while True:
+        yield max(4, min(140, int(chance.lognormvariate(3.2, 0.6))))
+
+
+def batches() -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Inputs of `last_hidden_states` or, for pairs, of the model's `layout`, by what they are of."""
+    lengths = lengths_of(random.Random(1))
+
+    def tokens() -> list[int]:
+        return [5] * next(lengths)
+
+    samples = [TrainingSample(tokens(), tokens()) for _ in range(64)]
+    pairs = [TrainingPair(EncodedPreference(str(number), tokens(), tokens(), tokens())) for number in range(32)]
+    collate = PackedCollator(pad_token_id=0)
+    packed = [build_row([samples[place] for place in row]) for row in pack_first_fit([len(sample) for sample in samples], 256)]
+    alone = [build_row([sample]) for sample in samples]
+    of_pairs = PairCollator(form="shared_prompt", pad_token_id=0, row_tokens=PAIR_ROW_TOKENS["cpu"])
+    episodes = [Episode(prompt_token_ids=tokens(), completion_token_ids=tokens()) for _ in range(64)]
+    of_episodes = pack_episodes(
+        episodes, range(64), micro_batch_tokens=4096, row_tokens=EPISODE_ROW_TOKENS["cpu"], pad_token_id=0
+    )
+
+    def inputs(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+
+    return {
+        "samples, 8 rows": [inputs(alone[start : start + 8]) for start in range(0, len(alone), 8)],
+        "samples, packed to 256": [inputs(packed[start : start + 8]) for start in range(0, len(packed), 8)],
+        "16 pairs": [layout_of(of_pairs(pairs[start : start + 16])) for start in range(0, len(pairs), 16)],
+        "episodes": [{"input_ids": batch.input_ids, "position_ids": batch.position_ids} for batch in of_episodes],
+    }
+
+
+def measure_batches(model: Any) -> dict[str, Any]:
+    """Seconds of a forward and backward pass over each kind of batch; the quickest of several turns."""
+    found: dict[str, Any] = {}
+    for name, made in batches().items():
+        compute: Callable[[dict[str, torch.Tensor]], torch.Tensor] = (
+            (lambda batch: model(layout=batch)) if "side_ids" in made[0] else (lambda batch: last_hidden_states(model, **batch))
+        )
+        seconds: dict[str, float] = {}
+        for _ in range(TURNS):
+            for way in ("mask", "segments"):
+                choose(model, way)
+                started = time.perf_counter()
+                for batch in made:
+                    compute(batch).square().sum().backward()
+                    model.zero_grad()
+                seconds[way] = min(time.perf_counter() - started, seconds.get(way, float("inf")))
+        found[name] = {way: round(value, 3) for way, value in seconds.items()}
+        found[name]["ratio"] = round(seconds["segments"] / seconds["mask"], 2)
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     before = round(os.getloadavg()[0], 2)
@@ -105,6 +169,10 @@ def main() -> None:
         packed = {f"{tokens} tokens, {n} sequences": measure(model, packed_pass, tokens, n) for tokens, n in PACKED}
         pairs = {f"{tokens} tokens, {n} pairs": measure(model, pair_pass, tokens, n) for tokens, n in PAIRS}
         results[shape] = {"packed": packed, "pairs": pairs}
+    of_batches = {}
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        torch.set_num_threads(threads)
+        of_batches[f"{threads} threads"] = {shape: measure_batches(model_of(shape)) for shape in SHAPES}
     result = {
         "command": "python scripts/benchmarks/attention.py",
         "machine": {
@@ -115,6 +183,7 @@ def main() -> None:
         },
         "layers": LAYERS,
         "results": results,
+        "batches": of_batches,
     }
     write_json(RESULT, result)
     print(json.dumps(result, indent=2))

@@ -18,7 +18,7 @@ from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact,
 from align.store.fingerprint import FileHashes, fingerprint
 from align.store.lock import hold
 
-REFERENCE_VERSION = 2
+REFERENCE_VERSION = 3
 """Raised whenever the same model and pairs would give other numbers than before."""
 ENTRY_TYPE = "reference_logps"
 
