@@ -152,7 +152,7 @@ def measure_batches(model: Any) -> dict[str, Any]:
                 choose(model, way)
                 started = time.perf_counter()
                 for batch in made:
-                    compute(batch).square().sum().backward()
+                    compute(batch).square().sum().backward()  # type: ignore[no-untyped-call]
                     model.zero_grad()
                 seconds[way] = min(time.perf_counter() - started, seconds.get(way, float("inf")))
         found[name] = {way: round(value, 3) for way, value in seconds.items()}

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from align.config.sections import Optimization, PairwiseOptimization
-from align.training.needs import SAMPLED_ROWS, Batch, Device, RowLength, Setting, pair_passes, sample_passes
+from align.runtime.device import Device
+from align.training.needs import SAMPLED_ROWS, Batch, RowLength, Setting, pair_passes, sample_passes
 
 
 def tokens(lengths: list[RowLength] | None) -> int:
