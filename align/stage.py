@@ -16,6 +16,7 @@ from align.config.graph import GraphModel
 from align.config.row_need import RowNeed
 from align.runtime.context import RunContext
 from align.store.artifact import Artifact
+from align.store.kept import KeptResult
 
 
 class StageConfig(GraphModel):
@@ -72,6 +73,10 @@ class StageContext(RunContext, Generic[ConfigT]):
     """The resolved recipe, for reports; it must not decide a number."""
     command: list[str] = field(default_factory=list)
     """What the user typed, for reports."""
+
+    def kept(self, kind: str, version: int, decides: Mapping[str, Any], what: str, **known: Mapping[str, Any]) -> KeptResult:
+        """A result that other stages can use too; `known` are `sources` and `settings` of it."""
+        return KeptResult(self.store_root, kind, version, decides, what, **known)
 
     def artifact(self, reference: str) -> Artifact:
         """The artifact that a reference of the configuration names."""

@@ -51,7 +51,9 @@ class SamplingReport:
         for index in range(self.task.num_shards):
             path = shard_path(self.folder, index)
             rows, prompts = list(read_rows(path, Candidate)), self.task.prompts_of(index)
-            expected = [(prompt.id, number) for prompt in prompts for number in range(self.task.config.num_candidates)]
+            first = self.task.first_candidate
+            indices = range(first, first + self.task.config.num_candidates)
+            expected = [(prompt.id, index) for prompt in prompts for index in indices]
             if [(row.prompt_id, row.candidate_index) for row in rows] != expected:
                 raise StageError(
                     f"{path}: {len(rows)} candidates were sampled, but {len(expected)} are needed, or their ids differ",
@@ -77,13 +79,13 @@ class ShardSampler:
         prompts, token_ids = task.prompts_of(index), task.prompt_token_ids[task.slice_of(index)]
         engine = self.holder.engine_for(task.model_folder, task.max_model_tokens)
         # By id, not by place: more prompts in the file change no other prompt's candidates.
-        seeds = [derive_seed(task.seed, "sample", prompt.id) for prompt in prompts]
+        seeds = [derive_seed(task.seed, "sample", prompt.id) + task.first_candidate for prompt in prompts]
         requests = [GenerationRequest(list(ids), seed) for ids, seed in zip(token_ids, seeds, strict=True)]
         started = time.perf_counter()
         outputs = engine.generate(requests, task.settings())
         seconds = time.perf_counter() - started
         rows = [
-            make_candidate(prompt, number, completion, request.seed + number, self._format)
+            make_candidate(prompt, task.first_candidate + number, completion, request.seed + number, self._format)
             for prompt, request, completions in zip(prompts, requests, outputs, strict=True)
             for number, completion in enumerate(completions)
         ]

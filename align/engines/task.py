@@ -28,6 +28,8 @@ class SamplingTask:
     stop_token_ids: tuple[int, ...]
     config: Generation
     seed: int
+    first_candidate: int = 0
+    """Index of a prompt's first candidate. Candidate i has the seed of the prompt plus i, whichever is sampled first."""
 
     @property
     def num_shards(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import resource
 import signal
@@ -29,6 +28,7 @@ from align.runtime.threads import thread_environment
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
+from align.store.kept import versions_of
 from align.store.lock import hold
 
 # Nothing leaves the machine unless asked: models were fetched, if at all, before the worker started.
@@ -229,7 +229,7 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
         inputs=dict(job.inputs),
         input_sources={name: source for name in job.inputs if (source := job.artifacts[name].manifest.source) is not None},
         seed=job.seed,
-        versions={"python": platform.python_version(), **_library_versions(), **outcome.versions},
+        versions={"python": platform.python_version(), **versions_of(*LIBRARIES), **outcome.versions},
         rows_in=outcome.rows_in,
         rows_out=outcome.rows_out,
         dropped=outcome.dropped,
@@ -248,16 +248,6 @@ def _machine_of(job: StageJob) -> dict[str, Any]:
     if engines == 1 and pool == LOCAL:
         return {}
     return {"engines": engines, "tensor_parallel": pool.gpus_each, "pool": pool.kind}
-
-
-def _library_versions() -> dict[str, str]:
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:

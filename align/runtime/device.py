@@ -225,6 +225,13 @@ def device_name() -> Device:
     return "cpu"
 
 
+def device_kind() -> str:
+    """What decides the rounding of a computation besides its numbers: the name of the GPU, or cpu. Imports torch."""
+    import torch
+
+    return torch.cuda.get_device_name() if device_name() == "cuda" else "cpu"
+
+
 def own_device() -> torch.device:
     """The device of this process, with its number. Imports torch."""
     import torch

@@ -83,12 +83,13 @@ def text_rows(folder: ModelFolder, texts: Sequence[str]) -> list[Row]:
     return [([], ids) for ids in encoded if len(ids) > 1]
 
 
-def perplexity_of(rows: Sequence[Row], logps: Sequence[float]) -> float | None:
-    """exp of the mean negative log-probability per token of `text_rows`; None without any.
+def perplexity_of(tokens: int, logps: Sequence[float]) -> float | None:
+    """exp of the mean negative log-probability per token; None without any.
 
-    The first token of a text is not predicted by anything, and is not counted.
+    Args:
+        tokens: of all texts, without the first of each, which nothing predicts.
+        logps: one per text.
     """
-    tokens = sum(len(ids) - 1 for _, ids in rows)
     return math.exp(-sum(logps) / tokens) if tokens else None
 
 
@@ -117,7 +118,7 @@ class LikelihoodModel:
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
         """See `perplexity_of`."""
         rows = text_rows(self._folder, texts)
-        return perplexity_of(rows, self.completion_logps(rows, report=report))
+        return perplexity_of(sum(len(ids) - 1 for _, ids in rows), self.completion_logps(rows, report=report))
 
     def close(self) -> None:
         """Free its memory; it cannot be used any more."""

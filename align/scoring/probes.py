@@ -6,12 +6,17 @@ right words in a wrong order, or everything said at once. The answers are made f
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from align.records import Candidate, ScoredCandidate
+from align.runtime.context import RunContext
+from align.store.artifact import Entry
+from align.store.atomic import write_json
+from align.store.kept import KeptResult
 
 ProbeKind = Literal["same_answer", "echo", "shuffled", "everything"]
 POOL_SIZE = 400
@@ -20,6 +25,11 @@ ROUNDS = ((8, 40), (32, 5))
 """Rounds of the search: prompts on which the answers that are left are tried, and how many of them are kept (successive halving,
 Jamieson and Talwalkar 2016). The last ones are tried on every prompt."""
 JOINED_ANSWERS = 20
+
+PROBES = "probes"
+PROBES_VERSION = 1
+"""Raised whenever the same answers and scores would give other probes than before."""
+PROBES_NAME = "probes.json"
 
 Score = Callable[[Sequence[Candidate]], list[float | None]]
 """Scores candidates, in their order."""
@@ -34,6 +44,23 @@ class Probe:
     """The answer, where it is the same for all prompts and short enough to show."""
     scores: list[float | None]
     """One per prompt, in the order of the first model's prompts."""
+
+
+def kept_probes(result: KeptResult, context: RunContext, find: Callable[[], list[Probe]]) -> list[Probe]:
+    """What `find` returns, from the store if it is there.
+
+    Args:
+        result: of a key with the scorer, the seed, and all answers in their order.
+    """
+
+    def write(entry: Entry) -> dict[str, Any]:
+        write_json(entry.path / PROBES_NAME, [asdict(probe) for probe in find()])
+        return {}
+
+    with result.held(context):
+        if result.find(context) is None:
+            result.make(write)
+        return [Probe(**fields) for fields in json.loads((result.entry.path / PROBES_NAME).read_bytes())]
 
 
 def probe_scorer(

@@ -101,10 +101,9 @@ def score_with_rules(rule_set: RuleSet, prompt: RuledPrompt, completion: str) ->
     return RuleScore(min([mean, *limits]), values)
 
 
-def pass_rates(rule_set: RuleSet, candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Rule → share of the candidates that pass it. Raises what `score_with_rules` raises."""
-    values = [score_with_rules(rule_set, RuledPrompt.of(candidate), candidate.completion).values for candidate in candidates]
-    return {rule.name: sum(each[rule.name] for each in values) / max(1, len(values)) for rule in rule_set.rules}
+def pass_rates(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Rule → share of the candidates that pass it, from the `values` of each candidate's `RuleScore`; empty without any."""
+    return {name: sum(each[name] for each in values) / len(values) for name in (values[0] if values else {})}
 
 
 def _passes(rule: Rule, text: str, prompt: RuledPrompt) -> bool:

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +29,14 @@ class Column(NamedTuple):
     """None where a score is not finite."""
     disagreement: list[float | None] | None = None
     """Of an ensemble: standard deviation of its members' scores."""
+    rules: list[dict[str, float]] | None = None
+    """Of rules: by rule, 1.0 where the candidate passes it, else 0.0."""
+
+    def at(self, places: Sequence[int]) -> Column:
+        """That of the candidates at these places."""
+        disagreement = None if self.disagreement is None else [self.disagreement[place] for place in places]
+        rules = None if self.rules is None else [self.rules[place] for place in places]
+        return Column([self.scores[place] for place in places], disagreement, rules)
 
 
 def reward_model_folders(scorers: Mapping[str, Scorer], artifacts: Mapping[str, Artifact]) -> dict[str, ModelFolder]:
@@ -108,19 +115,13 @@ class ScorerSet:
         return with_scores(candidates, columns)
 
     @phase("score")
-    def score_lists(
-        self, lists: Mapping[str, Sequence[Candidate]], report: Callable[[str, int], None]
-    ) -> dict[str, list[ScoredCandidate]]:
-        """What `score` gives for each list, with one reward model in memory at a time: it scores all lists, then it is closed.
+    def column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None] = lambda done: None) -> Column:
+        """What one of the scorers gives to the candidates; `report` is called with the number of them that are done."""
+        return self._column(name, candidates, report)
 
-        `report` is called with the key of a list and the number of scores done in it.
-        """
-        columns: dict[str, dict[str, Column]] = {key: {} for key in lists}
-        for number, name in enumerate(self.names):
-            for key, candidates in lists.items():
-                columns[key][name] = self._column(name, candidates, _shifted(partial(report, key), number * len(candidates)))
-            self.close()
-        return {key: with_scores(candidates, columns[key]) for key, candidates in lists.items()}
+    def score_by(self, name: str) -> Callable[[Sequence[Candidate]], list[float | None]]:
+        """One of the scorers as a function."""
+        return lambda candidates: self.column(name, candidates).scores
 
     def close(self) -> None:
         """Free the memory of the reward models; one that scores again is loaded again."""
@@ -129,11 +130,11 @@ class ScorerSet:
 
     def _column(self, name: str, candidates: Sequence[Candidate], report: Callable[[int], None]) -> Column:
         scorer = self._scorers[name]
-        disagreement = None
+        disagreement, rules = None, None
         if isinstance(scorer, RulesScorer):
-            values: list[float | None] = [
-                score_with_rules(scorer.rules, RuledPrompt.of(candidate), candidate.completion).score for candidate in candidates
-            ]
+            found = [score_with_rules(scorer.rules, RuledPrompt.of(row), row.completion) for row in candidates]
+            values: list[float | None] = [each.score for each in found]
+            rules = [each.values for each in found]
             report(len(candidates))
         elif isinstance(scorer, JudgeScorer):
             values = self._judges[name].score_candidates(candidates, report=report)
@@ -147,7 +148,8 @@ class ScorerSet:
         else:
             values = self._reward_model(scorer).score_candidates(candidates, report=report)
         # A broken reward model may give NaN, which cannot be ranked. JSON holds neither NaN nor infinities.
-        return Column([value if value is not None and math.isfinite(value) else None for value in values], disagreement)
+        finite = [value if value is not None and math.isfinite(value) else None for value in values]
+        return Column(finite, disagreement, rules)
 
     def _reward_model(self, reference: str) -> RewardModelScorer:
         # This imports torch, which a set of rules alone does not need.

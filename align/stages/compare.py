@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -23,21 +24,25 @@ from align.config.sections import Generation, PointwiseScorer, RulesScorer, rewa
 from align.errors import DataError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
-from align.records import Candidate, Drop, Prompt, ScoredCandidate, TextRow, prompt_key
+from align.records import Drop, Prompt, ScoredCandidate, TextRow, prompt_key
 from align.rows import data_kinds
 from align.runtime.seed import derive_seed
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, write_rows
 from align.store.atomic import write_json
+from align.store.kept import REUSED_SECONDS, Reused, model_content
 
 if TYPE_CHECKING:
-    from align.engines.holder import EngineHolder
-    from align.engines.shards import SamplingReport
+    from align.engines.kept_answers import KeptAnswers
     from align.engines.task import SamplingTask
     from align.report.best_of import BestOfPool
+    from align.scoring.compared_likelihoods import Likelihoods
     from align.scoring.probes import Probe
+    from align.scoring.scorers import Column
 
-VERSION = 11
+VERSION = 12
+
+T = TypeVar("T")
 
 
 class Config(Generation, StageConfig):
@@ -144,50 +149,43 @@ POOL_LABEL = "for best of n"
 
 
 def run(context: StageContext[Config]) -> StageOutcome:
-    """Every model answers, every scorer scores, then the statistics, the table's numbers and the report."""
+    """Every model answers, every scorer scores, then the statistics, the table's numbers and the report.
+
+    What one model answered, scored and read is kept in the store, so a comparison with one model more samples that model alone.
+    """
     from align.report.cost import model_costs, stage_costs
     from align.report.html import write_report
     from align.report.optimised import scorer_use
     from align.report.pass_at import PassAt
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
-    from align.scoring.compared_likelihoods import measure_likelihoods
 
-    config = context.config
+    config, reused = context.config, Reused()
     prompts = context.artifact(config.prompts).rows(Prompt)
     seen = _seen_in_training(context, prompts)
-    sampled = _sample_all(context, prompts)
-    scored = _score_all(context, sampled)
-    pool = _best_of_pool(config, scored.pop(POOL_LABEL, scored[config.baseline]))
-    likelihoods = measure_likelihoods(
-        context,
-        sampled.folders,
-        sampled.answers,
-        sampled.prompt_token_ids,
-        baseline=config.baseline,
-        texts=[row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else [],
-        batch_tokens=config.batch_tokens,
-        num_workers=config.num_workers,
-    )
+    sampled = _sample_all(context, prompts, reused)
+    scored = _score_all(context, sampled, reused)
+    likelihoods = _read_all(context, sampled, reused)
+    engines = sampled.engines
     results = build_results(
-        scored,
+        scored.rows,
         baseline=config.baseline,
         recipe=str(context.recipe.get("name", context.name)),
         command=context.command,
         seed=context.seed,
-        engine_name="+".join(sampled.engines),
-        engine_version="+".join(sampled.engines.values()),
+        engine_name="+".join(engines),
+        engine_version="+".join(engines.values()),
         bootstrap_resamples=config.bootstrap_resamples,
         temperature=config.temperature,
-        kl_to_baseline=likelihoods.kl,
+        kl_to_baseline={name: sampled.of_shown(kl) for name, kl in likelihoods.kl.items()},
         retention_perplexity=likelihoods.perplexity,
         train_seconds={name: train_seconds(context.artifact(name), context.artifacts) for name in config.models},
         trained={name: cost for name in config.models if (cost := trained(context.artifact(name), context.artifacts))},
         costs=model_costs(stage_costs(list(context.artifacts.values()), config.models), config.models, config.baseline),
         methods=config.methods,
-        best_of=pool,
-        rules={name: _rule_rates(config, rows) for name, rows in scored.items()},
-        probes=_probe_scorers(context, scored),
+        best_of=scored.pool,
+        rules=scored.rules,
+        probes=scored.probes,
         deciding_scorer=config.decider,
         use=scorer_use(config.model_dump(mode="json")["scorers"], config.models, config.baseline, context.artifacts),
         pass_at=PassAt(k=config.pass_at, scorer=config.pass_scorer or config.decider, score=config.pass_score)
@@ -196,15 +194,15 @@ def run(context: StageContext[Config]) -> StageOutcome:
         update_kl={name: kl for name in config.models if (kl := context.artifact(name).manifest.metrics.get(UPDATE_KL))},
     )
     write_json(context.output / RESULTS_NAME, results.to_json())
-    for name, rows in scored.items():
+    for name, rows in scored.rows.items():
         write_rows(context.output / ANSWERS_NAME / f"{name}.jsonl", rows)
-    if pool is not None:
-        write_rows(context.output / POOL_NAME, list(pool.candidates))
+    if scored.pool is not None:
+        write_rows(context.output / POOL_NAME, list(scored.pool.candidates))
     write_rows(context.output / DROPS_NAME, list(sampled.drops.values()))
     write_report(
         context.output / REPORT_NAME,
         results=results,
-        answers=scored,
+        answers=scored.rows,
         curves=training_logs(context.artifacts),
         stages=list(context.artifacts.values()),
         recipe=context.recipe,
@@ -212,11 +210,16 @@ def run(context: StageContext[Config]) -> StageOutcome:
         primary_scorer=results.decider,
     )
     return StageOutcome(
-        metrics={"prompts_seen_in_training": seen, "new_tokens": sampled.new_tokens, "engine_seconds": sampled.engine_seconds},
+        metrics={
+            "prompts_seen_in_training": seen,
+            "new_tokens": sum(answers.new_tokens for answers in sampled.answers.values()),
+            "engine_seconds": sum(answers.engine_seconds for answers in sampled.answers.values()),
+            REUSED_SECONDS: round(reused.seconds, 3),
+        },
         rows_in=len(prompts),
         rows_out=len(prompts) - len(sampled.drops),
         dropped=dict(Counter(drop.drop_reason for drop in sampled.drops.values())),
-        versions=sampled.engines,
+        versions=engines,
     )
 
 
@@ -224,23 +227,21 @@ def run(context: StageContext[Config]) -> StageOutcome:
 class _Sampled:
     """Every model's answers, and what they were sampled with."""
 
-    folders: dict[str, ModelFolder]
-    answers: dict[str, list[Candidate]] = field(default_factory=dict)
-    pool: list[Candidate] = field(default_factory=list)
-    """Candidates of the baseline for best of n, where more are needed than it has answers."""
+    answers: dict[str, KeptAnswers] = field(default_factory=dict)
+    """By model; under `POOL_LABEL` the further candidates of the baseline for best of n, where it needs more."""
     prompt_token_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Model → prompt id → token ids."""
-    engines: dict[str, str] = field(default_factory=dict)
-    """Version by engine; two where vLLM serves some models and cannot serve others."""
-    new_tokens: int = 0
-    engine_seconds: float = 0.0
     drops: dict[str, Drop] = field(default_factory=dict)
     """Prompts that at least one model could not be shown, by id."""
 
-    def count(self, report: SamplingReport) -> None:
-        self.engines[report.engine] = report.engine_version
-        self.new_tokens += report.new_tokens
-        self.engine_seconds += report.engine_seconds
+    @property
+    def engines(self) -> dict[str, str]:
+        """Version by engine; two where vLLM serves some models and cannot serve others."""
+        return {name: version for answers in self.answers.values() for name, version in answers.engines.items()}
+
+    def of_shown(self, values: Mapping[str, T]) -> dict[str, T]:
+        """The values, by prompt id, of the prompts that all models were shown. Only these can be compared."""
+        return {prompt_id: value for prompt_id, value in values.items() if prompt_id not in self.drops}
 
 
 def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> int:
@@ -256,104 +257,131 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
     return len(seen)
 
 
-def _sample_all(context: StageContext[Config], prompts: list[Prompt]) -> _Sampled:
+def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Reused) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
     from align.engines.holder import EngineHolder
+    from align.engines.kept_answers import ANSWERS, ANSWERS_VERSION, answers_key, kept_answers, kept_settings
     from align.engines.task import prepare_task
 
-    config = context.config
-    result = _Sampled({name: ModelFolder.of(context.artifact(name)) for name in config.models})
+    config, result = context.config, _Sampled()
     holder = EngineHolder(config, context.pool.gpus_each, host=context.engine_host)
-    for name, folder in result.folders.items():
+
+    def answers_of(task: SamplingTask, model: str, label: str) -> KeptAnswers:
+        artifact = context.artifact(model)
+        kept = context.kept(
+            ANSWERS,
+            ANSWERS_VERSION,
+            answers_key(task, model_content(artifact), gpus_each=context.pool.gpus_each),
+            f"{ANSWERS} of {label}",
+            sources={"model": artifact.fingerprint, "prompts": context.artifact(config.prompts).fingerprint},
+            settings={"seed": task.seed, "first_candidate": task.first_candidate, **kept_settings(task.config)},
+        )
+        return kept_answers(kept, task, holder, context, reused)
+
+    for name in config.models:
+        folder = ModelFolder.of(context.artifact(name))
         chat_format = load_format(folder, where=context.artifact(name).where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
-        report = _sample_one(context, task, name, holder)
+        result.answers[name] = answers_of(task, name, name)
         result.drops.update((drop.id, drop) for drop in drops)
-        result.answers[name] = list(report.candidates())
         # Every model reads a prompt through its own template; its likelihoods need exactly these ids.
         result.prompt_token_ids[name] = {p.id: ids for p, ids in zip(task.prompts, task.prompt_token_ids, strict=True)}
-        result.count(report)
-        if name == config.baseline and config.pool_candidates > config.num_candidates:
+        if name == config.baseline and (more := config.pool_candidates - config.num_candidates) > 0:
             # Apart from its answers, which must not move by a rounding because more candidates share their batches.
-            more = replace(task, config=config.model_copy(update={"num_candidates": config.pool_candidates}))
-            report = _sample_one(context, more, f"{name} {POOL_LABEL}", holder)
-            result.pool = list(report.candidates())
-            result.count(report)
+            more_config = config.model_copy(update={"num_candidates": more})
+            further = replace(task, config=more_config, first_candidate=config.num_candidates)
+            result.answers[POOL_LABEL] = answers_of(further, name, f"{name} {POOL_LABEL}")
     # Scoring loads models too, and needs the memory.
     holder.close()
-    _require_same_prompts(result)
+    reused.note(context, ANSWERS)
+    # Templates differ, so a prompt may fit one model and not another.
+    if len(result.drops) == len(prompts):
+        raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
     return result
 
 
-def _sample_one(context: StageContext[Config], task: SamplingTask, name: str, holder: EngineHolder) -> SamplingReport:
-    from align.engines.shards import sample
+@dataclass
+class _Scored:
+    """The answers to the prompts that all models were shown, and what the scorers say of them."""
 
-    return sample(
-        task,
-        context.work / ANSWERS_NAME / name,
-        holder=holder,
-        stop_requested=context.stop_requested,
-        report=context.counter(f"answers of {name}", "shards", task.per_shard),
-        pool=context.pool,
-    )
-
-
-def _require_same_prompts(sampled: _Sampled) -> None:
-    """Templates differ, so a prompt may fit one model and not another; only prompts that all answered can be compared."""
-    for name, candidates in sampled.answers.items():
-        sampled.answers[name] = [candidate for candidate in candidates if candidate.prompt_id not in sampled.drops]
-        if not sampled.answers[name]:
-            raise DataError("There is no prompt that fits max_prompt_tokens for every model", hint="Raise max_prompt_tokens.")
-    sampled.pool = [candidate for candidate in sampled.pool if candidate.prompt_id not in sampled.drops]
-
-
-def _score_all(context: StageContext[Config], sampled: _Sampled) -> dict[str, list[ScoredCandidate]]:
-    """Scores of every model's answers, and under `POOL_LABEL` of the candidates for best of n, where there are some."""
-    from align.scoring.scorers import ScorerSet, reward_model_folders
-
-    config = context.config
-    lists = sampled.answers | ({POOL_LABEL: sampled.pool} if sampled.pool else {})
-    labels = {name: f"{config.baseline} {name}" if name == POOL_LABEL else name for name in lists}
-    counts = {name: context.counter(f"score {labels[name]}", "scores") for name in lists}
-    scorers = ScorerSet(config.scorers, reward_model_folders(config.scorers, context.artifacts), batch_tokens=config.batch_tokens)
-    return scorers.score_lists(lists, lambda name, done: counts[name](done, len(lists[name]) * len(config.scorers)))
-
-
-def _probe_scorers(context: StageContext[Config], scored: Mapping[str, list[ScoredCandidate]]) -> dict[str, list[Probe]]:
+    rows: dict[str, list[ScoredCandidate]] = field(default_factory=dict)
+    """By model."""
+    pool: BestOfPool | None = None
+    """The baseline's candidates for best of n, where the recipe wants it."""
+    rules: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Model → scorer made of rules → rule → share of the answers that pass it."""
+    probes: dict[str, list[Probe]] = field(default_factory=dict)
     """What the scorers that no training used give to answers that deserve no score."""
-    from align.scoring.probes import probe_scorer
-    from align.scoring.scorers import ScorerSet, reward_model_folders
 
-    config, found = context.config, {}
+
+def _score_all(context: StageContext[Config], sampled: _Sampled, reused: Reused) -> _Scored:
+    """One scorer after the other; all answers of a model are scored, so that no other model decides a number."""
+    from align.engines.kept_answers import by_prompt
+    from align.report.best_of import BestOfPool
+    from align.scoring.kept_scores import SCORES, SCORES_VERSION, kept_scores, scorer_content
+    from align.scoring.probes import PROBES, PROBES_VERSION, kept_probes, probe_scorer
+    from align.scoring.rules import pass_rates
+    from align.scoring.scorers import ScorerSet, reward_model_folders, with_scores
+
+    config, result = context.config, _Scored(rules={name: {} for name in context.config.models})
+    folders = reward_model_folders(config.scorers, context.artifacts)
+    scorers = ScorerSet(config.scorers, folders, batch_tokens=config.batch_tokens)
+    shown = {
+        label: [index for index, row in enumerate(answers.candidates) if row.prompt_id not in sampled.drops]
+        for label, answers in sampled.answers.items()
+    }
+    columns: dict[str, dict[str, Column]] = {label: {} for label in sampled.answers}
+
+    def rows_of(label: str) -> list[ScoredCandidate]:
+        candidates = sampled.answers[label].candidates
+        return with_scores([candidates[index] for index in shown[label]], columns[label])
+
     used = {fingerprint for artifact in context.artifacts.values() for fingerprint in artifact.manifest.inputs.values()}
     for name, scorer in config.scorers.items():
-        if any(context.artifact(model).fingerprint in used for model in reward_models_of(scorer)):
-            continue
-        one = {name: scorer}
-        scorers = ScorerSet(one, reward_model_folders(one, context.artifacts), batch_tokens=config.batch_tokens)
-
-        def score(candidates: Sequence[Candidate], name: str = name, scorers: ScorerSet = scorers) -> list[float | None]:
-            return [row.scores[name] for row in scorers.score(candidates, lambda _: None)]
-
-        seed = derive_seed(context.seed, "probes", name)
-        found[name] = probe_scorer(score, scored, name, seed=seed, made_up=isinstance(scorer, RulesScorer))
+        content = scorer_content(scorer, context.artifacts, batch_tokens=config.batch_tokens)
+        for label, answers in sampled.answers.items():
+            what = f"{SCORES} by {name} of {config.baseline + ' ' if label == POOL_LABEL else ''}{label}"
+            kept = context.kept(SCORES, SCORES_VERSION, {"scorer": content, "answers": answers.digest}, what)
+            column = kept_scores(kept, scorers, name, answers.candidates, context, reused).at(shown[label])
+            columns[label][name] = column
+            if column.rules is not None and label != POOL_LABEL:
+                result.rules[label][name] = pass_rates(column.rules)
+        reused.note(context, f"{SCORES} by {name}")
+        if not any(context.artifact(model).fingerprint in used for model in reward_models_of(scorer)):
+            seed = derive_seed(context.seed, "probes", name)
+            digests = [sampled.answers[model].digest for model in config.models]
+            everything = {"scorer": content, "answers": digests, "dropped": sorted(sampled.drops), "seed": seed}
+            score = scorers.score_by(name)
+            rows = {str(model): rows_of(model) for model in config.models}
+            probe = partial(probe_scorer, score, rows, name, seed=seed, made_up=isinstance(scorer, RulesScorer))
+            kept = context.kept(PROBES, PROBES_VERSION, everything, f"{PROBES} of {name}")
+            result.probes[name] = kept_probes(kept, context, probe)
         scorers.close()
+    result.rows = {model: rows_of(model) for model in config.models}
+    if config.best_of is not None:
+        candidates = by_prompt(*(rows_of(label) for label in (config.baseline, POOL_LABEL) if label in columns))
+        result.pool = BestOfPool(config.best_of, config.best_of_scorer or next(iter(config.scorers)), candidates)
+    return result
+
+
+def _read_all(context: StageContext[Config], sampled: _Sampled, reused: Reused) -> Likelihoods:
+    """Every model reads its own answers and plain texts, the baseline those of all."""
+    from align.scoring.compared_likelihoods import LIKELIHOODS, Reader, measure_likelihoods
+
+    config = context.config
+    models = {name: context.artifact(name) for name in config.models}
+    found = measure_likelihoods(
+        context,
+        {name: Reader(ModelFolder.of(artifact), model_content(artifact)) for name, artifact in models.items()},
+        {name: sampled.answers[name].candidates for name in models},
+        sampled.prompt_token_ids,
+        baseline=config.baseline,
+        texts=[row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else [],
+        batch_tokens=config.batch_tokens,
+        store_root=context.store_root,
+        num_workers=config.num_workers,
+        reused=reused,
+    )
+    reused.note(context, LIKELIHOODS)
     return found
-
-
-def _rule_rates(config: Config, rows: Sequence[Candidate]) -> dict[str, dict[str, float]]:
-    """Scorer made of rules → rule → share of the answers that pass it."""
-    from align.scoring.rules import pass_rates
-
-    rule_sets = {name: scorer.rules for name, scorer in config.scorers.items() if isinstance(scorer, RulesScorer)}
-    return {name: pass_rates(rules, rows) for name, rules in rule_sets.items()}
-
-
-def _best_of_pool(config: Config, candidates: list[ScoredCandidate]) -> BestOfPool | None:
-    """The baseline's scored candidates for best of n, where the recipe wants it."""
-    from align.report.best_of import BestOfPool
-
-    if config.best_of is None:
-        return None
-    return BestOfPool(config.best_of, config.best_of_scorer or next(iter(config.scorers)), candidates)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.models.folder import ModelFolder
 from align.records import Candidate, Message
 from align.scoring import compared_likelihoods
-from align.scoring.compared_likelihoods import Likelihoods, measure_likelihoods
+from align.scoring.compared_likelihoods import Likelihoods, Reader, measure_likelihoods
 from align.scoring.likelihood import LikelihoodModel
 from align.testing import run_context, tiny_causal_lm
 
@@ -51,8 +52,9 @@ def test_any_number_of_workers_gives_the_numbers_of_one_model_after_the_other(
     def measured(workers: int) -> Likelihoods:
         (work := tmp_path / str(workers)).mkdir()
         ids = dict.fromkeys(names, IDS)
-        options = {"baseline": "first", "texts": TEXTS, "batch_tokens": 64, "num_workers": workers}
-        return measure_likelihoods(run_context(work), folders, answers, ids, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"baseline": "first", "texts": TEXTS, "batch_tokens": 64, "num_workers": workers}
+        readers = {name: Reader(folder, name) for name, folder in folders.items()}
+        return measure_likelihoods(run_context(work), readers, answers, ids, **options, store_root=work / "store")
 
     alone, shared = measured(1), measured(2)
     assert alone.kl.keys() == {"second", "third"}
