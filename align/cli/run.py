@@ -131,6 +131,8 @@ def plan(
         _print_plan(planned, times)
         if (sentence := time_sentence(times)) is not None:
             output_console().print(f"\n{sentence}")
+        for reused in filter(None, (time.reused for time in times)):
+            output_console().print(f"\n{reused}")
         if lines := spread_lines(spreads, machine_file.source):
             output_console().print("\n" + "\n".join(lines))
         for part in render_estimates(estimate, all_methods=memory):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from align.config.base import ExecutionOnly, Problem, StrictModel
+from align.config.base import ExecutionOnly, Problem, StrictModel, execution_paths
 from align.config.judge import Judge
 from align.config.names import MISSPELT, nearest
 from align.config.reference import RewardModelReference, RowsReference
@@ -249,6 +249,12 @@ class Generation(Sampling, GenerationEngine):
     """Completions per prompt."""
     on_invalid: OnInvalid = "error"
     """What to do with a prompt that is too long."""
+
+    def text_settings(self) -> dict[str, Any]:
+        """The fields of this class that decide a text, given which engine samples and the prompts that fit, as JSON."""
+        given = {"engine", "dtype", "max_prompt_tokens", "on_invalid"}
+        outside = {path[0] for path in execution_paths(self) if len(path) == 1} | given
+        return {name: getattr(self, name) for name in Generation.model_fields if name not in outside}
 
 
 class PairwiseOptimization(Optimization):

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from align.config.base import execution_paths
-from align.config.sections import Generation
 from align.engines.holder import EngineHolder
 from align.engines.open import engine_for_model, resolve_dtype
 from align.engines.shards import sample
@@ -18,14 +16,10 @@ from align.runtime.context import RunContext
 from align.runtime.device import device_kind
 from align.store.artifact import ROWS_NAME, Entry, read_rows, write_rows
 from align.store.fingerprint import canonical_json
-from align.store.kept import KeptResult, Reused, versions_of
+from align.store.kept import ANSWERS, KeptResult, Reused, versions_of
 
 ANSWERS_VERSION = 1
 """Raised whenever the same key would give other texts than before."""
-ANSWERS = "answers"
-COVERED = ("engine", "dtype", "max_prompt_tokens", "on_invalid")
-"""Settings that decide nothing beyond what the key has of the engine and of the prompts that fit."""
-
 CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 
@@ -43,12 +37,6 @@ class KeptAnswers:
     engine_seconds: float
 
 
-def kept_settings(config: Generation) -> dict[str, Any]:
-    """Every setting of `config` that decides a text, but for those that `COVERED` names."""
-    outside = {path[0] for path in execution_paths(config) if len(path) == 1} | set(COVERED)
-    return {name: getattr(config, name) for name in Generation.model_fields if name not in outside}
-
-
 def answers_key(task: SamplingTask, model: str, *, gpus_each: int = 1) -> dict[str, Any]:
     """Everything that decides the texts of a task. Prompts count as the tokens that the model reads, in their order.
 
@@ -63,7 +51,7 @@ def answers_key(task: SamplingTask, model: str, *, gpus_each: int = 1) -> dict[s
     return {
         "model": model,
         "prompts": rows.hexdigest(),
-        "settings": kept_settings(task.config),
+        "settings": task.config.text_settings(),
         "first_candidate": task.first_candidate,
         "stop_token_ids": list(task.stop_token_ids),
         # The engine's context decides its batches.
@@ -111,9 +99,10 @@ def kept_answers(
     with result.held(context):
         manifest = result.find(context)
         if manifest is not None:
-            reused.add(ANSWERS, result.what.removeprefix(f"{ANSWERS} of "), manifest)
+            reused.found(ANSWERS, result.what.removeprefix(f"{ANSWERS} of "), manifest)
         else:
             manifest = result.make(write)
+            reused.made(manifest)
         candidates = list(read_rows(result.entry.path / ROWS_NAME, Candidate))
     return KeptAnswers(
         candidates,

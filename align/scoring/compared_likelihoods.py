@@ -31,7 +31,7 @@ from align.scoring.likelihood import (
     text_rows,
 )
 from align.scoring.shared_prompt import Row
-from align.store.artifact import ROWS_NAME, Entry, read_rows, write_rows
+from align.store.artifact import ROWS_NAME, Entry, Manifest, read_rows, write_rows
 from align.store.fingerprint import canonical_json
 from align.store.kept import KeptResult, Reused, versions_of
 
@@ -225,19 +225,19 @@ def _kept(
             if places[result.key] != place:
                 continue
             if (manifest := result.find(context)) is not None:
-                reused.add(LIKELIHOODS, f"{place[0]}", manifest)
+                reused.found(LIKELIHOODS, place[0], manifest)
             else:
                 missing[result.key] = Reading(*place, rows_of(*place))
         began = time.monotonic()
         logps = _read(context, reader, list(missing.values()), num_workers) if missing else []
         each = (time.monotonic() - began) / max(1, sum(len(reading.rows) for reading in missing.values()))
         for reading, found in zip(missing.values(), logps, strict=True):
-            _keep(results[reading.model, reading.author], reading, found, seconds=each * len(found))
+            reused.made(_keep(results[reading.model, reading.author], reading, found, seconds=each * len(found)))
         read = {key: list(read_rows(results[place].entry.path / ROWS_NAME, ReadText)) for key, place in places.items()}
     return {place: read[result.key] for place, result in results.items()}
 
 
-def _keep(result: KeptResult, reading: Reading, logps: Sequence[float], *, seconds: float) -> None:
+def _keep(result: KeptResult, reading: Reading, logps: Sequence[float], *, seconds: float) -> Manifest:
     # Nothing predicts the first token of a text without a prompt.
     counted = [len(completion) - (not prompt) for prompt, completion in reading.rows]
 
@@ -246,7 +246,7 @@ def _keep(result: KeptResult, reading: Reading, logps: Sequence[float], *, secon
         write_rows(entry.path / ROWS_NAME, rows)
         return {"rows_out": len(logps)}
 
-    result.make(write, seconds=seconds)
+    return result.make(write, seconds=seconds)
 
 
 def _read(context: RunContext, reader: LikelihoodReader, readings: Sequence[Reading], num_workers: int) -> list[list[float]]:

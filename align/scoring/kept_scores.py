@@ -39,7 +39,7 @@ def scorer_content(scorer: Scorer, artifacts: Mapping[str, Artifact], *, batch_t
         batch_tokens: see `RewardModelScorer`; it decides the rounding.
     """
     if isinstance(scorer, RulesScorer):
-        return {"rules": scorer.model_dump(mode="json"), **versions_of("regex", "math-verify")}
+        return {"rules": scorer.model_dump(mode="json"), **versions_of("regex", "math-verify", "py3langid")}
     # These import torch, which rules do not need.
     from align.runtime.device import device_kind, frozen_dtype
 
@@ -74,9 +74,10 @@ def kept_scores(
         manifest = result.find(context)
         if manifest is not None:
             kind, _, whose = result.what.partition(" of ")
-            reused.add(kind, whose, manifest)
+            reused.found(kind, whose, manifest)
         else:
             manifest = result.make(write)
+            reused.made(manifest)
         rows = list(read_rows(result.entry.path / ROWS_NAME, KeptScore))
     disagreement = [row.disagreement for row in rows] if manifest.metrics["disagreement"] else None
     return Column([row.score for row in rows], disagreement, [row.rules for row in rows if row.rules is not None] or None)

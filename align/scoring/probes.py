@@ -16,7 +16,7 @@ from align.records import Candidate, ScoredCandidate
 from align.runtime.context import RunContext
 from align.store.artifact import Entry
 from align.store.atomic import write_json
-from align.store.kept import KeptResult
+from align.store.kept import KeptResult, Reused
 
 ProbeKind = Literal["same_answer", "echo", "shuffled", "everything"]
 POOL_SIZE = 400
@@ -46,7 +46,7 @@ class Probe:
     """One per prompt, in the order of the first model's prompts."""
 
 
-def kept_probes(result: KeptResult, context: RunContext, find: Callable[[], list[Probe]]) -> list[Probe]:
+def kept_probes(result: KeptResult, context: RunContext, reused: Reused, find: Callable[[], list[Probe]]) -> list[Probe]:
     """What `find` returns, from the store if it is there.
 
     Args:
@@ -58,8 +58,11 @@ def kept_probes(result: KeptResult, context: RunContext, find: Callable[[], list
         return {}
 
     with result.held(context):
-        if result.find(context) is None:
-            result.make(write)
+        if (manifest := result.find(context)) is not None:
+            kind, _, scorer = result.what.partition(" of ")
+            reused.found(kind, scorer, manifest)
+        else:
+            reused.made(result.make(write))
         return [Probe(**fields) for fields in json.loads((result.entry.path / PROBES_NAME).read_bytes())]
 
 
@@ -102,16 +105,31 @@ def _same_answer(
         return Probe("same_answer", None, [None] * len(prompts))
     left = rng.sample(distinct, min(POOL_SIZE, len(distinct)))
     tried = rng.sample(prompts, len(prompts))
+    given: list[dict[str, float | None]] = [{} for _ in left]
     for count, kept in ROUNDS:
-        means = [_mean(_scores_everywhere(score, answer, tried[:count])) for answer in left]
-        left = [left[index] for index in sorted(range(len(left)), key=lambda index: -means[index])[:kept]]
-    whole = [_scores_everywhere(score, answer, prompts) for answer in left]
-    best = max(range(len(left)), key=lambda index: _mean(whole[index]))
-    return Probe("same_answer", left[best].completion, whole[best])
+        _score_everywhere(score, left, tried[:count], given)
+        means = [_mean([scores[prompt.prompt_id] for prompt in tried[:count]]) for scores in given]
+        best = sorted(range(len(left)), key=lambda index: -means[index])[:kept]
+        left, given = [left[index] for index in best], [given[index] for index in best]
+    _score_everywhere(score, left, prompts, given)
+    whole = [[scores[prompt.prompt_id] for prompt in prompts] for scores in given]
+    first = max(range(len(left)), key=lambda index: _mean(whole[index]))
+    return Probe("same_answer", left[first].completion, whole[first])
 
 
-def _scores_everywhere(score: Score, answer: Candidate, prompts: Sequence[Candidate]) -> list[float | None]:
-    return score([_answered(prompt, answer.completion, answer.completion_token_ids) for prompt in prompts])
+def _score_everywhere(
+    score: Score, answers: Sequence[Candidate], prompts: Sequence[Candidate], given: Sequence[dict[str, float | None]]
+) -> None:
+    """Add to `given`, by answer, the scores by prompt that it does not have yet; all in one call, whose batches are full."""
+    missing = [
+        (prompt, answer, scores)
+        for answer, scores in zip(answers, given, strict=True)
+        for prompt in prompts
+        if prompt.prompt_id not in scores
+    ]
+    values = score([_answered(prompt, answer.completion, answer.completion_token_ids) for prompt, answer, _ in missing])
+    for (prompt, _, scores), value in zip(missing, values, strict=True):
+        scores[prompt.prompt_id] = value
 
 
 def _mean(scores: Sequence[float | None]) -> float:

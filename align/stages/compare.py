@@ -30,7 +30,7 @@ from align.runtime.seed import derive_seed
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, write_rows
 from align.store.atomic import write_json
-from align.store.kept import REUSED_SECONDS, Reused, model_content
+from align.store.kept import ANSWERS, Reused, model_content
 
 if TYPE_CHECKING:
     from align.engines.kept_answers import KeptAnswers
@@ -214,7 +214,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
             "prompts_seen_in_training": seen,
             "new_tokens": sum(answers.new_tokens for answers in sampled.answers.values()),
             "engine_seconds": sum(answers.engine_seconds for answers in sampled.answers.values()),
-            REUSED_SECONDS: round(reused.seconds, 3),
+            **reused.metrics,
         },
         rows_in=len(prompts),
         rows_out=len(prompts) - len(sampled.drops),
@@ -260,7 +260,7 @@ def _seen_in_training(context: StageContext[Config], prompts: list[Prompt]) -> i
 def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Reused) -> _Sampled:
     """Every model on the same prompts with the same seeds; one engine, whose weights are exchanged."""
     from align.engines.holder import EngineHolder
-    from align.engines.kept_answers import ANSWERS, ANSWERS_VERSION, answers_key, kept_answers, kept_settings
+    from align.engines.kept_answers import ANSWERS_VERSION, answers_key, kept_answers
     from align.engines.task import prepare_task
 
     config, result = context.config, _Sampled()
@@ -274,7 +274,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Re
             answers_key(task, model_content(artifact), gpus_each=context.pool.gpus_each),
             f"{ANSWERS} of {label}",
             sources={"model": artifact.fingerprint, "prompts": context.artifact(config.prompts).fingerprint},
-            settings={"seed": task.seed, "first_candidate": task.first_candidate, **kept_settings(task.config)},
+            settings={"seed": task.seed, "first_candidate": task.first_candidate, **task.config.text_settings()},
         )
         return kept_answers(kept, task, holder, context, reused)
 
@@ -356,7 +356,7 @@ def _score_all(context: StageContext[Config], sampled: _Sampled, reused: Reused)
             rows = {str(model): rows_of(model) for model in config.models}
             probe = partial(probe_scorer, score, rows, name, seed=seed, made_up=isinstance(scorer, RulesScorer))
             kept = context.kept(PROBES, PROBES_VERSION, everything, f"{PROBES} of {name}")
-            result.probes[name] = kept_probes(kept, context, probe)
+            result.probes[name] = kept_probes(kept, context, reused, probe)
         scorers.close()
     result.rows = {model: rows_of(model) for model in config.models}
     if config.best_of is not None:

@@ -19,8 +19,10 @@ from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, Artifact, Entry, Man
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
 
-REUSED_SECONDS = "reused_seconds"
-"""In a manifest's metrics: how long it had taken to make what was found in the store."""
+ANSWERS = "answers"
+"""Kind of the answers of a model to some prompts."""
+KEPT_SECONDS, REUSED_SECONDS = "kept_seconds", "reused_seconds"
+"""Of a stage that uses such results, in its manifest: how long it took to make them all, and to make those that were there."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,31 @@ class KeptResult:
 
 @dataclass
 class Reused:
-    """What a stage found in the store, for its notes and its manifest."""
+    """Which results a stage found in the store and which it made, for its notes and its manifest."""
 
-    seconds: float = 0.0
-    """What it took when it was made."""
+    kept_seconds: float = 0.0
+    reused_seconds: float = 0.0
     names: dict[str, list[str]] = field(default_factory=dict)
-    """By what they are, such as answers: whose."""
+    """Of those that were found: whose, by what they are, such as answers."""
 
-    def add(self, what: str, whose: str, manifest: Manifest) -> None:
-        self.seconds += manifest.seconds
+    def found(self, what: str, whose: str, manifest: Manifest) -> None:
+        """Count one that was there."""
+        self.kept_seconds += manifest.seconds
+        self.reused_seconds += manifest.seconds
         self.names.setdefault(what, []).append(whose)
 
+    def made(self, manifest: Manifest) -> None:
+        """Count one that was not."""
+        self.kept_seconds += manifest.seconds
+
     def note(self, context: RunContext, what: str) -> None:
-        """Say which of these were reused, if any."""
+        """Say which of these were there, if any."""
         if names := self.names.get(what):
             context.note(f"{what} of {', '.join(dict.fromkeys(names))}: reused from the store")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {KEPT_SECONDS: round(self.kept_seconds, 3), REUSED_SECONDS: round(self.reused_seconds, 3)}
 
 
 def model_content(artifact: Artifact) -> str:

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from align.pipeline.estimate.kept import kept_answers
 from align.pipeline.plan import Plan, PlannedStage, semantic_config
 from align.stage import StageConfig
 from align.store.artifact import INPUT_STAGE, Entry, Manifest
+from align.store.kept import KEPT_SECONDS, REUSED_SECONDS
 
 ROWS_FIELDS = ("prompts", "candidates", "scored", "pairs", "data")
 """Fields that refer to the rows that a stage works through; the first that a configuration has counts."""
@@ -43,7 +45,19 @@ class DurationEstimator:
         settings = semantic_config(_config(stage))
         scale = self._scale(settings, stage.inputs, nearest) * self._share(stage, nearest)
         newest = sorted(self._finished(), key=lambda item: -item[0].stat().st_mtime)
-        return self._start_seconds(stage, [manifest for _, manifest in newest]) + nearest.seconds * scale
+        return self._start_seconds(stage, [manifest for _, manifest in newest]) + self._work(stage, nearest) * scale
+
+    def kept_answers(self, stage: PlannedStage) -> dict[str, bool]:
+        """See the function of this name."""
+        return kept_answers(self._plan, stage, (manifest for _, manifest in self._finished()))
+
+    def _work(self, stage: PlannedStage, nearest: Manifest) -> float:
+        """What the nearest would have taken if the store had had as much of its results as it has of this stage's."""
+        kept, reused = (float(nearest.metrics.get(name, 0)) for name in (KEPT_SECONDS, REUSED_SECONDS))
+        if not kept:
+            return nearest.seconds
+        needed = self.kept_answers(stage).values()
+        return max(0.0, nearest.seconds + reused - kept) + kept * (1 - sum(needed) / max(1, len(needed)))
 
     def is_scaled_by_workers(self, stage: PlannedStage) -> bool:
         """Whether `seconds` supposes that twice the workers take half the time."""

@@ -109,9 +109,9 @@ class SpeedGuess:
     def _comparison(self, config: Any) -> Guess | None:
         scorers = list(config.scorers.values())
         answers = self._sampling(config, config.models, scorers, likelihoods=LIKELIHOODS)
-        if answers is None or not config.best_of:
+        if answers is None or config.pool_candidates <= config.num_candidates:
             return answers
-        pool = self._sampling(config, [config.baseline], scorers, each=config.pool_candidates)
+        pool = self._sampling(config, [config.baseline], scorers, each=config.pool_candidates - config.num_candidates)
         return None if pool is None else Guess(answers.seconds + pool.seconds, answers.is_bound)
 
     def _sampling(

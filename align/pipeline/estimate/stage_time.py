@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from align.metric import left_text
 from align.pipeline.estimate.duration import DurationEstimator
 from align.pipeline.estimate.guess import SpeedGuess
+from align.pipeline.estimate.kept import kept_sentence
 from align.pipeline.estimate.lengths import MeasuredRows
 from align.pipeline.estimate.machine import Machine
 from align.pipeline.estimate.speed import stated_speed
@@ -29,6 +30,8 @@ class StageTime:
     """Whether they count completions that are yet to be sampled as long as they may become."""
     is_scaled: bool = False
     """Whether a similar stage had another number of workers, and the seconds suppose that twice as many take half the time."""
+    reused: str | None = None
+    """In a sentence, what the stage finds in the store."""
 
 
 def stage_times(plan: Plan, machine: Machine, workers: Mapping[str, int] | None = None) -> tuple[StageTime, ...]:
@@ -51,7 +54,8 @@ def stage_times(plan: Plan, machine: Machine, workers: Mapping[str, int] | None 
             times.append(StageTime(stage.name, guess.seconds, is_stated=True, is_bound=guess.is_bound))
         else:
             scaled = earlier.is_scaled_by_workers(stage)
-            times.append(StageTime(stage.name, seconds, is_stated=seconds is None, is_scaled=scaled))
+            reused = kept_sentence(stage.name, earlier.kept_answers(stage))
+            times.append(StageTime(stage.name, seconds, is_stated=seconds is None, is_scaled=scaled, reused=reused))
     measured.save()
     return tuple(times)
 
