@@ -211,6 +211,8 @@ METRICS: Mapping[str, Metric] = {
     "sync_share": _share("time spent copying weights"),
     "seconds": Metric("time by part"),
     # Comparison.
+    "kept_seconds": Metric("answers, scores and likelihoods took", write=duration_text),
+    "reused_seconds": Metric("saved by what the store had", write=duration_text),
     "prompts_seen_in_training": Metric("prompts seen in training"),
 }
 
