@@ -227,6 +227,8 @@ def run(context: StageContext[Config]) -> StageOutcome:
 class _Sampled:
     """Every model's answers, and what they were sampled with."""
 
+    folders: dict[str, ModelFolder]
+    """By model: each tokenizer is read once."""
     answers: dict[str, KeptAnswers] = field(default_factory=dict)
     """By model; under `POOL_LABEL` the further candidates of the baseline for best of n, where it needs more."""
     prompt_token_ids: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -263,7 +265,8 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Re
     from align.engines.kept_answers import ANSWERS_VERSION, answers_key, kept_answers
     from align.engines.task import prepare_task
 
-    config, result = context.config, _Sampled()
+    config = context.config
+    result = _Sampled({name: ModelFolder.of(context.artifact(name)) for name in config.models})
     holder = EngineHolder(config, context.pool.gpus_each, host=context.engine_host)
 
     def answers_of(task: SamplingTask, model: str, label: str) -> KeptAnswers:
@@ -278,8 +281,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Re
         )
         return kept_answers(kept, task, holder, context, reused)
 
-    for name in config.models:
-        folder = ModelFolder.of(context.artifact(name))
+    for name, folder in result.folders.items():
         chat_format = load_format(folder, where=context.artifact(name).where(None))
         where = context.artifact(config.prompts).where
         task, drops = prepare_task(prompts, chat_format, config, model_folder=folder, seed=context.seed, where=where)
@@ -370,11 +372,10 @@ def _read_all(context: StageContext[Config], sampled: _Sampled, reused: Reused) 
     from align.scoring.compared_likelihoods import LIKELIHOODS, Reader, measure_likelihoods
 
     config = context.config
-    models = {name: context.artifact(name) for name in config.models}
     found = measure_likelihoods(
         context,
-        {name: Reader(ModelFolder.of(artifact), model_content(artifact)) for name, artifact in models.items()},
-        {name: sampled.answers[name].candidates for name in models},
+        {name: Reader(folder, model_content(context.artifact(name))) for name, folder in sampled.folders.items()},
+        {name: sampled.answers[name].candidates for name in config.models},
         sampled.prompt_token_ids,
         baseline=config.baseline,
         texts=[row.text for row in context.artifact(config.retention).rows(TextRow)] if config.retention else [],

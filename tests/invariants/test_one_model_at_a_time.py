@@ -78,5 +78,5 @@ def test_no_model_is_loaded_beside_another(project: Path, monkeypatch: pytest.Mo
         "other": [0, 0],
         "dpo": [0, 0],  # reference, policy
         "best": [0] * 5,  # answers of two epochs, scorer, losses of two epochs
-        "compare": [0] * 8,  # answers, scorers and likelihoods of two; the scorers once more for probes
+        "compare": [0] * 6,  # answers, scorers and likelihoods of two
     }
