@@ -239,7 +239,7 @@ def test_a_whole_run_needs_all_but_what_it_can_compute_again(finished_run: Path,
     subprocess.run(["cp", "-a", str(finished_run.parent), str(out)], check=True)
     assert verify(out).damaged == {}
     unneeded = take_inventory(out).unneeded
-    assert {entry.stage for entry in unneeded} == {"reference_logps", "answers", "scores", "likelihoods", "probes"}
+    assert {entry.stage for entry in unneeded} == {"tokens", "reference_logps", "answers", "scores", "likelihoods", "probes"}
     prune(out, remove=True)
     plan = make_plan(load_recipe(project), out)
     assert {stage.status for stage in plan.stages} == {"cached"}
