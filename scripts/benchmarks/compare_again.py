@@ -3,7 +3,7 @@
 
     .venv/bin/python scripts/benchmarks/compare_again.py [--rounds 1] [--out scripts/benchmarks/compare_again.json]
 
-Random Llamas of 3 million parameters answer prompts twice each; rules score the answers, and likelihoods are read. Times are of
+Random Llamas of 3 million parameters answer prompts four times each; rules score the answers, and likelihoods are read. Times are of
 the comparison alone, from the start of its process. There is no reward model: one that no training used is also searched for
 answers that fool it, among those of all models, whenever there is another model. Ratios are of medians over rounds, each of which
 has stores of its own.
@@ -45,7 +45,7 @@ inputs:
   retention: {{kind: text, path: retention.txt}}
 stages:
   compare: {{stage: compare, models: [{models}], baseline: first, prompts: held_out, retention: retention,
-            num_candidates: 2, max_completion_tokens: 48, max_prompt_tokens: 192,
+            num_candidates: 4, max_completion_tokens: 96, max_prompt_tokens: 192,
             scorers: {{gold: {{rules: [{{type: length, name: short, max_words: 30}}]}}}}}}
 """
 
@@ -54,7 +54,7 @@ def write_project(folder: Path) -> None:
     """The models, the data, and one recipe with three models and one with four."""
     for seed, name in enumerate(MODELS):
         tiny_causal_lm(folder / name, texts=[WORDS] * 4, seed=seed, **SHAPE)
-    rows = ({"id": f"h{number}", "prompt": f"Number {number}: {WORDS}."} for number in range(48))
+    rows = ({"id": f"h{number}", "prompt": f"Number {number}: {WORDS}."} for number in range(128))
     (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "retention.txt").write_text("".join(f"{number} {WORDS}\n" for number in range(96)))
     inputs = "\n".join(f"  {name}: {{kind: model, path: {name}}}" for name in MODELS)
