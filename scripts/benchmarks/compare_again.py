@@ -3,8 +3,8 @@
 
     .venv/bin/python scripts/benchmarks/compare_again.py [--rounds 1] [--out scripts/benchmarks/compare_again.json]
 
-Random Llamas of 3 million parameters answer prompts four times each; rules score the answers, and likelihoods are read. Times are of
-the comparison alone, from the start of its process. There is no reward model: one that no training used is also searched for
+Random Llamas of 3 million parameters answer prompts four times each; rules score the answers, and likelihoods are read. Times are
+of the comparison alone, from the start of its process. There is no reward model: one that no training used is also searched for
 answers that fool it, among those of all models, whenever there is another model. Ratios are of medians over rounds, each of which
 has stores of its own.
 """
