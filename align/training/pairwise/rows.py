@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from align.records import Drop, PromptRecord
 from align.runtime.seed import derive_seed
 from align.stage import StageContext
 from align.store.artifact import Artifact
-from align.training.pairwise.objective import PairwiseConfig
 from align.training.pairwise.split import held_out_records
 from align.training.pairwise.training_pairs import TrainingPairs
 from align.training.token_store import stored_tokens
@@ -59,7 +59,7 @@ class PairRows:
 
 
 def read_preferences(
-    context: StageContext[PairwiseConfig], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
+    context: StageContext[Any], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
 ) -> PairRows:
     """Pairs of a chosen and a rejected completion."""
     tokens = stored_tokens(context, artifact, folder, chat_format, PAIR)
@@ -68,7 +68,7 @@ def read_preferences(
 
 
 def read_labelled(
-    context: StageContext[PairwiseConfig], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
+    context: StageContext[Any], artifact: Artifact, folder: ModelFolder, chat_format: ChatFormat, *, max_tokens: int
 ) -> PairRows:
     """Completions with column `desirable`, 1 or 0; see `beside_others`.
 

@@ -81,7 +81,7 @@ def test_plan_says_how_long_stages_will_take(align: Any, pipeline: Any, folder: 
     answer = align("plan", "recipe.yaml")
     assert "about 2 h 05 min" in " ".join(answer.out.splitlines()[2].split())
     assert "Time: about 2 h 05 min in all. sft: a guess, see `align docs plan`." in answer.out
-    shown = {"name": "sft", "seconds": 7500.0, "is_stated": True, "is_bound": False, "is_scaled": False}
+    shown = {"name": "sft", "seconds": 7500.0, "is_stated": True, "is_bound": False, "is_scaled": False, "reused": None}
     assert json.loads(align("plan", ".", "--json").out)["time"] == [shown]
 
 
