@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from align.config.form import Seed
 from align.config.graph import GraphModel
 from align.config.row_need import RowNeed
 from align.runtime.context import RunContext
 from align.store.artifact import Artifact
-from align.store.kept import KeptResult
+
+if TYPE_CHECKING:
+    from align.store.kept import KeptResult
 
 
 class StageConfig(GraphModel):
@@ -76,6 +78,8 @@ class StageContext(RunContext, Generic[ConfigT]):
 
     def kept(self, kind: str, version: int, decides: Mapping[str, Any], what: str, **known: Mapping[str, Any]) -> KeptResult:
         """A result that other stages can use too; `known` are `sources` and `settings` of it."""
+        from align.store.kept import KeptResult
+
         return KeptResult(self.store_root, kind, version, decides, what, **known)
 
     def artifact(self, reference: str) -> Artifact:

@@ -30,7 +30,6 @@ from align.runtime.seed import derive_seed
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, write_rows
 from align.store.atomic import write_json
-from align.store.kept import ANSWERS, Reused, model_content
 
 if TYPE_CHECKING:
     from align.engines.kept_answers import KeptAnswers
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from align.scoring.compared_likelihoods import Likelihoods
     from align.scoring.probes import Probe
     from align.scoring.scorers import Column
+    from align.store.kept import Reused
 
 VERSION = 12
 
@@ -159,6 +159,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     from align.report.pass_at import PassAt
     from align.report.results import build_results
     from align.report.training import train_seconds, trained, training_logs
+    from align.store.kept import Reused
 
     config, reused = context.config, Reused()
     prompts = context.artifact(config.prompts).rows(Prompt)
@@ -264,6 +265,7 @@ def _sample_all(context: StageContext[Config], prompts: list[Prompt], reused: Re
     from align.engines.holder import EngineHolder
     from align.engines.kept_answers import ANSWERS_VERSION, answers_key, kept_answers
     from align.engines.task import prepare_task
+    from align.store.kept import ANSWERS, model_content
 
     config = context.config
     result = _Sampled({name: ModelFolder.of(context.artifact(name)) for name in config.models})
@@ -370,6 +372,7 @@ def _score_all(context: StageContext[Config], sampled: _Sampled, reused: Reused)
 def _read_all(context: StageContext[Config], sampled: _Sampled, reused: Reused) -> Likelihoods:
     """Every model reads its own answers and plain texts, the baseline those of all."""
     from align.scoring.compared_likelihoods import LIKELIHOODS, Reader, measure_likelihoods
+    from align.store.kept import model_content
 
     config = context.config
     found = measure_likelihoods(

@@ -19,7 +19,6 @@ from align.config.peft import AnyPeft, VirtualTokens
 from align.config.reference import ModelReference, RowsReference
 from align.config.sections import FineTuning, OnInvalid
 from align.data.encoding import EncodedInstruction, encode_instructions
-from align.data.forms import COMPLETION, EVERY_TURN
 from align.data.template import ChatFormat
 from align.errors import RecipeError
 from align.models.chat_format import load_format
@@ -93,6 +92,7 @@ def _train_decoder_only(
     context: StageContext[Config], folder: ModelFolder, data: Artifact, chat_format: ChatFormat
 ) -> tuple[Sequence[Drop], int, SftResult]:
     """All weights or an adapter, on rows in which samples may be packed; dropped rows and the number of all."""
+    from align.data.forms import COMPLETION, EVERY_TURN
     from align.models.trainable import TrainableModel
     from align.training.sft import train_sft
     from align.training.token_store import stored_tokens
