@@ -41,6 +41,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "sweep": form.Sweep,
     "machine training": machine.TrainingProcesses,
     "machine sampling": machine.SamplingEngines,
+    "machine schedule": machine.Schedule,
     "machine ray": machine.RayCluster,
     "judge": judge.Judge,
     "ensemble": sections.EnsembleScorer,

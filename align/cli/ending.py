@@ -12,7 +12,7 @@ from align.store.artifact import ROWS_NAME, Entry, Manifest
 
 if TYPE_CHECKING:
     from align.errors import AlignError
-    from align.pipeline.run import RunResult
+    from align.pipeline.run_result import RunResult
     from align.progress.state import RunState
     from align.report.results import Results
 

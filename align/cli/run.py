@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from align.config.recipe import Recipe
     from align.pipeline.estimate.stage_time import StageTime
     from align.pipeline.plan import Plan
-    from align.pipeline.run import RunResult
+    from align.pipeline.run_result import RunResult
 
 DEFAULT_OUT = Path("runs")
 MemoryOption = Annotated[
@@ -105,8 +105,10 @@ def plan(
 
     machine_file = read_machine_settings(machine, loaded.folder, os.environ)
 
+    from align.pipeline.beside import group_lines, groups_of, shares_of, side_by_side
     from align.pipeline.checks.machine import check_disk
     from align.pipeline.checks.plan import checked_plan
+    from align.pipeline.estimate.machine import read_machine
     from align.pipeline.estimate.plan import estimate_plan
     from align.pipeline.estimate.rates import unusual_rates
     from align.pipeline.estimate.spread_view import spread_lines, stage_spreads, workers_of
@@ -115,9 +117,11 @@ def plan(
 
     choice: dict[str, Any] = {"only": only, "start": from_, "until": until, "machine_file": machine_file}
     planned, findings = checked_plan(loaded, out, quick=quick, sizes_only=True, **choice)
-    estimate, rates = estimate_plan(planned), dict(unusual_rates(planned))
+    here = read_machine(planned.run_folder)
+    groups = groups_of(planned, here)
+    estimate, rates = estimate_plan(planned, here, shares_of(groups)), dict(unusual_rates(planned))
     times = stage_times(planned, estimate.machine, workers_of(planned, estimate))
-    spreads = stage_spreads(planned, estimate)
+    spreads, together = stage_spreads(planned, estimate), side_by_side(groups)
     findings += check_disk(loaded.name, estimate, (stage.name for stage in planned.stages if stage.status == "run"))
     if json:
         found = {
@@ -125,16 +129,18 @@ def plan(
             "findings": [finding.to_json() for finding in findings],
             "time": [asdict(time) for time in times],
             "spread": [spread.to_json() for spread in spreads],
+            "side_by_side": together,
         }
         print_json({**planned.to_json(), "memory": estimate.to_json(), **found})
     else:
         _print_plan(planned, times)
-        if (sentence := time_sentence(times)) is not None:
+        if (sentence := time_sentence(times, together)) is not None:
             output_console().print(f"\n{sentence}")
         for reused in filter(None, (time.reused for time in times)):
             output_console().print(f"\n{reused}")
-        if lines := spread_lines(spreads, machine_file.source):
-            output_console().print("\n" + "\n".join(lines))
+        for lines in (group_lines(groups), spread_lines(spreads, machine_file.source)):
+            if lines:
+                output_console().print("\n" + "\n".join(lines))
         for part in render_estimates(estimate, all_methods=memory):
             output_console().print()
             output_console().print(part)
@@ -193,7 +199,7 @@ def run_and_print(
             from align.report.profile import profile_table
 
             output_console().print()
-            output_console().print(profile_table(result.stages, result.seconds))
+            output_console().print(profile_table(result.stages, result.seconds, result.overlap_seconds))
 
 
 def _print_result(result: RunResult) -> None:

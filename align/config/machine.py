@@ -81,6 +81,14 @@ class RayCluster(StrictModel):
     """Address of its head node, such as 10.0.0.1:6379. auto: the one that is running on this machine."""
 
 
+class Schedule(StrictModel):
+    """Which stages run at the same time."""
+
+    at_once: Annotated[int, Field(ge=1)] = 1
+    """The most stages that run side by side where none needs another's result, each with its part of GPUs or threads. No more
+    than there are GPUs, or without GPUs cores."""
+
+
 class MachineSettings(StrictModel):
     """How the work is spread over devices."""
 
@@ -88,6 +96,8 @@ class MachineSettings(StrictModel):
     """Processes that train."""
     sampling: SamplingEngines = SamplingEngines()
     """Engines that sample, and processes that score."""
+    schedule: Schedule = Schedule()
+    """Stages that run at the same time."""
     ray: RayCluster = RayCluster()
     """The Ray cluster, if one is used."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from align.pipeline.worker import StageJob, process_environment, run_stage
 from align.runtime.context import PLAIN, MemoryChoice
 from align.runtime.events import Emit, Note
 from align.runtime.gpus import divided_gpus
-from align.runtime.launcher import Job
+from align.runtime.job import Job
 from align.runtime.pool import LOCAL, Pool
+from align.runtime.share import WHOLE, Share
 from align.runtime.spread import ALONE, Spread
 from align.stage import StageConfig
 from align.store.artifact import Artifact
@@ -50,17 +52,41 @@ class JobMaker:
         """Takes what the processes of jobs print."""
         return self._plan.run_folder / LOG_NAME
 
-    def job(self, stage: PlannedStage, artifacts: Mapping[str, Artifact], ordered_at: float) -> Job:
+    def log_of(self, stage: PlannedStage, share: Share) -> Path:
+        """Takes what the process of a stage prints: a file of its own while others run, as their lines would mix."""
+        return self.log if share == WHOLE else self.log.with_name(f"run-{stage.name}.log")
+
+    def fit_together(self, stages: Sequence[PlannedStage], artifacts: Mapping[str, Artifact]) -> bool:
+        """Whether the memory that is free now is enough for trainings at the same time. The shared engine ends if it is not."""
+        machine, reader = read_machine(self._plan.run_folder), PlanReader(self._plan, artifacts)
+        if machine.device == "cuda":
+            return True  # each has GPUs of its own
+        needed = 0
+        for stage in stages:
+            config = stage.node.config
+            assert isinstance(config, Trains)
+            estimate = reader.estimate(stage, config.training_needs().peft, machine, ALONE)
+            needed += 0 if estimate is None else estimate.memory.peak
+        if needed <= machine.free_bytes:
+            return True
+        return self.shared_engine.make_room() and needed <= read_machine(self._plan.run_folder).free_bytes
+
+    def job(self, stage: PlannedStage, artifacts: Mapping[str, Artifact], share: Share, ordered_at: float) -> Job:
         """The job of a stage whose inputs are there.
 
         Args:
+            share: what it has of the machine.
             ordered_at: see `StageJob`.
         """
         config, plan = stage.node.config, self._plan
         assert isinstance(config, StageConfig)
+        if self._in_process:  # what a process sees of its GPUs cannot change
+            share = replace(share, gpus=None)
         needed = needed_by(plan.recipe, stage.name)
-        memory, spread = self._fit(stage, artifacts)
-        config, pool = self._engines(config)
+        memory, spread = self._fit(stage, artifacts, share)
+        config, pool = self._engines(config, share)
+        # It serves one stage at a time, and on the GPUs that it began with.
+        engine_host = self.shared_engine.lend(config, pool, spread) if share == WHOLE else None
         work = StageJob(
             name=stage.name,
             stage_type=stage.stage_type,
@@ -76,28 +102,34 @@ class JobMaker:
             ordered_at=ordered_at,
             spread=spread,
             pool=pool,
-            engine_host=self.shared_engine.lend(config, pool, spread),
+            share=share,
+            engine_host=engine_host,
             ray_address=plan.machine_file.settings.ray.address,
         )
         return Job(
             name=stage.name,
             run=partial(run_stage, work),
-            log=self.log.resolve(),
-            environment={**judge_environment(config, os.environ), **process_environment(os.environ), **divided_gpus(spread)},
-            can_fork=not _needs_bitsandbytes(config),
+            log=self.log_of(stage, share).resolve(),
+            environment={
+                **judge_environment(config, os.environ),
+                **process_environment(os.environ),
+                **share.environment,
+                **divided_gpus(spread),
+            },
+            can_preload=not _needs_bitsandbytes(config),
         )
 
-    def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact]) -> tuple[MemoryChoice, Spread]:
+    def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact], share: Share) -> tuple[MemoryChoice, Spread]:
         """What a training does to fit into the memory that is free now, and how it is spread; both are reported unless plain."""
         config = stage.node.config
         if not isinstance(config, Trains):
             return PLAIN, ALONE
-        machine = read_machine(self._plan.run_folder)
+        machine = self._machine(share)
         reader, peft = PlanReader(self._plan, artifacts), config.training_needs().peft
         spread = ALONE if self._in_process else reader.spread(stage, peft, machine)
         estimate = reader.estimate(stage, peft, machine, spread)
         if not _is_plain(estimate, machine, spread) and self.shared_engine.make_room():
-            machine = read_machine(self._plan.run_folder)
+            machine = self._machine(share)
             spread = reader.spread(stage, peft, machine)
             estimate = reader.estimate(stage, peft, machine, spread)
         if spread != ALONE:
@@ -108,10 +140,14 @@ class JobMaker:
         self._emit(Note(stage=stage.name, text=f"{estimate.choice}, to fit: about {needs} of {free}"))
         return estimate.choice, spread
 
-    def _engines(self, config: StageConfig) -> tuple[StageConfig, Pool]:
+    def _machine(self, share: Share) -> Machine:
+        """This machine as it is now, with the GPUs that a stage has."""
+        return read_machine(self._plan.run_folder).part(share)
+
+    def _engines(self, config: StageConfig, share: Share) -> tuple[StageConfig, Pool]:
         """The configuration with as many workers as the machine file says, and where they are."""
         settings = self._plan.machine_file.settings
-        engines = engines_of(config, settings.sampling, read_machine(self._plan.run_folder))
+        engines = engines_of(config, settings.sampling, self._machine(share))
         if engines is None:
             return config, LOCAL
         address = settings.ray.address if engines.pool == "ray" else LOCAL.address
@@ -127,6 +163,6 @@ def _is_plain(estimate: Estimate | None, machine: Machine, spread: Spread) -> bo
 
 
 def _needs_bitsandbytes(config: StageConfig) -> bool:
-    """Whether the stage trains over a model in 4 bits; a forked process cannot: the preload hides bitsandbytes from peft."""
+    """Whether the stage trains over a model in 4 bits; a preloaded process cannot: the preload hides bitsandbytes from peft."""
     peft = getattr(config, "peft", None)
     return peft is not None and peft.method == "qlora"

@@ -1,4 +1,4 @@
-"""Run a recipe: make the plan, run the stages that have no result, one by one, and publish the comparison."""
+"""Run a recipe: make the plan, run the stages that have no result, group by group, and publish the comparison."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
 from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.pipeline.beside import Group, groups_in_order, groups_of, shares_of
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.machine import check_disk, check_memory
 from align.pipeline.checks.plan import checked_plan
 from align.pipeline.checks.spread import refuse_in_process, refuse_missing_nodes
 from align.pipeline.estimate.duration import DurationEstimator
+from align.pipeline.estimate.machine import read_machine
 from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.spread_view import workers_of
@@ -26,6 +27,7 @@ from align.pipeline.inputs import import_inputs
 from align.pipeline.jobs import JobMaker
 from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.pipeline.run_result import RunResult
 from align.pipeline.worker import PRELOAD_LOG_VARIABLE, process_environment
 from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
@@ -42,7 +44,9 @@ from align.runtime.events import (
     StageStarted,
     Waiting,
 )
+from align.runtime.job import Job
 from align.runtime.launcher import Launcher, launcher_for
+from align.runtime.share import Share
 from align.runtime.signals import StopSignals
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact
@@ -52,44 +56,6 @@ from align.store.lock import hold
 INPUT_LINKS_NAME = "inputs"
 PUBLISHED = ("results.json", "report.html")
 EARLIER_RUN = "an earlier run"
-
-
-@dataclass
-class RunResult:
-    """The result of a run, collected from its events."""
-
-    folder: Path
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float | None = None
-    """Time of the run, from the plan on; None while it runs."""
-    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Results by the stage that made them, in the order of the recipe."""
-
-    @property
-    def results(self) -> dict[str, Any] | None:
-        """Those of the last comparison, as in the results.json of the run's folder; None without a comparison."""
-        return next(reversed(self.comparisons.values()), None)
-
-    def handle(self, event: Event) -> None:
-        if isinstance(event, RunPlanned):
-            self.stages = [{"name": stage.name, "status": stage.status, "seconds": None} for stage in event.stages]
-        elif isinstance(event, (StageCached, StageFinished)):
-            stage = next(stage for stage in self.stages if stage["name"] == event.stage)
-            # A second name for a result of this run was planned to run, and did not.
-            stage |= {"seconds": event.seconds} | ({"status": "cached"} if isinstance(event, StageCached) else {})
-            if isinstance(event, StageFinished):
-                stage["phases"] = dict(event.phases)
-        elif isinstance(event, RunFinished):
-            self.seconds = event.seconds
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder),
-            "seconds": self.seconds,
-            "stages": self.stages,
-            "results": self.results,
-            "comparisons": self.comparisons,
-        }
 
 
 def run_recipe(
@@ -157,10 +123,15 @@ class _Runner:
         self._began = began
         self._result = RunResult(plan.run_folder)
         self._durations = DurationEstimator(plan)
+        self._groups: tuple[Group, ...] = groups_in_order(plan)
+        self._done: set[str] = set()
+        """Names of the stages whose results are there."""
         self._jobs = JobMaker(plan, self._emit, command, in_process=in_process)
         self._sinks = [*sinks, self._result]
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, (StageFinished, StageCached)):
+            self._done.add(event.stage)
         for sink in self._sinks:
             sink.handle(event)
 
@@ -208,28 +179,38 @@ class _Runner:
         artifacts = import_inputs(plan.inputs, plan.store, self._emit)
         for artifact in artifacts.values():
             self._link(INPUT_LINKS_NAME, artifact.name, artifact.path)
-        for stage in plan.stages:
+        for group in self._groups:
             _check(self._signals)
-            if stage.status == "skipped":
-                continue
-            # Two names for one result: the first one made it.
-            twin = next((name for name, made in artifacts.items() if made.path == stage.entry.path), "")
-            if stage.status == "run" and not twin:
+            own = []
+            for stage in group.stages:
+                # Two names for one result: the first one made it.
+                twin = next((name for name, made in artifacts.items() if made.path == stage.entry.path), "")
+                if stage.status == "cached" or twin:
+                    self._take(stage, artifacts)
+                    source = twin or self._maker(stage)
+                    seconds = artifacts[stage.name].manifest.seconds
+                    self._emit(StageCached(stage=stage.name, seconds=seconds, source=source))
+                elif stage.status == "run":
+                    own.append(stage)
+            if own:
                 assert launcher is not None
-                self._run_stage(launcher, stage, artifacts)
-            artifacts[stage.name] = plan.store.load(stage.name, stage.entry)
-            if stage.status == "cached" or twin:
-                source = twin or self._maker(stage)
-                self._emit(StageCached(stage=stage.name, seconds=artifacts[stage.name].manifest.seconds, source=source))
-            self._link(LINKS_NAME, stage.name, stage.entry.path)
+                self._run_group(launcher, own, group.shares, artifacts)
         self._publish(artifacts)
+
+    def _take(self, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
+        """Note a stage's result, which is in the store, and link to it."""
+        artifacts[stage.name] = self._plan.store.load(stage.name, stage.entry)
+        self._link(LINKS_NAME, stage.name, stage.entry.path)
 
     def _check_room(self, to_run: list[PlannedStage]) -> list[Finding]:
         """Whether memory and disk are enough, by estimates."""
         if not to_run:
             return []
-        estimate, names = estimate_plan(self._plan), {stage.name for stage in to_run}
-        self._durations = DurationEstimator(self._plan, workers_of(self._plan, estimate))
+        machine, names = read_machine(self._plan.run_folder), {stage.name for stage in to_run}
+        self._groups = groups_of(self._plan, machine)
+        estimate = estimate_plan(self._plan, machine, shares_of(self._groups))
+        order = [group.stages for group in self._groups]
+        self._durations = DurationEstimator(self._plan, workers_of(self._plan, estimate), order)
         stages = [stage for stage in estimate.stages if stage.name in names]
         return [*check_memory(stages, estimate.machine), *check_disk(self._plan.recipe.name, estimate, names)]
 
@@ -261,7 +242,31 @@ class _Runner:
             return run if link.name == stage.name else f"{link.name} of {run}"
         return ""
 
-    def _run_stage(self, launcher: Launcher, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
+    def _run_group(
+        self, launcher: Launcher, stages: list[PlannedStage], shares: Mapping[str, Share], artifacts: dict[str, Artifact]
+    ) -> None:
+        """Run stages side by side, or one after the other where memory is not enough. They compute the same either way."""
+        if len(stages) > 1 and not self._in_process and not self._jobs.fit_together(stages, artifacts):
+            names = ", ".join(stage.name for stage in stages[1:])
+            self._emit(Note(stage=stages[0].name, text=f"runs before {names}: memory is not enough for them side by side"))
+            for stage in stages:
+                self._run_group(launcher, [stage], shares, artifacts)
+            return
+        jobs = [self._begin(stage, stages, shares[stage.name], artifacts) for stage in stages]
+        try:
+            failures = launcher.run(jobs, self._emit, self._signals)
+        except BaseException as error:  # of this process; the launcher has ended all jobs
+            failures = {job.name: error for job in jobs if job.name not in self._done}
+            if not failures:
+                raise
+        for stage in stages:
+            if stage.name in self._done:
+                self._take(stage, artifacts)
+        if failures:
+            self._fail(failures, {job.name: job.log for job in jobs})
+
+    def _begin(self, stage: PlannedStage, group: Sequence[PlannedStage], share: Share, artifacts: Mapping[str, Artifact]) -> Job:
+        """Report that a stage starts, and make its job."""
         ordered_at = time.monotonic()
         self._emit(
             StageStarted(
@@ -269,22 +274,29 @@ class _Runner:
                 reason=stage.reason,
                 expected_seconds=self._durations.seconds(stage),
                 later_seconds=self._durations.later_seconds(stage),
+                beside=tuple(other.name for other in group if other is not stage),
             )
         )
-        with self._jobs.log.open("a", encoding="utf-8") as log:
-            log.write(f"\n===== {time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}\n")
-        job = self._jobs.job(stage, artifacts, ordered_at)
-        try:
-            launcher.run(job, self._emit, self._signals)
-        except BaseException as error:
-            self._jobs.shared_engine.end(at_once=True)
+        own = self._jobs.log_of(stage, share)
+        elsewhere = f"; what it prints is in {own.name}" if own != self._jobs.log else ""
+        title = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}"
+        for path, more in {own: "", self._jobs.log: elsewhere}.items():
+            with path.open("a", encoding="utf-8") as log:
+                log.write(f"\n===== {title}{more}\n")
+        return self._jobs.job(stage, artifacts, share, ordered_at)
+
+    def _fail(self, failures: Mapping[str, BaseException], logs: Mapping[str, Path]) -> NoReturn:
+        """Report the stages that failed, and raise what the one that failed first raised."""
+        self._jobs.shared_engine.end(at_once=True)
+        for name, error in reversed(list(failures.items())):  # the one that ends the run comes last
             # A worker gets SIGTERM whatever the user sent; the exit code must be that of the user's signal.
             if isinstance(error, Interrupted) and (number := self._signals()) is not None:
-                error = Interrupted(f"{stage.name}: {error.message}", signal_number=number)
+                error = Interrupted(f"{name}: {error.message}", signal_number=number)
             with contextlib.suppress(EnvironmentProblem):
                 code = getattr(error, "exit_code", EXIT_BUG)
-                self._emit(StageFailed(stage=stage.name, error=str(error), exit_code=code, log=str(self._jobs.log)))
-            raise error
+                self._emit(StageFailed(stage=name, error=str(error), exit_code=code, log=str(logs[name])))
+            last = error
+        raise last
 
     def _link(self, folder_name: str, name: str, path: Path) -> None:
         """Link `<run>/<folder_name>/<name>` to an entry of the store; an older link is replaced atomically."""

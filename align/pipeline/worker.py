@@ -23,6 +23,7 @@ from align.runtime.pool import LOCAL, Pool
 from align.runtime.profile import Phase, Profile, profiled
 from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
+from align.runtime.share import WHOLE, Share
 from align.runtime.spread import ALONE, Spread
 from align.runtime.threads import thread_environment
 from align.stage import StageConfig, StageContext, StageOutcome
@@ -88,6 +89,8 @@ class StageJob:
     """Where its samplers and scorers work."""
     engine_host: Connection | None = None
     """Where it reaches the engine of the run."""
+    share: Share = WHOLE
+    """What it has of the machine; the GPUs are those that its process sees."""
     ray_address: str = "auto"
     """Of the Ray cluster, if several nodes train."""
 
@@ -129,7 +132,8 @@ def run_stage(job: StageJob, emit: Emit, stop: StopRequested) -> None:
     # Before the lock: waiting for another run is not part of a start.
     start_seconds = time.monotonic() - job.ordered_at
     try:
-        _run_under_lock(job, emit, stop, start_seconds)
+        with job.share.threads():
+            _run_under_lock(job, emit, stop, start_seconds)
     except Exception as error:
         known = _as_align_error(error, job)
         if known is None or known is error:
@@ -241,13 +245,14 @@ def _manifest(job: StageJob, kind: str, version: int, outcome: StageOutcome, sta
 
 
 def _machine_of(job: StageJob) -> dict[str, Any]:
-    """How the stage was spread; empty where it was on one device."""
+    """How the stage was spread; empty where it was on one device, and had all of it."""
+    part = {"parts": job.share.parts} if job.share.parts > 1 else {}
     if job.spread.is_shared or job.spread.engines is not None:
-        return job.spread.facts
+        return {**part, **job.spread.facts}
     engines, pool = getattr(job.config, "num_workers", 1), job.pool
     if engines == 1 and pool == LOCAL:
-        return {}
-    return {"engines": engines, "tensor_parallel": pool.gpus_each, "pool": pool.kind}
+        return part
+    return {**part, "engines": engines, "tensor_parallel": pool.gpus_each, "pool": pool.kind}
 
 
 def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:

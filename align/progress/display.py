@@ -21,6 +21,7 @@ from align.runtime.events import (
     RunFinished,
     StageCached,
     StageEvent,
+    StageFailed,
     StageFinished,
     StageStarted,
     Waiting,
@@ -101,18 +102,18 @@ class LiveDisplay:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Another thread refreshes while events come.
-        for stage in list(self._state.running.values()):
-            yield from self._stage(stage, options.max_width)
+        for number, stage in enumerate(list(self._state.running.values())):
+            # The run's time is said once.
+            left = self._state.left_seconds() if number == 0 else None
+            yield from self._stage(stage, options.max_width, "" if left is None else f"{left_text(left)} left in the run")
 
-    def _stage(self, stage: StageState, width: int) -> RenderResult:
+    def _stage(self, stage: StageState, width: int, of_run: str) -> RenderResult:
         from rich.progress_bar import ProgressBar
         from rich.segment import Segment
         from rich.table import Table
         from rich.text import Text
 
         place = "" if stage.number is None else f"stage {stage.number} of {len(self._state.numbers)}"
-        left = self._state.left_seconds()
-        of_run = "" if left is None else f"{left_text(left)} left in the run"
         line = fitting(filter(None, [place, stage.label, of_run]), width, ": " if place else ", ")
         heading = Text(line, style="bold")
         heading.truncate(width, overflow="ellipsis")
@@ -203,7 +204,7 @@ class ProgressDisplay:
                 self._reused.append(event)
                 return
             self._show_reused()
-            if isinstance(event, StageFinished):
+            if isinstance(event, (StageFinished, StageFailed)):
                 self._display.end(event.stage)
             if isinstance(event, StageEvent) and (text := self._sentence(event)) is not None:
                 self._display.line(f"{event.stage}: {text}")
@@ -227,9 +228,11 @@ class ProgressDisplay:
     def _sentence(self, event: StageEvent) -> str | None:
         """The line for an event that is not progress; None for one that the terminal does not show."""
         match event:
-            case StageStarted(reason=reason):
+            case StageStarted(reason=reason, beside=beside):
                 place, left = self.state.place(event), self.state.left_seconds()
-                parts = ["started", *filter(None, [place]), *([] if left is None else [f"{left_text(left)} left in the run"])]
+                others = f"beside {', '.join(beside)}" if beside else ""
+                parts = ["started", *filter(None, [place, others])]
+                parts += [] if left is None else [f"{left_text(left)} left in the run"]
                 return ", ".join(parts) + (f" ({reason})" if reason else "")
             case Note(text=text):
                 return self._reworded(text)

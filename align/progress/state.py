@@ -148,9 +148,10 @@ class RunState:
     def left_seconds(self) -> float | None:
         """About how long the run still takes; None where the time of a stage is not known."""
         stages = [stage.left_seconds(self._clock()) for stage in self.running.values() if stage.number is not None]
-        if not stages or stages[0] is None or self.later_seconds is None:
+        known = [seconds for seconds in stages if seconds is not None]
+        if not known or len(known) < len(stages) or self.later_seconds is None:
             return None
-        return stages[0] + self.later_seconds
+        return max(known) + self.later_seconds  # those that run side by side end with the longest
 
     @property
     def seconds(self) -> float:

@@ -14,15 +14,16 @@ LEAST_SECONDS = 0.05
 """Columns with less in every row are left out."""
 
 
-def profile_table(stages: Sequence[Mapping[str, Any]], seconds: float) -> Table:
+def profile_table(stages: Sequence[Mapping[str, Any]], seconds: float, overlap: float = 0.0) -> Table:
     """The table, in seconds.
 
     Args:
         stages: as in the result of a run; those that ran have `phases`, seconds by phase that add up to their time.
         seconds: time of the whole run.
+        overlap: what counts more than once in the sum of the stages' times, as they ran side by side.
     """
     rows = {stage["name"]: dict(stage["phases"]) for stage in stages if "phases" in stage}
-    outside = seconds - sum(sum(phases.values()) for phases in rows.values())
+    outside = seconds + overlap - sum(sum(phases.values()) for phases in rows.values())
     rows["between stages"] = {"other": max(outside, 0.0)}
     sums = {phase: sum(phases.get(phase, 0.0) for phases in rows.values()) for phase in PHASES}
     shown = [phase for phase in PHASES if any(phases.get(phase, 0.0) >= LEAST_SECONDS for phases in rows.values())]
@@ -32,9 +33,11 @@ def profile_table(stages: Sequence[Mapping[str, Any]], seconds: float) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for name, phases in rows.items():
         table.add_row(name, f"{sum(phases.values()):.1f}", *(_text(phases.get(phase, 0.0)) for phase in shown))
+    if overlap >= LEAST_SECONDS:
+        table.add_row("side by side", f"-{overlap:.1f}")
     table.add_section()
     table.add_row("all", f"{seconds:.1f}", *(_text(sums[phase]) for phase in shown))
-    table.add_row("share", "100 %", *(f"{100 * sums[phase] / seconds:.0f} %" for phase in shown))
+    table.add_row("share", "100 %", *(f"{100 * sums[phase] / (seconds + overlap):.0f} %" for phase in shown))
     return table
 
 

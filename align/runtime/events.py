@@ -78,6 +78,8 @@ class StageStarted(StageEvent):
     """About how long it takes, from earlier runs; null: not known."""
     later_seconds: float | None = None
     """About how long the stages after it take together; null: not known of at least one."""
+    beside: tuple[str, ...] = ()
+    """Stages that start at the same time and run side by side with it; those that follow begin when all of them have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,12 @@ def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
+def available_threads() -> int:
+    """Threads that compute at the same time in a process without a share: as the user says, else one for each usable core."""
+    chosen = os.environ.get(THREADS, "")
+    return max(1, int(chosen)) if chosen.isdigit() else usable_cores()
+
+
 def usable_cores() -> int:
     """Cores that processes of this one may use at a time: its affinity, and the limit of its control groups."""
     quota = cpu_quota()

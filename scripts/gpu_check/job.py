@@ -10,7 +10,8 @@ from typing import Any
 
 from align.pipeline.worker import ENVIRONMENT, PRELOAD_LOG_VARIABLE
 from align.runtime.events import Emit
-from align.runtime.launcher import Job, Launcher, launcher_for
+from align.runtime.job import Job
+from align.runtime.launcher import Launcher, launcher_for, run_one
 from align.runtime.signals import StopSignals
 from align.store.atomic import write_json
 
@@ -33,7 +34,7 @@ def in_job(name: str, folder: Path, work: Callable[[], Any]) -> Any:
     """
     result = folder / f"{name}.json"
     job = Job(name, partial(_run, work, result), folder / f"{name}.log", ENVIRONMENT)
-    stage_launcher(folder).run(job, lambda event: None, StopSignals())
+    run_one(stage_launcher(folder), job, lambda event: None, StopSignals())
     return json.loads(result.read_text())
 
 

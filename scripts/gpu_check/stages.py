@@ -19,7 +19,8 @@ from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.plan import make_plan
 from align.pipeline.worker import ENVIRONMENT
 from align.runtime.events import Emit, Event, Saving
-from align.runtime.launcher import Job
+from align.runtime.job import Job
+from align.runtime.launcher import run_one
 from align.runtime.signals import StopSignals
 from align.training.checkpoint import PREFIX, SEAL_NAME
 
@@ -129,7 +130,7 @@ def kill_and_resume(project: Project, report: Report) -> None:
     ended = "it ended by itself"
     try:
         # Where stages are forked from a server with the trainers, this is too: the imports take longer than the training.
-        stage_launcher(project.folder).run(job, lambda event: None, StopSignals())
+        run_one(stage_launcher(project.folder), job, lambda event: None, StopSignals())
     except StageError as error:
         ended = error.message
     kept = _checkpoints(runs)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jsonschema
@@ -23,7 +23,8 @@ from align.errors import Interrupted, StageError
 from align.models.folder import ModelFolder
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import Emit, Event, Metrics, Progress, Quarantined, RunFinished, StageFailed, StageStarted
-from align.runtime.launcher import InProcess, Job
+from align.runtime.job import Job
+from align.runtime.launcher import InProcess
 from align.runtime.process import start as start_process
 from align.runtime.replay import metrics_of
 from align.runtime.signals import StopSignals
@@ -208,14 +209,14 @@ def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(
     out, before = tmp_path / "runs", children_of(str(os.getpid()))
     command = ["run", str(project / "recipe.yaml"), "--out", str(out), "--in-process"]
 
-    def run_and_stop(self: InProcess, job: Job, emit: Emit, stop: StopSignals) -> None:
+    def run_and_stop(self: InProcess, jobs: Sequence[Job], emit: Emit, stop: StopSignals) -> dict[str, BaseException]:
         def stopping(event: Event) -> None:
             assert set(children_of(str(os.getpid()))) <= set(before)
             if isinstance(event, Progress) and event.stage == "reward" and not stop.received:
                 os.kill(os.getpid(), signal.SIGINT)
             emit(event)
 
-        run(self, job, stopping, stop)
+        return run(self, jobs, stopping, stop)
 
     run = InProcess.run
     with monkeypatch.context() as patched:

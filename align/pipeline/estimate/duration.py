@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,17 @@ class DurationEstimator:
     top, as it was lately.
     """
 
-    def __init__(self, plan: Plan, workers: Mapping[str, int] | None = None) -> None:
-        """`workers` of a stage, by its name, have devices of their own; a stage without them is not scaled by their number."""
+    def __init__(
+        self, plan: Plan, workers: Mapping[str, int] | None = None, order: Sequence[Sequence[PlannedStage]] | None = None
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            workers: of a stage, by its name; they have devices of their own. A stage without them is not scaled by their number.
+            order: the stages as they run, those side by side together; default: one by one.
+        """
         self._plan = plan
+        self._order = [[stage] for stage in plan.stages] if order is None else order
         self._workers = workers or {}
         self._stages = {stage.fingerprint: stage for stage in plan.stages}
         self._manifests: dict[Path, Manifest] = {}
@@ -84,11 +92,12 @@ class DurationEstimator:
         return min(similar, key=lambda item: item[:2])[2]
 
     def later_seconds(self, stage: PlannedStage) -> float | None:
-        """About how long the stages after `stage` take together; None where one of them is not known."""
-        after = self._plan.stages[self._plan.stages.index(stage) + 1 :]
-        parts = [self.seconds(later) for later in after if later.status == "run" and later.fingerprint != stage.fingerprint]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        """About how long the stages after `stage` and those beside it take together; None where one of them is not known."""
+        place = next(number for number, group in enumerate(self._order) if stage in group)
+        after = [[later for later in group if later.status == "run"] for group in self._order[place + 1 :]]
+        parts = [[self.seconds(later) for later in group if later.fingerprint != stage.fingerprint] for group in after]
+        known = [[part for part in group if part is not None] for group in parts]
+        return sum(max(group, default=0.0) for group in known) if known == parts else None
 
     def _start_seconds(self, stage: PlannedStage, newest: Iterable[Manifest]) -> float:
         """Until the stage's work begins. The first stage of a run waits for the imports that the others are forked from."""

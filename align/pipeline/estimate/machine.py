@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.runtime.control_group import group_folders
 from align.runtime.device import Device, torch_cuda, visible_gpu_and_line
 from align.runtime.gpus import visible_gpus
+from align.runtime.share import Share
 from align.runtime.spread import Spread
 
 MEMORY_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
@@ -42,6 +43,10 @@ class Machine:
     def free_for(self, spread: Spread) -> int:
         """Memory that is free now for each process of a training: of its own GPU, or its part of the computer's."""
         return self.free_bytes // (spread.processes_each if self.device == "cpu" else 1)
+
+    def part(self, share: Share) -> Machine:
+        """What a stage sees of it that has this share of its GPUs."""
+        return self if share.gpus is None else replace(self, num_gpus=len(share.gpus))
 
     def room_for(self, spread: Spread) -> int:
         """Memory that there is for each process, free or not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from align.pipeline.estimate.machine import Machine, read_machine
 from align.pipeline.estimate.memory import Estimate, method_name
 from align.pipeline.estimate.spread import division_refusal, spread_of
 from align.pipeline.plan import Plan, PlannedStage
+from align.runtime.share import WHOLE, Share
 from align.runtime.spread import ALONE, Spread
 from align.store.artifact import Artifact, Manifest
 from align.training.checkpoint import FOLDER_NAME, all_checkpoints, strategy_of
@@ -71,6 +72,12 @@ class PlanEstimate:
 
     machine: Machine
     stages: tuple[StageEstimate, ...]
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """What stages that run side by side have of the machine, by name; others have all of it."""
+
+    def machine_of(self, stage: str) -> Machine:
+        """What a stage sees of the machine."""
+        return self.machine.part(self.shares.get(stage, WHOLE))
 
     def to_json(self) -> dict[str, Any]:
         return {"machine": asdict(self.machine), "stages": [stage.to_json(self.machine) for stage in self.stages]}
@@ -81,16 +88,17 @@ def fits(estimate: Estimate, machine: Machine) -> bool:
     return estimate.memory.peak <= machine.free_for(estimate.spread) and estimate.disk_bytes <= machine.free_disk_bytes
 
 
-def estimate_plan(plan: Plan, machine: Machine | None = None) -> PlanEstimate:
+def estimate_plan(plan: Plan, machine: Machine | None = None, shares: Mapping[str, Share] | None = None) -> PlanEstimate:
     """What every training stage of the plan needs.
 
     Args:
         machine: the one it would run on; default: this one.
+        shares: see `PlanEstimate`.
     """
-    found = machine or read_machine(plan.run_folder)
+    found, shares = machine or read_machine(plan.run_folder), shares or {}
     made = {stage.name: Artifact(stage.name, stage.entry.path, manifest) for stage, manifest in _finished(plan)}
     reader = PlanReader(plan, made)
-    estimate = PlanEstimate(found, tuple(_estimates(plan, reader, found)))
+    estimate = PlanEstimate(found, tuple(_estimates(plan, reader, found, shares)), shares)
     reader.rows.save()
     return estimate
 
@@ -118,8 +126,9 @@ def _finished(plan: Plan) -> Iterator[tuple[PlannedStage, Manifest]]:
             yield stage, manifest
 
 
-def _estimates(plan: Plan, reader: PlanReader, machine: Machine) -> Iterator[StageEstimate]:
+def _estimates(plan: Plan, reader: PlanReader, whole: Machine, shares: Mapping[str, Share]) -> Iterator[StageEstimate]:
     for stage in plan.stages:
+        machine = whole.part(shares.get(stage.name, WHOLE))
         if isinstance(config := stage.node.config, Trains):
             peft = config.training_needs().peft
             finished = reader.made.get(stage.name)

@@ -35,14 +35,14 @@ def stage_spreads(plan: Plan, estimate: PlanEstimate) -> tuple[StageSpread, ...]
 
 def _spreads(plan: Plan, estimate: PlanEstimate) -> Iterator[StageSpread]:
     trainings = {stage.name: stage for stage in estimate.stages}
-    settings, machine = plan.machine_file.settings, estimate.machine
+    settings = plan.machine_file.settings
     for stage in plan.stages:
         if stage.status != "run":
             continue
         if (training := trainings.get(stage.name)) is not None:
             spread = training.spread
             yield StageSpread(stage.name, str(spread), spread == ALONE, training_facts(spread))
-        elif (engines := engines_of(stage.node.config, settings.sampling, machine)) is not None:
+        elif (engines := engines_of(stage.node.config, settings.sampling, estimate.machine_of(stage.name))) is not None:
             yield StageSpread(stage.name, str(engines), engines.is_plain, engines.facts)
 
 

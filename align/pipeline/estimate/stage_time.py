@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.metric import left_text
@@ -60,13 +60,19 @@ def stage_times(plan: Plan, machine: Machine, workers: Mapping[str, int] | None 
     return tuple(times)
 
 
-def time_sentence(times: Sequence[StageTime]) -> str | None:
-    """What is known of the whole run's time; None where nothing will run."""
+def time_sentence(times: Sequence[StageTime], together: Sequence[Collection[str]] = ()) -> str | None:
+    """What is known of the whole run's time; None where nothing will run.
+
+    Args:
+        together: names of stages that run side by side, and take the time of the longest.
+    """
     known = [time for time in times if time.seconds is not None]
     unknown = [time.name for time in times if time.seconds is None]
     if not known:
         return "Time: not known yet. Later plans go by what similar stages took." if unknown else None
-    total = sum(time.seconds or 0.0 for time in known)
+    seconds = {time.name: time.seconds or 0.0 for time in known}
+    beside = [[seconds.pop(name) for name in names if name in seconds] for names in together]
+    total = sum(seconds.values()) + sum(max(group, default=0.0) for group in beside)
     if not total:
         return None
     sentence = f"Time: {left_text(total)} in all"

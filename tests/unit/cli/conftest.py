@@ -51,6 +51,7 @@ class FakePipeline:
         return SimpleNamespace(
             folder=folder,
             seconds=4.0,
+            overlap_seconds=0.0,
             comparisons=self.comparisons,
             stages=stages,
             to_json=lambda: {"folder": str(folder)},
@@ -61,7 +62,8 @@ class FakePipeline:
         stage = SimpleNamespace(
             name="sft", stage_type="sft", fingerprint="f", status="run", reason="beta: 0.1 → 0.3", seconds=None
         )
-        return SimpleNamespace(stages=[stage], inputs={}, to_json=lambda: {"stages": [{"name": "sft"}]}), []
+        found = {"stages": [{"name": "sft"}]}
+        return SimpleNamespace(stages=[stage], inputs={}, run_folder=out / recipe.name, to_json=lambda: found), []
 
 
 @pytest.fixture
@@ -75,14 +77,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    from align.pipeline import beside
     from align.pipeline.checks import plan as checks
     from align.pipeline.estimate import plan as estimate
     from align.pipeline.estimate import rates, spread_view, stage_time
     from align.pipeline.estimate.machine import Machine
 
     fake = FakePipeline()
-    machine = Machine("cpu", "memory", 8 << 30, 4 << 30, 9 << 30, False)
-    monkeypatch.setattr(estimate, "estimate_plan", lambda plan: estimate.PlanEstimate(machine, fake.estimates))
+    here = Machine("cpu", "memory", 8 << 30, 4 << 30, 9 << 30, False)
+    monkeypatch.setattr(beside, "groups_of", lambda plan, machine: ())
+    monkeypatch.setattr(estimate, "estimate_plan", lambda plan, machine, shares: estimate.PlanEstimate(here, fake.estimates))
     monkeypatch.setattr(rates, "unusual_rates", lambda plan: ())
     monkeypatch.setattr(spread_view, "stage_spreads", lambda plan, estimate: ())
     monkeypatch.setattr(checks, "checked_plan", fake.checked_plan)

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.cli.ending import facts, next_commands, report_lines, say_how_to_go_on, stage_lines
 from align.errors import DataError, Interrupted, RecipeError, StageError
-from align.pipeline.run import RunResult
+from align.pipeline.run_result import RunResult
 from align.progress.state import RunState
 from align.runtime.events import RunPlanned, StageCached, StageFailed, StageFinished, StagePlan
 from align.store.artifact import Manifest

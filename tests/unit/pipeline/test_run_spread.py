@@ -11,7 +11,8 @@ import pytest
 from align import load_recipe
 from align.config.machine_file import read_machine_settings
 from align.errors import RecipeError
-from align.pipeline.run import RunResult, run_recipe
+from align.pipeline.run import run_recipe
+from align.pipeline.run_result import RunResult
 from align.store.artifact import Entry, Manifest
 
 

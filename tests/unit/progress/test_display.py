@@ -142,6 +142,28 @@ def test_a_run_in_plain_lines() -> None:
     ]
 
 
+def test_stages_side_by_side_in_plain_lines() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with ProgressDisplay(stream, clock) as display:
+        display.handle(planned("rs", "orpo", "compare"))
+        for name, other, seconds in (("rs", "orpo", 100.0), ("orpo", "rs", 60.0)):
+            started = StageStarted(stage=name, reason="", expected_seconds=seconds, later_seconds=200.0, beside=(other,))
+            display.handle(started)
+        display.handle(step(0, stage="rs"))
+        display.handle(step(0, stage="orpo"))
+        clock.now += 10
+        display.handle(step(10, stage="orpo"))
+        display.handle(StageFinished(stage="orpo", seconds=10))
+        display.handle(step(20, 40, stage="rs"))
+    assert stream.getvalue().splitlines() == [
+        "rs: started, stage 1 of 3, beside orpo, about 5 min left in the run",
+        "orpo: started, stage 2 of 3, beside rs, about 5 min left in the run",
+        "orpo: 10/980 steps, 1 steps/s, 16 min 10 s left, about 20 min left in the run",
+        "orpo: done in 10 s",
+        "rs: 20/40 steps, 2 steps/s, 10 s left, about 4 min left in the run",
+    ]
+
+
 def test_a_rate_in_what_people_compare() -> None:
     stream, clock = io.StringIO(), Clock()
     with ProgressDisplay(stream, clock) as display:

@@ -48,6 +48,12 @@ def never_stop(emit: Emit, stop: StopRequested) -> None:
         time.sleep(0.01)
 
 
+def write_slowly(emit: Emit, stop: StopRequested) -> None:
+    """Ends after jobs that do nothing."""
+    time.sleep(1)
+    emit(Note(stage="job", text="not written" if stop() else "written"))
+
+
 def save_slowly(emit: Emit, stop: StopRequested) -> None:
     """Begins a checkpoint, is asked to stop while it is written, and stops when it is."""
     emit(Saving(stage="job"))

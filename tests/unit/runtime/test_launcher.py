@@ -12,10 +12,12 @@ import launcher_work
 import pytest
 
 from align.errors import DataError, Interrupted, StageError
-from align.runtime import launcher
+from align.runtime import launcher, supervise
 from align.runtime.events import Event, Note, Saving
-from align.runtime.launcher import Forked, InProcess, Job, Launcher, Spawned, StageBug, launcher_for
+from align.runtime.job import Job
+from align.runtime.launcher import Forked, InProcess, Launcher, Spawned, launcher_for, run_one
 from align.runtime.signals import StopSignals
+from align.runtime.supervise import StageBug
 
 BOTH = pytest.mark.parametrize("where", [InProcess(), Spawned()], ids=["in-process", "spawned"])
 
@@ -33,7 +35,7 @@ def run(where: Launcher, work: Any, log: Path, *, on_event: Callable[[Event, Sto
         on_event(event, stop)
 
     with stop.active():
-        where.run(Job("job", work, log, {"ALIGN_TEST": "set"}), emit, stop)
+        run_one(where, Job("job", work, log, {"ALIGN_TEST": "set"}), emit, stop)
     return texts
 
 
@@ -75,6 +77,36 @@ def test_prints_go_to_the_log_or_to_stderr(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr() == ("", "from the job\n")
 
 
+def jobs(log: Path, *works: Any) -> list[Job]:
+    return [Job(work.__name__, work, log, {}) for work in works]
+
+
+def test_jobs_side_by_side_end_together_with_the_first_that_fails(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, Note)
+        texts.append(event.text)
+
+    work = jobs(tmp_path / "log", launcher_work.wait_for_stop, launcher_work.refuse)
+    failures = Spawned().run(work, note, StopSignals())
+    assert [(name, type(error)) for name, error in failures.items()] == [("refuse", DataError), ("wait_for_stop", Interrupted)]
+    assert "stopping, as refuse failed; what is finished is being kept" in texts
+
+
+def test_one_job_that_ends_leaves_the_others_alone(tmp_path: Path) -> None:
+    work = jobs(tmp_path / "log", launcher_work.print_something, launcher_work.write_slowly)
+    events: list[Event] = []
+    assert Spawned().run(work, events.append, StopSignals()) == {}
+    assert [event.text for event in events if isinstance(event, Note)] == ["written"]
+
+
+def test_in_this_process_jobs_run_one_after_the_other_until_one_fails(tmp_path: Path) -> None:
+    work = jobs(tmp_path / "log", launcher_work.print_something, launcher_work.refuse, launcher_work.die)
+    failures = InProcess().run(work, lambda event: None, StopSignals())
+    assert [(name, type(error)) for name, error in failures.items()] == [("refuse", DataError)]
+
+
 def interrupt(event: Event, stop: StopSignals) -> None:
     if isinstance(event, Note) and event.text == "begun":
         os.kill(os.getpid(), signal.SIGINT)
@@ -101,7 +133,7 @@ def test_a_second_signal_ends_a_job_that_does_not_stop(where: Launcher, tmp_path
 
 def test_a_stop_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The grace is far shorter than the writing; a job that has saved and does not stop is killed after it."""
-    monkeypatch.setattr(launcher, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(supervise, "GRACE_SECONDS", 1.0)
     texts: list[str] = []
 
     def note(event: Event, stop: StopSignals) -> None:

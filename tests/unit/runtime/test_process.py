@@ -17,12 +17,13 @@ with open("ran", "a") as file:
 sys.path.append({here!r})
 import executor_work, launcher_work
 from align.runtime.executor import Processes
-from align.runtime.launcher import Forked, Job, Spawned
+from align.runtime.job import Job
+from align.runtime.launcher import Forked, Spawned, run_one
 from align.runtime.signals import StopSignals
 
 for launcher in (Spawned(), Forked("json", {{}})):
     job = Job("job", launcher_work.note_process_and_variable, Path("log"), {{"ALIGN_TEST": "set"}})
-    launcher.run(job, lambda event: print(event.text), StopSignals())
+    run_one(launcher, job, lambda event: print(event.text), StopSignals())
 Processes(2).map(executor_work.square, [3, 4], on_done=lambda item, result: print(result), in_order=True)
 """
 
