@@ -84,9 +84,9 @@ class RayCluster(StrictModel):
 class Schedule(StrictModel):
     """Which stages run at the same time."""
 
-    at_once: Annotated[int, Field(ge=1)] = 1
+    at_once: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """The most stages that run side by side where none needs another's result, each with its part of GPUs or threads. No more
-    than there are GPUs, or without GPUs cores."""
+    than there are GPUs, or without GPUs cores. auto: as many as there are GPUs; without GPUs one after the other."""
 
 
 class MachineSettings(StrictModel):

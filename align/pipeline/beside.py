@@ -81,8 +81,11 @@ def group_lines(groups: Sequence[Group]) -> list[str]:
 
 def _at_once(plan: Plan, machine: Machine, threads: int) -> int:
     """The most stages that run side by side."""
-    wanted = plan.machine_file.settings.schedule.at_once
-    return min(wanted, machine.num_gpus if machine.device == "cuda" else threads)
+    wanted, has_gpus = plan.machine_file.settings.schedule.at_once, machine.device == "cuda"
+    if wanted == "auto":
+        # Threads shared by stages were not faster than stages in turn: scripts/benchmarks/side_by_side.py.
+        return machine.num_gpus if has_gpus else 1
+    return min(wanted, machine.num_gpus if has_gpus else threads)
 
 
 def _groups(plan: Plan, beside: _Beside) -> Iterator[Group]:

@@ -86,6 +86,7 @@ class JobMaker:
         memory, spread = self._fit(stage, artifacts, share)
         config, pool = self._engines(config, share)
         # It serves one stage at a time, and on the GPUs that it began with.
+        gpus = {**share.environment, **divided_gpus(spread)}
         engine_host = self.shared_engine.lend(config, pool, spread) if share == WHOLE else None
         work = StageJob(
             name=stage.name,
@@ -110,13 +111,9 @@ class JobMaker:
             name=stage.name,
             run=partial(run_stage, work),
             log=self.log_of(stage, share).resolve(),
-            environment={
-                **judge_environment(config, os.environ),
-                **process_environment(os.environ),
-                **share.environment,
-                **divided_gpus(spread),
-            },
-            can_preload=not _needs_bitsandbytes(config),
+            environment={**judge_environment(config, os.environ), **process_environment(os.environ), **gpus},
+            # What a process sees of the GPUs is fixed when an import asks for them.
+            can_preload=not gpus and not _needs_bitsandbytes(config),
         )
 
     def _fit(self, stage: PlannedStage, artifacts: Mapping[str, Artifact], share: Share) -> tuple[MemoryChoice, Spread]:
@@ -163,6 +160,6 @@ def _is_plain(estimate: Estimate | None, machine: Machine, spread: Spread) -> bo
 
 
 def _needs_bitsandbytes(config: StageConfig) -> bool:
-    """Whether the stage trains over a model in 4 bits; a preloaded process cannot: the preload hides bitsandbytes from peft."""
+    """Whether the stage has a model in 4 bits or an optimizer in 8. The preload hides bitsandbytes from libraries."""
     peft = getattr(config, "peft", None)
-    return peft is not None and peft.method == "qlora"
+    return (peft is not None and peft.method == "qlora") or str(getattr(config, "optimizer", "")).endswith("8bit")

@@ -126,6 +126,7 @@ class _Runner:
         self._groups: tuple[Group, ...] = groups_in_order(plan)
         self._done: set[str] = set()
         """Names of the stages whose results are there."""
+        self._launcher: Launcher | None = None
         self._jobs = JobMaker(plan, self._emit, command, in_process=in_process)
         self._sinks = [*sinks, self._result]
 
@@ -147,6 +148,8 @@ class _Runner:
                 self._run_stages()
             finally:
                 self._jobs.shared_engine.end()
+                if self._launcher is not None:
+                    self._launcher.close()
         except BaseException as error:
             with contextlib.suppress(EnvironmentProblem):  # a full disk may be what ended the run
                 self._emit(
@@ -175,7 +178,7 @@ class _Runner:
             if finding.action == "warn":  # what else is worth knowing, the run says as it comes to it
                 self._emit(Note(stage=finding.name, text=finding.sentence))
         # Before the inputs are read: a fork server imports the trainers meanwhile.
-        launcher = self._launcher(to_run) if to_run else None
+        self._launcher = self._new_launcher(to_run) if to_run else None
         artifacts = import_inputs(plan.inputs, plan.store, self._emit)
         for artifact in artifacts.values():
             self._link(INPUT_LINKS_NAME, artifact.name, artifact.path)
@@ -193,8 +196,7 @@ class _Runner:
                 elif stage.status == "run":
                     own.append(stage)
             if own:
-                assert launcher is not None
-                self._run_group(launcher, own, group.shares, artifacts)
+                self._run_group(own, group.shares, artifacts)
         self._publish(artifacts)
 
     def _take(self, stage: PlannedStage, artifacts: dict[str, Artifact]) -> None:
@@ -224,12 +226,12 @@ class _Runner:
             if engine is not None:
                 resolve_engine(engine)
 
-    def _launcher(self, to_run: list[PlannedStage]) -> Launcher:
+    def _new_launcher(self, to_run: list[PlannedStage]) -> Launcher:
         """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
         environment = {**process_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._jobs.log.resolve())}
-        return launcher_for(preload=preload, environment=environment, in_process=self._in_process)
+        return launcher_for(preload=preload, environment=environment, in_process=self._in_process, num_jobs=len(to_run))
 
     def _maker(self, stage: PlannedStage) -> str:
         """In words, the run that made a result before this one; empty where its folder is gone."""
@@ -242,19 +244,18 @@ class _Runner:
             return run if link.name == stage.name else f"{link.name} of {run}"
         return ""
 
-    def _run_group(
-        self, launcher: Launcher, stages: list[PlannedStage], shares: Mapping[str, Share], artifacts: dict[str, Artifact]
-    ) -> None:
+    def _run_group(self, stages: list[PlannedStage], shares: Mapping[str, Share], artifacts: dict[str, Artifact]) -> None:
         """Run stages side by side, or one after the other where memory is not enough. They compute the same either way."""
         if len(stages) > 1 and not self._in_process and not self._jobs.fit_together(stages, artifacts):
             names = ", ".join(stage.name for stage in stages[1:])
             self._emit(Note(stage=stages[0].name, text=f"runs before {names}: memory is not enough for them side by side"))
             for stage in stages:
-                self._run_group(launcher, [stage], shares, artifacts)
+                self._run_group([stage], shares, artifacts)
             return
+        assert self._launcher is not None
         jobs = [self._begin(stage, stages, shares[stage.name], artifacts) for stage in stages]
         try:
-            failures = launcher.run(jobs, self._emit, self._signals)
+            failures = self._launcher.run(jobs, self._emit, self._signals)
         except BaseException as error:  # of this process; the launcher has ended all jobs
             failures = {job.name: error for job in jobs if job.name not in self._done}
             if not failures:

@@ -18,7 +18,7 @@ from typing import Protocol
 from align.errors import Interrupted, StageError
 from align.runtime.events import Emit
 from align.runtime.gpus import visible_gpus
-from align.runtime.job import Job, serve
+from align.runtime.job import Job, serve, serve_later
 from align.runtime.process import start
 from align.runtime.signals import StopSignals, ignored
 from align.runtime.supervise import AT_ONCE, RunningJob, supervise
@@ -39,19 +39,25 @@ class Launcher(Protocol):
             its process died. StageBug: the job raised anything else; a launcher without a process has that as it is.
         """
 
+    def close(self) -> None:
+        """End what waits for jobs, when no job runs any more."""
 
-def launcher_for(*, preload: str | None, environment: Mapping[str, str], in_process: bool = False) -> Launcher:
+
+def launcher_for(*, preload: str | None, environment: Mapping[str, str], in_process: bool = False, num_jobs: int = 0) -> Launcher:
     """How this machine runs jobs: the one place that decides.
 
     Args:
-        preload: module that the server imports before it forks the first job; None: the jobs need no such server.
-        environment: set while the server imports.
+        preload: module that is imported before a process knows its job; None: the jobs do not need it.
+        environment: set while it is imported.
         in_process: run jobs in the caller's process.
+        num_jobs: that will come, at most; for further ones nothing is imported in advance.
     """
     if in_process:
         return InProcess()
     # CUDA does not survive a fork. The preload does not initialise it, but on a GPU machine only a new process is sure.
-    if preload is None or visible_gpus():
+    if visible_gpus():
+        return Spawned(preload, environment, num_jobs)
+    if preload is None:
         return Spawned()
     return Forked(preload, environment)
 
@@ -85,14 +91,75 @@ class InProcess:
                     stop.second_interrupts = False
         return {}
 
+    def close(self) -> None:
+        """Nothing waits."""
+
 
 class Spawned:
-    """Runs every job in a new process, which imports everything itself."""
+    """Runs every job in a new process. If it has something to preload, the next one imports it while the jobs before run."""
+
+    def __init__(self, preload: str | None = None, environment: Mapping[str, str] | None = None, num_jobs: int = 0) -> None:
+        """See `launcher_for`."""
+        self._context = multiprocessing.get_context("spawn")
+        self._preload = preload
+        self._environment = {} if environment is None else environment
+        self._jobs_left = num_jobs
+        self._spare: _Spare | None = None
+        self._prepare()
 
     def run(self, jobs: Sequence[Job], emit: Emit, stop: StopSignals) -> dict[str, BaseException]:
         """See `Launcher.run`."""
-        context = multiprocessing.get_context("spawn")
-        return supervise(jobs, lambda job: _started(context, job, stop), emit, stop)
+        return supervise(jobs, lambda job: self._start(job, stop), emit, stop)
+
+    def close(self) -> None:
+        """End the process that waits for a job."""
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
+
+    def _prepare(self) -> None:
+        if self._preload is not None and self._spare is None and self._jobs_left > 0:
+            self._spare = _Spare(self._context, self._preload, self._environment)
+
+    def _start(self, job: Job, stop: StopSignals) -> RunningJob:
+        self._jobs_left -= 1
+        running = None
+        if self._spare is not None and job.can_preload:
+            running, self._spare = self._spare.take(job), None
+        running = running or _started(self._context, job, stop)
+        self._prepare()
+        return running
+
+
+class _Spare:
+    """A process that has imported something, or is about to, and waits for its job."""
+
+    def __init__(self, context: SpawnContext, preload: str, environment: Mapping[str, str]) -> None:
+        self._receiver, sender = context.Pipe(duplex=False)
+        # Duplex, as a socket takes a large job while the other end still imports, and a pipe does not.
+        self._jobs, theirs = context.Pipe()
+        arguments = (sender, theirs, preload, dict(environment))
+        self._process = context.Process(target=serve_later, args=arguments, name="align-spare")
+        with ignored(signal.SIGINT):  # a terminal's Ctrl-C must not end it in the middle of its imports
+            start(self._process)
+        sender.close()
+        theirs.close()
+
+    def take(self, job: Job) -> RunningJob | None:
+        """The job in this process; None if the process is dead."""
+        try:
+            self._jobs.send(job)
+        except OSError:
+            self.end()
+            return None
+        return RunningJob(job, self._process, self._receiver)
+
+    def end(self) -> None:
+        """End the process."""
+        self._jobs.close()
+        self._receiver.close()
+        self._process.kill()
+        self._process.join()
 
 
 class Forked:
@@ -109,6 +176,9 @@ class Forked:
         """See `Launcher.run`."""
         spawn = multiprocessing.get_context("spawn")
         return supervise(jobs, lambda job: _started(self._context if job.can_preload else spawn, job, stop), emit, stop)
+
+    def close(self) -> None:
+        """The server ends with this process, and serves the next run of it."""
 
 
 @contextmanager

@@ -104,8 +104,6 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
                 break
         while running:
             culprit = culprit or ("" if stop.received else next(iter(failures), ""))
-            for one in running:
-                _stop(one, culprit, emit, stop)
             sources = [source for one in running for source in (one.receiver, one.process.sentinel)]
             ready = wait(sources, timeout=POLL_SECONDS)
             for one in tuple(running):
@@ -120,6 +118,8 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
                     one.end()
                     if found is not None:
                         failures[one.job.name] = found
+                else:
+                    _stop(one, culprit, emit, stop)
     finally:
         for one in running:
             one.end()

@@ -41,6 +41,14 @@ def test_one_by_one_is_the_order_of_the_recipe(project: Path, at_once: int | Non
     assert group_lines(groups_of(plan, CPU, 2)) == []
 
 
+def test_auto_uses_all_gpus_and_leaves_a_cpu_to_one_stage(project: Path) -> None:
+    plan = plan_of(project, None)
+    assert max(map(len, names(plan, CPU, threads=64))) == 1
+    assert max(map(len, names(plan, replace(EIGHT, num_gpus=1)))) == 1
+    assert names(plan, EIGHT) == names(plan_of(project, 8), EIGHT)
+    assert max(map(len, names(plan, replace(EIGHT, num_gpus=2)))) == 2
+
+
 def test_trainings_that_need_no_result_of_each_other_share_the_threads(project: Path) -> None:
     plan = plan_of(project, 2)
     expected = [*([name] for name in SINGLES), ["rs", "orpo"], ["ppo"], ["dpo"], ["compare"]]

@@ -48,3 +48,8 @@ def test_the_preload_does_not_touch_cuda_nor_hide_bitsandbytes_for_good() -> Non
 def test_stages_in_4_bits_get_a_process_without_the_preload(peft: Lora | None, needed: bool, tmp_path: Path) -> None:
     config = Config.model_construct(peft=peft)
     assert _needs_bitsandbytes(config) is needed
+
+
+@pytest.mark.parametrize(("optimizer", "needed"), [("adamw", False), ("adamw_8bit", True), ("paged_adamw_8bit", True)])
+def test_optimizers_in_8_bits_get_one_too(optimizer: str, needed: bool) -> None:
+    assert _needs_bitsandbytes(Config.model_construct(peft=None, optimizer=optimizer)) is needed

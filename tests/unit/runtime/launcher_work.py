@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 from align.errors import DataError, Interrupted
 from align.runtime.events import Emit, Note, Saving
@@ -16,6 +18,15 @@ StopRequested = Callable[[], int | None]
 def note_process_and_variable(emit: Emit, stop: StopRequested) -> None:
     emit(Note(stage="job", text=str(os.getpid())))
     emit(Note(stage="job", text=os.environ["ALIGN_TEST"]))
+
+
+def note_preloaded(emit: Emit, stop: StopRequested) -> None:
+    emit(Note(stage="job", text=str(os.getpid())))
+    emit(Note(stage="job", text=str("launcher_preload" in sys.modules)))
+
+
+def say_through(connection: Connection, emit: Emit, stop: StopRequested) -> None:
+    connection.send("heard")
 
 
 def print_something(emit: Emit, stop: StopRequested) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,69 @@ def test_a_stop_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path, mon
     assert "written" in texts
     with pytest.raises(Interrupted, match="stopped at once"):
         run(Spawned(), launcher_work.hang_after_saving, tmp_path / "log", on_event=interrupt)
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Spawned]]:
+    """Makes a launcher as of a machine with a GPU, for so many jobs."""
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: ["0"])
+    made: list[Spawned] = []
+
+    def make(num_jobs: int, preload: str = "launcher_preload") -> Spawned:
+        found = launcher_for(preload=preload, environment={"ALIGN_TEST": "set"}, num_jobs=num_jobs)
+        assert isinstance(found, Spawned)
+        made.append(found)
+        return found
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def notes_of(where: Launcher, log: Path, **options: Any) -> list[str]:
+    events: list[Event] = []
+    job = Job("job", launcher_work.note_preloaded, log, {}, **options)
+    assert where.run([job], events.append, StopSignals()) == {}
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def test_a_gpu_machine_imports_while_the_stage_before_runs(spawned: Callable[..., Spawned], tmp_path: Path) -> None:
+    """CPU twin of what a GPU machine does: each job's process was started, and imports, before its job is known."""
+    where, before = spawned(3), {child.pid for child in multiprocessing.active_children()}
+    for number in range(3):
+        (spare,) = [child for child in multiprocessing.active_children() if child.name == "align-spare"]
+        process, had_preloaded = notes_of(where, tmp_path / "log")
+        assert (int(process), had_preloaded) == (spare.pid, "True"), number
+    # None waits for a fourth job, which gets a process all the same.
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+    assert notes_of(where, tmp_path / "log")[1] == "False"
+
+
+def test_a_job_that_cannot_preload_leaves_the_spare_to_the_next(spawned: Callable[..., Spawned], tmp_path: Path) -> None:
+    where = spawned(3)
+    (spare,) = [child for child in multiprocessing.active_children() if child.name == "align-spare"]
+    assert notes_of(where, tmp_path / "log", can_preload=False)[1] == "False"
+    assert int(notes_of(where, tmp_path / "log")[0]) == spare.pid
+    where.close()
+    assert not [child for child in multiprocessing.active_children() if child.name == "align-spare"]
+
+
+def test_a_spare_that_died_is_replaced(spawned: Callable[..., Spawned], tmp_path: Path) -> None:
+    where = spawned(2)
+    (spare,) = [child for child in multiprocessing.active_children() if child.name == "align-spare"]
+    spare.kill()
+    spare.join()
+    assert notes_of(where, tmp_path / "log")[1] == "False"
+    assert notes_of(where, tmp_path / "log")[1] == "True"
+
+
+def test_a_pipe_reaches_a_job_in_a_process_that_waited(spawned: Callable[..., Spawned], tmp_path: Path) -> None:
+    """As that of the engine that the stages of a run share."""
+    ours, theirs = multiprocessing.Pipe()
+    job = Job("job", partial(launcher_work.say_through, theirs), tmp_path / "log", {})
+    assert spawned(1).run([job], lambda event: None, StopSignals()) == {}
+    assert ours.poll(5)
+    assert ours.recv() == "heard"
 
 
 def test_one_place_decides_how_jobs_are_run(monkeypatch: pytest.MonkeyPatch) -> None:

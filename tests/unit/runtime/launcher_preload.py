@@ -1,0 +1,1 @@
+"""What launchers import in advance in tests."""
