@@ -104,6 +104,9 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
                 break
         while running:
             culprit = culprit or ("" if stop.received else next(iter(failures), ""))
+            for one in running:
+                if (stop.received or culprit) and not one.grace.has_begun:
+                    _ask_to_stop(one, culprit, emit)
             sources = [source for one in running for source in (one.receiver, one.process.sentinel)]
             ready = wait(sources, timeout=POLL_SECONDS)
             for one in tuple(running):
@@ -118,23 +121,19 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
                     one.end()
                     if found is not None:
                         failures[one.job.name] = found
-                else:
-                    _stop(one, culprit, emit, stop)
+                elif one.grace.is_over or (one.grace.has_begun and len(stop.received) > (0 if culprit else 1)):
+                    one.process.kill()  # only where no message waits: it may be the last
     finally:
         for one in running:
             one.end()
     return failures
 
 
-def _stop(one: RunningJob, culprit: str, emit: Emit, stop: StopSignals) -> None:
-    """Ask a job to stop where there is a reason, and end it where it has been given its time."""
-    if (stop.received or culprit) and not one.grace.has_begun:
-        one.grace.begin()
-        why = f", as {culprit} failed" if culprit else ""
-        emit(Note(stage=one.job.name, text=f"stopping{why}; what is finished is being kept"))
-        one.process.terminate()
-    elif len(stop.received) > (0 if culprit else 1) or one.grace.is_over:
-        one.process.kill()
+def _ask_to_stop(one: RunningJob, culprit: str, emit: Emit) -> None:
+    one.grace.begin()
+    why = f", as {culprit} failed" if culprit else ""
+    emit(Note(stage=one.job.name, text=f"stopping{why}; what is finished is being kept"))
+    one.process.terminate()
 
 
 def _error(ended: Ended, job: Job) -> Exception | None:
