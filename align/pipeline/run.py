@@ -189,8 +189,8 @@ class _Runner:
                 # Two names for one result: the first one made it.
                 twin = next((name for name, made in artifacts.items() if made.path == stage.entry.path), "")
                 if stage.status == "cached" or twin:
+                    source = twin or self._maker(stage)  # before this run links to it
                     self._take(stage, artifacts)
-                    source = twin or self._maker(stage)
                     seconds = artifacts[stage.name].manifest.seconds
                     self._emit(StageCached(stage=stage.name, seconds=seconds, source=source))
                 elif stage.status == "run":
