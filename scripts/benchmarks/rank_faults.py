@@ -11,8 +11,8 @@ step later. After one to three such attempts the same command goes on undisturbe
 - that every process of the attempt ends,
 - that the result has the bytes of an undisturbed run: weights, tokenizer, and rows of metrics.
 
-Most runs are forked from a process that has imported the libraries (see warm_run.py), which saves ten seconds each; the kills
-under `command` are of `python -m align.cli.main run` itself. Writes scripts/benchmarks/rank_faults.json.
+Most runs are forked from a process that has imported the libraries (see align.testing.warm_run), which saves ten seconds each;
+the kills under `command` are of `python -m align.cli.main run` itself. Writes scripts/benchmarks/rank_faults.json.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import warm_run
-
 from align.store.atomic import write_json
-from align.testing import tiny_project
+from align.testing import tiny_project, warm_run
 from align.testing.processes import descendants, is_alive, training_of
 from align.training import checkpoint
 

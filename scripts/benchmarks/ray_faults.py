@@ -18,8 +18,9 @@ After two to five such attempts the same command goes on undisturbed. Checked ar
 - that every rank and worker ends,
 - that the results of all three stages have the bytes of an undisturbed run.
 
-Runs are forked from a process that has imported the libraries (see warm_run.py). Ray's nodes import them for every stage.
-Writes scripts/benchmarks/ray_faults.json after every result; called again with the same seed, it adds the kills that are missing.
+Runs are forked from a process that has imported the libraries (see align.testing.warm_run). Ray's nodes import them for every
+stage. Writes scripts/benchmarks/ray_faults.json after every result; called again with the same seed, it adds the kills that are
+missing.
 """
 
 from __future__ import annotations
@@ -45,10 +46,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import warm_run
-
 from align.store.atomic import write_json
-from align.testing import tiny_project
+from align.testing import tiny_project, warm_run
 from align.testing.processes import children, command_of, descendants, is_alive
 from align.testing.ray_nodes import RayNodes
 

@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/scale_processes.py [--processes 2] [--parts training sampling]
 
-Training: a Llama of 13 million parameters is fine-tuned on rows of 128 random tokens, 8 to a batch, in float32 on the CPU. Each of
-several processes has one thread. Ways take turns, round after round, so that all of them see the same machine. Seconds are
+Training: a Llama of 13 million parameters is fine-tuned on rows of 128 random tokens, 8 to a batch, in float32 on the CPU. Each
+of several processes has one thread. Ways take turns, round after round, so that all of them see the same machine. Seconds are
 medians over the steps of all rounds without the first two of each.
 
 Sampling: `align run` with a recipe of one `generate` stage, by one vLLM and by as many as there are processes, in turn; each has
@@ -134,7 +134,7 @@ def sample_once(folder: Path, prompts: int, engines: int) -> float:
     return float(made["seconds"])
 
 
-def sample_all(count: int, folder: Path) -> dict[str, Any]:
+def sample_all(count: int, _: int, folder: Path) -> dict[str, Any]:
     """Completions per second by one engine and by several."""
     seconds: dict[int, list[float]] = {1: [], count: []}
     for number in range(ROUNDS):
@@ -151,10 +151,13 @@ def sample_all(count: int, folder: Path) -> dict[str, Any]:
     return {"job": job, "ways": ways}
 
 
+PARTS = {"training": train_all, "sampling": sample_all}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", choices=["training", "sampling"], default=["training", "sampling"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -163,11 +166,7 @@ def main() -> None:
         load = [round(value, 2) for value in os.getloadavg()]
         machine = {"load_before": load, "cores": cores, "python": platform.python_version(), "torch": torch.__version__}
         with tempfile.TemporaryDirectory() as name:
-            by = (
-                train_all(options.processes, cores, Path(name))
-                if part == "training"
-                else sample_all(options.processes, Path(name))
-            )
+            by = PARTS[part](options.processes, cores, Path(name))
         found[part] = {"machine": machine, **by}
         write_json(RESULT, found)
 

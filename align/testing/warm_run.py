@@ -1,4 +1,4 @@
-"""`align run` as a process that has imported the libraries already, for benchmarks that start it a hundred times.
+"""`align run` as a process that has imported the libraries already, for scripts that start it a thousand times.
 
 The process is forked from this one, and its fork server from it, where the command would start two interpreters and import for
 ten seconds. From there on everything is the command's: the same processes below each other, with the same pipes between them.
