@@ -12,17 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def measured_matmul_flops(size: int = 1024, *, repeats: int = 5) -> float:
-    """Operations per second of a float32 product of two square matrices on this CPU: the peak where no data sheet says one."""
+def measured_matmul_flops(rows: int = 1024, inner: int = 1024, columns: int = 1024, *, repeats: int = 5) -> float:
+    """Operations per second of a float32 product [rows, inner] · [inner, columns] on this CPU, the best of several."""
     import torch
 
-    left, right = torch.rand(size, size), torch.rand(size, size)
+    left, right = torch.rand(rows, inner), torch.rand(inner, columns)
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
         torch.mm(left, right)
         best = min(best, time.perf_counter() - started)
-    return float(2 * size**3 / best)
+    return float(2 * rows * inner * columns / best)
 
 
 def training_flops(

@@ -7,6 +7,10 @@ The quickstart's base model (1.9 million parameters) and its rows; both sides ha
 steps.
 Each side is a new process, in turn. align begins with an empty store. TRL's side is trl_job.py. Nothing else should run on the
 machine; the load before the start is written down.
+
+`bound` is what no program can go below that makes these steps with torch's products here: the operations of the model, forward
+and backward, on real tokens (of pairs each prompt once, where TRL computes it twice), at the speed at which torch multiplies
+matrices of the model's own shapes. `--bounds` adds it to the figures that are there.
 """
 
 from __future__ import annotations
@@ -125,12 +129,47 @@ def measure(training: Training, rounds: int) -> dict[str, Any]:
     return result
 
 
+def bound(training: Training) -> dict[str, float]:
+    """Seconds that the products of a training take at least, and what they follow from."""
+    from align.models.chat_format import load_format
+    from align.models.folder import ModelFolder
+    from align.records import Message
+    from align.testing.flops import measured_matmul_flops, training_flops
+
+    chat_format, shape = load_format(ModelFolder(MODEL)), json.loads((MODEL / "config.json").read_text())
+    lines = (QUICKSTART / "data" / f"{training.kind}.jsonl").read_text(encoding="utf-8").splitlines()[: training.rows]
+    names = ("completion",) if training.method == "sft" else ("chosen", "rejected")
+    rows = []
+    for row in map(json.loads, lines):
+        prompt = [Message(role="user", content=row["prompt"])]
+        texts = chat_format.texts_of(prompt, {name: row[name] for name in names})
+        first, *completions = map(len, chat_format.token_ids_of([texts])[0])
+        rows.append((first, completions))
+    has_head = training.method != "reward_model"
+    flops = training.epochs * training_flops(shape, rows, has_head=has_head, shared_prompt=training.method != "sft")
+    if training.method == "dpo":  # the reference is a forward pass, a third of a step, over all rows once
+        flops *= 1 + 1 / 3 / training.epochs
+    tokens = training.batch_size * sum(first + sum(others) for first, others in rows) // len(rows)
+    speed = measured_matmul_flops(tokens, shape["hidden_size"], shape["intermediate_size"], repeats=200)
+    return {"gflop": round(flops / 1e9, 1), "gflop_per_second": round(speed / 1e9, 1), "seconds": round(flops / speed, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=[training.method for training in TRAININGS])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("peers.json"))
+    parser.add_argument("--bounds", action="store_true", help="measure only those, and add them")
     options = parser.parse_args()
+    if options.bounds:
+        result = json.loads(options.out.read_text())
+        for training in TRAININGS:
+            if found := result["trainings"].get(training.method):
+                found["bound"] = bound(training)
+                found["bound"]["ratio"] = round(found["bound"]["seconds"] / found["train_seconds"]["trl"], 3)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result["trainings"], indent=2))
+        return
     load = os.getloadavg()[0]
     chosen = [training for training in TRAININGS if options.only in (None, training.method)]
     result = {
