@@ -86,7 +86,7 @@ class FileTokenizer:
         return len(self._vocabulary)
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        found = self.backend_tokenizer.encode_batch(text, add_special_tokens=add_special_tokens)
+        found = self.backend_tokenizer.encode_batch_fast(text, add_special_tokens=add_special_tokens)
         return {"input_ids": [encoding.ids for encoding in found]}
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
