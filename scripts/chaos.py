@@ -95,12 +95,14 @@ def prepare(folder: Path) -> None:
         found.append((run.content(), end.seconds))
     (first, seconds), (second, _) = found
     wanted = {name: digest for name, digest in first.items() if second.get(name) == digest}
-    write_json(folder / "wanted.json", {"seconds": seconds, "wanted": wanted})
+    size = sum(path.lstat().st_size for path in (folder / "finished").rglob("*"))
+    undisturbed: dict[str, Any] = {"seconds": seconds, "size_bytes": size, "wanted": wanted}
+    write_json(folder / "wanted.json", undisturbed)
     left_out = sorted(first.keys() - wanted.keys())
     print(f"an undisturbed run takes {seconds:.1f} s; {len(wanted)} files, and {left_out} are not the same twice", flush=True)
     chance = random.Random(0)
     for number in range(INTERRUPTED):
-        case = Case(folder, f"interrupted-{number}", chance, recipe, seconds, wanted)
+        case = Case(folder, f"interrupted-{number}", chance, recipe, **undisturbed)
         run = case.run_in(folder / f"interrupted-{number}")
         case.kill_once(run, seconds * (number + 1) / (INTERRUPTED + 1), "all")
 
@@ -110,7 +112,7 @@ def one_case(folder: Path, name: str, seed: int) -> dict[str, Any]:
     kind, _, number = name.rpartition("-")
     known = json.loads((folder / "wanted.json").read_text())
     chance = random.Random(f"{seed}-{name}")
-    case = Case(folder, name, chance, folder / "project" / "recipe.yaml", known["seconds"], known["wanted"])
+    case = Case(folder, name, chance, folder / "project" / "recipe.yaml", **known)
     try:
         if kind == "kill":
             kill_some(case)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -18,7 +17,7 @@ from typing import Any
 from align.testing.chaos_run import REFUSALS, ChaosRun, End, differences, kill
 from align.testing.processes import children, descendants
 
-MOST_KILLS = 12
+MOST_KILLS = 20
 """Kills of one case; then the command goes on undisturbed."""
 AT_ONCE_SECONDS = 0.02
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP)
@@ -34,6 +33,8 @@ class Case:
     recipe: Path
     seconds: float
     """An undisturbed run takes."""
+    size_bytes: int
+    """Of all that it leaves."""
     wanted: dict[str, str]
     faults: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -118,7 +119,9 @@ def kill_some(case: Case) -> None:
     for _ in range(MOST_KILLS):
         place = case.chance.choice(["run", "stage", "stage", "fork server", "all"])
         # Most die early in what is left, so that one folder sees many kills.
-        end = case.kill_once(run, case.chance.triangular(0, case.seconds, case.seconds / 12), place)
+        is_early = case.chance.random() < 0.8
+        moment = case.chance.expovariate(10 / case.seconds) if is_early else case.chance.uniform(0, case.seconds)
+        end = case.kill_once(run, moment, place)
         allowed = (0, -signal.SIGKILL) if place in ("run", "all") else (0, *REFUSALS, -signal.SIGKILL)
         case.note(end, allowed)
         if end.code == 0:
@@ -249,8 +252,7 @@ def full_disk(case: Case) -> None:
     """A disk that becomes full, and is made larger: a file system in memory, for which the script must run as root."""
     place = case.place / "disk"
     place.mkdir(parents=True)
-    needed = int(json.loads((case.folder / "wanted.json").read_text()).get("bytes", 6_000_000))
-    size = int(needed * case.chance.uniform(0.05, 0.9))
+    size = int(case.size_bytes * case.chance.uniform(0.05, 0.9))
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True).returncode:
         case.faults.append("full disk: not possible here")
         case.identical = True

@@ -50,6 +50,8 @@ def in_a_fork(work: Callable[[], Any], output: Path | None = None) -> int:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
         code = work() or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,6 +95,8 @@ def _prepare_fork_server() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         forkserver._forkserver.__init__()  # type: ignore[misc]
         exec(command, {})
+        code = 0
+    except SystemExit:  # how a fork server ends
         code = 0
     except BaseException:
         traceback.print_exc()
