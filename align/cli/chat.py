@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import unicodedata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from align.cli.export import ModelArgument
 from align.cli.options import ChatOption, with_chat
 from align.errors import DataError, RecipeError
+from align.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def _talk(conversation: Conversation, name: str, notes: Console) -> None:
         try:
             _take(conversation, text, notes)
         except DataError as error:
-            notes.print(error.render(), style="red")
+            notes.print(visible(error.render()), style="red")
         except KeyboardInterrupt:
             notes.print("\n(stopped)", style="dim")
 
@@ -131,20 +131,15 @@ def _take(conversation: Conversation, text: str, notes: Console) -> None:
     if dropped:
         turns = "turn was" if dropped == 1 else "turns were"
         notes.print(f"(the conversation is longer than the model can see: the oldest {dropped} {turns} forgotten)", style="dim")
-    # Only a terminal obeys control characters; a pipe gets the text as the model wrote it.
+    # Only a terminal obeys characters that move its cursor or write to its clipboard; a pipe gets the text as the model wrote it.
     on_terminal = sys.stdout.isatty()
     empty = True
     with contextlib.closing(answer):  # a stopped answer stays in the conversation as far as it got
         for piece in answer:
-            sys.stdout.write(_printable(piece) if on_terminal else piece)
+            sys.stdout.write(visible(piece) if on_terminal else piece)
             sys.stdout.flush()
             empty = False
     sys.stdout.write("\n")
     sys.stdout.flush()
     if empty:
         notes.print("(the model ended its answer at once)", style="dim")
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, with which a model could move the cursor or write to the terminal's clipboard."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import RecipeError
+from align.visible import visible
 
 if TYPE_CHECKING:
     # Typer vendors click and has no public name for these types.
@@ -190,7 +191,8 @@ def _extra_meant(extra: str, path: str, arguments: Sequence[str]) -> str:
 
 
 def print_error(text: str) -> None:
-    """Print an error on stderr; on a terminal, lines break between words."""
+    """Print an error on stderr; on a terminal, lines break between words. A value in it controls no terminal."""
+    text = visible(text)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         text = wrapped(text, width)

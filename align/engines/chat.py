@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
 from align.engines.open import resolve_dtype
-from align.engines.protocol import SamplingSettings
+from align.engines.protocol import BrokenLogits, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine
 from align.errors import DataError
 from align.models.chat_format import load_format
@@ -27,11 +28,17 @@ class StreamingEngine(TransformersEngine):
 
     @torch.inference_mode()
     def stream(self, prompt_token_ids: list[int], settings: SamplingSettings, generator: torch.Generator) -> Iterator[int]:
-        """Tokens as they are drawn, the stop token included. The same state of the generator gives the same tokens."""
+        """Tokens as they are drawn, the stop token included. The same state of the generator gives the same tokens.
+
+        Raises:
+            BrokenLogits: see `TextEngine.generate`.
+        """
         following = self._begin([prompt_token_ids])
         drawn: list[int] | None = None
-        for _ in range(min(settings.max_completion_tokens, self._room([prompt_token_ids]))):
-            drawn, _ = self._draw(following(drawn), [generator], settings)
+        for count in range(min(settings.max_completion_tokens, self._room([prompt_token_ids]))):
+            drawn, logps = self._draw(following(drawn), [generator], settings)
+            if not math.isfinite(logps[0]):
+                raise BrokenLogits.of(self._where, 0, count)
             yield drawn[0]
             if drawn[0] in settings.stop_token_ids:
                 return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from align.engines.checksum import WeightChecksums
+from align.errors import StageError
 from align.models.folder import ModelFolder
 from align.records import FinishReason
 
@@ -48,6 +49,25 @@ class SampledCompletion:
     """The number that came with the weights that drew every token, see `TextEngine.update_weights`; 0: those of a folder."""
 
 
+class BrokenLogits(StageError):
+    """A model's logits are NaN or infinite, though its weights are finite; from them, one token would be drawn for ever.
+
+    `request` is the number of the request among those of the call.
+    """
+
+    request = 0
+
+    @classmethod
+    def of(cls, where: str, request: int, tokens: int) -> BrokenLogits:
+        """The error of a model in `where`, whose completion of a request had so many tokens before."""
+        error = cls(
+            f"{where}: the model's logits are NaN or infinite after {tokens:,} tokens of a completion of prompt {request + 1:,}",
+            hint="Its numbers grow too large for dtype: set dtype: float32 at the stage, or train it with a lower learning rate.",
+        )
+        error.request = request
+        return error
+
+
 class TextEngine(Protocol):
     """A loaded model that continues prompts."""
 
@@ -58,6 +78,9 @@ class TextEngine(Protocol):
         """`settings.num_candidates` completions for every request, in the order of the requests.
 
         On a CPU the same requests in the same order give the same tokens, whatever was generated before.
+
+        Raises:
+            BrokenLogits: if the model gives logits from which no token can be drawn.
         """
         ...
 

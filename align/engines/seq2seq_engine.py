@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,8 @@ class Seq2SeqEngine(TransformersEngine):
     The encoder reads every prompt of a batch once, for all its candidates; the decoder keeps its cache.
     """
 
-    def load_weights(self, model_folder: ModelFolder) -> None:
-        self.close()
-        self._weights_version = 0
-        self._model = load_seq2seq_lm(model_folder, dtype=self._dtype).to(self._device).eval()
+    def _load(self, model_folder: ModelFolder) -> Any:
+        return load_seq2seq_lm(model_folder, dtype=self._dtype)
 
     def _room(self, prompts: Sequence[list[int]]) -> int:
         """Most tokens of a completion; the prompt takes none of it, because the encoder reads it."""

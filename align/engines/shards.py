@@ -16,7 +16,7 @@ from pathlib import Path
 
 from align.data.template import ChatFormat
 from align.engines.holder import EngineHolder
-from align.engines.protocol import GenerationRequest, SampledCompletion
+from align.engines.protocol import BrokenLogits, GenerationRequest, SampledCompletion
 from align.engines.task import SamplingTask
 from align.errors import Interrupted, StageError
 from align.models.chat_format import load_format
@@ -82,7 +82,10 @@ class ShardSampler:
         seeds = [derive_seed(task.seed, "sample", prompt.id) + task.first_candidate for prompt in prompts]
         requests = [GenerationRequest(list(ids), seed) for ids, seed in zip(token_ids, seeds, strict=True)]
         started = time.perf_counter()
-        outputs = engine.generate(requests, task.settings())
+        try:
+            outputs = engine.generate(requests, task.settings())
+        except BrokenLogits as error:
+            raise StageError(f"{error.message} ({prompts[error.request].id!r})", hint=error.hint) from error
         seconds = time.perf_counter() - started
         rows = [
             make_candidate(prompt, task.first_candidate + number, completion, request.seed + number, self._format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from align.engines.checksum import WeightChecksums, checksums_of
-from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.engines.protocol import BrokenLogits, GenerationRequest, SampledCompletion, SamplingSettings
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.sizes import ENGINE_ROWS
@@ -20,6 +21,9 @@ from align.models.virtual_tokens import start_cache
 from align.runtime.device import device_name, free_memory, out_of_memory
 from align.runtime.life import still_working
 from align.runtime.profile import phase
+
+_Row = tuple[list[int], int, int]
+"""Of a completion: its prompt's tokens, its seed, and the number of its request."""
 
 NextLogits = Callable[[list[int] | None], Tensor]
 """Takes the tokens just drawn, one per row (None at first), and returns the logits of the next ones, [rows, vocabulary]."""
@@ -57,7 +61,11 @@ class TransformersEngine:
     def load_weights(self, model_folder: ModelFolder) -> None:
         self.close()  # the old model and the new one together may not fit
         self._weights_version = 0
-        self._model = load_causal_lm(model_folder, dtype=self._dtype).to(self._device).eval()
+        self._where = str(model_folder.path)
+        self._model = self._load(model_folder).to(self._device).eval()
+
+    def _load(self, model_folder: ModelFolder) -> Any:
+        return load_causal_lm(model_folder, dtype=self._dtype)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         own = dict(self._model.named_parameters())  # tied weights once
@@ -86,7 +94,9 @@ class TransformersEngine:
     @phase("sample")
     def generate(self, requests: Sequence[GenerationRequest], settings: SamplingSettings) -> list[list[SampledCompletion]]:
         rows = [
-            (request.prompt_token_ids, request.seed + index) for request in requests for index in range(settings.num_candidates)
+            (request.prompt_token_ids, request.seed + index, number)
+            for number, request in enumerate(requests)
+            for index in range(settings.num_candidates)
         ]
         # Sorted by length so that a batch has little padding; the sort is stable, so the batches are a function of the requests.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
@@ -98,7 +108,7 @@ class TransformersEngine:
         finished = [completion for completion in sampled if completion is not None]
         return [finished[start : start + settings.num_candidates] for start in range(0, len(finished), settings.num_candidates)]
 
-    def _sample(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> list[SampledCompletion]:
+    def _sample(self, rows: Sequence[_Row], settings: SamplingSettings) -> list[SampledCompletion]:
         """One completion per row, in one batch, or in halves of it where memory is not enough."""
         try:
             return list(self._sample_batch(rows, settings))
@@ -113,10 +123,10 @@ class TransformersEngine:
         return [*self._sample(rows[:half], settings), *self._sample(rows[half:], settings)]
 
     @torch.inference_mode()
-    def _sample_batch(self, rows: Sequence[tuple[list[int], int]], settings: SamplingSettings) -> Iterator[SampledCompletion]:
-        prompts = [prompt for prompt, _ in rows]
+    def _sample_batch(self, rows: Sequence[_Row], settings: SamplingSettings) -> Iterator[SampledCompletion]:
+        prompts = [prompt for prompt, _, _ in rows]
         following = self._begin(prompts)
-        generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
+        generators = [torch.Generator().manual_seed(seed) for _, seed, _ in rows]
         stops = set(settings.stop_token_ids)
         tokens: list[list[int]] = [[] for _ in rows]
         logps: list[list[float]] = [[] for _ in rows]
@@ -126,6 +136,8 @@ class TransformersEngine:
             still_working()
             drawn, drawn_logps = self._draw(following(drawn), generators, settings)
             for row in list(open_rows):
+                if not math.isfinite(drawn_logps[row]):
+                    raise BrokenLogits.of(self._where, rows[row][2], len(tokens[row]))
                 tokens[row].append(drawn[row])
                 logps[row].append(drawn_logps[row])
                 if drawn[row] in stops:
@@ -178,9 +190,11 @@ class TransformersEngine:
 
     @staticmethod
     def _draw(logits: Tensor, generators: Sequence[torch.Generator], settings: SamplingSettings) -> tuple[list[int], list[float]]:
-        """The token of every row, and its log-probability."""
+        """The token of every row, and its log-probability, which is not finite exactly if the row's logits are broken."""
         if settings.temperature == 0:
-            return [int(token) for token in logits.argmax(-1)], [0.0] * len(logits)
+            greedy = logits.argmax(-1)  # NaN counts as the largest
+            # 0 for what is certain, and NaN where the largest logit is not finite.
+            return greedy.tolist(), (logits.gather(-1, greedy[:, None])[:, 0].float() * 0.0).abs().tolist()
         # On the CPU, where a seed gives the same noise whatever the device.
         logps = filter_logits(logits, settings).cpu()
         # Exponential race: argmax of p / Exp(1) noise is a draw from p (equivalent to the Gumbel-max trick).

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from align.engines.checksum import WeightChecksums, of_parts
-from align.engines.protocol import GenerationRequest, SampledCompletion, SamplingSettings
+from align.engines.protocol import BrokenLogits, GenerationRequest, SampledCompletion, SamplingSettings
 from align.engines.vllm_weights import has_head, sums_in
 from align.engines.weight_transfer import ReceivingWorker, TransferPlace
+from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
@@ -34,7 +35,10 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
     "VLLM_HOST_IP": "127.0.0.1",
 }
-IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+IN_PROCESS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # counts them with every token; `_outputs` looks at the counts
+}
 # vLLM compiles a few small functions even so, for every process anew: the count of tokens that are likelier than the drawn one
 # takes a C++ compiler several seconds.
 ON_CPU = {"TORCHDYNAMO_DISABLE": "1"}
@@ -78,6 +82,7 @@ class VllmEngine:
             num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
             joins_training: whether `join_training` will be called.
         """
+        check_finite_weights(model_folder)
         vllm = import_vllm()
         on_gpu = device_name() == "cuda"
         import torch
@@ -117,6 +122,8 @@ class VllmEngine:
         )
         engine = self._llm.llm_engine
         engine.step = partial(_step, engine.step)
+        engine.engine_core.get_output = partial(_outputs, engine.engine_core.get_output)
+        self._where = str(model_folder.path)
         # Gemma 2 and Command R have no head there: vLLM's model multiplies by the embedding table.
         self._has_head = any(self._llm.apply_model(has_head))
         self._dtype = dtype
@@ -148,8 +155,26 @@ class VllmEngine:
         ]
         # Ids, not text: vLLM would put a second BOS in front of text.
         prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        first = self._llm.request_counter.counter
+        try:
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        except _NanLogits as found:
+            raise self._broken(found.request_id, first) from None
         return [[self._completion(output) for output in sorted(result.outputs, key=lambda o: o.index)] for result in outputs]
+
+    def _broken(self, request_id: str, first: int) -> BrokenLogits:
+        """The error for NaN in the logits of a request; the others are given up, and the engine can be used again.
+
+        Args:
+            first: vLLM's number of the call's first request.
+        """
+        engine = self._llm.llm_engine
+        states = engine.output_processor.request_states
+        state = states[request_id]
+        number = int((state.parent_req or state).external_req_id) - first
+        tokens = state.detokenizer.num_output_tokens()
+        engine.abort_request(list(states), internal=True)
+        return BrokenLogits.of(self._where, number, tokens)
 
     @staticmethod
     def _completion(output: Any) -> SampledCompletion:
@@ -163,6 +188,8 @@ class VllmEngine:
 
     def load_weights(self, model_folder: ModelFolder) -> None:
         # An adapter comes merged: an engine started with LoRA support could not switch to models without adapters.
+        check_finite_weights(model_folder)
+        self._where = str(model_folder.path)
         self._is_tied = model_folder.tied
         if self._num_gpus > 1 and not model_folder.is_adapter and not self._is_tied:
             self._reload(0, weights_path=str(model_folder.path))
@@ -224,6 +251,21 @@ class VllmEngine:
         del self._llm
         gc.collect()
         self._torch.set_num_threads(self._threads)
+
+
+class _NanLogits(Exception):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(request_id)
+        self.request_id = request_id
+
+
+def _outputs(get_output: Callable[[], Any]) -> Any:
+    """What a step of vLLM gave, before its tokens are taken: from NaN, vLLM draws token 0."""
+    outputs = get_output()
+    for output in outputs.outputs:
+        if output.num_nans_in_logits:
+            raise _NanLogits(output.request_id)
+    return outputs
 
 
 def _step(step: Callable[[], Any]) -> Any:

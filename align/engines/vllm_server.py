@@ -31,6 +31,7 @@ from align.config.peft import Lora
 from align.engines.open import resolve_dtype
 from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
+from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
 from align.runtime.device import device_name
 
@@ -127,9 +128,9 @@ def start_server(model_folder: ModelFolder, *, name: str, port: int) -> Iterator
         name: of the model in requests.
         port: on 127.0.0.1; see `check_can_serve`.
     Raises:
-        StageError: if vLLM ends before it answers.
+        StageError: if vLLM ends before it answers. RecipeError: if a weight is NaN or infinite.
     """
-    model_folder.check()
+    check_finite_weights(model_folder.check())
     key = secrets.token_urlsafe(KEY_BYTES)
     url = f"http://{HOST}:{port}"
     process = subprocess.Popen(

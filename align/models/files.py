@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.architecture import CONFIG_NAME
-from align.data.formats.raw import LFS_HINT, LFS_START
 from align.errors import EnvironmentProblem, RecipeError
+from align.models.weight_file import NEEDS_WHOLE_WEIGHTS, check_weight_file, tensor_places
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 CHAT_NAME = "chat_settings.json"
@@ -32,16 +32,17 @@ ADAPTER_PREFIX = "base_model.model."
 BASE_NAME = "base.json"
 ADAPTER_AGAIN = "The folder is damaged; run the stage that made it again."
 
-MAX_HEADER_BYTES = 100 * 1024 * 1024
-"""Largest safetensors header; the format's own limit."""
-
 ADDITIONAL_TEMPLATES_NAME = "additional_chat_templates"
 TOOL_TEMPLATE = "tool_use"
 """Name of the template that transformers takes for conversations with tools, where a tokenizer has several."""
 # transformers opens these by their well-known names, so no name passes through `_inside`.
 _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 MAX_SHARDS = 10_000
+MAX_JSON_BYTES = 256 * 1024 * 1024
+"""Largest JSON file of a model; the largest tokenizer.json of public models has some 40 MB."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_QUANTIZED_NAMES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Settings of GPTQ, AWQ and ModelOpt, in folders whose config.json says nothing of them."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
@@ -111,7 +112,7 @@ def check_contents(path: Path) -> None:
         _check_adapter(path)
         return
     for weights in weight_files(path):
-        _check_safetensors(path, weights)
+        check_weight_file(path / weights)
 
 
 def _refuse_bare_adapter(path: Path) -> None:
@@ -126,13 +127,18 @@ def _refuse_bare_adapter(path: Path) -> None:
 
 def _refuse_quantized(path: Path, config: dict[str, Any]) -> None:
     """Refuse weights that were stored in a few bits: they cannot be trained, and each kind needs a package of its own to read."""
-    found = config.get("quantization_config")
-    # transformers turns MXFP4, in which gpt-oss is published, into bfloat16 as it reads it.
-    if isinstance(found, dict) and (method := found.get("quant_method")) != "mxfp4":
-        raise RecipeError(
-            f"{path / CONFIG_NAME}: the weights are quantised ({method})",
-            hint="Use its version in bfloat16 or float32. peft: {method: qlora} packs it into 4 bits while it trains.",
-        )
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):  # of several modalities
+        for found in (part.get("quantization_config"), part.get("compression_config")):
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            # transformers turns MXFP4, in which gpt-oss is published, into bfloat16 as it reads it.
+            if found and method != "mxfp4":
+                raise RecipeError(
+                    f"{path / CONFIG_NAME}: the weights are quantised ({method or 'in a way that it does not name'})",
+                    hint=NEEDS_WHOLE_WEIGHTS,
+                )
+    for name in _QUANTIZED_NAMES:
+        if (path / name).exists():
+            raise RecipeError(f"{path}: the weights are quantised ({name})", hint=NEEDS_WHOLE_WEIGHTS)
 
 
 def _refuse_gguf(path: Path) -> None:
@@ -144,12 +150,22 @@ def _refuse_gguf(path: Path) -> None:
 
 
 def _check_links(path: Path) -> None:
-    """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary."""
+    """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary.
+
+    Pipes and devices are refused too: reading one may never end.
+    """
     for file in sorted(path.iterdir()):
         if file.is_symlink() and (file.suffix in _READ_UNNAMED or file.name == ADDITIONAL_TEMPLATES_NAME):
             _inside(path, file.name)
+        _refuse_endless(file)
     for file in sorted((path / ADDITIONAL_TEMPLATES_NAME).glob("*")):
         _inside(path, f"{ADDITIONAL_TEMPLATES_NAME}/{file.name}")
+        _refuse_endless(file)
+
+
+def _refuse_endless(file: Path) -> None:
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise RecipeError(f"{file}: is a pipe or a device, not a file", hint="A model's folder holds plain files only.")
 
 
 def _check_adapter(path: Path) -> None:
@@ -162,7 +178,7 @@ def _check_adapter(path: Path) -> None:
     if not (path / ADAPTER_WEIGHTS_NAME).exists():
         raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
     _inside(path, ADAPTER_WEIGHTS_NAME)
-    _check_safetensors(path, ADAPTER_WEIGHTS_NAME)
+    check_weight_file(path / ADAPTER_WEIGHTS_NAME)
 
 
 def _is_known_to_transformers(config: dict[str, Any]) -> bool:
@@ -203,6 +219,8 @@ def read_json_object(path: Path, name: str) -> dict[str, Any]:
     """
     file = _inside(path, name)
     try:
+        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{size:,} bytes; {MAX_JSON_BYTES:,} are allowed")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.") from error
@@ -306,42 +324,6 @@ _CONVERT = (
 )
 
 
-def _check_safetensors(path: Path, name: str) -> None:
-    """Check that a weight file is there, and as long as its header says."""
-    file = path / name
-    again = "The download was probably cut short; get this file again."
-    if not file.is_file():
-        raise EnvironmentProblem(f"{file}: the index names this file, but it is missing", hint=again)
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    # Before the header is read: a damaged length could ask for any amount of memory.
-    if length.to_bytes(8, "little") == LFS_START[:8]:
-        raise EnvironmentProblem(f"{file}: {LFS_HINT}", hint="git lfs pull")
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise EnvironmentProblem(f"{file}: is not a safetensors file, or was cut short ({size:,} bytes)", hint=again)
-    try:
-        # Offsets count from the end of the header.
-        ends = [int(tensor["data_offsets"][1]) for tensor in _tensor_headers(file).values()]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise EnvironmentProblem(f"{file}: its header cannot be read ({error})", hint=again) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise EnvironmentProblem(f"{file}: has {size:,} bytes, but its header describes {expected:,}", hint=again)
-
-
-def _tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
-    """Type, shape and place of each tensor of a safetensors file, by name.
-
-    The format: 8 bytes with the header's length, little-endian; the header, JSON; the tensors, at the offsets it gives.
-    """
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return header  # type: ignore[no-any-return]
-
-
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the weight files of a checked folder, by name; no weight is read."""
-    tensors = {name: tensor for file in weight_files(path) for name, tensor in _tensor_headers(path / file).items()}
-    return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+    return {name: place.shape for file in weight_files(path) for name, place in tensor_places(path / file).items()}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from align.config.architecture import CONFIG_NAME
 from align.config.peft import Lora
 from align.errors import RecipeError
-from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME
+from align.models.files import ADAPTER_PREFIX, ADAPTER_WEIGHTS_NAME, weight_files
+from align.models.finite import check_finite_files
 from align.models.folder import ModelFolder
 from align.models.later_weights import build_without_weights, do_weights_come_later
 from align.models.tokenizer import differing_ids
@@ -64,7 +65,7 @@ def load_causal_lm(model: ModelFolder | Path, *, dtype: Any = "float32", quantiz
         quantization: transformers' quantization_config; linear layers are then packed as they are read.
     Raises:
         RecipeError: see `ModelFolder.check`; or if the folder lacks weights of the architecture that config.json names,
-            which transformers would fill with random numbers.
+            which transformers would fill with random numbers; or if a weight is NaN or infinite.
         EnvironmentProblem: see `ModelFolder.check`.
     """
     folder = _checked(model)
@@ -156,6 +157,7 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
 
     path, peft = folder.path, folder.peft
     assert peft is not None
+    check_finite_files(path, [ADAPTER_WEIGHTS_NAME])
     state = load_file(path / ADAPTER_WEIGHTS_NAME)
     if needs_head:
         _refuse_missing(path, {HEAD_NAME} - {name.removeprefix(ADAPTER_PREFIX) for name in state}, "a reward model")
@@ -198,6 +200,7 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         model = build_without_weights(auto_class, path, dtype=dtype, **options)
         use_kernels(model)
         return model, set()
+    check_finite_files(path, weight_files(path))
     try:
         # The folder was checked; these options enforce the same rules while transformers reads it.
         model, info = auto_class.from_pretrained(

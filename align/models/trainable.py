@@ -22,6 +22,7 @@ from align.errors import RecipeError
 from align.models.adapter import check_continued, write_base_record
 from align.models.chat_format import Tokens, save_tokens
 from align.models.files import ADAPTER_WEIGHTS_NAME, GENERATION_CONFIG_NAME
+from align.models.finite import check_finite_files
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.models.logits import check_logits
@@ -150,7 +151,7 @@ def load_trainable(
         )
     if trainable.peft is None:
         return model
-    kept = load_file(folder.path / ADAPTER_WEIGHTS_NAME) if trainable.is_continued else None
+    kept = _adapter_state(folder) if trainable.is_continued else None
     if kept is not None and task == "SEQ_CLS" and not new_head and HEAD not in kept:
         raise RecipeError(
             f"{trainable.name}: {folder.path}: is no reward model: the adapter has no score head",
@@ -166,6 +167,11 @@ def load_trainable(
     if task == "SEQ_CLS":
         model.score.float().requires_grad_(True)
     return model.eval()
+
+
+def _adapter_state(folder: ModelFolder) -> dict[str, Tensor]:
+    check_finite_files(folder.path, [ADAPTER_WEIGHTS_NAME])
+    return load_file(folder.path / ADAPTER_WEIGHTS_NAME)
 
 
 def keep_trained_in_float32(model: Any) -> None:

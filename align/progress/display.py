@@ -26,6 +26,7 @@ from align.runtime.events import (
     StageStarted,
     Waiting,
 )
+from align.visible import visible
 from align.written import rewording
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class PlainDisplay:
 
     def line(self, text: str) -> None:
         """Show a line that stays. A log gets it whole; a terminal would cut words."""
+        text = visible(text)
         if self._stream.isatty():
             text = "\n".join(wrapped(text, shutil.get_terminal_size().columns))
         print(text, file=self._stream, flush=True)
@@ -88,7 +90,7 @@ class LiveDisplay:
         self._live.start()
 
     def line(self, text: str) -> None:
-        for part in wrapped(text, self._console.width):
+        for part in wrapped(visible(text), self._console.width):
             self._console.print(part, soft_wrap=True)
 
     def progress(self, stage: StageState) -> None:
@@ -115,7 +117,7 @@ class LiveDisplay:
 
         place = "" if stage.number is None else f"stage {stage.number} of {len(self._state.numbers)}"
         line = fitting(filter(None, [place, stage.label, of_run]), width, ": " if place else ", ")
-        heading = Text(line, style="bold")
+        heading = Text(visible(line), style="bold")
         heading.truncate(width, overflow="ellipsis")
         yield heading
         if not line.endswith(of_run):
@@ -136,7 +138,7 @@ class LiveDisplay:
         )
         row = Table.grid(padding=(0, 1, 0, 0))
         room = width - (bar.width or 0) - 1
-        row.add_row(bar, Text(fitting(stage.task.parts(), room), no_wrap=True, overflow="ellipsis"))
+        row.add_row(bar, Text(visible(fitting(stage.task.parts(), room)), no_wrap=True, overflow="ellipsis"))
         yield row
         yield Segment("")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from align.report.collapse import RedFlag
 from align.report.results import ProbeResult, Results
-from align.report.visible import visible
 from align.report.wording import BETTER, FEW_PROMPTS, WORSE, listed, number, p_text, row_mark, score_decimals
+from align.visible import visible
 
 PROBE_WORDS = {
     "same_answer": "the best single answer to every prompt",

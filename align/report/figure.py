@@ -25,6 +25,8 @@ from matplotlib.layout_engine import LayoutEngine
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
+from align.visible import visible
+
 NUM_MODEL_COLORS = 12
 
 # Colours that stand for CSS variables; unlikely enough that nothing else in a drawing has them.
@@ -197,9 +199,11 @@ def _to_svg(canvas: FigureCanvasSVG, plot: Plot) -> str:
         svg = svg.replace(color, f"var({variable})")
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     box = view_box.group(1) if view_box else ""
-    head = f'<svg viewBox="{box}" role="img" aria-label="{html.escape(plot.description)}" style="stroke-linejoin: round">'
+    head = (
+        f'<svg viewBox="{box}" role="img" aria-label="{html.escape(visible(plot.description))}" style="stroke-linejoin: round">'
+    )
     body = svg[svg.index(">") + 1 :]
-    return head + re.sub(r"label(\d{3,})q", lambda match: html.escape(plot.texts[int(match[1])]), body)
+    return head + re.sub(r"label(\d{3,})q", lambda match: html.escape(visible(plot.texts[int(match[1])])), body)
 
 
 def _compact(svg: str) -> str:

@@ -25,9 +25,9 @@ from align.report.results import Answers, Results
 from align.report.style import row_styles
 from align.report.trials import trial_plots
 from align.report.viewer import to_json, viewer_data
-from align.report.visible import visible
 from align.store.artifact import Artifact
 from align.store.atomic import write_bytes
+from align.visible import visible
 
 TEMPLATE_NAME = "report.html.jinja"
 SCRIPT_NAME = "viewer.js.jinja"
@@ -117,17 +117,18 @@ def _common_versions(stages: Sequence[Artifact]) -> dict[str, str]:
 
 
 def page_environment() -> Environment:
-    """The Jinja environment of all pages: texts are escaped, and a missing name is an error."""
+    """The Jinja environment of all pages: texts are escaped, and made visible; a missing name is an error."""
     environment = templates.environment(Path(__file__).parent, autoescape=True)
+    # Of every expression's result. What is markup already was made of such results, or by the filters below.
+    environment.finalize = lambda value: visible(value) if type(value) is str else value
     # Only drawings of `align.report.figure`, whose texts are escaped there, go through this.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     environment.filters["typeset"] = _typeset
-    environment.filters["visible"] = visible
     environment.filters["lang"] = _lang
     environment.filters["json"] = to_json
     environment.filters["numbered"] = lambda names: list(enumerate(names))
     # Long names break at their underscores before they break anywhere else.
-    environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
+    environment.filters["breakable"] = lambda text: escape(visible(text)).replace("_", Markup("_<wbr>"))
     environment.globals["marker_path"] = marker_path
     return environment
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from align.config.row_checks import ROW_CHECKS, STATISTICS
 from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, shown_places
 from align.records import place_word
-from align.report.visible import visible
+from align.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -19,12 +19,13 @@ from align.report.fields import Group, PromptFields
 from align.report.figure import evenly
 from align.report.results import ModelResult, Results
 from align.report.style import row_styles
+from align.visible import INVISIBLE
 
 MAX_BYTES = 3_600_000
 """Most bytes of prompts and completions in the page, which must stay below 5 MB with its tables and drawings."""
-# What could end the element that holds the JSON, or a line in an old parser; and halves of surrogate pairs, which UTF-8 cannot
-# hold. All are legal as escapes inside JSON texts, and the first occur nowhere else in JSON.
-_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+# What could end the element that holds the JSON; and what `visible` replaces, so that the page's source is safe to look at too.
+# All are legal as escapes inside JSON texts, and the first occur nowhere else in JSON.
+_UNSAFE = re.compile(f"[<>&]|{INVISIBLE.pattern}")
 
 Cell = str | float | int | None
 
@@ -73,7 +74,12 @@ def _coded(values: Sequence[str]) -> dict[str, Any]:
 def to_json(value: Any) -> Markup:
     """Compact JSON that is safe inside a script element: no text in it can end the element or begin a tag."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(_UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
+    return Markup(_UNSAFE.sub(_escaped, text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    units = match.group().encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
 
 
 def _prompt(table: AnswerTable, prompt_id: str) -> list[Any]:

@@ -14,8 +14,8 @@ from align.report.dataset.facts import Facts
 from align.report.dataset.finding import findings, share_text
 from align.report.dataset.tokens import Piece, TrainingView
 from align.report.html import page_environment
-from align.report.visible import shortened, visible
 from align.store.atomic import write_bytes
+from align.visible import shortened, visible
 
 TEMPLATE_NAME = "dataset.html.jinja"
 EXAMPLE_CHARACTERS = 400
@@ -50,7 +50,7 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
     """
     environment = page_environment()
     environment.filters["piece"] = _piece
-    environment.filters["example"] = lambda text: visible(shortened(text, EXAMPLE_CHARACTERS))
+    environment.filters["example"] = lambda text: shortened(text, EXAMPLE_CHARACTERS)
     environment.filters["share"] = share_text
     environment.filters["code"] = _code
     environment.filters["middle_left_out"] = view.middle_left_out
@@ -75,7 +75,7 @@ def render_page(facts: Facts, training: TrainingView | None, *, command: str) ->
 
 def _code(text: str) -> Markup:
     """The text as HTML; parts between backticks become code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _piece(piece: Piece) -> Markup:

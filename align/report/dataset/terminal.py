@@ -19,7 +19,7 @@ from align.report.dataset.facts import Facts
 from align.report.dataset.finding import Finding, counted, findings, share_text
 from align.report.dataset.tokens import TokenSequence, TrainingView
 from align.report.dataset.view import Bar, SampleView
-from align.report.visible import one_line, shortened, visible
+from align.visible import one_line, shortened, visible
 
 SAMPLES_SHOWN = 3
 SAMPLE_CHARACTERS = 600

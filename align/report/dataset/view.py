@@ -16,9 +16,9 @@ from align.report.dataset.distribution import Distribution
 from align.report.dataset.facts import Facts
 from align.report.dataset.finding import counted, share_text
 from align.report.dataset.tokens import Piece, TokenSequence, TrainingView
-from align.report.visible import shortened
 from align.report.wording import number
 from align.rows import DataKind
+from align.visible import shortened
 
 LANGUAGES_SHOWN = 8
 PIECES_SHOWN = 600

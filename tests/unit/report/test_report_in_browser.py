@@ -20,7 +20,7 @@ from align.report.curves import training_curves
 from align.report.html import write_report
 from align.report.results import Results
 from align.report.view import score_text
-from align.report.visible import visible
+from align.visible import visible
 
 Rows = dict[str, list[ScoredCandidate]]
 pytestmark = pytest.mark.slow

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rich.cells import cell_len, set_cell_size
-
 # Tab and line feed stay. C0, DEL, C1, zero-width space, direction marks and overrides, the byte order mark, lone surrogates,
 # noncharacters. The joiners U+200C and U+200D stay: Persian and emoji are written with them.
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -16,7 +14,7 @@ _INVISIBLE = re.compile(
 
 def visible(text: str) -> str:
     """The text with ␛ for an escape, `\\u202e` for an override of the writing direction, and so on."""
-    return _INVISIBLE.sub(_sign, text)
+    return INVISIBLE.sub(_sign, text)
 
 
 def _sign(match: re.Match[str]) -> str:
@@ -30,6 +28,8 @@ def _sign(match: re.Match[str]) -> str:
 
 def one_line(text: str, cells: int) -> str:
     """The text on one line of at most `cells` columns of a terminal; Korean letters take two."""
+    from rich.cells import cell_len, set_cell_size
+
     line = visible(" ".join(text.split()))
     return line if cell_len(line) <= cells else set_cell_size(line, cells - 1).rstrip() + "…"
 
