@@ -20,8 +20,17 @@ from functools import partial
 from typing import Any, Literal
 
 from align.config.chat import PINNED_DATE, ChatSettings
-from align.data.template_problems import Aspect, FormatError, TemplateProblem, check_template, seconds_for, too_slow
-from align.data.time_limit import TimeLimitExceeded, time_limit
+from align.data.template_problems import (
+    MAX_RENDERED_CHARACTERS,
+    RENDER_BYTES,
+    Aspect,
+    FormatError,
+    TemplateProblem,
+    check_template,
+    seconds_for,
+    too_slow,
+)
+from align.data.time_limit import TimeLimitExceeded, memory_limit, time_limit
 from align.data.tokens import BehindPrompt, Tokenizer, tokenize
 from align.data.tool_messages import not_shown, render_with_tools, up_to_end
 from align.data.turns import PROBE, added_tokens, choose_padding, difference, find_turns, leading_token, with_system
@@ -274,15 +283,18 @@ class ChatFormat:
 
     def _apply(self, add_generation_prompt: bool, conversation: list[dict[str, Any]], tools: Sequence[Any] = ()) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                strftime_now=self._strftime,
-                # Some templates ask whether there is a variable `tools` at all.
-                **({"tools": list(tools)} if tools else {}),
-                **self.settings.template_kwargs,
-            )
+            with memory_limit(RENDER_BYTES):
+                text = self.tokenizer.apply_chat_template(
+                    conversation,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    strftime_now=self._strftime,
+                    # Some templates ask whether there is a variable `tools` at all.
+                    **({"tools": list(tools)} if tools else {}),
+                    **self.settings.template_kwargs,
+                )
+            if len(text) > MAX_RENDERED_CHARACTERS:
+                raise ValueError(f"it writes {len(text):,} characters")
         except Exception as error:
             # A template may fail in any way (jinja2's errors, its own raise_exception, a TypeError): it concerns this row only.
             reason = str(error) or type(error).__name__

@@ -11,6 +11,11 @@ MAX_TEMPLATE_BYTES = 64 * 1024
 RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
 """Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
+RENDER_BYTES = 1 << 30
+"""Memory that rendering a conversation may take beyond what the process has already. Jinja's sandbox limits what a template may
+call, not how much text it may build."""
+MAX_RENDERED_CHARACTERS = 1 << 26
+"""Longest text of a conversation."""
 Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]
 
 

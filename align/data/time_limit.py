@@ -1,8 +1,9 @@
-"""A wall-clock limit for untrusted code (a chat template)."""
+"""Limits of time and memory for untrusted code (a chat template)."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -36,3 +37,31 @@ def time_limit(seconds: float) -> Iterator[None]:
         # The timer stops first: an alarm after the old handler is back could end the process.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def memory_limit(extra_bytes: int) -> Iterator[None]:
+    """Fail allocations in the block that take the process more than `extra_bytes` beyond its present size.
+
+    Linux only, and in the main thread only, as the limit is the whole process's: elsewhere the block runs without a limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not os.path.exists(_SIZE_FILE):
+        yield
+        return
+    import resource
+
+    with open(_SIZE_FILE, "rb", buffering=0) as status:
+        bound = int(status.read(32).split()[0]) * resource.getpagesize() + extra_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    # Never above a limit that holds already: the system refuses a soft limit above the hard one.
+    resource.setrlimit(
+        resource.RLIMIT_AS, (min([bound, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)]), hard)
+    )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+_SIZE_FILE = "/proc/self/statm"
+"""Sizes of this process in pages; the first is that of its addresses."""

@@ -1,16 +1,14 @@
 """vLLM's OpenAI-compatible server in its own process, for this machine only.
 
-It listens on 127.0.0.1, requires a key for every path, logs no requests, and ends with the process that started it.
+It listens on 127.0.0.1, requires a key, logs no requests, and ends with the process that started it.
 This file has both sides: `start_server` for the parent, `python -m align.engines.vllm_server` for the server's process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import importlib
 import importlib.util
-import json
 import os
 import secrets
 import signal
@@ -20,15 +18,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from align.config.peft import Lora
 from align.engines.open import resolve_dtype
+from align.engines.server_guard import KEY_VARIABLE, ServerGuard
 from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
 from align.models.finite import check_finite_weights
@@ -37,10 +35,6 @@ from align.runtime.device import device_name
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
-KEY_VARIABLE = "VLLM_API_KEY"
-"""vLLM reads the key here. Only its user can read a process's environment; everybody can read its arguments."""
-# `_answers` asks for health without a key; neither path shows anything of the model.
-OPEN_PATHS = frozenset({"/health", "/ping"})
 POLL_SECONDS = 0.3
 STOP_SECONDS = 15.0
 KEY_BYTES = 32
@@ -179,37 +173,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-Scope = Mapping[str, Any]
-Application = Callable[[Scope, Any, Callable[[Any], Awaitable[None]]], Awaitable[None]]
-
-
-class RequireKey:
-    """ASGI middleware that requires the key for every path but the health checks.
-
-    vLLM 0.32 checks the key on some paths only; without this, `/invocations`, which generates text, would be open.
-    """
-
-    def __init__(self, app: Application) -> None:
-        self._app = app
-        self._expected = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
-
-    async def __call__(self, scope: Scope, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._is_authorized(scope):
-            body = json.dumps({"error": "Unauthorized"}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
-        if scope["type"] == "websocket" and not self._is_authorized(scope):
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        await self._app(scope, receive, send)
-
-    def _is_authorized(self, scope: Scope) -> bool:
-        # compare_digest takes the same time wherever the key differs, so the key cannot be guessed byte by byte.
-        return any(name == b"authorization" and hmac.compare_digest(value, self._expected) for name, value in scope["headers"])
-
-
 def can_serve_unmerged(folder: ModelFolder) -> bool:
     """Whether vLLM can apply an adapter to its base model as stored on disk: not to one of 4 bits, nor replace rows of tokens."""
     peft = folder.peft
@@ -231,7 +194,7 @@ def _model_arguments(folder: ModelFolder, name: str) -> list[str]:
 def _arguments(folder: ModelFolder, name: str, port: str) -> list[str]:
     """The server's command line, without the key."""
     arguments = ["vllm", *_model_arguments(folder, name), "--host", HOST, "--port", port]
-    arguments += ["--middleware", f"{__spec__.name}.{RequireKey.__name__}", "--allowed-origins", "[]"]
+    arguments += ["--middleware", f"{ServerGuard.__module__}.{ServerGuard.__name__}", "--allowed-origins", "[]"]
     arguments += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]
     if device_name() == "cuda":

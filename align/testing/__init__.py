@@ -12,7 +12,7 @@ from align.testing.builders import (
 from align.testing.judge import FakeJudge, fake_judge
 from align.testing.project import tiny_project
 from align.testing.recorder import Recorder
-from align.testing.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
+from align.testing.tiny import CHAT_TEMPLATE, fill_weights, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -20,6 +20,7 @@ __all__ = [
     "Recorder",
     "candidate",
     "fake_judge",
+    "fill_weights",
     "input_artifact",
     "pairwise_config",
     "random_pairs",

@@ -101,6 +101,16 @@ def tiny_reward_model(folder: Path, *, texts: Iterable[str] = (), seed: int = 0,
     return folder
 
 
+def fill_weights(folder: Path, value: float, name: str = "model.norm.weight") -> Path:
+    """Set all numbers of one tensor of a written model, such as to NaN."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name].fill_(value)}, file, metadata={"format": "pt"})
+    return folder
+
+
 def tiny_seq2seq_lm(
     folder: Path, *, texts: Iterable[str] = (), seed: int = 0, chat_template: str | None = None, **changes: Any
 ) -> Path:

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from align.cli.chat import _printable
-from align.testing import tiny_causal_lm, tiny_reward_model
+from align.testing import fill_weights, tiny_causal_lm, tiny_reward_model
 
 Align = Callable[..., Any]
 
@@ -77,8 +76,10 @@ def test_what_cannot_talk_is_refused(piped: Align, model: Path, tmp_path: Path) 
     assert (answer.code, "has no chat template" in answer.err) == (2, True)
 
 
-def test_no_control_characters_reach_a_terminal() -> None:
-    assert _printable("가\t나\n\x1b]52;c;aGk=\x07\x9b31m") == "가\t나\n\ufffd]52;c;aGk=\ufffd\ufffd31m"
+def test_a_model_of_nan_is_refused_by_name(piped: Align, tmp_path: Path) -> None:
+    answer = piped("hi\n", str(fill_weights(tiny_causal_lm(tmp_path / "broken"), float("nan"))))
+    assert (answer.code, answer.out) == (2, "")
+    assert f"{tmp_path / 'broken'}: the model has weights that are NaN or infinite: model.norm.weight" in answer.err
 
 
 class Terminal:

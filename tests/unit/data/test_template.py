@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -124,3 +126,27 @@ class TestRefusedTokenizers:
         loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
         with pytest.raises(RecipeError, match="seconds for a conversation"):
             ChatFormat(make_tokenizer(loops + CHAT_TEMPLATE))
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+    @pytest.mark.parametrize(
+        "bomb",
+        [
+            "{{ 'a' * 10**11 }}",
+            "{% set n = messages | length * 10**11 %}{{ 'a' * n }}",
+            "{{ '%100000000000d' % 1 }}",
+            "{{ 'a' | center(10**11) }}",
+            "{% set ns = namespace(x='a') %}{% for _ in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        ],
+    )
+    def test_a_template_takes_no_more_memory_than_it_may(self, make_tokenizer: MakeTokenizer, bomb: str) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        with pytest.raises(RecipeError, match="MemoryError|too large|Overflow"):
+            ChatFormat(make_tokenizer(bomb + CHAT_TEMPLATE))
+        assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+    def test_a_text_longer_than_any_conversation_is_refused(
+        self, make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("align.data.template.MAX_RENDERED_CHARACTERS", 10_000)
+        with pytest.raises(RecipeError, match=r"it writes 10,\d\d\d characters"):
+            ChatFormat(make_tokenizer("{{ 'a' * 10000 }}" + CHAT_TEMPLATE))

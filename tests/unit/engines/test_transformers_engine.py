@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.engines.protocol import GenerationRequest, SamplingSettings
+from align.engines.protocol import BrokenLogits, GenerationRequest, SamplingSettings
 from align.engines.transformers_engine import TransformersEngine, filter_logits
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
@@ -115,3 +116,35 @@ def test_top_k_and_top_p_keep_what_they_say(settings: SamplingSettings) -> None:
     assert kept(replace(settings, top_p=1e-9)) == [True, False, False, False]
     halved = filter_logits(logits, replace(settings, temperature=0.5))[0].exp()
     assert halved.tolist() == pytest.approx([p / 0.345 for p in (0.25, 0.0625, 0.0225, 0.01)])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(
+    engine: TransformersEngine, requests_: list[GenerationRequest], settings: SamplingSettings, temperature: float, value: float
+) -> None:
+    """Finite weights may give such logits; the completion of the fourth prompt does from its third token on."""
+    begin = engine._begin
+
+    def broken(prompts: Any) -> Any:
+        following, drawn = begin(prompts), 0
+
+        def logits(last: Any) -> torch.Tensor:
+            nonlocal drawn
+            found = following(last)
+            for row, prompt in enumerate(prompts):
+                if drawn == 2 and prompt == requests_[3].prompt_token_ids:
+                    found[row] = value
+            drawn += 1
+            return found
+
+        return logits
+
+    engine._begin = broken  # type: ignore[method-assign]
+    try:
+        with pytest.raises(BrokenLogits, match=r"base: .*NaN or infinite after 2 tokens of a completion of prompt 4") as caught:
+            engine.generate(requests_, replace(settings, temperature=temperature, stop_token_ids=()))
+    finally:
+        del engine._begin
+    assert caught.value.request == 3
+    assert pickle.loads(pickle.dumps(caught.value)).request == 3  # it comes from other processes

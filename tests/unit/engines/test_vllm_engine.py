@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from align.engines.checksum import differing_parts
+from align.engines.protocol import BrokenLogits
 from align.engines.transformers_engine import TransformersEngine
+from align.errors import RecipeError
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
 from align.models.stream import stored_weights
-from align.testing import tiny_causal_lm
+from align.testing import fill_weights, tiny_causal_lm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
 
@@ -135,3 +137,24 @@ def test_a_tied_model_with_other_names_is_exchanged_with_its_head(requests_, set
         assert engine.generate(requests_, greedy) == expected[0]
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(engine, requests_, settings, project_template, candidates: int) -> None:  # type: ignore[no-untyped-def]
+    """Finite weights whose products overflow; the engine samples again once it has others."""
+    base = ModelFolder(project_template / "base")
+    wanted = replace(settings, num_candidates=candidates)
+    before = engine.generate(requests_, wanted)
+    engine.update_weights(((name, tensor * 1e30) for name, tensor in stored_weights(base)), version=1)
+    with pytest.raises(BrokenLogits, match="base: .*NaN or infinite after 0 tokens") as caught:
+        engine.generate(requests_, wanted)
+    assert 0 <= caught.value.request < len(requests_)
+    engine.load_weights(base)
+    assert engine.generate(requests_, wanted) == before
+
+
+def test_a_model_whose_weights_are_not_finite_is_not_taken(engine, tmp_path: Path, project_template: Path) -> None:  # type: ignore[no-untyped-def]
+    vocabulary = json.loads((project_template / "base" / "config.json").read_text())["vocab_size"]
+    broken = fill_weights(tiny_causal_lm(tmp_path / "broken", vocab_size=vocabulary), float("inf"))
+    with pytest.raises(RecipeError, match="NaN or infinite: model.norm.weight"):
+        engine.load_weights(ModelFolder(broken))

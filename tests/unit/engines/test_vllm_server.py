@@ -1,8 +1,7 @@
-"""What stands before vLLM's server: whether it is installed, the port, the key. vLLM itself is not started here."""
+"""What stands before vLLM's server: whether it is installed, the port, the model. vLLM itself is not started here."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import socket
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 
 from align.engines import vllm_server
-from align.engines.vllm_server import HOST, KEY_VARIABLE, RequireKey, check_can_serve, start_server
-from align.errors import EnvironmentProblem, StageError
+from align.engines.server_guard import KEY_VARIABLE
+from align.engines.vllm_server import HOST, check_can_serve, start_server
+from align.errors import EnvironmentProblem, RecipeError, StageError
 from align.models.folder import ModelFolder
-from align.testing import tiny_causal_lm
+from align.testing import fill_weights, tiny_causal_lm
 
 
 def test_without_vllm_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,29 +37,13 @@ def test_a_taken_port_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     check_can_serve(port)
 
 
-def answers(path: str, authorization: bytes | None, *, kind: str = "http") -> list[dict[str, Any]]:
-    """What a client gets through the middleware; an application behind it would say 200."""
-    sent: list[dict[str, Any]] = []
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200})
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    headers = [] if authorization is None else [(b"authorization", authorization)]
-    asyncio.run(RequireKey(application)({"type": kind, "path": path, "headers": headers}, None, send))
-    return sent
-
-
-def test_every_path_but_health_wants_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "secret")
-    for path in ("/v1/chat/completions", "/invocations", "/metrics", "/tokenize", "/docs", "/healthy"):
-        assert answers(path, None)[0]["status"] == 401
-        assert answers(path, b"Bearer wrong")[0]["status"] == 401
-        assert answers(path, b"Bearer secret")[0]["status"] == 200
-    assert answers("/health", None)[0]["status"] == 200
-    assert answers("/v1/realtime", None, kind="websocket")[0]["type"] == "websocket.close"
+def test_a_model_of_nan_is_refused_before_a_server_starts(tmp_path: Path) -> None:
+    model = fill_weights(tiny_causal_lm(tmp_path / "m"), float("nan"))
+    with (
+        pytest.raises(RecipeError, match=f"{model}: the model has weights that are NaN or infinite: model.norm.weight"),
+        start_server(ModelFolder(model), name="mine", port=1),
+    ):
+        pass
 
 
 def test_the_server_is_for_this_machine_and_the_key_is_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,4 +75,4 @@ def test_the_servers_options_exist(tmp_path: Path) -> None:
     assert arguments[arguments.index("--host") + 1] == "127.0.0.1"
     assert "--no-trust-remote-code" in arguments
     assert "--no-enable-log-requests" in arguments
-    assert arguments[arguments.index("--middleware") + 1] == "align.engines.vllm_server.RequireKey"
+    assert arguments[arguments.index("--middleware") + 1] == "align.engines.server_guard.ServerGuard"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -207,6 +208,46 @@ def test_weights_of_a_few_bits_are_refused_before_a_package_for_them_is_missed(f
     with pytest.raises(RecipeError, match=rf"the weights are quantised \({method}\)") as caught:
         ModelFolder(folder).check()
     assert "qlora" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", {"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "quantised (gptq)"),
+        ("config.json", {"compression_config": {"format": "pack-quantized"}}, "quantised (in a way that it does not name)"),
+        ("quantize_config.json", {"bits": 4}, "quantised (quantize_config.json)"),
+        ("hf_quant_config.json", {"quantization": {}}, "quantised (hf_quant_config.json)"),
+    ],
+)
+def test_quantised_weights_are_known_wherever_it_is_said(folder: Path, name: str, content: Any, told: str) -> None:
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(RecipeError) as caught:
+        ModelFolder(folder).check()
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "notes", "additional_chat_templates/a.jinja"]
+)
+def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(RecipeError, match="is a pipe or a device"):
+        ModelFolder(folder).check()
+
+
+def test_a_device_in_the_folder_is_refused(folder: Path) -> None:
+    (folder / "notes").symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match="notes: is a pipe or a device"):
+        ModelFolder(folder).check()
+
+
+def test_a_configuration_without_end_is_not_read(folder: Path) -> None:
+    with (folder / "config.json").open("wb") as stream:
+        stream.truncate(1 << 40)  # takes no space
+    with pytest.raises(EnvironmentProblem, match="1,099,511,627,776 bytes"):
+        ModelFolder(folder).check()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": ', "[" * 100_000, "\xff"])

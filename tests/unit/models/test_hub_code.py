@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from align.models.hub_code import SWITCH, forbid_hub_code
 
 
 @pytest.mark.slow
@@ -22,3 +25,12 @@ def test_an_installed_package_of_kernels_is_not_imported(tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_processes_that_start_without_align_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM starts its own for several GPUs; transformers asks this variable before it loads a kernel."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    forbid_hub_code()
+    assert os.environ[SWITCH] == "NO"
+    text = Path(importlib.util.find_spec("transformers").origin).parent.joinpath("integrations/hub_kernels.py").read_text()  # type: ignore
+    assert f'os.environ.get("{SWITCH}", "YES")' in text

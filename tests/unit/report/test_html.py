@@ -93,6 +93,26 @@ def test_texts_of_models_stay_text(page_path: Path) -> None:
     assert not any(name.startswith("on") for _, attributes in Page(text).elements for name in attributes)
 
 
+def test_signs_that_hide_or_reorder_are_shown_wherever_they_are(
+    tmp_path: Path, results: Results, answers: dict[str, list[ScoredCandidate]]
+) -> None:
+    """ESC, BEL, C1 and bidirectional characters; what Korean, Arabic, Hebrew and emoji are written with stays."""
+    control, kept = "\x1b]0;x\x07\x9b\u202e\u2066\u200f\U000e0041", "한국어 👩‍👩‍👧 مرحبا بالعالم שלום می‌خواهم"
+
+    def poison(row: ScoredCandidate) -> ScoredCandidate:
+        text = control + kept
+        return row.model_copy(update={"completion": text, "prompt": [Message(role="user", content=text)], "reference": text})
+
+    hidden = {name: [poison(rows[0]), *rows[1:]] for name, rows in answers.items()}
+    named = results.model_copy(update={"recipe": f"name{control}", "command": ["align", control]})
+    path = tmp_path / "report.html"
+    write_report(path, results=named, answers=hidden, curves={}, stages=STAGES, recipe={"x": control})
+    page = path.read_text(newline="")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]", page)
+    assert "␛]0;x␇\\x9b\\u202e\\u2066\\u200f\\U000e0041" + kept in page
+    assert f"<h1>name{visible(control)}</h1>" in page
+
+
 def test_the_file_is_complete_in_itself(page_path: Path) -> None:
     text = page_path.read_text()
     for tag, attributes in Page(text).elements:

@@ -19,8 +19,8 @@ from align.report.dataset.facts import Facts
 from align.report.dataset.html import render_page, write_page
 from align.report.dataset.terminal import PIECES_SHOWN, dataset_report
 from align.report.dataset.tokens import TrainingView
-from align.visible import one_line, shortened, visible
 from align.rows import INSTRUCTIONS
+from align.visible import one_line, shortened, visible
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m<script>alert('x')</script> \u202ereversed\u202c \x9b2J"
 
