@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from align.engines.checksum import WeightChecksums
 from align.errors import StageError
+from align.models.finite import BROKEN_NUMBERS
 from align.models.folder import ModelFolder
 from align.records import FinishReason
 
@@ -62,7 +63,7 @@ class BrokenLogits(StageError):
         """The error of a model in `where`, whose completion of a request had so many tokens before."""
         error = cls(
             f"{where}: the model's logits are NaN or infinite after {tokens:,} tokens of a completion of prompt {request + 1:,}",
-            hint="Its numbers grow too large for dtype: set dtype: float32 at the stage, or train it with a lower learning rate.",
+            hint=BROKEN_NUMBERS,
         )
         error.request = request
         return error

@@ -28,6 +28,8 @@ PIECE_BYTES = 64 * READ_BYTES
 THREADS = 4
 """Reading and comparing leave Python's lock."""
 MAX_NAMED = 3
+BROKEN_NUMBERS = "Its numbers grow too large: set dtype: float32 where it is sampled, or train it with a lower learning rate."
+"""What to do about a model whose weights are finite, and what it computes is not."""
 
 
 class _Form(NamedTuple):

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from align.errors import StageError
 from align.losses.logps import IGNORED_LABEL
 from align.models.chat_format import load_format
+from align.models.finite import BROKEN_NUMBERS
 from align.models.folder import ModelFolder
 from align.models.head import last_hidden_states, target_logps, token_logps
 from align.models.load import load_causal_lm, load_seq2seq_lm
@@ -106,14 +108,19 @@ class LikelihoodModel:
     def completion_logps(
         self, rows: Sequence[Row], *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[float]:
-        """See `completion_logps`; `report` is called with (rows done, all rows)."""
-        return completion_logps(
+        """See `completion_logps`; `report` is called with (rows done, all rows).
+
+        Raises:
+            StageError: if one of them is not finite.
+        """
+        logps = completion_logps(
             self._model,
             rows,
             pad_token_id=self._format.pad_token_id,
             batch_tokens=self._batch_tokens,
             report=lambda done: report(done, len(rows)),
         )
+        return _finite(logps, self._folder)
 
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
         """See `perplexity_of`."""
@@ -131,6 +138,7 @@ class Seq2SeqLikelihoodModel:
 
     def __init__(self, folder: ModelFolder, *, batch_tokens: int) -> None:
         self._device = device_name()
+        self._folder = folder
         self._model = load_seq2seq_lm(folder, dtype="float32").to(self._device).eval()
         self._collate = Seq2SeqCollator(
             pad_token_id=load_format(folder).pad_token_id, start_token_id=int(self._model.config.decoder_start_token_id)
@@ -148,6 +156,8 @@ class Seq2SeqLikelihoodModel:
             report: called with (rows done, all rows).
         Returns:
             One number per row, in the order given; 0.0 for an empty completion.
+        Raises:
+            StageError: if one of them is not finite.
         """
 
         def totals(batch: list[int]) -> torch.Tensor:
@@ -155,7 +165,8 @@ class Seq2SeqLikelihoodModel:
             return label_logps(self._model, inputs).double().sum(-1)
 
         lengths = [len(prompt) + len(completion) for prompt, completion in rows]
-        return map_batches(lengths, self._batch_tokens, totals, lambda done: report(done, len(rows)))
+        logps = map_batches(lengths, self._batch_tokens, totals, lambda done: report(done, len(rows)))
+        return _finite(logps, self._folder)
 
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """None: of a plain text it is not defined which part the encoder reads and which the decoder writes."""
@@ -164,6 +175,17 @@ class Seq2SeqLikelihoodModel:
         """Free its memory; it cannot be used any more."""
         del self._model
         free_memory()
+
+
+def _finite(logps: list[float], folder: ModelFolder) -> list[float]:
+    """The log-probabilities, of which no mean can be taken if one is not finite."""
+    for number, logp in enumerate(logps, start=1):
+        if not math.isfinite(logp):
+            raise StageError(
+                f"{folder.path}: the model gives text {number:,} of {len(logps):,} the log-probability {logp}",
+                hint=BROKEN_NUMBERS,
+            )
+    return logps
 
 
 def open_likelihood_model(folder: ModelFolder, *, batch_tokens: int) -> LikelihoodModel | Seq2SeqLikelihoodModel:

@@ -100,6 +100,11 @@ def run(context: StageContext[Config]) -> StageOutcome:
     metrics: dict[str, dict[str, Any]] = {name: dict(describe_scores(scored, name)) for name in scorers.names}
     for name, tally in tallies.items():
         metrics[name] |= tally.metrics()
+    if broken := [name for name in scorers.names if scored and metrics[name]["nonfinite"] == len(scored)]:
+        raise StageError(
+            f"{context.name}: none of {len(scored):,} candidates got a finite score from {', '.join(broken)}",
+            hint="Look at the scorer: a reward model gives NaN or refuses the prompts, or a judge gave no consistent verdict.",
+        )
     return StageOutcome(metrics=metrics, rows_in=len(candidates), rows_out=len(scored))
 
 
