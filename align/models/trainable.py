@@ -171,7 +171,8 @@ def load_trainable(
 
 def _adapter_state(folder: ModelFolder) -> dict[str, Tensor]:
     check_finite_files(folder.path, [ADAPTER_WEIGHTS_NAME])
-    return load_file(folder.path / ADAPTER_WEIGHTS_NAME)
+    state: dict[str, Tensor] = load_file(folder.path / ADAPTER_WEIGHTS_NAME)
+    return state
 
 
 def keep_trained_in_float32(model: Any) -> None:

@@ -46,9 +46,8 @@ def test_what_is_not_finite_is_named_and_counted(tmp_path: Path, dtype: torch.dt
 def test_every_finite_number_passes(tmp_path: Path, dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     numbers = torch.tensor([info.max, info.min, info.tiny, -info.tiny, 0.0, -0.0, info.smallest_normal / 2], dtype=dtype)
-    write(
-        tmp_path, extremes=numbers, ids=torch.full((3,), -1), mask=torch.full((8,), 255, dtype=torch.uint8), none=torch.empty(0)
-    )
+    others = {"ids": torch.full((3,), -1), "mask": torch.full((8,), 255, dtype=torch.uint8), "none": torch.empty(0)}
+    write(tmp_path, extremes=numbers, **others)
     check_finite_files(tmp_path, ["model.safetensors"])
 
 
@@ -111,7 +110,7 @@ def test_no_way_of_loading_takes_such_a_model(tmp_path: Path, make: Any, load: A
 @pytest.mark.parametrize("part", ["adapter", "base"])
 def test_of_an_adapter_both_parts_are_looked_at(tmp_path: Path, part: str) -> None:
     base, folder = tiny_causal_lm(tmp_path / "base"), tmp_path / "adapter"
-    start = TrainableModel(ModelFolder(base), Lora(rank=2), tmp_path, "test")
+    start = TrainableModel(ModelFolder(base), Lora(method="lora", rank=2), tmp_path, "test")
     model = load_trainable(start)
     save_trained(model, ModelFolder(base).tokenizer, folder, start)
     check_finite_weights(ModelFolder(folder))

@@ -32,5 +32,8 @@ def test_processes_that_start_without_align_are_told_too(monkeypatch: pytest.Mon
     monkeypatch.delenv(SWITCH, raising=False)
     forbid_hub_code()
     assert os.environ[SWITCH] == "NO"
-    text = Path(importlib.util.find_spec("transformers").origin).parent.joinpath("integrations/hub_kernels.py").read_text()  # type: ignore
-    assert f'os.environ.get("{SWITCH}", "YES")' in text
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    reader = Path(spec.origin).parent / "integrations" / "hub_kernels.py"
+    assert f'os.environ.get("{SWITCH}", "YES")' in reader.read_text()

@@ -18,6 +18,7 @@ from align.report.html import write_report
 from align.report.results import Results
 from align.report.view import prompt_views, score_text
 from align.store.artifact import Artifact, Manifest
+from align.visible import visible
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +108,7 @@ def test_signs_that_hide_or_reorder_are_shown_wherever_they_are(
     named = results.model_copy(update={"recipe": f"name{control}", "command": ["align", control]})
     path = tmp_path / "report.html"
     write_report(path, results=named, answers=hidden, curves={}, stages=STAGES, recipe={"x": control})
-    page = path.read_text(newline="")
+    page = path.read_bytes().decode()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]", page)
     assert "␛]0;x␇\\x9b\\u202e\\u2066\\u200f\\U000e0041" + kept in page
     assert f"<h1>name{visible(control)}</h1>" in page
