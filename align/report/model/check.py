@@ -29,6 +29,7 @@ WHY: dict[str, str] = {
     "vocabulary": "A token without a row in the embedding table ends training and sampling with an error.",
     "head": "A head that is missing would be filled with random numbers.",
     "weights": "Layers that are missing would be filled with random numbers; weights of other sizes cannot be loaded.",
+    "numbers": "A model with NaN or an infinity among its weights writes one token for ever.",
     "context": "Longer rows cannot be trained on, and longer prompts cannot be answered.",
     "learning_rates": "With a rate that is usual for toys, a large model forgets what it knew.",
     "speed": "It decides how long reading the data takes.",

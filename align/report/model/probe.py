@@ -19,6 +19,7 @@ from align.data.template_problems import FormatError, TemplateProblem
 from align.errors import EXIT_OK, AlignError, RecipeError
 from align.models.chat_format import tokenizer_of
 from align.models.facts import ModelFacts, read_facts
+from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
 from align.report.model import template_checks, token_checks
 from align.report.model.check import WHY, ModelCheck, State
@@ -83,6 +84,11 @@ def probe_model(folder: ModelFolder) -> ModelReport:
         report.refuse("folder", error)
         return report
     report.add(ModelCheck("folder", "ok", _SAFE))
+    try:
+        check_finite_weights(folder)
+        report.add(ModelCheck("numbers", "ok", "every weight is finite"))
+    except AlignError as error:
+        report.refuse("numbers", error)
     try:
         tokenizer = tokenizer_of(folder)
     except Exception as error:  # transformers and tokenizers may raise anything on untrusted files

@@ -16,7 +16,7 @@ from align.models.folder import ModelFolder
 from align.report.model import token_checks
 from align.report.model.check import WHY, ModelCheck
 from align.report.model.probe import ModelReport, lines_of, probe_loaded, probe_model
-from align.testing.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
+from align.testing.tiny import CHAT_TEMPLATE, fill_weights, tiny_causal_lm, tiny_reward_model, tiny_seq2seq_lm, tiny_tokenizer
 
 Look = Callable[..., dict[str, ModelCheck]]
 
@@ -332,3 +332,10 @@ def test_text_fits_the_width_and_says_why(look: Look, tmp_path: Path) -> None:
 
 def test_the_template_of_the_tests_is_sound(look: Look) -> None:
     assert [check for check in look(CHAT_TEMPLATE).values() if check.state == "problem"] == []
+
+
+def test_weights_that_are_not_finite_are_a_problem(tmp_path: Path) -> None:
+    report = probe_model(ModelFolder(fill_weights(tiny_causal_lm(tmp_path / "m"), float("nan"))))
+    (problem,) = report.problems
+    assert (problem.name, report.exit_code) == ("numbers", 2)
+    assert "NaN or infinite: model.norm.weight" in problem.found
