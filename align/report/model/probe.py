@@ -56,7 +56,7 @@ class ModelReport:
             self.exit_code = self.exit_code or RecipeError.exit_code
 
     def refuse(self, name: str, error: AlignError) -> None:
-        """Record an error after which no further check can run."""
+        """Record an error as the problem that a check found."""
         self.exit_code = self.exit_code or error.exit_code
         found = error.message.replace(f"{self.folder}: ", "").replace(f"{self.folder}/", "")
         self.add(ModelCheck(name, "problem", found, error.hint or _FIX_TEMPLATE))
