@@ -72,6 +72,28 @@ def test_exchanged_weights_are_the_new_models_with_its_head(engine, requests_, s
     assert engine.generate(requests_, greedy) == before
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(engine, requests_, settings, project_template, candidates: int) -> None:  # type: ignore[no-untyped-def]
+    """Finite weights whose products overflow; the engine samples again once it has others."""
+    base = ModelFolder(project_template / "base")
+    wanted = replace(settings, num_candidates=candidates)
+    before = engine.generate(requests_, wanted)
+    huge = ((name, tensor.fill_(3e38) if name == "model.norm.weight" else tensor) for name, tensor in stored_weights(base))
+    engine.update_weights(huge, version=1)
+    with pytest.raises(BrokenLogits, match="base: .*NaN or infinite after 0 tokens") as caught:
+        engine.generate(requests_, wanted)
+    assert 0 <= caught.value.request < len(requests_)
+    engine.load_weights(base)
+    assert engine.generate(requests_, wanted) == before
+
+
+def test_a_model_whose_weights_are_not_finite_is_not_taken(engine, tmp_path: Path, project_template: Path) -> None:  # type: ignore[no-untyped-def]
+    vocabulary = json.loads((project_template / "base" / "config.json").read_text())["vocab_size"]
+    broken = fill_weights(tiny_causal_lm(tmp_path / "broken", vocab_size=vocabulary), float("inf"))
+    with pytest.raises(RecipeError, match="NaN or infinite: model.norm.weight"):
+        engine.load_weights(ModelFolder(broken))
+
+
 def test_completions_carry_the_version_of_the_weights_that_drew_them(engine, requests_, settings, project_template) -> None:  # type: ignore[no-untyped-def]
     def versions() -> set[int]:
         return {candidate.weights_version for row in engine.generate(requests_, settings) for candidate in row}
@@ -137,24 +159,3 @@ def test_a_tied_model_with_other_names_is_exchanged_with_its_head(requests_, set
         assert engine.generate(requests_, greedy) == expected[0]
     finally:
         engine.close()
-
-
-@pytest.mark.parametrize("candidates", [1, 3])
-def test_nothing_is_drawn_from_logits_that_are_not_finite(engine, requests_, settings, project_template, candidates: int) -> None:  # type: ignore[no-untyped-def]
-    """Finite weights whose products overflow; the engine samples again once it has others."""
-    base = ModelFolder(project_template / "base")
-    wanted = replace(settings, num_candidates=candidates)
-    before = engine.generate(requests_, wanted)
-    engine.update_weights(((name, tensor * 1e30) for name, tensor in stored_weights(base)), version=1)
-    with pytest.raises(BrokenLogits, match="base: .*NaN or infinite after 0 tokens") as caught:
-        engine.generate(requests_, wanted)
-    assert 0 <= caught.value.request < len(requests_)
-    engine.load_weights(base)
-    assert engine.generate(requests_, wanted) == before
-
-
-def test_a_model_whose_weights_are_not_finite_is_not_taken(engine, tmp_path: Path, project_template: Path) -> None:  # type: ignore[no-untyped-def]
-    vocabulary = json.loads((project_template / "base" / "config.json").read_text())["vocab_size"]
-    broken = fill_weights(tiny_causal_lm(tmp_path / "broken", vocab_size=vocabulary), float("inf"))
-    with pytest.raises(RecipeError, match="NaN or infinite: model.norm.weight"):
-        engine.load_weights(ModelFolder(broken))

@@ -12,7 +12,7 @@ from align import load_recipe, run_recipe
 from align.errors import AlignError, DataError, RecipeError, StageError
 from align.stages.ppo import Config
 from align.store.artifact import Manifest
-from align.testing import tiny_causal_lm, tiny_reward_model
+from align.testing import fill_weights, tiny_causal_lm, tiny_reward_model
 
 pytestmark = pytest.mark.slow
 
@@ -117,14 +117,11 @@ def test_a_value_model_that_sees_too_little(folder: Path) -> None:
 
 
 def test_a_reward_model_whose_scores_are_not_finite(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = folder / "reward" / "model.safetensors"
-    weights = load_file(path)
-    weights["score.weight"][:] = float("inf")
-    save_file(weights, path, metadata={"format": "pt"})
+    fill_weights(folder / "reward", 3e38, "score.weight")  # finite, and no product with it is
     text = refusal(folder, StageError)
     assert "None of 8 completions got a finite score from rm" in text
+    fill_weights(folder / "reward", float("inf"), "score.weight")
+    assert "weights that are NaN or infinite: score.weight" in refusal(folder, RecipeError)
 
 
 def test_a_policy_without_a_chat_template(folder: Path) -> None:
