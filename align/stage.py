@@ -16,6 +16,7 @@ from align.config.graph import GraphModel
 from align.config.row_need import RowNeed
 from align.runtime.context import RunContext
 from align.store.artifact import Artifact
+from align.store.fingerprint import HASHES_NAME, FileHashes
 
 if TYPE_CHECKING:
     from align.store.kept import KeptResult
@@ -81,6 +82,11 @@ class StageContext(RunContext, Generic[ConfigT]):
         from align.store.kept import KeptResult
 
         return KeptResult(self.store_root, kind, version, decides, what, **known)
+
+    @property
+    def known_hashes(self) -> FileHashes:
+        """What the store remembers of files, read from the disk now."""
+        return FileHashes(self.store_root / HASHES_NAME)
 
     def artifact(self, reference: str) -> Artifact:
         """The artifact that a reference of the configuration names."""

@@ -18,7 +18,7 @@ from align.metric import duration_text, headlines, number_text
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import Event, Progress, RunPlanned, StageFailed, StagePlan, StageStarted
 from align.runtime.replay import metrics_of
-from align.store.artifact import DROPS_NAME, METRICS_NAME, Artifact, Entry
+from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, Entry
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import is_held
 
@@ -167,7 +167,7 @@ class Run:
         """
         from align.models.load import load_causal_lm, load_reward_model, load_seq2seq_lm
 
-        source = self._source(name)
+        source = self._source(name, read=True)
         dtype = dtype or source.folder.stored_dtype
         if source.purpose == "reward":
             return load_reward_model(source.folder, dtype=dtype)
@@ -270,7 +270,7 @@ class Run:
                 raise EnvironmentProblem(f"{name}: {_in_words(stage)}; it has no result to read", hint=_RUN_AGAIN)
             link = stage.path
         entry = Entry(link.resolve())
-        state, problem = entry.check(entry.known_hashes)
+        state, problem = entry.verify(_is_small)
         manifest = entry.read_manifest()
         if state == "missing":
             raise RecipeError(f"{name}: a model, which is used where it lies; it has no rows", hint="model() gives its folder.")
@@ -278,16 +278,16 @@ class Run:
             raise EnvironmentProblem(f"{name}: {problem}", hint=_RUN_AGAIN)
         return Artifact(name, entry.path, manifest)
 
-    def _source(self, name: str) -> ModelSource:
+    def _source(self, name: str, *, read: bool = False) -> ModelSource:
         from align.export.source import KINDS, find_source
 
         link = self.folder / INPUT_LINKS_NAME / name
         if link.is_dir() and not (link / MANIFEST_NAME).exists():
-            return find_source(link.resolve())
+            return find_source(link.resolve(), read=read)
         artifact = self._artifact(name)
         if artifact.kind not in KINDS:
             raise RecipeError(f"{name}: holds {artifact.kind}, not a model", hint="rows() reads it.")
-        return find_source(artifact.path)
+        return find_source(artifact.path, read=read)
 
     def _results(self, comparison: str | None) -> Results:
         from align.report.results import Results
@@ -312,6 +312,11 @@ class Run:
     def _rows_of(self, *kinds: str) -> dict[str, Table]:
         done = [stage.name for stage in self.stages.values() if stage.state == "done"]
         return {name: self.rows(name) for name in done if self._artifact(name).kind in kinds}
+
+
+def _is_small(name: str) -> bool:
+    """Whether a file of a result is no model's; those are read when one is loaded."""
+    return not name.startswith((f"{MODEL_FOLDER}/", f"{EPOCHS_NAME}/"))
 
 
 def load_run(folder: str | Path) -> Run:

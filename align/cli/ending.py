@@ -75,7 +75,7 @@ def manifests(result: RunResult) -> dict[str, Manifest]:
     found: dict[Path, tuple[str, Manifest]] = {}
     for stage in result.stages:
         folder = result.folder / "stages" / stage["name"]
-        if stage["status"] != "skipped" and (manifest := Entry(folder).read_manifest()) is not None:
+        if stage["status"] != "skipped" and (manifest := Entry.given(folder).read_manifest()) is not None:
             found.setdefault(folder.resolve(), (stage["name"], manifest))
     return dict(found.values())
 

@@ -17,6 +17,7 @@ from align.config.names import listing, unknown
 from align.config.paths import advice_on_missing, locate
 from align.config.reference import FieldPath, kinds_of
 from align.config.sections import says_right_or_wrong
+from align.runtime.small_file import read_small_file
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
@@ -98,8 +99,8 @@ def artifact_kind(folder: Path) -> str | None:
 def manifest_of(folder: Path) -> Mapping[str, Any]:
     """The manifest in `folder`, unchecked; empty when there is no readable one."""
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError):
+        manifest = json.loads(read_small_file(folder / MANIFEST_NAME))
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

@@ -40,10 +40,11 @@ def keep_rows(
     Raises:
         EnvironmentProblem: if the folder cannot be written, or the disk is full.
     """
-    entry = Entry(folder / f"{str(key['dataset']).strip('/').replace('/', '--')}-{fingerprint([KEPT_VERSION, key])}")
+    name = f"{str(key['dataset']).strip('/').replace('/', '--')}-{fingerprint([KEPT_VERSION, key])}"
+    entry = Entry(folder / name, is_named=False)
     _require_writable(folder)
     with hold(entry.lock_path, on_wait=lambda _: None):
-        manifest = entry.read_manifest() if entry.check(entry.known_hashes)[0] == "done" else None
+        manifest = entry.read_manifest() if entry.verify()[0] == "done" else None
         if manifest is None or not _will_do(manifest, commit, max_rows):
             manifest = _keep(entry, key, commit, max_rows, read())
     return manifest.source, islice(read_raw(entry.path / ROWS_NAME), max_rows)

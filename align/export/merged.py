@@ -39,7 +39,7 @@ def merged_model(source: ModelSource, why: str) -> Iterator[ModelFolder]:
         return
     entry = Entry(source.artifact.path.with_name(f"{ENTRY_TYPE}-{source.artifact.fingerprint}"))
     with hold(entry.lock_path, on_wait=lambda holder: print(f"waiting for {holder}, which merges it too", file=sys.stderr)):
-        state, problem = entry.check(entry.known_hashes)
+        state, problem = entry.verify()
         if state == "damaged":
             print(f"the merged model is damaged ({problem}); moved to {entry.quarantine()} and made again", file=sys.stderr)
         if state != "done":

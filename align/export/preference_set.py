@@ -61,7 +61,7 @@ def write_preference_set(stage_folder: Path, out: Path, *, command: Sequence[str
         command: what the user typed, for the card.
     """
     folder = stage_folder.resolve()
-    manifest = Entry(folder).read_manifest()
+    manifest = Entry.given(folder).read_manifest()
     if manifest is None:
         raise StageError(f"{stage_folder}: the pairs were removed while they were needed", hint="Run the command again.")
     artifact = Artifact(stage_folder.name, folder, manifest)

@@ -11,6 +11,7 @@ from align.config.inputs import MANIFEST_NAME
 from align.config.names import unknown
 from align.config.peft import VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
+from align.models.adapter import find_base, read_record
 from align.models.folder import ModelFolder
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry
 
@@ -71,7 +72,7 @@ def open_source(given: Path) -> ModelSource:
         RecipeError: as `find_source`, or if it is an encoder-decoder model.
         EnvironmentProblem: as `find_source`.
     """
-    source = find_source(given)
+    source = find_source(given, read=True)
     if architecture := source.folder.encoder_decoder:
         raise RecipeError(
             f"{source.folder.path}: an encoder–decoder model ({architecture}); export, serve and chat are for decoder-only ones",
@@ -80,11 +81,12 @@ def open_source(given: Path) -> ModelSource:
     return source
 
 
-def find_source(given: Path) -> ModelSource:
+def find_source(given: Path, *, read: bool = False) -> ModelSource:
     """Find out what `given` is, from its files alone; nothing is loaded.
 
     Args:
         given: a stage's folder (or the link to it in a run), the `model` folder in it, or a model folder from elsewhere.
+        read: its model will be loaded: the files are read and compared with their hashes now, whatever is remembered of them.
     Raises:
         RecipeError: if there is no such folder, or it holds no model.
         EnvironmentProblem: if the stage's result is damaged.
@@ -93,8 +95,10 @@ def find_source(given: Path) -> ModelSource:
         raise RecipeError(f"{given}: {_not_a_folder(given)}", hint=_GIVE)
     entry_path = given.parent if given.name == MODEL_FOLDER and (given.parent / MANIFEST_NAME).exists() else given
     if (entry_path / MANIFEST_NAME).exists():
-        return _from_artifact(entry_path)
+        return _from_artifact(entry_path, read=read)
     if (given / CONFIG_NAME).exists():
+        if read:
+            _verify_around(given.resolve())
         return ModelSource(given.resolve().name, ModelFolder(given), None, None)
     raise RecipeError(f"{given}: {_not_a_model(given)}", hint=_GIVE)
 
@@ -107,16 +111,15 @@ def runs_of(entry_path: Path) -> list[tuple[Path, str]]:
     return [(link.parent.parent, link.name) for link in links if link.is_symlink() and link.resolve() == entry_path.resolve()]
 
 
-def _from_artifact(entry_path: Path) -> ModelSource:
-    entry = Entry(entry_path.resolve())
+def _from_artifact(entry_path: Path, *, read: bool) -> ModelSource:
+    entry = Entry.given(entry_path)
     manifest = entry.read_manifest()
-    # With the store's cache: a model of gigabytes is not hashed again at every `align chat`.
-    state, problem = entry.check(entry.known_hashes)
-    if manifest is None or state != "done":
-        raise EnvironmentProblem(
-            f"{entry_path}: {problem or 'is not finished'}",
-            hint="Run the recipe that makes it again; it repairs what is damaged.",
-        )
+    if read:
+        _verify(entry, MODEL_FOLDER, entry_path)
+    elif (found := entry.check(entry.known_hashes))[0] != "done":
+        raise _damaged(entry_path, found[1])
+    if manifest is None:
+        raise _damaged(entry_path, "")
     if manifest.kind not in KINDS:
         raise RecipeError(f"{entry_path}: holds {manifest.kind}, not a model", hint=_GIVE)
     known_as = runs_of(entry.path)
@@ -125,7 +128,30 @@ def _from_artifact(entry_path: Path) -> ModelSource:
     linked = [(here.parent.parent, here.name)] if here.parent.name == STAGES_NAME else known_as[:1]
     run, name = linked[0] if linked else (None, manifest.stage)
     artifact = Artifact(name, entry.path, manifest)
-    return ModelSource(name, ModelFolder.of(artifact), artifact, run)
+    folder = ModelFolder.of(artifact)
+    if read and folder.is_adapter:
+        find_base(folder.path, read_record(folder.path), read=True)
+    return ModelSource(name, folder, artifact, run)
+
+
+def _verify(entry: Entry, folder: str, shown: Path) -> None:
+    """Read what an entry has in one of its folders, and refuse a damaged entry."""
+    state, problem = entry.verify(lambda name: name.startswith(f"{folder}/"))
+    if state != "done":
+        raise _damaged(shown, problem)
+
+
+def _verify_around(model: Path) -> None:
+    """The same for a model's folder somewhere inside an entry, as that of an epoch."""
+    for outer in list(model.parents)[:2]:
+        if (outer / MANIFEST_NAME).exists():
+            _verify(Entry.given(outer), model.relative_to(outer).as_posix(), model)
+
+
+def _damaged(shown: Path, problem: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{shown}: {problem or 'is not finished'}", hint="Run the recipe that makes it again; it repairs what is damaged."
+    )
 
 
 def _not_a_folder(given: Path) -> str:

@@ -52,19 +52,19 @@ def read_record(folder: Path) -> BaseRecord:
         ) from error
 
 
-def find_base(folder: Path, record: BaseRecord) -> Path:
+def find_base(folder: Path, record: BaseRecord, *, read: bool = False) -> Path:
     """The folder of the base model of the adapter in `folder`.
 
+    Args:
+        read: its files are read now, whatever is remembered of them.
     Raises:
         EnvironmentProblem: if it is gone or is not the one that the adapter was trained on.
     """
-    base = _find(record.place, folder)
-    if base is None:
-        raise EnvironmentProblem(
-            f"{folder}: the base model of this adapter is gone: there is no {record.place} beside its store",
-            hint="Bring it back, or run the recipe again. `align export` makes a model that needs no base.",
-        )
-    found = base_fingerprint(base, FileHashes(_hashes_near(folder)))
+    base, hashes = locate_base(folder, record), FileHashes(_hashes_near(folder))
+    if read:
+        hashes.read(_files_of(base), again=True)
+        hashes.save()
+    found = base_fingerprint(base, hashes)
     if found != record.fingerprint:
         raise EnvironmentProblem(
             f"{base}: is not the base model that the adapter in {folder} was trained on "
@@ -74,11 +74,30 @@ def find_base(folder: Path, record: BaseRecord) -> Path:
     return base
 
 
+def locate_base(folder: Path, record: BaseRecord) -> Path:
+    """Where the base model of the adapter in `folder` is; whether it is the right one is not looked at.
+
+    Raises:
+        EnvironmentProblem: if it is gone.
+    """
+    # The place is relative to the store, which is a folder somewhere above the adapter.
+    for parent in folder.resolve().parents:
+        if ((found := parent / record.place) / CONFIG_NAME).is_file() and _has_weights(found):
+            return found.resolve()
+    raise EnvironmentProblem(
+        f"{folder}: the base model of this adapter is gone: there is no {record.place} beside its store",
+        hint="Bring it back, or run the recipe again. `align export` makes a model that needs no base.",
+    )
+
+
 def base_fingerprint(folder: Path, hashes: FileHashes) -> str:
     """Fingerprint of a base model: names and content of its configuration and weights."""
     # Tokenizer and template do not count: an adapter's folder has its own.
-    files = {path.name: hashes.of(path) for path in sorted([folder / CONFIG_NAME, *folder.glob("*.safetensors")])}
-    return fingerprint(files)
+    return fingerprint({path.name: hashes.of(path) for path in _files_of(folder)})
+
+
+def _files_of(base: Path) -> list[Path]:
+    return sorted([base / CONFIG_NAME, *base.glob("*.safetensors")])
 
 
 def _hashes_near(folder: Path) -> Path:
@@ -99,12 +118,6 @@ def write_base_record(folder: Path, *, base: Path, store_root: Path, peft: Lora 
             "peft": peft.model_dump(mode="json"),
         },
     )
-
-
-def _find(place: Path, folder: Path) -> Path | None:
-    """The base model's folder, or None. `place` is relative to the store, which is a folder somewhere above the adapter."""
-    candidates = (parent / place for parent in folder.resolve().parents)
-    return next((found.resolve() for found in candidates if (found / CONFIG_NAME).is_file() and _has_weights(found)), None)
 
 
 def _has_weights(folder: Path) -> bool:

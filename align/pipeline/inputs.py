@@ -14,7 +14,7 @@ from align.config.recipe import Recipe
 from align.data.evaluation import evaluation_index
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import HubRows, Source, SourceFile, find_files, find_source
-from align.errors import AlignError, DataError, RecipeError
+from align.errors import AlignError, DataError, EnvironmentProblem, RecipeError
 from align.models.added_tokens import refuse_added, write_with_tokens
 from align.models.chat_settings import resolve_chat
 from align.models.files import is_configuration_alone
@@ -111,21 +111,32 @@ def _resolve_model(recipe: Recipe, name: str, spec: ModelInput, store: Store, *,
         sizes = ModelFolder(folder, spec.chat)
         return ResolvedInput(name, fingerprint({"kind": spec.kind, "config": sizes.config}), None, spec, None, model=sizes)
     model = ModelFolder(folder, spec.chat).check()
-    files = {
-        path.name: store.hashes.of(path)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in NOT_MODEL_FILES and not path.name.startswith(".")
-    }
+    digest, files = _model_fingerprint(spec, folder, store)
+    if spec.chat is not None and spec.chat.add_tokens:
+        refuse_added(model, recipe.where(("inputs", name, "chat")))
+        return _in_store(ResolvedInput(name, digest, None, spec, None, model=model), store)
+    entries = {file: FileEntry(size_bytes=(folder / file).stat().st_size, sha256=known) for file, known in files.items()}
+    artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, _source_of(spec, folder), files=entries))
+    return ResolvedInput(name, digest, artifact, spec, None, model=model)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Those that something reads."""
+    found = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in found if path.suffix not in NOT_MODEL_FILES]
+
+
+def _model_fingerprint(spec: ModelInput, folder: Path, store: Store) -> tuple[str, dict[str, str]]:
+    """The fingerprint of a model, and the sha256 of its files by name."""
+    paths = _model_files(folder)
+    store.hashes.read(paths)
+    files = {path.name: store.hashes.of(path) for path in paths}
     content: dict[str, Any] = {"kind": spec.kind, "files": files}
     if spec.chat is not None:
         content["chat"] = spec.chat.model_dump(mode="json", exclude_defaults=True)
-    if spec.chat is not None and spec.chat.add_tokens:
-        refuse_added(model, recipe.where(("inputs", name, "chat")))
-        content["added_tokens"] = TOKENS_VERSION
-        return _in_store(ResolvedInput(name, fingerprint(content), None, spec, None, model=model), store)
-    digest = fingerprint(content)
-    artifact = Artifact(name, folder.resolve(), _manifest(spec.kind, digest, spec, _source_of(spec, folder)))
-    return ResolvedInput(name, digest, artifact, spec, None, model=model)
+        if spec.chat.add_tokens:
+            content["added_tokens"] = TOKENS_VERSION
+    return fingerprint(content), files
 
 
 def _source_of(spec: ModelInput, folder: Path) -> str:
@@ -143,7 +154,7 @@ def _in_store(resolved: ResolvedInput, store: Store) -> ResolvedInput:
 
 def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Store) -> ResolvedInput:
     folder = recipe.locate(spec.artifact).resolve()
-    entry = Entry(folder)
+    entry = Entry.given(folder)
     state, problem = entry.check(store.hashes)
     manifest = entry.read_manifest()
     if state != "done" or manifest is None:
@@ -156,16 +167,20 @@ def _resolve_artifact(recipe: Recipe, name: str, spec: ArtifactInput, store: Sto
 
 
 def _resolve_data(recipe: Recipe, name: str, spec: DataInput, store: Store) -> ResolvedInput:
-    # File names do not count; content does, and the order in which files are read.
-    how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}, "decontaminate": True})
     source = find_source(spec, recipe.locate)
-    content = [_content_of(file, store) for file in source.files] if spec.dataset is None else None
     held_against = [(other, recipe.inputs[other]) for other in spec.decontaminate]
     evaluations = tuple(_resolve_data(recipe, other, held, store) for other, held in held_against if isinstance(held, DataInput))
+    digest = _data_fingerprint(spec, source, evaluations, store)
+    return _in_store(ResolvedInput(name, digest, None, spec, source, evaluations), store)
+
+
+def _data_fingerprint(spec: DataInput, source: Source, evaluations: Sequence[ResolvedInput], store: Store) -> str:
+    # File names do not count; content does, and the order in which files are read.
+    how = spec.model_dump(mode="json", exclude={"path": True, "mixture": {"__all__": {"path"}}, "decontaminate": True})
+    content = [_content_of(file, store) for file in source.files] if spec.dataset is None else None
     # Prompts of an evaluation set decide which rows are dropped, so its content counts too.
     against = [evaluation.fingerprint for evaluation in evaluations]
-    digest = fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
-    return _in_store(ResolvedInput(name, digest, None, spec, source, evaluations), store)
+    return fingerprint({"ingest": INGEST_VERSION, "how": how, "content": content, "against": against})
 
 
 def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store: Store) -> ResolvedInput:
@@ -236,6 +251,7 @@ def _import(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
             emit(Quarantined(stage=resolved.name, path=str(entry.quarantine()), problem=problem))
         if state != "done":
             started = time.perf_counter()
+            _refuse_changed(resolved, store)
             entry.begin()
             write = _write_rows if resolved.model is None else _write_model
             manifest, notes = write(resolved, entry.path)
@@ -243,6 +259,32 @@ def _import(resolved: ResolvedInput, store: Store, emit: Emit) -> Artifact:
             for note in notes:
                 emit(Note(stage=resolved.name, text=note))
     return store.load(resolved.name, entry)
+
+
+def _refuse_changed(resolved: ResolvedInput, store: Store) -> None:
+    """Read the files of an input, and refuse them if they are not those that were fingerprinted.
+
+    Raises:
+        EnvironmentProblem: naming the input.
+    """
+    spec, source, model = resolved.spec, resolved.source, resolved.model
+    if isinstance(spec, ModelInput) and model is not None:
+        store.hashes.read(_model_files(model.path), again=True)
+        found, _ = _model_fingerprint(spec, model.path, store)
+    elif isinstance(spec, DataInput) and source is not None:
+        for evaluation in resolved.evaluations:
+            _refuse_changed(evaluation, store)
+        store.hashes.read((file.origin for file in source.files if isinstance(file.origin, Path)), again=True)
+        found = _data_fingerprint(spec, source, resolved.evaluations, store)
+    else:
+        return
+    store.hashes.save()
+    if found != resolved.fingerprint:
+        where = str(model.path) if model is not None else str(getattr(spec, "path", None) or resolved.name)
+        raise EnvironmentProblem(
+            f"inputs.{resolved.name}: {where}: is not what was planned with: it was changed meanwhile, or the disk is damaged",
+            hint="Look at the file, and run the same command again to use it as it is now.",
+        )
 
 
 def _write_rows(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Sequence[str]]:
@@ -271,6 +313,9 @@ def _write_model(resolved: ResolvedInput, folder: Path) -> tuple[Manifest, Seque
     assert isinstance(spec, ModelInput)
     assert model is not None
     assert spec.chat is not None
-    added = write_with_tokens(model, spec.chat.add_tokens or (), folder)
+    hashes = Entry(folder).known_hashes
+    with hashes.touching(_model_files(model.path)):  # shards without embeddings become links to the user's
+        added = write_with_tokens(model, spec.chat.add_tokens or (), folder)
+    hashes.save()
     sync_tree(folder)
     return _manifest(spec.kind, resolved.fingerprint, spec, _source_of(spec, model.path)), [str(added)]

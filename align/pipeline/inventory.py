@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from align.config.inputs import MANIFEST_NAME
 from align.errors import RecipeError
 from align.models.files import BASE_NAME
 from align.pipeline.plan import LINKS_NAME, STORE_NAME
 from align.pipeline.run import INPUT_LINKS_NAME
 from align.runtime.event_file import EVENTS_NAME
 from align.runtime.events import RunPlanned, from_json
-from align.store.artifact import INPUT_STAGE, Entry
+from align.stages.registry import STAGES
+from align.store.artifact import Entry
 from align.store.atomic import fsync_folder
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import hold, is_held
@@ -31,7 +33,7 @@ QUARANTINE_PREFIX = "quarantine-"
 PRUNED_PREFIX = ".pruned-"
 """Before the name of an entry while it is removed; what a kill leaves goes with the next prune."""
 
-State = Literal["done", "unfinished", "quarantined", "removed"]
+State = Literal["done", "damaged", "unfinished", "quarantined", "removed"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _entry(path: Path, needed_by: tuple[str, ...]) -> StoreEntry:
                 blocks[file] = status.st_blocks * BLOCK_BYTES
                 inside[file] = (inside.get(file, (0, 0))[0] + 1, status.st_nlink)
     manifest = Entry(path).read_manifest()
-    state: State = "done" if manifest else "unfinished"
+    state: State = "done" if manifest else "damaged" if (path / MANIFEST_NAME).exists() else "unfinished"
     if path.name.startswith(PRUNED_PREFIX):
         state = "removed"
     elif path.name.startswith(QUARANTINE_PREFIX):
@@ -197,15 +199,17 @@ class Pruned:
 def prune(out: Path, *, remove: bool) -> Pruned:
     """Remove every entry that no run needs; without `remove`, find out which that would be.
 
-    An entry that a process works on is kept, and so are inputs while a recipe runs. Each one gets another name before its files
-    are removed, so a kill leaves no half entry under a name that a run would look for.
+    An entry that a process works on is kept; while a recipe runs, also inputs and what several stages use, such as tokens. Each one
+    gets another name before its files are removed, so a kill leaves no half entry under a name that a run would look for.
     """
     inventory = take_inventory(out)
+    hashes = FileHashes(inventory.root / HASHES_NAME)
     removed: list[StoreEntry] = []
     kept: list[StoreEntry] = []
     for entry in inventory.unneeded:
-        if inventory.running and entry.stage == INPUT_STAGE:
-            kept.append(entry)  # a run that still reads its inputs has linked none of them
+        if inventory.running and entry.state in ("done", "unfinished", "damaged") and entry.stage not in STAGES:
+            # A run that still reads its inputs has linked none of them, and no plan names what several stages use.
+            kept.append(entry)
             continue
         lock = Entry(entry.path).lock_path
         if entry.state in ("removed", "quarantined"):
@@ -215,8 +219,11 @@ def prune(out: Path, *, remove: bool) -> Pruned:
         with free as is_free:
             (removed if is_free else kept).append(entry)
             if is_free and remove:
-                _remove(entry.path)
+                # A file that has names elsewhere is unchanged there.
+                with hashes.touching(hashes.names_of(entry.blocks)):
+                    _remove(entry.path)
                 lock.unlink(missing_ok=True)
+    hashes.save()
     return Pruned(removed, kept, _freed(removed))
 
 
@@ -263,16 +270,28 @@ def verify(out: Path, *, report: Callable[[str], None] = lambda name: None) -> V
         report: called with an entry's name before it is read.
     """
     inventory = take_inventory(out)
-    # Nothing that was remembered is believed. Files with several names are still read once.
-    hashes = FileHashes(inventory.root / HASHES_NAME, trusted=False)
+    hashes = FileHashes(inventory.root / HASHES_NAME)
+    seen: set[tuple[int, int]] = set()
     result = Verified([], {})
     for entry in sorted(inventory.entries, key=lambda entry: entry.path.name):
-        if entry.state != "done":
+        if entry.state not in ("done", "damaged"):
             continue
         report(entry.path.name)
+        hashes.read(_unread(entry.path, seen), again=True)
         state, problem = Entry(entry.path).check(hashes)
         result.checked.append(entry.path.name)
         if state == "damaged":
             result.damaged[entry.path.name] = problem
     hashes.save()
     return result
+
+
+def _unread(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files of an entry that no entry before it has; they are added to `seen`."""
+    manifest = Entry(path).read_manifest()
+    for file in (path / name for name in (manifest.files if manifest else ())):
+        if file.is_file():
+            status = file.stat()
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                yield file

@@ -16,6 +16,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
 from align.models.folder import ModelFolder
+from align.pipeline.read_inputs import verify_inputs
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
@@ -169,6 +170,8 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
     alone = Rank(0, 1, emit, stop)
     context = _context(job, alone)
     try:
+        reads = {"epochs": stage.reads_epochs, "origins": stage.reads_origins}
+        verify_inputs(job.artifacts, job.inputs, context.store_root, emit, **reads)
         peak_bytes = 0
         if job.spread.is_shared:
             # This process holds the lock and commits; the ranks only train.

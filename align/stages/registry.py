@@ -20,6 +20,10 @@ class StageType:
     """Kind of the artifact it makes."""
     needs_trainers: bool = True
     """Whether it uses torch, so that its process had better be forked from one that has the trainers imported."""
+    reads_epochs: bool = False
+    """Whether it reads the models of each epoch that its inputs have."""
+    reads_origins: bool = False
+    """Whether it reads rows and curves of everything that its inputs were made from."""
 
     def load(self) -> Any:
         return importlib.import_module(self.module)
@@ -41,7 +45,7 @@ STAGES: dict[str, StageType] = {
     stage.name: stage
     for stage in (
         StageType("sft", "align.stages.sft", produces="model"),
-        StageType("select_checkpoint", "align.stages.select_checkpoint", produces="model"),
+        StageType("select_checkpoint", "align.stages.select_checkpoint", produces="model", reads_epochs=True),
         StageType("reward_model", "align.stages.reward_model", produces="reward_model"),
         StageType("generate", "align.stages.generate", produces="candidates"),
         StageType("score", "align.stages.score", produces="scored_candidates"),
@@ -57,6 +61,6 @@ STAGES: dict[str, StageType] = {
         StageType("rloo", "align.stages.rloo", produces="model"),
         StageType("distill", "align.stages.distill", produces="model"),
         StageType("select_model", "align.stages.select_model", produces="model"),
-        StageType("compare", "align.stages.compare", produces="comparison"),
+        StageType("compare", "align.stages.compare", produces="comparison", reads_origins=True),
     )
 }

@@ -34,8 +34,8 @@ from align.runtime.profile import phase
 from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, write_rows
-from align.store.atomic import link_tree, write_bytes, write_json
+from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, write_rows
+from align.store.atomic import write_bytes, write_json
 
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray
@@ -103,7 +103,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
         write_rows(context.output / ANSWERS_NAME / f"epoch-{epoch}.jsonl", of_epoch)
     drops = [*answers.drops.values(), *scores.drops, *loss_drops]
     write_rows(context.output / DROPS_NAME, drops)
-    link_tree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
+    context.known_hashes.link_tree(folders[choice["selected_epoch"]].path, context.output / MODEL_FOLDER)
     return StageOutcome(
         metrics={
             **choice,
@@ -125,8 +125,6 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
     Raises:
         RecipeError: if the artifact is something else, or keeps no epochs.
     """
-    from align.training.epoch import EPOCHS_NAME
-
     found = (re.fullmatch(r"epoch-(\d+)", path.name) for path in (artifact.path / EPOCHS_NAME).glob("epoch-*"))
     numbers = sorted(int(match[1]) for match in found if match)
     if artifact.manifest.stage != SFT_STAGE or not numbers:

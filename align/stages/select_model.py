@@ -28,7 +28,6 @@ from align.selection.checkpoint import scored_everywhere
 from align.selection.halving import better_half, rungs
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, MODEL_FOLDER, write_rows
-from align.store.atomic import link_tree
 
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray
@@ -95,7 +94,7 @@ def run(context: StageContext[Config]) -> StageOutcome:
     for number, label in enumerate(folders, start=1):
         write_rows(context.output / ANSWERS_NAME / f"{number}.jsonl", rows[label])
     write_rows(context.output / DROPS_NAME, list(drops.values()))
-    link_tree(folders[selected].path, context.output / MODEL_FOLDER)
+    context.known_hashes.link_tree(folders[selected].path, context.output / MODEL_FOLDER)
     context.note(f"of {len(folders)} models, {selected} scores highest: {means[selected]:.4g} on {len(scores[selected])} prompts")
     return StageOutcome(
         metrics={

@@ -25,7 +25,7 @@ from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.records import Drop, Instruction
 from align.stage import StageConfig, StageContext, StageOutcome
-from align.store.artifact import DROPS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
+from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, write_rows
 from align.store.atomic import link_tree
 from align.training.needs import TrainingNeeds, sample_passes
 
@@ -71,7 +71,6 @@ class Config(FineTuning, AnyPeft, StageConfig):
 
 def run(context: StageContext[Config]) -> StageOutcome:
     """Encode and check every row, train, keep the model and, if wanted, one checkpoint per epoch."""
-    from align.training.epoch import EPOCHS_NAME
 
     source, data = context.artifact(context.config.model), context.artifact(context.config.data)
     folder = ModelFolder.of(source)

@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +26,21 @@ from align.config.inputs import MANIFEST_NAME
 from align.errors import EnvironmentProblem
 from align.records import place_of
 from align.rows import kind_of
-from align.store.atomic import atomic_writer, fsync_folder, sync_tree, write_json
+from align.store.atomic import atomic_writer, fsync_folder, sync_tree
 from align.store.fingerprint import HASHES_NAME, FileHashes
+from align.store.seal import WORK_NAME, BrokenSeal, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from align.store.row_file import RowFile  # numpy, which plans do not need
 
-MANIFEST_SCHEMA_VERSION = 1
-WORK_NAME = "work"
+MANIFEST_SCHEMA_VERSION = 2
+"""Raised whenever an older manifest does not say what a newer one does. 2: sealed."""
 ROWS_NAME = "rows.jsonl"
 DROPS_NAME = "drops.jsonl"
 METRICS_NAME = "metrics.jsonl"
 MODEL_FOLDER = "model"
+EPOCHS_NAME = "epochs"
+"""Folder with the models of each epoch."""
 INPUT_STAGE = "input"
 """The stage in the manifest of an artifact that no stage of align made."""
 SFT_STAGE = "sft"
@@ -93,6 +99,8 @@ class Manifest(BaseModel):
     sampling, scoring and likelihoods. Empty: one process."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
     """Every file, by its path inside the artifact."""
+    seal: str = ""
+    """Hash of all the above, made when the manifest is written; see `align.store.seal`."""
 
     @property
     def chosen_input(self) -> str | None:
@@ -169,11 +177,24 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 EntryState = Literal["done", "missing", "damaged"]
 
 
+def every_file(_: str) -> bool:
+    """Every file of an entry, by its path inside."""
+    return True
+
+
 @dataclass
 class Entry:
     """The folder of one result in the store, finished or not."""
 
     path: Path
+    is_named: bool = True
+    """Whether its folder is called `<stage>-<fingerprint>`, as in a store."""
+
+    @classmethod
+    def given(cls, path: Path) -> Entry:
+        """The entry of a folder that a user named: a copy of a result outside a store may have any name."""
+        path = path.resolve()
+        return cls(path, is_named=path.with_name(HASHES_NAME).exists())
 
     @property
     def work(self) -> Path:
@@ -189,29 +210,75 @@ class Entry:
         return FileHashes(self.path.with_name(HASHES_NAME))
 
     def read_manifest(self) -> Manifest | None:
-        """The manifest, or None when there is none or it cannot be understood."""
+        """The manifest, or None when there is none, it is not as it was written, or it is that of another result."""
         try:
-            return Manifest.model_validate_json((self.path / MANIFEST_NAME).read_bytes())
-        except (OSError, ValidationError):
+            return self._sealed_manifest()
+        except (BrokenSeal, FileNotFoundError):
             return None
 
-    def check(self, hashes: FileHashes) -> tuple[EntryState, str]:
-        """Whether the entry is complete; if it is damaged, also the reason."""
-        if not (self.path / MANIFEST_NAME).exists():
+    def _sealed_manifest(self) -> Manifest:
+        content = read_sealed(self.path / MANIFEST_NAME)
+        if (version := content.get("schema_version")) != MANIFEST_SCHEMA_VERSION:
+            other = f"has the form {version} of another version of align; this one reads {MANIFEST_SCHEMA_VERSION}"
+            raise BrokenSeal(other)
+        try:
+            manifest = Manifest.model_validate(content)
+        except ValidationError as error:
+            raise BrokenSeal("cannot be read") from error
+        name = f"{manifest.stage}-{manifest.fingerprint}"
+        if self.is_named and (own := self.path.resolve().name) != name:
+            raise BrokenSeal(f"is that of {name}, not of {own}")
+        return manifest
+
+    def check(self, hashes: FileHashes, reads: Callable[[str], bool] = every_file) -> tuple[EntryState, str]:
+        """Whether the entry is complete, has nothing else in it and is undamaged; if not, also the reason.
+
+        Args:
+            hashes: files that it knows are not read.
+            reads: whether the content of a file counts, by its path inside. All must be there, in their size.
+        """
+        try:
+            manifest = self._sealed_manifest()
+        except FileNotFoundError:
             return "missing", ""
-        manifest = self.read_manifest()
-        if manifest is None:
-            return "damaged", f"{MANIFEST_NAME} cannot be read"
+        except BrokenSeal as problem:
+            return "damaged", f"{MANIFEST_NAME} {problem}"
+        found = set(self._files())
         for name, entry in manifest.files.items():
             path = self.path / name
-            if not path.is_file():
+            if name not in found or not path.is_file():
                 return "damaged", f"{name} is missing"
             # The size costs nothing; a truncated file of gigabytes is found before it is hashed.
             if path.stat().st_size != entry.size_bytes:
                 return "damaged", f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}"
-            if hashes.of(path) != entry.sha256:
-                return "damaged", f"{name} does not have the content it was written with"
+            if reads(name) and (digest := hashes.of(path)) != entry.sha256:
+                return "damaged", f"{name} does not have the content it was written with{_digests(digest, entry.sha256)}"
+        if others := sorted(found - manifest.files.keys()):
+            return "damaged", f"{others[0]} is not part of it{_and_more(others)}"
         return "done", ""
+
+    def verify(self, reads: Callable[[str], bool] = every_file) -> tuple[EntryState, str]:
+        """As `check`, but what `reads` says is read now, whatever is remembered; what is found replaces that."""
+        manifest, hashes = self.read_manifest(), self.known_hashes
+        hashes.read([self.path / name for name in manifest.files if reads(name)] if manifest else [], again=True)
+        found = self.check(hashes, reads)
+        hashes.save()
+        return found
+
+    def _files(self) -> Iterator[str]:
+        """Paths inside of everything but folders, the manifest and the work."""
+
+        def fail(error: OSError) -> None:
+            raise error  # else a folder that cannot be read would be an empty one
+
+        for parent, folders, names in os.walk(self.path, onerror=fail):
+            inside = os.path.relpath(parent, self.path)
+            if inside == ".":
+                folders[:] = [name for name in folders if name != WORK_NAME]
+                names = [name for name in names if name != MANIFEST_NAME]
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for name in (*names, *links):
+                yield os.path.normpath(os.path.join(inside, name))
 
     def quarantine(self) -> Path:
         """Move a damaged entry aside, so that nothing uses it and the user can look at it."""
@@ -240,11 +307,14 @@ class Entry:
         Args:
             seconds: asked for the manifest's `seconds` when all files are hashed, which takes minutes for large models.
         """
-        files, hashes = {}, self.known_hashes
-        for path in sorted(self.path.rglob("*")):
-            relative = path.relative_to(self.path)
-            if path.is_file() and relative.parts[0] != WORK_NAME and relative.name != MANIFEST_NAME:
-                files[relative.as_posix()] = FileEntry(size_bytes=path.stat().st_size, sha256=hashes.of(path))
+        names, hashes = sorted(self._files()), self.known_hashes
+        paths = [self.path / name for name in names]
+        self._forbid_writing(paths)
+        hashes.read(paths)
+        files = {
+            name: FileEntry(size_bytes=path.stat().st_size, sha256=hashes.of(path))
+            for name, path in zip(names, paths, strict=True)
+        }
         # Single files come from `atomic_writer`, which syncs them; those in folders come from libraries, which do not.
         for child in self.path.iterdir():
             if child.is_dir() and child.name != WORK_NAME:
@@ -252,11 +322,33 @@ class Entry:
         known = {} if seconds is None else {"seconds": round(seconds(), 3)}
         manifest = manifest.model_copy(update={"files": files, **known})
         # A kill before this line leaves an unfinished entry, whose work folder is still there for the next run.
-        write_json(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json()))
-        hashes.save()
+        write_sealed(self.path / MANIFEST_NAME, json.loads(manifest.model_dump_json(exclude={"seal"})))
+        self._forbid_writing([self.path / MANIFEST_NAME])
         # The entry is complete already: leftovers here cost disk space only, so they are no error.
-        shutil.rmtree(self.work, ignore_errors=True)
+        with hashes.touching(paths):  # the last epoch of a training is one file with its copy in the work folder
+            shutil.rmtree(self.work, ignore_errors=True)
+        hashes.save()
         return manifest
+
+    def _forbid_writing(self, paths: Iterable[Path]) -> None:
+        """Make files read-only, but not those that have names outside this entry: a user's own, or of another result."""
+        inside = Counter(os.lstat(os.path.join(parent, name)).st_ino for parent, _, names in os.walk(self.path) for name in names)
+        for path in paths:
+            status = path.stat()
+            if status.st_nlink == inside[status.st_ino] and status.st_mode & _WRITABLE:
+                with contextlib.suppress(OSError):  # a file system without permissions
+                    path.chmod(stat.S_IMODE(status.st_mode) & ~_WRITABLE)
+
+
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+def _digests(found: str, expected: str) -> str:
+    return f" (sha256 {found[:12]}…, not {expected[:12]}…)"
+
+
+def _and_more(names: list[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 class Store:

@@ -68,7 +68,7 @@ class KeptResult:
     def find(self, context: RunContext) -> Manifest | None:
         """Its manifest, if the store has it undamaged. A damaged one is moved aside, with a note. To be called inside `held`."""
         entry = self.entry
-        state, problem = entry.check(entry.known_hashes)
+        state, problem = entry.verify()
         if state == "damaged":
             context.note(f"{self.what}: damaged in the store ({problem}); moved to {entry.quarantine()} and made again")
         return entry.read_manifest() if state == "done" else None

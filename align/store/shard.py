@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from align.store.artifact import write_rows
-from align.store.atomic import write_json
 from align.store.fingerprint import sha256_of_file
+from align.store.seal import PLACE, BrokenSeal, place_of_work, read_sealed, write_sealed
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -34,14 +33,15 @@ def write_shard(shard: Path, rows: list[Any], **facts: Any) -> None:
 
 def seal_shard(shard: Path, **facts: Any) -> None:
     """Write the seal of a shard whose rows are on disk already."""
-    write_json(_seal_path(shard), {"sha256": sha256_of_file(shard), **facts})
+    write_sealed(_seal_path(shard), {PLACE: place_of_work(shard), "sha256": sha256_of_file(shard), **facts})
 
 
 def read_seal(shard: Path) -> Mapping[str, Any] | None:
     """The facts of a complete shard; None if it is missing, unfinished or damaged and must be made again."""
     try:
-        seal: dict[str, Any] = json.loads(_seal_path(shard).read_text())
+        seal = read_sealed(_seal_path(shard))
         # A kill may come between a shard's rows and its seal; an old seal then does not match new rows.
-        return seal if seal["sha256"] == sha256_of_file(shard) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        is_whole = seal.get(PLACE) == place_of_work(shard) and shard.is_file() and seal.get("sha256") == sha256_of_file(shard)
+        return seal if is_whole else None
+    except (OSError, BrokenSeal):
         return None

@@ -1,20 +1,21 @@
 """Training checkpoints that are whole or not used.
 
 transformers writes a checkpoint file by file. One that was interrupted, or damaged later, may load without an error and give
-other weights. So a seal with every file's hash is written last, and training resumes only from a checkpoint that equals its seal.
+other weights. So a seal with every file's hash is written last, and training resumes only from a checkpoint that equals its seal:
+of this stage and step, with these files and no others.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from align.store.atomic import fsync_folder, sync_tree, write_json
-from align.store.fingerprint import sha256_of_file
+from align.store.atomic import fsync_folder, sync_tree
+from align.store.fingerprint import FileHashes
+from align.store.seal import PLACE, BrokenSeal, place_of_work, read_sealed, write_sealed
 
 FOLDER_NAME = "checkpoints"
 """Folder in a stage's work folder that holds its checkpoints."""
@@ -44,16 +45,24 @@ class Clock:
         return time.monotonic() - self._started >= self._seconds
 
 
-def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint complete: its files are on disk and their hashes are recorded."""
+def seal(checkpoint: Path, *, called: str | None = None) -> None:
+    """Declare a checkpoint complete: its files are on disk and their hashes are recorded.
+
+    Args:
+        called: the name under which it is used, if its folder is renamed later.
+    """
     # Files before the seal: after a power cut there must be no seal for files that never reached the disk.
     sync_tree(checkpoint)
-    files = {
-        path.relative_to(checkpoint).as_posix(): sha256_of_file(path)
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != SEAL_NAME
-    }
-    write_json(checkpoint / SEAL_NAME, {"files": files})
+    place = place_of_work(checkpoint if called is None else checkpoint.with_name(called))
+    write_sealed(checkpoint / SEAL_NAME, {PLACE: place, "files": _hashes(checkpoint)})
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """sha256 of every file of a checkpoint as it is now, by its path inside."""
+    paths = sorted(path for path in checkpoint.rglob("*") if not path.is_dir() and path != checkpoint / SEAL_NAME)
+    hashes = FileHashes(None)
+    hashes.read(paths)
+    return {path.relative_to(checkpoint).as_posix(): hashes.of(path) if path.is_file() else "" for path in paths}
 
 
 def replace(checkpoint: Path, new: Path) -> None:
@@ -66,16 +75,21 @@ def replace(checkpoint: Path, new: Path) -> None:
 def problem_with(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is whole."""
     try:
-        files = json.loads((checkpoint / SEAL_NAME).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sealed = read_sealed(checkpoint / SEAL_NAME)
+    except FileNotFoundError:
         return "it was not finished"
-    for name, digest in files.items():
-        path = checkpoint / name
-        if not path.is_file():
+    except BrokenSeal as problem:
+        return f"{SEAL_NAME} {problem}"
+    if (place := sealed.get(PLACE)) != place_of_work(checkpoint):
+        return f"{SEAL_NAME} is that of {place}"
+    found = _hashes(checkpoint)
+    for name, digest in sealed["files"].items():
+        if name not in found:
             return f"{name} is missing"
-        if sha256_of_file(path) != digest:
+        if found[name] != digest:
             return f"{name} does not have the content it was written with"
-    return None
+    others = sorted(found.keys() - sealed["files"].keys())
+    return f"{others[0]} is not part of it" if others else None
 
 
 def strategy_of(checkpoint: Path) -> str:

@@ -16,12 +16,12 @@ from pathlib import Path
 from align.config.sections import Optimization
 from align.runtime.context import RunContext
 from align.runtime.group import from_first, wait_for_all
+from align.store.artifact import EPOCHS_NAME
 from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
 from align.training.loop import TrainingHistory, train
 from align.training.sharding import whole
 from align.training.step import StepTrainer
 
-EPOCHS_NAME = "epochs"
 HISTORY_NAME = "history.json"
 
 

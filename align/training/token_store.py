@@ -44,7 +44,7 @@ from align.runtime.threads import usable_cores
 from align.stage import StageContext
 from align.store.artifact import ROWS_NAME, Artifact, Entry, Manifest
 from align.store.atomic import atomic_writer
-from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
+from align.store.fingerprint import FileHashes, fingerprint
 from align.store.lock import hold
 
 TOKENS_VERSION = 1
@@ -110,8 +110,7 @@ def stored_tokens(
 
 
 def _made(context: StageContext[Any], source: _Source) -> Entry:
-    hashes = FileHashes(context.store_root / HASHES_NAME)
-    key = tokens_key(source.rows, source.folder, source.chat_format, source.form, hashes)
+    key = tokens_key(source.rows, source.folder, source.chat_format, source.form, context.known_hashes)
     entry = Entry(context.store_root / f"{ENTRY_TYPE}-{key}")
 
     def give_up() -> bool:
@@ -123,7 +122,7 @@ def _made(context: StageContext[Any], source: _Source) -> Entry:
     with hold(entry.lock_path, on_wait=waiting, give_up=give_up) as held:
         if not held:
             raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        state, problem = entry.check(entry.known_hashes)
+        state, problem = entry.verify()
         if state == "damaged":
             moved = entry.quarantine()
             context.note(f"the tokens of {source.rows.name} are damaged ({problem}); moved to {moved} and made again")

@@ -325,7 +325,7 @@ class OnlineTrainer:
                 save_state(new, self._state, self._optimizers, self._policy_before, phase, writes=first)
                 self._engine.save(new, self._state.rollouts + (phase is not None), writes=first)
                 if first:
-                    checkpoint.seal(new)
+                    checkpoint.seal(new, called=folder.name)
                     checkpoint.replace(folder, new)
                     checkpoint.remove_old(self._checkpoints)
         self._clock.restart()

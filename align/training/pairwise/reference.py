@@ -24,7 +24,6 @@ from align.runtime.profile import phase
 from align.scoring.batching import length_sorted_batches, run_batches
 from align.stage import StageContext
 from align.store.artifact import Artifact
-from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
 from align.training.pairwise.mask_probe import choose_collator
 from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
@@ -85,9 +84,8 @@ def _add_reference(
         model, collator = load()
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
-    hashes = FileHashes(context.store_root / HASHES_NAME)  # the plan has hashed these files already
     arithmetic = {"precision": precision, "weights": weights, "tail_weight": context.config.tail_weight}
-    key = reference_key(reference, pairs, hashes, **arithmetic)
+    key = reference_key(reference, pairs, context.known_hashes, **arithmetic)
     found = cached_reference_logps(context.store_root, key, pairs, context, compute)
     sides = np.array([(found[pair.id].chosen_logps, found[pair.id].rejected_logps) for pair in pairs])
     return rows.with_columns(reference_chosen_logps=sides[:, 0], reference_rejected_logps=sides[:, 1])

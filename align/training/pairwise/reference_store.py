@@ -131,7 +131,7 @@ def _of_ranks(
 
 def _kept(entry: Entry, pairs: Sequence[EncodedPreference], context: RunContext) -> list[ReferenceLogps] | None:
     """What the store has, if it is whole and of these pairs; else it is moved aside."""
-    state, problem = entry.check(entry.known_hashes)
+    state, problem = entry.verify()
     rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
     if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
         state, problem = "damaged", "it is of other pairs"
