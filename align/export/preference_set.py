@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.writer import write_canonical
-from align.errors import StageError
+from align.errors import EnvironmentProblem, StageError
 from align.export.dataset_card import render_dataset_card
 from align.rows import PREFERENCES
 from align.store.artifact import DROPS_NAME, ROWS_NAME, Artifact, Entry
@@ -61,7 +61,11 @@ def write_preference_set(stage_folder: Path, out: Path, *, command: Sequence[str
         command: what the user typed, for the card.
     """
     folder = stage_folder.resolve()
-    manifest = Entry.given(folder).read_manifest()
+    entry = Entry.given(folder)
+    state, problem = entry.verify()
+    if state == "damaged":
+        raise EnvironmentProblem(f"{stage_folder}: {problem}", hint="Run the command again: it makes the pairs again.")
+    manifest = entry.read_manifest()
     if manifest is None:
         raise StageError(f"{stage_folder}: the pairs were removed while they were needed", hint="Run the command again.")
     artifact = Artifact(stage_folder.name, folder, manifest)

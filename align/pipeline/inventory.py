@@ -199,8 +199,8 @@ class Pruned:
 def prune(out: Path, *, remove: bool) -> Pruned:
     """Remove every entry that no run needs; without `remove`, find out which that would be.
 
-    An entry that a process works on is kept; while a recipe runs, also inputs and what several stages use, such as tokens. Each one
-    gets another name before its files are removed, so a kill leaves no half entry under a name that a run would look for.
+    An entry that a process works on is kept, and while a recipe runs, so are inputs and what several stages use, such as tokens.
+    Each one gets another name before its files are removed: a kill leaves no half entry under a name that a run would look for.
     """
     inventory = take_inventory(out)
     hashes = FileHashes(inventory.root / HASHES_NAME)

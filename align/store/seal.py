@@ -10,7 +10,7 @@ from typing import Any
 
 from align.runtime.small_file import read_small_file
 from align.store.atomic import write_json
-from align.store.fingerprint import canonical_json
+from align.store.fingerprint import FileHashes, canonical_json
 
 SEAL = "seal"
 """Its field for the hash of the others."""
@@ -49,6 +49,45 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if content[SEAL] != found:
         raise BrokenSeal("was changed after it was written")
     return content  # type: ignore[no-any-return]
+
+
+def seal_folder(folder: Path, seal: Path, *, called: str | None = None) -> None:
+    """Seal all files of a folder of unfinished work, which must be on the disk already.
+
+    Args:
+        seal: the seal's file; it may be in the folder.
+        called: the name under which the folder is used, if it is renamed later.
+    """
+    place = place_of_work(folder if called is None else folder.with_name(called))
+    write_sealed(seal, {PLACE: place, "files": _hashes(folder, seal)})
+
+
+def folder_problem(folder: Path, seal: Path) -> str | None:
+    """What is wrong with a folder that `seal_folder` sealed, or None when it is whole: these files, and no others."""
+    try:
+        sealed = read_sealed(seal)
+    except FileNotFoundError:
+        return "it was not finished"
+    except BrokenSeal as problem:
+        return f"{seal.name} {problem}"
+    if (place := sealed.get(PLACE)) != place_of_work(folder):
+        return f"{seal.name} is that of {place}"
+    found, files = _hashes(folder, seal), sealed.get("files", {})
+    for name, digest in files.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} does not have the content it was written with"
+    others = sorted(found.keys() - files.keys())
+    return f"{others[0]} is not part of it" if others else None
+
+
+def _hashes(folder: Path, seal: Path) -> dict[str, str]:
+    """sha256 of everything below a folder but its seal, by its path inside; empty for what is no file."""
+    paths = sorted(path for path in folder.rglob("*") if path != seal and (path.is_symlink() or not path.is_dir()))
+    hashes = FileHashes(None)
+    hashes.read(paths)
+    return {path.relative_to(folder).as_posix(): hashes.of(path) if path.is_file() else "" for path in paths}
 
 
 def place_of_work(path: Path) -> str:

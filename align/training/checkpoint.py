@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align.store.atomic import fsync_folder, sync_tree
-from align.store.fingerprint import FileHashes
-from align.store.seal import PLACE, BrokenSeal, place_of_work, read_sealed, write_sealed
+from align.store.seal import folder_problem, seal_folder
 
 FOLDER_NAME = "checkpoints"
 """Folder in a stage's work folder that holds its checkpoints."""
@@ -53,16 +52,7 @@ def seal(checkpoint: Path, *, called: str | None = None) -> None:
     """
     # Files before the seal: after a power cut there must be no seal for files that never reached the disk.
     sync_tree(checkpoint)
-    place = place_of_work(checkpoint if called is None else checkpoint.with_name(called))
-    write_sealed(checkpoint / SEAL_NAME, {PLACE: place, "files": _hashes(checkpoint)})
-
-
-def _hashes(checkpoint: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint as it is now, by its path inside."""
-    paths = sorted(path for path in checkpoint.rglob("*") if not path.is_dir() and path != checkpoint / SEAL_NAME)
-    hashes = FileHashes(None)
-    hashes.read(paths)
-    return {path.relative_to(checkpoint).as_posix(): hashes.of(path) if path.is_file() else "" for path in paths}
+    seal_folder(checkpoint, checkpoint / SEAL_NAME, called=called)
 
 
 def replace(checkpoint: Path, new: Path) -> None:
@@ -74,22 +64,7 @@ def replace(checkpoint: Path, new: Path) -> None:
 
 def problem_with(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is whole."""
-    try:
-        sealed = read_sealed(checkpoint / SEAL_NAME)
-    except FileNotFoundError:
-        return "it was not finished"
-    except BrokenSeal as problem:
-        return f"{SEAL_NAME} {problem}"
-    if (place := sealed.get(PLACE)) != place_of_work(checkpoint):
-        return f"{SEAL_NAME} is that of {place}"
-    found = _hashes(checkpoint)
-    for name, digest in sealed["files"].items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} does not have the content it was written with"
-    others = sorted(found.keys() - sealed["files"].keys())
-    return f"{others[0]} is not part of it" if others else None
+    return folder_problem(checkpoint, checkpoint / SEAL_NAME)
 
 
 def strategy_of(checkpoint: Path) -> str:

@@ -1,6 +1,7 @@
 """The models that a training leaves: after each epoch where they are kept, and after the last, which is the trained model.
 
 work/epochs/epoch-N/    whole or absent
+work/epoch-N.json       its seal: what an interrupted training resumes with is what was saved
 work/history.json       the training is done: the last epoch's model is the result
 """
 
@@ -18,6 +19,8 @@ from align.runtime.context import RunContext
 from align.runtime.group import from_first, wait_for_all
 from align.store.artifact import EPOCHS_NAME
 from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
+from align.store.seal import folder_problem, seal_folder
+from align.training import checkpoint
 from align.training.loop import TrainingHistory, train
 from align.training.sharding import whole
 from align.training.step import StepTrainer
@@ -53,6 +56,8 @@ def train_and_save(
                     keep_epoch(save, context.work, epoch)
                 wait_for_all()
 
+    if context.is_first:
+        _begin_again_if_damaged(context)
     if from_first(record.exists() and trained.is_dir()):
         history = TrainingHistory(**json.loads(record.read_bytes()))
         trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=config.gradient_checkpointing)
@@ -86,11 +91,30 @@ def keep_epoch(save: Callable[[Path], None], work: Path, epoch: int) -> None:
     """Save the model as it is to `epoch_folder`, whole or not at all."""
     # An epoch may exist already: a training resumed from an older checkpoint repeats it.
     folder = epoch_folder(work, epoch)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    for path in (temporary, folder):
+    temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
+    for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)  # a kill while it is removed must not leave a part of it
+        shutil.rmtree(old)
     save(temporary)
     # A resumed training takes an earlier epoch as it finds it, also after a power cut.
     sync_tree(temporary)
+    seal_folder(temporary, _seal_of(folder), called=folder.name)
     os.replace(temporary, folder)
     fsync_folder(folder.parent)
+
+
+def _seal_of(epoch: Path) -> Path:
+    return epoch.parent.with_name(f"{epoch.name}.json")
+
+
+def _begin_again_if_damaged(context: RunContext) -> None:
+    """If a model that an earlier attempt saved is damaged, train from the start: no later checkpoint can make it again."""
+    for epoch in sorted((context.work / EPOCHS_NAME).glob("epoch-*")):
+        if (problem := folder_problem(epoch, _seal_of(epoch))) is not None:
+            context.note(f"{epoch.name} is not used ({problem}); training begins again")
+            (context.work / HISTORY_NAME).unlink(missing_ok=True)
+            for folder in (context.work / EPOCHS_NAME, context.work / checkpoint.FOLDER_NAME):
+                shutil.rmtree(folder, ignore_errors=True)
+            return

@@ -60,7 +60,7 @@ def test_a_commit_hashes_every_file_and_removes_the_work(store: Store, entry: En
         (lambda path: (path / "model" / "weights").write_bytes(b"123"), "model/weights has 3 bytes, not 5"),
         (lambda path: (path / "rows.jsonl").unlink(), "rows.jsonl is missing"),
         (lambda path: (path / "manifest.json").write_text('{"kind":'), "manifest.json cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json cannot be read"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json has no seal"),
     ],
 )
 def test_damage_is_found_and_named(store: Store, entry: Entry, damage, told: str) -> None:  # type: ignore[no-untyped-def]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from align import load_recipe, run_recipe
 from align.pipeline.plan import make_plan
 from align.store import fingerprint
-from align.store.fingerprint import FileHashes
+from align.store.fingerprint import BLOCK_BYTES, FileHashes
 
 ADAPTERS = """\
 name: adapters
@@ -44,14 +46,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 @pytest.mark.slow
-def test_a_run_of_adapters_and_its_next_plan_hash_every_file_once(project: Path, tmp_path: Path, reads: Counter[int]) -> None:
+def test_a_run_reads_each_file_when_it_is_made_and_used_and_its_next_plan_reads_none(
+    project: Path, tmp_path: Path, reads: Counter[int]
+) -> None:
     (project / "recipe.yaml").write_text(ADAPTERS)
     recipe, out = load_recipe(project), tmp_path / "runs"
     run = run_recipe(recipe, out, in_process=True).folder
     models = [path for path in run.parent.rglob("*.safetensors") if path.is_file()]
     assert len(models) == 3 + 2 + 2, "two epochs and a model, twice an adapter and its one epoch"
-    assert {reads[path.stat().st_ino] for path in models} == {1}
-    assert reads[(project / "base" / "model.safetensors").stat().st_ino] == 1
+    # For its commit, and by each stage that uses it, as a base too; the two adapters have one epoch each, which is the result.
+    of = {f"{path.parents[1].name.split('-')[0]}/{path.parent.name}": reads[path.stat().st_ino] for path in models}
+    print(of)
+    assert reads[(project / "base" / "model.safetensors").stat().st_ino] == 2, "for the plan, and by sft"
     made = sum(reads.values())
     assert {stage.status for stage in make_plan(recipe, out).stages} == {"cached"}
     assert sum(reads.values()) == made
@@ -76,6 +82,61 @@ def test_another_name_of_a_known_file_is_known_and_a_new_file_is_not(tmp_path: P
     os.utime(copy, ns=(0, first.stat().st_mtime_ns))
     assert later.of(copy) != digest
     assert sum(reads.values()) == 2
+
+
+def test_our_own_links_and_permissions_leave_a_known_file_known(tmp_path: Path, reads: Counter[int]) -> None:
+    (tmp_path / "model").mkdir()
+    file = write(tmp_path / "model" / "weights", "12345")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    digest = hashes.of(file)
+    hashes.link_tree(file.parent, tmp_path / "linked")
+    with hashes.touching([file]):
+        file.chmod(0o444)
+    hashes.save()
+    later = FileHashes(tmp_path / "hashes.json")
+    assert later.of(file) == later.of(tmp_path / "linked" / "weights") == digest
+    assert sum(reads.values()) == 1
+    file.chmod(0o644)  # somebody else may have done more than that
+    assert FileHashes(tmp_path / "hashes.json").of(file) == digest
+    assert sum(reads.values()) == 2
+
+
+def test_what_was_not_known_before_our_own_link_is_not_known_after_it(tmp_path: Path, reads: Counter[int]) -> None:
+    file = write(tmp_path / "weights", "12345")
+    hashes = FileHashes(None)
+    hashes.of(file)
+    status = file.stat()
+    file.write_text("54321")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with hashes.touching([file]):
+        os.link(file, tmp_path / "second")
+    assert hashes.of(file) == sha256(b"54321").hexdigest()
+    hashes.of(tmp_path / "second")
+    assert sum(reads.values()) == 2
+
+
+def test_a_cache_of_an_earlier_version_is_unknown(tmp_path: Path, reads: Counter[int]) -> None:
+    file = write(tmp_path / "file", "12345")
+    status = file.stat()
+    known = {str(file): [status.st_size, status.st_mtime_ns, status.st_ino, "0" * 64]}
+    write(tmp_path / "hashes.json", json.dumps(known))
+    assert FileHashes(tmp_path / "hashes.json").of(file) == sha256(b"12345").hexdigest()
+    assert sum(reads.values()) == 1
+
+
+def test_several_files_are_read_at_once_and_each_once(tmp_path: Path, reads: Counter[int]) -> None:
+    contents = {"empty": b"", "small": b"1", "block": b"2" * BLOCK_BYTES, "more": b"3" * (2 * BLOCK_BYTES + 1)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    os.link(tmp_path / "more", tmp_path / "linked")
+    hashes, paths = FileHashes(None), [tmp_path / name for name in (*contents, "linked", "nowhere")]
+    hashes.read(paths)
+    assert {name: hashes.of(tmp_path / name) for name in contents} == {n: sha256(c).hexdigest() for n, c in contents.items()}
+    assert hashes.of(tmp_path / "linked") == hashes.of(tmp_path / "more")
+    hashes.read(paths)
+    assert set(reads.values()) == {1}
+    hashes.read(paths, again=True)
+    assert set(reads.values()) == {2}
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("[1]"), lambda path: path.write_text('{"a": 1'), os.unlink])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,3 +38,21 @@ def test_a_complete_shard_stays_and_another_is_made_again(tmp_path: Path) -> Non
     write_shard(shard, ROWS, made_by="third")
     assert json.loads(shard.with_suffix(".json").read_text())["made_by"] == "third"
     assert read_seal(shard) is not None
+
+
+def test_a_seal_belongs_to_its_shard_and_says_what_it_said(tmp_path: Path) -> None:
+    first, second = (shard_path(tmp_path / "sft-1" / "work" / "shards", number) for number in range(2))
+    for shard in (first, second):
+        write_shard(shard, ROWS, tokens=7)
+    shutil.copy(first.with_suffix(".json"), second.with_suffix(".json"))
+    assert read_seal(second) is None, "the rows are the same, and still it is another shard"
+    seal = json.loads(first.with_suffix(".json").read_text())
+    first.with_suffix(".json").write_text(json.dumps({**seal, "tokens": 8}))
+    assert read_seal(first) is None
+    first.with_suffix(".json").write_text(json.dumps(seal))
+    assert (read_seal(first) or {})["tokens"] == 7
+    shutil.copytree(tmp_path / "sft-1", tmp_path / "sft-2")
+    assert read_seal(tmp_path / "sft-2" / "work" / "shards" / first.name) is None
+    first.unlink()
+    first.symlink_to("/dev/zero")
+    assert read_seal(first) is None
