@@ -4,7 +4,7 @@
     .venv/bin/python scripts/benchmarks/hashing.py [--shape smollm2-135m] [--rows 24]
 
 The rate is of files in memory (they were just written), by `FileHashes.read`: one file on one core, and several at once. Reading
-the same bytes without a hash is timed in turn. The share is the phase `hash` of each stage, in which the hashing of its own result
+the same bytes without a hash is timed in turn. The share is the phase `hash` of each stage, in which the hashing of its result
 counts too, from the events of a run: sft, then dpo, each one epoch over a few short rows, from a model of a public shape with
 random weights. No real stage is shorter, so the share is an upper bound.
 
