@@ -70,8 +70,12 @@ class KeptResult:
         entry = self.entry
         state, problem = entry.verify()
         if state == "damaged":
-            context.note(f"{self.what}: damaged in the store ({problem}); moved to {entry.quarantine()} and made again")
+            self.set_aside(context, problem)
         return entry.read_manifest() if state == "done" else None
+
+    def set_aside(self, context: RunContext, problem: str) -> None:
+        """Move it aside, with a note. To be called inside `held`."""
+        context.note(f"{self.what}: damaged in the store ({problem}); moved to {self.entry.quarantine()} and made again")
 
     def make(self, write: Callable[[Entry], Mapping[str, Any]], *, seconds: float = 0.0) -> Manifest:
         """Make it and keep it. To be called inside `held`.

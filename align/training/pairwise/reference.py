@@ -26,7 +26,7 @@ from align.stage import StageContext
 from align.store.artifact import Artifact
 from align.training.pairwise.collator import PairCollator, TrainingPair, shared_length
 from align.training.pairwise.mask_probe import choose_collator
-from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
+from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_result
 from align.training.pairwise.trainer import layout_of, prepare_model
 from align.training.pairwise.training_pairs import TrainingPairs
 from align.training.weights_of_first import weights_of_first
@@ -85,8 +85,8 @@ def _add_reference(
         return compute_reference_logps(model, pairs, collator, context, precision=precision)
 
     arithmetic = {"precision": precision, "weights": weights, "tail_weight": context.config.tail_weight}
-    key = reference_key(reference, pairs, context.known_hashes, **arithmetic)
-    found = cached_reference_logps(context.store_root, key, pairs, context, compute)
+    result = reference_result(context.store_root, reference, pairs, context.known_hashes, **arithmetic)
+    found = cached_reference_logps(result, pairs, context, compute)
     sides = np.array([(found[pair.id].chosen_logps, found[pair.id].rejected_logps) for pair in pairs])
     return rows.with_columns(reference_chosen_logps=sides[:, 0], reference_rejected_logps=sides[:, 1])
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from align.data.encoding import EncodedPreference
-from align.errors import Interrupted
 from align.runtime.context import RunContext
 from align.runtime.device import device_name
 from align.runtime.group import from_first
-from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, Manifest, read_rows, write_rows
-from align.store.fingerprint import FileHashes, fingerprint
+from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, ROWS_NAME, Artifact, Entry, read_rows, write_rows
+from align.store.fingerprint import FileHashes
+from align.store.kept import KeptResult
 from align.store.lock import hold
 
 REFERENCE_VERSION = 3
@@ -36,7 +36,8 @@ class ReferenceLogps(BaseModel):
     """Nats, summed over the rejected completion."""
 
 
-def reference_key(
+def reference_result(
+    store_root: Path,
     artifact: Artifact,
     pairs: Sequence[EncodedPreference],
     hashes: FileHashes,
@@ -44,10 +45,11 @@ def reference_key(
     precision: str,
     weights: str = "float32",
     tail_weight: float = 1.0,
-) -> str:
-    """16 hexadecimal digits over weights, tokens and arithmetic. Tokens cover the data, its template and its limits.
+) -> KeptResult:
+    """What the store has or will have of them: its key is made of weights, tokens and arithmetic.
 
-    The form of the batches follows from weights and tokens, so it is covered too.
+    Tokens cover the data, its template and its limits. The form of the batches follows from weights and tokens, so it is covered
+    too.
 
     Args:
         artifact: the reference.
@@ -59,10 +61,11 @@ def reference_key(
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
-    arithmetic = {"version": REFERENCE_VERSION, "precision": precision, "device": device_name(), "weights": weights}
+    arithmetic = {"precision": precision, "device": device_name(), "weights": weights}
     if tail_weight != 1:  # not named where it is 1, so that what the store has stays valid
         arithmetic["tail_weight"] = tail_weight
-    return fingerprint({**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()})
+    decides = {**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()}
+    return KeptResult(store_root, ENTRY_TYPE, REFERENCE_VERSION, decides, "reference log-probabilities")
 
 
 def _model_hashes(artifact: Artifact, hashes: FileHashes) -> dict[str, str]:
@@ -80,8 +83,7 @@ def _decides(name: str) -> bool:
 
 
 def cached_reference_logps(
-    store_root: Path,
-    key: str,
+    result: KeptResult,
     pairs: Sequence[EncodedPreference],
     context: RunContext,
     compute: Callable[[], Sequence[ReferenceLogps]],
@@ -91,23 +93,18 @@ def cached_reference_logps(
     Raises:
         Interrupted: if a stop was requested; a later run does not use a half-written entry.
     """
-    entry = Entry(store_root / f"{ENTRY_TYPE}-{key}")
     if context.spread.processes > 1:
-        return {row.id: row for row in _of_ranks(entry, key, pairs, context, compute)}
-    waiting = lambda holder: context.note(f"waiting for reference log-probabilities from {holder}")  # noqa: E731
+        return {row.id: row for row in _of_ranks(result, pairs, context, compute)}
     # Another run of the sweep may compute the same numbers now; waiting for it is faster than doing it twice.
-    with hold(entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as held:
-        if not held:
-            raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        rows = _kept(entry, pairs, context)
+    with result.held(context):
+        rows = _kept(result, pairs, context)
         if rows is None:
-            rows = _keep(entry, key, compute())
+            rows = _keep(result, compute)
     return {row.id: row for row in rows}
 
 
 def _of_ranks(
-    entry: Entry,
-    key: str,
+    result: KeptResult,
     pairs: Sequence[EncodedPreference],
     context: RunContext,
     compute: Callable[[], Sequence[ReferenceLogps]],
@@ -116,48 +113,39 @@ def _of_ranks(
 
     Two runs may then compute the same numbers; whoever finds the entry locked keeps its own to itself.
     """
+    entry = result.entry
 
     def under_lock(use: Callable[[], list[ReferenceLogps] | None]) -> list[ReferenceLogps] | None:
         with hold(entry.lock_path, on_wait=lambda holder: None, give_up=lambda: True) as held:
             return use() if held else None
 
-    rows = from_first(under_lock(lambda: _kept(entry, pairs, context)) if context.is_first else None)
+    rows = from_first(under_lock(lambda: _kept(result, pairs, context)) if context.is_first else None)
     if rows is None:
         rows = computed = list(compute())
         if context.is_first:
-            under_lock(lambda: None if entry.read_manifest() else _keep(entry, key, computed))
+            under_lock(lambda: None if entry.read_manifest() else _keep(result, lambda: computed))
     return rows
 
 
-def _kept(entry: Entry, pairs: Sequence[EncodedPreference], context: RunContext) -> list[ReferenceLogps] | None:
+def _kept(result: KeptResult, pairs: Sequence[EncodedPreference], context: RunContext) -> list[ReferenceLogps] | None:
     """What the store has, if it is whole and of these pairs; else it is moved aside."""
-    state, problem = entry.verify()
-    rows = list(read_rows(entry.path / ROWS_NAME, ReferenceLogps)) if state == "done" else []
-    if state == "done" and {row.id for row in rows} != {pair.id for pair in pairs}:
-        state, problem = "damaged", "it is of other pairs"
-    if state == "damaged":
-        moved = entry.quarantine()
-        context.note(f"reference log-probabilities are damaged ({problem}); moved to {moved} and made again")
-    if state != "done":
+    if result.find(context) is None:
         return None
-    context.note(f"reference log-probabilities of {len(rows):,} pairs are in the store")
+    rows = list(read_rows(result.entry.path / ROWS_NAME, ReferenceLogps))
+    if {row.id for row in rows} != {pair.id for pair in pairs}:
+        result.set_aside(context, "it is of other pairs")
+        return None
+    context.note(f"{result.what} of {len(rows):,} pairs are in the store")
     return rows
 
 
-def _keep(entry: Entry, key: str, computed: Sequence[ReferenceLogps]) -> list[ReferenceLogps]:
-    rows = list(computed)
-    entry.begin()
-    write_rows(entry.path / ROWS_NAME, rows)
-    entry.commit(
-        Manifest(
-            kind=ENTRY_TYPE,
-            stage=ENTRY_TYPE,
-            stage_version=REFERENCE_VERSION,
-            fingerprint=key,
-            config={},
-            inputs={},
-            seed=None,
-            rows_out=len(rows),
-        )
-    )
+def _keep(result: KeptResult, compute: Callable[[], Sequence[ReferenceLogps]]) -> list[ReferenceLogps]:
+    rows: list[ReferenceLogps] = []
+
+    def write(entry: Entry) -> dict[str, int]:
+        rows.extend(compute())
+        write_rows(entry.path / ROWS_NAME, rows)
+        return {"rows_out": len(rows)}
+
+    result.make(write)
     return rows

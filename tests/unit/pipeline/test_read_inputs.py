@@ -17,21 +17,9 @@ from align.pipeline.read_inputs import verify_inputs
 from align.runtime.events import Event, Quarantined
 from align.store import fingerprint
 from align.store.artifact import Entry, FileEntry, Manifest, Store
-from align.store.fingerprint import HASHES_NAME, FileHashes
+from align.store.fingerprint import FileHashes
 from align.testing import input_artifact
-
-
-def rot(path: Path) -> None:
-    """Change a byte, and let the store remember the file as it was."""
-    cache = path.parents[1] / HASHES_NAME if path.parent.parent.name == ".store" else path.parents[2] / HASHES_NAME
-    digest = FileHashes(cache).of(path)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    known, status = json.loads(cache.read_bytes()), path.stat()
-    known[str(path)] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, digest]
-    cache.write_text(json.dumps(known))
+from align.testing.damage import flip, overwrite, rot
 
 
 class Place:
@@ -109,9 +97,7 @@ def test_a_damaged_result_is_named_and_set_aside(
     place: Place, damaged: str, file: str, inputs: list[str], reads: dict[str, bool]
 ) -> None:
     path = place.artifacts[damaged].path
-    content = (path / file).read_bytes()
-    (path / file).chmod(0o644)
-    (path / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip(path / file)
     with pytest.raises(EnvironmentProblem) as caught:
         place.verify(*inputs, **reads)
     assert f"{damaged}: {path}: damaged: {file} does not have the content it was written with (sha256" in str(caught.value)
@@ -130,9 +116,7 @@ def test_rot_that_a_plan_cannot_see_is_seen_here(place: Place) -> None:
 
 
 def test_a_users_changed_file_is_named_and_stays(place: Place) -> None:
-    status = (place.user / "model.safetensors").stat()
-    (place.user / "model.safetensors").write_text("{} model.safetensorz")
-    os.utime(place.user / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
+    flip(place.user / "model.safetensors")
     with pytest.raises(EnvironmentProblem) as caught:
         place.verify("base")
     assert f"base: {place.user / 'model.safetensors'}: is not the file that was planned with (sha256" in str(caught.value)
@@ -145,8 +129,7 @@ def test_a_users_changed_file_is_named_and_stays(place: Place) -> None:
 
 def test_all_that_is_damaged_is_named(place: Place) -> None:
     for file in (place.user / "config.json", place.artifacts["sft"].path / "model" / "config.json"):
-        file.chmod(0o644)
-        file.write_text("[]")
+        overwrite(file, b"[]")
     with pytest.raises(EnvironmentProblem, match="2 inputs of this stage are damaged") as caught:
         place.verify("base", "sft")
     assert len(caught.value.render().splitlines()) <= 15
@@ -154,8 +137,7 @@ def test_all_that_is_damaged_is_named(place: Place) -> None:
 
 def test_a_result_of_another_store_is_not_moved(place: Place, tmp_path: Path) -> None:
     rows = place.artifacts["generate"].path / "rows.jsonl"
-    rows.chmod(0o644)
-    rows.write_text("[]\n")
+    overwrite(rows, b"[]\n")
     other = tmp_path / "others" / ".store"
     with pytest.raises(EnvironmentProblem, match="generate: .*damaged: rows.jsonl") as caught:
         verify_inputs(place.artifacts, ["generate"], other, place.events.append)

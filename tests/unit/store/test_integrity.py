@@ -14,8 +14,8 @@ import pytest
 
 from align.records import Drop
 from align.store.artifact import Entry, Manifest, Store, write_rows
-from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.seal import BrokenSeal, read_sealed, write_sealed
+from align.testing.damage import flip, overwrite, rot
 
 
 def manifest(stage: str = "sft", digest: str = "f" * 16) -> Manifest:
@@ -43,27 +43,6 @@ def entry(store: Store) -> Entry:
     return committed(store)
 
 
-def flip(path: Path) -> None:
-    """Change a byte in place and put the modification time back, as a careless tool or a curious person does."""
-    status = path.stat()
-    path.chmod(0o644)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    with path.open("r+b") as stream:
-        stream.write(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def rot(path: Path) -> None:
-    """Change a byte of which the file system knows nothing: what is remembered of the file still looks right."""
-    cache = next(parent / HASHES_NAME for parent in path.parents if (parent / HASHES_NAME).exists())
-    digest = FileHashes(cache).of(path)
-    flip(path)
-    known, status = json.loads(cache.read_bytes()), path.stat()
-    known[str(path)] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, digest]
-    cache.write_text(json.dumps(known))
-
-
 def test_a_flip_is_seen_though_size_time_and_inode_are_the_same(store: Store, entry: Entry) -> None:
     flip(entry.path / "model" / "weights")
     state, problem = entry.check(entry.known_hashes)
@@ -85,13 +64,7 @@ def test_rot_is_known_of_all_names_of_a_file(store: Store, entry: Entry) -> None
     other.begin()
     entry.known_hashes.link_tree(entry.path / "model", other.path / "model")
     other.commit(manifest("select_model", "e" * 16))
-    weights = entry.path / "model" / "weights"
-    digest = entry.known_hashes.of(weights)
-    flip(weights)
-    known, status = json.loads((store.root / HASHES_NAME).read_bytes()), weights.stat()
-    for path in (weights, other.path / "model" / "weights"):
-        known[str(path)] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, digest]
-    (store.root / HASHES_NAME).write_text(json.dumps(known))
+    rot(entry.path / "model" / "weights")
     assert other.check(other.known_hashes)[0] == "done"
     assert entry.verify()[0] == "damaged"
     assert other.check(other.known_hashes)[0] == "damaged"
@@ -155,7 +128,7 @@ def test_a_manifest_of_an_earlier_version_is_named_as_such(entry: Entry) -> None
 
 def test_a_manifest_belongs_to_its_folder_but_a_copy_elsewhere_may_have_any_name(store: Store, entry: Entry) -> None:
     other = committed(store, "sft", "e" * 16)
-    shutil.copy(entry.path / "manifest.json", other.path / "manifest.json")
+    overwrite(other.path / "manifest.json", (entry.path / "manifest.json").read_bytes())
     problem = f"manifest.json is that of sft-{'f' * 16}, not of sft-{'e' * 16}"
     assert other.check(other.known_hashes) == ("damaged", problem)
     copy = Path(shutil.copytree(entry.path, store.root.parent / "my model"))

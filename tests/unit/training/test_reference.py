@@ -19,10 +19,12 @@ from align.models.load import load_causal_lm
 from align.scoring.likelihood import completion_logps
 from align.store.artifact import INPUT_STAGE, Artifact, FileEntry, Manifest
 from align.store.fingerprint import FileHashes
+from align.store.kept import KeptResult
 from align.testing import Recorder, run_context
+from align.testing.damage import flip, overwrite
 from align.training.pairwise.collator import PairCollator
 from align.training.pairwise.reference import compute_reference_logps
-from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_key
+from align.training.pairwise.reference_store import ReferenceLogps, cached_reference_logps, reference_result
 from align.training.pairwise.trainer import prepare_model
 
 PAIRS = [EncodedPreference("a", [5, 6], [7, 8, 2], [9, 2]), EncodedPreference("b", [5], [2], [10, 11, 12, 2])]
@@ -37,13 +39,14 @@ class Place(Recorder):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.entry = root / "reference_logps-k"
+        self.result = KeptResult(root, "reference_logps", 1, {}, "reference log-probabilities")
+        self.entry = self.result.entry.path
         super().__init__()
         self.computed = 0
         self.context = run_context(root / "work", emit=self.handle)
 
     def get(self, pairs: Sequence[EncodedPreference] = PAIRS) -> Any:
-        return cached_reference_logps(self.root, "k", pairs, self.context, self._compute)
+        return cached_reference_logps(self.result, pairs, self.context, self._compute)
 
     def _compute(self) -> list[ReferenceLogps]:
         self.computed += 1
@@ -70,18 +73,16 @@ def test_rows_are_joined_by_id_not_by_place(place: Place) -> None:
 
 
 def flip_a_byte(entry: Path) -> None:
-    content = bytearray((entry / "rows.jsonl").read_bytes())
-    content[content.index(b"2.5")] ^= 1
-    (entry / "rows.jsonl").write_bytes(bytes(content))
+    flip(entry / "rows.jsonl")
 
 
 def lose_a_row(entry: Path) -> None:
     lines = (entry / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    (entry / "rows.jsonl").write_bytes(lines[0])
+    overwrite(entry / "rows.jsonl", lines[0])
 
 
 def cut_the_manifest(entry: Path) -> None:
-    (entry / "manifest.json").write_text('{"kind": "reference_')
+    overwrite(entry / "manifest.json", b'{"kind": "reference_')
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, lose_a_row, cut_the_manifest])
@@ -90,8 +91,8 @@ def test_damage_is_set_aside_named_and_made_again(place: Place, damage: Any) -> 
     damage(place.entry)
     assert place.get() == {row.id: row for row in ROWS}
     assert place.computed == 2
-    assert "are damaged" in place.notes[-1]
-    assert len(list(place.root.glob("quarantine-reference_logps-k-*"))) == 1
+    assert "reference log-probabilities: damaged" in place.notes[-1]
+    assert len(list(place.root.glob("quarantine-reference_logps-*"))) == 1
     assert place.get() == {row.id: row for row in ROWS}
     assert place.computed == 2
 
@@ -109,7 +110,7 @@ from pathlib import Path
 from align.store.artifact import Entry
 sys.path.insert(0, {tests!r})
 from test_reference import Place
-Entry.commit = lambda entry, manifest: os.kill(os.getpid(), signal.SIGKILL)
+Entry.commit = lambda entry, manifest, seconds: os.kill(os.getpid(), signal.SIGKILL)
 Place(Path({root!r})).get()
 """
 
@@ -128,7 +129,7 @@ def test_waiting_can_be_given_up(place: Place) -> None:
     from align.store.lock import hold
 
     place.context.stop_requested = lambda: signal.SIGTERM
-    with hold(place.root / "reference_logps-k.lock", on_wait=lambda holder: None), pytest.raises(Interrupted) as caught:
+    with hold(place.result.entry.lock_path, on_wait=lambda holder: None), pytest.raises(Interrupted) as caught:
         place.get()
     assert caught.value.exit_code == 143
     assert any("waiting for reference log-probabilities" in note for note in place.notes)
@@ -144,7 +145,7 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
     hashes = FileHashes(None)
 
     def key(artifact: Artifact, pairs: Sequence[EncodedPreference] = PAIRS, precision: str = "float32") -> str:
-        return reference_key(artifact, pairs, hashes, precision=precision)
+        return reference_result(tmp_path, artifact, pairs, hashes, precision=precision).key
 
     model = tmp_path / "model"
     model.mkdir()
@@ -154,7 +155,7 @@ def test_the_key_follows_weights_tokens_and_arithmetic(tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("not weights")
     assert key(artifact_of(model)) == first
     assert key(artifact_of(model), precision="bfloat16") != first
-    assert reference_key(artifact_of(model), PAIRS, hashes, precision="float32", tail_weight=0.5) != first
+    assert reference_result(tmp_path, artifact_of(model), PAIRS, hashes, precision="float32", tail_weight=0.5).key != first
     changes: list[dict[str, Any]] = [{"id": "x"}]
     changes += [{"prompt_token_ids": [5, 7]}, {"chosen_token_ids": [7, 2]}, {"rejected_token_ids": [7, 2]}]
     for change in changes:

@@ -30,6 +30,7 @@ from align.stage import StageConfig
 from align.store.artifact import ROWS_NAME, write_rows
 from align.store.fingerprint import FileHashes
 from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm
+from align.testing.damage import flip, overwrite
 from align.training import token_store
 from align.training.token_store import stored_tokens, tokens_key
 
@@ -176,17 +177,15 @@ def test_the_key_has_what_decides_the_tokens(place: Place) -> None:
 
 
 def flip_a_byte(entry: Path) -> None:
-    content = bytearray((entry / "rows.arrow").read_bytes())
-    content[len(content) // 2] ^= 1
-    (entry / "rows.arrow").write_bytes(bytes(content))
+    flip(entry / "rows.arrow")
 
 
 def cut_a_file(entry: Path) -> None:
-    (entry / "refused.arrow").write_bytes((entry / "refused.arrow").read_bytes()[:-9])
+    overwrite(entry / "refused.arrow", (entry / "refused.arrow").read_bytes()[:-9])
 
 
 def cut_the_manifest(entry: Path) -> None:
-    (entry / "manifest.json").write_text('{"kind": "tokens')
+    overwrite(entry / "manifest.json", b'{"kind": "tokens')
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_a_file, cut_the_manifest])
