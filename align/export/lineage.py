@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import EnvironmentProblem
 from align.export.source import STAGES_NAME, ModelSource
 from align.report.results import ModelResult, Results
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Entry, Manifest
@@ -114,8 +115,20 @@ def trace(artifact: Artifact) -> list[Step]:
     return list(steps.values())
 
 
+def _refuse_damaged(comparison: Entry) -> None:
+    state, problem = Entry.given(comparison.path).verify(lambda name: name == RESULTS_NAME)
+    if state != "done":
+        raise EnvironmentProblem(
+            f"{comparison.path}: {problem}", hint="Run the recipe that makes it again; it repairs what is damaged."
+        )
+
+
 def comparisons_with(source: ModelSource) -> list[Comparison]:
-    """The comparisons of the model's run whose models have its fingerprint."""
+    """The comparisons of the model's run whose models have its fingerprint.
+
+    Raises:
+        EnvironmentProblem: if one is damaged.
+    """
     if source.artifact is None or source.run is None:
         return []
     found = []
@@ -123,6 +136,7 @@ def comparisons_with(source: ModelSource) -> list[Comparison]:
         manifest = entry.read_manifest()
         if manifest is None or manifest.kind != "comparison":
             continue
+        _refuse_damaged(entry)
         named = [name for name in manifest.config.get("models", ()) if manifest.inputs.get(name) == source.artifact.fingerprint]
         results = _read_results(entry.path / RESULTS_NAME)
         # One model may have several names in a comparison; one row of numbers is enough.

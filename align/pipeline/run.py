@@ -27,6 +27,7 @@ from align.pipeline.inputs import import_inputs
 from align.pipeline.jobs import JobMaker
 from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
+from align.pipeline.read_inputs import AGAIN
 from align.pipeline.run_result import RunResult
 from align.pipeline.worker import PRELOAD_LOG_VARIABLE, process_environment
 from align.runtime.device import device_line, refuse_unusable_gpu
@@ -49,7 +50,7 @@ from align.runtime.launcher import Launcher, launcher_for
 from align.runtime.share import Share
 from align.runtime.signals import StopSignals
 from align.stages.registry import STAGES
-from align.store.artifact import Artifact
+from align.store.artifact import Artifact, Entry
 from align.store.atomic import fsync_folder, write_bytes
 from align.store.lock import hold
 
@@ -317,6 +318,10 @@ class _Runner:
         """Copy the files of the last comparison to the top of the run's folder, where users look for them."""
         made = [artifacts[stage.name] for stage in self._plan.stages if stage.status != "skipped"]
         comparisons = {artifact.name: artifact.path for artifact in made if artifact.kind == "comparison"}
+        for name, path in comparisons.items():
+            state, problem = Entry(path).verify()
+            if state != "done":  # what the next plan finds too
+                raise EnvironmentProblem(f"{name}: {path}: damaged: {problem}", hint=AGAIN)
         self._result.comparisons = {name: json.loads((path / PUBLISHED[0]).read_text()) for name, path in comparisons.items()}
         for name in PUBLISHED if comparisons else ():
             source, target = list(comparisons.values())[-1] / name, self._plan.run_folder / name

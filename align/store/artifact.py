@@ -262,7 +262,8 @@ class Entry:
         manifest, hashes = self.read_manifest(), self.known_hashes
         hashes.read([self.path / name for name in manifest.files if reads(name)] if manifest else [], again=True)
         found = self.check(hashes, reads)
-        hashes.save()
+        if self.is_named:  # else it is in no store
+            hashes.save()
         return found
 
     def _files(self) -> Iterator[str]:

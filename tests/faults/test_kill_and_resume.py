@@ -30,6 +30,7 @@ from align.runtime.replay import metrics_of
 from align.runtime.signals import StopSignals
 from align.store.artifact import METRICS_NAME, Manifest
 from align.testing import Recorder
+from align.testing.damage import overwrite
 
 pytestmark = pytest.mark.slow
 
@@ -236,7 +237,7 @@ def test_a_run_in_one_process_stops_and_goes_on_to_the_same_bytes(
 def test_damage_is_quarantined_and_made_again(project: Path, run_before: Callable[[str], Path], finished_run: Path) -> None:
     recipe, out = load_recipe(project / "recipe.yaml"), run_before("scored")
     rows = (out / "tiny" / "stages" / "sampled").resolve() / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("p3", "p4"))
+    overwrite(rows, rows.read_bytes().replace(b"p3", b"p4"))
     recorder = Recorder()
     run = run_recipe(recipe, out, until="sampled", sinks=[recorder]).folder
     (quarantined,) = recorder.of(Quarantined)

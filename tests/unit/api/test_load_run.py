@@ -10,6 +10,7 @@ import pytest
 
 import align
 from align.api.table import Table
+from align.testing.damage import overwrite
 
 
 @pytest.fixture
@@ -86,9 +87,9 @@ def test_a_damaged_result_is_not_used(finished_run: Path, tmp_path: Path) -> Non
     shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
     run = align.load_run(tmp_path / "runs" / "tiny")
     rows = (run.folder / "stages" / "scored").resolve() / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("p3", "p4"))
+    overwrite(rows, rows.read_bytes().replace(b"p3", b"p4"))
     assert run.stages["scored"].state == "damaged"
-    assert "damaged (rows.jsonl does not have the content it was written with): scored" in repr(run)
+    assert "damaged (rows.jsonl does not have the content it was written with (sha256 " in repr(run)
     with pytest.raises(align.EnvironmentProblem, match="scored: damaged"):
         run.rows("scored")
 

@@ -11,7 +11,7 @@ from align.pipeline.run_result import RunResult
 from align.progress.state import RunState
 from align.runtime.events import RunPlanned, StageCached, StageFailed, StageFinished, StagePlan
 from align.store.artifact import Manifest
-from align.store.atomic import write_json
+from align.store.seal import write_sealed
 
 COMMAND = ["align", "run", "my recipe.yaml"]
 
@@ -24,7 +24,7 @@ def result_of(folder: Path, **stages: dict[str, Any]) -> RunResult:
             kind=kind, stage="sft", stage_version=1, fingerprint=name, config={}, inputs={}, seed=1, seconds=61.0, **fields
         )
         (folder / "stages" / name).mkdir(parents=True)
-        write_json(folder / "stages" / name / "manifest.json", manifest.model_dump(mode="json"))
+        write_sealed(folder / "stages" / name / "manifest.json", manifest.model_dump(mode="json", exclude={"seal"}))
         result.stages.append({"name": name, "status": status, "seconds": 61.0})
     return result
 

@@ -13,6 +13,7 @@ from align.errors import AlignError, EnvironmentProblem, RecipeError
 from align.export.lineage import comparisons_with, prompts_of, trace
 from align.export.source import open_source, runs_of
 from align.testing import tiny_causal_lm, tiny_reward_model
+from align.testing.damage import overwrite
 
 
 def test_a_stage_is_found_by_its_link_its_entry_and_its_model_folder(made: Any) -> None:
@@ -51,7 +52,7 @@ def test_what_is_no_model_is_refused(made: Any, given: str, said: str) -> None:
 def test_a_damaged_result_is_not_exported(made: Any, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made.stage("dpo").resolve(), tmp_path / "dpo-x"))
     weights = copy / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
+    overwrite(weights, weights.read_bytes()[:-1])
     with pytest.raises(EnvironmentProblem, match=r"model/model.safetensors has \d+ bytes"):
         open_source(copy)
 

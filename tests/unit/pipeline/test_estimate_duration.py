@@ -23,6 +23,7 @@ from align.progress.display import ProgressDisplay
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import StageCached, StageFinished, StageStarted
 from align.store.artifact import Manifest
+from align.store.seal import write_sealed
 
 
 @pytest.fixture
@@ -82,7 +83,8 @@ def test_time_is_scaled_by_processes_and_engines_with_devices_of_their_own(proje
     stages = {stage.name: stage for stage in plan.stages}
     finished = out / "tiny" / "stages" / "sampled" / "manifest.json"
     manifest = manifest_of(out, "sampled").model_copy(update={"machine": {"engines": 2, "tensor_parallel": 1}})
-    finished.write_text(manifest.model_dump_json())
+    finished.unlink()
+    write_sealed(finished, manifest.model_dump(mode="json", exclude={"seal"}))
     # Of one process then, two now; of two engines then, 8 now. Starts are not divided.
     starts = {name: start_of(out, name) for name in stages}
     first, later = max(starts.values()), statistics.median(starts.values())

@@ -22,6 +22,7 @@ from align.runtime.events import RunPlanned, StagePlan
 from align.store.artifact import Entry, Manifest, Store
 from align.store.atomic import link_tree
 from align.store.lock import hold
+from align.testing.damage import rot
 
 
 def write_plan(run: Path, stages: Iterable[tuple[str, str]]) -> None:
@@ -126,13 +127,14 @@ def test_what_a_process_works_on_is_kept(shelf: Shelf) -> None:
     assert shelf.names() == []
 
 
-def test_inputs_stay_while_a_recipe_runs(shelf: Shelf) -> None:
-    for name in ("input-1", "dpo-1"):
+def test_inputs_and_what_several_stages_use_stay_while_a_recipe_runs(shelf: Shelf) -> None:
+    for name in ("input-1", "dpo-1", "tokens-1", "answers-1"):
         shelf.entry(name)
+    shelf.entry("scores-1").quarantine()
     with hold(shelf.root / "run-first.lock", on_wait=pytest.fail):
         assert take_inventory(shelf.out).running == ("first",)
-        assert [kept.path.name for kept in prune(shelf.out, remove=True).kept] == ["input-1"]
-    assert shelf.names() == ["input-1"]
+        assert sorted(kept.path.name for kept in prune(shelf.out, remove=True).kept) == ["answers-1", "input-1", "tokens-1"]
+    assert shelf.names() == ["answers-1", "input-1", "tokens-1"]
     assert take_inventory(shelf.out).running == ()
     prune(shelf.out, remove=True)
     assert shelf.names() == []
@@ -178,15 +180,14 @@ def test_a_verify_finds_what_time_and_size_hide_and_the_next_plan_knows_it(
     weights = shelf.entry("dpo-1").path / "model" / "weights"
     shelf.entry("orpo-1", done=False)
     assert verify(shelf.out).damaged == {}
-    status = weights.stat()
-    with weights.open("r+b") as stream:
-        stream.write(b"other")
-    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    rot(weights)
     assert Entry(shelf.root / "dpo-1").check(Store(shelf.root).hashes)[0] == "done", "as the store remembers it"
     assert main(["store", "verify", "--out", str(shelf.out), "--json"]) == 4
     out, errors = capsys.readouterr()
-    problem = "model/weights does not have the content it was written with"
-    assert json.loads(out) == {"checked": ["dpo-1", "sft-1"], "damaged": {"dpo-1": problem}}
+    problem = "model/weights does not have the content it was written with (sha256 "
+    found = json.loads(out)
+    assert found["checked"] == ["dpo-1", "sft-1"]
+    assert [(name, text[: len(problem)]) for name, text in found["damaged"].items()] == [("dpo-1", problem)]
     assert f"dpo-1: {problem}" in errors
     assert "Traceback" not in errors
     assert Entry(shelf.root / "dpo-1").check(Store(shelf.root).hashes)[0] == "damaged"

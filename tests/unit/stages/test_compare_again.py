@@ -15,6 +15,7 @@ from align.records import Message, Prompt, TextRow
 from align.stages import compare
 from align.store.artifact import Artifact, Entry, Manifest, write_rows
 from align.testing import Recorder, input_artifact, stage_context
+from align.testing.damage import overwrite
 from align.testing.tiny import tiny_causal_lm, tiny_reward_model
 
 pytestmark = pytest.mark.slow
@@ -143,7 +144,7 @@ def test_damage_is_named_and_made_again(run_compare: Compare, store: Path) -> No
     for kind in ("answers", "scores", "likelihoods", "probes"):
         entry = next(path for path in store.glob(f"{kind}-*") if path.is_dir())
         victim = next(path for path in entry.iterdir() if path.name in ("rows.jsonl", "probes.json"))
-        victim.write_bytes(victim.read_bytes()[:-2])
+        overwrite(victim, victim.read_bytes()[:-2])
     after = run_compare(store, "after", **options)
     damaged = [note for note in after.notes if "damaged" in note]
     assert [note.split()[0] for note in damaged] == ["answers", "scores", "probes", "likelihoods"]

@@ -12,6 +12,7 @@ from align.records import Drop, TextRow
 from align.store.artifact import Artifact, Entry, Manifest, Store, write_rows
 from align.store.atomic import atomic_writer, link_tree, write_json
 from align.store.fingerprint import FileHashes
+from align.testing.damage import overwrite
 
 
 def manifest(**changes: object) -> Manifest:
@@ -56,11 +57,11 @@ def test_a_commit_hashes_every_file_and_removes_the_work(store: Store, entry: En
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda path: (path / "model" / "weights").write_bytes(b"12346"), "model/weights does not have the content"),
-        (lambda path: (path / "model" / "weights").write_bytes(b"123"), "model/weights has 3 bytes, not 5"),
+        (lambda path: overwrite(path / "model" / "weights", b"12346"), "model/weights does not have the content"),
+        (lambda path: overwrite(path / "model" / "weights", b"123"), "model/weights has 3 bytes, not 5"),
         (lambda path: (path / "rows.jsonl").unlink(), "rows.jsonl is missing"),
-        (lambda path: (path / "manifest.json").write_text('{"kind":'), "manifest.json cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json has no seal"),
+        (lambda path: overwrite(path / "manifest.json", b'{"kind":'), "manifest.json cannot be read"),
+        (lambda path: overwrite(path / "manifest.json", b"{}"), "manifest.json has no seal"),
     ],
 )
 def test_damage_is_found_and_named(store: Store, entry: Entry, damage, told: str) -> None:  # type: ignore[no-untyped-def]
@@ -73,7 +74,7 @@ def test_damage_is_found_and_named(store: Store, entry: Entry, damage, told: str
 def test_the_remembered_hash_does_not_hide_a_change(store: Store, entry: Entry) -> None:
     assert entry.check(store.hashes)[0] == "done"
     store.hashes.save()
-    (entry.path / "model" / "weights").write_bytes(b"54321")
+    overwrite(entry.path / "model" / "weights", b"54321")
     assert Store(store.root).entry("generate", "f" * 16).check(Store(store.root).hashes)[0] == "damaged"
 
 
