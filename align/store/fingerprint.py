@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,6 +174,8 @@ def _each(read: Callable[[Path], str], paths: list[Path]) -> list[str]:
     readers = min(len(paths), usable_cores(), MOST_READERS)
     if readers < 2:
         return [read(path) for path in paths]
+    from concurrent.futures import ThreadPoolExecutor  # most plans read nothing
+
     with ThreadPoolExecutor(readers) as pool:  # hashlib works beside other threads
         return list(pool.map(read, paths))
 

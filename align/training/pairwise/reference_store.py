@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -61,7 +62,7 @@ def reference_result(
     rows = hashlib.sha256()
     for pair in pairs:
         rows.update(json.dumps([pair.id, pair.prompt_token_ids, pair.chosen_token_ids, pair.rejected_token_ids]).encode() + b"\n")
-    arithmetic = {"precision": precision, "device": device_name(), "weights": weights}
+    arithmetic: dict[str, Any] = {"precision": precision, "device": device_name(), "weights": weights}
     if tail_weight != 1:  # not named where it is 1, so that what the store has stays valid
         arithmetic["tail_weight"] = tail_weight
     decides = {**arithmetic, "model": _model_hashes(artifact, hashes), "pairs": rows.hexdigest()}
