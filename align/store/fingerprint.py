@@ -28,9 +28,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def sha256_of_json(value: Any) -> str:
+    """Hexadecimal, of a JSON value, however it is written."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that name a JSON value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+    return sha256_of_json(value)[:FINGERPRINT_LENGTH]
 
 
 @phase("hash")
@@ -149,7 +154,7 @@ class FileHashes:
             known = {**_read_cache(self._path), **self._added}
             kept = {key: [*state, digest] for key, (state, digest) in sorted(known.items()) if Path(key).exists()}
             with suppress(OSError):  # where the store cannot be written to, the files are hashed again
-                write_json(self._path, kept)
+                write_json(self._path, {"files": kept, "seal": sha256_of_json(kept)})
             self._added = {}
 
     def _digest(self, key: str, state: FileState) -> str | None:
@@ -188,14 +193,14 @@ def _same_file(first: str, second: str) -> bool:
 
 
 def _read_cache(path: Path | None) -> dict[str, tuple[FileState, str]]:
-    """State and sha256 by path. An unreadable cache is no error: the files are then hashed again."""
+    """State and sha256 by path. A cache that is damaged, or of an earlier version, is no error: the files are hashed again."""
+    if path is None:
+        return {}
     try:
-        loaded = json.loads(read_small_file(path)) if path is not None else {}
-        # Earlier versions wrote four values, without the time that no program can set: those files are unknown.
-        return {
-            key: (FileState(*value[:4]), str(value[4]))
-            for key, value in loaded.items()
-            if isinstance(value, list) and len(value) == 5
-        }
-    except (OSError, ValueError, AttributeError, RecursionError):
+        loaded = json.loads(read_small_file(path))
+        # A digit that flipped in it would call a whole file damaged, or a base model another one.
+        if loaded["seal"] != sha256_of_json(loaded["files"]):
+            return {}
+        return {key: (FileState(*state), digest) for key, (*state, digest) in loaded["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

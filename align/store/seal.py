@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from align.runtime.small_file import read_small_file
 from align.store.atomic import write_json
-from align.store.fingerprint import FileHashes, canonical_json
+from align.store.fingerprint import FileHashes, sha256_of_json
 
 SEAL = "seal"
 """Its field for the hash of the others."""
@@ -25,7 +24,8 @@ class BrokenSeal(ValueError):
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with a hash of its own content, atomically."""
-    write_json(path, {**content, SEAL: _hash_of(content)})
+    content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers become text, which sorts otherwise
+    write_json(path, {**content, SEAL: sha256_of_json(content)})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_small_file(path))
-        found = _hash_of({key: value for key, value in content.items() if key != SEAL})
+        found = sha256_of_json({key: value for key, value in content.items() if key != SEAL})
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -95,7 +95,3 @@ def place_of_work(path: Path) -> str:
     parts = path.absolute().parts
     work = max((index for index, part in enumerate(parts) if part == WORK_NAME), default=0)
     return "/".join(parts[work - 1 :]) if work > 1 else path.name
-
-
-def _hash_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from align.store.fingerprint import HASHES_NAME, FileHashes
+from align.store.fingerprint import HASHES_NAME, FileHashes, sha256_of_json
 
 
 def overwrite(path: Path, content: bytes) -> None:
@@ -28,8 +28,8 @@ def rot(path: Path) -> None:
     cache = next(folder / HASHES_NAME for folder in path.parents if (folder / HASHES_NAME).exists())
     digest = FileHashes(cache).of(path)
     flip(path)
-    known, status = json.loads(cache.read_bytes()), path.stat()
+    known, status = json.loads(cache.read_bytes())["files"], path.stat()
     state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     for name in {str(path.resolve()), *(key for key, value in known.items() if value[3] == status.st_ino)}:
         known[name] = [*state, digest]
-    cache.write_text(json.dumps(known))
+    cache.write_text(json.dumps({"files": known, "seal": sha256_of_json(known)}))

@@ -139,6 +139,15 @@ def test_several_files_are_read_at_once_and_each_once(tmp_path: Path, reads: Cou
     assert set(reads.values()) == {2}
 
 
+def test_a_digit_that_flipped_in_the_cache_accuses_no_file(tmp_path: Path) -> None:
+    file, cache = write(tmp_path / "file", "12345"), tmp_path / "hashes.json"
+    hashes = FileHashes(cache)
+    digest = hashes.of(file)
+    hashes.save()
+    cache.write_text(cache.read_text().replace(digest[:8], "00000000"))
+    assert FileHashes(cache).of(file) == digest
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("[1]"), lambda path: path.write_text('{"a": 1'), os.unlink])
 def test_an_unreadable_cache_is_no_error(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     file = write(tmp_path / "file", "12345")

@@ -184,3 +184,11 @@ def test_a_broken_seal_is_one_error(tmp_path: Path, content: str) -> None:
         read_sealed(tmp_path / "seal.json")
     with pytest.raises(FileNotFoundError):
         read_sealed(tmp_path / "nowhere.json")
+
+
+def test_what_is_sealed_is_what_is_read(tmp_path: Path) -> None:
+    content = {"by_length": {9: 1.5, 10: -0.0}, "pair": (1, None), "text": "\u2028é"}
+    write_sealed(tmp_path / "seal.json", content)
+    read = read_sealed(tmp_path / "seal.json")
+    assert read.pop("seal")
+    assert read == {"by_length": {"9": 1.5, "10": 0.0}, "pair": [1, None], "text": "\u2028é"}
