@@ -18,6 +18,7 @@ from align.stage import StageOutcome
 from align.stages import dpo
 from align.store.artifact import METRICS_NAME, MODEL_FOLDER, ROWS_NAME, write_rows
 from align.testing import Recorder, input_artifact, stage_context
+from align.testing.damage import flip
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +107,18 @@ def test_a_record_without_its_model_is_not_believed(training: Training) -> None:
     shutil.rmtree(training.output / MODEL_FOLDER)
     training.run()
     assert [event.task for event in training.of(Progress)].count("train") == STEPS
+    assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
+
+
+def test_a_model_that_was_damaged_while_the_stage_was_interrupted_is_trained_again(training: Training) -> None:
+    training.run(checkpoint_steps=3)
+    weights = (training.output / MODEL_FOLDER / "model.safetensors").read_bytes()
+    shutil.rmtree(training.output / MODEL_FOLDER)
+    (epoch,) = (training.output / "work" / "epochs").iterdir()
+    flip(epoch / "model.safetensors")
+    training.run(checkpoint_steps=3)
+    (note,) = (note for note in training.notes if "training begins again" in note)
+    assert note.startswith(f"{epoch.name} is not used (model.safetensors does not have the content")
     assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
 
 
