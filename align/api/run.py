@@ -18,7 +18,7 @@ from align.metric import duration_text, headlines, number_text
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import Event, Progress, RunPlanned, StageFailed, StagePlan, StageStarted
 from align.runtime.replay import metrics_of
-from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, Artifact, Entry
+from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, STORE_NAME, Artifact, Entry
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import is_held
 
@@ -214,8 +214,8 @@ class Run:
     @property
     def _store(self) -> Path:
         # A run of a single stage (`align stage`) keeps its store in its own folder.
-        own = self.folder / ".store"
-        return own if own.is_dir() else self.folder.parent / ".store"
+        own = self.folder / STORE_NAME
+        return own if own.is_dir() else self.folder.parent / STORE_NAME
 
     def _last_plan(self) -> tuple[RunPlanned, list[Event]]:
         """The plan of the last attempt, and the events since."""

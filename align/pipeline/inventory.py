@@ -17,12 +17,12 @@ from typing import Any, Literal
 from align.config.inputs import MANIFEST_NAME
 from align.errors import RecipeError
 from align.models.files import BASE_NAME
-from align.pipeline.plan import LINKS_NAME, STORE_NAME
+from align.pipeline.plan import LINKS_NAME
 from align.pipeline.run import INPUT_LINKS_NAME
 from align.runtime.event_file import EVENTS_NAME
 from align.runtime.events import RunPlanned, from_json
 from align.stages.registry import STAGES
-from align.store.artifact import Entry
+from align.store.artifact import STORE_NAME, Entry
 from align.store.atomic import fsync_folder
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import hold, is_held

@@ -26,11 +26,10 @@ from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_
 from align.scoring.math_answer import require_math_verify
 from align.stage import StageConfig
 from align.stages.registry import STAGES
-from align.store.artifact import Entry, Manifest, Store
+from align.store.artifact import STORE_NAME, Entry, Manifest, Store
 from align.store.fingerprint import fingerprint
 from align.training.needs import Trains
 
-STORE_NAME = ".store"
 LINKS_NAME = "stages"
 
 Status = Literal["cached", "run", "skipped"]

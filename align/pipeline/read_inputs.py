@@ -106,7 +106,7 @@ def _damage(reading: _Reading, hashes: FileHashes, root: Path, emit: Emit) -> _D
     in_store = artifact.path.resolve().parent == root
     if artifact.manifest.stage == INPUT_STAGE and not in_store and not (artifact.path / MANIFEST_NAME).exists():
         return _changed(artifact, hashes)
-    entry = Entry.given(artifact.path)
+    entry = Entry(artifact.path.resolve()) if in_store else Entry.given(artifact.path)
     state, problem = entry.check(hashes, reading.reads)
     if state == "missing":
         return _Damage(f"{artifact.name}: {entry.path}: the result was removed while it was needed", AGAIN)

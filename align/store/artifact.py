@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MANIFEST_SCHEMA_VERSION = 2
 """Raised whenever an older manifest does not say what a newer one does. 2: sealed."""
+STORE_NAME = ".store"
 ROWS_NAME = "rows.jsonl"
 DROPS_NAME = "drops.jsonl"
 METRICS_NAME = "metrics.jsonl"
@@ -194,7 +195,7 @@ class Entry:
     def given(cls, path: Path) -> Entry:
         """The entry of a folder that a user named: a copy of a result outside a store may have any name."""
         path = path.resolve()
-        return cls(path, is_named=path.with_name(HASHES_NAME).exists())
+        return cls(path, is_named=path.parent.name == STORE_NAME)
 
     @property
     def work(self) -> Path:

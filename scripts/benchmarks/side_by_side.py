@@ -21,9 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from align.pipeline.plan import LINKS_NAME, STORE_NAME
+from align.pipeline.plan import LINKS_NAME
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import StageFinished, StageStarted
+from align.store.artifact import STORE_NAME
 from align.store.atomic import write_json
 
 RESULT = Path(__file__).with_suffix(".json")
