@@ -44,7 +44,7 @@ from align.store.artifact import Artifact, Entry
 from align.testing import stage_context
 
 folder, base_url = Path(sys.argv[1]), sys.argv[2]
-entry = Entry(folder / "sampled")
+entry = Entry.given(folder / "sampled")
 judge = {"base_url": base_url, "model": "m", "max_concurrency": 2}
 config = score.Config.model_validate({"candidates": "sampled", "scorers": {"j": {"judge": judge}}})
 sampled = {"sampled": Artifact("sampled", entry.path, entry.read_manifest())}

@@ -54,9 +54,10 @@ def test_a_run_reads_each_file_when_it_is_made_and_used_and_its_next_plan_reads_
     run = run_recipe(recipe, out, in_process=True).folder
     models = [path for path in run.parent.rglob("*.safetensors") if path.is_file()]
     assert len(models) == 3 + 2 + 2, "two epochs and a model, twice an adapter and its one epoch"
-    # For its commit, and by each stage that uses it, as a base too; the two adapters have one epoch each, which is the result.
-    of = {f"{path.parents[1].name.split('-')[0]}/{path.parent.name}": reads[path.stat().st_ino] for path in models}
-    print(of)
+    weights = {stage: next((run / "stages" / stage / "model").glob("*.safetensors")) for stage in ("sft", "lora", "further")}
+    counts = {stage: reads[path.stat().st_ino] for stage, path in weights.items()}
+    assert counts == {"sft": 2 + 3, "lora": 2 + 1, "further": 2 + 1}, "for the seal of the epoch, the result, and each use"
+    assert reads[(run / "stages" / "sft" / "epochs" / "epoch-1" / "model.safetensors").stat().st_ino] == 2, "nothing uses it"
     assert reads[(project / "base" / "model.safetensors").stat().st_ino] == 2, "for the plan, and by sft"
     made = sum(reads.values())
     assert {stage.status for stage in make_plan(recipe, out).stages} == {"cached"}
@@ -72,8 +73,9 @@ def test_another_name_of_a_known_file_is_known_and_a_new_file_is_not(tmp_path: P
     first = write(tmp_path / "first", "12345")
     hashes = FileHashes(tmp_path / "hashes.json")
     digest = hashes.of(first)
+    with hashes.touching([first]):
+        os.link(first, tmp_path / "second")
     hashes.save()
-    os.link(first, tmp_path / "second")
     later = FileHashes(tmp_path / "hashes.json")
     assert later.of(tmp_path / "second") == digest
     assert sum(reads.values()) == 1
