@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.inputs import MANIFEST_NAME
-from align.store.artifact import METRICS_NAME, WORK_NAME
+from align.store.artifact import METRICS_NAME
+from align.store.seal import WORK_NAME
 from align.testing import warm_run
 from align.testing.processes import descendants, is_alive, wait_until_gone
 
