@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from align.config.chat import PINNED_DATE, ChatSettings
 from align.data.template_problems import (
+    BYTES_PER_CONVERSATION,
     MAX_RENDERED_CHARACTERS,
     RENDER_BYTES,
     Aspect,
@@ -255,7 +256,7 @@ class ChatFormat:
 
     @contextlib.contextmanager
     def time_limit(self, *, conversations: int) -> Iterator[None]:
-        """Limit the time for rendering this many conversations. An inner limit does nothing, which makes it cheap.
+        """Limit time and memory for rendering this many conversations. An inner limit does nothing, which makes it cheap.
 
         Raises:
             FormatError: when the time is over.
@@ -265,7 +266,7 @@ class ChatFormat:
             return
         self._limited = True
         try:
-            with time_limit(seconds_for(conversations)):
+            with time_limit(seconds_for(conversations)), memory_limit(RENDER_BYTES + conversations * BYTES_PER_CONVERSATION):
                 yield
         except TimeLimitExceeded:
             raise too_slow(self.where, conversations) from None
@@ -283,16 +284,15 @@ class ChatFormat:
 
     def _apply(self, add_generation_prompt: bool, conversation: list[dict[str, Any]], tools: Sequence[Any] = ()) -> str:
         try:
-            with memory_limit(RENDER_BYTES):
-                text = self.tokenizer.apply_chat_template(
-                    conversation,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    strftime_now=self._strftime,
-                    # Some templates ask whether there is a variable `tools` at all.
-                    **({"tools": list(tools)} if tools else {}),
-                    **self.settings.template_kwargs,
-                )
+            text = self.tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=self._strftime,
+                # Some templates ask whether there is a variable `tools` at all.
+                **({"tools": list(tools)} if tools else {}),
+                **self.settings.template_kwargs,
+            )
             if len(text) > MAX_RENDERED_CHARACTERS:
                 raise ValueError(f"it writes {len(text):,} characters")
         except Exception as error:

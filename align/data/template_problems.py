@@ -12,8 +12,9 @@ RENDER_SECONDS = 10.0
 SECONDS_PER_CONVERSATION = 0.02
 """Time limit for rendering: a fixed part, and a part per conversation. An untrusted template could loop for ever."""
 RENDER_BYTES = 1 << 30
-"""Memory that rendering a conversation may take beyond what the process has already. Jinja's sandbox limits what a template may
-call, not how much text it may build."""
+BYTES_PER_CONVERSATION = 1 << 18
+"""Memory that rendering may take beyond what the process has already: a fixed part, and a part per conversation, whose text
+stays. Jinja's sandbox limits what a template may call, not how much text it may build."""
 MAX_RENDERED_CHARACTERS = 1 << 26
 """Longest text of a conversation."""
 Aspect = Literal["template", "end_of_sequence", "padding", "prompt_prefix", "end_of_turn"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -45,23 +46,16 @@ def memory_limit(extra_bytes: int) -> Iterator[None]:
 
     Linux only, and in the main thread only, as the limit is the whole process's: elsewhere the block runs without a limit.
     """
-    if threading.current_thread() is not threading.main_thread() or not os.path.exists(_SIZE_FILE):
+    if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    import resource
-
-    with open(_SIZE_FILE, "rb", buffering=0) as status:
-        bound = int(status.read(32).split()[0]) * resource.getpagesize() + extra_bytes
+    with open("/proc/self/statm", "rb", buffering=0) as sizes:
+        pages = int(sizes.read(32).split()[0])  # of addresses
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     # Never above a limit that holds already: the system refuses a soft limit above the hard one.
-    resource.setrlimit(
-        resource.RLIMIT_AS, (min([bound, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)]), hard)
-    )
+    bounds = [each for each in (soft, hard) if each != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([pages * resource.getpagesize() + extra_bytes, *bounds]), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-_SIZE_FILE = "/proc/self/statm"
-"""Sizes of this process in pages; the first is that of its addresses."""
