@@ -5,14 +5,13 @@
     ├── DataError     (ValueError)  exit 3   a row or file of the user's data is wrong
     ├── EnvironmentProblem (OSError) exit 4  something the machine lacks: a package, a network, disk space, a lock held elsewhere
     ├── StageError    (RuntimeError) exit 5  a stage stopped: it diverged, ran out of memory, its process died
-    └── Interrupted                 exit 130 or 143: stopped by a signal, resumable
+    └── Interrupted                 exit 129, 130 or 143: stopped by a signal, resumable
 
 Anything else that escapes is a bug: exit 1, with its traceback.
 """
 
 from __future__ import annotations
 
-import errno
 import signal
 from collections.abc import Sequence
 
@@ -92,15 +91,6 @@ class Interrupted(AlignError):
     @property
     def exit_code(self) -> int:  # type: ignore[override]
         return 128 + self.signal_number
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk."""
-
-
-def disk_full(message: str) -> EnvironmentProblem:
-    """The error for a full disk, with what to do about it."""
-    return EnvironmentProblem(message, hint="Free some space and run the same command again; what was finished is kept.")
 
 
 def several(problems: Sequence[str], summary: str) -> str:

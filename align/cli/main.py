@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -135,16 +136,26 @@ def _invoke(arguments: Sequence[str]) -> int:
         # `main` handles it; the last clause would report it as a bug.
         raise
     except KeyboardInterrupt:
+        print_error("stopped")
         return 130
     except AlignError as error:
-        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
-            traceback.print_exc()
-        print_error(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}")
-        return error.exit_code
-    except Exception:
+        return _report(error)
+    except Exception as error:
+        from align.system_errors import system_problem
+
+        if (problem := system_problem(error, Path.cwd())) is not None:
+            return _report(problem)
         traceback.print_exc()
         print("This is a bug in align: please report it with the lines above and the command.", file=sys.stderr)
         return EXIT_BUG
+
+
+def _report(error: AlignError) -> int:
+    """Print an error that the user can act on; returns the exit code."""
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exc()
+    print_error(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error.render()}")
+    return error.exit_code
 
 
 if __name__ == "__main__":

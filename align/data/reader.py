@@ -19,6 +19,7 @@ from align.data.formats.delimited import read_csv
 from align.data.formats.json_list import read_json
 from align.data.formats.lines import read_json_lines, read_text
 from align.data.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
+from align.data.formats.unpacked import TooLarge, Unpacked
 from align.errors import DataError
 
 __all__ = ["FORMATS", "RawProblem", "RawRow", "file_format", "read_raw", "unknown_format"]
@@ -32,6 +33,9 @@ _TEXT_PARSERS: dict[str, Callable[[IO[bytes]], Iterator[RawRow]]] = {
     ".txt": read_text,
 }
 _COLUMNAR_PARSERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {".parquet": read_parquet, ".arrow": read_arrow}
+
+_UNPACKED_BYTES = 1 << 17
+"""Read at a time from a gzip stream."""
 
 FORMATS = (*_TEXT_PARSERS, *_COLUMNAR_PARSERS)
 """File endings, one per format. The text formats may add `.gz`."""
@@ -91,6 +95,8 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
                 return
             for line, row in parse(stream):
                 yield line, row
+    except TooLarge as error:
+        yield line + 1, RawProblem("too_long", f"the gzip file is refused: {error}; if it is right, unpack it first", True, True)
     # Must precede OSError, the base of BadGzipFile. The rows up to the damage have been yielded already.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield (
@@ -104,7 +110,7 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, uncompressed."""
     if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[type-var, unused-ignore]
+        return io.BufferedReader(Unpacked(gzip.open(path, "rb"), path.stat().st_size), _UNPACKED_BYTES)
     return path.open("rb")
 
 

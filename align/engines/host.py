@@ -23,6 +23,7 @@ from align.engines.remote import serve
 from align.engines.vllm_engine import GPU_MEMORY_SHARE, import_vllm
 from align.models.folder import ModelFolder
 from align.runtime.process import end_with_parent, send_output_to, start
+from align.runtime.signals import FROM_TERMINAL, ignore
 
 END_SECONDS = 5.0
 
@@ -118,8 +119,7 @@ class _Desk:
 def _serve(connection: Connection, log: Path, environment: Mapping[str, str]) -> None:
     """The process of the engine."""
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends it to every process of the group, and the run decides
+    ignore((*FROM_TERMINAL, signal.SIGTERM))  # they are sent to every process of the group, and the run decides
     os.environ.update(environment)
     send_output_to(log)
     import_vllm()

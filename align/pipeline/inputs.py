@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manife
 from align.store.atomic import sync_tree
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
+from align.system_errors import explained
 
 # Raised whenever the same file would give other rows than before.
 INGEST_VERSION = 4
@@ -67,18 +69,29 @@ def resolve_inputs(recipe: Recipe, store: Store, *, sizes_only: bool = False) ->
     failures: list[Finding] = []
     for name, spec in recipe.inputs.items():
         try:
-            if isinstance(spec, ModelInput):
-                resolved[name] = _resolve_model(recipe, name, spec, store, sizes_only=sizes_only)
-            elif isinstance(spec, ArtifactInput):
-                resolved[name] = _resolve_artifact(recipe, name, spec, store)
-            elif isinstance(spec, CandidatesInput):
-                resolved[name] = _resolve_candidates(recipe, name, spec, store)
-            else:
-                resolved[name] = _resolve_data(recipe, name, spec, store)
+            with explained(recipe.folder):
+                resolved[name] = _resolve(recipe, name, spec, store, sizes_only=sizes_only)
         except AlignError as error:
             failures.append(found_by(name, _with_place(error, recipe, name, spec)))
     store.hashes.save()
     return resolved, failures
+
+
+def _resolve(recipe: Recipe, name: str, spec: Any, store: Store, *, sizes_only: bool) -> ResolvedInput:
+    if isinstance(spec, ModelInput):
+        return _resolve_model(recipe, name, spec, store, sizes_only=sizes_only)
+    if isinstance(spec, ArtifactInput):
+        return _resolve_artifact(recipe, name, spec, store)
+    if isinstance(spec, CandidatesInput):
+        return _resolve_candidates(recipe, name, spec, store)
+    return _resolve_data(recipe, name, spec, store)
+
+
+def _hash_of(path: Path, store: Store) -> str:
+    """Also where the hash is known, the stages that run must be able to read the file."""
+    if not os.access(path, os.R_OK) and path.exists():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return store.hashes.of(path)
 
 
 def _with_place(error: AlignError, recipe: Recipe, name: str, spec: Any) -> AlignError:
@@ -130,7 +143,7 @@ def _model_fingerprint(spec: ModelInput, folder: Path, store: Store) -> tuple[st
     """The fingerprint of a model, and the sha256 of its files by name."""
     paths = _model_files(folder)
     store.hashes.read(paths)
-    files = {path.name: store.hashes.of(path) for path in paths}
+    files = {path.name: _hash_of(path, store) for path in paths}
     content: dict[str, Any] = {"kind": spec.kind, "files": files}
     if spec.chat is not None:
         content["chat"] = spec.chat.model_dump(mode="json", exclude_defaults=True)
@@ -191,7 +204,7 @@ def _resolve_candidates(recipe: Recipe, name: str, spec: CandidatesInput, store:
         open_file(RowFile(path, spec.columns)).check()
     folder = Path(os.path.commonpath([path.parent for path in files]))
     entries = {
-        path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=store.hashes.of(path))
+        path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=_hash_of(path, store))
         for path in files
     }
     # The suffix decides how a file is parsed.
@@ -205,7 +218,7 @@ def _content_of(file: SourceFile, store: Store) -> dict[str, Any]:
     """Everything that a file's rows depend on. For a hub dataset, the recipe itself has the name, split and revision."""
     if isinstance(file.origin, HubRows):
         return {"part": file.part}
-    content: dict[str, Any] = {"part": file.part, "sha256": store.hashes.of(file.origin), "suffixes": file.origin.suffixes}
+    content: dict[str, Any] = {"part": file.part, "sha256": _hash_of(file.origin, store), "suffixes": file.origin.suffixes}
     # Rows of a list in an older store have their line in place of their element's number.
     return content | ({"numbers": "elements"} if is_list(file.shown) else {})
 

@@ -17,7 +17,7 @@ from align.pipeline.estimate.table import size_text
 from align.pipeline.plan import Plan, PlannedStage, needed_by
 from align.pipeline.shared_engine import SharedEngine
 from align.pipeline.worker import StageJob, process_environment, run_stage
-from align.runtime.context import PLAIN, MemoryChoice
+from align.runtime.context import CHECKPOINT_NAME, PLAIN, MemoryChoice
 from align.runtime.events import Emit, Note
 from align.runtime.gpus import divided_gpus
 from align.runtime.job import Job
@@ -112,6 +112,7 @@ class JobMaker:
             run=partial(run_stage, work),
             log=self.log_of(stage, share).resolve(),
             environment={**judge_environment(config, os.environ), **process_environment(os.environ), **gpus},
+            checkpoint_request=stage.entry.work / CHECKPOINT_NAME if isinstance(config, Trains) else None,
             # What a process sees of the GPUs is fixed when an import asks for them.
             can_preload=not gpus and not _needs_bitsandbytes(config),
         )

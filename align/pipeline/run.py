@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from align.config.recipe import Recipe
 from align.engines.open import resolve_engine
-from align.errors import EXIT_BUG, EXIT_OK, EnvironmentProblem, Interrupted
+from align.errors import EXIT_BUG, EXIT_OK, AlignError, EnvironmentProblem, Interrupted
 from align.pipeline.beside import Group, groups_in_order, groups_of, shares_of
 from align.pipeline.checks.finding import Finding
 from align.pipeline.checks.machine import check_disk, check_memory
@@ -49,10 +49,12 @@ from align.runtime.job import Job
 from align.runtime.launcher import Launcher, launcher_for
 from align.runtime.share import Share
 from align.runtime.signals import StopSignals
+from align.runtime.supervise import AT_ONCE
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact, Entry
 from align.store.atomic import fsync_folder, write_bytes
 from align.store.lock import hold
+from align.system_errors import explained, system_problem
 
 INPUT_LINKS_NAME = "inputs"
 PUBLISHED = ("results.json", "report.html")
@@ -84,8 +86,10 @@ def run_recipe(
         StageBug: if a stage failed for a reason that is ours; in this process the error itself.
     """
     began, signals = time.monotonic(), StopSignals()
-    with signals.active():
+    with signals.active(), explained(out):
         plan, findings = checked_plan(recipe, out, quick=quick, **choice)
+        if _is_read_only(plan):
+            return _Runner(plan, findings, signals, [*sinks], command or [], in_process, began, writes=False).run()
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         waited: list[Waiting] = []
 
@@ -115,6 +119,8 @@ class _Runner:
         command: list[str],
         in_process: bool,
         began: float,
+        *,
+        writes: bool = True,
     ) -> None:
         self._plan = plan
         self._findings = findings
@@ -122,6 +128,8 @@ class _Runner:
         self._command = command
         self._in_process = in_process
         self._began = began
+        self._writes = writes
+        """Whether the folder of the run can be written to. Where it cannot, nothing is left to run."""
         self._result = RunResult(plan.run_folder)
         self._durations = DurationEstimator(plan)
         self._groups: tuple[Group, ...] = groups_in_order(plan)
@@ -151,21 +159,31 @@ class _Runner:
                 self._jobs.shared_engine.end()
                 if self._launcher is not None:
                     self._launcher.close()
-        except BaseException as error:
+        except BaseException as caught:
+            error = self._explained(caught)
             with contextlib.suppress(EnvironmentProblem):  # a full disk may be what ended the run
                 self._emit(
                     RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error), seconds=self._seconds())
                 )
-            raise
+            if error is caught:
+                raise
+            raise error from caught
         self._emit(RunFinished(exit_code=EXIT_OK, seconds=self._seconds()))
         return self._result
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What the user should see in place of an error of this process."""
+        if not isinstance(error, AlignError) and len(self._signals.received) > 1:
+            return Interrupted(AT_ONCE, signal_number=self._signals.received[0])  # in the middle of anything
+        return system_problem(error, self._plan.run_folder) or error
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
     def _run_stages(self) -> None:
         plan = self._plan
-        write_owner(plan.recipe, plan.run_folder, self._command)
+        if self._writes:
+            write_owner(plan.recipe, plan.run_folder, self._command)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         if self._in_process:
             refuse_in_process(plan)
@@ -342,6 +360,12 @@ def _planned(plan: Plan, command: list[str]) -> RunPlanned:
         for stage in plan.stages
     )
     return RunPlanned(recipe=plan.recipe.name, command=tuple(command), stages=tuple(stages))
+
+
+def _is_read_only(plan: Plan) -> bool:
+    """Whether everything is done already, in a folder that only lets itself be read."""
+    folder = plan.run_folder
+    return folder.is_dir() and not os.access(folder, os.W_OK) and not any(stage.status == "run" for stage in plan.stages)
 
 
 def _check(signals: StopSignals) -> None:

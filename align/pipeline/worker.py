@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
-from align.errors import DISK_FULL, AlignError, Interrupted, StageError, disk_full
+from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import ModelFolder
 from align.pipeline.read_inputs import verify_inputs
 from align.runtime.context import MemoryChoice
@@ -32,6 +33,7 @@ from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
 from align.store.kept import versions_of
 from align.store.lock import hold
+from align.system_errors import system_problem
 
 # Nothing leaves the machine unless asked: models were fetched, if at all, before the worker started.
 ENVIRONMENT = {
@@ -260,12 +262,29 @@ def _machine_of(job: StageJob) -> dict[str, Any]:
 
 def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
     """The error as the user should see it; None for a bug."""
+    if not isinstance(error, Interrupted) and (gone := _removed(error, job)) is not None:
+        return gone
     if isinstance(error, AlignError):
         return error
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return disk_full(f"{job.name}: the disk is full ({error.filename or job.entry.path})")
     if (problem := out_of_memory(error)) is not None:
         # Passes that are too large have been made smaller already.
         hint = "Choose an 8-bit optimizer or an adapter (peft), or lower max_tokens. align plan --memory compares them."
         return StageError(f"{job.name}: out of memory ({problem})", hint=hint)
+    found = system_problem(error, job.entry.path)
+    return None if found is None else EnvironmentProblem(f"{job.name}: {found.message}", hint=found.hint)
+
+
+def _removed(error: BaseException, job: StageJob) -> StageError | None:
+    """What to say where a folder that the stage reads or writes was removed while it ran, so that the error follows from that."""
+    for name, artifact in job.artifacts.items():
+        if not artifact.path.is_dir():
+            message = f"{job.name}: the result of {name} was removed while this stage needed it: {artifact.path}"
+            return StageError(message, hint=f"Run the same command again: it makes {name} again, unless it is an input of yours.")
+    if (
+        isinstance(error, FileNotFoundError)
+        and job.entry.path in Path(str(error.filename)).parents
+        and not job.entry.work.is_dir()
+    ):
+        message = f"{job.name}: its folder was removed while it ran: {job.entry.path}"
+        return StageError(message, hint="Run the same command again: this stage begins anew.")
     return None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     # Imported late: recipes are read with this module, and the classes of all events take longer to make than it.
     from align.runtime.events import Emit, Event, SampledText
 
+CHECKPOINT_NAME = "checkpoint-now"
 SHOWN_COMPLETIONS = 3
 """Completions of a `Sample`."""
 
@@ -74,6 +75,11 @@ class RunContext:
     """Takes events as they happen."""
     stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
+
+    @property
+    def checkpoint_request(self) -> Path:
+        """A file that is there when a checkpoint is wanted now (SIGUSR1). Every process that could write one sees it."""
+        return self.work / CHECKPOINT_NAME
 
     @property
     def is_first(self) -> bool:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from align.errors import DISK_FULL, disk_full
 from align.runtime.events import Event, Progress, from_json, to_json
+from align.system_errors import explained
 
 EVENTS_NAME = "events.jsonl"
 PROGRESS_SECONDS = 1.0
@@ -27,27 +27,28 @@ class JsonlSink:
         self._clock = clock
         self._written: dict[tuple[str, str], float] = {}
         """By stage and task, the time of the last progress event that was written."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        with explained(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._cut_unfinished_line()
 
     def handle(self, event: Event) -> None:
         """Write the event.
 
         Raises:
-            EnvironmentProblem: if the disk is full.
+            EnvironmentProblem: if the operating system refuses to write; see `align.system_errors`.
         """
         if isinstance(event, Progress) and not self._is_due(event):
             return
         line = (to_json(event) + "\n").encode()
-        try:
-            # On a disk that is almost full, `write` may succeed with a part of the line.
-            if os.write(self._file, line) == len(line):
-                return
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+        with explained(self._path):
+            try:
+                written = os.write(self._file, line)
+                # On a disk that is almost full, `write` may succeed with a part of the line. The next one says why.
+                if written < len(line):
+                    os.write(self._file, line[written:])
+            except OSError:
+                self._cut_unfinished_line()
                 raise
-        self._cut_unfinished_line()
-        raise disk_full(f"{self._path}: the disk is full")
 
     def __enter__(self) -> JsonlSink:
         return self

@@ -26,6 +26,7 @@ from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
 from align.runtime.item_flow import POLL_SECONDS, ItemFlow, WorkerDied, answer, never_stop, open_answer
 from align.runtime.pool import LOCAL, Pool
 from align.runtime.process import end_with_parent, how_it_ended, memory_hint, send_output_to, start
+from align.runtime.signals import ignore
 
 EXIT_SECONDS = 10.0
 
@@ -249,6 +250,7 @@ class _Crew(Generic[T, R]):
 def _serve(connection: Connection, environment: Mapping[str, str], log: Path | None) -> None:
     """A worker's process: receive the work, then answer items until the connection is closed."""
     end_with_parent()
+    ignore((signal.SIGHUP, signal.SIGUSR1))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_to_the_parent)
     # Before anything else is imported: CUDA reads the variable once, at its first use.

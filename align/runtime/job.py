@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 from align.errors import AlignError
 from align.runtime.events import Emit, Event
 from align.runtime.process import end_with_parent, send_output_to
-from align.runtime.signals import StopSignals
+from align.runtime.signals import FROM_TERMINAL, StopSignals, ignore
+from align.system_errors import system_problem
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Job:
     """Takes what the job's process prints."""
     environment: Mapping[str, str] = field(repr=False)
     """Set before the job runs. May hold keys."""
+    checkpoint_request: Path | None = None
+    """A file whose existence asks for a checkpoint; None: the job writes none."""
     can_preload: bool = True
     """Whether the job can run in a process that has imported the launcher's modules before it knew the job."""
 
@@ -52,7 +56,7 @@ def serve(connection: Connection, job: Job) -> None:
 
 def serve_later(connection: Connection, jobs: Connection, preload: str, environment: Mapping[str, str]) -> None:
     """Entry point of a process that imports `preload`, and then runs the job that comes through `jobs`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore(FROM_TERMINAL)
     end_with_parent()
     os.environ.update(environment)
     importlib.import_module(preload)
@@ -66,12 +70,8 @@ def serve_later(connection: Connection, jobs: Connection, preload: str, environm
 def _run(connection: Connection, job: Job) -> None:
     """Run the job, send its events, and last how it ended."""
     os.environ.update(job.environment)
-    send_output_to(job.log)
-    # Line by line, so that a kill loses nothing that was printed before.
-    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     stop = StopSignals()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the parent decides
+    ignore(FROM_TERMINAL)
     signal.signal(signal.SIGTERM, stop.remember)
 
     def send(message: Event | Ended) -> None:
@@ -81,13 +81,20 @@ def _run(connection: Connection, job: Job) -> None:
             os._exit(1)  # the parent is gone
 
     try:
+        send_output_to(job.log)
+        # Line by line, so that a kill loses nothing that was printed before.
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
         job.run(send, stop)
         send(Ended())
     except BaseException as error:  # the parent decides what the user sees
-        traceback.print_exc()
-        send(Ended(error if isinstance(error, AlignError) else None, traceback.format_exc()))
+        known = error if isinstance(error, AlignError) else system_problem(error, job.log)
+        send(Ended(known, traceback.format_exc()))
+        with suppress(OSError):  # a full disk may be what ended the job
+            traceback.print_exc()
     # `os._exit` skips them, and temporary folders of multiprocessing would stay.
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)  # vLLM and torch may hang in their own exit handlers; everything of ours is on disk

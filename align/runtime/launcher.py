@@ -19,9 +19,9 @@ from align.errors import Interrupted, StageError
 from align.runtime.events import Emit
 from align.runtime.gpus import visible_gpus
 from align.runtime.job import Job, serve, serve_later
-from align.runtime.process import start
-from align.runtime.signals import StopSignals, ignored
-from align.runtime.supervise import AT_ONCE, RunningJob, supervise
+from align.runtime.process import RUNNER_VARIABLE, start
+from align.runtime.signals import FROM_TERMINAL, StopSignals, ignored
+from align.runtime.supervise import AT_ONCE, RunningJob, checkpoint_files, supervise
 
 
 class Launcher(Protocol):
@@ -80,6 +80,7 @@ class InProcess:
         for job in jobs:
             stop.second_interrupts = True
             # stdout carries the caller's result.
+            stop.checkpoint_files = checkpoint_files([job])
             with _environment(job.environment), redirect_stdout(sys.stderr):
                 try:
                     job.run(emit, stop)
@@ -88,7 +89,7 @@ class InProcess:
                 except BaseException as error:
                     return {job.name: error}
                 finally:
-                    stop.second_interrupts = False
+                    stop.second_interrupts, stop.checkpoint_files = False, []
         return {}
 
     def close(self) -> None:
@@ -140,7 +141,7 @@ class _Spare:
         self._jobs, theirs = context.Pipe()
         arguments = (sender, theirs, preload, dict(environment))
         self._process = context.Process(target=serve_later, args=arguments, name="align-spare")
-        with ignored(signal.SIGINT):  # a terminal's Ctrl-C must not end it in the middle of its imports
+        with ignored(*FROM_TERMINAL):  # a terminal's Ctrl-C must not end it in the middle of its imports
             start(self._process)
         sender.close()
         theirs.close()
@@ -169,7 +170,8 @@ class Forked:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preload])
         # A terminal sends Ctrl-C to the server too, and it would die of it in the middle of its imports.
-        with _environment(environment), ignored(signal.SIGINT):
+        runner = {RUNNER_VARIABLE: str(os.getpid())}
+        with _environment({**environment, **runner}), ignored(*FROM_TERMINAL):
             forkserver.ensure_running()
 
     def run(self, jobs: Sequence[Job], emit: Emit, stop: StopSignals) -> dict[str, BaseException]:
@@ -205,7 +207,7 @@ def _started(context: ForkServerContext | SpawnContext, job: Job, stop: StopSign
     process = context.Process(target=serve, args=(sender, job), name=f"align-{job.name}")
     try:
         start(process)
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # the last: of its socket
         if (number := stop()) is not None:
             raise Interrupted("stopped before it began.", signal_number=number) from None
         hint = f"Run the same command again. Log: {job.log}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
@@ -13,6 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
+RUNNER_VARIABLE = "ALIGN_RUNNER"
+"""The number of the process that started the fork server."""
+PR_SET_PDEATHSIG = 1
+"""Linux: the signal that a process gets when the one that started it ends."""
 _starting = threading.Lock()
 
 
@@ -47,6 +53,18 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def end_with_runner() -> None:
+    """Have Linux kill this process as soon as the runner has ended, also while it imports and runs no Python.
+
+    Only for a process that the runner has started itself. The fork server looks at its runner only between two requests, so
+    that it would live on until its imports are done.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ.get(RUNNER_VARIABLE, os.getppid())):  # it ended before
+        os._exit(1)
 
 
 def send_output_to(log: Path) -> None:

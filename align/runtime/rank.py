@@ -22,9 +22,12 @@ from align.errors import AlignError
 from align.runtime.events import Emit, Event
 from align.runtime.life import watched_by
 from align.runtime.process import end_with_parent
+from align.runtime.signals import FROM_TERMINAL, ignore
 from align.runtime.spread import Spread
 
 BEAT_SECONDS = 1.0
+SUSPENDED_SECONDS = 10.0
+"""A thread that is to run every second, and did not for so long, was suspended with its process. That is no hang."""
 CONSEQUENCE_SECONDS = 5.0
 """How long a rank with an error that may follow from another's death lives on, so that the death itself is found first."""
 
@@ -90,7 +93,7 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
     end_with_parent()
     # The caller's process may remember SIGTERM instead of obeying it, and a fork has its handlers.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore(FROM_TERMINAL)
     number, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     connection = connections[local]
     for other, theirs in enumerate(connections):
@@ -103,8 +106,13 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
             send_message(connection, message)
 
     def beat() -> None:
+        awake_at = time.monotonic()
         while True:
-            send(Beat(os.getpid(), time.monotonic() - state.step_at))
+            now = time.monotonic()
+            if (gap := now - awake_at) > SUSPENDED_SECONDS:
+                state.step_at = min(now, state.step_at + gap)
+            awake_at = now
+            send(Beat(os.getpid(), now - state.step_at))
             if connection.poll(BEAT_SECONDS):
                 try:
                     state.stop = pickle.loads(connection.recv_bytes())

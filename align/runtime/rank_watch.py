@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from align.errors import Interrupted, StageError
 from align.runtime.events import Emit
 from align.runtime.process import RemoteTraceback, how_it_ended, memory_hint
-from align.runtime.rank import Beat, Ended, Message
+from align.runtime.rank import SUSPENDED_SECONDS, Beat, Ended, Message
 from align.runtime.spread import Spread
 
 FROZEN_SECONDS = 40.0
@@ -62,6 +62,7 @@ class Watch:
         self._ended: dict[int, Ended] = {}
         self._stop: int | None = None
         self._hang = ""
+        self._awake_at = time.monotonic()
 
     def take(self, rank: int, message: Message) -> None:
         """Take a message that has just come."""
@@ -73,6 +74,15 @@ class Watch:
             self._ended[rank], self._steps[rank] = message, now
         else:
             self._emit(message)
+
+    def awake(self) -> None:
+        """To be called a few times a second. Where that was not possible, because the whole machine or every process of the run
+        was suspended (Ctrl-Z, a closed laptop), the time does not count for the ranks either."""
+        now = time.monotonic()
+        if (gap := now - self._awake_at) > SUSPENDED_SECONDS:
+            for times in (self._heard, self._steps):
+                times.update({rank: min(now, at + gap) for rank, at in times.items()})
+        self._awake_at = now
 
     def stop_number(self) -> int | None:
         """The number of the signal that asked to stop, for all ranks; None if there was none."""

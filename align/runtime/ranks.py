@@ -70,6 +70,7 @@ def _listen(ranks: LocalRanks, watch: Watch, over: threading.Event) -> None:
     """Serve the ranks, while the agent runs in the caller's thread."""
     told = ended = False
     while True:
+        watch.awake()
         last = over.is_set()  # what is left in the pipes is read once more
         for rank, message in ranks.hear(0 if last else POLL_SECONDS):
             watch.take(rank, message)

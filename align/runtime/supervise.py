@@ -96,6 +96,7 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
     culprit = ""
     """The job that failed by itself, for which the others are stopped."""
     try:
+        stop.checkpoint_files = checkpoint_files(jobs)
         for job in jobs:
             try:
                 running.append(start(job))
@@ -124,9 +125,15 @@ def supervise(jobs: Sequence[Job], start: Callable[[Job], RunningJob], emit: Emi
                 elif one.grace.is_over or (one.grace.has_begun and len(stop.received) > (0 if culprit else 1)):
                     one.process.kill()  # only where no message waits: it may be the last
     finally:
+        stop.checkpoint_files = []
         for one in running:
             one.end()
     return failures
+
+
+def checkpoint_files(jobs: Sequence[Job]) -> list[Path]:
+    """What SIGUSR1 creates while the jobs run."""
+    return [job.checkpoint_request for job in jobs if job.checkpoint_request is not None]
 
 
 def _ask_to_stop(one: RunningJob, culprit: str, emit: Emit) -> None:

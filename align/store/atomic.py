@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from align.errors import DISK_FULL, disk_full
+from align.system_errors import explained, system_problem
 
 TEMPORARY_SUFFIX = ".tmp"
 # Another file system, one without hard links, too many names of one file, or a file of another user.
@@ -30,11 +30,17 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` only if the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A binary file that appears at `path` only if the block ends without an exception.
+
+    Raises:
+        EnvironmentProblem: if the operating system refuses to write; see `align.system_errors`.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic within one file system only; a random name, because two processes may
     # write the same path.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    written = None
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -42,15 +48,16 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             # Without it, a power cut after the rename can leave an empty file under the final name.
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in DISK_FULL:
-            raise disk_full(f"{path}: the disk is full; the file was not written") from error
-        raise
     # Ctrl-C and a stop must not leave temporary files either.
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # it may never have been made
+            written = temporary.stat().st_size or None
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        if (problem := system_problem(error, path, needed=written)) is None:
+            raise
+        raise problem from error
     fsync_folder(path.parent)
 
 

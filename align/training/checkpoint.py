@@ -30,18 +30,27 @@ KEEP = 2
 
 
 class Clock:
-    """Says when a checkpoint is due: so many minutes after the last one, or after the start."""
+    """Says when a checkpoint is due: so many minutes after the last one or the start, or when somebody wants one.
 
-    def __init__(self, minutes: float) -> None:
+    Args:
+        minutes: between two checkpoints.
+        request: a file that is there when one is wanted now; it is removed when one has been written.
+    """
+
+    def __init__(self, minutes: float, request: Path | None = None) -> None:
         self._seconds = 60 * minutes
-        self.restart()
+        self._request = request
+        self._started = time.monotonic()
 
     def restart(self) -> None:
         """Count from now: a checkpoint has just been written."""
         self._started = time.monotonic()
+        if self._request is not None:
+            self._request.unlink(missing_ok=True)
 
     def is_due(self) -> bool:
-        return time.monotonic() - self._started >= self._seconds
+        is_wanted = self._request is not None and self._request.exists()
+        return is_wanted or time.monotonic() - self._started >= self._seconds
 
 
 def seal(checkpoint: Path, *, called: str | None = None) -> None:

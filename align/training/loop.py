@@ -268,7 +268,7 @@ def train(
     """
     trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=gradient_checkpointing)
     folder = Path(trainer.args.output_dir or "")
-    callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes), per_epoch)
+    callback = _StageCallback(context, folder, checkpoint.Clock(checkpoint_minutes, context.checkpoint_request), per_epoch)
     trainer.add_callback(callback)
     if keep_epoch is not None:
         trainer.add_callback(_EpochCallback(keep_epoch))

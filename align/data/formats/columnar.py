@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.formats.raw import UTF8_HINT, RawProblem, RawRow
+from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
+from align.data.formats.unpacked import TooLarge, check_arrow, parquet_batch_rows
 from align.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     def batches() -> Iterator[pyarrow.RecordBatch]:
         # With a buffer, pages are read one after the other; pre_buffer would hold whole row groups.
         with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
+            rows = parquet_batch_rows(path, file.metadata, BATCH_ROWS)
+            yield from file.iter_batches(batch_size=rows, use_threads=False)
 
     return _read(path, batches(), "Parquet")
 
@@ -49,6 +51,7 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
     import pyarrow
 
     def batches() -> Iterator[pyarrow.RecordBatch]:
+        check_arrow(path)
         with pyarrow.OSFile(str(path)) as source:
             is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
             source.seek(0)
@@ -90,9 +93,13 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
                 return
             # An Arrow file may hold all rows in one batch; only a slice of it becomes Python objects at a time.
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                for row in _rows(batch.slice(start, BATCH_ROWS)):
-                    number += 1
-                    yield number, row
+                for piece in _pieces(batch.slice(start, BATCH_ROWS)):
+                    for row in _rows(piece):
+                        number += 1
+                        yield number, row
+    except TooLarge as error:
+        message = f"{error}, which is more than any row may have ({MAX_LINE_BYTES:,}); write the file again without it"
+        yield number + 1, RawProblem("too_long", message, ends_file=True)
     except OSError as error:
         # pyarrow raises OSError for damaged content too.
         if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
@@ -117,6 +124,29 @@ def _schema_problem(schema: pyarrow.Schema) -> RawProblem | None:
     return RawProblem("wrong_columns", f"the schema names {', '.join(map(repr, twice))} more than once", ends_file=True)
 
 
+def _pieces(batch: pyarrow.RecordBatch) -> Iterator[pyarrow.RecordBatch]:
+    """The batch in parts that are no larger than a row may be, or single rows."""
+    if batch.num_rows > 1 and _size(batch) > MAX_LINE_BYTES:
+        half = batch.num_rows // 2
+        yield from _pieces(batch.slice(0, half))
+        yield from _pieces(batch.slice(half))
+    else:
+        yield batch
+
+
+def _size(batch: pyarrow.RecordBatch) -> int:
+    """Bytes of the rows; of several rows with a dictionary, the most that they may have."""
+    size = 0
+    for column in batch.columns:
+        if not hasattr(column, "dictionary"):
+            size += column.nbytes
+        elif batch.num_rows == 1:
+            size += column.dictionary_decode().nbytes
+        else:
+            size += batch.num_rows * column.dictionary.nbytes
+    return int(size)
+
+
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
     """Rows as Python values. Bytes that are not UTF-8 concern their row only.
 
@@ -125,6 +155,9 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
     """
     import pyarrow
 
+    if batch.num_rows == 1 and (size := _size(batch)) > MAX_LINE_BYTES:
+        yield RawProblem("too_long", f"the row has {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
+        return
     try:
         batch.validate(full=True)
     except pyarrow.ArrowInvalid as error:

@@ -18,17 +18,48 @@ def read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with characters_of(stream) as characters:
         # Without `strict`, the csv module accepts misplaced quotes and may join cells.
-        yield from _read_csv_rows(csv.reader(characters, delimiter=delimiter, strict=True))
+        lines = _Lines(characters)
+        yield from _read_csv_rows(csv.reader(lines, delimiter=delimiter, strict=True), lines)
 
 
-def _read_csv_rows(reader: Reader) -> Iterator[RawRow]:
+class _RowTooLong(Exception):
+    """A row has more characters than one may have."""
+
+
+class _Lines:
+    """Lines of a file for the csv module, as long as they and their row are not too long."""
+
+    def __init__(self, characters: IO[str]) -> None:
+        self._readline = characters.readline
+        self.row_characters = 0
+        """Of the row that is being read."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._readline(MAX_LINE_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.row_characters += len(line)
+        if self.row_characters > MAX_LINE_BYTES:
+            raise _RowTooLong
+        return line
+
+
+def _read_csv_rows(reader: Reader, lines: _Lines) -> Iterator[RawRow]:
     header: list[str] | None = None
     while True:
         # Read before `next`: a quoted cell may span several lines, and a row is named by its first.
-        line = reader.line_num + 1
+        line, lines.row_characters = reader.line_num + 1, 0
         try:
             cells = next(reader)
         except StopIteration:
+            return
+        except _RowTooLong:
+            # Where the next row begins depends on quotes that were not read.
+            message = f"the row is longer than {MAX_LINE_BYTES:,} characters; is a quote not closed? The rest cannot be read"
+            yield line, RawProblem("too_long", message, ends_file=True)
             return
         except csv.Error as error:
             message = f"not CSV: {error}; is a quote not closed, or not doubled inside a quoted cell?"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from align.data.formats.lines import DECODER, excerpt, reason_of, require_object
-from align.data.formats.raw import UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of
+from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of
 
 _CHUNK_CHARACTERS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -27,7 +27,7 @@ class _JsonText:
     def more(self) -> None:
         """Read on. The buffer at least doubles, so that a large object is not parsed from its start many times."""
         rest = self.buffer[self.position :]
-        chunk = self._reader.read(max(_CHUNK_CHARACTERS, len(rest)))
+        chunk = self._reader.read(max(_CHUNK_CHARACTERS, min(len(rest), MAX_LINE_BYTES - len(rest))))
         self.ended = not chunk
         self.buffer, self.position = rest + chunk, 0
 
@@ -86,6 +86,9 @@ def _read_item(text: _JsonText) -> RawRow:
         except json.JSONDecodeError as error:
             # Perhaps the object is not wrong but cut by the end of the chunk.
             if not text.ended:
+                if len(text.buffer) - text.position > MAX_LINE_BYTES:
+                    message = f"the element is longer than {MAX_LINE_BYTES:,} characters; the rest cannot be read"
+                    return line, RawProblem("too_long", message, ends_file=True)
                 text.more()
                 continue
             line += text.buffer.count("\n", text.position, error.pos)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""A longer line is reported and skipped, never held in memory."""
+"""Of a line, an element of a list or a row of a table. A longer one is reported, and never held in memory."""
 
 # A byte that is not UTF-8 becomes one of these when text is decoded with "surrogateescape"; JSON's \u escapes cannot, because
 # this is looked for in the text before it is parsed.

@@ -94,7 +94,7 @@ class OnlineTrainer:
         self._policy_before: list[Tensor] | None = None
         """The policy before its last update, kept where kl_limit may undo that update."""
         self._checkpoints = context.work / checkpoint.FOLDER_NAME
-        self._clock = checkpoint.Clock(config.checkpoint_minutes)
+        self._clock = checkpoint.Clock(config.checkpoint_minutes, context.checkpoint_request)
         learning = [learner.model for learner in self._optimizers]
         models.settings.pass_size.keep_in(context, learning, gradient_checkpointing=config.gradient_checkpointing)
         self._noted: set[str] = set()
