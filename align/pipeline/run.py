@@ -154,6 +154,8 @@ class _Runner:
         try:
             self._emit(_planned(self._plan, self._command))
             try:
+                if self._writes:
+                    write_owner(self._plan.recipe, self._plan.run_folder, self._command)
                 self._run_stages()
             finally:
                 self._jobs.shared_engine.end()
@@ -182,8 +184,6 @@ class _Runner:
 
     def _run_stages(self) -> None:
         plan = self._plan
-        if self._writes:
-            write_owner(plan.recipe, plan.run_folder, self._command)
         to_run = [stage for stage in plan.stages if stage.status == "run"]
         if self._in_process:
             refuse_in_process(plan)

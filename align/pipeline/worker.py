@@ -280,11 +280,8 @@ def _removed(error: BaseException, job: StageJob) -> StageError | None:
         if not artifact.path.is_dir():
             message = f"{job.name}: the result of {name} was removed while this stage needed it: {artifact.path}"
             return StageError(message, hint=f"Run the same command again: it makes {name} again, unless it is an input of yours.")
-    if (
-        isinstance(error, FileNotFoundError)
-        and job.entry.path in Path(str(error.filename)).parents
-        and not job.entry.work.is_dir()
-    ):
+    missed = Path(str(error.filename)) if isinstance(error, FileNotFoundError) else Path()
+    if job.entry.path in missed.parents and not job.entry.work.is_dir():
         message = f"{job.name}: its folder was removed while it ran: {job.entry.path}"
         return StageError(message, hint="Run the same command again: this stage begins anew.")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ class JsonlSink:
                 # On a disk that is almost full, `write` may succeed with a part of the line. The next one says why.
                 if written < len(line):
                     os.write(self._file, line[written:])
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 self._cut_unfinished_line()
                 raise

@@ -82,10 +82,19 @@ class _State:
     """What the threads of a rank share."""
 
     step_at: float = field(default_factory=time.monotonic)
+    asked_at: float = field(default_factory=time.monotonic)
     stop: int | None = None
 
     def gets_on(self) -> None:
         self.step_at = time.monotonic()
+
+    def idle_seconds(self) -> float:
+        """Since the rank last got on, without the time in which the process was suspended; to be asked every second."""
+        now = time.monotonic()
+        if (gap := now - self.asked_at) > SUSPENDED_SECONDS:
+            self.step_at = min(now, self.step_at + gap)
+        self.asked_at = now
+        return now - self.step_at
 
 
 def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], spread: Spread) -> None:
@@ -106,13 +115,8 @@ def serve_rank(connections: list[Connection], work: Callable[[Rank], Any], sprea
             send_message(connection, message)
 
     def beat() -> None:
-        awake_at = time.monotonic()
         while True:
-            now = time.monotonic()
-            if (gap := now - awake_at) > SUSPENDED_SECONDS:
-                state.step_at = min(now, state.step_at + gap)
-            awake_at = now
-            send(Beat(os.getpid(), now - state.step_at))
+            send(Beat(os.getpid(), state.idle_seconds()))
             if connection.poll(BEAT_SECONDS):
                 try:
                     state.stop = pickle.loads(connection.recv_bytes())

@@ -76,8 +76,11 @@ class Watch:
             self._emit(message)
 
     def awake(self) -> None:
-        """To be called a few times a second. Where that was not possible, because the whole machine or every process of the run
-        was suspended (Ctrl-Z, a closed laptop), the time does not count for the ranks either."""
+        """Say, a few times a second, that this process runs.
+
+        Time in which it could not, because the machine or the whole run was suspended (Ctrl-Z, a laptop), does not count for the
+        ranks either.
+        """
         now = time.monotonic()
         if (gap := now - self._awake_at) > SUSPENDED_SECONDS:
             for times in (self._heard, self._steps):

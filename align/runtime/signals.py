@@ -1,4 +1,4 @@
-"""Signals: SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 asks for a checkpoint. Work then stops where nothing finished is lost."""
+"""Signals: SIGINT, SIGTERM and SIGHUP ask to stop, where no finished part is lost; SIGUSR1 asks for a checkpoint."""
 
 from __future__ import annotations
 

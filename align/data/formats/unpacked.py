@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 from align.data.formats.raw import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
+    import gzip
+
     import pyarrow
 
 MAX_PAGE_BYTES = 4 * MAX_LINE_BYTES
@@ -38,7 +40,7 @@ class TooLarge(ValueError):
 class Unpacked(io.RawIOBase):
     """A gzip stream that ends with TooLarge where it has become more than `MAX_RATIO` times the file."""
 
-    def __init__(self, stream: IO[bytes], file_bytes: int) -> None:
+    def __init__(self, stream: gzip.GzipFile, file_bytes: int) -> None:
         self._stream = stream
         self._most = max(FREE_BYTES, MAX_RATIO * file_bytes)
         self._read = 0
@@ -47,7 +49,7 @@ class Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        content = self._stream.read(len(buffer))
+        content = self._stream.read1(len(buffer))  # not `read`: what comes before damage would be lost
         buffer[: len(content)] = content
         self._read += len(content)
         if self._read > self._most:
@@ -74,7 +76,7 @@ def parquet_batch_rows(path: Path, metadata: pyarrow.parquet.FileMetaData, most:
 
 
 def _repeated_bytes(file: IO[bytes], column: Any) -> int:
-    """Largest size of a value that a few bytes can repeat in every row: from a dictionary, or as the prefix of the value before."""
+    """Largest size of a value that few bytes can repeat in every row: of a dictionary, or as the prefix of the value before."""
     largest = 0
     has_prefixes = "DELTA_BYTE_ARRAY" in column.encodings
     for kind, size in _pages(file, column):
