@@ -16,7 +16,7 @@ from align.pipeline.estimate.spread import engines_of
 from align.pipeline.estimate.table import size_text
 from align.pipeline.plan import Plan, PlannedStage, needed_by
 from align.pipeline.shared_engine import SharedEngine
-from align.pipeline.worker import StageJob, process_environment, run_stage
+from align.pipeline.worker import StageJob, job_environment, run_stage
 from align.runtime.context import CHECKPOINT_NAME, PLAIN, MemoryChoice
 from align.runtime.events import Emit, Note
 from align.runtime.gpus import divided_gpus
@@ -45,7 +45,7 @@ class JobMaker:
     def shared_engine(self) -> SharedEngine:
         """The engine that the stages share; none in this process, where everything stays in sight of a debugger."""
         to_run = [] if self._in_process else [stage.node.config for stage in self._plan.stages if stage.status == "run"]
-        return SharedEngine(to_run, self.log.resolve(), process_environment(os.environ))
+        return SharedEngine(to_run, self.log.resolve(), job_environment(os.environ))
 
     @property
     def log(self) -> Path:
@@ -111,7 +111,7 @@ class JobMaker:
             name=stage.name,
             run=partial(run_stage, work),
             log=self.log_of(stage, share).resolve(),
-            environment={**judge_environment(config, os.environ), **process_environment(os.environ), **gpus},
+            environment={**judge_environment(config, os.environ), **job_environment(os.environ), **gpus},
             checkpoint_request=stage.entry.work / CHECKPOINT_NAME if isinstance(config, Trains) else None,
             # What a process sees of the GPUs is fixed when an import asks for them.
             can_preload=not gpus and not _needs_bitsandbytes(config),

@@ -9,18 +9,14 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 from align.pipeline.worker import PRELOAD_LOG_VARIABLE
-from align.runtime.process import RUNNER_VARIABLE, end_with_runner, send_output_to
+from align.runtime.process import send_output_to
 
 MODULES = ("align.training.trl_trainers", "align.training.pairwise.trainer", "align.scoring.reward_model", "align.models.load")
-
-if multiprocessing.parent_process() is None and RUNNER_VARIABLE in os.environ:
-    end_with_runner()
 
 # Before the imports, so that no warning of a library appears among the lines of a run.
 if log := os.environ.get(PRELOAD_LOG_VARIABLE):

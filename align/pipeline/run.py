@@ -29,7 +29,7 @@ from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
 from align.pipeline.read_inputs import AGAIN
 from align.pipeline.run_result import RunResult
-from align.pipeline.worker import PRELOAD_LOG_VARIABLE, process_environment
+from align.pipeline.worker import PRELOAD_LOG_VARIABLE, job_environment
 from align.runtime.device import device_line, refuse_unusable_gpu
 from align.runtime.event_file import EVENTS_NAME, JsonlSink
 from align.runtime.events import (
@@ -249,7 +249,7 @@ class _Runner:
         """A launcher for these stages; it imports the trainers in advance only if a stage needs them."""
         needs_trainers = any(STAGES[stage.stage_type].needs_trainers for stage in to_run)
         preload = "align.pipeline.preload" if needs_trainers else None
-        environment = {**process_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._jobs.log.resolve())}
+        environment = {**job_environment(os.environ), PRELOAD_LOG_VARIABLE: str(self._jobs.log.resolve())}
         return launcher_for(preload=preload, environment=environment, in_process=self._in_process, num_jobs=len(to_run))
 
     def _maker(self, stage: PlannedStage) -> str:

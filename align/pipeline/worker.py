@@ -27,6 +27,7 @@ from align.runtime.rank import Rank
 from align.runtime.ranks import run_ranks
 from align.runtime.share import WHOLE, Share
 from align.runtime.spread import ALONE, Spread
+from align.runtime.temporary import temporary_environment
 from align.runtime.threads import thread_environment
 from align.stage import StageConfig, StageContext, StageOutcome
 from align.stages.registry import STAGES
@@ -67,6 +68,11 @@ def process_environment(user: Mapping[str, str]) -> dict[str, str]:
         user: the variables that the user has set; those about threads stay.
     """
     return {**ENVIRONMENT, **thread_environment(user)}
+
+
+def job_environment(user: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a process that belongs to a run: as `process_environment`, with the run's folder for temporary files."""
+    return {**process_environment(user), **temporary_environment()}
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class Forked:
 
     def __init__(self, preload: str, environment: Mapping[str, str]) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([preload])
+        self._context.set_forkserver_preload(["align.runtime.tied", preload])
         # A terminal sends Ctrl-C to the server too, and it would die of it in the middle of its imports.
         runner = {RUNNER_VARIABLE: str(os.getpid())}
         with _environment({**environment, **runner}), ignored(*FROM_TERMINAL):

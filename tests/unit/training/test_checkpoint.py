@@ -98,3 +98,12 @@ def test_a_checkpoint_is_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> No
     assert not clock.is_due()
     now[0] = 620
     assert clock.is_due()
+
+
+def test_a_checkpoint_is_due_once_when_it_is_asked_for(tmp_path: Path) -> None:
+    clock = checkpoint.Clock(60, tmp_path / "now")
+    assert not clock.is_due()
+    (tmp_path / "now").touch()
+    assert clock.is_due()
+    clock.restart()
+    assert not clock.is_due()

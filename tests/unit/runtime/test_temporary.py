@@ -1,0 +1,93 @@
+"""Temporary files of a run: gone when it ends, and with the next run when it was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align.runtime.temporary import PREFIX, _remove_if_abandoned
+
+SCRIPT = """
+import multiprocessing.util, sys, time
+from align.runtime.temporary import temporary_environment, temporary_folder
+folder = temporary_folder()
+assert temporary_environment()["TMPDIR"] == str(folder) == str(temporary_folder())
+assert multiprocessing.util.get_temp_dir().startswith(str(folder))
+print(folder, flush=True)
+if sys.argv[1] == "stay":
+    time.sleep(60)
+"""
+FORK_SERVER = """
+import time
+from align.runtime.launcher import Forked
+Forked("this_takes_long", {})
+time.sleep(60)
+"""
+
+
+def started(tmp_path: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def left(tmp_path: Path) -> list[str]:
+    return [path.name for path in tmp_path.iterdir()]
+
+
+def test_the_folder_is_removed_at_the_end_or_by_the_next_run(tmp_path: Path) -> None:
+    other = tmp_path / f"{PREFIX}without-a-lock"
+    other.mkdir()
+    with started(tmp_path, SCRIPT, "stay") as killed:
+        assert killed.stdout is not None
+        folder = Path(killed.stdout.readline().strip())
+        with started(tmp_path, SCRIPT, "end") as beside:
+            assert beside.wait() == 0
+        assert sorted(left(tmp_path)) == sorted([folder.name, other.name])  # the one that is in use stays
+        killed.kill()
+    with started(tmp_path, SCRIPT, "end") as after:
+        assert after.wait() == 0
+    assert left(tmp_path) == [other.name]
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    folder, link = tmp_path / "mine", tmp_path / f"{PREFIX}x"
+    folder.mkdir()
+    (folder / "lock").touch()
+    link.symlink_to(folder)
+    _remove_if_abandoned(link)
+    assert (folder / "lock").exists()
+
+
+def test_the_fork_server_ends_with_its_runner_while_it_imports(tmp_path: Path) -> None:
+    (tmp_path / "this_takes_long.py").write_text(
+        "import os, pathlib, time\npathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    with started(tmp_path, FORK_SERVER) as runner:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.1)
+        server = Path("/proc", (tmp_path / "pid").read_text())
+        assert server.exists()
+        runner.kill()
+    deadline = time.monotonic() + 2
+    while is_alive(server) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(server)
+
+
+def is_alive(process: Path) -> bool:
+    try:
+        return " Z " not in (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(autouse=True)
+def short_path(tmp_path: Path) -> None:
+    """Sockets have paths of at most 107 bytes."""
+    assert len(str(tmp_path)) < 70
