@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,32 +31,39 @@ time.sleep(60)
 """
 
 
-def started(tmp_path: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Near the root: a socket's path has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def started(place: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {"TMPDIR": str(place), "PYTHONPATH": ":".join([str(place), *sys.path])}
     return subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def left(tmp_path: Path) -> list[str]:
-    return [path.name for path in tmp_path.iterdir()]
+def left(place: Path) -> list[str]:
+    return [path.name for path in place.iterdir()]
 
 
-def test_the_folder_is_removed_at_the_end_or_by_the_next_run(tmp_path: Path) -> None:
-    other = tmp_path / f"{PREFIX}without-a-lock"
+def test_the_folder_is_removed_at_the_end_or_by_the_next_run(place: Path) -> None:
+    other = place / f"{PREFIX}without-a-lock"
     other.mkdir()
-    with started(tmp_path, SCRIPT, "stay") as killed:
+    with started(place, SCRIPT, "stay") as killed:
         assert killed.stdout is not None
         folder = Path(killed.stdout.readline().strip())
-        with started(tmp_path, SCRIPT, "end") as beside:
+        with started(place, SCRIPT, "end") as beside:
             assert beside.wait() == 0
-        assert sorted(left(tmp_path)) == sorted([folder.name, other.name])  # the one that is in use stays
+        assert sorted(left(place)) == sorted([folder.name, other.name])  # the one that is in use stays
         killed.kill()
-    with started(tmp_path, SCRIPT, "end") as after:
+    with started(place, SCRIPT, "end") as after:
         assert after.wait() == 0
-    assert left(tmp_path) == [other.name]
+    assert left(place) == [other.name]
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    folder, link = tmp_path / "mine", tmp_path / f"{PREFIX}x"
+def test_a_link_is_not_followed(place: Path) -> None:
+    folder, link = place / "mine", place / f"{PREFIX}x"
     folder.mkdir()
     (folder / "lock").touch()
     link.symlink_to(folder)
@@ -62,16 +71,16 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (folder / "lock").exists()
 
 
-def test_the_fork_server_ends_with_its_runner_while_it_imports(tmp_path: Path) -> None:
-    (tmp_path / "this_takes_long.py").write_text(
+def test_the_fork_server_ends_with_its_runner_while_it_imports(place: Path) -> None:
+    (place / "this_takes_long.py").write_text(
         "import os, pathlib, time\npathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
     )
-    with started(tmp_path, FORK_SERVER) as runner:
+    with started(place, FORK_SERVER) as runner:
         deadline = time.monotonic() + 30
-        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        while not (place / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.1)
-        server = Path("/proc", (tmp_path / "pid").read_text())
+        server = Path("/proc", (place / "pid").read_text())
         assert server.exists()
         runner.kill()
     deadline = time.monotonic() + 2
@@ -85,9 +94,3 @@ def is_alive(process: Path) -> bool:
         return " Z " not in (process / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-@pytest.fixture(autouse=True)
-def short_path(tmp_path: Path) -> None:
-    """Sockets have paths of at most 107 bytes."""
-    assert len(str(tmp_path)) < 70
