@@ -100,9 +100,10 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)
-    if (found := _NUMBER.search(text)) is not None:
-        return int(next(filter(None, found.groups())))
-    return next((number for sign, number in _TEXTS.items() if sign in text), None)
+    numbers = [int(next(filter(None, found.groups()))) for found in _NUMBER.finditer(text)]
+    if "\n" in text:  # the traceback of another process, in which an error may have been dealt with, but not that of a write
+        numbers = [number for number in numbers if number in NO_ROOM]
+    return next((number for sign, number in _TEXTS.items() if sign in text), numbers[0] if numbers else None)
 
 
 def _no_room(number: int, place: Path, needed: int | None) -> EnvironmentProblem:

@@ -167,17 +167,20 @@ class _Runner:
                 self._emit(
                     RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error), seconds=self._seconds())
                 )
-            if error is caught:
-                raise
-            raise error from caught
+            raise error
         self._emit(RunFinished(exit_code=EXIT_OK, seconds=self._seconds()))
         return self._result
 
     def _explained(self, error: BaseException) -> BaseException:
         """What the user should see in place of an error of this process."""
         if not isinstance(error, AlignError) and len(self._signals.received) > 1:
-            return Interrupted(AT_ONCE, signal_number=self._signals.received[0])  # in the middle of anything
-        return system_problem(error, self._plan.run_folder) or error
+            found: AlignError | None = Interrupted(AT_ONCE, signal_number=self._signals.received[0])  # in the middle of anything
+        else:
+            found = system_problem(error, self._plan.run_folder)
+        if found is None:
+            return error
+        found.__cause__ = error
+        return found
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
@@ -275,7 +278,8 @@ class _Runner:
         jobs = [self._begin(stage, stages, shares[stage.name], artifacts) for stage in stages]
         try:
             failures = self._launcher.run(jobs, self._emit, self._signals)
-        except BaseException as error:  # of this process; the launcher has ended all jobs
+        except BaseException as caught:  # of this process; the launcher has ended all jobs
+            error = self._explained(caught)
             failures = {job.name: error for job in jobs if job.name not in self._done}
             if not failures:
                 raise

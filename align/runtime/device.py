@@ -33,7 +33,14 @@ CUDA_13_CAPABILITY = 7.5
 """Compute capability from which CUDA 13 works (Turing); it left out Maxwell, Pascal and Volta."""
 DRIVER_SECONDS = 5
 ON_THE_CPU = f"To run on the CPU all the same, set {GPU_VARIABLE}= (empty)."
-NO_MEMORY = ("out of memory", "an't allocate memory", "not enough memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+NO_MEMORY = (
+    "out of memory",
+    "an't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "bad_alloc",
+)
 """Parts of the messages of errors that are about memory."""
 QUERY = ("index", "uuid", "name", "memory.total", "memory.used", "compute_cap")
 

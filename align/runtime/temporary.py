@@ -37,7 +37,7 @@ def temporary_folder() -> Path:
     os.rename(folder / f".{LOCK_NAME}", folder / LOCK_NAME)
     # Else the sockets of the fork server would have a folder of their own, which a kill leaves behind.
     settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    settings.setdefault("tempdir", tempfile.mkdtemp(prefix="pymp-", dir=folder))
+    settings.setdefault("tempdir", str(folder))  # and not one inside: a socket's path has at most 107 bytes
     atexit.register(_remove, folder, os.getpid())
     return folder
 
