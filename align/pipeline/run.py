@@ -167,7 +167,7 @@ class _Runner:
                 self._emit(
                     RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error), seconds=self._seconds())
                 )
-            raise error
+            raise error from error.__cause__
         self._emit(RunFinished(exit_code=EXIT_OK, seconds=self._seconds()))
         return self._result
 
