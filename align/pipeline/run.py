@@ -167,7 +167,9 @@ class _Runner:
                 self._emit(
                     RunFinished(exit_code=getattr(error, "exit_code", EXIT_BUG), error=str(error), seconds=self._seconds())
                 )
-            raise error from error.__cause__
+            if error is caught:
+                raise
+            raise error from caught
         self._emit(RunFinished(exit_code=EXIT_OK, seconds=self._seconds()))
         return self._result
 
