@@ -7,6 +7,7 @@ environment, each overwrites files of the other.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +16,7 @@ DISTRIBUTION = "align-llm"
 """What pip calls this project."""
 OTHER = "align"
 EXIT_ENVIRONMENT = 4
+EXIT_INTERRUPTED = 130
 REPAIR = f"pip uninstall {OTHER}, then pip install --force-reinstall --no-deps {DISTRIBUTION}; or use a new environment."
 
 
@@ -23,9 +25,15 @@ def main() -> int:
     if (problem := find_clash()) is not None:
         print(f"error: {problem}\n→ {REPAIR}", file=sys.stderr)
         return EXIT_ENVIRONMENT
-    from align.cli.main import main as run
+    try:
+        from align.cli.main import main as run
 
-    return run()
+        code = run()
+    except KeyboardInterrupt:  # while modules are imported
+        print("stopped", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C, while Python ends, would show a traceback
+    return code
 
 
 def find_clash() -> str | None:
