@@ -5,10 +5,10 @@ It is removed when the process of the run ends. One whose process was killed is 
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import getpass
 import multiprocessing.process
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -38,7 +38,8 @@ def temporary_folder() -> Path:
     # Else the sockets of the fork server would have a folder of their own, which a kill leaves behind.
     settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     settings.setdefault("tempdir", str(folder))  # and not one inside: a socket's path has at most 107 bytes
-    atexit.register(_remove, folder, os.getpid())
+    # Behind multiprocessing's own, which remove their sockets. Not in a fork of this process.
+    multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
     return folder
 
 
@@ -60,8 +61,3 @@ def _remove_if_abandoned(folder: Path) -> None:
         shutil.rmtree(folder)
     finally:
         os.close(descriptor)
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a fork
-        shutil.rmtree(folder, ignore_errors=True)

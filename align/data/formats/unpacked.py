@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_PAGE_BYTES = 4 * MAX_LINE_BYTES
 """Of a page of a Parquet file, unpacked. Writers begin a new page after about 1 MB, so that it holds one value more than that."""
-MAX_REPEATED_BYTES = 1 << 30
-"""That the rows of a batch may take when each of them repeats the largest value of a dictionary."""
+MAX_REPEATED_BYTES = 1 << 28
+"""That the rows of a batch may take when each repeats the largest value of a dictionary. pyarrow needs three times as much."""
 MAX_RATIO = 300
 """Most bytes from one compressed byte, for a gzip file or a batch of an Arrow file. Texts shrink to a third or a tenth."""
 FREE_BYTES = 4 * MAX_LINE_BYTES

@@ -21,6 +21,7 @@ from align.data.validation.collection import (
 )
 from align.data.validation.scan import RecordChecks, RowRules, rules_of
 from align.data.validation.summary import Problem, Summary
+from align.runtime.temporary import temporary_folder
 
 __all__ = [
     "NEAR_DUPLICATE_ROWS",
@@ -58,7 +59,7 @@ def validate_source(
         DataError, EnvironmentProblem: if a file cannot be read at all.
         RecipeError: if `columns` of a file maps fields that rows of this kind do not have.
     """
-    with tempfile.TemporaryDirectory(prefix="align-") as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         validator = Validator(source, rules, Path(folder), on_problem=on_problem, near_duplicates=near_duplicates)
         validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes)
         return validator.summary

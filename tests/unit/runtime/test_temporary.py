@@ -14,11 +14,13 @@ import pytest
 from align.runtime.temporary import PREFIX, _remove_if_abandoned
 
 SCRIPT = """
-import multiprocessing.util, sys, time
+import multiprocessing.connection, multiprocessing.util, sys, time
 from align.runtime.temporary import temporary_environment, temporary_folder
 folder = temporary_folder()
 assert temporary_environment()["TMPDIR"] == str(folder) == str(temporary_folder())
 assert multiprocessing.util.get_temp_dir().startswith(str(folder))
+kept = multiprocessing.connection.Listener(family="AF_UNIX")  # a socket, as the fork server has
+assert str(kept.address).startswith(str(folder))
 print(folder, flush=True)
 if sys.argv[1] == "stay":
     time.sleep(60)
@@ -40,7 +42,9 @@ def place() -> Iterator[Path]:
 
 def started(place: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {"TMPDIR": str(place), "PYTHONPATH": ":".join([str(place), *sys.path])}
-    return subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def left(place: Path) -> list[str]:
@@ -58,6 +62,7 @@ def test_the_folder_is_removed_at_the_end_or_by_the_next_run(place: Path) -> Non
         assert sorted(left(place)) == sorted([folder.name, other.name])  # the one that is in use stays
         killed.kill()
     with started(place, SCRIPT, "end") as after:
+        assert after.stdout is not None and len(after.stdout.read().splitlines()) == 1  # the folder, and no traceback
         assert after.wait() == 0
     assert left(place) == [other.name]
 
