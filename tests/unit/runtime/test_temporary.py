@@ -42,9 +42,8 @@ def place() -> Iterator[Path]:
 
 def started(place: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {"TMPDIR": str(place), "PYTHONPATH": ":".join([str(place), *sys.path])}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    command, pipe = [sys.executable, "-c", script, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def left(place: Path) -> list[str]:
