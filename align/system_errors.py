@@ -35,6 +35,8 @@ _NO_TEMPORARY = "No usable temporary directory"  # of the module tempfile, which
 KEPT = "Run the same command again; what was finished is kept."
 MOST_LINKS = 16
 """Errors that are looked at, from one to its cause."""
+FEW_INODES = 16
+"""Fewer than these are none: what the file that failed had taken is free again when this is looked at."""
 LITTLE_BYTES = 1 << 20
 """Less than this is no room: a file system keeps some for itself."""
 
@@ -121,7 +123,7 @@ def _no_room(number: int, place: Path, needed: int | None) -> EnvironmentProblem
     free = free or f"; {_size(found.f_bavail * found.f_frsize)} are free"
     if number == errno.EDQUOT:
         return EnvironmentProblem(f"{place}: your disk quota is used up{needs}{free}", hint=f"Remove some files of yours. {KEPT}")
-    if found.f_files and not found.f_favail and found.f_bavail * found.f_frsize >= LITTLE_BYTES:
+    if found.f_files and found.f_favail < FEW_INODES and found.f_bavail * found.f_frsize >= LITTLE_BYTES:
         hint = f"Remove some files, however small, from that file system. {KEPT}"
         return EnvironmentProblem(f"{place}: the file system has no room for another file (no inodes){free}", hint=hint)
     return EnvironmentProblem(f"{place}: the disk is full{needs}{free}", hint=f"Free some space. {KEPT}")

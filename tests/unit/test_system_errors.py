@@ -87,7 +87,7 @@ def test_the_file_that_an_error_names_is_shown() -> None:
 
 
 def test_no_inodes_are_not_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = os.statvfs_result((4096, 4096, 1000, 900, 900, 500, 0, 0, 0, 255))
+    found = os.statvfs_result((4096, 4096, 1000, 900, 900, 500, 1, 1, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: found)
     problem = system_problem(OSError(errno.ENOSPC, "full"), tmp_path)
     assert problem is not None and "no inodes" in problem.message and "however small" in str(problem.hint)
