@@ -5,8 +5,8 @@
 
 The rate is of files in memory (they were just written), by `FileHashes.read`: one file on one core, and several at once. Reading
 the same bytes without a hash is timed in turn. The share is the phase `hash` of each stage, in which the hashing of its result
-counts too, from the events of a run: sft, then dpo, each one epoch over a few short rows, from a model of a public shape with
-random weights. No real stage is shorter, so the share is an upper bound.
+counts too, from the events of a run: sft for three optimizer steps, from a model of a public shape with random weights. Real
+trainings have more steps, so the share is an upper bound for them.
 
 Without options it writes scripts/benchmarks/hashing.json.
 """
@@ -41,10 +41,8 @@ name: hashing
 inputs:
   base:  {kind: model, path: base}
   rows:  {kind: instructions, path: instructions.jsonl}
-  pairs: {kind: preferences, path: preferences.jsonl}
 stages:
   sft: {stage: sft, model: base, data: rows, num_epochs: 1, batch_size: 8, max_tokens: 256, keep_epochs: none}
-  dpo: {stage: dpo, model: sft, pairs: pairs, num_epochs: 1, batch_size: 8, max_tokens: 256}
 """
 
 
@@ -85,19 +83,20 @@ def shares(folder: Path, shape: str, rows: int) -> dict[str, Any]:
     texts = [f"Tell me about the number {number}." for number in range(rows)]
     answer = "It is a number, and people count with it. " * 4
     write_jsonl(folder / "instructions.jsonl", ({"prompt": text, "completion": f"{answer}{text}"} for text in texts))
-    write_jsonl(
-        folder / "preferences.jsonl",
-        ({"prompt": text, "chosen": f"{answer}{text}", "rejected": f"No. {text}"} for text in texts),
-    )
     (folder / "recipe.yaml").write_text(RECIPE)
     run = run_recipe(load_recipe(folder / "recipe.yaml"), folder / "runs").folder
-    weights = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
     stages = {}
     for event in read_events(run / EVENTS_NAME):
         if isinstance(event, StageFinished):
             total, hashed = sum(event.phases.values()), event.phases.get("hash", 0.0)
-            stages[event.stage] = {"seconds": round(total, 2), "hash_seconds": hashed, "share": round(hashed / total, 4)}
-    return {"shape": shape, "rows": rows, "model_bytes": weights, "stages": stages}
+            parameters = event.metrics["trained_parameters"]
+            stages[event.stage] = {
+                "parameters": parameters,
+                "seconds": round(total, 2),
+                "hash_seconds": hashed,
+                "share": round(hashed / total, 4),
+            }
+    return {"shape": shape, "rows": rows, "stages": stages}
 
 
 def main() -> None:
