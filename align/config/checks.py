@@ -14,7 +14,7 @@ from align.config.explain import kind_phrase
 from align.config.graph import Draft, RecipeGraph
 from align.config.inputs import ADAPTER_KINDS, MANIFEST_NAME, AnyInput, ArtifactInput, CandidatesInput, DataInput
 from align.config.names import listing, unknown
-from align.config.paths import advice_on_missing, locate
+from align.config.paths import advice_on_missing, exists, locate
 from align.config.reference import FieldPath, kinds_of
 from align.config.sections import says_right_or_wrong
 from align.runtime.small_file import read_small_file
@@ -32,7 +32,7 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
     place = locate(written, folder)
     if not written:
         yield Problem((*path, field), "must not be empty")
-    elif not place.exists():
+    elif not exists(place):
         hub = "hub_id: {}, revision: main" if field == "path" else ""
         yield Problem((*path, field), f"there is no such folder: {place}{advice_on_missing(written, folder, hub=hub)}")
     elif not place.is_dir():
@@ -56,9 +56,9 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
         # An empty path would be the recipe's own folder, which exists.
         if text == "":
             yield Problem((*path, *field), "must not be empty")
-        elif text is None or place.is_file():
+        elif text is None or (exists(place) and place.is_file()):
             continue
-        elif place.is_dir():
+        elif exists(place) and place.is_dir():
             if (place / CONFIG_NAME).is_file() or not any(place.iterdir()):
                 what = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
                 yield Problem((*path, *field), f"{place} {what}; {kind_phrase(spec.kind)} are read from data files")

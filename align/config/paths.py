@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -30,6 +31,16 @@ def locate(written: str, folder: Path) -> Path:
         return path
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; there is none of a name that is too long for any."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def is_written_as_path(text: str) -> bool:
     """Whether a text that should be an id on the hub says that it is a path."""
     return text.startswith((".", "/", "~", "$")) or "\\" in text or text.endswith(DATA_SUFFIXES) or text.count("/") > 1
@@ -54,15 +65,15 @@ def advice_on_missing(written: str, folder: Path, *, hub: str = "") -> str:
         return f"; variables are not expanded: write {written.replace(variable[0], home) if home == '~' else home} instead"
     parts = Path(written).parts
     hub_id = hub_id_in(written) if hub else None
-    if hub_id and (hub_id != written or not (folder / parts[0]).exists()):
+    if hub_id and (hub_id != written or not exists(folder / parts[0])):
         return f"; did you mean '{hub.format(hub_id)}'?"
     if "://" in written:
         local = written.removeprefix("file://")
         return f"; did you mean '{local}'?" if local != written else "; paths are local: fetch it first"
     for other in (written.strip(), written.replace("\\", "/"), Path(written).name if Path(written).is_absolute() else written):
-        if other != written and (folder / Path(other).expanduser()).exists():
+        if other != written and exists(folder / Path(other).expanduser()):
             return f"; did you mean '{other}'?"
-    if folder.resolve() != Path.cwd() and Path(written).exists():
+    if folder.resolve() != Path.cwd() and exists(Path(written)):
         return f"; paths start at the recipe: did you mean '{os.path.relpath(written, folder)}'?"
     near = _misspelt(folder, Path(written).expanduser()) or _elsewhere(folder, Path(written).name)
     return f"; did you mean '{near}'?" if near else ""
@@ -73,7 +84,7 @@ def _misspelt(folder: Path, written: Path) -> str | None:
     place, parts = (Path(written.anchor), written.parts[1:]) if written.is_absolute() else (folder, written.parts)
     found = Path(written.anchor)
     for part in parts:
-        if part != ".." and not (place / part).exists():
+        if part != ".." and not exists(place / part):
             near = nearest(part, (entry.name for entry in _entries(place)))
             if near is None:
                 return None

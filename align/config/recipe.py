@@ -35,7 +35,7 @@ from align.config.misplaced import TOP_KEYS, put_right
 from align.config.names import Place, listing, show_path, unknown, unknown_stage_type
 from align.config.other_tools import value_here
 from align.config.override import apply_override
-from align.config.paths import advice_on_missing, locate
+from align.config.paths import advice_on_missing, exists, locate
 from align.config.reference import FieldPath, iterate_references
 from align.config.sections import JudgeScorer, RulesScorer
 from align.config.shape import walk
@@ -353,7 +353,7 @@ class _Parser:
                 try:
                     self.document.graft(where, read_document(file, rank=self.ranks))
                 except RecipeError as error:
-                    advice = "" if file.exists() else advice_on_missing(part[key], self.folder)
+                    advice = "" if exists(file) else advice_on_missing(part[key], self.folder)
                     self.add(Problem(where, f"{error.message}{advice}"))
                     part[key] = harmless  # one message is enough
 

@@ -60,8 +60,9 @@ class Problem:
         return self.element if is_list(self.file) else self.line
 
     def render(self) -> str:
-        """`file:line: field: message`."""
-        return f"{self.place}: {self.field + ': ' if self.field else ''}{self.message}"
+        """`file:line: field: message`; half a character, which a name or value may hold and no file can, as its escape."""
+        text = f"{self.place}: {self.field + ': ' if self.field else ''}{self.message}"
+        return text.encode("utf-8", "backslashreplace").decode()
 
     @property
     def advice(self) -> str:
