@@ -86,8 +86,19 @@ def read_configuration(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path / name}: has {', '.join(named)}, with which loading the model could run code that came with it",
                 hint="align runs no code from model folders. Use a model whose architecture transformers has built in.",
             )
+    _check_form(path, contents[CONFIG_NAME])
     _refuse_quantized(path, contents[CONFIG_NAME])
     return contents
+
+
+def _check_form(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration whose type and classes are no texts: what reads them would fail far from here."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str | None):
+        raise EnvironmentProblem(f"{path / CONFIG_NAME}: model_type is {kind!r}, not a text", hint="Get the model again.")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        what = f"architectures is {classes!r}, not a list of texts"
+        raise EnvironmentProblem(f"{path / CONFIG_NAME}: {what}", hint="Get the model again.")
 
 
 def is_configuration_alone(path: Path) -> bool:
@@ -270,6 +281,9 @@ def weight_files(path: Path) -> list[str]:
         weight_map = read_json_object(path, INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise EnvironmentProblem(f"{path / INDEX_NAME}: has no weight_map", hint="Get the model again.")
+        for name in weight_map.values():
+            if not isinstance(name, str):
+                _inside(path, name)  # which refuses it; it may be of a kind that no set can hold
         names = list(dict.fromkeys(weight_map.values()))
         for name in names:
             _inside(path, name)

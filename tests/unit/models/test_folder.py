@@ -334,3 +334,23 @@ def test_another_process_reads_for_itself(folder: Path) -> None:
     again = pickle.loads(pickle.dumps(model))
     assert again == model
     assert vars(again) == {"path": folder, "chat": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model_type", {"a": 1}, "model_type is {'a': 1}, not a text"),
+        ("architectures", 3, "architectures is 3, not a list of texts"),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(folder: Path, field: str, value: Any, said: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", field: value}))
+    with pytest.raises(EnvironmentProblem) as caught:
+        ModelFolder(folder).check()
+    assert said in str(caught.value)
+
+
+def test_an_index_that_names_no_text_is_refused(folder: Path) -> None:
+    _shard(folder, ["part-1.safetensors"])
+    with pytest.raises(RecipeError, match=r"names the file \['part-1.safetensors'\], which is not inside"):
+        ModelFolder(folder).check()
