@@ -349,9 +349,24 @@ class _Runner:
         self._result.comparisons = {name: json.loads((path / PUBLISHED[0]).read_text()) for name, path in comparisons.items()}
         for name in PUBLISHED if comparisons else ():
             source, target = list(comparisons.values())[-1] / name, self._plan.run_folder / name
+            _make_way(target)
             # An unchanged file keeps its modification time.
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 write_bytes(target, source.read_bytes())
+
+
+def _make_way(target: Path) -> None:
+    """Remove an empty folder in the place of a file that a run writes. One with something in it is the user's.
+
+    Raises:
+        EnvironmentProblem: for such a folder.
+    """
+    if not target.is_dir():
+        return
+    try:
+        target.rmdir()
+    except OSError as error:
+        raise EnvironmentProblem(f"{target}: is a folder; this run writes a file there", hint="Move it away.") from error
 
 
 def _planned(plan: Plan, command: list[str]) -> RunPlanned:

@@ -273,7 +273,10 @@ def from_json(line: str | bytes) -> Event:
     Raises:
         ValueError: if it is not one, or of another version than this code's.
     """
-    content = json.loads(line)
+    try:
+        content = json.loads(line)
+    except RecursionError:
+        raise ValueError("brackets in brackets without end") from None
     if not isinstance(content, dict) or (version := content.pop("version", None)) is None:
         raise ValueError("not an event")
     if version != EVENTS_VERSION:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align import load_recipe, run_recipe
-from align.errors import DataError, StageError
+from align.errors import DataError, EnvironmentProblem, StageError
 from align.pipeline.run import run_recipe as run_stages
 from align.report.results import Results
 from align.runtime.event_file import EVENTS_NAME, read_events
@@ -75,6 +75,23 @@ def test_every_comparison_of_a_recipe_is_in_the_result(finished_run: Path, proje
     assert result.results == result.comparisons["compare"] == published
     assert (published["num_candidates"], published["temperature"]) == (1, 1.0)
     assert result.to_json()["comparisons"] == result.comparisons
+
+
+def test_a_folder_in_the_place_of_the_report_goes_if_it_is_empty(finished_run: Path, project: Path, tmp_path: Path) -> None:
+    recipe, out = (
+        load_recipe(project / "recipe.yaml"),
+        Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)),
+    )
+    report = out / "tiny" / "report.html"
+    wanted = report.read_bytes()
+    report.unlink()
+    report.mkdir()
+    run_stages(recipe, out)
+    assert report.read_bytes() == wanted
+    report.unlink()
+    (report / "notes").mkdir(parents=True)
+    with pytest.raises(EnvironmentProblem, match="is a folder; this run writes a file there"):
+        run_stages(recipe, out)
 
 
 def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:
