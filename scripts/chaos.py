@@ -71,7 +71,7 @@ class Tally:
         self.refused += found["refused"]
         self.silent += found["silent"]
         self.by_fault.update(found["faults"])
-        self.problems += [f"{found['case']}: {problem}"[:600] for problem in found["problems"]]
+        self.problems += [f"{found['case']}: {problem[:60]}…{problem[-700:]}" for problem in found["problems"]]
 
     @classmethod
     def of(cls, known: dict[str, Any] | None) -> Tally:

@@ -42,7 +42,7 @@ class End:
     def problem(self, allowed: Sequence[int] = (0, *REFUSALS)) -> str:
         """What a user should not see; empty if all is well."""
         if BUG.search(self.output):
-            return f"a traceback:\n{self.output[-2500:]}"
+            return f"a traceback, exit code {self.code}:\n{self.output[-2500:]}"
         if self.code not in allowed:
             return f"exit code {self.code}:\n{self.output[-1500:]}"
         if self.outlived:
