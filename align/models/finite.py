@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_WEIGHTS_NAME, weight_files
 from align.models.folder import ModelFolder
@@ -116,6 +114,8 @@ def _pieces(places: Mapping[str, TensorPlace]) -> Iterator[_Piece]:
 
 def _count(descriptor: int, file: Path, piece: _Piece) -> int:
     """How many numbers of a piece are not finite."""
+    import numpy as np  # plans and checks of a recipe do without it
+
     _, form, start, size = piece
     buffer = bytearray(min(READ_BYTES, size))
     bits = np.frombuffer(buffer, dtype=form.integer)
