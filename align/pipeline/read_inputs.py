@@ -23,6 +23,10 @@ from align.store.lock import hold
 AGAIN = "Run the same command again: it makes what is damaged again."
 
 
+class DamagedInputs(EnvironmentProblem):
+    """What a stage would read is not what was made. The folders of results that were moved aside are gone because of it."""
+
+
 class _Reading(NamedTuple):
     """An artifact, and which of its files are read."""
 
@@ -66,7 +70,7 @@ def verify_inputs(
         epochs: it reads the models of their epochs, too.
         origins: it reads rows and curves of what they were made from, too.
     Raises:
-        EnvironmentProblem: naming each damaged artifact, its file, and what was found and expected.
+        DamagedInputs: naming each damaged artifact, its file, and what was found and expected.
     """
     root = store_root.resolve()
     readings = _readings(artifacts, inputs, every_file if epochs else without_epochs)
@@ -81,7 +85,7 @@ def verify_inputs(
     if found:
         hints = dict.fromkeys(damage.hint for damage in found)
         text = several([damage.problem for damage in found], "inputs of this stage are damaged")
-        raise EnvironmentProblem(text, hint="\n".join(hints))
+        raise DamagedInputs(text, hint="\n".join(hints))
 
 
 def _readings(artifacts: Mapping[str, Artifact], inputs: Iterable[str], reads: Callable[[str], bool]) -> dict[str, _Reading]:

@@ -17,7 +17,7 @@ from typing import Any
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
 from align.models.folder import ModelFolder
-from align.pipeline.read_inputs import verify_inputs
+from align.pipeline.read_inputs import DamagedInputs, verify_inputs
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
@@ -268,7 +268,7 @@ def _machine_of(job: StageJob) -> dict[str, Any]:
 
 def _as_align_error(error: BaseException, job: StageJob) -> AlignError | None:
     """The error as the user should see it; None for a bug."""
-    if not isinstance(error, Interrupted) and (gone := _removed(error, job)) is not None:
+    if not isinstance(error, Interrupted | DamagedInputs) and (gone := _removed(error, job)) is not None:
         return gone
     if isinstance(error, AlignError):
         return error

@@ -56,7 +56,7 @@ FILES: list[tuple[str, str, bytes, str, int]] = [
     ("utf_16.jsonl", "preferences", GOOD.decode().encode("utf-16"), "bad_encoding", 1),
     ("gzip_unnamed.jsonl", "preferences", gzip.compress(GOOD), "bad_encoding", 1),
     ("zip.jsonl", "preferences", b"PK\x03\x04" + GOOD, "bad_encoding", 1),
-    ("cut.jsonl.gz", "preferences", gzip.compress(GOOD)[:-4], "damaged_file", 1),
+    ("cut.jsonl.gz", "preferences", gzip.compress(GOOD)[:-4], "damaged_file", 2),
     ("no_gzip.jsonl.gz", "preferences", GOOD, "damaged_file", 1),
     ("cut.parquet", "preferences", _parquet([json.loads(GOOD)], cut=9), "damaged_file", 1),
     ("no_arrow.arrow", "preferences", GOOD, "damaged_file", 1),
