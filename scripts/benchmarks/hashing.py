@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What it costs that every stage compares its inputs with their hashes: the rate of hashing, and its share of stages.
 
-    .venv/bin/python scripts/benchmarks/hashing.py [--shape smollm2-135m] [--rows 24]
+    .venv/bin/python scripts/benchmarks/hashing.py [--share] [--shape smollm2-135m] [--rows 24]
 
 The rate is of files in memory (they were just written), by `FileHashes.read`: one file on one core, and several at once. Reading
-the same bytes without a hash is timed in turn. The share is the phase `hash` of each stage, in which the hashing of its result
-counts too, from the events of a run: sft for three optimizer steps, from a model of a public shape with random weights. Real
-trainings have more steps, so the share is an upper bound for them.
+the same bytes without a hash is timed in turn. With `--share`, which takes minutes, also the share of a stage: the phase `hash`,
+in which the hashing of the result counts too, from the events of a run: sft for three optimizer steps, from a model of a public
+shape with random weights. Real trainings have more steps, so the share is an upper bound for them.
 
 Without options it writes scripts/benchmarks/hashing.json.
 """
@@ -101,6 +101,7 @@ def shares(folder: Path, shape: str, rows: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--share", action="store_true", help="run a training, too")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=24)
     options = parser.parse_args()
@@ -110,7 +111,7 @@ def main() -> None:
         result = {
             "machine": {"cores": usable_cores(), "processor": platform.machine(), "sha_extensions": "sha_ni" in flags},
             "gb_per_second": rates(folder),
-            "run": shares(folder, options.shape, options.rows),
+            **({"run": shares(folder, options.shape, options.rows)} if options.share else {}),
         }
     print(json.dumps(result, indent=2))
     if len(sys.argv) == 1:
