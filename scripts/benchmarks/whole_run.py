@@ -3,8 +3,9 @@
 
     .venv/bin/python scripts/benchmarks/whole_run.py [--out scripts/benchmarks/whole_run.json]
 
-Wall times are of whole commands, started as processes from an empty store. Peak memory is the largest resident set of any process
-of the run, read from /proc ten times a second. Nothing else should run on the machine; the load before the start is written down.
+Wall times are of whole commands, started as processes from an empty store; `phase_seconds` says what the stages of the first one
+did, as `align run --profile` does. Peak memory is the largest resident set of any process of the run, read from /proc ten times a
+second. Nothing else should run on the machine; the load before the start is written down.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from align.runtime.event_file import EVENTS_NAME, read_events
+from align.runtime.events import StageFinished
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGN = str(Path(sys.executable).parent / "align")
@@ -81,6 +86,15 @@ def best_of(measure: Callable[[], float]) -> dict[str, float]:
     return {"best_seconds": round(values[0], 3), "median_seconds": round(values[len(values) // 2], 3)}
 
 
+def phase_seconds(events: Path) -> dict[str, float]:
+    """Seconds of each phase over all stages of a run, the longest first."""
+    sums = Counter[str]()
+    for event in read_events(events):
+        if isinstance(event, StageFinished):
+            sums.update(event.phases)
+    return {name: round(seconds, 1) for name, seconds in sums.most_common()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -100,6 +114,7 @@ def main() -> int:
         }
         result["run_from_empty"] = {key: first[key] for key in ("seconds", "peak_memory_bytes")}
         result["stage_seconds"] = {name: manifest["seconds"] for name, manifest in sorted(stages.items())}
+        result["phase_seconds"] = phase_seconds(Path(folder) / "quickstart" / EVENTS_NAME)
         result["second_run"] = best_of(lambda: timed(*run)["seconds"])
         result["plan"] = best_of(lambda: timed(ALIGN, "plan", RECIPE, "--out", folder)["seconds"])
         other_beta = ["--set", "stages.dpo.dpo.beta=0.3"]
