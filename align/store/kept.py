@@ -15,6 +15,7 @@ from typing import Any
 
 from align.errors import Interrupted
 from align.runtime.context import RunContext
+from align.runtime.life import still_working
 from align.store.artifact import INPUT_STAGE, MODEL_FOLDER, Artifact, Entry, Manifest
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
@@ -60,7 +61,12 @@ class KeptResult:
             Interrupted: if a stop was requested while another run made it.
         """
         waiting = lambda holder: context.note(f"waiting for {self.what} from {holder}")  # noqa: E731
-        with hold(self.entry.lock_path, on_wait=waiting, give_up=lambda: context.stop_requested() is not None) as is_held:
+
+        def give_up() -> bool:
+            still_working()
+            return context.stop_requested() is not None
+
+        with hold(self.entry.lock_path, on_wait=waiting, give_up=give_up) as is_held:
             if not is_held:
                 raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
             yield

@@ -32,7 +32,7 @@ from align.data.token_file import (
     schema_of,
 )
 from align.data.token_file import ROWS_NAME as TOKENS_NAME
-from align.errors import AlignError, Interrupted
+from align.errors import AlignError
 from align.models.chat_format import load_format
 from align.models.files import ADDITIONAL_TEMPLATES_NAME
 from align.models.folder import ModelFolder
@@ -42,10 +42,9 @@ from align.runtime.life import still_working
 from align.runtime.profile import phase
 from align.runtime.threads import usable_cores
 from align.stage import StageContext
-from align.store.artifact import ROWS_NAME, Artifact, Entry, Manifest
+from align.store.artifact import ROWS_NAME, Artifact, Entry
 from align.store.atomic import atomic_writer
-from align.store.fingerprint import FileHashes, fingerprint
-from align.store.lock import hold
+from align.store.fingerprint import FileHashes
 
 TOKENS_VERSION = 1
 """Raised whenever the same rows and model would give other tokens than before."""
@@ -110,29 +109,24 @@ def stored_tokens(
 
 
 def _made(context: StageContext[Any], source: _Source) -> Entry:
-    key = tokens_key(source.rows, source.folder, source.chat_format, source.form, context.known_hashes)
-    entry = Entry(context.store_root / f"{ENTRY_TYPE}-{key}")
-
-    def give_up() -> bool:
-        still_working()
-        return context.stop_requested() is not None
-
-    waiting = lambda holder: context.note(f"waiting for the tokens of {source.rows.name} from {holder}")  # noqa: E731
+    rows = source.rows
+    tokens = context.kept(
+        ENTRY_TYPE,
+        TOKENS_VERSION,
+        decides(rows, source.folder, source.chat_format, source.form, context.known_hashes),
+        f"tokens of {rows.name}",
+        sources={"rows": rows.fingerprint},
+        settings={"form": source.form.name},
+    )
     # Another run may encode the same rows now; waiting for it is faster than doing it twice.
-    with hold(entry.lock_path, on_wait=waiting, give_up=give_up) as held:
-        if not held:
-            raise Interrupted("Stopped while waiting for another run.", signal_number=context.stop_requested() or 15)
-        state, problem = entry.verify()
-        if state == "damaged":
-            moved = entry.quarantine()
-            context.note(f"the tokens of {source.rows.name} are damaged ({problem}); moved to {moved} and made again")
-        if state != "done":
-            _encode(context, source, entry, key)
-    return entry
+    with tokens.held(context):
+        if tokens.find(context) is None:
+            tokens.make(partial(_encode, context, source))
+    return tokens.entry
 
 
-def tokens_key(rows: Artifact, folder: ModelFolder, chat_format: ChatFormat, form: Form, hashes: FileHashes) -> str:
-    """16 hexadecimal digits over rows, template, tokenizer and what is made of them. No limit on length is covered.
+def decides(rows: Artifact, folder: ModelFolder, chat_format: ChatFormat, form: Form, hashes: FileHashes) -> dict[str, Any]:
+    """Everything that decides the tokens: rows, template, tokenizer and what is made of them. Limits on length do not.
 
     Args:
         hashes: of files that are not in a manifest.
@@ -141,19 +135,16 @@ def tokens_key(rows: Artifact, folder: ModelFolder, chat_format: ChatFormat, for
     settings = chat_format.settings
     # The template as it is used stands beside them, and padding is not rendered.
     said = settings.model_dump(mode="json", exclude={"template", "pad_token"})
-    return fingerprint(
-        {
-            "version": TOKENS_VERSION,
-            "rows": hashes.of(rows.path / ROWS_NAME) if known is None else known.sha256,
-            "form": form.name,
-            "template": chat_format.tokenizer.chat_template,
-            "settings": {**said, "date": settings.date or PINNED_DATE},
-            "stop_token_ids": list(chat_format.stop_token_ids),
-            "tokenizer": {path.name: hashes.of(path) for path in _tokenizer_files(folder.path)},
-            "model_type": folder.config.get("model_type"),
-            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        }
-    )
+    return {
+        "rows": hashes.of(rows.path / ROWS_NAME) if known is None else known.sha256,
+        "form": form.name,
+        "template": chat_format.tokenizer.chat_template,
+        "settings": {**said, "date": settings.date or PINNED_DATE},
+        "stop_token_ids": list(chat_format.stop_token_ids),
+        "tokenizer": {path.name: hashes.of(path) for path in _tokenizer_files(folder.path)},
+        "model_type": folder.config.get("model_type"),
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -166,8 +157,8 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return sorted([*chosen, *(folder / ADDITIONAL_TEMPLATES_NAME).glob("*.jinja")])
 
 
-def _encode(context: StageContext[Any], source: _Source, entry: Entry, key: str) -> None:
-    """Encode all rows and commit the entry."""
+def _encode(context: StageContext[Any], source: _Source, entry: Entry) -> dict[str, Any]:
+    """Encode all rows into the entry; fields of its manifest."""
     form, chat_format = source.form, source.chat_format
     records = source.rows.row_file(form.record)
     conversations = len(records) * form.each
@@ -175,7 +166,6 @@ def _encode(context: StageContext[Any], source: _Source, entry: Entry, key: str)
     load = partial(_load_alone, source.folder, chat_format.where) if workers > 1 else lambda: chat_format
     work = PartEncoder(source.path, form.name, conversations, load)
     dates, seconds = dict(chat_format.printed_dates), 0.0
-    entry.begin()
     with ExitStack() as files:
         rows = _writer(files, entry.path / TOKENS_NAME, schema_of(form))
         refused = _writer(files, entry.path / REFUSED_NAME, REFUSED)
@@ -197,20 +187,7 @@ def _encode(context: StageContext[Any], source: _Source, entry: Entry, key: str)
         executor_for(workers, items_ahead=1).map(
             work, parts_of(records), on_done=take, check_stop=context.check_stop, in_order=True
         )
-    entry.commit(
-        Manifest(
-            kind=ENTRY_TYPE,
-            stage=ENTRY_TYPE,
-            stage_version=TOKENS_VERSION,
-            fingerprint=key,
-            config={"form": form.name},
-            inputs={"rows": source.rows.fingerprint},
-            seed=None,
-            rows_in=conversations,
-            rows_out=rows.rows,
-            metrics={_DATES: list(dates.items())},
-        )
-    )
+    return {"rows_in": conversations, "rows_out": rows.rows, "metrics": {_DATES: list(dates.items())}}
 
 
 def _writer(files: ExitStack, path: Path, schema: Any) -> BatchWriter:

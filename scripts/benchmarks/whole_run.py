@@ -28,30 +28,13 @@ from typing import Any
 
 from align.runtime.event_file import EVENTS_NAME, read_events
 from align.runtime.events import StageFinished
+from align.testing.processes import descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGN = str(Path(sys.executable).parent / "align")
 RECIPE = "recipes/quickstart"
 REPEATS = 5
 BARE_SCRIPT = Path(__file__).with_name("bare_vllm.py")
-
-
-def descendants(root: int) -> list[int]:
-    """Process ids of a process and everything it started."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, open_ids = [], [root]
-    while open_ids:
-        current = open_ids.pop()
-        found.append(current)
-        open_ids += children.get(current, [])
-    return found
 
 
 def resident_bytes(process: int) -> int:
@@ -69,7 +52,7 @@ def timed(*arguments: str, watch_memory: bool = False) -> dict[str, Any]:
 
     def watch() -> None:
         while process.poll() is None:
-            peak[0] = max([peak[0], *(resident_bytes(number) for number in descendants(process.pid))])
+            peak[0] = max([peak[0], *(resident_bytes(number) for number in (process.pid, *descendants(process.pid)))])
             time.sleep(0.1)
 
     if watch_memory:

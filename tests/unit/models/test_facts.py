@@ -56,9 +56,7 @@ def test_an_adapter_has_its_base_s_facts_but_for_its_virtual_tokens(tmp_path: Pa
 
 def test_a_configuration_that_says_nothing(tmp_path: Path) -> None:
     folder = tiny_causal_lm(tmp_path / "m")
-    (folder / "config.json").write_text(
-        json.dumps({"text_config": {"vocab_size": 7}, "architectures": [], "vocab_size": "many"})
-    )
+    (folder / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 7}, "architectures": [], "vocab_size": "many"}))
     (folder / "generation_config.json").unlink()
     facts = read_facts(ModelFolder(folder))
     assert (facts.vocab_size, facts.end_token_ids, facts.is_language_model) == (None, {}, True)

@@ -28,11 +28,11 @@ from align.records import Instruction, Labelled, Message, Preference
 from align.rows import kind_of
 from align.stage import StageConfig
 from align.store.artifact import ROWS_NAME, write_rows
-from align.store.fingerprint import FileHashes
+from align.store.fingerprint import FileHashes, fingerprint
 from align.testing import Recorder, input_artifact, stage_context, tiny_causal_lm
 from align.testing.damage import flip, overwrite
 from align.training import token_store
-from align.training.token_store import stored_tokens, tokens_key
+from align.training.token_store import decides, stored_tokens
 
 END = "<|im_end|>"
 
@@ -167,7 +167,7 @@ def test_the_key_has_what_decides_the_tokens(place: Place) -> None:
 
     def key(form: Form = COMPLETION, **settings: Any) -> str:
         folder = ModelFolder(place.folder.path, ChatSettings(**settings))
-        return tokens_key(rows, folder, load_format(folder), form, hashes)
+        return fingerprint(decides(rows, folder, load_format(folder), form, hashes))
 
     keys = [key(), key(EVERY_TURN), key(system="drop"), key(template=place.chat_format.tokenizer.chat_template + "\n")]
     assert len(set(keys)) == len(keys)
@@ -194,7 +194,7 @@ def test_damage_is_set_aside_named_and_made_again(place: Place, damage: Callable
     (entry,) = place.entries
     damage(entry)
     assert outcome(lambda: place.get().read(max_tokens=99, on_invalid="drop", where=str)) == whole
-    assert "the tokens of instructions are damaged" in place.notes[-1]
+    assert "tokens of instructions: damaged in the store" in place.notes[-1]
     assert len(list(entry.parent.glob("quarantine-tokens-*"))) == 1
 
 
