@@ -8,7 +8,7 @@ the same bytes without a hash is timed in turn. With `--share`, which takes minu
 in which the hashing of the result counts too, from the events of a run: sft for three optimizer steps, from a model of a public
 shape with random weights. Real trainings have more steps, so the share is an upper bound for them.
 
-Without options it writes scripts/benchmarks/hashing.json.
+Writes scripts/benchmarks/hashing.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -114,8 +113,7 @@ def main() -> None:
             **({"run": shares(folder, options.shape, options.rows)} if options.share else {}),
         }
     print(json.dumps(result, indent=2))
-    if len(sys.argv) == 1:
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

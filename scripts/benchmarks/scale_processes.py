@@ -141,10 +141,10 @@ def sample_all(count: int, _: int, folder: Path) -> dict[str, Any]:
         for engines, values in seconds.items():
             few, many = (sample_once(folder / f"{number}-{engines}-{prompts}", prompts, engines) for prompts in PROMPTS)
             values.append(many - few)
-            print(f"round {number + 1}, {engines} engines: {values[-1]:.1f} s", flush=True)
+            print(f"round {number + 1}, engines: {engines}, {values[-1]:.1f} s", flush=True)
     rates = {engines: (PROMPTS[1] - PROMPTS[0]) * CANDIDATES / statistics.median(values) for engines, values in seconds.items()}
     ways = {
-        f"{engines} engines": {"completions_per_second": round(rate, 1), "speed_up": round(rate / rates[1], 3)}
+        f"engines: {engines}": {"completions_per_second": round(rate, 1), "speed_up": round(rate / rates[1], 3)}
         for engines, rate in rates.items()
     }
     job = {"model": "recipes/quickstart/base_model", "prompts": PROMPTS, "candidates": CANDIDATES, "tokens": COMPLETION}
