@@ -161,6 +161,9 @@ class _OneLook(LayoutEngine):
         left, right = 0.0, 0.0
         rows: dict[int, tuple[float, float]] = {}
         for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_label_text():  # else matplotlib measures all ticks again, to find a place for no label
+                    axis.set_label_coords(0, 0)
             inside, around = axes.get_window_extent(renderer), axes.get_tightbbox(renderer, for_layout_only=True)
             left, right = max(left, inside.x0 - around.x0), max(right, around.x1 - inside.x1)
             row = axes.get_subplotspec().rowspan.start
