@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -110,6 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout or stderr any more. Pipes to other processes break, too."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)  # errors are always told
+    return bool(outputs.poll(0))
+
+
 def _write_utf8() -> None:
     """Files and pipes get UTF-8 whatever the locale; a terminal keeps its encoding, and no character stops a run."""
     for stream in (sys.stdout, sys.stderr):
@@ -132,15 +141,14 @@ def _invoke(arguments: Sequence[str]) -> int:
         return error.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_BUG
-    except BrokenPipeError:
-        # `main` handles it; the last clause would report it as a bug.
-        raise
     except KeyboardInterrupt:
         print_error("stopped")
         return 130
     except AlignError as error:
         return _report(error)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise  # `main` handles it
         from align.system_errors import system_problem
 
         if (problem := system_problem(error, Path.cwd())) is not None:

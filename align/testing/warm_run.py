@@ -111,6 +111,9 @@ def _spawn_warm(path: bytes, arguments: list[str], descriptors: Sequence[int]) -
         return _spawn(path, arguments, descriptors)
     (process, connection), _server = _server, None
     content = pickle.dumps((arguments[-1], dict(os.environ), list(descriptors)))
-    socket.send_fds(connection, [content], descriptors)
-    connection.close()
+    with connection:
+        try:
+            socket.send_fds(connection, [content], descriptors)
+        except BrokenPipeError:  # it was killed before it became one
+            return _spawn(path, arguments, descriptors)
     return process

@@ -146,12 +146,13 @@ def test_errors_become_exit_codes_without_a_traceback(
     assert "Traceback" not in answer.err
 
 
-def test_a_bug_keeps_its_traceback_and_asks_to_be_reported(align: Any, pipeline: Any, folder: Path) -> None:
-    pipeline.error = ZeroDivisionError("oops")
+@pytest.mark.parametrize("error", [ZeroDivisionError("oops"), BrokenPipeError("oops")])  # the second: not that of stdout
+def test_a_bug_keeps_its_traceback_and_asks_to_be_reported(align: Any, pipeline: Any, folder: Path, error: Exception) -> None:
+    pipeline.error = error
     answer = align("run", ".")
     assert answer.code == 1
     assert "Traceback" in answer.err
-    assert "ZeroDivisionError: oops" in answer.err
+    assert f"{type(error).__name__}: oops" in answer.err
     assert answer.err.splitlines()[-1].startswith("This is a bug in align: please report it")
 
 
