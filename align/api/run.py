@@ -21,6 +21,7 @@ from align.runtime.replay import metrics_of
 from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, STORE_NAME, Artifact, Entry
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import is_held
+from align.store.seal import SEAL, BrokenSeal, read_sealed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,8 +71,16 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe as it was run: overrides applied, defaults filled in."""
-        written: dict[str, Any] = json.loads((self.folder / "recipe.json").read_text(encoding="utf-8"))
-        return written
+        from align.pipeline.owner import RECIPE_NAME
+
+        path = self.folder / RECIPE_NAME
+        try:
+            written = read_sealed(path)
+        except FileNotFoundError:
+            raise EnvironmentProblem(f"{path}: there is no such file", hint=_RUN_AGAIN) from None
+        except BrokenSeal as problem:
+            raise EnvironmentProblem(f"{path}: {problem}", hint=_RUN_AGAIN) from problem
+        return {name: value for name, value in written.items() if name != SEAL}
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -292,7 +301,11 @@ class Run:
     def _results(self, comparison: str | None) -> Results:
         from align.report.results import Results
 
-        return Results.model_validate_json((self._comparison(comparison).path / "results.json").read_bytes())
+        path = self._comparison(comparison).path / "results.json"
+        try:
+            return Results.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            raise EnvironmentProblem(f"{path}: another version of align wrote it", hint=_RUN_AGAIN) from error
 
     def _report(self, comparison: str | None) -> Path:
         return self._comparison(comparison).path / "report.html"

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -60,6 +60,7 @@ class Word:
         return self.note if not self.note_for or word in self.note_for or target in self.note_for else ""
 
 
+@lru_cache(maxsize=4096)
 def plain(name: str) -> str:
     """A name without its style: `learningRate` and `learning-rate` are `learning_rate`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_").replace(" ", "_")

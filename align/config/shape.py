@@ -47,17 +47,27 @@ def fitting_model(alternatives: Members, value: Any) -> type[BaseModel] | None:
 
     Of several such models, one that has a key of the mapping comes first.
     """
-    models = [alternative for alternative in alternatives if is_model(alternative)]
     if not isinstance(value, dict):
         return None
     # False sorts first. The sort is stable, so models that match equally keep the order of the union.
-    models.sort(key=lambda model: not value.keys() & model.model_fields.keys())
+    models = sorted(_models(alternatives), key=lambda model: not value.keys() & model.model_fields.keys())
     for model in models:
-        fields = {name: info.annotation for name, info in model.model_fields.items() if name in value}
-        if all(value[name] in get_args(annotation) for name, annotation in fields.items() if get_origin(annotation) is Literal):
-            return model  # type: ignore[no-any-return]
+        if all(value[name] in choices for name, choices in _literals(model).items() if name in value):
+            return model
     # No model fits: the first one still serves to explain the problem.
     return models[0] if models else None
+
+
+@cache
+def _models(alternatives: Members) -> tuple[type[BaseModel], ...]:
+    return tuple(alternative for alternative in alternatives if is_model(alternative))
+
+
+@cache
+def _literals(model: type[BaseModel]) -> dict[str, tuple[Any, ...]]:
+    """What its literal fields may be, by name."""
+    annotations = {name: info.annotation for name, info in model.model_fields.items()}
+    return {name: get_args(annotation) for name, annotation in annotations.items() if get_origin(annotation) is Literal}
 
 
 def below(alternatives: Members, value: Any, key: str | int) -> Members:

@@ -19,6 +19,8 @@ from align.errors import DataError, RecipeError
 from align.rows import DataKind
 
 MAX_SHOWN = 5
+MAX_NAME = 255
+"""Characters that are shown of a file's name, which may be none."""
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,15 @@ def _saved_dataset(folder: Path) -> list[Path]:
     try:
         # state.json and not a listing: `datasets` may leave cache files in the folder, also with the ending .arrow.
         names = [str(entry["filename"]) for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{folder / 'state.json'}: does not list data files ({error!r})", hint="Save the dataset again."
         ) from None
-    missing = [name for name in names if not (folder / name).is_file()]
+    there = {path.name for path in folder.iterdir()}  # a path that leads elsewhere is none of them, nor is one of any length
+    missing = [name for name in names if name not in there or not (folder / name).is_file()]
     if missing or not names:
-        reason = f"{', '.join(missing[:MAX_SHOWN])} is missing" if missing else "state.json lists no file"
+        named = ", ".join(name[:MAX_NAME] for name in missing[:MAX_SHOWN])
+        reason = f"{named} is missing" if missing else "state.json lists no file"
         raise DataError(f"{folder}: the saved dataset is not whole: {reason}", hint="Copy or save the folder again.")
     return [folder / name for name in names]
 

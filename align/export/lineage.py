@@ -175,7 +175,7 @@ def _read_results(path: Path) -> Results | None:
     try:
         value: Any = json.loads(path.read_bytes())
         return Results.from_json(value)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

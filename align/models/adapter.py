@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from align.config.architecture import CONFIG_NAME
+from align.config.paths import exists
 from align.config.peft import Lora, Peft, VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_AGAIN, BASE_NAME, WEIGHTS_NAME
@@ -46,7 +47,7 @@ def read_record(folder: Path) -> BaseRecord:
     try:
         record = json.loads(path.read_bytes())
         return BaseRecord(Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"]))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise EnvironmentProblem(
             f"{path}: does not say which base model the adapter is of ({type(error).__name__})", hint=ADAPTER_AGAIN
         ) from error
@@ -82,7 +83,7 @@ def locate_base(folder: Path, record: BaseRecord) -> Path:
     """
     # The place is relative to the store, which is a folder somewhere above the adapter.
     for parent in folder.resolve().parents:
-        if ((found := parent / record.place) / CONFIG_NAME).is_file() and _has_weights(found):
+        if exists((found := parent / record.place) / CONFIG_NAME) and _has_weights(found):
             return found.resolve()
     raise EnvironmentProblem(
         f"{folder}: the base model of this adapter is gone: there is no {record.place} beside its store",

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,16 @@ def _check_adapter(path: Path) -> None:
 
 def _is_known_to_transformers(config: dict[str, Any]) -> bool:
     """Whether transformers has a model of that type; its folders are looked at, as importing it takes seconds."""
-    spec, name = importlib.util.find_spec("transformers"), config.get("model_type")
-    if spec is None or spec.origin is None or not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+    models, name = _models_of_transformers(), config.get("model_type")
+    if models is None or not isinstance(name, str) or not name.replace("-", "_").isidentifier():
         return False
-    return (Path(spec.origin).parent / "models" / name.replace("-", "_")).is_dir()
+    return (models / name.replace("-", "_")).is_dir()
+
+
+@cache
+def _models_of_transformers() -> Path | None:
+    spec = importlib.util.find_spec("transformers")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "models"
 
 
 def _forbidden(value: Any) -> Iterator[str]:

@@ -84,17 +84,31 @@ def check_weight_file(file: Path) -> None:
 def _span(name: str, tensor: Any) -> tuple[int, int, str, str]:
     """First and last byte of a tensor in the data, its name, and its type."""
     dtype, shape, (start, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
-    if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+    is_list = isinstance(shape, list) and isinstance(tensor["data_offsets"], list)
+    if not (is_list and isinstance(dtype, str)) or any(not _is_size(number) for number in (*shape, start, end)):
         raise ValueError(f"{name!r} has no type, shape or place")
+    if dtype not in _WIDTHS and not dtype.startswith(_FEW_BITS):
+        raise ValueError(f"{name!r} has the type {dtype[:20]!r}, which the format does not have")
+    name.encode()  # half a character, which JSON may hold, is a ValueError
     if end < start or (dtype in _WIDTHS and math.prod(shape) * _WIDTHS[dtype] != 8 * (end - start)):
         raise ValueError(f"{name!r} is {list(shape)} in {dtype}, but has {end - start:,} bytes")
     return start, end, name, dtype
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 64
 
 
 def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     """The header's length in bytes, and what it says of each tensor."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+        # Not the bytes: `json` would guess their encoding, and let half characters pass.
+        header = json.loads(stream.read(length).decode(), parse_constant=_refuse)
+    if (metadata := header.pop("__metadata__", None)) is not None:
+        "".join([*metadata.keys(), *metadata.values()]).encode()  # texts, by the format
     return length, header
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

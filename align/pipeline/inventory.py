@@ -174,8 +174,8 @@ def _bases(entry: Path, root: Path) -> list[str]:
     """Entries with the base models of the adapters in an entry."""
     places = []
     for record in entry.rglob(BASE_NAME):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            places.append(root / json.loads(record.read_bytes())["place"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            places.append((root / json.loads(record.read_bytes())["place"]).resolve())
     return list(_names_inside(places, root))
 
 
@@ -288,8 +288,9 @@ def verify(out: Path, *, report: Callable[[str], None] = lambda name: None) -> V
 
 def _unread(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Files of an entry that no entry before it has; they are added to `seen`."""
-    manifest = Entry(path).read_manifest()
-    for file in (path / name for name in (manifest.files if manifest else ())):
+    entry = Entry(path)
+    manifest = entry.read_manifest()
+    for file in (path / name for name in (entry.listed_files(manifest) if manifest else ())):
         if file.is_file():
             status = file.stat()
             if (status.st_dev, status.st_ino) not in seen:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from align.config.recipe import Recipe
 from align.errors import RecipeError
-from align.store.atomic import write_json
+from align.store.seal import read_sealed, write_sealed
 
 RECIPE_NAME = "recipe.json"
 PATH_KEY = "path"
@@ -19,7 +18,18 @@ def write_owner(recipe: Recipe, run_folder: Path, command: list[str]) -> None:
     """Write `recipe.json`: the resolved recipe, the command, and the path of the recipe's file, from this folder on."""
     # Relative, so that a project can be moved or copied with its runs. A recipe of `align stage` has no file.
     path = os.path.relpath(recipe.path.resolve(), run_folder.resolve()) if recipe.path.is_file() else None
-    write_json(run_folder / RECIPE_NAME, {**recipe.resolved(), "command": command, PATH_KEY: path})
+    write_sealed(run_folder / RECIPE_NAME, {**recipe.resolved(), "command": command, PATH_KEY: path})
+
+
+def _owner(run_folder: Path) -> Path | None:
+    """The file of the recipe that a folder belongs to, if it is there."""
+    try:
+        written: Any = read_sealed(run_folder / RECIPE_NAME)[PATH_KEY]
+        # Whoever damaged the file may have left a path that no file can have.
+        owner = (run_folder.resolve() / written).resolve()
+        return owner if owner.is_file() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def refuse_other_recipe(recipe: Recipe, run_folder: Path) -> None:
@@ -28,12 +38,8 @@ def refuse_other_recipe(recipe: Recipe, run_folder: Path) -> None:
     Raises:
         RecipeError: if it was of another one that is still there.
     """
-    try:
-        written: Any = json.loads((run_folder / RECIPE_NAME).read_bytes()).get(PATH_KEY)
-    except (OSError, ValueError):
-        return
-    other = (run_folder.resolve() / written).resolve() if isinstance(written, str) else None
-    if other is None or not other.is_file() or (recipe.path.is_file() and other.samefile(recipe.path)):
+    other = _owner(run_folder)
+    if other is None or (recipe.path.is_file() and other.samefile(recipe.path)):
         return
     this = recipe.path.resolve() if recipe.path.is_file() else recipe.path
     raise RecipeError(

@@ -22,6 +22,7 @@ from align.runtime.profile import Phase
 
 EVENTS_VERSION = 1
 """Raised when a reader of the old form would misread the new one."""
+SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,12 +281,19 @@ def from_json(line: str | bytes) -> Event:
     if not isinstance(content, dict) or (version := content.pop("version", None)) is None:
         raise ValueError("not an event")
     if version != EVENTS_VERSION:
-        raise ValueError(f"an event of version {version}; this is align for version {EVENTS_VERSION}")
+        raise ValueError(f"an event of version {_shown(version)}; this is align for version {EVENTS_VERSION}")
     kind = content.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(f"an event of an unknown kind, {kind!r}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"an event of an unknown kind, {_shown(kind)}")
     try:
         event: Event = adapter_of(kind).validate_python(content)
     except ValidationError as error:
-        raise ValueError(f"not an event of kind {kind}: {error}") from error
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"not an event of kind {kind}: {where[:SHOWN_CHARACTERS]}: {first['msg']}") from error
     return event
+
+
+def _shown(value: Any) -> str:
+    """Of a value that may be as long as a damaged line."""
+    return repr(value)[:SHOWN_CHARACTERS]

@@ -20,7 +20,7 @@ def metrics_of(path: Path) -> dict[str, list[dict[str, float]]]:
     for event in read_events(path):
         if isinstance(event, RunPlanned):
             fingerprints = {stage.name: stage.fingerprint for stage in event.stages}
-        elif isinstance(event, Metrics):
+        elif isinstance(event, Metrics) and event.stage in fingerprints:
             earlier = rows.setdefault(fingerprints[event.stage], [])
             while earlier and earlier[-1]["step"] >= event.step:
                 earlier.pop()

@@ -1,7 +1,8 @@
 """Caches the replies of judges in the store by the content of the question, so that no question is paid for twice.
 
-One file per endpoint and model, JSON Lines, only ever appended to, each line on disk before the next request goes out. A line
-that a killed process or a full disk left torn is skipped, and its question is sent again.
+One file per endpoint and model, JSON Lines, only ever appended to, each line on disk before the next request goes out. Each line
+has a hash of its content: one that a killed process or a full disk left torn, or that was changed since, is skipped, and its
+question is sent again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from align.errors import EnvironmentProblem
+from align.store.fingerprint import fingerprint
+from align.store.seal import SEAL
 
 FOLDER_NAME = "judge-answers"
 
@@ -51,7 +55,8 @@ class AnswerFile:
 
     def add(self, key: str, answer: JudgeAnswer) -> None:
         """Keep a reply; it is on disk when this returns."""
-        line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
+        fields = {"key": key, **asdict(answer)}
+        line = json.dumps({**fields, SEAL: _seal(fields)}).encode() + b"\n"
         with self._lock:
             # Set before the write: if it fails in the middle, the next line must begin with a line break.
             content, self._before_next = self._before_next + line, b"\n"
@@ -74,7 +79,14 @@ def _read_line(line: bytes) -> tuple[str, JudgeAnswer] | None:
     """Key and reply of a line, or None for one that is not whole."""
     try:
         fields = json.loads(line)
+        if fields.pop(SEAL) != _seal(fields):
+            return None
         # A line with other fields, as another version may write, counts as unknown.
         return str(fields.pop("key")), JudgeAnswer(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    """Of a line's text in ASCII: a reply may have half characters, which have no bytes in UTF-8."""
+    return fingerprint(json.dumps(fields))

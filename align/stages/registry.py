@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class StageType:
     """Whether it reads rows and curves of everything that its inputs were made from."""
 
     def load(self) -> Any:
-        return importlib.import_module(self.module)
+        return sys.modules.get(self.module) or importlib.import_module(self.module)  # asked for hundreds of times by a plan
 
     @property
     def version(self) -> int:

@@ -35,7 +35,8 @@ from align.runtime.seed import derive_seed
 from align.selection.checkpoint import highest_score_epoch, lowest_loss_epoch, scored_everywhere
 from align.stage import StageContext, StageOutcome
 from align.store.artifact import DROPS_NAME, EPOCHS_NAME, METRICS_NAME, MODEL_FOLDER, SFT_STAGE, Artifact, write_rows
-from align.store.atomic import write_bytes, write_json
+from align.store.atomic import write_bytes
+from align.store.seal import read_work, write_work
 
 if TYPE_CHECKING:
     from align.report.statistics import FloatArray
@@ -157,13 +158,13 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
     losses: dict[int, float | None] = {}
     for epoch, folder in folders.items():
         path = context.work / f"loss-{epoch}.json"
-        # The file is written atomically: if it exists, it is complete.
-        if not path.exists():
+        if (kept := read_work(path, on_damage=context.note)) is None:
             with closing(LikelihoodModel(folder, batch_tokens=config.batch_tokens)) as model:
                 logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))
             loss = -sum(logps) / tokens
-            write_json(path, loss if math.isfinite(loss) else None)
-        losses[epoch] = json.loads(path.read_text())
+            kept = {"loss": loss if math.isfinite(loss) else None}
+            write_work(path, kept)
+        losses[epoch] = kept["loss"]
     return losses, list(encoded.drops)
 
 

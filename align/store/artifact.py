@@ -107,7 +107,8 @@ class Manifest(BaseModel):
     def chosen_input(self) -> str | None:
         """Fingerprint of the model that a choice among models kept; None for anything else."""
         models, chosen = self.config.get("models"), self.metrics.get("selected")
-        return self.inputs[models[chosen]] if isinstance(models, dict) and chosen in models else None
+        is_choice = isinstance(models, dict) and isinstance(chosen, str) and chosen in models
+        return self.inputs.get(str(models[chosen])) if is_choice else None  # type: ignore[index]
 
 
 @dataclass(frozen=True)
@@ -261,11 +262,15 @@ class Entry:
     def verify(self, reads: Callable[[str], bool] = every_file) -> tuple[EntryState, str]:
         """As `check`, but what `reads` says is read now, whatever is remembered; what is found replaces that."""
         manifest, hashes = self.read_manifest(), self.known_hashes
-        hashes.read([self.path / name for name in manifest.files if reads(name)] if manifest else [], again=True)
+        hashes.read([self.path / name for name in self.listed_files(manifest) if reads(name)] if manifest else [], again=True)
         found = self.check(hashes, reads)
         if self.is_named:  # else it is in no store
             hashes.save()
         return found
+
+    def listed_files(self, manifest: Manifest) -> list[str]:
+        """The files that are there and in the manifest, whose names may be any text: paths inside."""
+        return [name for name in self._files() if name in manifest.files]
 
     def _files(self) -> Iterator[str]:
         """Paths inside of everything but folders, the manifest and the work."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from align.errors import EnvironmentProblem
-from align.store.atomic import write_json
 from align.store.fingerprint import fingerprint
+from align.store.seal import BrokenSeal, read_sealed, write_sealed
 
 MOST_ENTRIES = 500
+VALUES = "values"
 
 
 class ContentCache:
-    """JSON values by key, in a file of a store.
+    """JSON values by key, in a sealed file of a store.
 
     Args:
         path: of the file.
@@ -49,12 +49,12 @@ class ContentCache:
             return
         with contextlib.suppress(OSError, EnvironmentProblem):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, dict(list(self._known.items())[-MOST_ENTRIES:]))
+            write_sealed(self._path, {VALUES: dict(list(self._known.items())[-MOST_ENTRIES:])})
 
 
 def _read(path: Path, is_valid: Callable[[Any], bool]) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        values = read_sealed(path).get(VALUES)
+    except (OSError, BrokenSeal):
         return {}
-    return {digest: value for digest, value in loaded.items() if is_valid(value)} if isinstance(loaded, dict) else {}
+    return {digest: value for digest, value in values.items() if is_valid(value)} if isinstance(values, dict) else {}

@@ -152,7 +152,7 @@ class FileHashes:
             # Read again: other processes have added theirs since. Two that save at the same moment may lose some of them, and
             # hash those files again; no hash becomes wrong.
             known = {**_read_cache(self._path), **self._added}
-            kept = {key: [*state, digest] for key, (state, digest) in sorted(known.items()) if Path(key).exists()}
+            kept = {key: [*state, digest] for key, (state, digest) in sorted(known.items()) if os.path.exists(key)}
             with suppress(OSError):  # where the store cannot be written to, the files are hashed again
                 write_json(self._path, {"files": kept, "seal": sha256_of_json(kept)})
             self._added = {}
@@ -201,6 +201,8 @@ def _read_cache(path: Path | None) -> dict[str, tuple[FileState, str]]:
         # A digit that flipped in it would call a whole file damaged, or a base model another one.
         if loaded["seal"] != sha256_of_json(loaded["files"]):
             return {}
-        return {key: (FileState(*state), digest) for key, (*state, digest) in loaded["files"].items()}
+        known = {key: (FileState(*state), digest) for key, (*state, digest) in loaded["files"].items()}
+        is_whole = all(isinstance(digest, str) and all(type(part) is int for part in state) for state, digest in known.values())
+        return known if is_whole else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

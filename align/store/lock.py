@@ -20,7 +20,7 @@ def describe_holder(path: Path) -> str:
     try:
         holder = json.loads(path.with_suffix(".holder").read_text())
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

@@ -1,9 +1,9 @@
-"""Seals: JSON files that say what belongs to a result, a shard or a checkpoint, and whether they themselves are as written."""
+"""Seals: JSON files that say whether they are as written, and what belongs to a result, a shard or a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,30 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
+def write_work(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object for a later attempt at the same work, with a seal and its place."""
+    write_sealed(path, {PLACE: place_of_work(path), **content})
+
+
+def read_work(path: Path, *, on_damage: Callable[[str], None]) -> dict[str, Any] | None:
+    """What `write_work` wrote at this place; None if there is no such file, or none that is whole.
+
+    Args:
+        on_damage: called with what is wrong with a file that is not whole.
+    """
+    try:
+        content = read_sealed(path)
+    except FileNotFoundError:
+        return None
+    except BrokenSeal as problem:
+        on_damage(f"{path.name} {problem}; it is not used")
+        return None
+    if (place := content.get(PLACE)) != place_of_work(path):
+        on_damage(f"{path.name} is that of {place}; it is not used")
+        return None
+    return {name: value for name, value in content.items() if name not in (SEAL, PLACE)}
+
+
 def seal_folder(folder: Path, seal: Path, *, called: str | None = None) -> None:
     """Seal all files of a folder of unfinished work, which must be on the disk already.
 
@@ -72,7 +96,9 @@ def folder_problem(folder: Path, seal: Path) -> str | None:
         return f"{seal.name} {problem}"
     if (place := sealed.get(PLACE)) != place_of_work(folder):
         return f"{seal.name} is that of {place}"
-    found, files = _hashes(folder, seal), sealed.get("files", {})
+    found, files = _hashes(folder, seal), sealed.get("files")
+    if not isinstance(files, dict):
+        return f"{seal.name} lists no files"
     for name, digest in files.items():
         if name not in found:
             return f"{name} is missing"

@@ -18,14 +18,14 @@ from align.config.sections import Optimization
 from align.runtime.context import RunContext
 from align.runtime.group import from_first, wait_for_all
 from align.store.artifact import EPOCHS_NAME
-from align.store.atomic import fsync_folder, link_tree, sync_tree, write_bytes
-from align.store.seal import folder_problem, seal_folder
+from align.store.atomic import fsync_folder, link_tree, sync_tree
+from align.store.seal import folder_problem, read_work, seal_folder, write_work
 from align.training import checkpoint
 from align.training.loop import TrainingHistory, train
 from align.training.sharding import whole
 from align.training.step import StepTrainer
 
-HISTORY_NAME = "history.json"
+HISTORY_NAME, HISTORY_KEY = "history.json", "history"
 
 
 def train_and_save(
@@ -56,10 +56,12 @@ def train_and_save(
                     keep_epoch(save, context.work, epoch)
                 wait_for_all()
 
+    done = None
     if context.is_first:
         _begin_again_if_damaged(context)
-    if from_first(record.exists() and trained.is_dir()):
-        history = TrainingHistory(**json.loads(record.read_bytes()))
+        done = read_work(record, on_damage=context.note) if trained.is_dir() else None
+    if (done := from_first(done)) is not None:
+        history = TrainingHistory(**json.loads(done[HISTORY_KEY]))
         trainer.pass_size.keep_in(context, [trainer.model], gradient_checkpointing=config.gradient_checkpointing)
         context.note(f"training was done before, after {history.steps} steps")
         for row in history.rows:
@@ -75,7 +77,8 @@ def train_and_save(
         )
         # Last, and atomically: where it exists, the model is on the disk.
         if context.is_first:
-            write_bytes(record, json.dumps(asdict(history)).encode())
+            # As text: no seal is made over NaN, which a metric may be.
+            write_work(record, {HISTORY_KEY: json.dumps(asdict(history))})
     if context.is_first:
         link_tree(trained, output)
     wait_for_all()  # a reward model is measured next, by all processes

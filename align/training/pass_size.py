@@ -11,14 +11,13 @@ work/memory.json    what the passes came to, for an attempt that goes on after a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from align.errors import StageError
 from align.runtime.context import RunContext
 from align.runtime.device import free_memory, out_of_memory
-from align.store.atomic import write_json
+from align.store.seal import read_work, write_work
 from align.training.optimizer import recompute_layers
 
 RECORD_NAME = "memory.json"
@@ -56,8 +55,7 @@ class PassSize:
             RecipeError: if gradient checkpointing is wanted by name and a model cannot do it.
         """
         self._context, self._models = context, models
-        record = context.work / RECORD_NAME
-        kept = json.loads(record.read_bytes()) if record.exists() else {}
+        kept = read_work(context.work / RECORD_NAME, on_damage=context.note) or {}
         self.size = min(self.size, kept.get(SIZE_KEY, self.size))
         is_auto = gradient_checkpointing == "auto" and all(model.supports_gradient_checkpointing for model in models)
         chosen = context.memory.gradient_checkpointing or kept.get(RECOMPUTE_KEY, False)
@@ -132,7 +130,7 @@ class PassSize:
             passes = f"{used:,} {self._unit} in a forward pass"
             raise StageError(f"{self._name}: out of memory with {passes}, the fewest: {problem}", hint=self._advice())
         if self._context is not None:
-            write_json(self._context.work / RECORD_NAME, {SIZE_KEY: self.size, RECOMPUTE_KEY: self.recomputes})
+            write_work(self._context.work / RECORD_NAME, {SIZE_KEY: self.size, RECOMPUTE_KEY: self.recomputes})
         return change
 
     def _advice(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from align.pipeline.estimate.machine import Machine
 from align.pipeline.plan import make_plan
 from align.scoring.batching import map_batches
 from align.stages import dpo
+from align.store.seal import read_sealed
 from align.testing import Recorder, pairwise_config, random_pairs, run_context
 from align.training.loop import train, training_arguments
 from align.training.packing import TrainingSample, build_row
@@ -108,7 +108,8 @@ def test_a_failure_in_the_first_step_leaves_nothing_behind(
         "out of memory with 4 rows in a forward pass; computed again with 2 (CUDA out of memory. Tried to allocate 2.00 GiB. GPU "
         "0 has a capacity of 8.00 GiB of which 1.00 GiB is free)"
     ]
-    assert json.loads((tmp_path / "halved" / "memory.json").read_text()) == {"pass_size": 2, "gradient_checkpointing": False}
+    kept = read_sealed(tmp_path / "halved" / "memory.json")
+    assert (kept["pass_size"], kept["gradient_checkpointing"]) == (2, False)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

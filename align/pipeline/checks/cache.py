@@ -36,6 +36,7 @@ class FindingCache:
 def _findings(value: Any) -> list[Finding] | None:
     """None for a value that is none of findings."""
     try:
-        return [Finding(**finding) for finding in value]
+        found = [Finding(**finding) for finding in value]
     except TypeError:
         return None
+    return found if all(isinstance(text, str) for finding in found for text in finding.to_json().values()) else None

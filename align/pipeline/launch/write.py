@@ -168,7 +168,9 @@ def _slurm_time(seconds: int) -> str:
 def _refuse_edited(folder: Path, texts: Mapping[str, str], submit: tuple[str, ...]) -> None:
     try:
         written = json.loads((folder / WRITTEN_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
+        written = {}
+    if not isinstance(written, dict):  # damaged: nothing is known of the files
         written = {}
     for name, text in texts.items():
         path = folder / name

@@ -25,7 +25,9 @@ def _target(module: str, name: str) -> Callable[[Path], Target]:
 TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "recipe": _target("recipe", "RecipeTarget"),
     "rows": _target("rows", "RowsTarget"),
+    "headers": _target("headers", "HeaderTarget"),
     "model_folder": _target("model_folder", "ModelFolderTarget"),
+    "manifests": _target("manifests", "ManifestTarget"),
     "templates": _target("templates", "TemplateTarget"),
 }
 """What makes each target, in a folder of its own."""

@@ -66,8 +66,8 @@ class ModelFolderTarget:
                 (folder / name).write_bytes(self.corpora[name][0])
 
     def make(self, random: Random) -> bytes:
-        """Half of them headers of weights; of the others each file as often."""
-        name = WEIGHTS if random.randrange(2) else random.choice(list(TREES))
+        """Each file as often. Headers of weights have a target of their own, without a folder around them."""
+        name = random.choice([WEIGHTS, *TREES])
         if random.randrange(3) == 0:
             return f"{name}\n".encode() + mutated(random, self.corpora[name], [*HOSTILE_BYTES, *_LENGTHS])
         if name != WEIGHTS:

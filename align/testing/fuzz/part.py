@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -75,8 +76,13 @@ def _in_process(name: str, seed: int, numbers: range, counts: Counts, keep: Path
 
 
 def _work(name: str, seed: int, numbers: range, current: Any, send: Any, keep: Path | None) -> None:
-    with tempfile.TemporaryDirectory(prefix="align-fuzz-") as folder:
-        target = TARGETS[name](Path(folder))
+    # In memory where there is such a place: every input is a file.
+    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="align-fuzz-", dir=shared) as folder:
+        tempfile.tempdir = folder  # of the parsers, too
+        own = Path(folder, name)
+        own.mkdir()
+        target = TARGETS[name](own)
         with suppress(ValueError):  # a lower limit holds already
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
         counts, first_peak = Counts(), 0

@@ -94,6 +94,20 @@ def test_a_damaged_result_is_not_used(finished_run: Path, tmp_path: Path) -> Non
         run.rows("scored")
 
 
+def test_the_recipe_is_that_of_the_run_or_named_as_damaged(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "tiny", symlinks=True)
+    run = align.load_run(tmp_path / "tiny")
+    assert run.recipe["name"] == "tiny"
+    assert "seal" not in run.recipe
+    path = run.folder / "recipe.json"
+    path.write_bytes(path.read_bytes().replace(b'"tiny"', b'"tony"', 1))
+    with pytest.raises(align.EnvironmentProblem, match=r"recipe\.json: was changed after it was written"):
+        assert run.recipe
+    path.unlink()
+    with pytest.raises(align.EnvironmentProblem, match=r"recipe\.json: there is no such file"):
+        assert run.recipe
+
+
 def test_a_result_of_earlier_settings_is_not_used(finished_run: Path, tmp_path: Path) -> None:
     """A run that was planned anew and stopped: its links still lead to what the earlier settings made."""
     shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)

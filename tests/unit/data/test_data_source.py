@@ -75,6 +75,16 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     (folder / "x-1.arrow").write_bytes(b"")
     with pytest.raises(DataError, match=r"x-2\.arrow is missing"):
         _find(folder, "")
+    (tmp_path / "other.arrow").write_bytes(b"")
+    state = (folder / "state.json").read_text()
+    for name in ("../../other.arrow", str(tmp_path / "other.arrow"), "x" * 5000):
+        (folder / "state.json").write_text(state.replace("x-2.arrow", name))
+        with pytest.raises(DataError, match="is missing"):
+            _find(folder, "")
+    (folder / "state.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="does not list data files"):
+        _find(folder, "")
+    (folder / "state.json").write_text(state)
     (folder / "x-2.arrow").write_bytes(b"")
     assert _names(_find(folder, "")) == ["x-2.arrow", "x-1.arrow"]
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')

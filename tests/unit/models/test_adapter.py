@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from align.config.peft import Lora, VirtualTokens
 from align.engines.open import open_engine
 from align.errors import AlignError, EnvironmentProblem, RecipeError
+from align.models.adapter import BaseRecord, locate_base
 from align.models.files import ADAPTER_WEIGHTS_NAME, BASE_NAME
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
@@ -130,6 +131,12 @@ def test_the_base_is_gone(root: Path, lora: Path) -> None:
     text = told(error)
     assert text.startswith(f"{lora}: the base model of this adapter is gone: there is no ../../base")
     assert "Bring it back" in text and error.value.exit_code == 4
+
+
+def test_a_place_of_the_base_that_no_file_can_have(lora: Path) -> None:
+    record = BaseRecord(Path("a" * 5000), "f" * 16, LORA)
+    with pytest.raises(EnvironmentProblem, match="the base model of this adapter is gone"):
+        locate_base(lora, record)
 
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])

@@ -44,6 +44,10 @@ def test_places_count_from_the_beginning_of_the_file(tmp_path: Path) -> None:
         ({"a": {**F32, "shape": "2"}}, "cannot be read"),
         ({"a": {**F32, "dtype": 7}}, "cannot be read"),
         ({"a": None}, "cannot be read"),
+        ({"a": {**F32, "dtype": "F33"}}, "'a' has the type 'F33', which the format does not have"),
+        ({"\ud800": F32}, "cannot be read"),
+        ({"a": {**F32, "shape": {}, "data_offsets": [0, 4]}}, "cannot be read"),
+        ({"a": {**F32, "shape": [0, 1 << 64], "data_offsets": [0, 0]}}, "cannot be read"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, tensors: Any, told: str) -> None:
@@ -51,6 +55,14 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, tensors: Any, told: str) 
     with pytest.raises(EnvironmentProblem) as caught:
         check_weight_file(written(tmp_path, tensors, data=max([int(end) for end in ends] or [0])))
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [b'{"__metadata__": []}', b'{"__metadata__": {"a": NaN}}', b'{"__metadata__": {"\xff": "b"}}'])
+def test_metadata_of_another_form_is_refused(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(EnvironmentProblem, match="its header cannot be read"):
+        check_weight_file(file)
 
 
 @pytest.mark.parametrize("length", [100 * 2**30, MAX_HEADER_BYTES + 1, 2**63 - 1, 0, 1])

@@ -11,6 +11,7 @@ from align.errors import RecipeError
 from align.pipeline.owner import refuse_other_recipe, write_owner
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
+from align.store.seal import write_sealed
 
 
 @pytest.fixture
@@ -72,7 +73,11 @@ def test_a_copy_of_a_project_with_its_runs_is_a_project_of_its_own(
         refuse_other_recipe(load_recipe(copy / "second"), copy / "runs" / "tried")
 
 
-@pytest.mark.parametrize("content", ["{}", "[1", '{"path": null}', '{"path": 3}'])
-def test_a_folder_without_a_known_recipe_is_taken_over(folder: Path, content: str) -> None:
-    (folder / "runs" / "tried" / "recipe.json").write_text(content)
+@pytest.mark.parametrize("content", ["{}", "[1", "[]", "[" * 100_000, None, 3, "a" * 5000, "\0"])
+def test_a_folder_without_a_known_recipe_is_taken_over(folder: Path, content: str | int | None) -> None:
+    written = folder / "runs" / "tried" / "recipe.json"
+    if isinstance(content, str) and content[0] in "[{":
+        written.write_text(content)
+    else:
+        write_sealed(written, {"path": content})
     refuse_other_recipe(load_recipe(folder / "second"), folder / "runs" / "tried")

@@ -83,7 +83,8 @@ def test_a_number_that_is_not_finite_is_null() -> None:
     [
         ({"version": 2}, "an event of version 2; this is align for version 1"),
         ({"kind": "shutdown"}, "an event of an unknown kind, 'shutdown'"),
-        ({"text": 1}, "not an event of kind note"),
+        ({"kind": ["note"]}, r"an event of an unknown kind, \['note'\]"),
+        ({"text": 1}, "not an event of kind note: text: Input should be a valid string$"),
         ({"colour": "red"}, "not an event of kind note"),
     ],
 )
@@ -176,3 +177,5 @@ def test_another_configuration_has_curves_of_its_own(tmp_path: Path) -> None:
     # The first one again, which is cached now.
     assert replayed(tmp_path / "e", [*events, planned(a="1")])["a"] == [(step, 1) for step in range(1, 9)]
     assert replayed(tmp_path / "e", [*events, planned(other="3")]) == {}
+    # Of a stage that no plan has, as in a damaged file.
+    assert replayed(tmp_path / "e", [*events, *curve("b", range(2), 1.0)]) == {"a": [(1, 2), (2, 2)]}

@@ -172,6 +172,16 @@ def test_a_torn_line_is_skipped_and_the_next_one_whole(tmp_path: Path) -> None:
     assert [healed.get(key) for key in ("k1", "k2", "k3")] == [answer, None, answer]
 
 
+def test_a_reply_that_was_changed_is_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    for key in ("k1", "k2"):
+        AnswerFile(path).add(key, JudgeAnswer("Verdict: A", "stop", 1, 2))
+    path.write_bytes(path.read_bytes().replace(b"Verdict: A", b"Verdict: B", 1))
+    answers = AnswerFile(path)
+    assert answers.get("k1") is None
+    assert answers.get("k2") == JudgeAnswer("Verdict: A", "stop", 1, 2)
+
+
 def test_a_full_disk_is_named_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")

@@ -22,13 +22,22 @@ def test_a_value_is_found_once(tmp_path: Path) -> None:
     assert opened(tmp_path / "new" / "known.json", version=2).value(["a", 1], lambda: 8) == 8
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b'{"x": "text"}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b'{"values": {"x": 1}}', b"\xff", b"[" * 100_000])
 def test_damage_is_no_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "known.json").write_bytes(content)
     cache = opened(tmp_path / "known.json")
     assert cache.value("key", lambda: 3) == 3
     cache.save()
     assert opened(tmp_path / "known.json").value("key", lambda: 4) == 3
+
+
+def test_a_value_that_was_changed_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "known.json"
+    cache = opened(path)
+    cache.value("key", lambda: 3)
+    cache.save()
+    path.write_bytes(path.read_bytes().replace(b": 3", b": 7"))
+    assert opened(path).value("key", lambda: 3) == 3
 
 
 def test_the_oldest_entries_leave(tmp_path: Path) -> None:

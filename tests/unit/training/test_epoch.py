@@ -110,6 +110,17 @@ def test_a_record_without_its_model_is_not_believed(training: Training) -> None:
     assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
 
 
+def test_a_damaged_record_is_named_and_the_last_steps_are_trained_again(training: Training) -> None:
+    training.run(checkpoint_steps=3)
+    weights = (training.output / MODEL_FOLDER / "model.safetensors").read_bytes()
+    shutil.rmtree(training.output / MODEL_FOLDER)
+    flip(training.output / "work" / "history.json")
+    training.run(checkpoint_steps=3)
+    assert any(note.startswith("history.json was changed after it was written") for note in training.notes)
+    assert "resuming from step 3" in training.notes
+    assert (training.output / MODEL_FOLDER / "model.safetensors").read_bytes() == weights
+
+
 def test_a_model_that_was_damaged_while_the_stage_was_interrupted_is_trained_again(training: Training) -> None:
     training.run(checkpoint_steps=3)
     weights = (training.output / MODEL_FOLDER / "model.safetensors").read_bytes()
