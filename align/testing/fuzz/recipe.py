@@ -86,6 +86,8 @@ class RecipeTarget:
         self.machines = [MACHINE]
         self.machine_tree = parse_text(MACHINE.decode(), label="x").value
         self.lines = [part for text in (*self.corpus, *self.long) for part in _parts(text)]
+        for tree in self.trees:  # validators are built when they are first used
+            self.read(b"values\n" + json.dumps(tree).encode())
         self.names = sorted(
             {key for tree in self.trees for key in _keys(tree)} | {"rounds", "seeds", "trials", "stage", "kind", "hub"}
         )
