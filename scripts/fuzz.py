@@ -3,11 +3,13 @@
     python scripts/fuzz.py [--target recipe] [--inputs 100000] [--seed 1] [--jobs 2] [--keep FOLDER]
     python scripts/fuzz.py --replay FILE --target recipe
     python scripts/fuzz.py --case "recipe 1 4711"
+    python scripts/fuzz.py --recheck
 
 The targets are in align/testing/fuzz. An input follows from target, seed and number alone. Counted as a finding is any
 exception that is not documented, a hang, more than two seconds or a gibibyte, a process that dies, and a file that a template
 wrote. Figures are added to scripts/fuzz.json, from the number of the last input of that seed on; `--replay` reads the one input
-in a file (which `--keep` wrote), `--case` the one that a finding names. They write nothing.
+in a file (which `--keep` wrote), `--case` the one that a finding names. They write nothing. `--recheck` reads the inputs of all
+findings in the file again, and counts those as fixed that are read as promised now.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for inputs with findings")
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--case", metavar='"TARGET SEED NUMBER"')
+    parser.add_argument("--recheck", action="store_true")
     options = parser.parse_args()
+    if options.recheck:
+        return _recheck()
     if options.case or options.replay:
         return _again(options)
     return max([_fuzz(name, options) for name in options.target or TARGETS])
@@ -62,6 +67,24 @@ def _again(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="align-fuzz-") as folder:
         print(TARGETS[name](Path(folder)).read(data))  # a finding shows its traceback here
     return bool(replay(name, [data])[1])
+
+
+def _recheck() -> int:
+    whole = _read()
+    for name, counts in whole.items():
+        left = [finding for finding in counts["findings"] if not _is_fixed(finding)]
+        counts["fixed"] = counts.get("fixed", 0) + len(counts["findings"]) - len(left)
+        counts["findings"] = left
+        print(f"{name}: {counts['fixed']} fixed, {len(left)} left")
+    write_json(RESULT, whole)
+    return int(any(counts["findings"] for counts in whole.values()))
+
+
+def _is_fixed(finding: str) -> bool:
+    name, seed, number = finding.partition(":")[0].split(" ")
+    if not number.isdigit():  # of a part
+        return False
+    return not run_part(name, int(seed), range(int(number), int(number) + 1)).findings
 
 
 def _fuzz(name: str, options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from align.errors import EnvironmentProblem, RecipeError
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest header; the format's own limit."""
+MOST_DIGITS = 300
 NEEDS_WHOLE_WEIGHTS = "Use its version in bfloat16 or float32. peft: {method: qlora} packs it into 4 bits while it trains."
 AGAIN = "The download was probably cut short; get this file again."
 # In bits. Floating numbers of 8 bits and less belong to quantised weights, whose scales need a package of their own.
@@ -89,7 +90,6 @@ def _span(name: str, tensor: Any) -> tuple[int, int, str, str]:
         raise ValueError(f"{name!r} has no type, shape or place")
     if dtype not in _WIDTHS and not dtype.startswith(_FEW_BITS):
         raise ValueError(f"{name!r} has the type {dtype[:20]!r}, which the format does not have")
-    name.encode()  # half a character, which JSON may hold, is a ValueError
     if end < start or (dtype in _WIDTHS and math.prod(shape) * _WIDTHS[dtype] != 8 * (end - start)):
         raise ValueError(f"{name!r} is {list(shape)} in {dtype}, but has {end - start:,} bytes")
     return start, end, name, dtype
@@ -103,12 +103,23 @@ def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     """The header's length in bytes, and what it says of each tensor."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        # Not the bytes: `json` would guess their encoding, and let half characters pass.
-        header = json.loads(stream.read(length).decode(), parse_constant=_refuse)
+        text = stream.read(length).decode()
+    # What Python takes for JSON and the library that loads the weights does not, is refused here too.
+    header = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+    if "\\u" in text:
+        json.dumps(header, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError: half a character
     if (metadata := header.pop("__metadata__", None)) is not None:
-        "".join([*metadata.keys(), *metadata.values()]).encode()  # texts, by the format
+        "".join([*metadata.keys(), *metadata.values()])  # texts, by the format
     return length, header
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text[:20]} is no number")
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) < MOST_DIGITS else _refuse(text)  # type: ignore[no-any-return]
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse(text)  # type: ignore[no-any-return]

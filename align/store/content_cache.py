@@ -44,10 +44,10 @@ class ContentCache:
         return known
 
     def save(self) -> None:
-        """Write what is new; a store that cannot be written to is the run's concern."""
+        """Write what is new; a store that cannot be written to is the run's concern. Half characters cannot be written."""
         if not self._is_new:
             return
-        with contextlib.suppress(OSError, EnvironmentProblem):
+        with contextlib.suppress(OSError, EnvironmentProblem, UnicodeError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_sealed(self._path, {VALUES: dict(list(self._known.items())[-MOST_ENTRIES:])})
 

@@ -58,6 +58,9 @@ class Counts:
     refused: Counter[str] = field(default_factory=Counter)
     """By the name of the error."""
     findings: list[str] = field(default_factory=list)
+    """Each begins with target, seed and number of its input."""
+    fixed: int = 0
+    """Former findings that the present code reads as promised."""
     seconds: float = 0.0
 
     def add(self, other: Counts) -> None:
@@ -66,6 +69,7 @@ class Counts:
         self.accepted += other.accepted
         self.refused += other.refused
         self.findings = [*self.findings, *other.findings][:SHOWN_FINDINGS]
+        self.fixed += other.fixed
         self.seconds = round(self.seconds + other.seconds, 1)
 
 

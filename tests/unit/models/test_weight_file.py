@@ -57,7 +57,16 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, tensors: Any, told: str) 
     assert told in str(caught.value)
 
 
-@pytest.mark.parametrize("header", [b'{"__metadata__": []}', b'{"__metadata__": {"a": NaN}}', b'{"__metadata__": {"\xff": "b"}}'])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__": []}',
+        b'{"__metadata__": {"a": NaN}}',
+        b'{"__metadata__": {"\xff": "b"}}',
+        b'{"__metadata__": {"\\udfff": "b"}}',
+        b'{"__metadata__": {"a": "b"}, "more": 1' + b"0" * 400 + b"}",
+    ],
+)
 def test_metadata_of_another_form_is_refused(tmp_path: Path, header: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header)

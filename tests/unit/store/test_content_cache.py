@@ -40,6 +40,13 @@ def test_a_value_that_was_changed_is_found_again(tmp_path: Path) -> None:
     assert opened(path).value("key", lambda: 3) == 3
 
 
+def test_half_a_character_is_not_kept(tmp_path: Path) -> None:
+    cache = ContentCache(tmp_path / "known.json", 1, lambda value: True)
+    assert cache.value("key", lambda: "\ud800") == "\ud800"
+    cache.save()
+    assert not (tmp_path / "known.json").exists()
+
+
 def test_the_oldest_entries_leave(tmp_path: Path) -> None:
     cache = opened(tmp_path / "known.json")
     for number in range(MOST_ENTRIES + 1):
