@@ -8,7 +8,9 @@ after the other, in turns. The first rollout batch of each is left out: it holds
     build/trl112/bin/pip install torch==2.13.0 transformers==5.19.0 trl==1.12.0 accelerate==1.15.0 datasets==5.2.0
     python scripts/benchmarks/ppo.py --trl-python build/trl112/bin/python
 
-Writes scripts/benchmarks/ppo.json.
+Writes scripts/benchmarks/ppo.json. `--operations` adds to it what an episode needs at least, and so how many operations a second
+each side makes: those of policy and value model on real tokens in every pass, of the four models once before the updates, and of
+sampling.
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ from typing import Any
 from align.config.reference import ModelReference, RewardModelReference, RowsReference
 from align.data.encoding import encode_prompts
 from align.data.template import ChatFormat
+from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
 from align.pipeline.worker import ENVIRONMENT
-from align.records import Prompt
+from align.records import Message, Prompt
 from align.stages.ppo import Config
 from align.store.artifact import Artifact, Entry
 from align.store.atomic import write_json
+from align.testing.flops import training_flops
 
 HERE = Path(__file__).parent
+QUICKSTART = HERE.parents[1] / "recipes" / "quickstart"
 RESULT = HERE / "ppo.json"
 SETTINGS: dict[str, Any] = {
     "batch": 256,
@@ -119,6 +124,20 @@ def rate(times: list[float]) -> float:
     return float(SETTINGS["batch"] * (len(times) - 1) / (times[-1] - times[0]))
 
 
+def operations_of_an_episode(completion_tokens: float) -> float:
+    """At least; the quickstart's models are all of one shape."""
+    model = QUICKSTART / "base_model"
+    chat_format, shape = load_format(ModelFolder(model)), json.loads((model / "config.json").read_text())
+    lines = (QUICKSTART / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [Prompt(id=str(row["id"]), prompt=[Message(role="user", content=row["prompt"])]) for row in map(json.loads, lines)]
+    limit = SETTINGS["max_prompt_tokens"]
+    encoded = encode_prompts(prompts, chat_format, max_prompt_tokens=limit, on_invalid="drop", where=str)
+    rows = [(len(row.prompt_token_ids), [round(completion_tokens)]) for row in encoded.rows]
+    with_head, without = (training_flops(shape, rows, has_head=has_head) / len(rows) for has_head in (True, False))
+    # A forward pass is a third of a step: of policy and reference, of value and reward model; sampling is one more of the policy.
+    return float(SETTINGS["epochs"] * (with_head + without) + (3 * with_head + 2 * without) / 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -127,10 +146,19 @@ def main() -> None:
     parser.add_argument("--trl-python", type=Path, help="python of an environment with trl 1.12")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--operations", action="store_true", help="count only those, and add them")
     parser.add_argument(OURS, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
         run_ours(options.run, options.engine)
+    if options.operations:
+        result = json.loads(RESULT.read_text())
+        needed, rates = operations_of_an_episode(result["completion_tokens_mean"]) / 1e9, result["episodes_per_second"]
+        by_side = {side: round(needed * max(rates[side]), 1) for side in ("align", "trl_1.12")}
+        result["operations"] = {"gflop_per_episode": round(needed, 2), "gflop_per_second": by_side}
+        write_json(RESULT, result)
+        print(json.dumps(result["operations"], indent=2))
+        return
     sft, prompts = artifact(options.run, "sft_best"), artifact(options.run, "prompts")
     chat_format = ChatFormat(ModelFolder(sft.model_path).tokenizer, where="sft_best")
     limit = SETTINGS["max_prompt_tokens"]
