@@ -32,6 +32,7 @@ _NUMBER = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[errno (\d+)\]", re.IGN
 _TEXTS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT, "File too large": errno.EFBIG}
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|enforce fail at inline_container")
 _NO_TEMPORARY = "No usable temporary directory"  # of the module tempfile, which has tried several and hides why
+_NOT_OF_THE_FILE = _FORBIDDEN | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 KEPT = "Run the same command again; what was finished is kept."
 MOST_LINKS = 16
 """Errors that are looked at, from one to its cause."""
@@ -83,6 +84,58 @@ def explained(place: Path) -> Iterator[None]:
         raise problem from error
 
 
+@contextlib.contextmanager
+def writing_to(place: Path, *, hint: str = "Choose another place.") -> Iterator[None]:
+    """As `explained`, for a place that a user named: one where no such file can be is an EnvironmentProblem, too.
+
+    Args:
+        hint: for a place of that kind.
+    """
+    with explained(place):
+        try:
+            yield
+        except AlignError:
+            raise
+        except OSError as error:
+            if system_problem(error, place) is not None:
+                raise
+            message = f"{error.filename or place}: cannot be written ({error.strerror or error})"
+            raise EnvironmentProblem(message, hint=hint) from error
+
+
+def disk_full(place: Path, needed: int) -> EnvironmentProblem:
+    """What to tell before that many bytes are written to a disk that has fewer."""
+    return _no_room(errno.ENOSPC, place, needed)
+
+
+def write_line(descriptor: int, line: bytes) -> None:
+    """Write a line at once, so that those of several processes do not mix.
+
+    Raises:
+        OSError: if there is no room for all of it. A part of it may be in the file then.
+    """
+    written = os.write(descriptor, line)
+    # On a disk that is almost full, `write` may succeed with a part of the line. The next one says why.
+    if written < len(line):
+        os.write(descriptor, line[written:])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Refuse a file whose content is known, but which the stages could not read.
+
+    Raises:
+        PermissionError: for a file that this user may not read.
+    """
+    if not os.access(path, os.R_OK) and path.exists():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def says_nothing_of_the_file(error: OSError) -> bool:
+    """Whether a file could not be read for a reason that is not in the file: it may be undamaged."""
+    return error.errno in _NOT_OF_THE_FILE
+
+
 def _found(error: BaseException) -> tuple[int | None, Path | None]:
     """The number that an error has, or one that led to it, and the file that it names."""
     one: BaseException | None = error
@@ -101,6 +154,8 @@ def _found(error: BaseException) -> tuple[int | None, Path | None]:
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     text = str(error)
     numbers = [int(next(filter(None, found.groups()))) for found in _NUMBER.finditer(text)]
     if "\n" in text:  # the traceback of another process, in which an error may have been dealt with, but not that of a write
@@ -131,7 +186,7 @@ def _no_room(number: int, place: Path, needed: int | None) -> EnvironmentProblem
 
 def _forbidden(number: int, place: Path) -> EnvironmentProblem:
     if number == errno.EROFS:
-        hint = "Choose another folder with --out, or have it mounted for writing."
+        hint = "Choose another place (--out, --to), or have it mounted for writing."
         return EnvironmentProblem(f"{place}: the file system is read-only", hint=hint)
     culprit = place
     for folder in place.parents:

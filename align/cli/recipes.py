@@ -18,7 +18,8 @@ from align.cli import complete
 from align.cli.options import JsonOption, print_json
 from align.config.schema_files import SCHEMA_LINE, add_schema
 from align.config.shipped import RECIPE_NAME, SHIPPED_RECIPES, by_name, recipes_in
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
+from align.system_errors import writing_to
 
 app = typer.Typer(help="List, show and copy the recipes that come with align.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -95,10 +96,8 @@ def copy(
     place = target or Path(source.name)
     if place.exists():
         raise RecipeError(f"{place}: exists already", hint="Name another folder: align recipes copy NAME DIR")
-    try:
+    with writing_to(place):
         _copy(source, place)
-    except OSError as error:
-        raise EnvironmentProblem(f"{place}: cannot be written ({error.strerror or error})") from error
     print(place / RECIPE_NAME)
     print(f"Next: align plan {shlex.quote(str(place))}", file=sys.stderr)
 

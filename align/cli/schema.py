@@ -9,7 +9,8 @@ import typer
 
 from align.cli import complete
 from align.config.schema_files import MACHINE_SCHEMA, RECIPE_SCHEMA, SCHEMA_SUFFIX, SHIPPED_SCHEMAS, add_schema
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
+from align.system_errors import writing_to
 
 NameArgument = Annotated[
     str | None,
@@ -57,7 +58,7 @@ def schema(name: NameArgument = None, write: WriteOption = None, path: PathOptio
 
 
 def _write(file: Path, place: Path) -> None:
-    try:
+    with writing_to(place):
         if not place.is_dir():
             place.write_bytes(file.read_bytes())
             print(place)
@@ -65,5 +66,3 @@ def _write(file: Path, place: Path) -> None:
             print(f"The first line of a {WITH_LINE[file.name]} in {place}:\n{add_schema(place, file.name)}")
         else:
             raise RecipeError(f"{place}: this is a folder", hint=f"Give a file: --write {place / file.name}")
-    except OSError as error:
-        raise EnvironmentProblem(f"{place}: cannot be written ({error.strerror})") from error

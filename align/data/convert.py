@@ -14,9 +14,10 @@ from align.data.ingest import Ingested, ingest
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import Source
 from align.data.writer import require_writable_format, write_canonical
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
 from align.store.artifact import DROPS_NAME, ROWS_NAME
 from align.store.atomic import write_bytes
+from align.system_errors import writing_to
 
 DROPS_SUFFIX = ".drops.jsonl"
 
@@ -42,7 +43,7 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
         # samefile sees through links, relative paths and letter case; a comparison of the names would not.
         if isinstance(origin, Path) and any(path.exists() and os.path.samefile(path, origin) for path in (target, drops)):
             raise RecipeError(f"{target}: would overwrite {file.shown}, which is being read", hint="Give another name.")
-    try:
+    with writing_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # A refused input must leave an existing target untouched, so its rows go to a temporary folder first.
         with tempfile.TemporaryDirectory(prefix=".align-", dir=target.parent) as temporary:
@@ -50,14 +51,6 @@ def convert(spec: DataInput, source: Source, target: Path, *, evaluation: Evalua
             result = ingest(spec, source, folder, evaluation=evaluation)
             write_canonical(target, spec.row_kind, _rows(folder / ROWS_NAME))
             write_bytes(drops, (folder / DROPS_NAME).read_bytes())
-    # It is an OSError itself; the handler below would hide its message.
-    except EnvironmentProblem:
-        raise
-    except OSError as error:
-        where = error.filename or target
-        raise EnvironmentProblem(
-            f"{where}: cannot be written ({error.strerror or error})", hint="Choose another place."
-        ) from error
     return result, drops
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from align.engines.protocol import TextEngine
 from align.engines.remote import ConnectionEnded, RemoteEngine, answer_with, serve
 from align.errors import StageError
-from align.runtime.process import end_with_parent, how_it_ended, memory_hint, start
+from align.runtime.control_group import MemoryKills
+from align.runtime.process import end_with_parent, how_it_ended, start
 
 CLOSE_SECONDS = 30
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -46,6 +47,7 @@ class EngineApart(RemoteEngine):
         super().__init__(ours)
         self.title = title
         self._process = context.Process(target=_serve, args=(theirs, open_engine, dict(environment or {})), name="engine")
+        self._kills = MemoryKills()
         start(self._process)
         theirs.close()
         if waits:
@@ -96,7 +98,7 @@ class EngineApart(RemoteEngine):
             code = self._process.exitcode or 0
             raise StageError(
                 f"The process of {self.title} {how_it_ended(code)}",
-                hint=f"{memory_hint(code)}The log says more; run the same command again to go on from the last checkpoint.",
+                hint=f"{self._kills.hint(code)}The log says more; run the same command again to go on from the last checkpoint.",
             ) from None
 
 

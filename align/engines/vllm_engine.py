@@ -22,6 +22,7 @@ from align.models.stream import stored_weights, with_tied_head, write_parts
 from align.runtime.device import device_name, free_memory
 from align.runtime.life import still_working
 from align.runtime.profile import phase
+from align.system_errors import explained
 
 MAX_NUM_SEQS = 256
 MAX_BATCHED_TOKENS = 8192
@@ -204,7 +205,8 @@ class VllmEngine:
             return
         # The processes of its GPUs cannot be handed an iterator; each reads what is its own.
         with tempfile.TemporaryDirectory(prefix="align-weights-") as folder:
-            write_parts(given, Path(folder))
+            with explained(Path(folder)):
+                write_parts(given, Path(folder))
             self._reload(version, weights_path=folder)
 
     def join_training(self, place: TransferPlace) -> None:

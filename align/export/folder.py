@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.config.architecture import CONFIG_NAME
 from align.config.sections import Sampling
 from align.data.template import ChatFormat
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
 from align.export.card import CARD_NAME, render_card
 from align.export.check import CheckReport, check_language_model, check_reward_model
 from align.export.lineage import Comparison, comparisons_with, prompts_of, trace
@@ -32,6 +31,7 @@ from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm, load_reward_model
 from align.models.save import save_model
 from align.store.atomic import fsync_folder, sync_tree, write_bytes, write_json
+from align.system_errors import disk_full, explained, writing_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ def export_model(
     Raises:
         RecipeError: if `target` is not free, or the source cannot be exported.
         StageError: if the check finds a difference; nothing is left at `target`.
-        EnvironmentProblem: if there is no room.
+        EnvironmentProblem: if there is no room, or the operating system refuses to write there.
     """
     _refuse_target(source, target)
     source.require_mergeable("export")
@@ -113,12 +113,8 @@ def write_model(source: ModelSource, folder: Path, *, dtype: ExportDtype | None 
     tokens = load_tokens(source.folder)
     _check_room(model, folder)
     model.config.use_cache = True  # training switches it off
-    try:
+    with explained(folder):
         save_model(model, tokens, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(folder) from error
-        raise
     for weights in folder.glob("*.safetensors"):  # safetensors keeps them to this user
         weights.chmod((folder / CONFIG_NAME).stat().st_mode)
     _remove_machine_keys(folder / TOKENIZER_CONFIG_NAME)
@@ -140,7 +136,7 @@ def _refuse_target(source: ModelSource, target: Path) -> None:
 def _staging(target: Path) -> Iterator[Path]:
     """A folder beside the target, removed after the block unless it was renamed. Removes those of killed exports, too."""
     parent = target.absolute().parent
-    try:
+    with writing_to(parent, hint="Choose another place with --to."):
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(f".{target.name}.*{STAGING_SUFFIX}"):
             # Another export to the same target may be running; its lock shows that its folder is in use.
@@ -148,10 +144,6 @@ def _staging(target: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
         folder = parent / f".{target.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}"
         folder.mkdir()
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{parent}: cannot be written ({error.strerror})", hint="Choose another place with --to."
-        ) from error
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # the operating system frees it when this process dies, however it dies
@@ -188,13 +180,7 @@ def _check_room(model: PreTrainedModel, folder: Path) -> None:
     # Checked before: writing would fill the disk first and fail then.
     needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     if needed > shutil.disk_usage(folder).free:
-        raise _disk_full(folder, f"; the weights take {needed / 2**30:.1f} GiB")
-
-
-def _disk_full(folder: Path, detail: str = "") -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{folder.parent}: not enough room on the disk{detail}", hint="Free some space, or choose another place with --to."
-    )
+        raise disk_full(folder.parent, needed)
 
 
 def _remove_machine_keys(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from align.store.artifact import INPUT_STAGE, Artifact, Entry, FileEntry, Manife
 from align.store.atomic import sync_tree
 from align.store.fingerprint import fingerprint
 from align.store.lock import hold
-from align.system_errors import explained
+from align.system_errors import explained, refuse_unreadable
 
 # Raised whenever the same file would give other rows than before.
 INGEST_VERSION = 4
@@ -88,9 +87,7 @@ def _resolve(recipe: Recipe, name: str, spec: Any, store: Store, *, sizes_only: 
 
 
 def _hash_of(path: Path, store: Store) -> str:
-    """Also where the hash is known, the stages that run must be able to read the file."""
-    if not os.access(path, os.R_OK) and path.exists():
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    refuse_unreadable(path)
     return store.hashes.of(path)
 
 

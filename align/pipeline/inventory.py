@@ -26,6 +26,7 @@ from align.store.artifact import STORE_NAME, Entry
 from align.store.atomic import fsync_folder
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.lock import hold, is_held
+from align.system_errors import refuse_unreadable
 
 BLOCK_BYTES = 512
 """Unit of a file's `st_blocks`, whatever the file system's own is."""
@@ -125,6 +126,7 @@ def _entry(path: Path, needed_by: tuple[str, ...]) -> StoreEntry:
                 file = (status.st_dev, status.st_ino)
                 blocks[file] = status.st_blocks * BLOCK_BYTES
                 inside[file] = (inside.get(file, (0, 0))[0] + 1, status.st_nlink)
+    refuse_unreadable(path / MANIFEST_NAME)  # it may be whole
     manifest = Entry(path).read_manifest()
     state: State = "done" if manifest else "damaged" if (path / MANIFEST_NAME).exists() else "unfinished"
     if path.name.startswith(PRUNED_PREFIX):
@@ -214,8 +216,10 @@ def prune(out: Path, *, remove: bool) -> Pruned:
         lock = Entry(entry.path).lock_path
         if entry.state in ("removed", "quarantined"):
             free = contextlib.nullcontext(True)  # nobody locks these
-        else:
+        elif remove:
             free = hold(lock, on_wait=lambda holder: None, give_up=lambda: True)  # type: ignore[assignment]
+        else:
+            free = contextlib.nullcontext(not is_held(lock))
         with free as is_free:
             (removed if is_free else kept).append(entry)
             if is_free and remove:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from align.runtime.events import Event, Progress, from_json, to_json
-from align.system_errors import explained
+from align.system_errors import explained, write_line
 
 EVENTS_NAME = "events.jsonl"
 PROGRESS_SECONDS = 1.0
@@ -43,11 +42,7 @@ class JsonlSink:
         line = (to_json(event) + "\n").encode()
         with explained(self._path):
             try:
-                written = os.write(self._file, line)
-                # On a disk that is almost full, `write` may succeed with a part of the line. The next one says why.
-                if written < len(line):
-                    os.write(self._file, line[written:])
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                write_line(self._file, line)
             except OSError:
                 self._cut_unfinished_line()
                 raise

@@ -22,10 +22,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
+from align.runtime.control_group import MemoryKills
 from align.runtime.gpus import GPU_VARIABLE, share_of_gpus, visible_gpus
 from align.runtime.item_flow import POLL_SECONDS, ItemFlow, WorkerDied, answer, never_stop, open_answer
 from align.runtime.pool import LOCAL, Pool
-from align.runtime.process import end_with_parent, how_it_ended, memory_hint, send_output_to, start
+from align.runtime.process import end_with_parent, how_it_ended, send_output_to, start
 from align.runtime.signals import ignore
 
 EXIT_SECONDS = 10.0
@@ -152,6 +153,7 @@ class _Worker(Generic[T]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, environment, log), name=f"align-worker-{number}")
+        self.kills = MemoryKills()
         start(self.process)
         # Only the child holds that end now, so reading from ours ends with EOFError when the child dies.
         theirs.close()
@@ -230,7 +232,7 @@ class _Crew(Generic[T, R]):
         code = worker.process.exitcode or 0
         raise WorkerDied(
             f"a worker's process {how_it_ended(code)} before its work was done",
-            hint=f"{memory_hint(code)}The log says more; run the same command again to go on from here.",
+            hint=f"{worker.kills.hint(code)}The log says more; run the same command again to go on from here.",
         )
 
     def end(self) -> None:

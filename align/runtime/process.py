@@ -84,11 +84,6 @@ def how_it_ended(code: int) -> str:
     return f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
 
 
-def memory_hint(code: int) -> str:
-    """What the exit code says about memory: a sentence with a space after it, or nothing."""
-    return "Signal 9 often means that the machine ran out of memory. " if code == -signal.SIGKILL else ""
-
-
 class RemoteTraceback(Exception):
     """The traceback of another process, as the cause of the error that came from there."""
 

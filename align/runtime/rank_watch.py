@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from align.errors import Interrupted, StageError
+from align.runtime.control_group import MemoryKills
 from align.runtime.events import Emit
-from align.runtime.process import RemoteTraceback, how_it_ended, memory_hint
+from align.runtime.process import RemoteTraceback, how_it_ended
 from align.runtime.rank import SUSPENDED_SECONDS, Beat, Ended, Message
 from align.runtime.spread import Spread
 
@@ -56,6 +57,7 @@ class Watch:
         self._emit = emit
         self._stop_requested = stop_requested
         self._nodes = nodes
+        self._kills = MemoryKills()
         self._pids: dict[int, int] = {}
         self._heard: dict[int, float] = {}
         self._steps: dict[int, float] = {}
@@ -140,7 +142,8 @@ class Watch:
             is_silent = rank not in self._ended or (0 not in self._ended and rank not in failed)
             if is_silent and code != -signal.SIGTERM:
                 name = f"rank {rank} of {self._spread.processes}{self._place(rank)}"
-                raise StageError(f"{name} {how_it_ended(code)} before it was done", hint=f"{memory_hint(code)}{AGAIN}")
+                hint = self._kills.hint(code, is_here=not self._nodes)
+                raise StageError(f"{name} {how_it_ended(code)} before it was done", hint=f"{hint}{AGAIN}")
         for rank, ended in sorted(failed.items(), key=lambda item: item[1].at):
             if ended.error is not None:
                 raise ended.error from RemoteTraceback(ended.trace)

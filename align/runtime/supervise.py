@@ -12,9 +12,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
+from align.runtime.control_group import MemoryKills
 from align.runtime.events import Emit, Event, Note, Saving
 from align.runtime.job import Ended, Job
-from align.runtime.process import RemoteTraceback, how_it_ended, memory_hint
+from align.runtime.process import RemoteTraceback, how_it_ended
 from align.runtime.signals import StopSignals
 
 POLL_SECONDS = 0.2
@@ -65,6 +66,7 @@ class RunningJob:
     receiver: Connection
     """Where its messages arrive; the process alone holds the other end, so that its death ends them."""
     grace: _Grace = field(default_factory=_Grace)
+    kills: MemoryKills = field(default_factory=MemoryKills)
 
     def receive(self) -> Event | Ended | None:
         """The next message; None if there will be no more."""
@@ -161,7 +163,7 @@ def _death(one: RunningJob, culprit: str, stop: StopSignals) -> AlignError:
     tail = "\n".join(f"  {line}" for line in _last_lines(one.job.log))
     return StageError(
         f"{one.job.name}: its process {how_it_ended(code)} before it was done. The log ends with:\n{tail}",
-        hint=f"Run the same command again to go on from here. {memory_hint(code)}Log: {one.job.log}",
+        hint=f"Run the same command again to go on from here. {one.kills.hint(code)}Log: {one.job.log}",
     )
 
 

@@ -7,7 +7,6 @@ question is sent again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -15,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import EnvironmentProblem
 from align.store.fingerprint import fingerprint
 from align.store.seal import SEAL
+from align.system_errors import explained, write_line
 
 FOLDER_NAME = "judge-answers"
 
@@ -54,23 +53,20 @@ class AnswerFile:
         return self._known.get(key)
 
     def add(self, key: str, answer: JudgeAnswer) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Keep a reply; it is on disk when this returns.
+
+        Raises:
+            EnvironmentProblem: if the operating system refuses to write; see `align.system_errors`.
+        """
         fields = {"key": key, **asdict(answer)}
         line = json.dumps({**fields, SEAL: _seal(fields)}).encode() + b"\n"
         with self._lock:
             # Set before the write: if it fails in the middle, the next line must begin with a line break.
             content, self._before_next = self._before_next + line, b"\n"
-            try:
-                # In append mode, a write goes to the present end of the file, whatever other processes have written.
-                with self._path.open("ab", buffering=0) as stream:  # one write: lines of several processes do not mix
-                    if stream.write(content) != len(content):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                    os.fsync(stream.fileno())
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    hint = "Free some space and run the same command again; what was answered is kept."
-                    raise EnvironmentProblem(f"{self._path}: the disk is full", hint=hint) from error
-                raise
+            # In append mode, a write goes to the present end of the file, whatever other processes have written.
+            with explained(self._path), self._path.open("ab", buffering=0) as stream:
+                write_line(stream.fileno(), content)
+                os.fsync(stream.fileno())
             self._before_next = b""
             self._known[key] = answer
 

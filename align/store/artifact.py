@@ -29,6 +29,7 @@ from align.rows import kind_of
 from align.store.atomic import atomic_writer, fsync_folder, sync_tree
 from align.store.fingerprint import HASHES_NAME, FileHashes
 from align.store.seal import WORK_NAME, BrokenSeal, read_sealed, write_sealed
+from align.system_errors import explained, refuse_unreadable
 
 if TYPE_CHECKING:
     from align.store.row_file import RowFile  # numpy, which plans do not need
@@ -212,10 +213,10 @@ class Entry:
         return FileHashes(self.path.with_name(HASHES_NAME))
 
     def read_manifest(self) -> Manifest | None:
-        """The manifest, or None when there is none, it is not as it was written, or it is that of another result."""
+        """The manifest, or None when there is none, it cannot be read, is not as it was written, or is that of another result."""
         try:
             return self._sealed_manifest()
-        except (BrokenSeal, FileNotFoundError):
+        except (BrokenSeal, OSError):
             return None
 
     def _sealed_manifest(self) -> Manifest:
@@ -238,6 +239,8 @@ class Entry:
         Args:
             hashes: files that it knows are not read.
             reads: whether the content of a file counts, by its path inside. All must be there, in their size.
+        Raises:
+            OSError: if this process cannot read a file that counts, also where its hash is known.
         """
         try:
             manifest = self._sealed_manifest()
@@ -253,7 +256,10 @@ class Entry:
             # The size costs nothing; a truncated file of gigabytes is found before it is hashed.
             if path.stat().st_size != entry.size_bytes:
                 return "damaged", f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}"
-            if reads(name) and (digest := hashes.of(path)) != entry.sha256:
+            if not reads(name):
+                continue
+            refuse_unreadable(path)
+            if (digest := hashes.of(path)) != entry.sha256:
                 return "damaged", f"{name} does not have the content it was written with{_digests(digest, entry.sha256)}"
         if others := sorted(found - manifest.files.keys()):
             return "damaged", f"{others[0]} is not part of it{_and_more(others)}"
@@ -338,15 +344,21 @@ class Entry:
         return manifest
 
     def _forbid_writing(self, paths: Iterable[Path]) -> None:
-        """Make files read-only, but not those that have names outside this entry: a user's own, or of another result."""
+        """Make files read-only, for whoever may read their folder: libraries keep weights to their owner.
+
+        Those that have names outside this entry stay as they are: a user's own, or of another result.
+        """
+        readers = self.path.stat().st_mode & _READABLE
         inside = Counter(os.lstat(os.path.join(parent, name)).st_ino for parent, _, names in os.walk(self.path) for name in names)
         for path in paths:
             status = path.stat()
-            if status.st_nlink == inside[status.st_ino] and status.st_mode & _WRITABLE:
+            mode = (stat.S_IMODE(status.st_mode) | readers) & ~_WRITABLE
+            if status.st_nlink == inside[status.st_ino] and stat.S_IMODE(status.st_mode) != mode:
                 with contextlib.suppress(OSError):  # a file system without permissions
-                    path.chmod(stat.S_IMODE(status.st_mode) & ~_WRITABLE)
+                    path.chmod(mode)
 
 
+_READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -363,12 +375,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
+        with explained(root):
             root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"{root}: cannot create the folder for results ({error.strerror})", hint="Choose another place with --out."
-            ) from error
         self.hashes = FileHashes(root / HASHES_NAME)
 
     def entry(self, stage_type: str, fingerprint: str) -> Entry:

@@ -10,6 +10,7 @@ from typing import Any
 from align.runtime.small_file import read_small_file
 from align.store.atomic import write_json
 from align.store.fingerprint import FileHashes, sha256_of_json
+from align.system_errors import says_nothing_of_the_file
 
 SEAL = "seal"
 """Its field for the hash of the others."""
@@ -34,6 +35,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     Raises:
         BrokenSeal: if the file cannot be read or was changed since.
         FileNotFoundError: if there is none.
+        OSError: if this process cannot read it, whatever it holds; see `align.system_errors`.
     """
     try:
         content = json.loads(read_small_file(path))
@@ -41,6 +43,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if says_nothing_of_the_file(error):
+            raise
         raise BrokenSeal(f"cannot be read: it {error.strerror}") from error
     except (ValueError, RecursionError, AttributeError) as error:
         raise BrokenSeal("cannot be read: it is not the JSON that was written") from error

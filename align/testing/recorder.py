@@ -1,10 +1,12 @@
-"""A sink that keeps every event."""
+"""Sinks that keep what happened."""
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TypeVar
 
-from align.runtime.events import Event, Note
+from align.runtime.events import Event, Note, Progress, Saving
 
 E = TypeVar("E", bound=Event)
 
@@ -25,3 +27,19 @@ class Recorder:
     @property
     def notes(self) -> list[str]:
         return [note.text for note in self.of(Note)]
+
+
+class CheckpointAsker:
+    """Sends SIGUSR1 to the run, which is of this process, when a training reports its first step."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        """Steps of the training and checkpoints, in their order: `step 1`, `saved`."""
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Progress) and event.task == "train":
+            self.seen.append(f"step {event.done:.0f}")
+            if event.done == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        elif isinstance(event, Saving) and event.seconds is not None:
+            self.seen.append("saved")

@@ -14,6 +14,7 @@ from align.errors import StageError
 from align.runtime.events import Event, Progress
 from align.store.artifact import Entry
 from align.testing.processes import training_of, wait_until_gone
+from align.testing.recorder import CheckpointAsker
 
 pytestmark = pytest.mark.slow
 
@@ -63,12 +64,15 @@ def test_killed_at_two_places_it_ends_with_the_same_bytes(project: Path, tmp_pat
 
 
 def test_an_online_training_goes_on_where_it_was_killed(project: Path, tmp_path: Path, finished_run: Path) -> None:
-    """The rank that samples, and one that does not."""
+    """The rank that samples, and one that does not. The run that it is compared with wrote a checkpoint at SIGUSR1."""
     recipe = load_recipe(project / "recipe.yaml")
     for name in ("undisturbed", "killed"):
         shutil.copytree(finished_run.parent, tmp_path / name, symlinks=True)
         shutil.rmtree((tmp_path / name / "tiny" / "stages" / "ppo").resolve())
-    run_recipe(recipe, tmp_path / "undisturbed", until="ppo", machine=MACHINE)
+    asker, asked = CheckpointAsker(), load_recipe(project / "recipe.yaml", {"stages.ppo.checkpoint_steps": None})
+    run_recipe(asked, tmp_path / "undisturbed", until="ppo", machine=MACHINE, sinks=[asker])
+    between = asker.seen[asker.seen.index("step 1") : asker.seen.index("step 3")]
+    assert between.count("saved") == 1, asker.seen  # by itself it writes none
     out = tmp_path / "killed"
     for step, place in ((1, "rank 1"), (2, "rank 0")):
         killer = KillAt(step, place)

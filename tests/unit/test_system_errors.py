@@ -55,6 +55,7 @@ def file_limit(size: int) -> Iterator[None]:
         (Exception("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"), "the disk is full"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "the disk is full"),
         (raised_while_handling(OSError(errno.ENOSPC, "full"), ValueError("closed")), "the disk is full"),
+        (MemoryError(), "no more memory"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "temporary"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -74,7 +75,6 @@ def test_an_error_of_the_system_says_what_and_where(tmp_path: Path, error: Excep
         FileNotFoundError(errno.ENOENT, "No such file", "x"),
         raised_while_handling(PermissionError(errno.EACCES, "no"), KeyError("a bug")),
         EnvironmentProblem("known"),
-        MemoryError(),
     ],
 )
 def test_other_errors_stay_as_they_are(error: Exception) -> None:

@@ -22,6 +22,7 @@ from align.data.validation.duplicates import ROWS_IN_MEMORY
 from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, rules_of
 from align.data.validation.summary import Problem, Summary, Tally, catalogue_name, findings_in_order
 from align.records import Drop, Record, place_of
+from align.system_errors import explained
 
 NEAR_DUPLICATE_ROWS = 200_000
 """In larger files near duplicates are searched for on request only: the search takes longer than all other checks together."""
@@ -253,7 +254,7 @@ def collect_rows(
         rows_path = Path(temporary) / "rows"
         near = near_duplicates or rules.checks.get("near_duplicate", "keep") != "keep"
         # Closed before the rows are read back: none may be left in the buffer.
-        with rows_path.open("wb") as stream:
+        with explained(rows_path), rows_path.open("wb") as stream:
             validator = Validator(source, rules, Path(temporary), on_problem=on_problem, near_duplicates=near, rows_file=stream)
             validator.run(model_checks=model_checks, on_progress=on_progress, processes=processes, blocks=blocks)
         yield Collection(source, validator, rows_path)

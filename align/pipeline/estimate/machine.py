@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from align.runtime.control_group import group_folders
+from align.runtime.control_group import memory_limits, numbers
 from align.runtime.device import Device, torch_cuda, visible_gpu_and_line
 from align.runtime.gpus import visible_gpus
 from align.runtime.share import Share
 from align.runtime.spread import Spread
-
-MEMORY_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
-"""Names of limit and usage in a control group, by version."""
 
 
 @dataclass(frozen=True)
@@ -70,38 +66,12 @@ def read_machine(folder: Path) -> Machine:
 
 def _memory() -> tuple[int, int]:
     """Total and available bytes of the computer, or of the tightest control group that this process is in."""
-    found = dict(_numbers(Path("/proc/meminfo")))
+    found = numbers(Path("/proc/meminfo"))
     if "MemTotal:" in found:
         total, free = found["MemTotal:"] * 1024, found.get("MemAvailable:", found["MemTotal:"]) * 1024
     else:
         total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # In a container /proc/meminfo shows the host's memory.
-    for limit, left in _control_groups():
+    for limit, left in memory_limits():
         total, free = min(total, limit), min(free, left)
     return total, free
-
-
-def _control_groups() -> Iterator[tuple[int, int]]:
-    """Limit and free part of it, for this process's control group and every group above it that has a limit."""
-    for version, folder in group_folders("memory"):
-        limit_name, usage_name = MEMORY_FILES[version]
-        try:
-            limit, usage = int((folder / limit_name).read_text()), int((folder / usage_name).read_text())
-        except (OSError, ValueError):
-            continue
-        # The kernel counts cached files as used, but gives them up when memory is needed.
-        stat = dict(_numbers(folder / "memory.stat"))
-        reclaimable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
-        yield limit, limit - max(usage - reclaimable, 0)
-
-
-def _numbers(path: Path) -> Iterator[tuple[str, int]]:
-    """First word and number of every line of one of the kernel's files."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        words = line.split()
-        if len(words) >= 2 and words[1].isdigit():
-            yield words[0], int(words[1])

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, TemplateError
 
 from align import templates
-from align.errors import EnvironmentProblem, RecipeError
+from align.errors import RecipeError
 from align.pipeline.launch.job import (
     MACHINE_FILE_NAME,
     PROJECT_FOLDER,
@@ -24,6 +24,7 @@ from align.pipeline.launch.job import (
     refuse_unfit,
     refuse_unwritable,
 )
+from align.system_errors import writing_to
 
 SCRIPTS: dict[System, str] = {
     "slurm": "job.sh",
@@ -77,17 +78,13 @@ def write_job(job: Job, template: Path | None = None) -> Launch:
     script = job.here / SCRIPTS[job.system]
     submit = (*SUBMIT[job.system], os.path.relpath(script, job.folder))
     texts = {script.name: render(job, template), MACHINE_FILE_NAME: machine_text(job.settings)}
-    try:
+    with writing_to(job.here):
         _refuse_edited(job.here, texts, submit)
         job.logs.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (job.here / name).write_text(text, encoding="utf-8")
         digests = {name: _digest(text.encode()) for name, text in texts.items()}
         (job.here / WRITTEN_NAME).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        if isinstance(error, EnvironmentProblem):
-            raise
-        raise EnvironmentProblem(f"{job.here}: cannot be written ({error.strerror or error})") from error
     return Launch(script, job.machine_file, submit)
 
 

@@ -25,6 +25,7 @@ from align.pipeline.starter.choices import GOALS
 from align.pipeline.starter.goal import Wanted
 from align.pipeline.starter.layout import HELD_OUT_NAME, Part, lay_out
 from align.pipeline.starter.settings import Choice, fill_in
+from align.system_errors import writing_to
 
 TEMPLATE_NAME = "recipe.yaml.jinja"
 MAX_COLUMNS = 80
@@ -86,14 +87,15 @@ def write_starter(folder: Path, name: str, wanted: Wanted, machine: Machine) -> 
         for key in ("path", "artifact"):
             if key in part.fields and part.fields[key] != HELD_OUT_NAME:
                 part.fields[key] = _from_recipe(part.fields[key], folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    schema_line = add_schema(folder)
-    text = _environment().get_template(TEMPLATE_NAME).render(name=name, wanted=wanted, layout=layout, schema_line=schema_line)
     held_out = folder / HELD_OUT_NAME if layout.held_out else None
-    if held_out is not None:
-        held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in layout.held_out), encoding="utf-8")
     recipe = folder / RECIPE_NAME
-    recipe.write_text(text, encoding="utf-8")
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        line = add_schema(folder)
+        text = _environment().get_template(TEMPLATE_NAME).render(name=name, wanted=wanted, layout=layout, schema_line=line)
+        if held_out is not None:
+            held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in layout.held_out), encoding="utf-8")
+        recipe.write_text(text, encoding="utf-8")
     load_recipe(recipe)  # what is written must be right; the numbers above are checked nowhere else
     used = [part.rows for part in layout.inputs.values()]
     unused = tuple(found.path for found in wanted.data if not any(found is rows for rows in used))

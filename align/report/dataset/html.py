@@ -7,7 +7,6 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from align.errors import EnvironmentProblem
 from align.report.dataset import view
 from align.report.dataset.drawing import drawings
 from align.report.dataset.facts import Facts
@@ -15,6 +14,7 @@ from align.report.dataset.finding import findings, share_text
 from align.report.dataset.tokens import Piece, TrainingView
 from align.report.html import page_environment
 from align.store.atomic import write_bytes
+from align.system_errors import writing_to
 from align.visible import shortened, visible
 
 TEMPLATE_NAME = "dataset.html.jinja"
@@ -30,14 +30,8 @@ def write_page(path: Path, facts: Facts, training: TrainingView | None, *, comma
         EnvironmentProblem: if it cannot be written there.
     """
     page = render_page(facts, training, command=command).encode("utf-8", errors="replace")
-    try:
+    with writing_to(path, hint="Name a file in a folder of yours."):
         write_bytes(path, page)
-    except EnvironmentProblem:
-        raise
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{path}: the page cannot be written ({error.strerror})", hint="Name a file in a folder of yours."
-        ) from error
 
 
 def render_page(facts: Facts, training: TrainingView | None, *, command: str) -> str:

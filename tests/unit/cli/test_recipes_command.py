@@ -125,4 +125,4 @@ def test_a_copy_to_a_place_that_cannot_be_written(align: Any, shelf: Path) -> No
     Path("file").touch()
     answer = align("recipes", "copy", "first", "file/mine", "--folder", str(shelf))
     assert answer.code == 4
-    assert answer.err == "error: file/mine: cannot be written (Not a directory)\n"
+    assert answer.err == "error: file/mine: cannot be written (Not a directory)\n→ Choose another place.\n"

@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_before_anything_is_written(made: Any, tmp_path: Pat
         free = 10
 
     monkeypatch.setattr(export_folder.shutil, "disk_usage", lambda path: Usage)  # type: ignore[attr-defined]
-    with pytest.raises(EnvironmentProblem, match="not enough room on the disk"):
+    with pytest.raises(EnvironmentProblem, match="the disk is full; it needs more than"):
         export_model(open_source(made.stage("sft")), tmp_path / "out" / "sft", check=False)
     assert names(tmp_path / "out") == []
 

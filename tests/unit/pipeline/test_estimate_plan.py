@@ -20,6 +20,7 @@ from align.pipeline.estimate.plan import PlanEstimate, StageEstimate, estimate_p
 from align.pipeline.estimate.table import advice, count_text, render_estimates, size_text
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
+from align.runtime import control_group
 
 GIB = 1 << 30
 MACHINE = Machine("cpu", "memory", 8 * GIB, 8 * GIB, 50 * GIB, has_bfloat16=False)
@@ -291,8 +292,6 @@ def test_the_first_visible_gpu_is_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_control_groups_are_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.pipeline.estimate import machine
-
     folder = tmp_path / "group"
     folder.mkdir()
     (folder / "memory.max").write_text(f"{2 * GIB}\n")
@@ -302,7 +301,7 @@ def test_control_groups_are_respected(tmp_path: Path, monkeypatch: pytest.Monkey
     unlimited.mkdir()
     (unlimited / "memory.max").write_text("max\n")
     places = [(2, place) for place in (folder, unlimited, tmp_path / "absent")]
-    monkeypatch.setattr(machine, "group_folders", lambda controller: iter(places))
+    monkeypatch.setattr(control_group, "group_folders", lambda controller: iter(places))
     found = read_machine(tmp_path)
     assert found.total_bytes <= 2 * GIB
     assert found.free_bytes <= 3 * GIB // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Callable
@@ -159,6 +160,27 @@ def test_finished_files_are_read_only_and_can_be_set_aside_and_removed(entry: En
     assert len(files) == 3
     assert all(not path.stat().st_mode & 0o222 for path in files)
     shutil.rmtree(entry.quarantine())
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(store: Store) -> None:
+    entry = store.entry("sft", "c" * 16)
+    entry.begin()
+    entry.path.chmod(0o750)
+    weights = entry.path / "weights"
+    weights.touch(mode=0o600)
+    entry.commit(manifest("sft", "c" * 16))
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o440
+
+
+def test_too_few_descriptors_are_no_damage(entry: Entry) -> None:
+    hashes, before = entry.known_hashes, resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            entry.check(hashes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert entry.check(hashes)[0] == "done"
 
 
 def test_a_users_file_that_an_entry_links_to_stays_as_it_is(store: Store, tmp_path: Path) -> None:
