@@ -108,6 +108,11 @@ def disk_full(place: Path, needed: int) -> EnvironmentProblem:
     return _no_room(errno.ENOSPC, place, needed)
 
 
+def forbidden(place: Path) -> EnvironmentProblem:
+    """What to tell of a file or folder that this user may not read or write."""
+    return _forbidden(errno.EACCES, place)
+
+
 def write_line(descriptor: int, line: bytes) -> None:
     """Write a line at once, so that those of several processes do not mix.
 

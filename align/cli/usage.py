@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import RecipeError
+from align.errors import AlignError, RecipeError
+from align.system_errors import forbidden
 from align.visible import visible
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ STAGE_PLACE = "STAGE"
 """In place of a stage's name, where the recipe is not known."""
 
 
-def usage_error(error: UsageError, arguments: Sequence[str]) -> RecipeError:
+def usage_error(error: UsageError, arguments: Sequence[str]) -> AlignError:
     """The message for an error of the command line.
 
     Args:
@@ -39,6 +40,9 @@ def usage_error(error: UsageError, arguments: Sequence[str]) -> RecipeError:
         return RecipeError(f"{path}: there is no option {option}", hint=_option_meant(option, context, arguments))
     if "did you mean" in message:
         return RecipeError(f"{path}: {message[:1].lower()}{message[1:]}")
+    if message.endswith("is not readable"):
+        place = message.partition(": ")[2].partition("'")[2].rpartition("'")[0]
+        return forbidden(Path(place))
     hint = f"{path} --help shows what it takes."
     if message.startswith("Got unexpected extra argument"):
         hint = _extra_meant(message.rpartition("(")[2].rstrip(")").split()[0], path, arguments) or hint

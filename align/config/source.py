@@ -32,6 +32,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from align.errors import RecipeError
+from align.system_errors import system_problem
 
 if TYPE_CHECKING:
     from align.config.reference import FieldPath
@@ -147,7 +148,7 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
     except IsADirectoryError:
         raise RecipeError(f"{label}: this is a folder, not a YAML file") from None
     except OSError as error:
-        raise RecipeError(f"{label}: cannot be read ({error.strerror})") from error
+        raise system_problem(error, path) or RecipeError(f"{label}: cannot be read ({error.strerror})") from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{label}: larger than {MAX_BYTES >> 20} MiB, so it is not a recipe", hint="Is this the right file?")
     try:

@@ -21,6 +21,7 @@ from align.data.formats.lines import read_json_lines, read_text
 from align.data.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
 from align.data.formats.unpacked import TooLarge, Unpacked
 from align.errors import DataError
+from align.system_errors import system_problem
 
 __all__ = ["FORMATS", "RawProblem", "RawRow", "file_format", "read_raw", "unknown_format"]
 
@@ -104,7 +105,8 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
             RawProblem("damaged_file", f"the gzip file is damaged or cut short from here on ({error}); get it again", True, True),
         )
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
+        missing = DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.")
+        raise system_problem(error, path) or missing from error
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -17,6 +17,7 @@ from align.data.hub import fetch_dataset_rows
 from align.data.reader import FORMATS, RawRow, file_format, read_raw, unknown_format
 from align.errors import DataError, RecipeError
 from align.rows import DataKind
+from align.system_errors import system_problem
 
 MAX_SHOWN = 5
 MAX_NAME = 255
@@ -211,9 +212,8 @@ def _saved_dataset(folder: Path) -> list[Path]:
         # state.json and not a listing: `datasets` may leave cache files in the folder, also with the ending .arrow.
         names = [str(entry["filename"]) for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{folder / 'state.json'}: does not list data files ({error!r})", hint="Save the dataset again."
-        ) from None
+        damaged = DataError(f"{folder / 'state.json'}: does not list data files ({error!r})", hint="Save the dataset again.")
+        raise system_problem(error, folder / "state.json") or damaged from None
     there = {path.name for path in folder.iterdir()}  # a path that leads elsewhere is none of them, nor is one of any length
     missing = [name for name in names if name not in there or not (folder / name).is_file()]
     if missing or not names:

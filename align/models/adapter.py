@@ -22,6 +22,7 @@ from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_AGAIN, BASE_NAME, WEIGHTS_NAME
 from align.store.atomic import write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
+from align.system_errors import system_problem
 
 _PEFT: TypeAdapter[Lora | VirtualTokens] = TypeAdapter(Peft, config=ConfigDict(defer_build=True))
 
@@ -48,9 +49,8 @@ def read_record(folder: Path) -> BaseRecord:
         record = json.loads(path.read_bytes())
         return BaseRecord(Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-        raise EnvironmentProblem(
-            f"{path}: does not say which base model the adapter is of ({type(error).__name__})", hint=ADAPTER_AGAIN
-        ) from error
+        text = f"{path}: does not say which base model the adapter is of ({type(error).__name__})"
+        raise system_problem(error, path) or EnvironmentProblem(text, hint=ADAPTER_AGAIN) from error
 
 
 def find_base(folder: Path, record: BaseRecord, *, read: bool = False) -> Path:

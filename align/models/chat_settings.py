@@ -12,6 +12,7 @@ from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
 from align.errors import RecipeError
 from align.models.added_tokens import missing_tokens
 from align.models.folder import ModelFolder
+from align.system_errors import system_problem
 
 
 def resolve_chat(settings: ChatSettings, folder: ModelFolder, *, locate: Callable[[str], Path], where: str) -> ChatSettings:
@@ -43,6 +44,7 @@ def _text_of(template: str, locate: Callable[[str], Path], where: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{where}: {template}: cannot be read as text ({error})", hint=f"Name a file, or one of {names}."
+        hint = f"Name a file, or one of {names}."
+        raise system_problem(error, file) or RecipeError(
+            f"{where}: {template}: cannot be read as text ({error})", hint=hint
         ) from error

@@ -18,6 +18,7 @@ from typing import Any
 from align.config.architecture import CONFIG_NAME
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.weight_file import NEEDS_WHOLE_WEIGHTS, check_weight_file, tensor_places
+from align.system_errors import system_problem
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 CHAT_NAME = "chat_settings.json"
@@ -241,7 +242,8 @@ def read_json_object(path: Path, name: str) -> dict[str, Any]:
             raise ValueError(f"{size:,} bytes; {MAX_JSON_BYTES:,} are allowed")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.") from error
+        damaged = EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.")
+        raise system_problem(error, file) or damaged from error
     if not isinstance(content, dict):
         raise EnvironmentProblem(f"{path / name}: must hold a JSON object, but holds {type(content).__name__}")
     return content

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
 from align.data.formats.unpacked import TooLarge, check_arrow, parquet_batch_rows
 from align.errors import DataError
+from align.system_errors import system_problem
 
 if TYPE_CHECKING:
     import pyarrow
@@ -102,7 +103,9 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
         yield number + 1, RawProblem("too_long", message, ends_file=True)
     except OSError as error:
         # pyarrow raises OSError for damaged content too.
-        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        if (problem := system_problem(error, path)) is not None:
+            raise problem from error
+        if isinstance(error, (FileNotFoundError, IsADirectoryError)):
             raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
         yield number + 1, _damaged(format_name, error)
     except (pyarrow.ArrowException, EOFError, MemoryError, UnicodeDecodeError) as error:
