@@ -103,8 +103,8 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
         yield number + 1, RawProblem("too_long", message, ends_file=True)
     except OSError as error:
         # pyarrow raises OSError for damaged content too.
-        if (problem := system_problem(error, path)) is not None:
-            raise problem from error
+        if (refused := system_problem(error, path)) is not None:
+            raise refused from error
         if isinstance(error, (FileNotFoundError, IsADirectoryError)):
             raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
         yield number + 1, _damaged(format_name, error)
