@@ -6,7 +6,7 @@ The tiny project (eleven stages: SFT, reward model, sampling, scoring, rejection
 run undisturbed twice. Then come cases, each in a folder of its own, and each decided by its seed, kind and number:
 
 - `kill`: from an empty folder, any process of the run, or all at once, is killed (signal 9) at any moment, again and again;
-- `damage`: in the folder of a finished or an interrupted run, one to three files are damaged in any of the ways of `DAMAGES`;
+- `damage`: in the folder of a finished or an interrupted run, up to ten files are damaged in any of the ways of `DAMAGES`;
 - `other`: a disk that is full, a signal (SIGINT once and twice, SIGTERM, SIGHUP, SIGUSR1, SIGTSTP), two runs at once, processes
   that stand still for a while, clocks that were wrong.
 
@@ -159,7 +159,7 @@ def cases(folder: Path, names: Iterator[str], seed: int, jobs: int, until: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0, help="how many; a case has several")
-    parser.add_argument("--damages", type=int, default=0, help="how many files; a case has up to three")
+    parser.add_argument("--damages", type=int, default=0, help="how many files; a case has up to ten")
     parser.add_argument("--others", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")

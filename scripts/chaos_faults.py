@@ -17,8 +17,13 @@ from typing import Any
 from align.testing.chaos_run import REFUSALS, ChaosRun, End, differences, kill
 from align.testing.processes import children, descendants
 
-MOST_KILLS = 20
+MOST_KILLS = 30
 """Kills of one case; then the command goes on undisturbed."""
+EARLY_SHARE, EARLY_PART = 0.9, 1 / 15
+"""Most kills come soon after a start, in the mean after this part of an undisturbed run. The command goes on where it was, so
+later kills still meet every stage."""
+MOST_DAMAGES = 10
+"""Files of one case, at most one of each result: two that are found together could hide that one alone is not."""
 AT_ONCE_SECONDS = 0.02
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP)
 
@@ -118,9 +123,9 @@ def kill_some(case: Case) -> None:
     run = case.run_in(case.place / "out")
     for _ in range(MOST_KILLS):
         place = case.chance.choice(["run", "stage", "stage", "fork server", "all"])
-        # Most die early in what is left, so that one folder sees many kills.
-        is_early = case.chance.random() < 0.8
-        moment = case.chance.expovariate(10 / case.seconds) if is_early else case.chance.uniform(0, case.seconds)
+        is_early = case.chance.random() < EARLY_SHARE
+        late, early = case.chance.uniform(0, case.seconds), case.chance.expovariate(1 / (EARLY_PART * case.seconds))
+        moment = early if is_early else late
         end = case.kill_once(run, moment, place)
         allowed = (0, -signal.SIGKILL) if place in ("run", "all") else (0, *REFUSALS, -signal.SIGKILL)
         case.note(end, allowed)
@@ -135,9 +140,10 @@ def damage_some(case: Case, folder: Path, interrupted: int) -> None:
     out = case.place / "out"
     shutil.copytree(folder / which, out, symlinks=True)
     # Links of runs are relative, so the copy is whole; what it remembers of the first one's files is of other paths.
-    before = {path: path.lstat() for path in out.rglob("*") if path.is_file() and not path.is_symlink()}
-    for _ in range(case.chance.randint(1, 3)):
-        path = case.chance.choice(sorted(path for path in before if path.is_file()))
+    files = sorted(path for path in out.rglob("*") if path.is_file() and not path.is_symlink())
+    case.chance.shuffle(files)
+    one_of_each = {path.relative_to(out).parts[:2]: path for path in files}
+    for path in list(one_of_each.values())[: case.chance.randint(1, MOST_DAMAGES)]:
         name, damage = case.chance.choice(sorted(DAMAGES.items()))
         status = path.stat()
         path.chmod(status.st_mode | 0o200)
@@ -145,8 +151,8 @@ def damage_some(case: Case, folder: Path, interrupted: int) -> None:
         keeps = case.chance.random() < 0.5
         if keeps and path.is_file() and not path.is_symlink():
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        inside = re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(out)))
-        case.faults.append(f"{name}{', old time' if keeps else ''}: {_class_of(inside)}")
+        kind = _class_of(re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(out))))
+        case.faults.append(f"{name}{', old time' if keeps else ''}: {kind}")
     case.finish(case.run_in(out), interrupted=which != "finished")
 
 
