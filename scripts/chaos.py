@@ -104,7 +104,7 @@ def prepare(folder: Path) -> None:
     for number in range(INTERRUPTED):
         case = Case(folder, f"interrupted-{number}", chance, recipe, **undisturbed)
         run = case.run_in(folder / f"interrupted-{number}")
-        case.kill_once(run, seconds * (number + 1) / (INTERRUPTED + 1), "all")
+        case.kill_during(run, iter([(seconds * (number + 1) / (INTERRUPTED + 1), "all")]))
 
 
 def one_case(folder: Path, name: str, seed: int) -> dict[str, Any]:

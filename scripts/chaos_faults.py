@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -9,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,22 +80,22 @@ class Case:
         else:
             self.identical = True
 
-    def kill_once(self, run: ChaosRun, moment: float, place: str) -> End:
-        """Let the command run for `moment` seconds, and kill what `place` says."""
-        process, due, names = run.start(), time.monotonic() + moment, [""]
+    def kill_during(self, run: ChaosRun, kills: Iterator[tuple[float, str]]) -> End:
+        """Let the command run, and kill what each of `kills` says, so many seconds after the start or the kill before."""
+        process, (seconds, place) = run.start(), next(kills)
+        due = time.monotonic() + seconds
 
         def strike() -> None:
-            if names[0] or time.monotonic() < due:
+            nonlocal due, place
+            if time.monotonic() < due:
                 return
-            chosen = self._chosen(process, place)
-            names[0] = place
-            for one in chosen:
-                kill(one)
-
-        end = run.wait(process, strike)
-        if names[0]:
             self.faults.append(f"kill of {place}")
-        return end
+            for one in self._chosen(process, place):
+                kill(one)
+            seconds, place = next(kills, (math.inf, ""))
+            due = time.monotonic() + seconds
+
+        return run.wait(process, strike)
 
     def _chosen(self, process: int, place: str) -> list[int]:
         below = descendants(process)
@@ -119,17 +120,17 @@ class Case:
 
 
 def kill_some(case: Case) -> None:
-    """Kill processes of runs of one folder until one comes to its end."""
-    run = case.run_in(case.place / "out")
-    for _ in range(MOST_KILLS):
-        place = case.chance.choice(["run", "stage", "stage", "fork server", "all"])
-        is_early = case.chance.random() < EARLY_SHARE
-        late, early = case.chance.uniform(0, case.seconds), case.chance.expovariate(1 / (EARLY_PART * case.seconds))
-        moment = early if is_early else late
-        end = case.kill_once(run, moment, place)
-        allowed = (0, -signal.SIGKILL) if place in ("run", "all") else (0, *REFUSALS, -signal.SIGKILL)
-        case.note(end, allowed)
-        if end.code == 0:
+    """Kill processes of runs of one folder until one comes to its end, or often enough."""
+    run, chance = case.run_in(case.place / "out"), case.chance
+
+    def kills() -> Iterator[tuple[float, str]]:
+        while len(case.faults) < MOST_KILLS:
+            late, early = chance.uniform(0, case.seconds), chance.expovariate(1 / (EARLY_PART * case.seconds))
+            place = chance.choice(["run", "stage", "stage", "fork server", "all"])
+            yield early if chance.random() < EARLY_SHARE else late, place
+
+    while len(case.faults) < MOST_KILLS:
+        if case.note(case.kill_during(run, kills()), (0, *REFUSALS, -signal.SIGKILL)).code == 0:
             break
     case.finish(run)
 
@@ -345,7 +346,7 @@ def stalls(case: Case) -> None:
 def clocks(case: Case) -> None:
     """Files of an interrupted run from a clock that was years ahead or behind."""
     run = case.run_in(case.place / "out")
-    case.kill_once(run, case.chance.uniform(0, case.seconds), "all")
+    case.kill_during(run, iter([(case.chance.uniform(0, case.seconds), "all")]))
     then = time.time() + case.chance.choice([-10, 10]) * 365 * 86400
     for path in run.out.rglob("*"):
         if not path.is_symlink():

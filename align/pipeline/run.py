@@ -24,8 +24,8 @@ from align.pipeline.estimate.plan import estimate_plan
 from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.spread_view import workers_of
 from align.pipeline.inputs import import_inputs
-from align.pipeline.jobs import JobMaker
-from align.pipeline.owner import write_owner
+from align.pipeline.jobs import LOG_NAME, JobMaker
+from align.pipeline.owner import RECIPE_NAME, write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
 from align.pipeline.read_inputs import AGAIN
 from align.pipeline.run_result import RunResult
@@ -105,6 +105,8 @@ def run_recipe(
             # At a signal `hold` gives up and returns without the lock, hence the check.
             if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, **choice)
+            for name in (EVENTS_NAME, LOG_NAME, RECIPE_NAME):
+                _make_way(plan.run_folder / name)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
                 return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process, began).run()
 

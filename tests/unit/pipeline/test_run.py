@@ -77,17 +77,21 @@ def test_every_comparison_of_a_recipe_is_in_the_result(finished_run: Path, proje
     assert result.to_json()["comparisons"] == result.comparisons
 
 
-def test_a_folder_in_the_place_of_the_report_goes_if_it_is_empty(finished_run: Path, project: Path, tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_goes_if_it_is_empty(finished_run: Path, project: Path, tmp_path: Path) -> None:
     recipe, out = (
         load_recipe(project / "recipe.yaml"),
         Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)),
     )
     report = out / "tiny" / "report.html"
     wanted = report.read_bytes()
-    report.unlink()
-    report.mkdir()
+    files = [report, *(out / "tiny" / name for name in ("results.json", "recipe.json", "events.jsonl", "run.log"))]
+    for path in files:
+        path.unlink()
+        path.mkdir()
     run_stages(recipe, out)
     assert report.read_bytes() == wanted
+    assert all(path.is_file() for path in files[:-1])
+    assert not files[-1].is_dir()  # no stage ran, so nothing was logged
     report.unlink()
     (report / "notes").mkdir(parents=True)
     with pytest.raises(EnvironmentProblem, match="is a folder; this run writes a file there"):
