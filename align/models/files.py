@@ -42,6 +42,7 @@ _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 MAX_SHARDS = 10_000
 MAX_JSON_BYTES = 256 * 1024 * 1024
 """Largest JSON file of a model; the largest tokenizer.json of public models has some 40 MB."""
+MAX_NAME_BYTES = 255
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _QUANTIZED_NAMES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Settings of GPTQ, AWQ and ModelOpt, in folders whose config.json says nothing of them."""
@@ -264,6 +265,7 @@ def _inside(path: Path, name: Any) -> Path:
         or not name
         or "\\" in name
         or "\0" in name
+        or not _may_be_a_name(name)
         or Path(name).is_absolute()
         or ".." in Path(name).parts
     ):
@@ -273,6 +275,14 @@ def _inside(path: Path, name: Any) -> Path:
     if not any(real.is_relative_to(root) for root in _allowed_roots(path)):
         raise refusal
     return path / name
+
+
+def _may_be_a_name(name: str) -> bool:
+    """Whether a file can have the name: none can have half a character in it, or a part of more than 255 bytes."""
+    try:
+        return max(map(len, os.fsencode(name).split(b"/"))) <= MAX_NAME_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _allowed_roots(path: Path) -> list[Path]:

@@ -80,8 +80,12 @@ def test_pickles_beside_safetensors_do_no_harm(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../other.safetensors", "/etc/other.safetensors", "a/../../x.safetensors", "..\\x.safetensors", "", 7, "a\0b"]
-)
+    "name",
+    [
+        "../other.safetensors", "/etc/other.safetensors", "a/../../x.safetensors", "..\\x.safetensors", "", 7, "a\0b",
+        "\ud800.safetensors", "x" * 300 + ".safetensors",
+    ],
+)  # fmt: skip
 def test_an_index_that_reaches_out_of_the_folder(folder: Path, name: Any) -> None:
     (folder.parent / "other.safetensors").write_bytes(_safetensors())
     _shard(folder, "part-1.safetensors", name)
