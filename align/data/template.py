@@ -295,6 +295,7 @@ class ChatFormat:
             )
             if len(text) > MAX_RENDERED_CHARACTERS:
                 raise ValueError(f"it writes {len(text):,} characters")
+            str(text).encode()  # half a character, which no tokenizer takes, is a UnicodeEncodeError
         except Exception as error:
             # A template may fail in any way (jinja2's errors, its own raise_exception, a TypeError): it concerns this row only.
             reason = str(error) or type(error).__name__

@@ -41,8 +41,10 @@ def fingerprint(value: Any) -> str:
 @phase("hash")
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal; a file of any size is read in pieces."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
+        # A block is filled with zeros first, which takes longer than a small file.
+        block = memoryview(bytearray(min(BLOCK_BYTES, os.fstat(stream.fileno()).st_size + 1)))
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead
         while size := stream.readinto(block):

@@ -18,7 +18,7 @@ from align.testing.fuzz.mutate import mutated
 from align.testing.fuzz.target import ACCEPTED, Finding, refusal
 from align.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
-LIMIT_SECONDS = 0.5
+LIMIT_SECONDS = 0.2
 """For rendering, in place of the users' limit: endless templates are frequent here."""
 SHORT_TEMPLATES = 3
 CANARY = "fuzz-canary"
@@ -70,6 +70,9 @@ PARTS: tuple[bytes, ...] = tuple(
     )
 )  # fmt: skip
 """Jinja that attacks, loops, grows, or is half of something."""
+QUICK_PARTS = tuple(part for part in PARTS if b"99" not in part and b"10*" not in part)
+ENDLESS_SELDOM = 8
+"""One input in so many may have parts that take as long as they may."""
 
 
 class TemplateTarget:
@@ -84,9 +87,10 @@ class TemplateTarget:
 
     def make(self, random: Random) -> bytes:
         """Half of them are built of parts alone; most others are short templates with changes: Jinja compiles each anew."""
+        parts = PARTS if random.randrange(ENDLESS_SELDOM) == 0 else QUICK_PARTS
         if random.randrange(2):
-            return b"template\n" + b"".join(random.choice(PARTS) for _ in range(random.randrange(1, 5)))
-        return b"template\n" + mutated(random, self.short if random.randrange(4) else self.whole, PARTS)
+            return b"template\n" + b"".join(random.choice(parts) for _ in range(random.randrange(1, 5)))
+        return b"template\n" + mutated(random, self.short if random.randrange(4) else self.whole, parts)
 
     def read(self, data: bytes) -> str:
         """FormatError refuses the template, TemplateProblem one conversation."""

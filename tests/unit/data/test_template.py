@@ -11,7 +11,7 @@ import pytest
 
 from align.data import template_problems as template_module
 from align.data.template import ChatFormat
-from align.data.template_problems import TemplateProblem
+from align.data.template_problems import FormatError, TemplateProblem
 from align.errors import RecipeError
 from align.records import Message
 from align.testing.tiny import CHAT_TEMPLATE
@@ -88,6 +88,12 @@ class TestEncoding:
         with pytest.raises(TemplateProblem, match="no system, please") as caught:
             ChatFormat(make_tokenizer(source)).encode_prompt([Message(role="system", content="x"), *HELLO])
         assert caught.value.reason == "template_error"
+
+    def test_a_template_that_writes_half_a_character(self, make_tokenizer: MakeTokenizer) -> None:
+        source = CHAT_TEMPLATE.replace("{% if add_generation_prompt %}", "{{ '\\ud800' }}{% if add_generation_prompt %}")
+        assert source != CHAT_TEMPLATE
+        with pytest.raises(FormatError, match="surrogates not allowed"):
+            ChatFormat(make_tokenizer(source))
 
 
 SILENT = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
