@@ -55,7 +55,11 @@ class Draft:
     fields: Mapping[str, Any]
 
     def references(self) -> Iterator[tuple[FieldPath, Any, str]]:
-        yield from references_in(self.stage_type.config_type, self.fields)
+        yield from self._references
+
+    @cached_property
+    def _references(self) -> tuple[tuple[FieldPath, Any, str], ...]:
+        return tuple(references_in(self.stage_type.config_type, self.fields))  # every check of the graph asks for them
 
 
 @dataclass(frozen=True)

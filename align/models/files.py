@@ -200,6 +200,8 @@ def _is_known_to_transformers(config: dict[str, Any]) -> bool:
     models, name = _models_of_transformers(), config.get("model_type")
     if models is None or not isinstance(name, str) or not name.replace("-", "_").isidentifier():
         return False
+    if not _may_be_a_name(name):
+        return False
     return (models / name.replace("-", "_")).is_dir()
 
 

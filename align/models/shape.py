@@ -94,7 +94,7 @@ def read_shape(folder: ModelFolder) -> ModelShape | None:
         settings = text_config if isinstance(text_config, dict) else config
         shape = shape_of(settings, tensors, context=base.context_tokens, tied=base.tied)
         return None if shape is None else replace(shape, stored_dtype=base.stored_dtype)
-    except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (AlignError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -16,7 +16,7 @@ from align.data.validation import RowRules, collect_rows
 from align.errors import DataError
 from align.rows import data_kinds
 from align.testing.fuzz.mutate import as_json, changed_tree, mutated
-from align.testing.fuzz.target import ACCEPTED, Finding, refusal
+from align.testing.fuzz.target import ACCEPTED, MUCH, Finding, refusal
 
 MESSAGES = [{"role": "user", "content": "가 나"}, {"role": "assistant", "content": "b"}]
 CALL = {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"a": 1}}}
@@ -41,6 +41,7 @@ TEXT_FORMATS = tuple(one for one in FORMATS if one not in (".parquet", ".arrow")
 COMPRESSED = 4
 """One in so many text files is compressed: before the changes or after."""
 SPARE_ROWS = 3
+MANY_ROWS = 10_000
 
 
 class RowsTarget:
@@ -87,6 +88,8 @@ class RowsTarget:
             type(record).model_validate_json(record.model_dump_json())
         for problem in problems:
             problem.render()
+        if summary.rows_in > MANY_ROWS:
+            return MUCH
         return ACCEPTED if kept else "no row kept"
 
 

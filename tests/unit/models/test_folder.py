@@ -354,6 +354,12 @@ def test_a_configuration_of_another_form_is_refused(folder: Path, field: str, va
     assert said in str(caught.value)
 
 
+def test_a_type_that_is_too_long_for_a_file_is_unknown(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "a" * 300, "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(RecipeError, match="auto_map"):
+        ModelFolder(folder).check()
+
+
 def test_an_index_that_names_no_text_is_refused(folder: Path) -> None:
     _shard(folder, ["part-1.safetensors"])
     with pytest.raises(RecipeError, match=r"names the file \['part-1.safetensors'\], which is not inside"):

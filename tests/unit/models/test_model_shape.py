@@ -110,7 +110,7 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["no folder", "cut header", "no config", "encoder-decoder", "list"])
+@pytest.mark.parametrize("damage", ["no folder", "cut header", "no config", "encoder-decoder", "list", "layers"])
 def test_what_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
     folder = tiny_causal_lm(tmp_path / "base")
     config = folder / "config.json"
@@ -122,6 +122,8 @@ def test_what_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
         config.unlink()
     elif damage == "list":
         config.write_text("[]")
+    elif damage == "layers":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 10**400}))
     else:
         config.write_text(json.dumps({**json.loads(config.read_text()), "is_encoder_decoder": True}))
     assert read_shape(ModelFolder(folder)) is None
