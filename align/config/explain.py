@@ -41,8 +41,13 @@ def show_value(value: Any) -> str:
         # A number of hundreds of digits would fill the message.
         return f"the number {value}" if len(str(value)) <= 40 else "a huge number"
     if isinstance(value, str):
-        return f"the text '{value if len(value) <= 60 else value[:59] + '…'}'"
+        return f"the text '{shortened(value)}'"
     return "an empty list" if value == [] else "a list" if isinstance(value, list) else "a mapping"
+
+
+def shortened(text: str) -> str:
+    """A text of a document, in a line."""
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def describe(alternatives: Members) -> str:

@@ -37,6 +37,8 @@ MISSPELT = 0.75
 LITTLE = 0.4
 """Names less alike than this have nothing to do with each other."""
 NOTHING: Mapping[str, FieldPath] = MappingProxyType({})
+LONGEST_NAME = 200
+"""No name is as long; comparing texts of a megabyte takes minutes."""
 NOT_FAR = 0.6
 """Names at least this alike may be: better a guess than none."""
 
@@ -48,6 +50,8 @@ def show_path(path: FieldPath) -> str:
 
 def nearest(given: str, known: Iterable[str], *, likeness: float = NOT_FAR) -> str | None:
     """The known name that was most likely meant, or None."""
+    if len(given) > LONGEST_NAME:
+        return None
     # difflib takes letters in another case, and - and _, for different letters.
     by_style = {plain(name): name for name in known}
     near = difflib.get_close_matches(plain(given), by_style, n=1, cutoff=likeness)
@@ -56,7 +60,7 @@ def nearest(given: str, known: Iterable[str], *, likeness: float = NOT_FAR) -> s
 
 def by_likeness(given: str, known: Iterable[str]) -> list[str]:
     """Names in the order in which they may have been meant."""
-    return sorted(known, key=lambda name: -_likeness(plain(given), plain(name)))
+    return sorted(known, key=lambda name: -_likeness(plain(given[:LONGEST_NAME]), plain(name)))
 
 
 def _likeness(given: str, name: str) -> float:

@@ -17,7 +17,7 @@ from align.config.base import Problem, StrictModel
 from align.config.checks import check_decontamination, check_input_path, check_stage
 from align.config.entry import FILLED, written_blocks
 from align.config.expand import Expansion, expand
-from align.config.explain import expected, problems_of, show_value
+from align.config.explain import expected, problems_of, shortened, show_value
 from align.config.form import NODE_NAME, SEED_LIMIT, Sweep
 from align.config.graph import Draft, RecipeGraph, StageTypeLike, check_references, order_stages
 from align.config.inputs import (
@@ -329,7 +329,7 @@ class _Parser:
         elif value not in choices:
             known = value_here(str(key), value)
             near = f"unknown {what}; did you mean '{known}'?" if known in choices else unknown(value, choices, what=what)
-            self.add(Problem(path, f"'{value}': {unknown_stage_type(value, choices) if key == 'stage' else near}"))
+            self.add(Problem(path, f"'{shortened(value)}': {unknown_stage_type(value, choices) if key == 'stage' else near}"))
         else:
             return value
         return None

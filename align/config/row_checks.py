@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from align.config.names import LONGEST_NAME
+
 Action = Literal["error", "drop", "keep"]
 """`error`: the input is unusable. `drop`: the row is dropped and listed. `keep`: the row is used and counted."""
 Found = Literal["reading", "row", "text", "rows", "model"]
@@ -171,7 +173,7 @@ def check_actions(checks: Mapping[str, Action], *, with_model: bool) -> None:
     for name, action in checks.items():
         check = ROW_CHECKS.get(name)
         if check is None:
-            close = get_close_matches(name, ROW_CHECKS, n=1)
+            close = get_close_matches(name[:LONGEST_NAME], ROW_CHECKS, n=1)
             advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(ROW_CHECKS)}"
             raise ValueError(f"there is no check {name!r}; {advice}")
         if action not in check.actions:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.inputs import DataInput, MixturePart
+from align.config.names import LONGEST_NAME
 from align.data.hub import fetch_dataset_rows
 from align.data.reader import FORMATS, RawRow, file_format, read_raw, unknown_format
 from align.errors import DataError, RecipeError
@@ -171,7 +172,7 @@ def _require_file(path: Path) -> None:
         return
     if path.exists():
         raise RecipeError(f"{path}: is neither a file nor a folder", hint="Give a file, a folder or a glob.")
-    close = get_close_matches(path.name, _names(path.parent), n=1) if path.parent.is_dir() else []
+    close = get_close_matches(path.name[:LONGEST_NAME], _names(path.parent), n=1) if path.parent.is_dir() else []
     hint = f"Did you mean {path.parent / close[0]}?" if close else _what_is_there(_existing_parent(path))
     raise DataError(f"{path}: there is no such file", hint=hint)
 

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from align.config.inputs import DataInput
+from align.config.names import LONGEST_NAME
 from align.data.source import HubRows, Source, SourceFile, read_prefix
 from align.errors import AlignError, RecipeError
 from align.pipeline.checks.finding import Action, Finding, dropped_rows
@@ -118,7 +119,7 @@ def check_columns(name: str, where: str, file: SourceFile, head: Head, action: A
 
 def _nearest(column: str, there: Sequence[str]) -> str:
     by_lower = {one.lower(): one for one in there}
-    close = get_close_matches(column.lower(), by_lower, n=1)
+    close = get_close_matches(column.lower()[:LONGEST_NAME], by_lower, n=1)
     return f"Did you mean {by_lower[close[0]]!r}?" if close else f"Its columns are {', '.join(there[:8])}."
 
 
