@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from align.runtime.plain_file import read_small_file
+
 CONFIG_NAME = "config.json"
 ENCODER_DECODER_STAGES = ("sft", "generate", "compare")
 """Stage types that take encoder–decoder models; every other stage type refuses them."""
@@ -18,7 +20,7 @@ def architecture_in(folder: Path) -> str | None:
     None also for a folder without a readable configuration: loading the model reports that problem.
     """
     try:
-        config = json.loads((folder / CONFIG_NAME).read_bytes())
+        config = json.loads(read_small_file(folder / CONFIG_NAME))
     except (OSError, ValueError, RecursionError):
         return None
     return encoder_decoder_architecture(config) if isinstance(config, dict) else None

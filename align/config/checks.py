@@ -17,7 +17,7 @@ from align.config.names import listing, unknown
 from align.config.paths import advice_on_missing, exists, locate
 from align.config.reference import FieldPath, kinds_of
 from align.config.sections import says_right_or_wrong
-from align.runtime.small_file import read_small_file
+from align.runtime.plain_file import other_kind, read_small_file
 
 
 def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[Problem]:
@@ -39,7 +39,7 @@ def check_input_path(spec: AnyInput, folder: Path, path: FieldPath) -> Iterator[
         holder = f"; did you mean '{Path(written).parent}'?" if (place.parent / CONFIG_NAME).is_file() else ""
         what = kind_phrase(spec.kind)
         verb = "is" if what.startswith(("a ", "an ")) else "are"
-        yield Problem((*path, field), f"{place} is a file; {what} {verb} read from a folder{holder}")
+        yield Problem((*path, field), f"{place} is {other_kind(place) or 'a file'}; {what} {verb} read from a folder{holder}")
     elif isinstance(spec, ArtifactInput):
         yield from _check_artifact(spec, place, (*path, field))
     elif spec.kind == "reward_model" and (architecture := architecture_in(place)):
@@ -62,6 +62,8 @@ def _check_data_paths(spec: DataInput | CandidatesInput, folder: Path, path: Fie
             if (place / CONFIG_NAME).is_file() or not any(place.iterdir()):
                 what = "is a model's folder" if (place / CONFIG_NAME).is_file() else "is an empty folder"
                 yield Problem((*path, *field), f"{place} {what}; {kind_phrase(spec.kind)} are read from data files")
+        elif (kind := other_kind(place)) is not None:
+            yield Problem((*path, *field), f"{place} is {kind}, not a file; save what it gives, and name that file")
         elif not glob.has_magic(text):
             hub = "dataset: {}, split: train" if isinstance(spec, DataInput) else ""
             yield Problem((*path, *field), f"there is no such file: {place}{advice_on_missing(text, folder, hub=hub)}")

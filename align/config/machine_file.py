@@ -58,7 +58,7 @@ def read_machine_settings(option: MachineChoice, recipe_folder: Path, environmen
     if named := environment.get(MACHINE_VARIABLE):
         return _read(Path(named).expanduser(), f"{MACHINE_VARIABLE}={named}")
     beside = recipe_folder / MACHINE_NAME
-    return _read(beside, str(beside)) if beside.is_file() else MachineFile()
+    return _read(beside, str(beside)) if beside.exists() and not beside.is_dir() else MachineFile()
 
 
 def _read(path: Path, named: str) -> MachineFile:

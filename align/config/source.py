@@ -32,6 +32,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from align.errors import RecipeError
+from align.runtime.plain_file import open_plain, other_kind
 from align.system_errors import system_problem
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
     """
     label = label or str(path)
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             # One byte more than allowed shows that the file is too large, without reading all of it.
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -148,7 +149,9 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
     except IsADirectoryError:
         raise RecipeError(f"{label}: this is a folder, not a YAML file") from None
     except OSError as error:
-        raise system_problem(error, path) or RecipeError(f"{label}: cannot be read ({error.strerror})") from error
+        hint = "Save what it gives as a file, and name that." if other_kind(path) else None
+        unreadable = RecipeError(f"{label}: cannot be read ({error.strerror})", hint=hint)
+        raise system_problem(error, path) or unreadable from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{label}: larger than {MAX_BYTES >> 20} MiB, so it is not a recipe", hint="Is this the right file?")
     try:

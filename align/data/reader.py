@@ -21,6 +21,7 @@ from align.data.formats.lines import read_json_lines, read_text
 from align.data.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
 from align.data.formats.unpacked import TooLarge, Unpacked
 from align.errors import DataError
+from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
 
 __all__ = ["FORMATS", "RawProblem", "RawRow", "file_format", "read_raw", "unknown_format"]
@@ -112,8 +113,9 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, uncompressed."""
     if path.suffix.lower() == ".gz":
+        open_plain(path).close()
         return io.BufferedReader(Unpacked(gzip.open(path, "rb"), path.stat().st_size), _UNPACKED_BYTES)
-    return path.open("rb")
+    return open_plain(path)
 
 
 def _foreign_encoding(start: bytes) -> str | None:

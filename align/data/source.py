@@ -18,6 +18,7 @@ from align.data.hub import fetch_dataset_rows
 from align.data.reader import FORMATS, RawRow, file_format, read_raw, unknown_format
 from align.errors import DataError, RecipeError
 from align.rows import DataKind
+from align.runtime.plain_file import other_kind, read_small_file
 from align.system_errors import system_problem
 
 MAX_SHOWN = 5
@@ -171,7 +172,7 @@ def _require_file(path: Path) -> None:
     if path.is_file():
         return
     if path.exists():
-        raise RecipeError(f"{path}: is neither a file nor a folder", hint="Give a file, a folder or a glob.")
+        raise RecipeError(f"{path}: is {other_kind(path)}, not a file", hint="Save what it gives, and name that file.")
     close = get_close_matches(path.name[:LONGEST_NAME], _names(path.parent), n=1) if path.parent.is_dir() else []
     hint = f"Did you mean {path.parent / close[0]}?" if close else _what_is_there(_existing_parent(path))
     raise DataError(f"{path}: there is no such file", hint=hint)
@@ -211,7 +212,7 @@ def _saved_dataset(folder: Path) -> list[Path]:
     """The Arrow files of a folder that `datasets.save_to_disk` wrote, in the order of its list."""
     try:
         # state.json and not a listing: `datasets` may leave cache files in the folder, also with the ending .arrow.
-        names = [str(entry["filename"]) for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+        names = [str(entry["filename"]) for entry in json.loads(read_small_file(folder / "state.json"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         damaged = DataError(f"{folder / 'state.json'}: does not list data files ({error!r})", hint="Save the dataset again.")
         raise system_problem(error, folder / "state.json") or damaged from None

@@ -20,6 +20,7 @@ from align.config.paths import exists
 from align.config.peft import Lora, Peft, VirtualTokens
 from align.errors import EnvironmentProblem, RecipeError
 from align.models.files import ADAPTER_AGAIN, BASE_NAME, WEIGHTS_NAME
+from align.runtime.plain_file import read_small_file
 from align.store.atomic import write_json
 from align.store.fingerprint import HASHES_NAME, FileHashes, fingerprint
 from align.system_errors import system_problem
@@ -46,7 +47,7 @@ def read_record(folder: Path) -> BaseRecord:
     """
     path = folder / BASE_NAME
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_small_file(path))
         return BaseRecord(Path(record["place"]), str(record["fingerprint"]), _PEFT.validate_python(record["peft"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         text = f"{path}: does not say which base model the adapter is of ({type(error).__name__})"

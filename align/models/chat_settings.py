@@ -12,6 +12,7 @@ from align.data.chat_templates import CONTROL_TOKENS, shipped_templates
 from align.errors import RecipeError
 from align.models.added_tokens import missing_tokens
 from align.models.folder import ModelFolder
+from align.runtime.plain_file import read_small_file
 from align.system_errors import system_problem
 
 
@@ -42,7 +43,7 @@ def _text_of(template: str, locate: Callable[[str], Path], where: str) -> str:
         meant = f"; did you mean '{near}'?" if near else advice_on_missing(template, locate("."))
         raise RecipeError(f"{where}: there is no template or file {template!r}{meant}", hint=f"Name a file, or one of {names}.")
     try:
-        return file.read_text(encoding="utf-8")
+        return read_small_file(file).decode()
     except (OSError, UnicodeDecodeError) as error:
         hint = f"Name a file, or one of {names}."
         raise system_problem(error, file) or RecipeError(

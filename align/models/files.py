@@ -17,7 +17,8 @@ from typing import Any
 
 from align.config.architecture import CONFIG_NAME
 from align.errors import EnvironmentProblem, RecipeError
-from align.models.weight_file import NEEDS_WHOLE_WEIGHTS, check_weight_file, tensor_places
+from align.models.weight_file import NEEDS_WHOLE_WEIGHTS, PLAIN_FILES_ONLY, check_weight_file, tensor_places
+from align.runtime.plain_file import other_kind, read_small_file
 from align.system_errors import system_problem
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -40,8 +41,8 @@ TOOL_TEMPLATE = "tool_use"
 # transformers opens these by their well-known names, so no name passes through `_inside`.
 _READ_UNNAMED = frozenset({".json", ".jinja", ".model", ".txt"})
 MAX_SHARDS = 10_000
-MAX_JSON_BYTES = 256 * 1024 * 1024
-"""Largest JSON file of a model; the largest tokenizer.json of public models has some 40 MB."""
+MAX_TEXT_BYTES = 256 * 1024 * 1024
+"""Of a file that is read whole; the largest tokenizer.json of public models has some 40 MB."""
 MAX_NAME_BYTES = 255
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _QUANTIZED_NAMES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -116,7 +117,7 @@ def check_contents(path: Path) -> None:
     Raises:
         RecipeError, EnvironmentProblem: see `ModelFolder.check`.
     """
-    if not (path / TOKENIZER_NAME).is_file():
+    if not (path / TOKENIZER_NAME).exists():
         raise RecipeError(
             f"{path}: there is no {TOKENIZER_NAME}",
             hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
@@ -166,7 +167,7 @@ def _refuse_gguf(path: Path) -> None:
 def _check_links(path: Path) -> None:
     """Refuse links that lead out of the folder from files that are read without being named: a template, a vocabulary.
 
-    Pipes and devices are refused too: reading one may never end.
+    Pipes, devices and files that are too large are refused too: reading one may never end, or fill the memory.
     """
     for file in sorted(path.iterdir()):
         if file.is_symlink() and (file.suffix in _READ_UNNAMED or file.name == ADDITIONAL_TEMPLATES_NAME):
@@ -178,8 +179,10 @@ def _check_links(path: Path) -> None:
 
 
 def _refuse_endless(file: Path) -> None:
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise RecipeError(f"{file}: is a pipe or a device, not a file", hint="A model's folder holds plain files only.")
+    if (kind := other_kind(file)) is not None and not file.is_dir():
+        raise RecipeError(f"{file}: is {kind}, not a file", hint=PLAIN_FILES_ONLY)
+    if file.suffix in _READ_UNNAMED and file.is_file() and (size := file.stat().st_size) > MAX_TEXT_BYTES:
+        raise EnvironmentProblem(f"{file}: has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are read", hint="Get the model again.")
 
 
 def _check_adapter(path: Path) -> None:
@@ -241,11 +244,10 @@ def read_json_object(path: Path, name: str) -> dict[str, Any]:
     """
     file = _inside(path, name)
     try:
-        if (size := file.stat().st_size) > MAX_JSON_BYTES:
-            raise ValueError(f"{size:,} bytes; {MAX_JSON_BYTES:,} are allowed")
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_small_file(file, most_bytes=MAX_TEXT_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        damaged = EnvironmentProblem(f"{path / name}: cannot be read as JSON ({error})", hint="Get the model again.")
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        damaged = EnvironmentProblem(f"{path / name}: cannot be read as JSON ({reason})", hint="Get the model again.")
         raise system_problem(error, file) or damaged from error
     if not isinstance(content, dict):
         raise EnvironmentProblem(f"{path / name}: must hold a JSON object, but holds {type(content).__name__}")

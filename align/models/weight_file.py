@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 from align.data.formats.raw import LFS_HINT, LFS_START
 from align.errors import EnvironmentProblem, RecipeError
+from align.runtime.plain_file import other_kind
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest header; the format's own limit."""
 MOST_DIGITS = 300
 NEEDS_WHOLE_WEIGHTS = "Use its version in bfloat16 or float32. peft: {method: qlora} packs it into 4 bits while it trains."
+PLAIN_FILES_ONLY = "A model's folder holds plain files only."
 AGAIN = "The download was probably cut short; get this file again."
 # In bits. Floating numbers of 8 bits and less belong to quantised weights, whose scales need a package of their own.
 _WIDTHS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "C64": 64}
@@ -51,8 +53,10 @@ def check_weight_file(file: Path) -> None:
     """Check that a file is there, as long as its header says, and that its tensors neither overlap nor leave a gap.
 
     Raises:
-        EnvironmentProblem: if it is not. RecipeError: if it holds floating numbers of 8 bits or less.
+        EnvironmentProblem: if it is not. RecipeError: if it is a pipe or the like, or holds floating numbers of 8 bits or less.
     """
+    if (kind := other_kind(file)) is not None:
+        raise RecipeError(f"{file}: is {kind}, not a file", hint=PLAIN_FILES_ONLY)
     if not file.is_file():
         raise EnvironmentProblem(f"{file}: the index names this file, but it is missing", hint=AGAIN)
     size = file.stat().st_size

@@ -21,6 +21,7 @@ from align.pipeline.plan import LINKS_NAME
 from align.pipeline.run import INPUT_LINKS_NAME
 from align.runtime.event_file import EVENTS_NAME
 from align.runtime.events import RunPlanned, from_json
+from align.runtime.plain_file import open_plain, read_small_file
 from align.stages.registry import STAGES
 from align.store.artifact import STORE_NAME, Entry
 from align.store.atomic import fsync_folder
@@ -162,7 +163,7 @@ def _names_inside(paths: Iterable[Path], root: Path) -> Iterator[str]:
 def _last_plan(events: Path) -> Sequence[Any]:
     """Stages of the last plan in a run's events; nothing where there is none."""
     planned: Sequence[Any] = ()
-    with contextlib.suppress(OSError), events.open("rb") as stream:
+    with contextlib.suppress(OSError), open_plain(events) as stream:
         for line in stream:
             # Most lines are progress, and need not be parsed.
             if b'"run_planned"' in line:
@@ -177,7 +178,7 @@ def _bases(entry: Path, root: Path) -> list[str]:
     places = []
     for record in entry.rglob(BASE_NAME):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            places.append((root / json.loads(record.read_bytes())["place"]).resolve())
+            places.append((root / json.loads(read_small_file(record))["place"]).resolve())
     return list(_names_inside(places, root))
 
 

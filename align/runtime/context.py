@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import Interrupted
+from align.metric import not_finite
 from align.runtime.pool import LOCAL, Pool
 from align.runtime.profile import phase
 from align.runtime.spread import ALONE, Spread
@@ -75,6 +76,8 @@ class RunContext:
     """Takes events as they happen."""
     stop_requested: Callable[[], int | None] = _never
     """The number of the signal that asked to stop, or None."""
+    _noted: set[str] = field(default_factory=set, init=False, repr=False)
+    """Metrics of which it was said that they are not finite."""
 
     @property
     def checkpoint_request(self) -> Path:
@@ -111,6 +114,10 @@ class RunContext:
         from align.runtime.events import Metrics
 
         values = {name: value for name, value in row.items() if name != "step"}
+        for name, value in not_finite(values):
+            if name not in self._noted:
+                self._noted.add(name)
+                self.note(f"{name} is {value} at step {int(row['step'])}: its curve has a hole there")
         self.emit(Metrics(stage=self.name, step=int(row["step"]), values=values))
 
     def note(self, text: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from align.runtime.events import Event, Progress, from_json, to_json
+from align.runtime.plain_file import open_plain
 from align.system_errors import explained, write_line
 
 EVENTS_NAME = "events.jsonl"
@@ -81,7 +82,7 @@ def read_events(path: Path) -> Iterator[Event]:
     Raises:
         ValueError: with the line's number, if a line is not an event.
     """
-    with path.open("rb") as lines:
+    with open_plain(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return

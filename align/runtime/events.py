@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from align.metric import json_value
 from align.runtime.profile import Phase
 
 EVENTS_VERSION = 1
@@ -251,15 +251,7 @@ def to_json(event: Event) -> str:
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError:
         # Rare, so only such events pay for the copy.
-        return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return json.dumps(json_value(content), ensure_ascii=False, allow_nan=False)
 
 
 @functools.cache

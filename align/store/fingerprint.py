@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.runtime.plain_file import open_plain, read_small_file
 from align.runtime.profile import phase
-from align.runtime.small_file import read_small_file
 from align.runtime.threads import usable_cores
 from align.store.atomic import link_tree, write_json
 
@@ -42,12 +42,12 @@ def fingerprint(value: Any) -> str:
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal; a file of any size is read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
+    with open_plain(path, buffering=0) as stream:
         # A block is filled with zeros first, which takes longer than a small file.
         block = memoryview(bytearray(min(BLOCK_BYTES, os.fstat(stream.fileno()).st_size + 1)))
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead
-        while size := stream.readinto(block):
+        while size := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(block[:size])
     return digest.hexdigest()
 

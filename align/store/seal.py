@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.runtime.small_file import read_small_file
+from align.runtime.plain_file import read_small_file
 from align.store.atomic import write_json
 from align.store.fingerprint import FileHashes, sha256_of_json
 from align.system_errors import says_nothing_of_the_file

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
 from align.data.formats.unpacked import TooLarge, check_arrow, parquet_batch_rows
 from align.errors import DataError
+from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
 
 if TYPE_CHECKING:
@@ -85,8 +86,11 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
 
     number = 0
     try:
-        with path.open("rb"):  # an absent or forbidden file must not be reported as damaged
-            pass
+        open_plain(path).close()
+    except OSError as error:  # which must not be reported as damage
+        unreadable = DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.")
+        raise system_problem(error, path) or unreadable from error
+    try:
         for batch in batches:
             # All batches have one schema. A row becomes a dict, which would keep only one of two columns with the same name.
             if number == 0 and (problem := _schema_problem(batch.schema)):
@@ -101,15 +105,10 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
     except TooLarge as error:
         message = f"{error}, which is more than any row may have ({MAX_LINE_BYTES:,}); write the file again without it"
         yield number + 1, RawProblem("too_long", message, ends_file=True)
-    except OSError as error:
-        # pyarrow raises OSError for damaged content too.
+    except (pyarrow.ArrowException, OSError, EOFError, MemoryError, UnicodeDecodeError) as error:
         if (refused := system_problem(error, path)) is not None:
             raise refused from error
-        if isinstance(error, (FileNotFoundError, IsADirectoryError)):
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.") from error
-        yield number + 1, _damaged(format_name, error)
-    except (pyarrow.ArrowException, EOFError, MemoryError, UnicodeDecodeError) as error:
-        # A flipped byte in a header can ask for any amount of memory, or spoil a column's name.
+        # pyarrow raises OSError too. A flipped byte in a header can ask for any amount of memory, or spoil a column's name.
         yield number + 1, _damaged(format_name, error)
 
 

@@ -237,13 +237,13 @@ def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(folder: Path, name: 
     (folder / name).unlink(missing_ok=True)
     (folder / name).parent.mkdir(exist_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(RecipeError, match="is a pipe or a device"):
+    with pytest.raises(RecipeError, match="is a pipe, not a file"):
         ModelFolder(folder).check()
 
 
 def test_a_device_in_the_folder_is_refused(folder: Path) -> None:
     (folder / "notes").symlink_to("/dev/zero")
-    with pytest.raises(RecipeError, match="notes: is a pipe or a device"):
+    with pytest.raises(RecipeError, match="notes: is a device, not a file"):
         ModelFolder(folder).check()
 
 
