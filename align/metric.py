@@ -243,6 +243,25 @@ def headlines(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield known.text(value)
 
 
+def not_finite(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers that are NaN or infinite, at any depth, each with its key, such as `rm.mean`."""
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from not_finite(value, f"{prefix}{key}.")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                yield f"{prefix}{key}", number
+
+
+def json_value(value: Any) -> Any:
+    """The same value with null for every number that JSON does not have: NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def is_number(value: Any) -> bool:
     """Whether it is an integer or a float, and not a truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,8 +126,10 @@ class Run:
         if found.state != "done":
             rows = metrics_of(self.folder / EVENTS_NAME).get(stage, [])
         else:
+            from align.report.training import read_log
+
             path = self._artifact(stage).path / METRICS_NAME
-            rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            rows = read_log(path) if path.exists() else []
         if not rows and found.state == "done":
             raise RecipeError(f"{stage}: a {found.type} stage has no curves", hint="Its final numbers are stages[name].summary.")
         if not rows:

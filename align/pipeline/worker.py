@@ -16,6 +16,8 @@ from typing import Any
 
 from align.config.inputs import ADAPTER_KINDS
 from align.errors import AlignError, EnvironmentProblem, Interrupted, StageError
+from align.metric import not_finite
+from align.models.finite import BROKEN_NUMBERS, MAX_NAMED
 from align.models.folder import ModelFolder
 from align.pipeline.read_inputs import DamagedInputs, verify_inputs
 from align.runtime.context import MemoryChoice
@@ -197,12 +199,22 @@ def _run_and_commit(job: StageJob, emit: Emit, stop: StopRequested, start_second
                 profile.add(phase, phases[phase])
         else:
             outcome = stage.run(context)
+        _refuse_broken(job, outcome)
         kind = ADAPTER_KINDS[stage.produces] if ModelFolder(job.entry.path / MODEL_FOLDER).is_adapter else stage.produces
         with context.saving():
             manifest = _manifest(job, kind, stage.version, outcome, start_seconds, peak_bytes)
             return job.entry.commit(manifest, seconds=seconds.stop)
     finally:
         seconds.stop()
+
+
+def _refuse_broken(job: StageJob, outcome: StageOutcome) -> None:
+    """Raise StageError if a number of the result is NaN or infinite: what has no value is None there, so it means nothing."""
+    broken = [f"{key} is {value}" for key, value in not_finite(outcome.metrics)]
+    if broken:
+        more = f" and {len(broken) - MAX_NAMED:,} more" if len(broken) > MAX_NAMED else ""
+        hint = f"Nothing was kept as a result. {BROKEN_NUMBERS}"
+        raise StageError(f"{job.name}: of its result, {', '.join(broken[:MAX_NAMED])}{more}", hint=hint)
 
 
 def _run_rank(job: StageJob, rank: Rank) -> tuple[StageOutcome, dict[Phase, float]]:

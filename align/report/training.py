@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from align.report.rows import Trained
@@ -58,5 +60,11 @@ def training_logs(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str,
     for name, artifact in artifacts.items():
         path = artifact.path / METRICS_NAME
         if artifact.manifest.stage != INPUT_STAGE and path.exists():
-            logs[name] = [json.loads(line) for line in path.read_text().splitlines()]
+            logs[name] = read_log(path)
     return logs
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl; NaN in place of null."""
+    rows = (json.loads(line) for line in path.read_text().splitlines())
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]

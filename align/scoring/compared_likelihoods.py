@@ -171,7 +171,7 @@ def measure_likelihoods(
     for (name, author), rows in read.items():
         if author is None:
             tokens = sum(row.tokens for row in rows)
-            result.perplexity[name] = perplexity_of(tokens, [row.logp for row in rows])
+            result.perplexity[name] = perplexity_of(tokens, [row.logp for row in rows], where=str(folders[name].path))
     for name in folders:
         if name not in comparable:
             continue

@@ -85,14 +85,22 @@ def text_rows(folder: ModelFolder, texts: Sequence[str]) -> list[Row]:
     return [([], ids) for ids in encoded if len(ids) > 1]
 
 
-def perplexity_of(tokens: int, logps: Sequence[float]) -> float | None:
+def perplexity_of(tokens: int, logps: Sequence[float], *, where: str) -> float | None:
     """exp of the mean negative log-probability per token; None without any.
 
     Args:
+        where: the model, for the error.
         tokens: of all texts, without the first of each, which nothing predicts.
         logps: one per text.
     """
-    return math.exp(-sum(logps) / tokens) if tokens else None
+    if not tokens:
+        return None
+    mean = -sum(logps) / tokens
+    try:
+        return math.exp(mean)
+    except OverflowError:
+        message = f"{where}: the model needs {mean:,.0f} nats per token of the plain texts, so its perplexity is no number"
+        raise StageError(message, hint=BROKEN_NUMBERS) from None
 
 
 class LikelihoodModel:
@@ -125,7 +133,8 @@ class LikelihoodModel:
     def perplexity(self, texts: Sequence[str], *, report: Callable[[int, int], None] = lambda done, total: None) -> float | None:
         """See `perplexity_of`."""
         rows = text_rows(self._folder, texts)
-        return perplexity_of(sum(len(ids) - 1 for _, ids in rows), self.completion_logps(rows, report=report))
+        logps = self.completion_logps(rows, report=report)
+        return perplexity_of(sum(len(ids) - 1 for _, ids in rows), logps, where=str(self._folder.path))
 
     def close(self) -> None:
         """Free its memory; it cannot be used any more."""

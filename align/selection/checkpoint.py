@@ -51,10 +51,9 @@ def highest_score_epoch(mean_scores: Mapping[int, float]) -> int:
     return min(mean_scores, key=lambda epoch: (-mean_scores[epoch], epoch))
 
 
-def lowest_loss_epoch(losses: Mapping[int, float | None]) -> int | None:
-    """The epoch with the lowest loss; among equal ones, the earliest. None where no loss is finite."""
-    finite = {epoch: loss for epoch, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    return min(finite, key=lambda epoch: (finite[epoch], epoch)) if finite else None
+def lowest_loss_epoch(losses: Mapping[int, float]) -> int:
+    """The epoch with the lowest loss; among equal ones, the earliest. There must be one, and every loss must be finite."""
+    return min(losses, key=lambda epoch: (losses[epoch], epoch))
 
 
 def _is_finite(score: float | None) -> bool:

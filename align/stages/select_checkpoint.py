@@ -10,7 +10,6 @@ Metrics: the selected epoch, score and loss of every epoch, the epoch of the low
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -137,10 +136,10 @@ def epoch_folders(artifact: Artifact) -> dict[int, ModelFolder]:
 
 
 @phase("score")
-def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -> tuple[dict[int, float | None], list[Drop]]:
+def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -> tuple[dict[int, float], list[Drop]]:
     """Held-out loss by epoch, in nats per completion token, and the rows that do not fit; nothing where there is no data.
 
-    The mean over all tokens of all completions, as in training. None where it is not finite.
+    The mean over all tokens of all completions, as in training.
     """
     from align.scoring.likelihood import LikelihoodModel
 
@@ -155,20 +154,18 @@ def _losses(context: StageContext[Config], folders: Mapping[int, ModelFolder]) -
     )
     rows = [(row.prompt_token_ids, row.completion_token_ids) for row in encoded.rows]
     tokens = sum(len(completion) for _, completion in rows)
-    losses: dict[int, float | None] = {}
+    losses: dict[int, float] = {}
     for epoch, folder in folders.items():
         path = context.work / f"loss-{epoch}.json"
         if (kept := read_work(path, on_damage=context.note)) is None:
             with closing(LikelihoodModel(folder, batch_tokens=config.batch_tokens)) as model:
                 logps = model.completion_logps(rows, report=context.counter(f"loss of epoch {epoch}", "texts"))
-            loss = -sum(logps) / tokens
-            kept = {"loss": loss if math.isfinite(loss) else None}
-            write_work(path, kept)
+            write_work(path, kept := {"loss": -sum(logps) / tokens})
         losses[epoch] = kept["loss"]
     return losses, list(encoded.drops)
 
 
-def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, float]], losses: Mapping[int, float | None]) -> Any:
+def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, float]], losses: Mapping[int, float]) -> Any:
     """The choice and the numbers behind it, as they go into the manifest."""
     import numpy as np
 
@@ -181,15 +178,14 @@ def _choose(context: StageContext[Config], scores: Mapping[int, Mapping[str, flo
         return paired_bootstrap(values, seed=seed, resamples=resamples).to_json()
 
     by_score = highest_score_epoch({epoch: float(vector.mean()) for epoch, vector in vectors.items()})
-    by_loss = lowest_loss_epoch(losses)
     of_epochs = {}
     for epoch, vector in vectors.items():
         loss = {LOSS_NAME: losses[epoch]} if losses else {}
         of_epochs[str(epoch)] = {SCORE_NAME: interval(vector), "over_selected": interval(vector - vectors[by_score]), **loss}
     choice: dict[str, Any] = {"selected_epoch": by_score, "prompts": len(vectors[by_score]), "epochs": of_epochs}
     if losses:
-        choice["epoch_of_lowest_loss"] = by_loss
-        choice["score_over_lowest_loss"] = None if by_loss is None else interval(vectors[by_score] - vectors[by_loss])
+        choice["epoch_of_lowest_loss"] = by_loss = lowest_loss_epoch(losses)
+        choice["score_over_lowest_loss"] = interval(vectors[by_score] - vectors[by_loss])
     return choice
 
 
@@ -198,7 +194,7 @@ def _curve(choice: Mapping[str, Any]) -> list[dict[str, float]]:
     rows = []
     for epoch, numbers in choice["epochs"].items():
         row = {"step": int(epoch), "epoch": int(epoch), SCORE_NAME: numbers[SCORE_NAME]["mean"]}
-        if numbers.get(LOSS_NAME) is not None:
+        if LOSS_NAME in numbers:
             row[LOSS_NAME] = numbers[LOSS_NAME]
         rows.append(row)
     return rows

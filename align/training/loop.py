@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.config.sections import Optimization
 from align.errors import EnvironmentProblem, Interrupted, StageError
+from align.metric import json_value
 from align.models.trainable import load_trained_state, trained_state
 from align.runtime.bitsandbytes_check import require_for_optimizer
 from align.runtime.context import RunContext
@@ -221,7 +222,8 @@ class TrainingHistory:
     """Optimizer steps or rollout batches in all."""
 
     def write(self, path: Path) -> None:
-        write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        """One row a line; null: not finite."""
+        write_bytes(path, "".join(json.dumps(json_value(row), allow_nan=False) + "\n" for row in self.rows).encode())
 
     def of_last_epoch(self, key: str, *, rows: int, batch_size: int) -> float | None:
         """Mean of a metric over the last epoch; None where it was never logged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from scipy.stats import binomtest
 from align.data.encoding import EncodedPreference, Where
 from align.data.stored_tokens import StoredTokens
 from align.data.token_file import Integers
-from align.errors import DataError, several
+from align.errors import DataError, StageError, several
+from align.models.finite import BROKEN_NUMBERS
 from align.models.folder import ModelFolder
 from align.models.sizes import FORWARD_TOKENS
 from align.runtime.device import free_memory
@@ -83,12 +85,21 @@ def evaluate_reward_model(folder: Path, split: Split) -> dict[str, Any]:
     Returns:
         `accuracy` with its 95 % interval (Wilson), `length_only_accuracy` (the better of "longer wins" and "shorter wins",
         chosen on the training pairs; ties count half), `accuracy_by_length` and the score spread.
+    Raises:
+        StageError: if a score is not finite.
     """
     from align.scoring.reward_model import RewardModelScorer
 
     scorer = RewardModelScorer(ModelFolder(folder), batch_tokens=FORWARD_TOKENS)
     rows = [(row.prompt_token_ids, ids) for row in split.held_out for ids in (row.chosen_token_ids, row.rejected_token_ids)]
     scores = scorer.score_rows(rows)
+    if broken := sum(not math.isfinite(score) for score in scores):
+        # A margin that is NaN would count as a pair ranked wrong.
+        raise StageError(
+            f"{folder}: the trained reward model gives {broken:,} of {len(scores):,} held-out completions a score that is NaN or "
+            "infinite",
+            hint=BROKEN_NUMBERS,
+        )
     margins = [scores[i] - scores[i + 1] for i in range(0, len(scores), 2)]
     won = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     # Ties count half, but the interval needs a whole number of successes.

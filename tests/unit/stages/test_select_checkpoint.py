@@ -187,11 +187,8 @@ class TestChoice:
         assert highest_score_epoch({1: 0.5, 2: 0.75, 3: 0.75}) == 2
         assert highest_score_epoch({3: 1.0, 1: 1.0}) == 1
 
-    def test_of_equal_losses_the_earlier_and_of_none_none(self) -> None:
+    def test_of_equal_losses_the_earlier_epoch(self) -> None:
         assert lowest_loss_epoch({1: 2.0, 2: 1.0, 3: 1.0}) == 2
-        assert lowest_loss_epoch({1: None, 2: float("nan"), 3: 4.0}) == 3
-        assert lowest_loss_epoch({1: None}) is None
-        assert lowest_loss_epoch({}) is None
 
     def test_a_prompt_without_a_finite_score_somewhere_is_left_out_everywhere(self) -> None:
         found = scored_everywhere(
