@@ -5,6 +5,7 @@ In-process (no engine subprocess) starts sooner and leaves nothing behind when t
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,8 @@ from typing import Any
 from align.engines.checksum import WeightChecksums, of_parts
 from align.engines.protocol import BrokenLogits, GenerationRequest, SampledCompletion, SamplingSettings
 from align.engines.vllm_weights import has_head, sums_in
-from align.engines.weight_transfer import ReceivingWorker, TransferPlace
+from align.engines.vllm_worker import EngineWorker
+from align.engines.weight_transfer import TransferPlace
 from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
 from align.models.stream import stored_weights, with_tied_head, write_parts
@@ -38,7 +40,7 @@ ENVIRONMENT = {
 }
 IN_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # counts them with every token; `_outputs` looks at the counts
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # with every token; `EngineWorker` says what is counted, `_outputs` looks at the counts
 }
 # vLLM compiles a few small functions even so, for every process anew: the count of tokens that are likelier than the drawn one
 # takes a C++ compiler several seconds.
@@ -73,7 +75,6 @@ class VllmEngine:
         max_model_tokens: int,
         memory_share: float | None = None,
         num_gpus: int = 1,
-        joins_training: bool = False,
     ) -> None:
         """Start vLLM with a model; it keeps the environment variables that are set already.
 
@@ -81,7 +82,6 @@ class VllmEngine:
             memory_share: part of a GPU's memory that the engine takes, from which it can sleep; None: most of it, for a GPU
                 that nothing else uses. On a CPU it has no effect.
             num_gpus: that divide the model among them (tensor parallelism). vLLM then starts a process for each.
-            joins_training: whether `join_training` will be called.
         """
         check_finite_weights(model_folder)
         vllm = import_vllm()
@@ -101,8 +101,6 @@ class VllmEngine:
         options: dict[str, Any] = {"enforce_eager": True}
         if on_gpu:
             options = {"gpu_memory_utilization": memory_share or GPU_MEMORY_SHARE, "enable_sleep_mode": self._can_sleep}
-        if joins_training:
-            options["worker_extension_cls"] = f"{ReceivingWorker.__module__}.{ReceivingWorker.__name__}"
         self._llm = vllm.LLM(
             str(model_folder.base.path),
             dtype=dtype,
@@ -119,8 +117,10 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that tokens are drawn from, not of the raw logits
             seed=0,
             tensor_parallel_size=num_gpus,
+            worker_extension_cls=f"{EngineWorker.__module__}.{EngineWorker.__name__}",
             **options,
         )
+        self._llm.collective_rpc("count_broken_logits")
         engine = self._llm.llm_engine
         engine.step = partial(_step, engine.step)
         engine.engine_core.get_output = partial(_outputs, engine.engine_core.get_output)
@@ -159,12 +159,15 @@ class VllmEngine:
         first = self._llm.request_counter.counter
         try:
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        except _NanLogits as found:
+        except _BrokenRow as found:
             raise self._broken(found.request_id, first) from None
-        return [[self._completion(output) for output in sorted(result.outputs, key=lambda o: o.index)] for result in outputs]
+        return [
+            [self._completion(number, output) for output in sorted(result.outputs, key=lambda o: o.index)]
+            for number, result in enumerate(outputs)
+        ]
 
     def _broken(self, request_id: str, first: int) -> BrokenLogits:
-        """The error for NaN in the logits of a request; the others are given up, and the engine can be used again.
+        """The error for broken logits of a request; the others are given up, and the engine can be used again.
 
         Args:
             first: vLLM's number of the call's first request.
@@ -177,12 +180,14 @@ class VllmEngine:
         engine.abort_request(list(states), internal=True)
         return BrokenLogits.of(self._where, number, tokens)
 
-    @staticmethod
-    def _completion(output: Any) -> SampledCompletion:
+    def _completion(self, request: int, output: Any) -> SampledCompletion:
+        """A completion of the request with this number."""
         ids = list(output.token_ids)
         logps = None
         if output.logprobs is not None:
             logps = [position[token].logprob for token, position in zip(ids, output.logprobs, strict=True)]
+            if (place := next((number for number, logp in enumerate(logps) if not math.isfinite(logp)), None)) is not None:
+                raise BrokenLogits.of(self._where, request, place)
         # vLLM keeps the version of every token: weights can be exchanged while it samples, though not here.
         (version,) = {int(span.version) for span in output.weight_versions}
         return SampledCompletion(ids, "length" if output.finish_reason == "length" else "stop", logps, version)
@@ -255,18 +260,18 @@ class VllmEngine:
         self._torch.set_num_threads(self._threads)
 
 
-class _NanLogits(Exception):
+class _BrokenRow(Exception):
     def __init__(self, request_id: str) -> None:
         super().__init__(request_id)
         self.request_id = request_id
 
 
 def _outputs(get_output: Callable[[], Any]) -> Any:
-    """What a step of vLLM gave, before its tokens are taken: from NaN, vLLM draws token 0."""
+    """What a step of vLLM gave, before its tokens are taken: from broken logits, vLLM draws token 0."""
     outputs = get_output()
     for output in outputs.outputs:
         if output.num_nans_in_logits:
-            raise _NanLogits(output.request_id)
+            raise _BrokenRow(output.request_id)
     return outputs
 
 

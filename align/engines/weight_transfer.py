@@ -151,7 +151,7 @@ class WeightReceiver:
 
 
 class ReceivingWorker:
-    """What vLLM adds to each of its workers (its option worker_extension_cls), for `collective_rpc`."""
+    """What an engine's worker needs to take weights from a training; see `EngineWorker`."""
 
     rank: int
     device: torch.device

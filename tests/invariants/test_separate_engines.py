@@ -29,7 +29,7 @@ def test_vllm_learns_the_same_bytes_whichever_way_weights_come(tmp_path: Path, m
     """With a batch ahead, and weights that are compared before it samples. One vLLM serves both trainings: starting is slow."""
     pytest.importorskip("vllm")
     base = tiny_causal_lm(tmp_path / "base", texts=TEXTS, seed=2)
-    opened = partial(VllmEngine, ModelFolder(base), dtype="float32", max_model_tokens=128, joins_training=True)
+    opened = partial(VllmEngine, ModelFolder(base), dtype="float32", max_model_tokens=128)
     engines = SeparateEngines(opened, EngineDevices(), own_device())
     found = []
     with monkeypatch.context() as patch:

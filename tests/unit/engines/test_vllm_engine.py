@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from align.engines.checksum import differing_parts
 from align.engines.protocol import BrokenLogits
 from align.engines.transformers_engine import TransformersEngine
+from align.engines.vllm_worker import broken_rows
 from align.errors import RecipeError
 from align.models.folder import ModelFolder
 from align.models.load import load_causal_lm
@@ -85,6 +89,44 @@ def test_nothing_is_drawn_from_logits_that_are_not_finite(engine, requests_, set
     assert 0 <= caught.value.request < len(requests_)
     engine.load_weights(base)
     assert engine.generate(requests_, wanted) == before
+
+
+def test_an_infinity_alone_is_seen_and_excluded_tokens_are_not(engine, requests_, settings, project_template) -> None:  # type: ignore[no-untyped-def]
+    """vLLM itself counts NaN only, and draws the token whose logit is infinite, for ever."""
+    base = ModelFolder(project_template / "base")
+    before = engine.generate(requests_, settings)
+
+    def infinite() -> Iterator[tuple[str, torch.Tensor]]:
+        """One number of the last state alone counts, and multiplies the rows of two tokens to +∞ and −∞."""
+        for name, tensor in stored_weights(base):
+            if name == "model.norm.weight":
+                tensor = torch.zeros_like(tensor).index_fill(0, torch.tensor([0]), 1e6)
+            if name in ("lm_head.weight", "model.embed_tokens.weight"):
+                tensor = tensor.clone()
+                tensor[-2:, 0] = torch.tensor([3e38, -3e38])
+            yield name, tensor
+
+    engine.update_weights(infinite(), version=1)
+    with pytest.raises(BrokenLogits, match="base: .*NaN or infinite after"):
+        engine.generate(requests_, settings)
+    engine.load_weights(base)
+    assert engine.generate(requests_, settings) == before
+
+
+@pytest.mark.parametrize(
+    ("row", "broken"),
+    [
+        ([1.0, -math.inf, 3e38], 0),
+        ([1.0, math.nan, 2.0], 1),
+        ([1.0, math.inf, 2.0], 1),
+        ([-math.inf, -math.inf, -math.inf], 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_token_can_be_drawn_from(row: list[float], broken: int, dtype: torch.dtype) -> None:
+    found = broken_rows(torch.tensor([row, [0.0, 1.0, 2.0]], dtype=dtype))
+    assert found.tolist() == [broken, 0]
+    assert found.dtype == torch.int32
 
 
 def test_a_model_whose_weights_are_not_finite_is_not_taken(engine, tmp_path: Path, project_template: Path) -> None:  # type: ignore[no-untyped-def]
