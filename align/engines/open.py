@@ -70,12 +70,11 @@ def open_engine(
     max_model_tokens: int,
     memory_share: float | None = None,
     num_gpus: int = 1,
-    joins_training: bool = False,
 ) -> TextEngine:
     """Start the engine `name` (auto, vllm or transformers) with the model in `model_folder`.
 
     Args:
-        memory_share, num_gpus, joins_training: see `VllmEngine`; more than one GPU, and joining, only for vLLM.
+        memory_share, num_gpus: see `VllmEngine`; more than one GPU only for vLLM.
     Raises:
         RecipeError, EnvironmentProblem: see `engine_for_model`.
     """
@@ -93,7 +92,6 @@ def open_engine(
             max_model_tokens=max_model_tokens,
             memory_share=memory_share,
             num_gpus=num_gpus,
-            joins_training=joins_training,
         )
     from align.engines.transformers_engine import TransformersEngine
 
@@ -120,5 +118,5 @@ def open_separate(name: str, model_folder: ModelFolder, devices: EngineDevices, 
     """Engines of vLLM as `open_engine` starts them, on devices that are not those of the training in this process."""
     from align.engines.separate import SeparateEngines
 
-    opened = partial(open_engine, name, model_folder, num_gpus=devices.tensor_parallel, joins_training=True, **options)
+    opened = partial(open_engine, name, model_folder, num_gpus=devices.tensor_parallel, **options)
     return SeparateEngines(opened, devices, own_device())
