@@ -25,7 +25,7 @@ from align.pipeline.estimate.rates import unusual_rates
 from align.pipeline.estimate.spread_view import workers_of
 from align.pipeline.inputs import import_inputs
 from align.pipeline.jobs import LOG_NAME, JobMaker
-from align.pipeline.owner import RECIPE_NAME, write_owner
+from align.pipeline.owner import write_owner
 from align.pipeline.plan import LINKS_NAME, Plan, PlannedStage, make_plan
 from align.pipeline.read_inputs import AGAIN
 from align.pipeline.run_result import RunResult
@@ -52,7 +52,7 @@ from align.runtime.signals import StopSignals
 from align.runtime.supervise import AT_ONCE
 from align.stages.registry import STAGES
 from align.store.artifact import Artifact, Entry
-from align.store.atomic import fsync_folder, write_bytes
+from align.store.atomic import fsync_folder, make_way, write_bytes
 from align.store.lock import hold
 from align.system_errors import explained, system_problem
 
@@ -105,8 +105,8 @@ def run_recipe(
             # At a signal `hold` gives up and returns without the lock, hence the check.
             if waited:  # the other run may have finished stages meanwhile
                 plan = make_plan(recipe, out, **choice)
-            for name in (EVENTS_NAME, LOG_NAME, RECIPE_NAME):
-                _make_way(plan.run_folder / name)
+            for name in (EVENTS_NAME, LOG_NAME):
+                make_way(plan.run_folder / name)
             with JsonlSink(plan.run_folder / EVENTS_NAME) as file:
                 return _Runner(plan, findings, signals, [file, *sinks], command or [], in_process, began).run()
 
@@ -351,24 +351,10 @@ class _Runner:
         self._result.comparisons = {name: json.loads((path / PUBLISHED[0]).read_text()) for name, path in comparisons.items()}
         for name in PUBLISHED if comparisons else ():
             source, target = list(comparisons.values())[-1] / name, self._plan.run_folder / name
-            _make_way(target)
+            make_way(target)
             # An unchanged file keeps its modification time.
             if not target.exists() or target.read_bytes() != source.read_bytes():
                 write_bytes(target, source.read_bytes())
-
-
-def _make_way(target: Path) -> None:
-    """Remove an empty folder in the place of a file that a run writes. One with something in it is the user's.
-
-    Raises:
-        EnvironmentProblem: for such a folder.
-    """
-    if not target.is_dir():
-        return
-    try:
-        target.rmdir()
-    except OSError as error:
-        raise EnvironmentProblem(f"{target}: is a folder; this run writes a file there", hint="Move it away.") from error
 
 
 def _planned(plan: Plan, command: list[str]) -> RunPlanned:

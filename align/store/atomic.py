@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from align.errors import EnvironmentProblem
 from align.system_errors import explained, system_problem
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -28,6 +29,20 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_way(path: Path) -> None:
+    """Remove an empty folder in the place of a file that is to be written. One with something in it is the user's.
+
+    Raises:
+        EnvironmentProblem: for such a folder.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return
+    try:
+        path.rmdir()
+    except OSError as error:
+        raise EnvironmentProblem(f"{path}: is a folder; a file is to be written there", hint="Move it away.") from error
+
+
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only if the block ends without an exception.
@@ -37,6 +52,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    make_way(path)
     # In the same folder, because a rename is atomic within one file system only; a random name, because two processes may
     # write the same path.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from align.store.atomic import make_way
+
 POLL_SECONDS = 0.1
 
 
@@ -37,6 +39,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
         True when the lock is held, False when the wait was given up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    make_way(path)
     lock = FileLock(path)
     held = False
     has_reported = False
