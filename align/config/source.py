@@ -148,6 +148,8 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
         raise RecipeError(f"{label}: there is no such file", hint="Check the path; relative paths start where you are.") from None
     except IsADirectoryError:
         raise RecipeError(f"{label}: this is a folder, not a YAML file") from None
+    except ValueError:  # a null character
+        raise RecipeError(f"{label}: no file can have this name", hint="Check the path.") from None
     except OSError as error:
         hint = "Save what it gives as a file, and name that." if other_kind(path) else None
         unreadable = RecipeError(f"{label}: cannot be read ({error.strerror})", hint=hint)

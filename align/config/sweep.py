@@ -94,8 +94,7 @@ class _Sweeper:
 
     def write(self) -> None:
         before = len(self._result.problems)
-        self._check_form()
-        if len(self._result.problems) > before:
+        if not self._check_form() or len(self._result.problems) > before:
             return
         fields = dict(self._fields())
         if len(self._result.problems) > before:
@@ -107,20 +106,21 @@ class _Sweeper:
     def _say(self, path: FieldPath, text: str, *, at_key: bool = False) -> None:
         self._result.problems.append(Problem((*self._path, *path), text, at_key=at_key))
 
-    def _check_form(self) -> None:
+    def _check_form(self) -> bool:
+        """Report what is wrong; False where the form was not looked at."""
         name, form = self._target, self._form
         if name not in self._stages:
             text = f"{unknown(name, list(self._stages), what='stage')}; a sweep has the name of the stage whose model it chooses"
             self._say((), text, at_key=True)
-            return
+            return False
         entry = self._stages[name]
         if not isinstance(entry, dict) or not NODE_NAME.fullmatch(name):
-            return  # reported where it stands
+            return False  # reported where it stands
         if (kind := kind_of_entry(entry, self._types)) not in ("model", ""):
             self._say((), f"'{name}' makes {kind_phrase(kind)}; only a stage that makes a model can be swept", at_key=True)
         if not isinstance(form, dict):
             self._say((), f"expected a mapping with fields, prompts and scorer, got {show_value(form)}")
-            return
+            return False
         try:
             Sweep.model_validate({key: form[key] for key in Sweep.model_fields if key in form})
         except ValidationError as error:
@@ -131,6 +131,7 @@ class _Sweeper:
         for key in FILLED_BY_SWEEP:
             if key in form:
                 self._say((key,), "a sweep fills this in; remove it", at_key=True)
+        return True
 
     def _fields(self) -> Iterator[tuple[str, Choices]]:
         """Every field with its values, in the order of the file."""

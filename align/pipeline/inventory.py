@@ -143,9 +143,11 @@ def _needed_by_run(run: Path, root: Path) -> set[str]:
     links = [*(run / LINKS_NAME).glob("*"), *(run / INPUT_LINKS_NAME).glob("*")]
     # An interrupted run has no link yet to the stage that it goes on with.
     planned = (f"{stage.stage_type}-{stage.fingerprint}" for stage in _last_plan(run / EVENTS_NAME))
+    # Among these alone: events may be damaged, and name what no file can be called.
+    there = {path.name for path in root.iterdir()}
     needed, waiting = set(), [*_names_inside(links, root), *planned]
     while waiting:
-        if (name := waiting.pop()) not in needed:
+        if (name := waiting.pop()) in there and name not in needed:
             needed.add(name)
             waiting += _bases(root / name, root)
     return needed

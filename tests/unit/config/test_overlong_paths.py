@@ -27,3 +27,23 @@ def test_a_name_that_is_too_long_for_any_is_not_compared_letter_by_letter(tmp_pa
     with pytest.raises(RecipeError, match=r"stages\.sft\.stage: 'x{59}…': unknown stage type; valid: ") as caught:
         parse_recipe(recipe, stage_types=STAGES)
     assert len(str(caught.value)) < 2000
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    stages = {"s": {"stage": "score", "candidates": "c", "scorers": {"a": {"rules": "\0"}}}}
+    recipe.write_text(json.dumps({"inputs": {"c": {"kind": "prompts", "path": "recipe.yaml"}}, "stages": stages}))
+    with pytest.raises(RecipeError, match="no file can have this name"):
+        parse_recipe(recipe, stage_types=STAGES)
+
+
+def test_a_sweep_of_what_is_no_stage_is_reported_at_the_stage(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    content = {
+        "inputs": {"a": {"kind": "model", "path": "."}},
+        "stages": {"dpo": ["sft"]},
+        "sweep": {"dpo": {"fields": "compare"}},
+    }
+    recipe.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=r"stages\.dpo: expected a mapping, got a list"):
+        parse_recipe(recipe, stage_types=STAGES)

@@ -97,6 +97,12 @@ def test_only_the_last_plan_counts_and_a_cut_line_is_no_plan(shelf: Shelf) -> No
     assert shelf.needed_by() == {"dpo-1": (), "dpo-2": ("first",)}
 
 
+def test_a_plan_that_names_what_no_file_can_be_called_needs_nothing(shelf: Shelf) -> None:
+    shelf.entry("dpo-1")
+    shelf.run("first", planned=(f"dpo-{'x' * 5000}",))
+    assert shelf.needed_by() == {"dpo-1": ()}
+
+
 def test_a_prune_shows_first_and_removes_only_what_no_run_needs(shelf: Shelf) -> None:
     shelf.entry("sft-1")
     shelf.entry("dpo-old", size=500_000)
