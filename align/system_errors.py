@@ -56,7 +56,7 @@ def system_problem(error: BaseException, place: Path, *, needed: int | None = No
         return EnvironmentProblem(f"{error.strerror}", hint=f"Free some space there, or set TMPDIR to another folder. {KEPT}")
     number, path = _found(error)
     if number is None and _TORCH_WRITER.search(str(error)):
-        return _no_room(errno.ENOSPC, place, needed)  # torch says only that it could not write
+        return _no_room(_reason_of_torch(place), place, needed)
     if number is None:
         return None
     place = place if path is None else path
@@ -156,6 +156,12 @@ def _found(error: BaseException) -> tuple[int | None, Path | None]:
     return None, None
 
 
+def _reason_of_torch(place: Path) -> int:
+    """Why torch's writer found no room, which says only that it could not write."""
+    limit, found = resource.getrlimit(resource.RLIMIT_FSIZE)[0], os.statvfs(_existing(place))
+    return errno.EFBIG if 0 <= limit < found.f_bavail * found.f_frsize else errno.ENOSPC
+
+
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
@@ -191,7 +197,7 @@ def _no_room(number: int, place: Path, needed: int | None) -> EnvironmentProblem
 
 def _forbidden(number: int, place: Path) -> EnvironmentProblem:
     if number == errno.EROFS:
-        hint = "Choose another place (--out, --to), or have it mounted for writing."
+        hint = "Choose another place to write to (--out), or have it mounted for writing."
         return EnvironmentProblem(f"{place}: the file system is read-only", hint=hint)
     culprit = place
     for folder in place.parents:

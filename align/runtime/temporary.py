@@ -46,7 +46,11 @@ def temporary_folder() -> Path:
 def temporary_environment() -> dict[str, str]:
     """Variables that lead a process and its libraries to the folder."""
     # torch keeps what it compiled in the folder for temporary files, for later runs.
-    user = "".join(letter if letter.isalnum() else "_" for letter in getpass.getuser())
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user that has no name
+        name = str(os.geteuid())
+    user = "".join(letter if letter.isalnum() else "_" for letter in name)
     compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{user}"))
     return {"TMPDIR": str(temporary_folder()), "TORCHINDUCTOR_CACHE_DIR": compiled}
 

@@ -14,7 +14,7 @@ import pytest
 from align.cli.main import main
 from align.errors import EnvironmentProblem
 from align.store.atomic import atomic_writer, write_bytes
-from align.system_errors import system_problem
+from align.system_errors import explained, system_problem
 
 
 def raised_while_handling(first: Exception, then: Exception) -> Exception:
@@ -112,6 +112,8 @@ def test_what_torch_and_safetensors_raise_is_understood(tmp_path: Path) -> None:
     refused = pytest.raises(EnvironmentProblem, match=r"/t: a file of this process")
     with file_limit(10_000), refused, atomic_writer(tmp_path / "t") as stream:
         torch.save(tensors, stream)
+    with file_limit(10_000), refused, explained(tmp_path / "t"):
+        torch.save(tensors, str(tmp_path / "t"))
     for write in (torch.save, save_file):
         with file_limit(10_000), pytest.raises(Exception) as caught:
             write(tensors, str(tmp_path / "u"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from align.runtime.temporary import PREFIX, _remove_if_abandoned
+from align.runtime.temporary import PREFIX, _remove_if_abandoned, temporary_environment
 
 SCRIPT = """
 import multiprocessing.connection, multiprocessing.util, sys, time
@@ -98,3 +100,12 @@ def is_alive(process: Path) -> bool:
         return " Z " not in (process / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_user_may_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert temporary_environment()["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_{os.geteuid()}")
