@@ -73,7 +73,10 @@ _ALL = (
     RowCheck("empty_text", "row", "nothing visible in the text", "remove the row"),
     RowCheck("empty_reference", "row", "nothing visible in the reference", "leave the reference out, or fill it"),
     RowCheck(
-        "too_long", "row", "a text longer than max_characters, or a row longer than 64 MiB", "shorten it, or raise the limit"
+        "too_long",
+        "row",
+        "a text longer than max_characters, or a row longer than 64 MiB or of more than 4 million values",
+        "shorten it, or raise the limit",
     ),
     RowCheck(
         "lone_surrogate", "row", "half a surrogate pair, which no UTF-8 text can hold", "write the file again from its source"

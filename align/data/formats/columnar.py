@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.formats.held import held_bytes, unreadable_columns
+from align.data.formats.parquet_pages import group_batch_rows
 from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
-from align.data.formats.unpacked import TooLarge, check_arrow, parquet_batch_rows
+from align.data.formats.unpacked import TooLarge, check_arrow
 from align.errors import DataError
 from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
@@ -38,8 +40,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     def batches() -> Iterator[pyarrow.RecordBatch]:
         # With a buffer, pages are read one after the other; pre_buffer would hold whole row groups.
         with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
-            rows = parquet_batch_rows(path, file.metadata, BATCH_ROWS)
-            yield from file.iter_batches(batch_size=rows, use_threads=False)
+            for group, rows in enumerate(list(group_batch_rows(path, file.metadata, BATCH_ROWS))):
+                yield from file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
 
     return _read(path, batches(), "Parquet")
 
@@ -98,10 +100,9 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
                 return
             # An Arrow file may hold all rows in one batch; only a slice of it becomes Python objects at a time.
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                for piece in _pieces(batch.slice(start, BATCH_ROWS)):
-                    for row in _rows(piece):
-                        number += 1
-                        yield number, row
+                for row in _rows(batch.slice(start, BATCH_ROWS)):
+                    number += 1
+                    yield number, row
     except TooLarge as error:
         message = f"{error}, which is more than any row may have ({MAX_LINE_BYTES:,}); write the file again without it"
         yield number + 1, RawProblem("too_long", message, ends_file=True)
@@ -121,32 +122,11 @@ def _damaged(format_name: str, error: BaseException) -> RawProblem:
 
 def _schema_problem(schema: pyarrow.Schema) -> RawProblem | None:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if not twice:
-        return None
-    return RawProblem("wrong_columns", f"the schema names {', '.join(map(repr, twice))} more than once", ends_file=True)
-
-
-def _pieces(batch: pyarrow.RecordBatch) -> Iterator[pyarrow.RecordBatch]:
-    """The batch in parts that are no larger than a row may be, or single rows."""
-    if batch.num_rows > 1 and _size(batch) > MAX_LINE_BYTES:
-        half = batch.num_rows // 2
-        yield from _pieces(batch.slice(0, half))
-        yield from _pieces(batch.slice(half))
-    else:
-        yield batch
-
-
-def _size(batch: pyarrow.RecordBatch) -> int:
-    """Bytes of the rows; of several rows with a dictionary, the most that they may have."""
-    size = 0
-    for column in batch.columns:
-        if not hasattr(column, "dictionary"):
-            size += column.nbytes
-        elif batch.num_rows == 1:
-            size += column.dictionary_decode().nbytes
-        else:
-            size += batch.num_rows * column.dictionary.nbytes
-    return int(size)
+    if twice:
+        return RawProblem("wrong_columns", f"the schema names {', '.join(map(repr, twice))} more than once", ends_file=True)
+    if unreadable := unreadable_columns(schema):
+        return RawProblem("wrong_columns", f"{unreadable}, which is not read; write the file again without it", ends_file=True)
+    return None
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
@@ -157,9 +137,6 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
     """
     import pyarrow
 
-    if batch.num_rows == 1 and (size := _size(batch)) > MAX_LINE_BYTES:
-        yield RawProblem("too_long", f"the row has {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
-        return
     try:
         batch.validate(full=True)
     except pyarrow.ArrowInvalid as error:
@@ -173,4 +150,16 @@ def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
             for place in range(batch.num_rows):
                 yield from _rows(batch.slice(place, 1))
     else:
+        yield from _rows_that_fit(batch)
+
+
+def _rows_that_fit(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | RawProblem]:
+    """Rows of a checked batch, of which no more become Python values at a time than a row may have bytes."""
+    if (size := held_bytes(batch)) <= MAX_LINE_BYTES:
         yield from batch.to_pylist()
+    elif batch.num_rows == 1:
+        yield RawProblem("too_long", f"the row takes {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
+    else:
+        half = batch.num_rows // 2
+        yield from _rows_that_fit(batch.slice(0, half))
+        yield from _rows_that_fit(batch.slice(half))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from align.data.formats.lines import DECODER, excerpt, reason_of, require_object
-from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of
+from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of, too_many_values
 
 _CHUNK_CHARACTERS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -81,6 +81,8 @@ def _read_item(text: _JsonText) -> RawRow:
     """The item that begins at the current place."""
     line = text.line
     while True:
+        if problem := too_many_values(text.buffer, text.position):
+            return line, RawProblem("too_long", f"{problem}; the rest cannot be read", ends_file=True)
         try:
             value, end = DECODER.raw_decode(text.buffer, text.position)
         except json.JSONDecodeError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from align.data.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, utf8_hint
+from align.data.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, too_many_values, utf8_hint
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
@@ -51,6 +52,8 @@ def read_json_lines(stream: IO[bytes]) -> Iterator[RawRow]:
 
 def parse_object(text: str) -> dict[str, Any] | RawProblem:
     """The JSON object that `text` holds, or what is wrong with it."""
+    if problem := too_many_values(text):
+        return RawProblem("too_long", problem)
     try:
         # The same as `decode` without its search for white space, which is faster. Any other line goes to `decode` below.
         value, end = _scan(text, 0)
@@ -104,8 +107,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the pairs; a key given twice would lose a value in silence, so it is an error."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r} is there twice")
     return result
 

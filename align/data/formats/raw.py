@@ -10,6 +10,11 @@ from typing import IO, Any
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """Of a line, an element of a list or a row of a table. A longer one is reported, and never held in memory."""
 
+MAX_VALUES = 4_000_000
+"""Of a row in JSON, with commas inside texts counted as values. An empty list is three bytes there, and seventy in Python."""
+LONG_CHARACTERS = MAX_LINE_BYTES // 8
+"""Of JSON in which values are counted: what is shorter cannot have so many that they fill the memory."""
+
 # A byte that is not UTF-8 becomes one of these when text is decoded with "surrogateescape"; JSON's \u escapes cannot, because
 # this is looked for in the text before it is parsed.
 UNDECODED = re.compile("[\udc80-\udcff]")
@@ -44,6 +49,13 @@ class RawProblem:
 
 RawRow = tuple[int, dict[str, Any] | RawProblem]
 """1-based line on which the row starts (of a columnar file, the number of the row), and the row or what is wrong with it."""
+
+
+def too_many_values(text: str, start: int = 0) -> str | None:
+    """Why a JSON value in `text` is not parsed; None if it may be."""
+    if len(text) - start <= LONG_CHARACTERS or (count := text.count(",", start)) <= MAX_VALUES:
+        return None
+    return f"it has {count:,} commas, so about as many values; at most {MAX_VALUES:,} are read"
 
 
 def characters_of(stream: IO[bytes]) -> IO[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from align.data.formats import columnar, delimited, json_list, unpacked
+from align.data.formats import columnar, delimited, json_list, parquet_pages, raw, unpacked
 from align.data.reader import RawProblem, read_raw
 
 
@@ -63,7 +66,7 @@ def test_gzip_that_becomes_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_page_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["x" * 1_000_000, "y"], compression="zstd", use_dictionary=dictionary)
     assert path.stat().st_size < 5000 and found(path) == ["ok", "ok"]
-    monkeypatch.setattr(unpacked, "MAX_PAGE_BYTES", 500_000)
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 500_000)
     assert found(path) == ["too_long end"]
 
 
@@ -72,7 +75,7 @@ def test_a_value_that_a_dictionary_repeats(tmp_path: Path, monkeypatch: pytest.M
     path = write_parquet(tmp_path / "a.parquet", ["x" * 10_000] * 3000, data_page_version=version)
     rows = list(read_raw(path))
     sizes: list[int] = []
-    monkeypatch.setattr(unpacked, "MAX_REPEATED_BYTES", 500_000)
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_BYTES", 500_000)
     real = columnar._rows
 
     def seen(batch: pyarrow.RecordBatch) -> object:
@@ -102,7 +105,7 @@ def test_a_batch_of_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fi
     path = write_arrow(tmp_path / "a.arrow", ["x" * 1_000_000, "y"], is_file=is_file, compression=compression)
     assert found(path) == ["ok", "ok"]
     monkeypatch.setattr(unpacked, "FREE_BYTES", 500_000)
-    monkeypatch.setattr(unpacked, "MAX_RATIO", 100)
+    monkeypatch.setattr(unpacked, "MAX_BATCH_RATIO", 10)
     assert found(path) == ["too_long end"]
 
 
@@ -113,3 +116,155 @@ def test_rows_of_an_arrow_dictionary_are_counted_whole(tmp_path: Path, monkeypat
         writer.write_table(table)
     monkeypatch.setattr(columnar, "MAX_LINE_BYTES", 500)
     assert found(tmp_path / "a.arrow") == ["too_long", "ok"] * 50
+
+
+def a_list(count: int, kind: pyarrow.DataType) -> pyarrow.Array:
+    """One row: a list of so many zeros or nulls."""
+    values = pyarrow.nulls(count) if pyarrow.types.is_null(kind) else pyarrow.array([0] * count).cast(kind)
+    return pyarrow.ListArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), values)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd", "snappy", "lz4"])
+def test_a_list_that_a_page_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, compression: str) -> None:
+    lists = pyarrow.array([[[1, 2], []], [], None, [[3] * 40, [4] * 50]] * 300)
+    path, options = tmp_path / "a.parquet", {"data_page_version": version, "compression": compression}
+    parquet.write_table(pyarrow.table({"l": lists}), path, data_page_size=200, **options)
+    rows = list(read_raw(path))
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_VALUES", 90)
+    assert list(read_raw(path)) == rows
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_VALUES", 89)
+    (problem,) = [row for _, row in read_raw(path)]
+    assert isinstance(problem, RawProblem)
+    assert "a row of the column l.list.element.list.element has 90 values" in problem.message
+
+
+def test_nulls_of_a_fixed_width_take_their_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet.write_table(pyarrow.table({"f": pyarrow.nulls(50, pyarrow.binary(1000))}), tmp_path / "a.parquet")
+    (rows,) = parquet_pages.group_batch_rows(tmp_path / "a.parquet", parquet.read_metadata(tmp_path / "a.parquet"), 50)
+    assert rows == 50
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_BYTES", 10_000)
+    (rows,) = parquet_pages.group_batch_rows(tmp_path / "a.parquet", parquet.read_metadata(tmp_path / "a.parquet"), 50)
+    assert rows == 10
+
+
+def write_table(path: Path, **columns: pyarrow.Array) -> Path:
+    table = pyarrow.table(columns)
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def repeated(text: str, count: int) -> pyarrow.Array:
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+
+
+def views(text: bytes, count: int) -> pyarrow.Array:
+    """All of them name the same bytes."""
+    view = struct.pack("<i4sii", len(text), text[:4], 0, 0)
+    parts = [None, pyarrow.py_buffer(view * count), pyarrow.py_buffer(text)]
+    return pyarrow.Array.from_buffers(pyarrow.string_view(), count, parts)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        a_list(2000, pyarrow.null()),
+        a_list(2000, pyarrow.bool_()),
+        pyarrow.ListArray.from_arrays(pyarrow.array([0, 100], pyarrow.int32()), repeated("x" * 100, 100)),
+        pyarrow.StructArray.from_arrays([repeated("x" * 10_000, 1)], ["s"]),
+        pyarrow.FixedSizeListArray.from_arrays(pyarrow.nulls(2000), 2000),
+        views(b"x" * 10_000, 1),
+    ],
+    ids=["nulls", "bits", "dictionary in a list", "dictionary in a struct", "fixed", "view"],
+)
+def test_what_arrow_repeats_is_counted_as_often_as_python_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: pyarrow.Array
+) -> None:
+    path = write_table(tmp_path / "a.arrow", c=column)
+    assert found(path) == ["ok"]
+    monkeypatch.setattr(columnar, "MAX_LINE_BYTES", 9000)
+    assert found(path) == ["too_long"]
+
+
+def test_many_views_of_a_text_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(tmp_path / "a.arrow", c=views(b"x" * 1000, 100))
+    monkeypatch.setattr(columnar, "MAX_LINE_BYTES", 9000)
+    assert found(path) == ["ok"] * 100
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([100], pyarrow.int32()), pyarrow.array(["x"])),
+        pyarrow.ListViewArray.from_arrays([0, 0], [3, 3], pyarrow.array([1, 2, 3])),
+    ],
+)
+def test_types_whose_size_cannot_be_told_are_refused(tmp_path: Path, column: pyarrow.Array) -> None:
+    path = write_table(tmp_path / "a.arrow", c=column)
+    (problem,) = [row for _, row in read_raw(path)]
+    assert isinstance(problem, RawProblem)
+    assert problem.reason == "wrong_columns"
+    assert f"the column 'c' has the type {column.type}" in problem.message
+
+
+def test_a_packed_dictionary_of_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pyarrow.table({"c": repeated("x" * 1_000_000, 2)})
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table)
+    assert found(tmp_path / "a.arrow") == ["ok", "ok"]
+    monkeypatch.setattr(unpacked, "FREE_BYTES", 500_000)
+    assert found(tmp_path / "a.arrow") == ["too_long end"]
+
+
+@pytest.mark.parametrize(("name", "shape"), [("a.jsonl", '{{"a": [{}]}}\n'), ("a.json", '[{{"a": [{}]}}]')])
+def test_values_of_json_are_counted_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: str
+) -> None:
+    monkeypatch.setattr(raw, "LONG_CHARACTERS", 100)
+    monkeypatch.setattr(raw, "MAX_VALUES", 50)
+    path = tmp_path / name
+    path.write_text(shape.format(",".join(["[]"] * 50)))
+    assert found(path) == ["ok"]
+    path.write_text(shape.format(",".join(["[]"] * 52)))
+    assert found(path)[0].startswith("too_long")
+
+
+READ = """
+import sys
+from pathlib import Path
+import pyarrow.compute, pyarrow.parquet
+from align.data.reader import read_raw
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
+for path in sys.argv[1:]:
+    before = peak()
+    rows = sum(1 for _ in read_raw(Path(path)))
+    print(Path(path).name, rows, peak() - before, flush=True)
+"""
+MOST_MIB = 400
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process that runs")
+def test_hostile_files_take_no_gigabytes(tmp_path: Path) -> None:
+    """Unpacked without limits, each of them takes one to ten gigabytes."""
+    parquet.write_table(pyarrow.table({"l": nulls(40_000_000, pyarrow.int32())}), tmp_path / "nulls.parquet", compression="zstd")
+    write_table(tmp_path / "nulls.arrow", c=nulls(1_000_000_000, pyarrow.null()))
+    named = pyarrow.ListArray.from_arrays(pyarrow.array([0, 10_000], pyarrow.int32()), repeated("x" * 1_000_000, 10_000))
+    write_table(tmp_path / "named.arrow", c=named)
+    (tmp_path / "empty.jsonl").write_bytes(b'{"a": [' + b"[]," * 20_000_000 + b"[]]}\n")
+    parquet.write_table(pyarrow.table({"d": repeated("x" * 8_000_000, 300)}), tmp_path / "same.parquet", compression="zstd")
+    names = ["nulls.parquet", "nulls.arrow", "named.arrow", "empty.jsonl", "same.parquet"]
+    command = [sys.executable, "-c", READ, *(str(tmp_path / name) for name in names)]
+    told = [line.split() for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
+    assert [name for name, _, _ in told] == names
+    assert {name: int(grown) for name, _, grown in told if int(grown) > MOST_MIB} == {}
+
+
+def nulls(count: int, kind: pyarrow.DataType) -> pyarrow.Array:
+    """One row: a list of so many nulls."""
+    return pyarrow.ListArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), pyarrow.nulls(count, kind))
