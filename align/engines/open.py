@@ -47,6 +47,8 @@ def engine_for_model(name: str, model_folder: ModelFolder) -> str:
         problem = f"does not serve encoder–decoder models, and {model_folder.path} is one ({architecture})"
     elif count := model_folder.virtual_tokens:
         problem = f"cannot sample behind virtual tokens, and {model_folder.path} has {count}"
+    elif model_folder.base.has_mxfp4:
+        problem = f"is not given weights in MXFP4, and {model_folder.base.path} has them"
     if not problem:
         return resolve_engine(name)
     if name == "vllm":

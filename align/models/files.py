@@ -47,6 +47,8 @@ MAX_NAME_BYTES = 255
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _QUANTIZED_NAMES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Settings of GPTQ, AWQ and ModelOpt, in folders whose config.json says nothing of them."""
+MXFP4 = "mxfp4"
+"""The one that is read: transformers turns it, in which gpt-oss is published, into bfloat16."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These may name a kernel repository on the hub, whose code would be run; only what transformers has built in is let through.
@@ -145,8 +147,7 @@ def _refuse_quantized(path: Path, config: dict[str, Any]) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):  # of several modalities
         for found in (part.get("quantization_config"), part.get("compression_config")):
             method = found.get("quant_method") if isinstance(found, dict) else None
-            # transformers turns MXFP4, in which gpt-oss is published, into bfloat16 as it reads it.
-            if found and method != "mxfp4":
+            if found and method != MXFP4:
                 raise RecipeError(
                     f"{path / CONFIG_NAME}: the weights are quantised ({method or 'in a way that it does not name'})",
                     hint=NEEDS_WHOLE_WEIGHTS,

@@ -20,6 +20,7 @@ from align.models.files import (
     ADAPTER_CONFIG_NAME,
     CHAT_NAME,
     GENERATION_CONFIG_NAME,
+    MXFP4,
     TOKENIZER_CONFIG_NAME,
     check_contents,
     is_configuration_alone,
@@ -136,6 +137,12 @@ class ModelFolder:
     def is_adapter(self) -> bool:
         """Whether the folder holds an adapter, which needs its base model."""
         return (self.path / ADAPTER_CONFIG_NAME).exists()
+
+    @property
+    def has_mxfp4(self) -> bool:
+        """Whether its experts are stored in MXFP4, which transformers turns into bfloat16 as it reads them, and vLLM does not."""
+        found = self.config.get("quantization_config")
+        return isinstance(found, dict) and found.get("quant_method") == MXFP4
 
     @property
     def trained_token_ids(self) -> dict[str, list[int]]:
