@@ -38,10 +38,9 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
     "VLLM_HOST_IP": "127.0.0.1",
 }
-IN_PROCESS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # with every token; `EngineWorker` says what is counted, `_outputs` looks at the counts
-}
+# With every token. `EngineWorker` says what is counted; `_outputs`, and the server's `refuse_broken_answers`, look at the counts.
+COUNTS_BROKEN = {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **COUNTS_BROKEN}
 # vLLM compiles a few small functions even so, for every process anew: the count of tokens that are likelier than the drawn one
 # takes a C++ compiler several seconds.
 ON_CPU = {"TORCHDYNAMO_DISABLE": "1"}

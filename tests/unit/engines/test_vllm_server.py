@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align.engines import vllm_server
+from align.engines.server_answers import refuse_broken_answers
 from align.engines.server_guard import KEY_VARIABLE
+from align.engines.vllm_engine import import_vllm
 from align.engines.vllm_server import HOST, check_can_serve, start_server
 from align.errors import EnvironmentProblem, RecipeError, StageError
 from align.models.folder import ModelFolder
@@ -76,3 +79,24 @@ def test_the_servers_options_exist(tmp_path: Path) -> None:
     assert "--no-trust-remote-code" in arguments
     assert "--no-enable-log-requests" in arguments
     assert arguments[arguments.index("--middleware") + 1] == "align.engines.server_guard.ServerGuard"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_an_answer_of_nan_ends_with_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    import_vllm()
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    seen: list[Any] = []
+
+    def process(self: Any, outputs: list[Any], weight_version: str) -> Any:
+        seen.extend(outputs)
+        return SimpleNamespace(reqs_to_abort=["c"])
+
+    monkeypatch.setattr(OutputProcessor, "process_outputs", process)
+    refuse_broken_answers()
+    outputs = [EngineCoreOutput(name, [0], num_nans_in_logits=count) for name, count in (("a", 7), ("b", 0), ("gone", 7))]
+    result = OutputProcessor.process_outputs(SimpleNamespace(request_states={"a": 1, "b": 2}), outputs, weight_version="0")
+    assert [output.finish_reason for output in seen] == [FinishReason.ERROR, None, None]
+    assert result.reqs_to_abort == ["c", "a"]
+    assert capfd.readouterr().err.count("logits are NaN") == 1
