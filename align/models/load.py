@@ -150,7 +150,6 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
     Args:
         needs_head: whether the adapter must bring a score head, since that of `base` is random.
     """
-    import torch
     from safetensors.torch import load_file
 
     from align.models import lora, virtual_tokens
@@ -170,9 +169,22 @@ def _with_adapter(folder: ModelFolder, base: PreTrainedModel, dtype: Any, *, nee
         virtual_tokens.add_virtual_tokens(base, peft, virtual_tokens.read_vectors(state))
         # `add_virtual_tokens` freezes the base; a loaded model is not frozen.
         base.requires_grad_(True)
-    for parameter in base.parameters():  # not buffers: positions are encoded by frequencies that bfloat16 would spoil
-        parameter.data = parameter.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    _convert(base, dtype)
     return base.eval()
+
+
+def _convert(model: Any, dtype: Any) -> None:
+    import torch
+
+    for parameter in model.parameters():  # not buffers: positions are encoded by frequencies that bfloat16 would spoil
+        parameter.data = parameter.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def _unpacked() -> dict[str, Any]:
+    """Options with which MXFP4 is never kept, on a GPU neither: it cannot be trained, and its kernels come from a hub."""
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def _quantized(quantization: Any) -> dict[str, Any]:
@@ -201,6 +213,7 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
         use_kernels(model)
         return model, set()
     check_finite_files(path, weight_files(path))
+    unpacks = "quantization_config" not in options and ModelFolder(path).has_mxfp4
     try:
         # The folder was checked; these options enforce the same rules while transformers reads it.
         model, info = auto_class.from_pretrained(
@@ -211,7 +224,7 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            **options,
+            **({**options, **_unpacked()} if unpacks else options),
         )
     except (KeyError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -229,6 +242,8 @@ def _load(auto_class: Any, path: Path, *, dtype: Any, **options: Any) -> tuple[P
             f"{path}: {name} is {list(found)} in the weights, but {list(wanted)} is needed",
             hint="config.json must be that of the weights, and a reward model gives one score: its head is [1, width].",
         )
+    if unpacks:
+        _convert(model, dtype)  # it is bfloat16, whatever was asked for
     if "quantization_config" in options:
         from align.models.lora import keep_plain_format
 

@@ -7,6 +7,7 @@ first such file is opened.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,15 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
     def batches() -> Iterator[pyarrow.RecordBatch]:
         # With a buffer, pages are read one after the other; pre_buffer would hold whole row groups.
         with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
-            for group, rows in enumerate(list(group_batch_rows(path, file.metadata, BATCH_ROWS))):
-                yield from file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
+            limits, damaged = list[int](), None
+            try:
+                limits.extend(group_batch_rows(path, file.metadata, BATCH_ROWS))
+            except EOFError as error:
+                damaged = error
+            for rows, groups in groupby(range(len(limits)), limits.__getitem__):
+                yield from file.iter_batches(batch_size=rows, row_groups=list(groups), use_threads=False)
+            if damaged is not None:
+                raise damaged
 
     return _read(path, batches(), "Parquet")
 

@@ -41,6 +41,7 @@ def group_batch_rows(path: Path, metadata: pyarrow.parquet.FileMetaData, most: i
 
     Raises:
         TooLarge: if pages unpack to more than `MAX_PAGE_BYTES`, or a row has more than `MAX_BATCH_VALUES` values.
+        EOFError: at a row group with a page whose header cannot be read.
     """
     with path.open("rb") as file:
         for number in range(metadata.num_row_groups):
@@ -106,13 +107,18 @@ class _Page:
     """Of its content in the file."""
     packed: int
     """Bytes of its content in the file."""
-    version: int
     header: dict[int, Any]
     """Of its kind, by the number of the field."""
+    is_second: bool
+    """Of the format's second version of a page with values."""
 
 
 def _pages(file: IO[bytes], column: Any) -> Iterator[_Page]:
-    """The pages of a column's chunk, as far as headers can be read; pyarrow reports what is damaged."""
+    """The pages of a column's chunk.
+
+    Raises:
+        EOFError: at a header that cannot be read, of which pyarrow may make something else.
+    """
     starts = [column.dictionary_page_offset, column.data_page_offset]
     place = min(start for start in starts if start)
     end = place + column.total_compressed_size
@@ -120,15 +126,21 @@ def _pages(file: IO[bytes], column: Any) -> Iterator[_Page]:
         file.seek(place)
         try:
             header = _read_struct(file)
-        except (EOFError, RecursionError):
-            return
-        kind, unpacked, packed = (header.get(number) for number in (1, 2, 3))
-        if kind is None or unpacked is None or packed is None or packed < 0:
-            return
-        version, own = (2, header[8]) if 8 in header else (1, header.get(5, header.get(7, {})))
+        except RecursionError:
+            raise EOFError("structs in structs without end") from None
         place = file.tell()
-        yield _Page(kind, max(0, unpacked), max(0, own.get(1, 0)), place, packed, version, own)
+        kind, unpacked, packed = (_number(header, field) for field in (1, 2, 3))
+        own = next((found for field in (5, 7, 8) if isinstance(found := header.get(field), dict)), {})
+        yield _Page(kind, unpacked, _number(own, 1, 0), place, packed, own, is_second=8 in header)
         place += packed
+
+
+def _number(header: dict[int, Any], field: int, default: int | None = None) -> int:
+    """A number of a header, 0 or more."""
+    number = header.get(field, default)
+    if not isinstance(number, int) or number < 0:
+        raise EOFError(f"a page's header has {number!r} as field {field}")
+    return number
 
 
 def _longest_row(file: IO[bytes], column: Any, max_level: int) -> int:
@@ -165,8 +177,8 @@ def _level_bytes(file: IO[bytes], column: Any, page: _Page) -> bytes:
 
     file.seek(page.place)
     content = file.read(page.packed)
-    if page.version == 2:
-        return content[: page.header.get(6, 0)]  # in front, and never compressed
+    if page.is_second:
+        return content[: _number(page.header, 6)]  # in front, and never compressed
     if page.header.get(4) != _RLE:
         return b""
     if column.compression != "UNCOMPRESSED":
