@@ -109,12 +109,19 @@ def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         length = int.from_bytes(stream.read(8), "little")
         text = stream.read(length).decode()
     # What Python takes for JSON and the library that loads the weights does not, is refused here too.
-    header = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+    header = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_unique)
     if "\\u" in text:
         json.dumps(header, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError: half a character
     if (metadata := header.pop("__metadata__", None)) is not None:
         "".join([*metadata.keys(), *metadata.values()])  # texts, by the format
     return length, header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _refuse(text: str) -> Any:

@@ -61,6 +61,7 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, tensors: Any, told: str) 
     "header",
     [
         b'{"__metadata__": []}',
+        b'{"__metadata__": {"a": "b", "a": "b"}}',
         b'{"__metadata__": {"a": NaN}}',
         b'{"__metadata__": {"\xff": "b"}}',
         b'{"__metadata__": {"\\udfff": "b"}}',
