@@ -107,7 +107,6 @@ class _Sweeper:
         self._result.problems.append(Problem((*self._path, *path), text, at_key=at_key))
 
     def _check_form(self) -> bool:
-        """Report what is wrong; False where the form was not looked at."""
         name, form = self._target, self._form
         if name not in self._stages:
             text = f"{unknown(name, list(self._stages), what='stage')}; a sweep has the name of the stage whose model it chooses"
