@@ -66,10 +66,17 @@ def check_arrow(path: Path) -> None:
             source.seek(0)
         else:
             source.seek(8)  # behind the mark, a file is a stream
+        held = packed = 0  # of the dictionaries so far, which stay in memory
         try:
             for message in pyarrow.ipc.MessageReader.open_stream(source):
-                if message.type in _BATCHES:
-                    _check_batch(message.metadata.to_pybytes(), message.body, _BATCHES[message.type])
+                if message.type not in _BATCHES:
+                    continue
+                unpacked = held + _unpacked_bytes(message.metadata.to_pybytes(), message.body, _BATCHES[message.type])
+                size = packed + message.body.size
+                if unpacked > max(FREE_BYTES, MAX_BATCH_RATIO * size):
+                    raise TooLarge(f"a batch and its dictionaries, of {size:,} bytes, unpack to {unpacked:,}")
+                if message.type == "dictionary":
+                    held, packed = unpacked, size
         except (pyarrow.ArrowException, OSError, EOFError, struct.error, IndexError):
             return
 
@@ -78,19 +85,19 @@ _BATCHES: dict[str, tuple[int, ...]] = {"record batch": (2,), "dictionary": (2, 
 """Messages with values, and where in their metadata the batch is described."""
 
 
-def _check_batch(metadata: bytes, body: pyarrow.Buffer, fields: tuple[int, ...]) -> None:
+def _unpacked_bytes(metadata: bytes, body: pyarrow.Buffer, fields: tuple[int, ...]) -> int:
+    """Of a batch that is compressed; 0 for another, which is what it is."""
     batch = _Table(metadata, struct.unpack_from("<I", metadata)[0])
     for field in fields:
         batch = batch.table(field)
     if batch.field(3) is None:
-        return  # not compressed
+        return 0
     unpacked = 0
     for offset, length in batch.structs(2):
         if length >= 8:
             # Each buffer begins with its size when it is unpacked; -1: it is not packed.
             unpacked += max(0, struct.unpack("<q", body.slice(offset, 8).to_pybytes())[0])
-    if unpacked > max(FREE_BYTES, MAX_BATCH_RATIO * body.size):
-        raise TooLarge(f"a batch of {body.size:,} bytes unpacks to {unpacked:,}")
+    return unpacked
 
 
 class _Table:
