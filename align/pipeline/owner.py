@@ -1,4 +1,4 @@
-"""Which recipe a folder of results belongs to: two recipes of one name must not write into the same one."""
+"""Folders of results: which recipe one belongs to, as two of one name must not share it; and whether results can name it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.recipe import Recipe
-from align.errors import RecipeError
+from align.errors import EnvironmentProblem, RecipeError
 from align.store.seal import read_sealed, write_sealed
 
 RECIPE_NAME = "recipe.json"
@@ -47,3 +47,27 @@ def refuse_other_recipe(recipe: Recipe, run_folder: Path) -> None:
         hint=f"Change `name:` in one of them, or give another folder with --out.\n"
         f"To go on in this folder with this one, delete {run_folder / RECIPE_NAME}; finished stages are kept.",
     )
+
+
+def refuse_names_that_are_no_text(*folders: Path) -> None:
+    """Check that folders have names that results can name: those of another encoding than UTF-8 cannot be written.
+
+    Raises:
+        EnvironmentProblem: for the first that has not.
+    """
+    for folder in folders:
+        where = folder.resolve()
+        if not _is_text(where):
+            wrong = next(parent for parent in (*reversed(where.parents), where) if not _is_text(parent))
+            raise EnvironmentProblem(
+                f"{os.fsencode(wrong).decode(errors='backslashreplace')}: this name is not UTF-8, and results name their folder",
+                hint="Rename it (convmv does, of names in EUC-KR too), or work in another folder.",
+            )
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # what Python keeps of bytes that are not UTF-8
+        return False
+    return True

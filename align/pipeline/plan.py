@@ -21,7 +21,7 @@ from align.config.rules import MathAnswerRule
 from align.errors import RecipeError
 from align.pipeline.checks.finding import Finding, refuse
 from align.pipeline.inputs import ResolvedInput, resolve_inputs
-from align.pipeline.owner import refuse_other_recipe
+from align.pipeline.owner import refuse_names_that_are_no_text, refuse_other_recipe
 from align.runtime.bitsandbytes_check import require_for_optimizer, require_for_qlora
 from align.scoring.math_answer import require_math_verify
 from align.stage import StageConfig
@@ -163,8 +163,10 @@ def make_plan(
         RecipeError, DataError, EnvironmentProblem: if inputs cannot be used; all of them at once.
         RecipeError: if a named stage does not exist, something needed is neither there nor chosen, a
             judge may not be asked, or the folder belongs to another recipe of the same name.
-        EnvironmentProblem: if a stage to run needs bitsandbytes, and that is missing or cannot use the GPU.
+        EnvironmentProblem: if a stage to run needs bitsandbytes, and that is missing or cannot use the GPU; if the name of a
+            folder is not UTF-8.
     """
+    refuse_names_that_are_no_text(recipe.path.parent, out)
     artifact_store = Store(store or out / STORE_NAME)
     run_folder = out / recipe.name
     refuse_other_recipe(recipe, run_folder)

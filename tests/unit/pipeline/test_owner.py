@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from align.errors import RecipeError
+from align.errors import EnvironmentProblem, RecipeError
 from align.pipeline.owner import refuse_other_recipe, write_owner
 from align.pipeline.plan import make_plan
 from align.pipeline.recipe import load_recipe
@@ -81,3 +82,12 @@ def test_a_folder_without_a_known_recipe_is_taken_over(folder: Path, content: st
     else:
         write_sealed(written, {"path": content})
     refuse_other_recipe(load_recipe(folder / "second"), folder / "runs" / "tried")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(folder: Path) -> None:
+    korean = Path(os.fsdecode(bytes(folder) + "/한글".encode("euc-kr")))
+    write_recipe(korean)
+    for recipe, out in ((korean, folder / "runs"), (folder / "first", korean)):
+        with pytest.raises(EnvironmentProblem, match="this name is not UTF-8") as found:
+            make_plan(load_recipe(recipe), out)
+        found.value.render().encode()  # can be printed and written
