@@ -8,6 +8,7 @@ from typing import Any
 
 from align.config.recipe import Recipe
 from align.errors import EnvironmentProblem, RecipeError
+from align.store.atomic import make_way
 from align.store.seal import read_sealed, write_sealed
 
 RECIPE_NAME = "recipe.json"
@@ -18,6 +19,7 @@ def write_owner(recipe: Recipe, run_folder: Path, command: list[str]) -> None:
     """Write `recipe.json`: the resolved recipe, the command, and the path of the recipe's file, from this folder on."""
     # Relative, so that a project can be moved or copied with its runs. A recipe of `align stage` has no file.
     path = os.path.relpath(recipe.path.resolve(), run_folder.resolve()) if recipe.path.is_file() else None
+    make_way(run_folder / RECIPE_NAME)
     write_sealed(run_folder / RECIPE_NAME, {**recipe.resolved(), "command": command, PATH_KEY: path})
 
 

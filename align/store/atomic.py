@@ -52,7 +52,6 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    make_way(path)
     # In the same folder, because a rename is atomic within one file system only; a random name, because two processes may
     # write the same path.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

@@ -107,7 +107,7 @@ def _read(name: str, data: bytes, kind: str, action: Any) -> tuple[Any, ...]:
             return (str(error).replace(folder, ""),)
 
 
-@settings(max_examples=340, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=450, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(file=_FILES, kind=st.sampled_from(KINDS), action=st.sampled_from(["keep", "drop"]))
 def test_no_file_crashes_and_no_row_is_lost(file: tuple[str, bytes], kind: str, action: str) -> None:
     first, again = (_read(*file, kind, action) for _ in range(2))

@@ -133,7 +133,7 @@ def test_work_that_cannot_travel_is_refused_at_once() -> None:
 def test_a_killed_worker_is_named_with_its_signal() -> None:
     with pytest.raises(WorkerDied, match=r"killed by signal 9 \(SIGKILL\)") as caught:
         results(Processes(2), die, 5)
-    assert "out of memory" in str(caught.value.hint)
+    assert "memory" in str(caught.value.hint)  # whether the kernel did it for lack of memory, or may have
 
 
 def test_a_worker_that_leaves_is_named_with_its_code() -> None:
