@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from align.runtime.plain_file import read_small_file
 from align.store.atomic import make_way
 
 POLL_SECONDS = 0.1
@@ -21,7 +22,7 @@ POLL_SECONDS = 0.1
 def describe_holder(path: Path) -> str:
     """Description of the process that holds the lock at `path`."""
     try:
-        holder = json.loads(path.with_suffix(".holder").read_text())
+        holder = json.loads(read_small_file(path.with_suffix(".holder")))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
@@ -39,7 +40,11 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
         True when the lock is held, False when the wait was given up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_way(path)
+    holder_path = path.with_suffix(".holder")
+    for own in (path, holder_path):
+        if own.is_symlink():  # nobody puts one there on purpose, and what it leads to is not ours
+            own.unlink(missing_ok=True)
+        make_way(own)
     lock = FileLock(path)
     held = False
     has_reported = False
@@ -55,7 +60,6 @@ def hold(path: Path, *, on_wait: Callable[[str], None], give_up: Callable[[], bo
             if give_up():
                 break
             time.sleep(POLL_SECONDS)
-    holder_path = path.with_suffix(".holder")
     try:
         if held:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
