@@ -1,4 +1,4 @@
-"""The base of every model that reads what people or programs wrote: recipes, rows, settings."""
+"""What reads what people or programs wrote: the base of every model of recipes, rows and settings, and JSON without surprises."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
+from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -52,3 +53,25 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                         found[name] = inspect.cleandoc(text)
     return {name: found[name] for name in model.model_fields if name in found}
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook` of `json.loads`: a key given twice would lose a value in silence.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
+
+
+def no_constant(name: str) -> None:
+    """For `parse_constant` of `json.loads`: Python takes NaN and Infinity for JSON.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is not JSON")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from align.data.formats.raw import LFS_HINT, LFS_START
 from align.errors import EnvironmentProblem, RecipeError
 from align.runtime.plain_file import other_kind
+from align.strict import unique_keys
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """Largest header; the format's own limit."""
@@ -109,19 +110,12 @@ def _header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         length = int.from_bytes(stream.read(8), "little")
         text = stream.read(length).decode()
     # What Python takes for JSON and the library that loads the weights does not, is refused here too.
-    header = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_unique)
+    header = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=unique_keys)
     if "\\u" in text:
         json.dumps(header, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError: half a character
     if (metadata := header.pop("__metadata__", None)) is not None:
         "".join([*metadata.keys(), *metadata.values()])  # texts, by the format
     return length, header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
 
 
 def _refuse(text: str) -> Any:

@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from align.rows.problem import FieldProblem, encoding_problem, shown
+from align.strict import no_constant, unique_keys
 
 TOOL_KEYS = {
     "assistant": frozenset({"tool_calls", "function_call"}),
@@ -150,20 +151,9 @@ def match_results(field: str, messages: list[dict[str, Any]]) -> None:
 
 def _parsed(field: str, what: str, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise FieldProblem(field, REASON, f"{what} must be JSON, but is {shown(text)} ({error})") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _refuse_null(field: str, value: Any) -> None:

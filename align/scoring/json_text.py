@@ -9,6 +9,8 @@ from typing import Any
 
 import regex
 
+from align.strict import no_constant, unique_keys
+
 MAX_CHARACTERS = 20_000
 """Longest JSON that is read: some checks compare all entries of a list with each other."""
 PATTERN_TIMEOUT_S = 1.0
@@ -27,21 +29,10 @@ def fits_schema(text: str, schema: Mapping[str, Any]) -> bool:
     if len(source) > MAX_CHARACTERS:
         return False
     try:
-        value = json.loads(source, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        value = json.loads(source, object_pairs_hook=unique_keys, parse_constant=no_constant)
         return bool(_validator(json.dumps(schema)).is_valid(value))
     except (ValueError, OverflowError, RecursionError, TimeoutError):
         return False
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 @lru_cache(maxsize=64)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from align.data.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, too_many_values, utf8_hint
+from align.strict import unique_keys
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str | RawProblem]]:
@@ -103,14 +103,5 @@ def excerpt(text: str, position: int) -> str:
     return repr(text[start : position + 20])
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of the pairs; a key given twice would lose a value in silence, so it is an error."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} is there twice")
-    return result
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _scan: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]  # its stub leaves it out

@@ -143,7 +143,7 @@ def test_a_pair_of_conversations_may_have_tools_before_its_completions() -> None
         ({"messages": [ASK, CALLS, changed(RESULT, name="f"), ANSWER]}, "bad_tools", "is f's, not get_current_weather's"),
         ({"messages": [changed(ASK, tool_calls=[CALL]), ANSWER]}, "bad_tools", "only the assistant calls"),
         ({"messages": [ASK, with_arguments("{'a': 1}")]}, "bad_tools", "the arguments of f in message 2 must be JSON"),
-        ({"messages": [ASK, with_arguments('{"a": 1, "a": 2}')]}, "bad_tools", "a key is there twice"),
+        ({"messages": [ASK, with_arguments('{"a": 1, "a": 2}')]}, "bad_tools", "the key 'a' is there twice"),
         ({"messages": [ASK, with_arguments("[1]")]}, "bad_tools", "must be a JSON object, but are [1]"),
         ({"messages": [ASK, with_arguments({"a": None})]}, "bad_tools", "a is null; a table fills absent keys"),
         ({"messages": [ASK, changed(CALLS, tool_calls=[{"name": "f"}])]}, "bad_tools", "must be {id, type: function"),
