@@ -34,9 +34,9 @@ RESULT = Path(__file__).with_suffix(".json")
 PAGE = RESULT.parent.parent / "docs" / "trust.md"
 BEGIN, END = "<!-- fuzz -->\n", "<!-- /fuzz -->\n"
 PART_INPUTS = {
-    "recipe": 2_000, "templates": 5_000, "rows": 5_000, "model_folder": 5_000, "manifests": 10_000, "headers": 50_000,
+    "recipe": 20_000, "templates": 20_000, "rows": 20_000, "model_folder": 25_000, "manifests": 50_000, "headers": 50_000,
 }  # fmt: skip
-"""Inputs that one process reads: some minutes."""
+"""Inputs that one process reads: a minute or two."""
 
 
 def main() -> int:

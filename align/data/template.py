@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 from align.config.chat import PINNED_DATE, ChatSettings
 from align.data.template_problems import (
-    BYTES_PER_CONVERSATION,
     MAX_RENDERED_CHARACTERS,
-    RENDER_BYTES,
     Aspect,
     FormatError,
     TemplateProblem,
+    bytes_for,
     check_template,
     seconds_for,
     too_slow,
@@ -266,7 +265,7 @@ class ChatFormat:
             return
         self._limited = True
         try:
-            with time_limit(seconds_for(conversations)), memory_limit(RENDER_BYTES + conversations * BYTES_PER_CONVERSATION):
+            with time_limit(seconds_for(conversations)), memory_limit(bytes_for(conversations)):
                 yield
         except TimeLimitExceeded:
             raise too_slow(self.where, conversations) from None

@@ -69,6 +69,11 @@ def seconds_for(conversations: int) -> float:
     return RENDER_SECONDS + conversations * SECONDS_PER_CONVERSATION
 
 
+def bytes_for(conversations: int) -> int:
+    """Memory limit for rendering so many."""
+    return RENDER_BYTES + conversations * BYTES_PER_CONVERSATION
+
+
 def too_slow(where: str, conversations: int) -> FormatError:
     """The error when that time is over."""
     what = "a conversation" if conversations == 1 else f"{conversations:,} conversations"
