@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from align.data.formats.columnar import read_arrow, read_parquet
-from align.data.formats.delimited import read_csv
-from align.data.formats.json_list import read_json
-from align.data.formats.lines import read_json_lines, read_text
-from align.data.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
-from align.data.formats.unpacked import TooLarge, Unpacked
 from align.errors import DataError
+from align.formats.columnar import read_arrow, read_parquet
+from align.formats.delimited import read_csv
+from align.formats.json_list import read_json
+from align.formats.lines import read_json_lines, read_text
+from align.formats.raw import LFS_HINT, LFS_START, UTF8_HINT, RawProblem, RawRow
+from align.formats.unpacked import TooLarge, Unpacked
 from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
 

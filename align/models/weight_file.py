@@ -11,8 +11,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.data.formats.raw import LFS_HINT, LFS_START
 from align.errors import EnvironmentProblem, RecipeError
+from align.formats.raw import LFS_HINT, LFS_START
 from align.runtime.plain_file import other_kind
 from align.strict import unique_keys
 

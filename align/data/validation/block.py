@@ -11,11 +11,11 @@ from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
 
-from align.data.formats.lines import read_json_lines
-from align.data.formats.raw import MAX_LINE_BYTES, RawRow
 from align.data.source import Source, SourceFile, read_file
 from align.data.validation.scan import BlockResult, RecordChecks, RowRules, Wanted, scan
 from align.errors import EnvironmentProblem
+from align.formats.lines import read_json_lines
+from align.formats.raw import MAX_LINE_BYTES, RawRow
 from align.runtime.executor import Inline, executor_for
 from align.runtime.item_flow import WorkerDied
 

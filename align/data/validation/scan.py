@@ -16,12 +16,12 @@ import numpy as np
 
 from align.config.inputs import DataInput
 from align.config.row_checks import Action, action_of
-from align.data.formats.raw import RawProblem, RawRow
 from align.data.quality.overlap import EvaluationIndex
 from align.data.source import SourceFile
 from align.data.validation.duplicates import Table, hash_text, table_of
 from align.data.validation.label import MAX_LABEL_COLUMNS, LabelColumn, other_columns
 from align.data.validation.summary import Problem, Tally, pointer_to
+from align.formats.raw import RawProblem, RawRow
 from align.records import Message, ToolCall, is_list
 from align.rows import DataKind
 from align.rows.fields import Fields

@@ -211,7 +211,7 @@ def test_line_ends_of_windows_are_told_and_change_nothing(name: str, content: by
 def test_a_line_too_long_for_memory_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block, "BLOCK_BYTES", 100)
     monkeypatch.setattr(block, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr("align.data.formats.lines.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("align.formats.lines.MAX_LINE_BYTES", 1000)
     source = _source(tmp_path, [{"text": "a"}, {"text": "b" * 5000}, {"text": "c"}])
     problems: list[Any] = []
     summary = validate_source(source, RowRules(TEXT), on_problem=problems.append)

@@ -12,12 +12,12 @@ import pytest
 from local_hub import LocalHub
 
 from align.config.inputs import DataInput
-from align.data.formats.raw import RawProblem
 from align.data.hub import fetch_dataset_rows
 from align.data.ingest import ingest
 from align.data.kept_rows import keep_rows
 from align.data.source import find_source
 from align.errors import AlignError, DataError, EnvironmentProblem, RecipeError
+from align.formats.raw import RawProblem
 
 FIRST, SECOND = "a" * 40, "b" * 40
 CARD = """\

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from align.config.inputs import DataInput
-from align.data.formats.raw import RawProblem
 from align.data.hub import fetch_dataset_rows
 from align.data.source import HubRows
 from align.errors import RecipeError
+from align.formats.raw import RawProblem
 
 CARD = """\
 ---

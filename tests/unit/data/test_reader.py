@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import json_list, lines
 from align.data.reader import RawProblem, read_raw
 from align.errors import DataError
+from align.formats import json_list, lines
 
 
 def _read(folder: Path, name: str, content: bytes | str) -> list[tuple[int, Any]]:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from align.data.formats.lines import DECODER, excerpt, reason_of, require_object
-from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of, too_many_values
+from align.formats.lines import DECODER, excerpt, reason_of, require_object
+from align.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of, too_many_values
 
 _CHUNK_CHARACTERS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")

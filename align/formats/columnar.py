@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.formats.held import held_bytes, unreadable_columns
-from align.data.formats.parquet_pages import group_batch_rows
-from align.data.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
-from align.data.formats.unpacked import TooLarge, check_arrow
 from align.errors import DataError
+from align.formats.held import held_bytes, unreadable_columns
+from align.formats.parquet_pages import group_batch_rows
+from align.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
+from align.formats.unpacked import TooLarge, check_arrow
 from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
 

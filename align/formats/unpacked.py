@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.formats.raw import MAX_LINE_BYTES
+from align.formats.raw import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     import gzip

@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from align.data.formats import columnar
 from align.data.reader import RawProblem, read_raw
 from align.errors import DataError
+from align.formats import columnar
 
 ROWS = [{"id": str(number), "messages": [{"role": "user", "content": "é" * number}], "score": None} for number in range(50)]
 

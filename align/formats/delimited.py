@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from align.data.formats.raw import MAX_LINE_BYTES, UNDECODED, RawProblem, RawRow, characters_of, utf8_hint
+from align.formats.raw import MAX_LINE_BYTES, UNDECODED, RawProblem, RawRow, characters_of, utf8_hint
 
 if TYPE_CHECKING:
     from _csv import Reader  # the csv module has no public name for it

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from align.data.formats.raw import MAX_LINE_BYTES
-from align.data.formats.unpacked import TooLarge
+from align.formats.raw import MAX_LINE_BYTES
+from align.formats.unpacked import TooLarge
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,8 +13,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from align.data.formats import columnar, delimited, json_list, parquet_pages, raw, unpacked
 from align.data.reader import RawProblem, read_raw
+from align.formats import columnar, delimited, json_list, parquet_pages, raw, unpacked
 
 
 def found(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from align.data.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, too_many_values, utf8_hint
+from align.formats.raw import MAX_LINE_BYTES, RawProblem, RawRow, too_many_values, utf8_hint
 from align.strict import unique_keys
 
 
