@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -43,6 +44,8 @@ from align.testing.chaos_run import ChaosRun
 RESULT = Path(__file__).with_suffix(".json")
 KINDS = ("kill", "damage", "other")
 SHOWN_PROBLEMS = 40
+MOST_BYTES = 12 << 30
+"""Addresses of a process; the tiny project takes 3 GB of them."""
 INTERRUPTED = 4
 """Runs that were killed somewhere, whose folders the damages are done to, beside that of a finished run."""
 
@@ -174,6 +177,8 @@ def main() -> None:
     goals = {kind: tallies[kind].faults + wanted[kind] for kind in KINDS}
     # One thread, so that the number of cores changes no bytes.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # A command that reads without end meets this, and not the machine's last byte.
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     def names() -> Iterator[str]:
         begun = dict(first)

@@ -338,7 +338,11 @@ def stalls(case: Case) -> None:
             kill(stopped[0], signal.SIGSTOP)
         due = time.monotonic() + case.chance.uniform(0.1, 1.0)
 
-    case.note(run.wait(process, strike), (0,))
+    def go_on() -> None:
+        for one in stopped:
+            kill(one, signal.SIGCONT)
+
+    case.note(run.wait(process, strike, go_on), (0,))
     case.faults.append("stalls")
     case.finish(run)
 

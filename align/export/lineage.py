@@ -11,6 +11,7 @@ from typing import Any
 from align.errors import EnvironmentProblem
 from align.export.source import STAGES_NAME, ModelSource
 from align.report.results import ModelResult, Results
+from align.runtime.plain_file import read_small_file
 from align.store.artifact import INPUT_STAGE, ROWS_NAME, Artifact, Entry, Manifest
 
 RESULTS_NAME = "results.json"
@@ -173,7 +174,7 @@ def _entries_of_run(run: Path) -> Iterator[Entry]:
 def _read_results(path: Path) -> Results | None:
     """The results, or None where another version of align wrote them in another form."""
     try:
-        value: Any = json.loads(path.read_bytes())
+        value: Any = json.loads(read_small_file(path))
         return Results.from_json(value)
     except (OSError, ValueError, RecursionError):
         return None

@@ -47,6 +47,7 @@ from align.runtime.events import (
 )
 from align.runtime.job import Job
 from align.runtime.launcher import Launcher, launcher_for
+from align.runtime.plain_file import read_small_file
 from align.runtime.share import Share
 from align.runtime.signals import StopSignals
 from align.runtime.supervise import AT_ONCE
@@ -352,9 +353,18 @@ class _Runner:
         for name in PUBLISHED if comparisons else ():
             source, target = list(comparisons.values())[-1] / name, self._plan.run_folder / name
             make_way(target)
+            content = source.read_bytes()
             # An unchanged file keeps its modification time.
-            if not target.exists() or target.read_bytes() != source.read_bytes():
-                write_bytes(target, source.read_bytes())
+            if not _holds(target, content):
+                write_bytes(target, content)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether there is a file with this content, whatever else somebody may have put there."""
+    try:
+        return not path.is_symlink() and read_small_file(path, most_bytes=len(content)) == content
+    except OSError:
+        return False
 
 
 def _planned(plan: Plan, command: list[str]) -> RunPlanned:

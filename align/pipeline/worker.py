@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import signal
@@ -23,6 +24,7 @@ from align.pipeline.read_inputs import DamagedInputs, verify_inputs
 from align.runtime.context import MemoryChoice
 from align.runtime.device import out_of_memory, peak_gpu_bytes
 from align.runtime.events import Emit, Quarantined, StageCached, StageFinished, Waiting
+from align.runtime.plain_file import read_small_file
 from align.runtime.pool import LOCAL, Pool
 from align.runtime.profile import Phase, Profile, profiled
 from align.runtime.rank import Rank
@@ -113,9 +115,10 @@ class _WorkSeconds:
         self._path = entry.work / SECONDS_NAME
         self._started = time.monotonic()
         try:
-            self._before = float(self._path.read_text())
+            before = float(read_small_file(self._path))
         except (OSError, ValueError):
-            self._before = 0.0
+            before = 0.0
+        self._before = before if 0 <= before < math.inf else 0.0
         self._stop = threading.Event()
         threading.Thread(target=self._beat, name="work-seconds", daemon=True).start()
 

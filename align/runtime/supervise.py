@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -15,13 +16,14 @@ from align.errors import EXIT_BUG, AlignError, Interrupted, StageError
 from align.runtime.control_group import MemoryKills
 from align.runtime.events import Emit, Event, Note, Saving
 from align.runtime.job import Ended, Job
+from align.runtime.plain_file import open_plain
 from align.runtime.process import RemoteTraceback, how_it_ended
 from align.runtime.signals import StopSignals
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """How long a job may go on after a request to stop, without the time in which it is saving."""
-LOG_TAIL_LINES = 8
+LOG_TAIL_LINES, LOG_TAIL_BYTES = 8, 8192
 AT_ONCE = "stopped at once; it goes on from its last checkpoint."
 
 
@@ -169,7 +171,9 @@ def _death(one: RunningJob, culprit: str, stop: StopSignals) -> AlignError:
 
 def _last_lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes()[-8192:].decode(errors="replace")
+        with open_plain(path) as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
+            text = stream.read(LOG_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return []
     width = shutil.get_terminal_size((120, 24)).columns - 4

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from align.runtime.plain_file import open_plain
 from align.store.fingerprint import fingerprint
 from align.store.seal import SEAL
-from align.system_errors import explained, write_line
+from align.system_errors import explained, write_line, writing_to
 
 FOLDER_NAME = "judge-answers"
 
@@ -42,7 +44,9 @@ class AnswerFile:
         self._path = path
         self._lock = threading.Lock()
         self._known: dict[str, JudgeAnswer] = {}
-        content = path.read_bytes() if path.exists() else b""
+        content = b""
+        with writing_to(path, hint="Move it away."), suppress(FileNotFoundError), open_plain(path) as stream:
+            content = stream.read()
         for line in content.splitlines():
             if entry := _read_line(line):
                 self._known[entry[0]] = entry[1]

@@ -16,7 +16,7 @@ from align.config.inputs import MANIFEST_NAME
 from align.store.artifact import METRICS_NAME
 from align.store.seal import WORK_NAME
 from align.testing import warm_run
-from align.testing.processes import descendants, is_alive, wait_until_gone
+from align.testing.processes import descendants, described_process, is_alive, wait_until_gone
 
 END_SECONDS = 180.0
 """A run that has not ended by then hangs."""
@@ -36,8 +36,8 @@ class End:
     """Its exit code; the negative number of the signal that killed it."""
     output: str
     seconds: float
-    outlived: tuple[int, ...] = ()
-    """Processes below it that were alive `OUTLIVE_SECONDS` after it."""
+    outlived: tuple[str, ...] = ()
+    """Processes below it that were alive `OUTLIVE_SECONDS` after it: number, state and name."""
 
     def problem(self, allowed: Sequence[int] = (0, *REFUSALS)) -> str:
         """What a user should not see; empty if all is well."""
@@ -46,7 +46,7 @@ class End:
         if self.code not in allowed:
             return f"exit code {self.code}:\n{self.output[-1500:]}"
         if self.outlived:
-            return f"processes outlived the run: {self.outlived}"
+            return f"processes outlived the run: {'; '.join(self.outlived)}"
         return ""
 
 
@@ -63,11 +63,12 @@ class ChaosRun:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         return warm_run.start_warm(self._arguments, self.output)
 
-    def wait(self, process: int, meanwhile: Callable[[], None] = lambda: None) -> End:
+    def wait(self, process: int, meanwhile: Callable[[], None] = lambda: None, at_end: Callable[[], None] = lambda: None) -> End:
         """Wait for its end. A run that hangs is killed, with exit code -9 and a line that says so.
 
         Args:
             meanwhile: called about every 10 ms.
+            at_end: called when the run has ended, before it is looked for what is left of it.
         """
         started, below = time.monotonic(), set[int]()
         while not (found := os.waitpid(process, os.WNOHANG))[0]:
@@ -78,12 +79,14 @@ class ChaosRun:
                 for one in {process, *below}:
                     kill(one)
                 os.waitpid(process, 0)
-                return End(-signal.SIGKILL, f"it hung for {END_SECONDS:.0f} s\n{self._text()}", END_SECONDS)
+                return End(-signal.SIGKILL, f"{self._text()}\nit hung for {END_SECONDS:.0f} s", END_SECONDS)
         seconds = time.monotonic() - started
-        outlived = tuple(wait_until_gone(below, OUTLIVE_SECONDS))
+        at_end()
+        outlived = wait_until_gone(below, OUTLIVE_SECONDS)
+        described = tuple(f"{one} {described_process(one)}" for one in outlived)
         for one in outlived:
             kill(one)
-        return End(os.waitstatus_to_exitcode(found[1]), self._text(), seconds, outlived)
+        return End(os.waitstatus_to_exitcode(found[1]), self._text(), seconds, described)
 
     def run(self) -> End:
         """Run the command to its end."""

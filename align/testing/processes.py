@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -44,6 +45,17 @@ def is_alive(process: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
+
+
+def described_process(process: int) -> str:
+    """Its state, as in `ps`, the name of its main thread, the time that it has worked, and its command line; for messages."""
+    try:
+        name, fields = Path(f"/proc/{process}/stat").read_text().partition("(")[2].rpartition(")")[::2]
+    except OSError:
+        return "gone"
+    state, *_, user, system = fields.split()[:13]
+    seconds = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return f"{state} {name} {seconds:.1f} s {command_of(process)[-80:].decode(errors='replace')!r}"
 
 
 def wait_until_gone(processes: Collection[int], seconds: float) -> list[int]:

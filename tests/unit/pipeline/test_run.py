@@ -99,6 +99,22 @@ def test_a_folder_in_the_place_of_a_file_goes_if_it_is_empty(finished_run: Path,
         run_stages(recipe, out)
 
 
+def test_a_link_in_the_place_of_a_published_file_is_replaced_and_not_followed(
+    finished_run: Path, project: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True))
+    report, results = out / "tiny" / "report.html", out / "tiny" / "results.json"
+    wanted, same, other = report.read_bytes(), tmp_path / "same.html", tmp_path / "other.json"
+    same.write_bytes(wanted)
+    other.write_text("mine")
+    for path, target in ((report, same), (results, other)):
+        path.unlink()
+        path.symlink_to(target)
+    run_stages(load_recipe(project / "recipe.yaml"), out)
+    assert not report.is_symlink() and report.read_bytes() == wanted == same.read_bytes()
+    assert not results.is_symlink() and other.read_text() == "mine"
+
+
 def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:
     events = list(read_events(finished_run / EVENTS_NAME))
     planned, finished = events[0], events[-1]

@@ -182,6 +182,12 @@ def test_a_reply_that_was_changed_is_asked_for_again(tmp_path: Path) -> None:
     assert answers.get("k2") == JudgeAnswer("Verdict: A", "stop", 1, 2)
 
 
+def test_a_pipe_in_the_place_of_the_replies_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "answers.jsonl")
+    with pytest.raises(EnvironmentProblem, match=r"answers\.jsonl: cannot be written \(is a pipe, not a file\)"):
+        AnswerFile(tmp_path / "answers.jsonl")
+
+
 def test_a_full_disk_is_named_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")
