@@ -13,7 +13,8 @@ run undisturbed twice. Then come cases, each in a folder of its own, and each de
 After each, the same command goes on undisturbed, and every file of the results is compared with the undisturbed run's. Counted as
 `silent` is a result that differs although the command said nothing; as a problem also a traceback, an exit code that is not
 documented, a hang, and a process that outlives its run by two seconds. Figures are added to scripts/chaos.json, from the number
-of the last case on; `--case damage-17` runs one case again and shows what happened, and writes nothing.
+of the last case on; `--case damage-17` runs one case again and shows what happened, and writes nothing. `--recheck` runs the
+cases of all problems in the file again, and counts those as fixed that end as promised now.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class Tally:
     """Results that differ although nothing was said."""
     by_fault: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    fixed: int = 0
+    """Former problems that do not occur any more."""
 
     def add(self, found: dict[str, Any]) -> None:
         """Count a case."""
@@ -74,7 +77,14 @@ class Tally:
         self.refused += found["refused"]
         self.silent += found["silent"]
         self.by_fault.update(found["faults"])
-        self.problems += [f"{found['case']}: {problem[:60]}…{problem[-700:]}" for problem in found["problems"]]
+        self.problems += _shortened(found)
+
+    def recheck(self, found: dict[str, Any]) -> None:
+        """Take out the problem of a case that ends as promised now; another one is kept in its place."""
+        left = [problem for problem in self.problems if problem.partition(":")[0] != found["case"]]
+        new = _shortened(found)
+        self.fixed += len(self.problems) - len(left) if not new else 0
+        self.problems = [*left, *new]
 
     @classmethod
     def of(cls, known: dict[str, Any] | None) -> Tally:
@@ -168,10 +178,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="no case begins after that")
     parser.add_argument("--case", help="run this one again, such as damage-17")
+    parser.add_argument("--recheck", action="store_true", help="run the cases of all problems again")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     wanted = dict(zip(KINDS, (options.kills, options.damages, options.others), strict=True))
-    known = json.loads(options.out.read_text()) if options.out.exists() and not options.case else {}
+    known = json.loads(options.out.read_text()) if options.out.exists() else {}
+    again: Iterable[str] = [options.case] if options.case else []
+    if options.recheck:
+        noted = (problem for kind in KINDS for problem in known.get(kind, {}).get("problems", []))
+        again = dict.fromkeys(problem.partition(":")[0] for problem in noted)
     first = {kind: known.get(kind, {}).get("cases", 0) for kind in KINDS}
     tallies = {kind: Tally.of(known.get(kind)) for kind in KINDS}
     goals = {kind: tallies[kind].faults + wanted[kind] for kind in KINDS}
@@ -193,18 +208,25 @@ def main() -> None:
         if not (folder / f"interrupted-{INTERRUPTED - 1}").exists():
             raise SystemExit("the undisturbed runs failed")
         warm_run.import_libraries()
-        chosen = iter([options.case]) if options.case else names()
+        chosen = iter(again) if options.case or options.recheck else names()
         until = time.monotonic() + options.minutes * 60
         for found in cases(folder, chosen, options.seed, options.jobs, until):
             print(json.dumps(found, indent=2) if options.case else _line(found), flush=True)
             if options.case:
                 continue
-            tallies[found["case"].rpartition("-")[0]].add(found)
+            tally = tallies[found["case"].rpartition("-")[0]]
+            tally.recheck(found) if options.recheck else tally.add(found)
             machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
             counts = {kind: tally.to_json() for kind, tally in tallies.items() if tally.cases}
             write_json(options.out, {"command": "python scripts/chaos.py", "seed": options.seed, "machine": machine, **counts})
     if problems := [problem for tally in tallies.values() for problem in tally.problems]:
         sys.exit("\n".join(problems))
+
+
+def _shortened(found: dict[str, Any]) -> list[str]:
+    """The problems of a case, each with its name."""
+    texts = (problem if len(problem) < 800 else f"{problem[:60]}…{problem[-700:]}" for problem in found["problems"])
+    return [f"{found['case']}: {text}" for text in texts]
 
 
 def _line(found: dict[str, Any]) -> str:
