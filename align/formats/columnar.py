@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import DataError
 from align.formats.held import held_bytes, unreadable_columns
 from align.formats.parquet_pages import group_batch_rows
-from align.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow
+from align.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow, repeated_names
 from align.formats.unpacked import TooLarge, check_arrow
 from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
@@ -129,9 +129,8 @@ def _damaged(format_name: str, error: BaseException) -> RawProblem:
 
 
 def _schema_problem(schema: pyarrow.Schema) -> RawProblem | None:
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        return RawProblem("wrong_columns", f"the schema names {', '.join(map(repr, twice))} more than once", ends_file=True)
+    if twice := repeated_names(schema.names):
+        return RawProblem("wrong_columns", f"the schema names {twice} more than once", ends_file=True)
     if unreadable := unreadable_columns(schema):
         return RawProblem("wrong_columns", f"{unreadable}, which is not read; write the file again without it", ends_file=True)
     return None

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from typing import IO
 
 from align.formats.lines import DECODER, excerpt, reason_of, require_object
-from align.formats.raw import MAX_LINE_BYTES, UNDECODED, UTF8_HINT, RawProblem, RawRow, characters_of, too_many_values
+from align.formats.raw import (
+    MAX_LINE_BYTES,
+    UNDECODED,
+    UTF8_HINT,
+    RawProblem,
+    RawRow,
+    characters_of,
+    is_too_long,
+    too_many_values,
+)
 
 _CHUNK_CHARACTERS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -88,9 +97,8 @@ def _read_item(text: _JsonText) -> RawRow:
         except json.JSONDecodeError as error:
             # Perhaps the object is not wrong but cut by the end of the chunk.
             if not text.ended:
-                if len(text.buffer) - text.position > MAX_LINE_BYTES:
-                    message = f"the element is longer than {MAX_LINE_BYTES:,} characters; the rest cannot be read"
-                    return line, RawProblem("too_long", message, ends_file=True)
+                if is_too_long(text.buffer, text.position):
+                    return line, _too_long()
                 text.more()
                 continue
             line += text.buffer.count("\n", text.position, error.pos)
@@ -101,6 +109,8 @@ def _read_item(text: _JsonText) -> RawRow:
         if end == len(text.buffer) and not text.ended:  # a number may go on in the next chunk
             text.more()
             continue
+        if is_too_long(text.buffer, text.position, end):
+            return line, _too_long()
         undecoded = not text.buffer.isascii() and UNDECODED.search(text.buffer, text.position, end)
         text.advance(end)
         if undecoded:
@@ -110,6 +120,11 @@ def _read_item(text: _JsonText) -> RawRow:
 
 def _broken_list(message: str) -> RawProblem:
     return RawProblem("not_json", message, ends_file=True, of_file=True)
+
+
+def _too_long() -> RawProblem:
+    message = f"the element is longer than {MAX_LINE_BYTES:,} bytes; the rest cannot be read"
+    return RawProblem("too_long", message, ends_file=True)
 
 
 def _end_of_file(message: str) -> RawProblem:

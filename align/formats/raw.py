@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -11,9 +13,11 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 """Of a line, an element of a list or a row of a table. A longer one is reported, and never held in memory."""
 
 MAX_VALUES = 4_000_000
-"""Of a row in JSON, with commas inside texts counted as values. An empty list is three bytes there, and seventy in Python."""
+"""Of a row in JSON or CSV, with the commas inside texts; a key of JSON counts twice more. An empty list is three bytes there, and
+seventy in Python."""
 LONG_CHARACTERS = MAX_LINE_BYTES // 8
-"""Of JSON in which values are counted: what is shorter cannot have so many that they fill the memory."""
+"""Of a row in which values are counted: what is shorter cannot have so many that they fill the memory."""
+SHOWN_NAMES = 5
 
 # A byte that is not UTF-8 becomes one of these when text is decoded with "surrogateescape"; JSON's \u escapes cannot, because
 # this is looked for in the text before it is parsed.
@@ -53,9 +57,27 @@ RawRow = tuple[int, dict[str, Any] | RawProblem]
 
 def too_many_values(text: str, start: int = 0) -> str | None:
     """Why a JSON value in `text` is not parsed; None if it may be."""
-    if len(text) - start <= LONG_CHARACTERS or (count := text.count(",", start)) <= MAX_VALUES:
+    if len(text) - start <= LONG_CHARACTERS:
         return None
-    return f"it has {count:,} commas, so about as many values; at most {MAX_VALUES:,} are read"
+    commas, colons = text.count(",", start), text.count(":", start)
+    # A key takes some two hundred bytes with its place in the object.
+    if commas + 2 * colons <= MAX_VALUES:
+        return None
+    return f"it has {commas:,} commas and {colons:,} colons, so about as many values and keys, which is more than are read"
+
+
+def is_too_long(text: str, start: int = 0, end: int | None = None) -> bool:
+    """Whether a part of a text has more than `MAX_LINE_BYTES` in UTF-8."""
+    length = (len(text) if end is None else end) - start
+    if length > MAX_LINE_BYTES or 4 * length <= MAX_LINE_BYTES or text.isascii():
+        return length > MAX_LINE_BYTES
+    return len(text[start:end].encode("utf-8", "surrogateescape")) > MAX_LINE_BYTES
+
+
+def repeated_names(names: Iterable[str]) -> str:
+    """The first names that there are several of, as a message shows them; empty if there are none."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    return ", ".join([*map(repr, twice[:SHOWN_NAMES]), *(["…"] if len(twice) > SHOWN_NAMES else [])])
 
 
 def characters_of(stream: IO[bytes]) -> IO[str]:

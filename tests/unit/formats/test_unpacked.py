@@ -38,16 +38,32 @@ def write_arrow(path: Path, texts: list[str], *, is_file: bool, compression: str
 
 
 def test_an_element_of_a_json_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_list, "MAX_LINE_BYTES", 1000)
+    for module in (raw, json_list):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(json_list, "_CHUNK_CHARACTERS", 100)
     path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"a": "x" * 800}, {"a": "x" * 5000}, {"a": "y"}]))
-    assert found(path) == ["ok", "too_long end"]
+    for long in ("x" * 5000, "x" * 1000, "가" * 400, "😀" * 250):
+        path.write_text(json.dumps([{"a": "x" * 800}, {"a": long}, {"a": "y"}], ensure_ascii=False))
+        assert found(path) == ["ok", "too_long end"], long
+    path.write_text(json.dumps([{"a": "가" * 300}, {"a": "😀" * 240}], ensure_ascii=False))
+    assert found(path) == ["ok", "ok"]
 
 
-@pytest.mark.parametrize("row", ["a," + "x" * 2000, "a," * 800, '"' + "x\n" * 600 + '",b'])
-def test_a_row_of_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
+ROWS_OF_CSV = {
+    "characters": "a," + "x" * 2000,
+    "bytes": "a," + "가" * 340,
+    "lines": '"' + "x\n" * 600 + '",b',
+    "cells": "a," * 301,
+}
+
+
+@pytest.mark.parametrize("row", ROWS_OF_CSV.values(), ids=ROWS_OF_CSV)
+@pytest.mark.parametrize("piece", [1 << 22, 7])
+def test_a_row_of_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, piece: int) -> None:
     monkeypatch.setattr(delimited, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(delimited, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(raw, "LONG_CHARACTERS", 100)
+    monkeypatch.setattr(raw, "MAX_VALUES", 200)
     path = tmp_path / "a.csv"
     path.write_text("p,q\n" + "c,d\n" * 500 + row + "\ne,f\n")
     assert found(path) == ["ok"] * 500 + ["too_long end"]
@@ -228,10 +244,11 @@ def test_values_of_json_are_counted_before_they_are_made(
     monkeypatch.setattr(raw, "LONG_CHARACTERS", 100)
     monkeypatch.setattr(raw, "MAX_VALUES", 50)
     path = tmp_path / name
-    path.write_text(shape.format(",".join(["[]"] * 50)))
-    assert found(path) == ["ok"]
-    path.write_text(shape.format(",".join(["[]"] * 52)))
-    assert found(path)[0].startswith("too_long")
+    for value, fitting in (("[]", 49), ('{"b":1}', 16)):  # the key around them counts, too
+        path.write_text(shape.format(",".join([value] * fitting)))
+        assert found(path) == ["ok"]
+        path.write_text(shape.format(",".join([value] * (fitting + 1))))
+        assert found(path)[0].startswith("too_long")
 
 
 READ = """
@@ -258,7 +275,10 @@ def test_hostile_files_take_no_gigabytes(tmp_path: Path) -> None:
     write_table(tmp_path / "named.arrow", c=named)
     (tmp_path / "empty.jsonl").write_bytes(b'{"a": [' + b"[]," * 20_000_000 + b"[]]}\n")
     parquet.write_table(pyarrow.table({"d": repeated("x" * 8_000_000, 300)}), tmp_path / "same.parquet", compression="zstd")
-    names = ["nulls.parquet", "nulls.arrow", "named.arrow", "empty.jsonl", "same.parquet"]
+    (tmp_path / "keys.jsonl").write_text('{"a": 1' + "".join(f',"{number}":1' for number in range(3_900_000)) + "}\n")
+    (tmp_path / "cells.csv").write_bytes(b"a,b\n" + b"," * 60_000_000 + b"\n")
+    (tmp_path / "names.csv").write_text(",".join(str(number % 500_000) for number in range(1_000_000)) + "\n")
+    names = ["nulls.parquet", "nulls.arrow", "named.arrow", "empty.jsonl", "same.parquet", "keys.jsonl", "cells.csv", "names.csv"]
     command = [sys.executable, "-c", READ, *(str(tmp_path / name) for name in names)]
     told = [line.split() for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
     assert [name for name, _, _ in told] == names
