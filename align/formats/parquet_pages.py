@@ -8,7 +8,7 @@ may hold a billion equal ones. So the levels that tell where rows begin are deco
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -36,25 +36,43 @@ _RLE = 3
 """The one encoding of levels that writers have used in the last ten years."""
 
 
-def group_batch_rows(path: Path, metadata: pyarrow.parquet.FileMetaData, most: int) -> Iterator[int]:
+def group_batch_rows(
+    path: Path,
+    metadata: pyarrow.parquet.FileMetaData,
+    most: int,
+    *,
+    groups: Iterable[int] | None = None,
+    columns: Container[str] | None = None,
+) -> Iterator[int]:
     """How many rows of each row group may be read at a time, at most `most`.
 
+    Args:
+        groups: numbers of the row groups; default: all.
+        columns: those that are read, by the names at the top of the schema; default: all.
     Raises:
         TooLarge: if pages unpack to more than `MAX_PAGE_BYTES`, or a row has more than `MAX_BATCH_VALUES` values.
         EOFError: at a row group with a page whose header cannot be read.
     """
     with path.open("rb") as file:
-        for number in range(metadata.num_row_groups):
+        places = list(_places(metadata, columns))
+        for number in range(metadata.num_row_groups) if groups is None else groups:
             group = metadata.row_group(number)
-            columns = [
-                _look_at(file, group.column(place), metadata.schema.column(place), group.num_rows)
-                for place in range(group.num_columns)
-            ]
-            if (pages := sum(column.page_bytes for column in columns)) > MAX_PAGE_BYTES:
+            found = [_look_at(file, group.column(place), metadata.schema.column(place), group.num_rows) for place in places]
+            if (pages := sum(column.page_bytes for column in found)) > MAX_PAGE_BYTES:
                 raise TooLarge(f"its pages unpack to {pages:,} bytes")
-            bytes_each = sum(column.row_bytes for column in columns)
-            fitting = min(MAX_BATCH_BYTES / max(1.0, bytes_each), *(column.most_rows for column in columns), most)
+            bytes_each = sum(column.row_bytes for column in found)
+            fitting = min([MAX_BATCH_BYTES / max(1.0, bytes_each), *(column.most_rows for column in found), most])
             yield max(1, int(fitting))
+
+
+def _places(metadata: pyarrow.parquet.FileMetaData, columns: Container[str] | None) -> Iterator[int]:
+    """Numbers of the columns as Parquet counts them: every field inside a column is one."""
+    wanted = [name for name in metadata.schema.to_arrow_schema().names if columns is None or name in columns]
+    for place in range(metadata.num_columns):
+        path = metadata.schema.column(place).path
+        # A name may have dots itself.
+        if columns is None or any(path == name or path.startswith(f"{name}.") for name in wanted):
+            yield place
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from pydantic_core import from_json
 
+from align.formats.raw import LONG_CHARACTERS, MAX_LINE_BYTES, too_many_values
 from align.rows.problem import shown
 from align.selection.candidate import PromptCandidates, no_score
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
@@ -24,7 +25,8 @@ class JsonlReader:
 
     def check(self) -> None:
         with self._file.path.open("rb") as stream:
-            number, line = next(((number, line) for number, line in enumerate(stream, 1) if not line.isspace()), (1, b""))
+            lines = enumerate(self._lines(stream), start=1)
+            number, line = next(((number, line) for number, line in lines if not line.isspace()), (1, b""))
         # One row: the others are checked when they are read, and a file may have millions.
         row = self._parsed(line, number)
         if not score_names(row, row.get(self._file.column("scores"))) and not self._file.has_scores(row):
@@ -36,7 +38,7 @@ class JsonlReader:
         last_id = prompt_id = None
         position = number = 0
         with self._file.path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(self._lines(stream), start=1):
                 raw = self._raw_id(line)
                 if raw is not None or not line.isspace():
                     # Candidates of one prompt mostly follow each other, so that parsing one row of each is enough.
@@ -52,11 +54,21 @@ class JsonlReader:
         position, number = piece.start, piece.row
         with self._file.path.open("rb") as stream:
             stream.seek(position)
-            while position < piece.stop and (line := stream.readline()):
+            for line in self._lines(stream, rows_before=number):
+                if position >= piece.stop:
+                    return
                 position += len(line)
                 number += 1
                 if not line.isspace():
                     yield self._candidate(self._parsed(line, number), number, scorers)
+
+    def _lines(self, stream: IO[bytes], rows_before: int = 0) -> Iterator[bytes]:
+        number = rows_before
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise self._file.wrong(number, f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+            yield line
 
     def _raw_id(self, line: bytes) -> bytes | None:
         """The id of a row as it is written, if the row begins with it; equal bytes are equal ids."""
@@ -68,6 +80,8 @@ class JsonlReader:
         return None if b"\\" in raw else raw
 
     def _parsed(self, line: bytes, number: int) -> Mapping[str, Any]:
+        if len(line) > LONG_CHARACTERS and (problem := too_many_values(line.decode(errors="replace"))):
+            raise self._file.wrong(number, problem)
         try:
             row = from_json(line)
         except ValueError as error:

@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError, StageError
+from align.formats.parquet_pages import group_batch_rows
+from align.formats.raw import MAX_LINE_BYTES
+from align.formats.unpacked import TooLarge
 from align.selection.candidate import PromptCandidates, two_prompts
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
 from align.written import mapped_columns
@@ -93,11 +96,18 @@ class ParquetReader:
             yield checked
 
     def _batches(self, groups: Sequence[int], columns: list[str], rows: int) -> Iterator[list[Any]]:
+        path, metadata = self._file.path, self._parquet.metadata
         try:
-            for batch in self._parquet.iter_batches(rows, row_groups=list(groups), columns=columns, use_threads=False):
-                yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{self._file.path}: damaged ({error})", hint="Write the file again.") from None
+            for group, most in zip(groups, group_batch_rows(path, metadata, rows, groups=groups, columns=columns), strict=True):
+                for batch in self._parquet.iter_batches(most, row_groups=[group], columns=columns, use_threads=False):
+                    yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
+        except TooLarge as error:
+            raise DataError(
+                f"{path}: {error}, which is more than any row may have ({MAX_LINE_BYTES:,})",
+                hint="Write the file again without it.",
+            ) from None
+        except (pa.ArrowInvalid, OSError, EOFError) as error:
+            raise DataError(f"{path}: damaged ({error})", hint="Write the file again.") from None
 
     def _require(self, field: str) -> str:
         column = self._file.column(field)

@@ -14,7 +14,9 @@ import pytest
 from align import load_recipe
 from align.cli.stage_recipe import StageRequest
 from align.errors import DataError, RecipeError, StageError
+from align.formats import parquet_pages, raw
 from align.pipeline.inputs import resolve_inputs
+from align.selection.files import jsonl
 from align.selection.files.open import open_file
 from align.selection.files.reader import RowFile
 from align.selection.pair import PairSelector
@@ -104,6 +106,41 @@ class TestForms:
         rows = [{key: value for key, value in row.items() if key != "scores"} for row in ROWS]
         with pytest.raises(DataError, match="no score: expected scores"):
             open_file(RowFile(written(tmp_path / f"y{suffix}", rows))).check()
+
+
+def test_a_row_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*ROWS, {**ROW, "prompt_id": "q", "completion": "x" * 10_000}]
+    lines, columns = written(tmp_path / "x.jsonl", rows), written(tmp_path / "x.parquet", rows)
+    assert pairs_from(RowFile(lines), tmp_path / "a") == pairs_from(RowFile(columns), tmp_path / "b")
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 5000)
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 5000)
+    with pytest.raises(DataError, match=re.escape(f"{lines}:5: the line is longer than 5,000 bytes")):
+        pairs_from(RowFile(lines), tmp_path)
+    with pytest.raises(DataError, match=re.escape(f"{columns}: a page of the column completion unpacks to 1")):
+        pairs_from(RowFile(columns), tmp_path)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20_000)
+    for module in (jsonl, raw):
+        monkeypatch.setattr(module, "LONG_CHARACTERS", 5000)
+    monkeypatch.setattr(raw, "MAX_VALUES", 12)
+    with pytest.raises(DataError, match=re.escape(f"{lines}:5: it has 3 commas and 5 colons")):
+        pairs_from(RowFile(lines), tmp_path)
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_rows_of_parquet_are_read_few_at_a_time_where_they_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    rows = [
+        {**ROW, "prompt_id": f"p{number // 3}", "completion": f"{number}", "scores": {"rm": number}, "unread": "x" * 5000}
+        for number in range(30)
+    ]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+    wanted = pairs_from(RowFile(path), tmp_path / "a")
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_VALUES", most)
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 1000)  # the column that is not read has larger ones
+    assert len(wanted) == 10
+    assert pairs_from(RowFile(path), tmp_path / "b") == wanted
 
 
 def test_nothing_kept_says_why(tmp_path: Path) -> None:
