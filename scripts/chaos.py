@@ -1,9 +1,10 @@
 """Faults over a whole run, thousands of them: the same command must give the same bytes, or refuse by name. Nothing in silence.
 
-    python scripts/chaos.py [--kills N] [--damages N] [--others N] [--seed 1] [--jobs 2] [--minutes M] [--case KIND-NUMBER]
+    python scripts/chaos.py [--project quickstart] [--kills N] [--damages N] [--others N] [--jobs 2] [--case KIND-NUMBER]
 
-The tiny project (eleven stages: SFT, reward model, sampling, scoring, rejection sampling, pairs, ORPO, PPO, DPO, a comparison) is
-run undisturbed twice. Then come cases, each in a folder of its own, and each decided by its seed, kind and number:
+The tiny project (eleven stages: SFT, reward model, sampling, scoring, rejection sampling, pairs, ORPO, PPO, DPO, a comparison),
+or the quickstart with a few rows and a small model, is run undisturbed twice. Then come cases, each in a folder of its own, and
+each decided by its seed, kind and number:
 
 - `kill`: from an empty folder, any process of the run, or all at once, is killed (signal 9) at any moment, again and again;
 - `damage`: in the folder of a finished or an interrupted run, up to ten files are damaged in any of the ways of `DAMAGES`;
@@ -12,9 +13,10 @@ run undisturbed twice. Then come cases, each in a folder of its own, and each de
 
 After each, the same command goes on undisturbed, and every file of the results is compared with the undisturbed run's. Counted as
 `silent` is a result that differs although the command said nothing; as a problem also a traceback, an exit code that is not
-documented, a hang, and a process that outlives its run by two seconds. Figures are added to scripts/chaos.json, from the number
-of the last case on; `--case damage-17` runs one case again and shows what happened, and writes nothing. `--recheck` runs the
-cases of all problems in the file again, and counts those as fixed that end as promised now.
+documented, a hang, and a process that outlives its run by two seconds. Figures are added to scripts/chaos.json, and
+of the quickstart to chaos_quickstart.json, from the number of the last case on. `--case damage-17` runs one case again and shows
+what happened, and writes nothing. `--recheck` runs the cases of all problems in the file again, and counts those as fixed that
+end as promised now.
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ from chaos_faults import OTHERS, Case, damage_some, kill_some
 from align.store.atomic import write_json
 from align.testing import tiny_project, warm_run
 from align.testing.chaos_run import ChaosRun
+from align.testing.reduced import small_quickstart
 
-RESULT = Path(__file__).with_suffix(".json")
+RESULTS = {"tiny": Path(__file__).with_suffix(".json"), "quickstart": Path(__file__).with_name("chaos_quickstart.json")}
+"""Of each project."""
 KINDS = ("kill", "damage", "other")
 SHOWN_PROBLEMS = 40
 MOST_BYTES = 12 << 30
@@ -95,13 +99,17 @@ class Tally:
         return {**asdict(self), "by_fault": dict(sorted(self.by_fault.items())), "problems": self.problems[:SHOWN_PROBLEMS]}
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, project: str) -> None:
     """The project, two undisturbed runs and some interrupted ones, and what the two have in common."""
-    recipe = tiny_project(folder / "project")
+    place, options = folder / project, list[str]()
+    if project == "quickstart":
+        recipe, options = small_quickstart(place)
+    else:
+        recipe = tiny_project(place)
     warm_run.import_libraries()
     found = []
     for name in ("finished", "again"):
-        run = ChaosRun(recipe, folder / name)
+        run = ChaosRun(recipe, folder / name, *options)
         end = run.run()
         if end.code or end.problem():
             raise SystemExit(f"the undisturbed run: {end.problem() or end.output}")
@@ -109,13 +117,15 @@ def prepare(folder: Path) -> None:
     (first, seconds), (second, _) = found
     wanted = {name: digest for name, digest in first.items() if second.get(name) == digest}
     size = sum(path.lstat().st_size for path in (folder / "finished").rglob("*"))
-    undisturbed: dict[str, Any] = {"seconds": seconds, "size_bytes": size, "wanted": wanted}
+    undisturbed: dict[str, Any] = {
+        "recipe": str(recipe), "options": options, "seconds": seconds, "size_bytes": size, "wanted": wanted,
+    }  # fmt: skip
     write_json(folder / "wanted.json", undisturbed)
     left_out = sorted(first.keys() - wanted.keys())
     print(f"an undisturbed run takes {seconds:.1f} s; {len(wanted)} files, and {left_out} are not the same twice", flush=True)
     chance = random.Random(0)
     for number in range(INTERRUPTED):
-        case = Case(folder, f"interrupted-{number}", chance, recipe, **undisturbed)
+        case = Case(folder, f"interrupted-{number}", chance, **undisturbed)
         run = case.run_in(folder / f"interrupted-{number}")
         case.kill_during(run, iter([(seconds * (number + 1) / (INTERRUPTED + 1), "all")]))
 
@@ -125,7 +135,7 @@ def one_case(folder: Path, name: str, seed: int) -> dict[str, Any]:
     kind, _, number = name.rpartition("-")
     known = json.loads((folder / "wanted.json").read_text())
     chance = random.Random(f"{seed}-{name}")
-    case = Case(folder, name, chance, folder / "project" / "recipe.yaml", **known)
+    case = Case(folder, name, chance, **known)
     try:
         if kind == "kill":
             kill_some(case)
@@ -179,10 +189,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="no case begins after that")
     parser.add_argument("--case", help="run this one again, such as damage-17")
     parser.add_argument("--recheck", action="store_true", help="run the cases of all problems again")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--project", choices=list(RESULTS), default="tiny")
+    parser.add_argument("--out", type=Path, help="default: the file of the project's figures")
     options = parser.parse_args()
+    out = options.out or RESULTS[options.project]
     wanted = dict(zip(KINDS, (options.kills, options.damages, options.others), strict=True))
-    known = json.loads(options.out.read_text()) if options.out.exists() else {}
+    known = json.loads(out.read_text()) if out.exists() else {}
     again: Iterable[str] = [options.case] if options.case else []
     if options.recheck:
         noted = (problem for kind in KINDS for problem in known.get(kind, {}).get("problems", []))
@@ -204,7 +216,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="align-chaos-") as place:
         folder = Path(place)
-        os.waitpid(warm_run.in_a_fork(lambda: prepare(folder)), 0)
+        os.waitpid(warm_run.in_a_fork(lambda: prepare(folder, options.project)), 0)
         if not (folder / f"interrupted-{INTERRUPTED - 1}").exists():
             raise SystemExit("the undisturbed runs failed")
         warm_run.import_libraries()
@@ -218,7 +230,8 @@ def main() -> None:
             tally.recheck(found) if options.recheck else tally.add(found)
             machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
             counts = {kind: tally.to_json() for kind, tally in tallies.items() if tally.cases}
-            write_json(options.out, {"command": "python scripts/chaos.py", "seed": options.seed, "machine": machine, **counts})
+            command = f"python scripts/chaos.py --project {options.project}"
+            write_json(out, {"command": command, "seed": options.seed, "machine": machine, **counts})
     if problems := [problem for tally in tallies.values() for problem in tally.problems]:
         sys.exit("\n".join(problems))
 

@@ -36,7 +36,9 @@ class Case:
     folder: Path
     name: str
     chance: random.Random
-    recipe: Path
+    recipe: str
+    options: list[str]
+    """With which it is run."""
     seconds: float
     """An undisturbed run takes."""
     size_bytes: int
@@ -54,7 +56,7 @@ class Case:
         return self.folder / f"case-{self.name}"
 
     def run_in(self, out: Path) -> ChaosRun:
-        return ChaosRun(self.recipe, out)
+        return ChaosRun(Path(self.recipe), out, *self.options)
 
     def note(self, end: End, allowed: Iterable[int]) -> End:
         """Look at the end of a disturbed command."""

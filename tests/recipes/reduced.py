@@ -9,28 +9,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from align.cli.main import main
 from align.report.results import Results
+from align.testing.reduced import overrides, reduced, shrink
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-def reduced(name: str, folder: Path, **sizes: int) -> Path:
-    """A copy of a recipe with the first rows of each file: how many, by the file's name."""
-    assert main(["recipes", "copy", name, str(folder)]) == 0
-    for kind, size in sizes.items():
-        (path,) = folder.glob(f"**/{kind}.jsonl")
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:size]))
-    for retention in folder.glob("**/retention.txt"):
-        retention.write_text("".join(retention.read_text().splitlines(keepends=True)[:20]))
-    return folder
-
-
-def overrides(*settings: str) -> list[str]:
-    return [part for setting in settings for part in ("--set", setting)]
 
 
 def run_small(name: str, folder: Path, runs: Path, *settings: str, options: Sequence[str] = ()) -> Results:
@@ -45,12 +28,3 @@ def run_small(name: str, folder: Path, runs: Path, *settings: str, options: Sequ
     command = ["run", str(recipe), "--out", str(runs), "--in-process", *options]
     assert main([*command, *overrides(*common, *engines, *settings)]) == 0
     return Results.from_json(json.loads((runs / name / "results.json").read_text()))
-
-
-def shrink(base: Path) -> None:
-    """Put a small random model in the base model's place, for tests that do not look at what it says. The tokenizer stays."""
-    config = AutoConfig.from_pretrained(base)
-    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32})
-    config.update({"num_attention_heads": 1, "num_key_value_heads": 1, "initializer_range": 0.1})
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(base)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reduced import overrides, reduced
 
 from align.cli.main import main
 from align.report.results import Results
+from align.testing.reduced import overrides, reduced
 
 pytestmark = pytest.mark.slow
 

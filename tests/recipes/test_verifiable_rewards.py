@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reduced import overrides, reduced
 
 from align.cli.main import main
 from align.config.rules import RuleSet
 from align.pipeline.recipe import load_recipe
 from align.report.results import Results
 from align.scoring.rules import RuledPrompt, score_with_rules
+from align.testing.reduced import overrides, reduced
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "verifiable-rewards"
