@@ -33,6 +33,9 @@ _TEXTS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|enforce fail at inline_container")
 _NO_TEMPORARY = "No usable temporary directory"  # of the module tempfile, which has tried several and hides why
 _NOT_OF_THE_FILE = _FORBIDDEN | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+LEAST_ADDRESSES = 4 << 30
+"""Of a process that computes with torch. With 3 GiB the tiny project of the tests runs out of them; with 2, OpenBLAS waits for
+ever for memory at its import."""
 KEPT = "Run the same command again; what was finished is kept."
 MOST_LINKS = 16
 """Errors that are looked at, from one to its cause."""
@@ -40,6 +43,38 @@ FEW_INODES = 16
 """Fewer than these are none: what the file that failed had taken is free again when this is looked at."""
 LITTLE_BYTES = 1 << 20
 """Less than this is no room: a file system keeps some for itself."""
+
+
+def address_limit() -> int | None:
+    """Addresses in bytes that this process may have, by which some clusters limit memory; None without a limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def require_addresses() -> None:
+    """Refuse a limit of addresses within which torch cannot be used.
+
+    Raises:
+        EnvironmentProblem: with the limit and what it must be.
+    """
+    limit = address_limit()
+    if limit is not None and limit < LEAST_ADDRESSES:
+        raise EnvironmentProblem(
+            f"a process may have {_mebibytes(limit)} of addresses here (ulimit -v), and torch's libraries alone take more: "
+            f"at least {_mebibytes(LEAST_ADDRESSES)} are needed",
+            hint="Raise the limit (ulimit -v unlimited), or ask for more memory in the batch job.",
+        )
+
+
+def no_more_memory() -> str:
+    """What is to be told of an error that only says that there was no memory."""
+    limit = address_limit()
+    limited = "" if limit is None else f"; a process may have {_mebibytes(limit)} of addresses here (ulimit -v)"
+    return f"the system gave no more memory{limited}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def system_problem(error: BaseException, place: Path, *, needed: int | None = None) -> EnvironmentProblem | None:
@@ -67,7 +102,7 @@ def system_problem(error: BaseException, place: Path, *, needed: int | None = No
     if number in (errno.EMFILE, errno.ENFILE):
         return _too_many_files(number, place)
     if number == errno.ENOMEM:
-        return EnvironmentProblem(f"{place}: the system gave no more memory", hint=f"End other programs. {KEPT}")
+        return EnvironmentProblem(f"{place}: {no_more_memory()}", hint=f"End other programs. {KEPT}")
     hint = "Look at the system's log (dmesg), or ask whoever runs the file system."
     hint = "Choose a folder with a shorter path, or a shorter name." if number == errno.ENAMETOOLONG else f"{hint} {KEPT}"
     return EnvironmentProblem(f"{place}: {_FAILING[number]}", hint=hint)

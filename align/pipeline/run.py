@@ -55,7 +55,7 @@ from align.stages.registry import STAGES
 from align.store.artifact import Artifact, Entry
 from align.store.atomic import fsync_folder, make_way, write_bytes
 from align.store.lock import hold
-from align.system_errors import explained, system_problem
+from align.system_errors import explained, require_addresses, system_problem
 
 INPUT_LINKS_NAME = "inputs"
 PUBLISHED = ("results.json", "report.html")
@@ -245,6 +245,7 @@ class _Runner:
 
     def _check_environment(self, to_run: list[PlannedStage]) -> None:
         if any(STAGES[stage.stage_type].needs_trainers for stage in to_run):
+            require_addresses()
             refuse_unusable_gpu()
             if (line := device_line()) is not None:
                 self._emit(Note(stage=self._plan.recipe.name, text=line))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from align.errors import AlignError, EnvironmentProblem
 from align.runtime.gpus import GPU_VARIABLE, visible_gpus
+from align.system_errors import no_more_memory
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +280,7 @@ def out_of_memory(error: BaseException) -> str | None:
     if not known and not (isinstance(error, RuntimeError | OSError) and any(sign in text for sign in NO_MEMORY)):
         return None
     # What follows is advice on the allocator's settings.
-    return ". ".join(text.split(". ")[:3]) or "the system gave no more"
+    return ". ".join(text.split(". ")[:3]) or no_more_memory()
 
 
 def peak_gpu_bytes() -> int | None:

@@ -14,7 +14,7 @@ import pytest
 from align.cli.main import main
 from align.errors import EnvironmentProblem
 from align.store.atomic import atomic_writer, write_bytes
-from align.system_errors import explained, system_problem
+from align.system_errors import LEAST_ADDRESSES, explained, no_more_memory, require_addresses, system_problem
 
 
 def raised_while_handling(first: Exception, then: Exception) -> Exception:
@@ -66,6 +66,28 @@ def test_an_error_of_the_system_says_what_and_where(tmp_path: Path, error: Excep
     assert words in problem.message
     if "full" in words:
         assert str(tmp_path / "model.safetensors") in problem.message and "free" in problem.message
+
+
+def limited_to(addresses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_AS: (addresses, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[kind])
+
+
+def test_a_limit_of_addresses_is_named_where_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ulimit" not in no_more_memory()
+    limited_to(5 << 30, monkeypatch)
+    problem = system_problem(MemoryError(), tmp_path)
+    assert problem is not None
+    assert problem.message.endswith("no more memory; a process may have 5,120 MiB of addresses here (ulimit -v)")
+
+
+def test_too_few_addresses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for enough in (resource.RLIM_INFINITY, LEAST_ADDRESSES):
+        limited_to(enough, monkeypatch)
+        require_addresses()
+    limited_to(2 << 30, monkeypatch)
+    with pytest.raises(EnvironmentProblem, match=r"may have 2,048 MiB of addresses here \(ulimit -v\).*at least 4,096 MiB"):
+        require_addresses()
 
 
 @pytest.mark.parametrize(
