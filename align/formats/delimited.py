@@ -57,7 +57,7 @@ class _Lines:
                 if self._row_delimiters > raw.MAX_VALUES:
                     raise _RowTooLong(f"the row has more than {raw.MAX_VALUES:,} cells.")
             pieces.append(piece)
-            if len(piece) < _PIECE_CHARACTERS or piece.endswith("\n"):
+            if len(piece) < _PIECE_CHARACTERS or piece.endswith(("\n", "\r")):
                 break
         if not pieces:
             raise StopIteration

@@ -13,8 +13,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 """Of a line, an element of a list or a row of a table. A longer one is reported, and never held in memory."""
 
 MAX_VALUES = 4_000_000
-"""Of a row in JSON or CSV, with the commas inside texts; a key of JSON counts twice more. An empty list is three bytes there, and
-seventy in Python."""
+"""Of a row in JSON or CSV, with the commas inside texts; a key of JSON counts as two more. An empty list is three bytes there,
+and seventy in Python."""
 LONG_CHARACTERS = MAX_LINE_BYTES // 8
 """Of a row in which values are counted: what is shorter cannot have so many that they fill the memory."""
 SHOWN_NAMES = 5
