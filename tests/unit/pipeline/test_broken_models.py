@@ -48,6 +48,8 @@ stages:
                   scorers: {{short: {RULES}}}}}
   compare_huge:  {{stage: compare, models: [base, huge], baseline: base, prompts: held_out, {SAMPLING},
                   scorers: {{short: {RULES}}}}}
+  select_nan:    {{stage: select_model, models: {{base: base, nan: nan}}, prompts: prompts, {SAMPLING}, scorer: {RULES}}}
+  select_huge:   {{stage: select_model, models: {{base: base, huge: huge}}, prompts: prompts, {SAMPLING}, scorer: {RULES}}}
   score_nan:     {{stage: score, candidates: sampled, scorers: {{rm: nan_reward}}}}
   score_huge:    {{stage: score, candidates: sampled, scorers: {{rm: huge_reward}}}}
 """
@@ -75,6 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("generate_huge", 5, "huge", LOGITS),
         ("compare_nan", 2, "nan", WEIGHTS),
         ("compare_huge", 5, "huge", LOGITS),
+        ("select_nan", 2, "nan", WEIGHTS),
+        ("select_huge", 5, "huge", LOGITS),
         ("score_nan", 2, "nan_reward", WEIGHTS),
         ("score_huge", 5, "score_huge", "none of 4 candidates got a finite score from rm"),
     ],
