@@ -29,6 +29,7 @@ from align.engines.open import resolve_dtype
 from align.engines.server_answers import refuse_broken_answers
 from align.engines.server_guard import KEY_VARIABLE, ServerGuard
 from align.engines.vllm_engine import COUNTS_BROKEN, ENVIRONMENT, MAX_BATCHED_TOKENS
+from align.engines.vllm_worker import EngineWorker
 from align.errors import EnvironmentProblem, StageError
 from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
@@ -198,6 +199,7 @@ def _arguments(folder: ModelFolder, name: str, port: str) -> list[str]:
     arguments += ["--middleware", f"{ServerGuard.__module__}.{ServerGuard.__name__}", "--allowed-origins", "[]"]
     arguments += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     arguments += ["--no-trust-remote-code", "--max-model-len", "auto"]
+    arguments += ["--worker-extension-cls", f"{EngineWorker.__module__}.{EngineWorker.__name__}"]
     if device_name() == "cuda":
         return [*arguments, "--dtype", resolve_dtype("auto")]
     # As in `VllmEngine`: prompts are never split, and the arithmetic is that of comparisons.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import socket
@@ -18,6 +19,7 @@ from align.engines.server_answers import refuse_broken_answers
 from align.engines.server_guard import KEY_VARIABLE
 from align.engines.vllm_engine import import_vllm
 from align.engines.vllm_server import HOST, check_can_serve, start_server
+from align.engines.vllm_worker import EngineWorker
 from align.errors import EnvironmentProblem, RecipeError, StageError
 from align.models.folder import ModelFolder
 from align.testing import fill_weights, tiny_causal_lm
@@ -78,6 +80,7 @@ def test_the_servers_options_exist(tmp_path: Path) -> None:
     assert arguments[arguments.index("--host") + 1] == "127.0.0.1"
     assert "--no-trust-remote-code" in arguments
     assert "--no-enable-log-requests" in arguments
+    assert arguments[arguments.index("--worker-extension-cls") + 1] == "align.engines.vllm_worker.EngineWorker"
     assert arguments[arguments.index("--middleware") + 1] == "align.engines.server_guard.ServerGuard"
 
 
@@ -85,18 +88,33 @@ def test_the_servers_options_exist(tmp_path: Path) -> None:
 def test_an_answer_of_nan_ends_with_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     import_vllm()
     from vllm.v1.engine import EngineCoreOutput, FinishReason
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessor
 
     seen: list[Any] = []
+
+    class Engine:
+        async def collective_rpc(self, method: str) -> None:
+            seen.append(method)
+
+    async def add(self: Any, request: str) -> None:
+        seen.append(request)
 
     def process(self: Any, outputs: list[Any], weight_version: str) -> Any:
         seen.extend(outputs)
         return SimpleNamespace(reqs_to_abort=["c"])
 
     monkeypatch.setattr(OutputProcessor, "process_outputs", process)
+    monkeypatch.setattr(AsyncLLM, "add_request", add)
     refuse_broken_answers()
+    engine: Any = Engine()
+    for request in ("first", "second"):
+        asyncio.run(AsyncLLM.add_request(engine, request))
+    assert seen == ["count_broken_logits", "first", "second"]
+    assert hasattr(EngineWorker, seen[0])
+    seen.clear()
     outputs = [EngineCoreOutput(name, [0], num_nans_in_logits=count) for name, count in (("a", 7), ("b", 0), ("gone", 7))]
     result = OutputProcessor.process_outputs(SimpleNamespace(request_states={"a": 1, "b": 2}), outputs, weight_version="0")
     assert [output.finish_reason for output in seen] == [FinishReason.ERROR, None, None]
     assert result.reqs_to_abort == ["c", "a"]
-    assert capfd.readouterr().err.count("logits are NaN") == 1
+    assert capfd.readouterr().err.count("logits are NaN or infinite") == 1
