@@ -311,6 +311,7 @@ class _Runner:
         elsewhere = f"; what it prints is in {own.name}" if own != self._jobs.log else ""
         title = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {stage.name} ({stage.entry.path.name}): {stage.reason}"
         for path, more in {own: "", self._jobs.log: elsewhere}.items():
+            make_way(path)
             with path.open("a", encoding="utf-8") as log:
                 log.write(f"\n===== {title}{more}\n")
         return self._jobs.job(stage, artifacts, share, ordered_at)

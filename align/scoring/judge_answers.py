@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runtime.plain_file import open_plain
+from align.store.atomic import make_way
 from align.store.fingerprint import fingerprint
 from align.store.seal import SEAL
 from align.system_errors import explained, write_line, writing_to
@@ -44,6 +45,7 @@ class AnswerFile:
         self._path = path
         self._lock = threading.Lock()
         self._known: dict[str, JudgeAnswer] = {}
+        make_way(path)
         content = b""
         with writing_to(path, hint="Move it away."), suppress(FileNotFoundError), open_plain(path) as stream:
             content = stream.read()

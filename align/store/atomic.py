@@ -30,11 +30,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_way(path: Path) -> None:
-    """Remove an empty folder in the place of a file that is to be written. One with something in it is the user's.
+    """Remove an empty folder, or a link that leads to no file, in the place of a file that is to be written.
 
     Raises:
-        EnvironmentProblem: for such a folder.
+        EnvironmentProblem: for a folder with something in it, which is the user's.
     """
+    if path.is_symlink() and not path.is_file():
+        path.unlink()
     if path.is_symlink() or not path.is_dir():
         return
     try:

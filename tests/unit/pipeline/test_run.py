@@ -115,6 +115,18 @@ def test_a_link_in_the_place_of_a_published_file_is_replaced_and_not_followed(
     assert not results.is_symlink() and other.read_text() == "mine"
 
 
+@pytest.mark.parametrize("target", ["/nowhere/at/all", "/dev/null"])
+def test_a_link_that_leads_to_no_file_goes(finished_run: Path, project: Path, tmp_path: Path, target: str) -> None:
+    out = Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True))
+    names = ("recipe.json", "events.jsonl", "run.log", "results.json")
+    for name in names:
+        (out / "tiny" / name).unlink()
+        (out / "tiny" / name).symlink_to(target)
+    run_stages(load_recipe(project / "recipe.yaml"), out)
+    assert [name for name in names if (out / "tiny" / name).is_symlink()] == []
+    assert isinstance(next(read_events(out / "tiny" / EVENTS_NAME)), RunPlanned)
+
+
 def test_events_tell_the_run_from_plan_to_end(finished_run: Path) -> None:
     events = list(read_events(finished_run / EVENTS_NAME))
     planned, finished = events[0], events[-1]

@@ -188,6 +188,13 @@ def test_a_pipe_in_the_place_of_the_replies_is_named_and_not_waited_for(tmp_path
         AnswerFile(tmp_path / "answers.jsonl")
 
 
+def test_a_link_that_leads_nowhere_in_the_place_of_the_replies_goes(tmp_path: Path) -> None:
+    path, answer = tmp_path / "answers.jsonl", JudgeAnswer("Verdict: A", "stop", 1, 2)
+    path.symlink_to("/nowhere/at/all")
+    AnswerFile(path).add("k1", answer)
+    assert not path.is_symlink() and AnswerFile(path).get("k1") == answer
+
+
 def test_a_full_disk_is_named_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")
