@@ -44,6 +44,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_schemas.py --check
 	$(BIN)/python scripts/build_docs.py --check
+	$(BIN)/python scripts/build_trust.py --check
 
 # A warning is an error. tests/contract/test_docs_site.py runs the same.
 docs: setup

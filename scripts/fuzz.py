@@ -4,13 +4,13 @@
     python scripts/fuzz.py --replay FILE --target recipe
     python scripts/fuzz.py --case "recipe 1 4711"
     python scripts/fuzz.py --recheck
-    python scripts/fuzz.py --table
 
 The targets are in align/testing/fuzz. An input follows from target, seed and number alone. Counted as a finding is any
 exception that is not documented, a hang, more than two seconds or a gibibyte, a process that dies, and a file that a template
 wrote. Figures are added to scripts/fuzz.json, from the number of the last input of that seed on; `--replay` reads the one input
 in a file (which `--keep` wrote), `--case` the one that a finding names. They write nothing. `--recheck` reads the inputs of all
-findings in the file again, and counts those as fixed that are read as promised now. `--table` puts the counts into docs/trust.md.
+findings in the file again, and counts those as fixed that are read as promised now. scripts/build_trust.py puts the counts into
+docs/trust.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from align.testing.fuzz.part import replay, run_part
 from align.testing.fuzz.target import Counts, Target, input_of, try_input
 
 RESULT = Path(__file__).with_suffix(".json")
-PAGE = RESULT.parent.parent / "docs" / "trust.md"
-BEGIN, END = "<!-- fuzz -->\n", "<!-- /fuzz -->\n"
 PART_INPUTS = {
     "recipe": 20_000, "templates": 20_000, "rows": 20_000, "model_folder": 25_000, "manifests": 50_000, "headers": 50_000,
 }  # fmt: skip
@@ -50,12 +48,9 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--case", metavar='"TARGET SEED NUMBER"')
     parser.add_argument("--recheck", action="store_true")
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.recheck:
         return _recheck()
-    if options.table:
-        return _write_table()
     if options.case or options.replay:
         return _again(options)
     return max([_fuzz(name, options) for name in options.target or TARGETS])
@@ -93,21 +88,6 @@ def _is_fixed(target: Target, finding: str) -> bool:
     if not number.isdigit():  # of a part
         return False
     return try_input(target, input_of(target, name, int(seed), int(number)), Counts()) is None
-
-
-def _write_table() -> int:
-    lines = [
-        "| target | inputs | accepted | refused, by name or as absent | inputs with findings, fixed since | open |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, counts in sorted(_read().items()):
-        refused, left = sum(counts["refused"].values()), len(counts["findings"])
-        numbers = (counts["inputs"], counts["accepted"], refused, counts.get("fixed", 0), left)
-        lines.append(f"| `{name}` | " + " | ".join(f"{number:,}" for number in numbers) + " |")
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2], encoding="utf-8")
-    return 0
 
 
 def _fuzz(name: str, options: argparse.Namespace) -> int:

@@ -270,9 +270,16 @@ def test_drift_of_the_field_tables_is_found(tmp_path: Path) -> None:
     assert "no page has <!-- fields: rule matches -->" in script.drifted(tmp_path)
 
 
+def test_the_counts_of_faults_are_those_of_the_scripts() -> None:
+    script, page = load_script("build_trust"), (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    assert script.rendered(page) == page, "run python scripts/build_trust.py"
+    digits = page.replace("1", "2")
+    assert script.rendered(digits) != digits
+
+
 def test_every_drop_reason_and_finding_is_explained() -> None:
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    sources = [path for folder in ("data", "rows", "selection") for path in ROOT.glob(f"align/{folder}/**/*.py")]
+    sources = [path for folder in ("data", "formats", "rows", "selection") for path in ROOT.glob(f"align/{folder}/**/*.py")]
     reasons = {reason for path in sources for reason in REASON.findall(path.read_text(encoding="utf-8"))}
     assert len(reasons) > 20, "the pattern that finds the reasons no longer fits the code"
     assert sorted(reason for reason in {*reasons, *ROW_CHECKS, *STATISTICS} if f"`{reason}`" not in text) == []
