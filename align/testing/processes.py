@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 LOOK_SECONDS = 0.05
@@ -13,11 +14,10 @@ LOOK_SECONDS = 0.05
 def children(process: int) -> list[int]:
     """Those that a process started and that have not been waited for, oldest first; none of a process that is gone."""
     found: list[int] = []
-    for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        try:
-            found += map(int, thread.read_text().split())
-        except OSError:  # the thread has ended
-            continue
+    with suppress(OSError):  # it has ended
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with suppress(OSError):  # the thread has
+                found += map(int, Path(f"/proc/{process}/task/{thread}/children").read_text().split())
     return sorted(found)
 
 
