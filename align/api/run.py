@@ -229,6 +229,8 @@ class Run:
 
     def _last_plan(self) -> tuple[RunPlanned, list[Event]]:
         """The plan of the last attempt, and the events since."""
+        from align.config.recipe import FILE_NAME
+
         events: list[Event] = []
         try:
             for event in read_events(self.folder / EVENTS_NAME):
@@ -239,6 +241,9 @@ class Run:
             raise EnvironmentProblem(str(error), hint=_RUN_AGAIN) from error
         if not events or not isinstance(events[0], RunPlanned):
             raise EnvironmentProblem(f"{self.folder}: the run has not begun yet", hint="Wait a few seconds.")
+        for name in (events[0].recipe, *(stage.name for stage in events[0].stages)):
+            if not FILE_NAME.fullmatch(name):  # of a damaged line; files have such names
+                raise EnvironmentProblem(f"{self.folder / EVENTS_NAME}: names {name[:60]!r}, as no recipe can", hint=_RUN_AGAIN)
         return events[0], events
 
     def _stage(self, planned: StagePlan, events: list[Event], hashes: FileHashes, *, goes_on: bool) -> Stage:

@@ -94,6 +94,18 @@ def test_a_damaged_result_is_not_used(finished_run: Path, tmp_path: Path) -> Non
         run.rows("scored")
 
 
+@pytest.mark.parametrize("name", ["a\\u0000b", "\\ud800", "1" * 300, "../sft", ""])
+@pytest.mark.parametrize("what", ['"recipe": "tiny"', '"name": "sft"'])
+def test_a_name_that_no_recipe_can_have_is_named_as_damage(finished_run: Path, tmp_path: Path, what: str, name: str) -> None:
+    run = Path(shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)) / "tiny"
+    events = run / "events.jsonl"
+    first, rest = events.read_text().split("\n", 1)
+    assert what in first
+    events.write_text(first.replace(what, f'{what.split(":")[0]}: "{name}"', 1) + "\n" + rest)
+    with pytest.raises(align.EnvironmentProblem, match=r"events\.jsonl: names .*, as no recipe can"):
+        _ = align.load_run(run).stages
+
+
 def test_the_recipe_is_that_of_the_run_or_named_as_damaged(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "tiny", symlinks=True)
     run = align.load_run(tmp_path / "tiny")
