@@ -28,6 +28,8 @@ class _JsonText:
 
     def __init__(self, characters: IO[str]) -> None:
         self._reader = characters
+        self._put_back, self._put_back_position = "", 0
+        """What is read again before the file, and how far it has been."""
         self.buffer = ""
         self.position = 0
         self.line = 1
@@ -36,7 +38,14 @@ class _JsonText:
     def more(self) -> None:
         """Read on. The buffer at least doubles, so that a large object is not parsed from its start many times."""
         rest = self.buffer[self.position :]
-        chunk = self._reader.read(max(_CHUNK_CHARACTERS, min(len(rest), MAX_LINE_BYTES - len(rest))))
+        size = max(_CHUNK_CHARACTERS, min(len(rest), MAX_LINE_BYTES - len(rest)))
+        begin = self._put_back_position
+        chunk = self._put_back[begin : begin + size]
+        if chunk:
+            self._put_back_position += len(chunk)
+        else:
+            self._put_back, self._put_back_position = "", 0
+            chunk = self._reader.read(size)
         self.ended = not chunk
         self.buffer, self.position = rest + chunk, 0
 
@@ -44,6 +53,12 @@ class _JsonText:
         """Move to `end`."""
         self.line += self.buffer.count("\n", self.position, end)
         self.position = end
+        # A large element leaves much behind it. Its values are no single element's, and would be counted at each that follows.
+        if len(self.buffer) - end > 2 * _CHUNK_CHARACTERS:
+            kept = end + _CHUNK_CHARACTERS
+            self._put_back = self.buffer[kept:] + self._put_back[self._put_back_position :]
+            self._put_back_position = 0
+            self.buffer, self.ended = self.buffer[:kept], False
 
     def next_character(self) -> str:
         """The next character that is no white space, without passing it; empty at the end of the file."""

@@ -251,6 +251,25 @@ def test_values_of_json_are_counted_before_they_are_made(
         assert found(path)[0].startswith("too_long")
 
 
+def test_what_was_read_behind_a_large_element_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked at again for each element in it: 47 MB were not read in half a minute."""
+    sizes: list[int] = []
+
+    def seen(text: str, start: int = 0) -> str | None:
+        sizes.append(len(text) - start)
+        return raw.too_many_values(text, start)
+
+    monkeypatch.setattr(json_list, "_CHUNK_CHARACTERS", 20)
+    monkeypatch.setattr(json_list, "too_many_values", seen)
+    rows = [{"a": "x" * 330}, *({"b": number} for number in range(200))]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows, indent=1))
+    found = list(read_raw(path))
+    assert [row for _, row in found] == rows
+    assert found[-1][0] == 3 * len(rows) - 1
+    assert sum(size > 60 for size in sizes) <= 5  # as often as the text was doubled
+
+
 READ = """
 import sys
 from pathlib import Path
