@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -11,8 +12,10 @@ from align.formats.raw import LONG_CHARACTERS, MAX_LINE_BYTES, too_many_values
 from align.rows.problem import shown
 from align.selection.candidate import PromptCandidates, no_score
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
+from align.strict import unique_keys
 
 FINISH_REASONS = {None: False, "stop": False, "length": True}
+_WITH_UNIQUE_KEYS = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=str)
 
 
 class JsonlReader:
@@ -88,6 +91,13 @@ class JsonlReader:
             raise self._file.wrong(number, f"not JSON ({error})") from None
         if not isinstance(row, dict):
             raise self._file.wrong(number, "expected a JSON object")
+        scores = row.get(self._file.column("scores"))
+        # `from_json` takes the last of two equal keys. Every key has a colon, so there are none if each colon is a key's.
+        if line.count(b":") > len(row) + (len(scores) if isinstance(scores, dict) else 0):
+            try:
+                _WITH_UNIQUE_KEYS.decode(line.decode())
+            except ValueError as error:
+                raise self._file.wrong(number, f"not usable JSON: {error}") from None
         return row
 
     def _prompt_id(self, row: Mapping[str, Any], number: int) -> str:

@@ -224,3 +224,25 @@ def test_a_recipe_with_options_that_make_no_sense(tmp_path: Path, options: str, 
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("scorers: {rm: 2.0}, combine: z_scores", options))
     with pytest.raises(RecipeError, match=re.escape(expected)):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        '"completion": "other", ',
+        '"completion" : "with a space", ',
+        r'"compl\u0065tion": "written otherwise", ',
+        '"unread": 1, "unread": 2, ',
+        '"scores": {"length": 1.0, "length": 2.0}, ',
+        '"extra": {"a": 1, "a": 2}, ',
+    ],
+)
+def test_a_key_that_is_there_twice(tmp_path: Path, twice: str) -> None:
+    """The last of them would be used, and nobody would know."""
+    path = tmp_path / "x.jsonl"
+    line = json.dumps({**ROWS[0], "completion": "12:30, 가"})
+    path.write_text("{" + twice + line[1:] + "\n")
+    with pytest.raises(DataError, match=r"x.jsonl:1: not usable JSON: the key '\w+' is there twice"):
+        open_file(RowFile(path)).check()
+    path.write_text('{"extra": {"a:b": 5, "b": [{"a": 1}, {"a": 1}]}, ' + line[1:] + "\n")
+    open_file(RowFile(path)).check()
