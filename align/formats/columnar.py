@@ -6,6 +6,8 @@ first such file is opened.
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +17,7 @@ from align.errors import DataError
 from align.formats.held import held_bytes, unreadable_columns
 from align.formats.parquet_pages import group_batch_rows
 from align.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow, repeated_names
-from align.formats.unpacked import TooLarge, check_arrow
+from align.formats.unpacked import ARROW_FILE_MAGIC, ARROW_FILE_START, TooLarge, check_arrow
 from align.runtime.plain_file import open_plain
 from align.system_errors import system_problem
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 4096
 MAX_PARQUET_BUFFER_BYTES = 8 * 1024 * 1024
 """Read-ahead per column of a Parquet file."""
-_ARROW_FILE_MAGIC = b"ARROW1"
 # Arrow's end of a stream: the continuation marker, then a length of zero.
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -64,21 +65,34 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
 
     def batches() -> Iterator[pyarrow.RecordBatch]:
         check_arrow(path)
-        with pyarrow.OSFile(str(path)) as source:
-            is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
-            source.seek(0)
-            if is_file:
-                with pyarrow.ipc.open_file(source) as reader:
-                    yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-            else:
-                with pyarrow.ipc.open_stream(source) as stream:
-                    yield from stream
-                _require_end(source)
+        with _BoundedFile(io.FileIO(path)) as source:
+            in_footer = None
+            if source.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC:
+                with pyarrow.ipc.open_file(path) as reader:
+                    in_footer = reader.num_record_batches
+            # Both are read as the stream that was checked: the footer of a file could name other places.
+            source.seek(0 if in_footer is None else ARROW_FILE_START)
+            number = 0
+            with pyarrow.ipc.open_stream(pyarrow.PythonFile(source, mode="r")) as stream:
+                for batch in stream:
+                    number += 1
+                    yield batch
+                _require_end(source, may_go_on=in_footer is not None)
+            if in_footer not in (None, number):
+                raise pyarrow.ArrowInvalid(f"its footer names {in_footer:,} batches, but there are {number:,}")
 
     return _read(path, batches(), "Arrow")
 
 
-def _require_end(source: pyarrow.NativeFile) -> None:
+class _BoundedFile(io.BufferedReader):
+    """A file that is never asked for more than it has: pyarrow would first take as much memory as damaged bytes say."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _require_end(source: _BoundedFile, may_go_on: bool) -> None:
     """Refuse a stream without its end mark, which pyarrow takes for whole: it may have been cut between two batches."""
     import pyarrow
 
@@ -86,7 +100,7 @@ def _require_end(source: pyarrow.NativeFile) -> None:
     source.seek(max(0, end - len(_STREAM_END)))
     if source.read(len(_STREAM_END)) != _STREAM_END:
         raise pyarrow.ArrowInvalid("the stream has no end mark")
-    if end != source.size():
+    if source.read(1) and not may_go_on:
         raise pyarrow.ArrowInvalid("there are bytes behind the stream's end")
 
 

@@ -23,6 +23,9 @@ FREE_BYTES = 4 * MAX_LINE_BYTES
 """Unpacked bytes for which any ratio is allowed."""
 MAX_BATCH_RATIO = 20
 """As `MAX_RATIO`, for a batch of an Arrow file, which is in memory as a whole."""
+ARROW_FILE_MAGIC = b"ARROW1"
+ARROW_FILE_START = 8
+"""Where the stream begins in a file of the file format, which has a footer with the places of the batches behind the stream."""
 
 
 class TooLarge(ValueError):
@@ -62,10 +65,8 @@ def check_arrow(path: Path) -> None:
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as source:
-        if source.read(6) != b"ARROW1":
-            source.seek(0)
-        else:
-            source.seek(8)  # behind the mark, a file is a stream
+        is_file = source.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC
+        source.seek(ARROW_FILE_START if is_file else 0)
         held = packed = 0  # of the dictionaries so far, which stay in memory
         try:
             for message in pyarrow.ipc.MessageReader.open_stream(source):
