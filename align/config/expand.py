@@ -94,8 +94,8 @@ def _read(name: str, value: Any, stage_types: Mapping[str, StageTypeLike], resul
     if kind == "comparison" and seeds:
         result.problems.append(Problem((*path, "seeds"), "a comparison is not copied; give seeds to the stages before it"))
         seeds = None
-    # One round where the number is wrong, so that the blocks are still checked.
-    rounds = (1 if ("rounds",) in wrong else int(value["rounds"])) if form else None
+    # One round where the number is wrong or its key is misspelt, so that the blocks are still checked.
+    rounds = (1 if ("rounds",) in wrong else int(value.get("rounds", 1))) if form else None
     return Entry(name, fields, kind, references, seeds, rounds, own_seeds=seeds is not None)
 
 

@@ -7,6 +7,7 @@ documents in a file are refused: an untrusted recipe must not expand in memory, 
 from __future__ import annotations
 
 import codecs
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,9 +149,9 @@ def read_document(path: Path, *, rank: int = 0, label: str | None = None) -> Doc
         raise RecipeError(f"{label}: there is no such file", hint="Check the path; relative paths start where you are.") from None
     except IsADirectoryError:
         raise RecipeError(f"{label}: this is a folder, not a YAML file") from None
-    except ValueError:  # a null character
-        raise RecipeError(f"{label}: no file can have this name", hint="Check the path.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:  # the former: a null character
+            raise RecipeError(f"{label}: no file can have this name", hint="Check the path.") from None
         hint = "Save what it gives as a file, and name that." if other_kind(path) else None
         unreadable = RecipeError(f"{label}: cannot be read ({error.strerror})", hint=hint)
         raise system_problem(error, path) or unreadable from error

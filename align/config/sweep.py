@@ -177,10 +177,10 @@ class _Sweeper:
                 return None
             alternatives = follow((config_type,), around, inside)[0]
             whole = int in alternatives and float not in alternatives
-        if isinstance(value, dict) and not (meant := values_meant(value)):
-            return self._range(path, value, whole=whole)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (meant := values_meant(value)):
             self._say(path, f"expected a list of values, or a range; write {meant}")
+        elif isinstance(value, dict) and value:
+            return self._range(path, value, whole=whole)
         elif not isinstance(value, list):
             self._say(
                 path, f"expected a list of values, or {{log_uniform: [LOW, HIGH]}}, got {show_value(value)}{as_list(value)}"

@@ -25,7 +25,7 @@ def other_kind(path: Path) -> str | None:
     """What is there in place of a file, such as `a pipe`; None for a file, or where there is nothing."""
     try:
         return _kind(os.stat(path))
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name with a null character
         return None
 
 

@@ -13,9 +13,10 @@ from align.stages.registry import STAGES
 
 
 @pytest.mark.parametrize("kind", ["model", "instructions"])
-def test_a_path_that_is_too_long_for_any_file_is_reported_as_absent(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("path", ["a" * 400, "a\0b"], ids=["long", "null"])
+def test_a_path_that_no_file_can_have_is_reported_as_absent(tmp_path: Path, kind: str, path: str) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"inputs": {"x": {"kind": kind, "path": "a" * 400}}, "stages": {}}))
+    recipe.write_text(json.dumps({"inputs": {"x": {"kind": kind, "path": path}}, "stages": {}}))
     with pytest.raises(RecipeError, match=r"inputs\.x\.path: there is no such"):
         parse_recipe(recipe, stage_types=STAGES)
 
@@ -29,9 +30,10 @@ def test_a_name_that_is_too_long_for_any_is_not_compared_letter_by_letter(tmp_pa
     assert len(str(caught.value)) < 2000
 
 
-def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["\0", "a" * 400], ids=["null", "long"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
     recipe = tmp_path / "recipe.yaml"
-    stages = {"s": {"stage": "score", "candidates": "c", "scorers": {"a": {"rules": "\0"}}}}
+    stages = {"s": {"stage": "score", "candidates": "c", "scorers": {"a": {"rules": name}}}}
     recipe.write_text(json.dumps({"inputs": {"c": {"kind": "prompts", "path": "recipe.yaml"}}, "stages": stages}))
     with pytest.raises(RecipeError, match="no file can have this name"):
         parse_recipe(recipe, stage_types=STAGES)

@@ -142,6 +142,7 @@ def test_the_reference_can_be_the_first_model(forms: Forms) -> None:
         ("rounds: 2", "rounds: 0", "10:13: stages.iterated.rounds: must be at least 1, got 0"),
         ("rounds: 2", "rounds: two", "10:13: stages.iterated.rounds: expected a whole number, got the text 'two'"),
         ("    rounds: 2\n", "", "9:3: stages.iterated.rounds: this key is missing; expected a whole number"),
+        ("rounds: 2", "ronds: 2", "10:5: stages.iterated.ronds: unknown key; did you mean 'rounds'?"),
         ("rounds: 2", "rounds: 2\n    ronds: 1", "11:5: stages.iterated.ronds: unknown key; did you mean 'rounds'?"),
         (
             "rounds: 2",

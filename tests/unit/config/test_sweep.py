@@ -172,6 +172,7 @@ FIELDS = "{dpo.beta: [0.3, 0.1], pairs.min_margin: [0.0, 1.0]}"
         (FIELDS, "{dpo.bata: [1]}", "recipe.yaml:18:14: sweep.dpo.fields.dpo.bata: unknown key; did you mean 'beta'?"),
         (FIELDS, "{dpo.beta: [0.1, high]}", "yaml:18:30: sweep.dpo.fields.dpo.beta.1: expected a number, got the text 'high'"),
         (FIELDS, "{dpo.beta: 0.1}", "dpo.beta: expected a list of values, or {log_uniform: [LOW, HIGH]}, got the number 0.1"),
+        (FIELDS, "{dpo.beta: {}}", "dpo.beta: expected a list of values, or {log_uniform: [LOW, HIGH]}, got a mapping"),
         (FIELDS, "{dpo.beta: [0.1, 0.1]}", "fields.dpo.beta.1: 0.1 is here twice"),
         (FIELDS, "{beta: [0.1]}", "fields.beta: expected STAGE.FIELD; did you mean 'dpo.beta'?"),
         (FIELDS, "{dop.beta: [0.1]}", "dop.beta: expected STAGE.FIELD with a stage of this recipe; did you mean 'dpo.beta'?"),
