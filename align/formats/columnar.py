@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import DataError
 from align.formats.held import held_bytes, unreadable_columns
+from align.formats.parquet_footer import read_row_groups
 from align.formats.parquet_pages import group_batch_rows
 from align.formats.raw import MAX_LINE_BYTES, UTF8_HINT, RawProblem, RawRow, repeated_names
 from align.formats.unpacked import ARROW_FILE_MAGIC, ARROW_FILE_START, TooLarge, check_arrow
@@ -44,7 +45,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         with parquet.ParquetFile(path, buffer_size=MAX_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
             limits, damaged = list[int](), None
             try:
-                limits.extend(group_batch_rows(path, file.metadata, BATCH_ROWS))
+                limits.extend(group_batch_rows(path, read_row_groups(path), file.schema, BATCH_ROWS))
             except EOFError as error:
                 damaged = error
             for rows, groups in groupby(range(len(limits)), limits.__getitem__):

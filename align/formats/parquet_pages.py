@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from align.formats.parquet_footer import ColumnChunk, RowGroup
 from align.formats.raw import MAX_LINE_BYTES
+from align.formats.thrift import Wanted, number_of, read_struct, varint
 from align.formats.unpacked import TooLarge
 
 if TYPE_CHECKING:
@@ -27,9 +29,13 @@ MAX_BATCH_BYTES = MAX_LINE_BYTES
 MAX_BATCH_VALUES = MAX_LINE_BYTES // 8
 """Values of one column in the rows of a batch."""
 _DICTIONARY_PAGE = 2
-# Of Thrift's compact protocol, in which page headers are written.
-_VARINTS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (3, 4, 5, 6), 7, 8, (9, 10), 12
-_MAX_HEADER_BYTES = 1 << 24
+_KIND: Wanted = {1: None, 4: None, 6: None}
+_HEADER: Wanted = {1: None, 2: None, 3: None, 5: _KIND, 7: _KIND, 8: _KIND}
+"""Fields of a page's header: its kind, its bytes unpacked and packed, and one of the three kinds that have values."""
+_PREFIXES = 7
+"""The encoding in which a value may begin as the one before it."""
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+"""By their numbers in a footer, as pyarrow calls them. 5, an older form of LZ4, is missing: pyarrow cannot unpack it alone."""
 _UNPACKED_BYTES = 1 << 20
 """Of packed levels, unpacked at a time: a bit becomes a byte."""
 _RLE = 3
@@ -38,26 +44,26 @@ _RLE = 3
 
 def group_batch_rows(
     path: Path,
-    metadata: pyarrow.parquet.FileMetaData,
+    groups: Iterable[RowGroup],
+    schema: pyarrow.parquet.ParquetSchema,
     most: int,
     *,
-    groups: Iterable[int] | None = None,
     columns: Container[str] | None = None,
 ) -> Iterator[int]:
     """How many rows of each row group may be read at a time, at most `most`.
 
     Args:
-        groups: numbers of the row groups; default: all.
         columns: those that are read, by the names at the top of the schema; default: all.
     Raises:
         TooLarge: if pages unpack to more than `MAX_PAGE_BYTES`, or a row has more than `MAX_BATCH_VALUES` values.
         EOFError: at a row group with a page whose header cannot be read.
     """
     with path.open("rb") as file:
-        places = list(_places(metadata, columns))
-        for number in range(metadata.num_row_groups) if groups is None else groups:
-            group = metadata.row_group(number)
-            found = [_look_at(file, group.column(place), metadata.schema.column(place), group.num_rows) for place in places]
+        places = list(_places(schema, columns))
+        for group in groups:
+            if places and len(group.columns) <= places[-1]:
+                raise EOFError(f"a row group has {len(group.columns)} columns, fewer than the schema")
+            found = [_look_at(file, group.columns[place], schema.column(place), group.num_rows) for place in places]
             if (pages := sum(column.page_bytes for column in found)) > MAX_PAGE_BYTES:
                 raise TooLarge(f"its pages unpack to {pages:,} bytes")
             bytes_each = sum(column.row_bytes for column in found)
@@ -65,11 +71,11 @@ def group_batch_rows(
             yield max(1, int(fitting))
 
 
-def _places(metadata: pyarrow.parquet.FileMetaData, columns: Container[str] | None) -> Iterator[int]:
+def _places(schema: pyarrow.parquet.ParquetSchema, columns: Container[str] | None) -> Iterator[int]:
     """Numbers of the columns as Parquet counts them: every field inside a column is one."""
-    wanted = [name for name in metadata.schema.to_arrow_schema().names if columns is None or name in columns]
-    for place in range(metadata.num_columns):
-        path = metadata.schema.column(place).path
+    wanted = [name for name in schema.to_arrow_schema().names if columns is None or name in columns]
+    for place in range(len(schema)):
+        path = schema.column(place).path
         # A name may have dots itself.
         if columns is None or any(path == name or path.startswith(f"{name}.") for name in wanted):
             yield place
@@ -87,15 +93,15 @@ class _Column:
     """By the number of values in a row."""
 
 
-def _look_at(file: IO[bytes], column: Any, description: Any, num_rows: int) -> _Column:
+def _look_at(file: IO[bytes], column: ColumnChunk, description: Any, num_rows: int) -> _Column:
     is_fixed = description.physical_type == "FIXED_LEN_BYTE_ARRAY"
     fixed = float(description.length) if is_fixed else 0.0  # a null takes as much
-    has_prefixes, is_nested = "DELTA_BYTE_ARRAY" in column.encodings, description.max_repetition_level > 0
+    has_prefixes, is_nested = _PREFIXES in column.encodings, description.max_repetition_level > 0
     largest = values = repeated = 0
     each = 0.0
     for page in _pages(file, column):
         if page.size > MAX_PAGE_BYTES:
-            raise TooLarge(f"a page of the column {column.path_in_schema} unpacks to {page.size:,} bytes")
+            raise TooLarge(f"a page of the column {description.path} unpacks to {page.size:,} bytes")
         largest = max(largest, page.size)
         if page.kind == _DICTIONARY_PAGE or has_prefixes:
             repeated = max(repeated, page.size)  # few bytes can repeat its largest value in every row
@@ -105,9 +111,9 @@ def _look_at(file: IO[bytes], column: Any, description: Any, num_rows: int) -> _
     in_a_row = max(1.0, values / max(1, num_rows)) if is_nested else 1.0
     most_rows = MAX_BATCH_VALUES / in_a_row
     if is_nested and values > MAX_BATCH_VALUES:
-        longest = _longest_row(file, column, description.max_repetition_level)
+        longest = _longest_row(file, column, description)
         if longest > MAX_BATCH_VALUES:
-            raise TooLarge(f"a row of the column {column.path_in_schema} has {longest:,} values")
+            raise TooLarge(f"a row of the column {description.path} has {longest:,} values")
         most_rows = MAX_BATCH_VALUES / max(1, longest)
     return _Column(largest, max(fixed, repeated, each) * in_a_row, most_rows)
 
@@ -131,48 +137,36 @@ class _Page:
     """Of the format's second version of a page with values."""
 
 
-def _pages(file: IO[bytes], column: Any) -> Iterator[_Page]:
+def _pages(file: IO[bytes], column: ColumnChunk) -> Iterator[_Page]:
     """The pages of a column's chunk.
 
     Raises:
         EOFError: at a header that cannot be read, of which pyarrow may make something else.
     """
-    starts = [column.dictionary_page_offset, column.data_page_offset]
-    place = min(start for start in starts if start)
-    end = place + column.total_compressed_size
+    place, end = column.place, column.place + column.packed_bytes
     while place < end:
         file.seek(place)
-        try:
-            header = _read_struct(file)
-        except RecursionError:
-            raise EOFError("structs in structs without end") from None
+        header = read_struct(file, _HEADER)
         place = file.tell()
-        kind, unpacked, packed = (_number(header, field) for field in (1, 2, 3))
+        kind, unpacked, packed = (number_of(header, field) for field in (1, 2, 3))
         own = next((found for field in (5, 7, 8) if isinstance(found := header.get(field), dict)), {})
-        yield _Page(kind, unpacked, _number(own, 1, 0), place, packed, own, is_second=8 in header)
+        yield _Page(kind, unpacked, number_of(own, 1, 0), place, packed, own, is_second=8 in header)
         place += packed
 
 
-def _number(header: dict[int, Any], field: int, default: int | None = None) -> int:
-    """A number of a header, 0 or more."""
-    number = header.get(field, default)
-    if not isinstance(number, int) or number < 0:
-        raise EOFError(f"a page's header has {number!r} as field {field}")
-    return number
-
-
-def _longest_row(file: IO[bytes], column: Any, max_level: int) -> int:
+def _longest_row(file: IO[bytes], column: ColumnChunk, description: Any) -> int:
     """Most values of a row in a column of lists.
 
     Raises:
         TooLarge: if that cannot be told.
     """
     longest = current = 0
+    width = description.max_repetition_level.bit_length()
     for page in _pages(file, column):
         if page.kind == _DICTIONARY_PAGE:
             continue
         left = page.values
-        for levels, count in _levels(_level_bytes(file, column, page), max_level.bit_length()):
+        for levels, count in _levels(_level_bytes(file, column, page), width):
             count = min(count, left)
             left -= count
             if isinstance(levels, int):  # of all of them
@@ -185,25 +179,24 @@ def _longest_row(file: IO[bytes], column: Any, max_level: int) -> int:
             longest = max(longest, current + int(starts[0]), int((starts[1:] - starts[:-1]).max(initial=0)))
             current = count - int(starts[-1])
         if left:
-            raise TooLarge(f"it cannot be told where the rows of the column {column.path_in_schema} begin")
+            raise TooLarge(f"it cannot be told where the rows of the column {description.path} begin")
     return max(longest, current)
 
 
-def _level_bytes(file: IO[bytes], column: Any, page: _Page) -> bytes:
+def _level_bytes(file: IO[bytes], column: ColumnChunk, page: _Page) -> bytes:
     """The repetition levels of a page, as they are encoded; empty if it is not known how."""
     import pyarrow
 
     file.seek(page.place)
     content = file.read(page.packed)
     if page.is_second:
-        return content[: _number(page.header, 6)]  # in front, and never compressed
+        return content[: number_of(page.header, 6)]  # in front, and never compressed
     if page.header.get(4) != _RLE:
         return b""
-    if column.compression != "UNCOMPRESSED":
-        name = {"LZ4": "lz4_raw"}.get(column.compression, column.compression.lower())
+    if column.codec:
         try:
-            content = pyarrow.decompress(content, decompressed_size=page.size, codec=name, asbytes=True)
-        except (pyarrow.ArrowException, OSError, ValueError):
+            content = pyarrow.decompress(content, decompressed_size=page.size, codec=_CODECS[column.codec], asbytes=True)
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError):
             return b""
     return content[4 : 4 + int.from_bytes(content[:4], "little")]
 
@@ -219,7 +212,7 @@ def _levels(encoded: bytes, width: int) -> Iterator[tuple[Any, int]]:
     stream, width_bytes = io.BytesIO(encoded), (width + 7) // 8
     while stream.tell() < len(encoded):
         try:
-            head = _varint(stream)
+            head = varint(stream)
         except EOFError:
             return
         count = head >> 1
@@ -233,65 +226,3 @@ def _levels(encoded: bytes, width: int) -> Iterator[tuple[Any, int]]:
             bits = np.unpackbits(packed, bitorder="little")
             levels = bits[: len(bits) // width * width].reshape(-1, width).max(1)
             yield levels, len(levels)
-
-
-def _read_struct(file: IO[bytes]) -> dict[int, Any]:
-    """Whole numbers and structs of a struct in Thrift's compact protocol, by field; other fields are skipped.
-
-    Raises:
-        EOFError: if there is no such struct here.
-    """
-    found: dict[int, Any] = {}
-    field = 0
-    while (head := _byte(file)) != 0:
-        field = field + (head >> 4) if head >> 4 else _signed(_varint(file))
-        kind = head & 15
-        if kind in _VARINTS[1:]:
-            found[field] = _signed(_varint(file))
-        elif kind == _STRUCT:
-            found[field] = _read_struct(file)
-        else:
-            _skip(file, kind)
-    return found
-
-
-def _skip(file: IO[bytes], kind: int, *, in_list: bool = False) -> None:
-    if kind in (1, 2):
-        if in_list:
-            _byte(file)
-    elif kind == _VARINTS[0]:
-        _byte(file)
-    elif kind in _VARINTS:
-        _varint(file)
-    elif kind == _DOUBLE:
-        file.seek(8, io.SEEK_CUR)
-    elif kind == _BINARY:
-        file.seek(min(_varint(file), _MAX_HEADER_BYTES), io.SEEK_CUR)
-    elif kind in _LISTS:
-        head = _byte(file)
-        for _ in range(min(_varint(file) if head >> 4 == 15 else head >> 4, _MAX_HEADER_BYTES)):
-            _skip(file, head & 15, in_list=True)
-    elif kind == _STRUCT:
-        _read_struct(file)
-    else:
-        raise EOFError(f"no field of a page header has the type {kind}")
-
-
-def _byte(file: IO[bytes]) -> int:
-    if not (content := file.read(1)):
-        raise EOFError
-    return content[0]
-
-
-def _varint(file: IO[bytes]) -> int:
-    result = 0
-    for shift in range(0, 70, 7):
-        byte = _byte(file)
-        result |= (byte & 127) << shift
-        if byte < 128:
-            return result
-    raise EOFError("a number of more than 64 bits")
-
-
-def _signed(number: int) -> int:
-    return (number >> 1) ^ -(number & 1)

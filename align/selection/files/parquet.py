@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.errors import DataError, StageError
+from align.formats.parquet_footer import read_row_groups
 from align.formats.parquet_pages import group_batch_rows
 from align.formats.raw import MAX_LINE_BYTES
 from align.formats.unpacked import TooLarge
@@ -34,12 +35,11 @@ class ParquetReader:
         self._file = file
         try:
             self._parquet = pq.ParquetFile(file.path, buffer_size=READ_BYTES, pre_buffer=False)
-        except (pa.ArrowInvalid, OSError) as error:
+            self._groups = read_row_groups(file.path)
+        except (pa.ArrowInvalid, OSError, EOFError) as error:
             raise DataError(f"{file.path}: cannot be read as Parquet ({error})", hint="Write the file again.") from None
         self._schema = self._parquet.schema_arrow
-        metadata = self._parquet.metadata
-        groups = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-        self._group_bounds = list(pairwise(accumulate(groups, initial=0)))
+        self._group_bounds = list(pairwise(accumulate((group.num_rows for group in self._groups), initial=0)))
         """First row of every row group, and the row after its last."""
 
     def check(self) -> None:
@@ -59,7 +59,7 @@ class ParquetReader:
                     yield PromptStart(prompt_id, row + start, row + start, may_cut)
                     may_cut = False
                 row += len(ids)
-        rows = self._parquet.metadata.num_rows
+        rows = self._group_bounds[-1][1] if self._group_bounds else 0
         yield PromptStart(None, rows, rows)
 
     def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
@@ -96,9 +96,10 @@ class ParquetReader:
             yield checked
 
     def _batches(self, groups: Sequence[int], columns: list[str], rows: int) -> Iterator[list[Any]]:
-        path, metadata = self._file.path, self._parquet.metadata
+        path, described = self._file.path, [self._groups[group] for group in groups]
         try:
-            for group, most in zip(groups, group_batch_rows(path, metadata, rows, groups=groups, columns=columns), strict=True):
+            fitting = group_batch_rows(path, described, self._parquet.schema, rows, columns=columns)
+            for group, most in zip(groups, fitting, strict=True):
                 for batch in self._parquet.iter_batches(most, row_groups=[group], columns=columns, use_threads=False):
                     yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
         except TooLarge as error:

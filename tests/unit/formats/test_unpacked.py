@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from align.data.reader import RawProblem, read_raw
 from align.formats import columnar, delimited, json_list, parquet_pages, raw, unpacked
+from align.formats.parquet_footer import read_row_groups
 
 
 def found(path: Path) -> list[str]:
@@ -156,12 +157,12 @@ def test_a_list_that_a_page_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nulls_of_a_fixed_width_take_their_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet.write_table(pyarrow.table({"f": pyarrow.nulls(50, pyarrow.binary(1000))}), tmp_path / "a.parquet")
-    (rows,) = parquet_pages.group_batch_rows(tmp_path / "a.parquet", parquet.read_metadata(tmp_path / "a.parquet"), 50)
-    assert rows == 50
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"f": pyarrow.nulls(50, pyarrow.binary(1000))}), path)
+    groups, schema = read_row_groups(path), parquet.read_metadata(path).schema
+    assert list(parquet_pages.group_batch_rows(path, groups, schema, 50)) == [50]
     monkeypatch.setattr(parquet_pages, "MAX_BATCH_BYTES", 10_000)
-    (rows,) = parquet_pages.group_batch_rows(tmp_path / "a.parquet", parquet.read_metadata(tmp_path / "a.parquet"), 50)
-    assert rows == 10
+    assert list(parquet_pages.group_batch_rows(path, groups, schema, 50)) == [10]
 
 
 def write_table(path: Path, **columns: pyarrow.Array) -> Path:
