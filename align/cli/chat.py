@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,11 +50,11 @@ def chat(
     from rich.console import Console
 
     from align.export.source import open_source
-    from align.pipeline.worker import process_environment
+    from align.pipeline.worker import prepare_process
 
     source = open_source(model)
     source.require("language", "chat")
-    os.environ.update(process_environment(os.environ))
+    prepare_process()
     folder = with_chat(source.folder, chat)
     if folder.new_tokens:
         raise RecipeError(

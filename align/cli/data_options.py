@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -87,9 +86,9 @@ def open_model_format(model: Path, chat: str | None) -> ModelFormat:
     Raises:
         RecipeError, EnvironmentProblem: see `find_source`, `with_chat` and `load_format`.
     """
-    from align.pipeline.worker import process_environment
+    from align.pipeline.worker import prepare_process
 
-    os.environ.update(process_environment(os.environ))  # before transformers is imported: no network, no telemetry, no warnings
+    prepare_process()  # before transformers is imported: no network, no telemetry, no warnings
     from align.export.source import find_source
     from align.models.chat_format import load_format
 

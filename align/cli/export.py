@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,10 +38,10 @@ def export(
     The folder appears once it is complete and its answers match the model's. Reward models can be exported too.
     """
     from align.export import export_model, open_source
-    from align.pipeline.worker import process_environment
+    from align.pipeline.worker import prepare_process
 
     source = open_source(model)
-    os.environ.update(process_environment(os.environ))
+    prepare_process()
     result = export_model(source, to, dtype=dtype, check=check, note=lambda text: print(text, file=sys.stderr))
     if json:
         print_json(result.to_json())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,12 +29,12 @@ def serve(
     """
     from align.engines.vllm_server import check_can_serve
     from align.export.source import open_source
-    from align.pipeline.worker import process_environment
+    from align.pipeline.worker import prepare_process
 
     source = open_source(model)
     source.require("language", "serve")
     check_can_serve(port)
-    os.environ.update(process_environment(os.environ))
+    prepare_process()
     # By default SIGTERM ends Python at once. As an exception it leaves the `with` block, which stops the server.
     signal.signal(signal.SIGTERM, _end)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import resource
 import signal
@@ -38,7 +39,7 @@ from align.stages.registry import STAGES
 from align.store.artifact import MODEL_FOLDER, Artifact, Entry, Manifest
 from align.store.kept import versions_of
 from align.store.lock import hold
-from align.system_errors import system_problem
+from align.system_errors import require_addresses, system_problem
 
 # Nothing leaves the machine unless asked: models were fetched, if at all, before the worker started.
 ENVIRONMENT = {
@@ -72,6 +73,16 @@ def process_environment(user: Mapping[str, str]) -> dict[str, str]:
         user: the variables that the user has set; those about threads stay.
     """
     return {**ENVIRONMENT, **thread_environment(user)}
+
+
+def prepare_process() -> None:
+    """Make this process one that may load a model; call it before anything imports torch.
+
+    Raises:
+        EnvironmentProblem: see `require_addresses`.
+    """
+    require_addresses()
+    os.environ.update(process_environment(os.environ))
 
 
 def job_environment(user: Mapping[str, str]) -> dict[str, str]:
