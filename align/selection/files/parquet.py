@@ -19,6 +19,7 @@ from align.formats.raw import MAX_LINE_BYTES
 from align.formats.unpacked import TooLarge
 from align.selection.candidate import PromptCandidates, two_prompts
 from align.selection.files.reader import SCORE_FORMS, SCORE_PREFIX, FileRange, PromptStart, RowFile
+from align.system_errors import system_problem
 from align.written import mapped_columns
 
 READ_BYTES = 1 << 20
@@ -26,6 +27,8 @@ READ_BYTES = 1 << 20
 CHUNK_ROWS = 8192
 ID_ROWS = 1 << 16
 PROMPT_NUMBER = "prompt_number"
+_DAMAGE = (pa.ArrowException, OSError, EOFError, MemoryError, UnicodeDecodeError)
+"""What pyarrow raises at a damaged file. A flipped bit can ask for any amount of memory, or spoil a column's name."""
 
 
 class ParquetReader:
@@ -36,9 +39,13 @@ class ParquetReader:
         try:
             self._parquet = pq.ParquetFile(file.path, buffer_size=READ_BYTES, pre_buffer=False)
             self._groups = read_row_groups(file.path)
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
-            raise DataError(f"{file.path}: cannot be read as Parquet ({error})", hint="Write the file again.") from None
-        self._schema = self._parquet.schema_arrow
+            self._schema = self._parquet.schema_arrow
+            for place in range(len(self._parquet.schema)):
+                _ = self._parquet.schema.column(place).path  # which fails if a name is not UTF-8
+        except _DAMAGE as error:
+            refused = system_problem(error, file.path)
+            unreadable = DataError(f"{file.path}: cannot be read as Parquet ({error})", hint="Write the file again.")
+            raise refused or unreadable from None
         self._group_bounds = list(pairwise(accumulate((group.num_rows for group in self._groups), initial=0)))
         """First row of every row group, and the row after its last."""
 
@@ -64,7 +71,7 @@ class ParquetReader:
 
     def parts(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[PromptCandidates]:
         for columns in self.columns(piece, scorers):
-            yield from _parts_of(columns, scorers, self._file.path)
+            yield from _parts_of(columns, scorers)
 
     def columns(self, piece: FileRange, scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of a piece as Arrow arrays, by column.
@@ -101,14 +108,16 @@ class ParquetReader:
             fitting = group_batch_rows(path, described, self._parquet.schema, rows, columns=columns)
             for group, most in zip(groups, fitting, strict=True):
                 for batch in self._parquet.iter_batches(most, row_groups=[group], columns=columns, use_threads=False):
+                    batch.validate(full=True)  # reading damaged values unchecked could end the process
                     yield [batch.column(batch.schema.get_field_index(name)) for name in columns]
         except TooLarge as error:
             raise DataError(
                 f"{path}: {error}, which is more than any row may have ({MAX_LINE_BYTES:,})",
                 hint="Write the file again without it.",
             ) from None
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
-            raise DataError(f"{path}: damaged ({error})", hint="Write the file again.") from None
+        except _DAMAGE as error:
+            found = "a text is not UTF-8" if "UTF8" in str(error) else f"damaged ({error})"
+            raise system_problem(error, path) or DataError(f"{path}: {found}", hint="Write the file again.") from None
 
     def _require(self, field: str) -> str:
         column = self._file.column(field)
@@ -128,8 +137,9 @@ class ParquetReader:
             self._no_nulls(field, array, row)
             if not pa.types.is_integer(array.type):
                 raise self._wrong_type(field, array, "whole numbers")
-            self._refuse(pc.less(array, 0), row, "candidate_index: expected a whole number, 0 or more")
-            return array.cast(pa.int64())
+            numbers = array.cast(pa.int64(), safe=False)  # what has 64 bits becomes negative
+            self._refuse(pc.less(numbers, 0), row, "candidate_index: expected a whole number, 0 or more, of at most 63 bits")
+            return numbers
         texts = self._texts(field, array)
         if field == "finish_reason":
             # None is among them: a candidate without a reason counts as complete.
@@ -151,7 +161,7 @@ class ParquetReader:
     def _texts(self, field: str, array: Any) -> Any:
         # A pandas categorical is written as a dictionary; a column of None alone has the type null.
         value_type = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-        if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or pa.types.is_null(value_type)):
+        if not (_is_text(value_type) or pa.types.is_null(value_type)):
             raise self._wrong_type(field, array, "texts")
         return array.cast(pa.string())
 
@@ -167,7 +177,9 @@ class ParquetReader:
         scores = self._file.column("scores")
         if scores in self._schema.names:
             kind = self._schema.field(scores).type
-            if pa.types.is_map(kind) or (pa.types.is_struct(kind) and kind.get_field_index(name) >= 0):
+            if (pa.types.is_map(kind) and _is_text(kind.key_type)) or (
+                pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+            ):
                 return scores, name
         for column in (self._file.column(SCORE_PREFIX + name), *([self._file.column("score")] if name == "score" else [])):
             if column in self._schema.names:
@@ -222,17 +234,12 @@ def run_starts(ids: Any) -> Any:
     return np.flatnonzero(np.append([len(ids) > 0], changes))
 
 
-def _parts_of(columns: dict[str, Any], scorers: Sequence[str], path: Path) -> Iterator[PromptCandidates]:
+def _parts_of(columns: dict[str, Any], scorers: Sequence[str]) -> Iterator[PromptCandidates]:
     """Plain lists for each run of rows of one prompt. All rows of a run must have the same prompt."""
     starts = run_starts(columns["prompt_id"])
-    try:
-        ids = columns["prompt_id"].take(pa.array(starts)).to_pylist()
-        run_prompts = columns["prompt"].take(pa.array(starts)).to_pylist()
-        # Arrow does not check that a text of a Parquet file is UTF-8; the conversion to Python fails on it.
-        texts = columns["completion"].to_pylist()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: a text is not UTF-8 ({error.reason})", hint="Write the file again.") from None
-    prompts = columns["prompt"]
+    ids = columns["prompt_id"].take(pa.array(starts)).to_pylist()
+    run_prompts = columns["prompt"].take(pa.array(starts)).to_pylist()
+    texts, prompts = columns["completion"].to_pylist(), columns["prompt"]
     bounds = list(pairwise([*starts.tolist(), len(prompts)]))
     first_of_run = prompts.take(pa.array(np.repeat(starts, [stop - start for start, stop in bounds])))
     # One comparison of columns in place of one per row in Python. The lists below are made for the error message alone.
@@ -265,7 +272,7 @@ def read_partition(path: Path, scorers: Sequence[str]) -> Iterator[PromptCandida
     # Rows take far more memory as Python objects than in Arrow's columns, so a few thousand at a time become objects.
     for start in range(0, len(order), CHUNK_ROWS):
         (batch,) = table.take(pa.array(order[start : start + CHUNK_ROWS])).combine_chunks().to_batches()
-        yield from _parts_of({name: batch[name] for name in batch.schema.names}, scorers, path)
+        yield from _parts_of({name: batch[name] for name in batch.schema.names}, scorers)
 
 
 def _only_role_and_content(array: Any) -> Any:
@@ -275,6 +282,10 @@ def _only_role_and_content(array: Any) -> Any:
     # The offsets of a slice do not begin at 0, but its flattened messages do.
     offsets = pc.subtract(array.offsets, array.offsets[0]).cast(pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(kept, ["role", "content"]))
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _field_names(struct: Any) -> set[str]:

@@ -28,6 +28,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "headers": _target("headers", "HeaderTarget"),
     "model_folder": _target("model_folder", "ModelFolderTarget"),
     "manifests": _target("manifests", "ManifestTarget"),
+    "candidates": _target("candidates", "CandidatesTarget"),
     "templates": _target("templates", "TemplateTarget"),
 }
 """What makes each target, in a folder of its own."""
