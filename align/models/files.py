@@ -44,6 +44,8 @@ MAX_SHARDS = 10_000
 MAX_TEXT_BYTES = 256 * 1024 * 1024
 """Of a file that is read whole; the largest tokenizer.json of public models has some 40 MB."""
 MAX_NAME_BYTES = 255
+MOST_TOKENS = 1 << 24
+"""Of a vocabulary; the largest of public models have some 260,000."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _QUANTIZED_NAMES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Settings of GPTQ, AWQ and ModelOpt, in folders whose config.json says nothing of them."""
@@ -124,12 +126,28 @@ def check_contents(path: Path) -> None:
             f"{path}: there is no {TOKENIZER_NAME}",
             hint=f'Save the tokenizer there: AutoTokenizer.from_pretrained("…").save_pretrained("{path}")',
         )
-    read_json_object(path, TOKENIZER_NAME)
+    _check_token_ids(path)
     if (path / ADAPTER_CONFIG_NAME).exists():
         _check_adapter(path)
         return
     for weights in weight_files(path):
         check_weight_file(path / weights)
+
+
+def _check_token_ids(path: Path) -> None:
+    """Refuse a tokenizer with an id that no vocabulary needs: the library makes room for all ids below the largest."""
+    content = read_json_object(path, TOKENIZER_NAME)
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+    if isinstance(added, list):
+        tokens += [(token.get("content"), token.get("id")) for token in added if isinstance(token, dict)]
+    for text, number in tokens:
+        if isinstance(number, int) and not 0 <= number < MOST_TOKENS:
+            raise EnvironmentProblem(
+                f"{path / TOKENIZER_NAME}: the token {str(text)[:60]!r} has the id {number}; expected 0 to {MOST_TOKENS - 1:,}",
+                hint="Get the model again.",
+            )
 
 
 def _refuse_bare_adapter(path: Path) -> None:

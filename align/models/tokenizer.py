@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.errors import AlignError, EnvironmentProblem
 from align.models.files import TOKENIZER_NAME
+from align.system_errors import system_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SHOWN_CHARACTERS = 200
 PROBES = (
     "Two words,  12.5 %.\n\tdef f(x): return x",
     " 안녕하세요, 오늘 날씨가 어때요?\n",
@@ -20,15 +23,41 @@ PROBES = (
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder that was checked. Never goes to the network, and runs no code of the folder."""
+    """The tokenizer of a folder that was checked. Never goes to the network, and runs no code of the folder.
+
+    Raises:
+        EnvironmentProblem: if its files make no tokenizer that can be used.
+    """
+    try:
+        return _loaded(path)
+    except AlignError:
+        raise
+    except BaseException as error:
+        # Whatever transformers stumbles on, and of the library in Rust, whose failures are no Exception in Python.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:SHOWN_CHARACTERS]
+        raise system_problem(error, path) or EnvironmentProblem(
+            f"{path}: its tokenizer cannot be used ({type(error).__name__}: {reason})",
+            hint=f'Get its files again, or save them anew: AutoTokenizer.from_pretrained("…").save_pretrained("{path}").',
+        ) from error
+
+
+def _loaded(path: Path) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), **options)
-    if not _is_as_published(tokenizer, path):
-        # The class that tokenizer_config.json names builds a tokenizer of its own, which may be another: of deepseek-coder's
-        # byte-level file it makes SentencePiece's, and all spaces are lost. tokenizer.json is what the model was trained with.
+    is_own_class = type(tokenizer) is not PreTrainedTokenizerFast  # which is made from the file itself
+    published = Tokenizer.from_file(str(path / TOKENIZER_NAME)) if is_own_class else tokenizer.backend_tokenizer
+    # The class that tokenizer_config.json names builds a tokenizer of its own, which may be another: of deepseek-coder's
+    # byte-level file it makes SentencePiece's, and all spaces are lost. tokenizer.json is what the model was trained with.
+    tokens = {text: published.encode(text, add_special_tokens=False).ids for text in PROBES}
+    if any(list(tokenizer(text, add_special_tokens=False)["input_ids"]) != tokens[text] for text in PROBES):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), **options)
+    for some in tokens.values():
+        tokenizer.decode(some)
     return tokenizer
 
 
@@ -42,17 +71,3 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
 def differing_ids(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
     """Tokens that have different ids in two vocabularies, or are in one alone."""
     return sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
-
-
-def _is_as_published(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:
-    """Whether it makes the tokens of tokenizer.json."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    if type(tokenizer) is PreTrainedTokenizerFast:  # made from the file itself
-        return True
-    published = Tokenizer.from_file(str(path / TOKENIZER_NAME))
-    return all(
-        list(tokenizer(text, add_special_tokens=False)["input_ids"]) == published.encode(text, add_special_tokens=False).ids
-        for text in PROBES
-    )

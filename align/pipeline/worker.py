@@ -50,6 +50,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "RUST_BACKTRACE": "0",  # what fails in Rust becomes an error that names the file
     # A killed worker leaves semaphores to the resource tracker, which removes them and warns; users need not know.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }

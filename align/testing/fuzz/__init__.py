@@ -29,6 +29,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "model_folder": _target("model_folder", "ModelFolderTarget"),
     "manifests": _target("manifests", "ManifestTarget"),
     "candidates": _target("candidates", "CandidatesTarget"),
+    "tokenizer": _target("tokenizer", "TokenizerTarget"),
     "templates": _target("templates", "TemplateTarget"),
 }
 """What makes each target, in a folder of its own."""
