@@ -270,7 +270,10 @@ def _place_of(name: str, graph: RecipeGraph) -> Any:
     spec = graph.inputs.get(name)
     if not isinstance(spec, DataInput) or spec.mixture is not None:
         return name
-    return locate(spec.path, graph.folder).resolve() if spec.path else (spec.dataset, spec.subset, spec.split)
+    if not spec.path:
+        return spec.dataset, spec.subset, spec.split
+    place = locate(spec.path, graph.folder)
+    return place.resolve() if exists(place) else name  # a name that no file can have cannot be resolved either
 
 
 def _uses(scorer: Any, value: Any) -> bool:

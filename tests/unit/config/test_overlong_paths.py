@@ -49,3 +49,24 @@ def test_a_sweep_of_what_is_no_stage_is_reported_at_the_stage(tmp_path: Path) ->
     recipe.write_text(json.dumps(content))
     with pytest.raises(RecipeError, match=r"stages\.dpo: expected a mapping, got a list"):
         parse_recipe(recipe, stage_types=STAGES)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "loop.jsonl"])
+def test_prompts_of_a_choice_whose_path_leads_nowhere(tmp_path: Path, path: str) -> None:
+    """They are compared with the held-out prompts."""
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    scorer = {"length": {"rules": [{"type": "length", "name": "short", "max_characters": 12}]}}
+    stages = {
+        "best": {"stage": "select_model", "models": ["m"], "prompts": "chosen_by", "scorer": scorer["length"]},
+        "compare": {"stage": "compare", "models": ["m", "best"], "prompts": "held_out", "scorers": scorer},
+    }
+    inputs = {
+        "m": {"kind": "model", "path": "."},
+        "chosen_by": {"kind": "prompts", "path": path},
+        "held_out": {"kind": "prompts", "path": "held_out.jsonl"},
+    }
+    recipe.write_text(json.dumps({"inputs": inputs, "stages": stages}))
+    with pytest.raises(RecipeError, match=r"inputs\.chosen_by\.path: there is no such file"):
+        parse_recipe(recipe, stage_types=STAGES)
