@@ -143,12 +143,14 @@ def _pages(file: IO[bytes], column: ColumnChunk) -> Iterator[_Page]:
     Raises:
         EOFError: at a header that cannot be read, of which pyarrow may make something else.
     """
-    place, end = column.place, column.place + column.packed_bytes
+    place, end, file_end = column.place, column.place + column.packed_bytes, file.seek(0, io.SEEK_END)
     while place < end:
         file.seek(place)
         header = read_struct(file, _HEADER)
         place = file.tell()
         kind, unpacked, packed = (number_of(header, field) for field in (1, 2, 3))
+        if place + packed > file_end:  # pyarrow would take the memory for it first
+            raise EOFError(f"a page of {packed:,} bytes is longer than the file")
         own = next((found for field in (5, 7, 8) if isinstance(found := header.get(field), dict)), {})
         yield _Page(kind, unpacked, number_of(own, 1, 0), place, packed, own, is_second=8 in header)
         place += packed

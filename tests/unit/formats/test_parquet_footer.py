@@ -124,3 +124,17 @@ def test_what_is_no_struct(content: bytes) -> None:
     for wanted in ({}, {1: {1: None}}):
         with pytest.raises(EOFError, match="."):
             read_struct(io.BytesIO(content), wanted)  # type: ignore[arg-type]
+
+
+def test_a_page_that_is_longer_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow would take 1.3 GB and three seconds to find out."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a"] * 5}), path, compression="none")
+    content = path.read_bytes()
+    place = 4 + 1  # behind the file's mark and the kind of its first page: the header's bytes unpacked, and packed
+    assert content[place - 1 : place + 4] == b"\x15\x04\x15\x0a\x15"
+    long = bytes([0x15, 0x0A, 0x15, 0xF4, 0x90, 0x80, 0x80, 0x0A])
+    path.write_bytes(content[: place + 1] + long + content[place + 5 :])
+    ((_, row),) = read_raw(path)
+    assert isinstance(row, RawProblem) and row.reason == "damaged_file"
+    assert "a page of 1,342,178,362 bytes is longer than the file" in row.message
