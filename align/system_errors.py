@@ -25,7 +25,14 @@ _FAILING = {
     errno.EIO: "the disk, or the server of a network file system, failed",
     errno.ESTALE: "the network file system has lost the file (stale handle)",
     errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ELOOP: "the links there lead in a circle",
 }
+_HINTS = {
+    errno.ENAMETOOLONG: "Choose a folder with a shorter path, or a shorter name.",
+    errno.ELOOP: "Remove the link, or choose another place.",
+}
+"""For what is no failure of the file system."""
+_LINK_LOOP = "Symlink loop from "  # of pathlib
 _KNOWN = NO_ROOM | _FORBIDDEN | _FAILING.keys() | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 # "(os error 28)" and "Os { code: 28," of Rust's libraries, "[Errno 28]" and "[errno 28]" of Python's and Arrow's.
 _NUMBER = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[errno (\d+)\]", re.IGNORECASE)
@@ -103,8 +110,7 @@ def system_problem(error: BaseException, place: Path, *, needed: int | None = No
         return _too_many_files(number, place)
     if number == errno.ENOMEM:
         return EnvironmentProblem(f"{place}: {no_more_memory()}", hint=f"End other programs. {KEPT}")
-    hint = "Look at the system's log (dmesg), or ask whoever runs the file system."
-    hint = "Choose a folder with a shorter path, or a shorter name." if number == errno.ENAMETOOLONG else f"{hint} {KEPT}"
+    hint = _HINTS.get(number, f"Look at the system's log (dmesg), or ask whoever runs the file system. {KEPT}")
     return EnvironmentProblem(f"{place}: {_FAILING[number]}", hint=hint)
 
 
@@ -185,7 +191,8 @@ def _found(error: BaseException) -> tuple[int | None, Path | None]:
         number = _number(one)
         # What merely came before may have been dealt with, unless the library could not write either.
         if number in (_KNOWN if depth == 0 or one is error.__cause__ else NO_ROOM):
-            name = getattr(one, "filename", None)
+            named = one.__context__ if isinstance(one, RuntimeError) and number == errno.ELOOP else one
+            name = getattr(named, "filename", None)
             return number, Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
         one = one.__cause__ or one.__context__
     return None, None
@@ -203,6 +210,8 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     text = str(error)
+    if isinstance(error, RuntimeError) and text.startswith(_LINK_LOOP):
+        return errno.ELOOP
     numbers = [int(next(filter(None, found.groups()))) for found in _NUMBER.finditer(text)]
     if "\n" in text:  # the traceback of another process, in which an error may have been dealt with, but not that of a write
         numbers = [number for number in numbers if number in NO_ROOM]

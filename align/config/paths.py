@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -60,6 +61,8 @@ def advice_on_missing(written: str, folder: Path, *, hub: str = "") -> str:
         folder: where it starts.
         hub: what to write for an id on the hub, with {} for the id; empty where there is no such way.
     """
+    with contextlib.suppress(OSError, ValueError):
+        return f"; it is a link to {os.readlink(folder / Path(written).expanduser())}, which leads nowhere"
     if variable := VARIABLE.search(written):
         home = "~" if variable[0] in ("$HOME", "${HOME}", "%USERPROFILE%", "%HOME%") else "the folder"
         return f"; variables are not expanded: write {written.replace(variable[0], home) if home == '~' else home} instead"

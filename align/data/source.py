@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -173,6 +174,8 @@ def _require_file(path: Path) -> None:
         return
     if path.exists():
         raise RecipeError(f"{path}: is {other_kind(path)}, not a file", hint="Save what it gives, and name that file.")
+    if path.is_symlink():
+        raise DataError(f"{path}: is a link to {os.readlink(path)}, which leads nowhere", hint="Name the file itself.")
     close = get_close_matches(path.name[:LONGEST_NAME], _names(path.parent), n=1) if path.parent.is_dir() else []
     hint = f"Did you mean {path.parent / close[0]}?" if close else _what_is_there(_existing_parent(path))
     raise DataError(f"{path}: there is no such file", hint=hint)

@@ -48,6 +48,7 @@ def file_limit(size: int) -> Iterator[None]:
         (OSError(errno.EIO, "Input/output error"), "failed"),
         (OSError(errno.ESTALE, "Stale file handle"), "stale"),
         (OSError(errno.ENAMETOOLONG, "File name too long"), "too long"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links"), "in a circle"),
         (PermissionError(errno.EACCES, "Permission denied"), "may not read or write"),
         # safetensors 0.6 and 0.5, pyarrow, torch.
         (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),

@@ -17,8 +17,8 @@ from align.testing.fuzz import TARGETS
 from align.testing.fuzz.target import Counts, input_of, try_input
 
 HANG_SECONDS = 120.0
-"""After which a process is killed that has not gone on to the next input. 70 KB of gzip can become a million rows; to refuse those
-takes 35 seconds."""
+"""After which a process is killed that has not gone on to the next input. 70 KB of gzip can become a million rows, and to refuse
+those takes 35 seconds."""
 START_SECONDS = 120.0
 MEMORY_BYTES = 8 << 30
 """Address space of a process."""

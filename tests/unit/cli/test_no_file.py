@@ -103,3 +103,38 @@ def test_a_text_without_end_in_a_model_folder(align: Any, place: Path) -> None:
     answer = align("plan", "recipe.yaml")
     assert answer.code == 4
     assert "merges.txt: has 1,099,511,627,776 bytes; at most 268,435,456 are read" in answer.err
+
+
+LINKS = {"circle": "{name}", "nowhere": "gone"}
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("name", ["lessons.jsonl", "base", "chat.jinja"])
+def test_a_link_that_leads_nowhere(align: Any, place: Path, name: str, link: str) -> None:
+    shutil.rmtree(place / name) if name == "base" else (place / name).unlink()
+    target = LINKS[link].format(name=name)
+    (place / name).symlink_to(target)
+    answer = align("plan", "recipe.yaml")
+    assert answer.code == 2
+    assert f"; it is a link to {target}, which leads nowhere" in answer.err
+    if name == "lessons.jsonl":
+        answer = align("data", "validate", name, "--kind", "instructions")
+        assert answer.code == 3
+        assert answer.err.startswith(f"error: {name}: is a link to {target}, which leads nowhere")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan recipe.yaml --out circle",
+        "run recipe.yaml --out circle",
+        "stage sft --model base --data lessons.jsonl --out circle",
+        "export base --to circle",
+        "init circle --model base --data lessons.jsonl --goal sft",
+    ],
+)
+def test_a_place_that_is_a_link_to_itself(align: Any, place: Path, command: str) -> None:
+    (place / "circle").symlink_to("circle")
+    answer = align(*command.split())
+    assert answer.code == 4
+    assert "circle: the links there lead in a circle\n→ Remove the link, or choose another place." in answer.err
