@@ -86,8 +86,9 @@ def _recheck() -> int:
 
 def _is_fixed(target: Target, finding: str) -> bool:
     name, seed, number = finding.partition(":")[0].split(" ")
-    if not number.isdigit():  # of a part
-        return False
+    if not number.isdigit():  # of a part, in whose process memory grew
+        first, end = map(int, number.split("-"))
+        return not run_part(name, int(seed), range(first, end)).findings
     return try_input(target, input_of(target, name, int(seed), int(number)), Counts()) is None
 
 

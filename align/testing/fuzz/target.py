@@ -18,7 +18,7 @@ MUCH = "much to read"
 """Outcome of an input that becomes large when it is unpacked: it may take as long as its rows."""
 MOST_SECONDS = 2.0
 """An input for which the processor works longer is a finding; waiting is one for `HANG_SECONDS` of `align.testing.fuzz.part`."""
-SHOWN_FINDINGS = 50
+SHOWN_FINDINGS = 1_000
 
 
 class Finding(AssertionError):
