@@ -13,6 +13,8 @@ from align.system_errors import system_problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNKNOWN = "\uffff\uffff"
+"""No token of any vocabulary."""
 SHOWN_CHARACTERS = 200
 PROBES = (
     "Two words,  12.5 %.\n\tdef f(x): return x",
@@ -58,6 +60,7 @@ def _loaded(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), **options)
     for some in tokens.values():
         tokenizer.decode(some)
+    tokenizer.convert_tokens_to_ids(UNKNOWN)  # a RecursionError where the token for unknown ones is unknown itself
     return tokenizer
 
 

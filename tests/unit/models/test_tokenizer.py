@@ -66,6 +66,14 @@ def test_an_added_token_with_an_id_beyond_any_vocabulary(tmp_path: Path) -> None
         ModelFolder(folder).check()
 
 
+def test_an_unknown_token_that_is_unknown_itself(tmp_path: Path) -> None:
+    folder = tiny_causal_lm(tmp_path / "m", texts=[TEXT] * 5)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "", "pad_token": ""}))
+    with pytest.raises(EnvironmentProblem, match=r"its tokenizer cannot be used \(RecursionError: maximum recursion"):
+        _ = ModelFolder(folder).tokenizer
+
+
 def test_ctrl_c_while_a_tokenizer_is_loaded_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_causal_lm(tmp_path / "m", texts=[TEXT] * 5)
 
