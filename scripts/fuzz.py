@@ -33,7 +33,7 @@ from align.testing.fuzz.target import Counts, Target, input_of, try_input
 RESULT = Path(__file__).with_suffix(".json")
 PART_INPUTS = {
     "recipe": 20_000, "templates": 20_000, "rows": 20_000, "model_folder": 25_000, "tokenizer": 20_000,
-    "candidates": 50_000, "manifests": 50_000, "headers": 50_000,
+    "adapter": 50_000, "candidates": 50_000, "manifests": 50_000, "headers": 50_000,
 }  # fmt: skip
 """Inputs that one process reads: a minute or two."""
 

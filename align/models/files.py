@@ -213,6 +213,10 @@ def _check_adapter(path: Path) -> None:
         )
     if not (path / ADAPTER_WEIGHTS_NAME).exists():
         raise EnvironmentProblem(f"{path}: there is no {ADAPTER_WEIGHTS_NAME}", hint=ADAPTER_AGAIN)
+    tokens = read_json_object(path, ADAPTER_CONFIG_NAME).get("trainable_token_indices") or {}
+    if not isinstance(tokens, dict) or not all(isinstance(ids, list) for ids in tokens.values()):
+        what = f"trainable_token_indices is {str(tokens)[:60]}; expected lists of tokens by the name of a layer"
+        raise EnvironmentProblem(f"{path / ADAPTER_CONFIG_NAME}: {what}", hint=ADAPTER_AGAIN)
     _inside(path, ADAPTER_WEIGHTS_NAME)
     check_weight_file(path / ADAPTER_WEIGHTS_NAME)
 

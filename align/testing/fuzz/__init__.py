@@ -29,6 +29,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = {
     "model_folder": _target("model_folder", "ModelFolderTarget"),
     "manifests": _target("manifests", "ManifestTarget"),
     "candidates": _target("candidates", "CandidatesTarget"),
+    "adapter": _target("adapter", "AdapterTarget"),
     "tokenizer": _target("tokenizer", "TokenizerTarget"),
     "templates": _target("templates", "TemplateTarget"),
 }

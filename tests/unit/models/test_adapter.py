@@ -232,6 +232,16 @@ def test_code_named_by_an_adapter_is_not_run(lora: Path) -> None:
     assert "adapter_config.json: has auto_map, with which loading the model could run code" in told(error)
 
 
+@pytest.mark.parametrize("indices", [31, "0", [1, 2], {"embed_tokens": 1}])
+def test_trained_tokens_that_are_no_lists_by_layer(lora: Path, indices: object) -> None:
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "trainable_token_indices": indices}))
+    with pytest.raises(
+        EnvironmentProblem, match=r"adapter_config\.json: trainable_token_indices is .*; expected lists of tokens"
+    ):
+        ModelFolder(lora).check()
+
+
 def test_a_language_adapter_is_no_reward_model(root: Path, lora: Path) -> None:
     with pytest.raises(RecipeError) as error:
         load_reward_model(lora)
