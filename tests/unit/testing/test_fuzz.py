@@ -11,7 +11,7 @@ from align.errors import DataError
 from align.testing.fuzz import TARGETS
 from align.testing.fuzz.target import Counts, Finding, input_of, refusal, try_input
 
-INPUTS = 100
+INPUTS = 300
 SEED = 7
 """Another one than that of the committed figures."""
 
