@@ -137,9 +137,11 @@ class Watch:
         # What the other ranks say follows from the end of a machine, or of a rank that was killed and says nothing.
         if lost:
             raise StageError(f"{lost[0]}; all ranks were ended", hint=AGAIN)
-        # So does one that was killed when it was done, while rank 0 was not.
+        # So does one that was killed when it was done, while rank 0 was not, or when rank 0 had only begun to connect to it.
+        first = self._ended.get(0)
+        first_is_done = first is not None and (first.error is not None or not first.trace)
         for rank, code in codes.items():
-            is_silent = rank not in self._ended or (0 not in self._ended and rank not in failed)
+            is_silent = rank not in self._ended or (not first_is_done and rank not in failed)
             if is_silent and code != -signal.SIGTERM:
                 name = f"rank {rank} of {self._spread.processes}{self._place(rank)}"
                 hint = self._kills.hint(code, is_here=not self._nodes)
