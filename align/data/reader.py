@@ -103,7 +103,7 @@ def _read_text_format(path: Path, parse: Callable[[IO[bytes]], Iterator[RawRow]]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield (
             line + 1,
-            RawProblem("damaged_file", f"the gzip file is damaged or cut short from here on ({error}); get it again", True, True),
+            RawProblem("damaged_file", f"the gzip file is damaged or cut short from here on ({error})", True, True),
         )
     except OSError as error:
         missing = DataError(f"{path}: cannot be read ({error.strerror or error})", hint="Check the path.")

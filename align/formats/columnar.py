@@ -138,9 +138,7 @@ def _read(path: Path, batches: Iterator[pyarrow.RecordBatch], format_name: str) 
 
 def _damaged(format_name: str, error: BaseException) -> RawProblem:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return RawProblem(
-        "damaged_file", f"the {format_name} file is damaged or cut short from here on ({reason}); get it again", ends_file=True
-    )
+    return RawProblem("damaged_file", f"the {format_name} file is damaged or cut short from here on ({reason})", ends_file=True)
 
 
 def _schema_problem(schema: pyarrow.Schema) -> RawProblem | None:

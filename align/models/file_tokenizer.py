@@ -16,6 +16,7 @@ from align.data.plain import format_of
 from align.data.template import ChatFormat
 from align.models.files import ADDITIONAL_TEMPLATES_NAME, TOKENIZER_NAME, TOOL_TEMPLATE, read_json_object
 from align.models.folder import ModelFolder
+from align.models.tokenizer import PROBES, usable
 
 TEMPLATE_NAME = "chat_template.jinja"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
@@ -31,10 +32,14 @@ class FileTokenizer:
     Args:
         folder: a checked one; its chat settings decide the template and what tokens are added, as in `tokenizer_of`.
     Raises:
-        Exception: whatever `tokenizers` raises on a file that it cannot read.
+        EnvironmentProblem: if the files make no tokenizer that can be used.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
+        with usable(folder.path):
+            self._read(folder)
+
+    def _read(self, folder: ModelFolder) -> None:
         from tokenizers import AddedToken, Tokenizer
 
         path, settings = folder.path, folder.chat_settings
@@ -57,6 +62,8 @@ class FileTokenizer:
         limit = config.get("model_max_length")
         self.model_max_length = int(limit) if isinstance(limit, (int, float)) else NO_LIMIT
         self.chat_template = settings.template if settings.template is not None else _template_of(folder, config)
+        for found in self.backend_tokenizer.encode_batch_fast(list(PROBES), add_special_tokens=False):
+            self.backend_tokenizer.decode(found.ids)
 
     def __getattr__(self, name: str) -> Any:
         """`eos_token`, `pad_token_id` and their like; None where the files name none."""

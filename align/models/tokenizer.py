@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 UNKNOWN = "\uffff\uffff"
 """No token of any vocabulary."""
 SHOWN_CHARACTERS = 200
+OF_TOKENIZER = "its tokenizer"
 PROBES = (
     "Two words,  12.5 %.\n\tdef f(x): return x",
     " 안녕하세요, 오늘 날씨가 어때요?\n",
@@ -30,8 +32,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         EnvironmentProblem: if its files make no tokenizer that can be used.
     """
-    try:
+    with usable(path):
         return _loaded(path)
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Raise what a folder's tokenizer fails with inside as an EnvironmentProblem."""
+    try:
+        yield
     except AlignError:
         raise
     except BaseException as error:
@@ -40,7 +49,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             raise
         reason = " ".join(str(error).split())[:SHOWN_CHARACTERS]
         raise system_problem(error, path) or EnvironmentProblem(
-            f"{path}: its tokenizer cannot be used ({type(error).__name__}: {reason})",
+            f"{path}: {OF_TOKENIZER} cannot be used ({type(error).__name__}: {reason})",
             hint=f'Get its files again, or save them anew: AutoTokenizer.from_pretrained("…").save_pretrained("{path}").',
         ) from error
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from align.config.row_checks import ROW_CHECKS
 from align.data.source import Source, read_file
 from align.errors import DataError
+from align.formats.raw import RawProblem
 from align.rows import DataKind, data_kinds
 from align.rows.row import RowReader
 
@@ -22,7 +24,11 @@ def guess_kind(source: Source, max_characters: int = 100_000) -> DataKind[Any]:
         DataError: if no kind fits, or two fit equally well.
     """
     file = source.files[0]
-    rows = [row for _, row in islice(read_file(file), LOOKED_AT) if isinstance(row, dict)]
+    read = list(islice(read_file(file), LOOKED_AT))
+    rows = [row for _, row in read if isinstance(row, dict)]
+    if not rows and read and isinstance(problem := read[0][1], RawProblem):
+        advice = ROW_CHECKS[problem.reason].advice
+        raise DataError(f"{file.shown}:{read[0][0]}: {problem.message}", hint=f"{advice[0].upper()}{advice[1:]}.")
     best = kinds_that_fit(file.columns, rows, max_characters)
     if len(best) == 1:
         return data_kinds()[best[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.data.template import ChatFormat
 from align.data.template_problems import TemplateProblem
-from align.errors import AlignError
+from align.errors import AlignError, EnvironmentProblem
 from align.models.facts import read_facts
 from align.models.file_tokenizer import FileTokenizer
 from align.models.files import TOKENIZER_NAME
@@ -60,7 +60,7 @@ def problems_of(folder: ModelFolder) -> list[ModelCheck]:
     facts = read_facts(folder)
     try:
         tokenizer = FileTokenizer(folder)
-    except Exception:  # tokenizers raises bare Exceptions; transformers says what is wrong, if it cannot read the file either
+    except EnvironmentProblem:  # transformers has the last word here, too
         return probe_model(folder).problems
     probe_loaded(report, tokenizer, facts, timed=False)
     doubtful = [problem for problem in report.problems if problem.name not in CERTAIN]
@@ -85,7 +85,7 @@ def check_teacher(
     """
     try:
         vocabularies = [FileTokenizer(folder).get_vocab() for folder in folders]
-    except Exception:  # as above; of an input `check_model` says what is wrong
+    except EnvironmentProblem:  # of an input `check_model` says what is wrong
         return []
     differing = differing_ids(*vocabularies)
     if differing and not any(folder.is_configuration_alone for folder in folders):

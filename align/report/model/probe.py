@@ -21,12 +21,12 @@ from align.models.chat_format import tokenizer_of
 from align.models.facts import ModelFacts, read_facts
 from align.models.finite import check_finite_weights
 from align.models.folder import ModelFolder
+from align.models.tokenizer import OF_TOKENIZER
 from align.report.model import template_checks, token_checks
 from align.report.model.check import WHY, ModelCheck, State
 from align.report.model.guard import GuardedTokenizer
 
 _ORDER: tuple[State, ...] = ("problem", "info", "ok")
-MAX_ERROR_CHARACTERS = 300
 _FIX_TEMPLATE = "Fix chat_template.jinja of that model."
 _SAFE = "safetensors of the right size, no code, nothing outside it"
 
@@ -91,8 +91,8 @@ def probe_model(folder: ModelFolder) -> ModelReport:
         report.refuse("numbers", error)
     try:
         tokenizer = tokenizer_of(folder)
-    except Exception as error:  # transformers and tokenizers may raise anything on untrusted files
-        found = f"cannot be read: {' '.join(str(error).split())[:MAX_ERROR_CHARACTERS] or type(error).__name__}"
+    except AlignError as error:
+        found = error.message.removeprefix(f"{folder.path}: {OF_TOKENIZER} ")
         report.add(ModelCheck("tokenizer", "problem", found, "Get the model's files again, all of one version."))
         return report
     probe_loaded(report, tokenizer, facts)

@@ -10,6 +10,7 @@ from align.data.tokens import tokenize
 from align.errors import DataError, EnvironmentProblem, RecipeError
 from align.models.chat_format import load_format
 from align.models.folder import ModelFolder
+from align.pipeline.checks.model import problems_of
 from align.records import Message
 from align.testing.fuzz.mutate import as_json, changed_tree, mutated
 from align.testing.fuzz.target import ACCEPTED, Finding, refusal
@@ -47,6 +48,7 @@ class TokenizerTarget:
         try:
             folder = ModelFolder(self.folder)
             folder.check()
+            problems_of(folder)
             chat_format = load_format(folder)
             tokens, *_ = tokenize(chat_format.tokenizer, [TEXT])
             tokens += chat_format.encode_prompt([Message(role="user", content=TEXT)])

@@ -49,3 +49,12 @@ def test_the_kind_that_leaves_fewest_columns_unused(rows: list[Any], kind: str, 
 def test_nothing_is_guessed_where_several_or_none_fit(rows: list[Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         guess_kind(_source(tmp_path, rows))
+
+
+def test_a_file_of_which_no_row_can_be_read_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "prompt": "b"}\n' * 3)
+    with pytest.raises(DataError) as caught:
+        guess_kind(Source((SourceFile(path, "rows.jsonl", {}),), "rows.jsonl"))
+    assert caught.value.message == "rows.jsonl:1: not usable JSON: the key 'prompt' is there twice"
+    assert caught.value.hint == "Fix the line; write files with a JSON library."

@@ -239,7 +239,16 @@ class TestModels:
         (project / "base" / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
         answer = plan()
         assert answer.code == 2
-        assert "inputs.base: base: the tokenizer cannot be read" in answer.err
+        assert "inputs.base: base: the tokenizer cannot be used (" in answer.err
+
+    def test_a_tokenizer_at_which_the_library_panics(self, project: Path, plan: Any) -> None:
+        file = project / "base" / "tokenizer.json"
+        content = json.loads(file.read_text())
+        content["model"]["continuing_subword_prefix"] = "x" * 300
+        file.write_text(json.dumps(content))
+        answer = plan()
+        assert answer.code == 2
+        assert "inputs.base: base: the tokenizer cannot be used (PanicException: range end index" in answer.err
 
     def test_shards_without_their_index(self, project: Path, plan: Any) -> None:
         (project / "base" / "model.safetensors").rename(project / "base" / "model-00001-of-00002.safetensors")
