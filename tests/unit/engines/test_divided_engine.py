@@ -56,7 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Iterator[VllmEngine]:
     cores = sorted(os.sched_getaffinity(0))
     with pytest.MonkeyPatch.context() as patch:
+        import vllm.envs
+
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+        vllm.envs.disable_envs_cache()  # which an engine that another test has started in this process has filled
         engine = VllmEngine(ModelFolder(folder / "base"), dtype="float32", max_model_tokens=64, num_gpus=2)
         yield engine
         engine.close()
