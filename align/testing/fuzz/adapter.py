@@ -13,7 +13,7 @@ from align.models.adapter import write_base_record
 from align.models.files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, BASE_NAME
 from align.models.folder import ModelFolder
 from align.testing.fuzz.mutate import as_json, changed_tree, mutated
-from align.testing.fuzz.target import ACCEPTED, refusal
+from align.testing.fuzz.target import ACCEPTED, changed_file, refusal
 from align.testing.tiny import tiny_causal_lm
 
 CONFIG = {
@@ -59,16 +59,15 @@ class AdapterTarget:
 
     def read(self, data: bytes) -> str:
         """Everything that align says of an adapter without reading weights; RecipeError and EnvironmentProblem are refusals."""
-        head, _, content = data.partition(b"\n")
-        file = self.folder / head.decode()
-        file.write_bytes(content)
-        try:
-            folder = ModelFolder(self.folder)
-            folder.check()
-            for name in ("adapter_config", "trained_token_ids", "peft", "virtual_tokens", "is_reward_model", "can_score", "base"):
-                getattr(folder, name)
-        except (RecipeError, EnvironmentProblem) as error:
-            return refusal(error)
-        finally:
-            file.write_bytes(self.contents[file.name])
+        with changed_file(self.folder, self.contents, data):
+            try:
+                _everything_of(ModelFolder(self.folder))
+            except (RecipeError, EnvironmentProblem) as error:
+                return refusal(error)
         return ACCEPTED
+
+
+def _everything_of(folder: ModelFolder) -> None:
+    folder.check()
+    for name in ("adapter_config", "trained_token_ids", "peft", "virtual_tokens", "is_reward_model", "can_score", "base"):
+        getattr(folder, name)

@@ -6,6 +6,8 @@ import hashlib
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -73,6 +75,22 @@ class Counts:
         self.findings = [*self.findings, *other.findings][:SHOWN_FINDINGS]
         self.fixed += other.fixed
         self.seconds = round(self.seconds + other.seconds, 1)
+
+
+@contextmanager
+def changed_file(folder: Path, contents: Mapping[str, bytes], data: bytes) -> Iterator[None]:
+    """A folder of which one file, named by the first line of an input, has the rest of the input; as before at the end.
+
+    Args:
+        contents: of the files that may be named.
+    """
+    head, _, content = data.partition(b"\n")
+    file = folder / head.decode()
+    file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(contents[file.name])
 
 
 def input_of(target: Target, name: str, seed: int, number: int) -> bytes:

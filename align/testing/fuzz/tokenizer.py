@@ -13,7 +13,7 @@ from align.models.folder import ModelFolder
 from align.pipeline.checks.model import problems_of
 from align.records import Message
 from align.testing.fuzz.mutate import as_json, changed_tree, mutated
-from align.testing.fuzz.target import ACCEPTED, Finding, refusal
+from align.testing.fuzz.target import ACCEPTED, Finding, changed_file, refusal
 from align.testing.tiny import tiny_causal_lm
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -42,20 +42,20 @@ class TokenizerTarget:
 
     def read(self, data: bytes) -> str:
         """Load the tokenizer and tokenize; only documented errors are refusals."""
-        head, _, content = data.partition(b"\n")
-        file = self.folder / head.decode()
-        file.write_bytes(content)
-        try:
-            folder = ModelFolder(self.folder)
-            folder.check()
-            problems_of(folder)
-            chat_format = load_format(folder)
-            tokens, *_ = tokenize(chat_format.tokenizer, [TEXT])
-            tokens += chat_format.encode_prompt([Message(role="user", content=TEXT)])
-        except (RecipeError, EnvironmentProblem, DataError) as error:
-            return refusal(error)
-        finally:
-            file.write_bytes(self.contents[file.name])
+        with changed_file(self.folder, self.contents, data):
+            try:
+                tokens = _tokens_by(ModelFolder(self.folder))
+            except (RecipeError, EnvironmentProblem, DataError) as error:
+                return refusal(error)
         if not all(isinstance(token, int) and token >= 0 for token in tokens):
             raise Finding(f"tokens: {tokens}")
         return ACCEPTED
+
+
+def _tokens_by(folder: ModelFolder) -> list[int]:
+    """Of a text and of a prompt, after the checks of a plan."""
+    folder.check()
+    problems_of(folder)
+    chat_format = load_format(folder)
+    tokens, *_ = tokenize(chat_format.tokenizer, [TEXT])
+    return [*tokens, *chat_format.encode_prompt([Message(role="user", content=TEXT)])]
