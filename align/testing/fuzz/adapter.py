@@ -21,17 +21,8 @@ CONFIG = {
     "base_model_name_or_path": None, "trainable_token_indices": {"embed_tokens": [1, 2]}, "modules_to_save": None,
 }  # fmt: skip
 NAMES = (
-    "auto_mapping",
-    "revision",
-    "place",
-    "fingerprint",
-    "peft",
-    "method",
-    "rank",
-    "alpha",
-    "quantization",
-    "num_virtual_tokens",
-)
+    "auto_mapping", "revision", "place", "fingerprint", "peft", "method", "rank", "alpha", "quantization", "num_virtual_tokens",
+)  # fmt: skip
 
 
 class AdapterTarget:

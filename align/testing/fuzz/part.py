@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from align.testing.fuzz import TARGETS
-from align.testing.fuzz.target import Counts, input_of, try_input
+from align.testing.fuzz.target import Counts, LongTarget, input_of, try_input
 
-HANG_SECONDS = 120.0
-"""After which a process is killed that has not gone on to the next input. 70 KB of gzip can become a million rows, and to refuse
-those takes 35 seconds."""
+HANG_SECONDS = 30.0
+"""After which a process is killed that has neither gone on to the next input nor said that it gets on with this one."""
 START_SECONDS = 120.0
 MEMORY_BYTES = 8 << 30
 """Address space of a process."""
@@ -44,11 +43,12 @@ def _in_process(name: str, seed: int, numbers: range, counts: Counts, keep: Path
     """Add the outcomes up to the first input that the process does not survive; returns the number to go on from."""
     context = multiprocessing.get_context("spawn")
     current: Any = context.Value(c_longlong, -1, lock=False)
+    beats: Any = context.Value(c_longlong, 0, lock=False)
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(name, seed, numbers, current, send, keep), daemon=True)
+    process = context.Process(target=_work, args=(name, seed, numbers, current, beats, send, keep), daemon=True)
     process.start()
     send.close()
-    last, since = -1, time.monotonic()
+    last, since = (-1, 0), time.monotonic()
     try:
         while True:
             try:
@@ -56,9 +56,9 @@ def _in_process(name: str, seed: int, numbers: range, counts: Counts, keep: Path
                     counts.add(receive.recv())
             except EOFError:
                 break
-            if current.value != last:
-                last, since = current.value, time.monotonic()
-            if time.monotonic() - since > (HANG_SECONDS if last >= 0 else START_SECONDS):
+            if (current.value, beats.value) != last:
+                last, since = (current.value, beats.value), time.monotonic()
+            if time.monotonic() - since > (HANG_SECONDS if last[0] >= 0 else START_SECONDS):
                 process.kill()
                 break
     finally:
@@ -76,7 +76,7 @@ def _in_process(name: str, seed: int, numbers: range, counts: Counts, keep: Path
     return number + 1
 
 
-def _work(name: str, seed: int, numbers: range, current: Any, send: Any, keep: Path | None) -> None:
+def _work(name: str, seed: int, numbers: range, current: Any, beats: Any, send: Any, keep: Path | None) -> None:
     # In memory where there is such a place: every input is a file.
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="align-fuzz-", dir=shared) as folder:
@@ -84,6 +84,12 @@ def _work(name: str, seed: int, numbers: range, current: Any, send: Any, keep: P
         own = Path(folder, name)
         own.mkdir()
         target = TARGETS[name](own)
+        if isinstance(target, LongTarget):
+
+            def beat() -> None:
+                beats.value += 1
+
+            target.on_progress = beat
         with suppress(ValueError):  # a lower limit holds already
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
         counts, first_peak = Counts(), 0

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -49,6 +50,7 @@ class RowsTarget:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.on_progress: Callable[[], None] = lambda: None
         self.kinds = tuple(data_kinds())
         self.corpora = {ending: _files(ending) for ending in FORMATS}
         self.names = sorted({name for row in ROWS for name in row} | {"role", "content", "from", "value", "tools"})
@@ -77,7 +79,8 @@ class RowsTarget:
         problems: list[Any] = []
         source = Source((SourceFile(path, name, {}),), name)
         try:
-            with collect_rows(source, RowRules(data_kinds()[kind], on_invalid="drop"), on_problem=problems.append) as rows:
+            rules = RowRules(data_kinds()[kind], on_invalid="drop")
+            with collect_rows(source, rules, on_problem=problems.append, on_progress=lambda *_: self.on_progress()) as rows:
                 summary = rows.summary
                 kept, dropped = list(rows.records()), list(rows.drops())
         except DataError as error:

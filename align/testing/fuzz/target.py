@@ -6,12 +6,12 @@ import hashlib
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from align.errors import MAX_ERROR_LINES, AlignError
 
@@ -37,6 +37,14 @@ class Target(Protocol):
     def read(self, data: bytes) -> str:
         """Have the parser read an input: `accepted`, or the name of the documented refusal. Any exception is a finding."""
         ...
+
+
+@runtime_checkable
+class LongTarget(Target, Protocol):
+    """A target of which one input may be much to read."""
+
+    on_progress: Callable[[], None]
+    """Called while it reads: an input that gets on does not hang."""
 
 
 def refusal(error: AlignError) -> str:

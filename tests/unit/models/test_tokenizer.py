@@ -43,7 +43,7 @@ def test_a_class_that_builds_another_tokenizer_is_known(tmp_path: Path) -> None:
         ({"type": "Nope"}, r"its tokenizer cannot be used \(Exception: data did not match any variant"),
         # The library in Rust panics at it, which is no Exception in Python.
         ({"continuing_subword_prefix": "x" * 300}, r"its tokenizer cannot be used \(PanicException: range end index"),
-        # The library takes minutes and gigabytes for the ids below it.
+        # The library takes half a minute for the ids below it.
         ({"vocab": {"a": 2**31}}, r"tokenizer\.json: the token 'a' has the id 2147483648; expected 0 to 16,777,215"),
         ({"vocab": {"a": -1}}, r"tokenizer\.json: the token 'a' has the id -1; expected"),
     ],
