@@ -57,8 +57,8 @@ def parse_object(text: str) -> dict[str, Any] | RawProblem:
     try:
         # The same as `decode` without its search for white space, which is faster. Any other line goes to `decode` below.
         value, end = _scan(text, 0)
-        if end == len(text) and type(value) is dict:
-            return value
+        if end == len(text):
+            return value if type(value) is dict else require_object(value)
     except (StopIteration, ValueError, RecursionError):
         pass
     try:
